@@ -1,0 +1,69 @@
+"""What a worker makes of a unit: its rollouts and their pooled activations. Plain values and numpy arrays.
+
+Axes: B rollouts of the unit, L captured layers, D d_model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .units import RolloutAddress, UnitOrder
+
+FinishReason = Literal["stop", "length"]
+ArrayName = tuple[str, str]
+"""(hook point, pooling): which of a run's activation arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One generated conversation.
+
+    The response span is ``[len(prompt_token_ids), len(prompt_token_ids) + num_content_tokens)`` of prompt and response
+    ids put together: content only, without the end-of-turn token that may close ``response_token_ids``.
+
+    Attributes:
+        finish_reason: ``stop``: the model ended its turn; ``length``: cut at max_new_tokens.
+        has_vector: False when the response is empty: then its rows of response poolings hold no numbers.
+    """
+
+    address: RolloutAddress
+    system_prompt: str
+    question: str
+    response: str
+    prompt_token_ids: tuple[int, ...]
+    response_token_ids: tuple[int, ...]
+    num_content_tokens: int
+    finish_reason: FinishReason
+    seed: int
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether there was any content to pool."""
+        return self.num_content_tokens > 0
+
+
+@dataclass(frozen=True, eq=False)
+class UnitBlock:
+    """A finished unit, on its way from the worker to the store inside one process.
+
+    Attributes:
+        order: What was asked.
+        rollouts: B of them, in the unit's row order.
+        arrays_BLD: float32 per (hook point, pooling); NaN in the rows that have no vector, nowhere else.
+        seconds: Time the model took for it.
+    """
+
+    order: UnitOrder
+    rollouts: tuple[Rollout, ...]
+    arrays_BLD: dict[ArrayName, npt.NDArray[np.float32]]
+    seconds: float
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(
+            "A UnitBlock does not travel between processes: activations are written to the store where they are made. "
+            "Send the attempt's manifest instead."
+        )

@@ -1,0 +1,83 @@
+"""What a plan will take: tokens, bytes, memory. Rules of thumb, stated; knows nothing of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .plan import STORED_BYTES_PER_VALUE, Plan
+from .spec import PlacementSpec
+
+TOKENS_PER_WORD = 1.35
+"""English prose under the usual byte-pair vocabularies."""
+
+TEMPLATE_TOKENS = 20
+"""What a chat template adds around a system prompt and a question."""
+
+BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+DEFAULT_BATCH_TOKENS = 6144
+"""Tokens of one batch where the spec does not say: about 45 short rollouts, where decoding on a CPU levels off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A plan in numbers.
+
+    Attributes:
+        prompt_tokens: Read, about.
+        response_tokens: Written, at most.
+        stored_bytes: Activations in the store, about; texts come to a few per cent of it.
+        objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
+        weight_bytes: Of one replica.
+        cache_bytes: KV cache of one batch.
+        capture_bytes: Pooled sums of one batch, float32.
+    """
+
+    prompt_tokens: int
+    response_tokens: int
+    stored_bytes: int
+    objects: int
+    weight_bytes: int
+    cache_bytes: int
+    capture_bytes: int
+
+    @property
+    def replica_bytes(self) -> int:
+        """Memory that one replica needs, a fifth added for activations and the allocator."""
+        return int(1.2 * (self.weight_bytes + self.cache_bytes + self.capture_bytes))
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Estimate what a plan takes."""
+    spec, facts = plan.spec, plan.facts
+    prompt_tokens = 0
+    for unit in plan.units:
+        system_words = len(plan.system_prompt(unit).split())
+        question_words = sum(len(question.split()) for question in plan.questions(unit))
+        words = question_words + system_words * len(unit.question_indices)
+        prompt_tokens += unit.samples * (int(words * TOKENS_PER_WORD) + TEMPLATE_TOKENS * len(unit.question_indices))
+    rollouts = plan.num_rollouts
+    arrays = len(spec.capture.hook_points) * len(spec.capture.poolings)
+    width = BYTES_PER_PARAMETER[resolved_dtype(spec.model.dtype, facts.dtype)]
+    budget = batch_tokens(spec.placement)
+    rows = max(1, budget // (prompt_tokens // max(rollouts, 1) + spec.sampling.max_new_tokens))
+    return Estimate(
+        prompt_tokens=prompt_tokens,
+        response_tokens=rollouts * spec.sampling.max_new_tokens,
+        stored_bytes=rollouts * arrays * len(plan.layers) * facts.d_model * STORED_BYTES_PER_VALUE,
+        objects=len(plan.units) * (arrays + 2),
+        weight_bytes=facts.num_parameters * width,
+        cache_bytes=budget * facts.kv_values_per_token * width,
+        capture_bytes=rows * arrays * len(plan.layers) * facts.d_model * 4,
+    )
+
+
+def batch_tokens(placement: PlacementSpec) -> int:
+    """Tokens that one batch may hold."""
+    return placement.batch_tokens or DEFAULT_BATCH_TOKENS
+
+
+def resolved_dtype(asked: str, checkpoint: str) -> str:
+    """Say which parameter type ``auto`` means: the checkpoint's own."""
+    dtype = checkpoint if asked == "auto" else asked
+    return dtype if dtype in BYTES_PER_PARAMETER else "float32"

@@ -1,0 +1,127 @@
+"""The states of a job's units, as a pure machine: events in, orders out. No I/O, no clock, no Ray.
+
+A unit is pending, in flight, committed or failed. A worker is handed one *assignment* at a time: units enough to fill
+its batch, each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with
+it again. Every attempt gets a row block that no other attempt ever gets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from .plan import Plan
+from .units import UnitOrder
+
+MAX_ATTEMPTS = 3
+"""A unit that fails is tried twice more, then reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed.
+
+    Attributes:
+        unit_id: The unit.
+        attempt: Which attempt.
+        message: One line.
+        detail: All that is known, a traceback usually.
+    """
+
+    unit_id: str
+    attempt: int
+    message: str
+    detail: str = ""
+
+
+@dataclass
+class Ledger:
+    """Who does what, what is done, what failed.
+
+    Args:
+        plan: The job.
+        committed: Ids of the units that were committed before this start.
+        row_blocks: Row blocks this start may hand out, each once; at least ``row_blocks_needed`` of them.
+        rollouts_per_assignment: Rollouts that fill a worker's batch.
+    """
+
+    plan: Plan
+    committed: set[str]
+    row_blocks: Iterator[int]
+    rollouts_per_assignment: int = 1
+    failed: dict[str, Failure] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    _pending: deque[str] = field(default_factory=deque)
+    _in_flight: dict[str, UnitOrder] = field(default_factory=dict)
+    _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        missing = [unit for unit in self.plan.units if unit.unit_id not in self.committed]
+        # The longest first, so that no straggler is left at the end; sorting is stable, the plan's order holds.
+        self._pending.extend(unit.unit_id for unit in sorted(missing, key=lambda u: -u.num_rollouts))
+
+    def next_assignment(self) -> tuple[UnitOrder, ...]:
+        """Take the next units for one free worker; empty when there is nothing to hand out."""
+        orders: list[UnitOrder] = []
+        rollouts = 0
+        while self._pending and not self._stopping:
+            unit = self.plan.by_id[self._pending[0]]
+            is_retry = unit.unit_id in self.attempts
+            if orders and (is_retry or rollouts + unit.num_rollouts > self.rollouts_per_assignment):
+                break
+            self._pending.popleft()
+            attempt = self.attempts.get(unit.unit_id, 0) + 1
+            self.attempts[unit.unit_id] = attempt
+            order = UnitOrder(unit, self.plan.requests(unit), attempt, next(self.row_blocks))
+            self._in_flight[unit.unit_id] = order
+            orders.append(order)
+            rollouts += unit.num_rollouts
+            if is_retry:
+                break
+        return tuple(orders)
+
+    def commit(self, unit_id: str) -> None:
+        """Record that a unit is committed."""
+        self._in_flight.pop(unit_id, None)
+        self.failed.pop(unit_id, None)
+        self.committed.add(unit_id)
+
+    def fail(self, failure: Failure) -> bool:
+        """Record a failed attempt.
+
+        Returns:
+            Whether the unit will be tried again; it goes to the end of the queue.
+        """
+        self._in_flight.pop(failure.unit_id, None)
+        if failure.unit_id in self.committed:
+            return False
+        if self.attempts[failure.unit_id] < MAX_ATTEMPTS:
+            self._pending.append(failure.unit_id)
+            return True
+        self.failed[failure.unit_id] = failure
+        return False
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._stopping = True
+
+    @property
+    def in_flight(self) -> int:
+        """Units handed out and not yet answered."""
+        return len(self._in_flight)
+
+    @property
+    def pending(self) -> int:
+        """Units not handed out."""
+        return len(self._pending)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is in flight and nothing will be handed out."""
+        return not self._in_flight and (self._stopping or not self._pending)
+
+
+def row_blocks_needed(plan: Plan, committed: Iterable[str]) -> int:
+    """Say how many row blocks one start can use up at most: every missing unit, every attempt."""
+    return MAX_ATTEMPTS * (len(plan.units) - len(set(committed) & set(plan.by_id)))

@@ -1,0 +1,213 @@
+"""From a spec to the list of work units, before anything is spent. Pure: reads no store, loads no model."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .catalog import Catalog
+from .errors import InputError
+from .personas import DEFAULT_PERSONA, POLARITIES, Kind, Persona, Question
+from .spec import DefaultSelection, JobSpec, Selection, digest_of
+from .units import RolloutRequest, WorkUnit
+
+BLOCK_BYTES_LIMIT = 64 * 2**20
+"""A unit's rows become one object of the store; its stored size stays under this."""
+
+STORED_BYTES_PER_VALUE = 2
+"""What one value takes in the store, for sizing: 2.04 measured at 10 mantissa bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a model without loading it.
+
+    Attributes:
+        n_layers: Blocks.
+        d_model: Width of the residual stream.
+        num_parameters: Parameters in all.
+        kv_values_per_token: Values that one token adds to the KV cache, all layers together.
+        dtype: The checkpoint's own parameter type.
+        family: ``model_type`` of its configuration.
+        max_context: Longest sequence it takes, in tokens.
+        fingerprint: SHA-256 over its configuration, tokenizer and weight files' headers.
+    """
+
+    n_layers: int
+    d_model: int
+    num_parameters: int
+    kv_values_per_token: int
+    dtype: str
+    family: str
+    max_context: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every unit of a job, in a fixed order, and what the store needs to know to hold them.
+
+    Attributes:
+        spec: The spec it was made from.
+        catalog: Where its texts come from.
+        facts: Of the model.
+        layers: The captured blocks, 0-based, ascending.
+        units: In order: default, roles, traits; by name, polarity, prompt, question block.
+        rows_per_block: Rows of a unit's block; a shorter unit leaves the rest empty.
+    """
+
+    spec: JobSpec
+    catalog: Catalog
+    facts: ModelFacts
+    layers: tuple[int, ...]
+    units: tuple[WorkUnit, ...]
+    rows_per_block: int
+
+    @cached_property
+    def by_id(self) -> dict[str, WorkUnit]:
+        """Units by unit_id."""
+        return {unit.unit_id: unit for unit in self.units}
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts of all units."""
+        return sum(unit.num_rollouts for unit in self.units)
+
+    def rollouts_by_kind(self) -> dict[Kind, int]:
+        """Rollouts of each kind that has any."""
+        counts: dict[Kind, int] = {}
+        for unit in self.units:
+            counts[unit.kind] = counts.get(unit.kind, 0) + unit.num_rollouts
+        return counts
+
+    def system_prompt(self, unit: WorkUnit) -> str:
+        """Give the system prompt of a unit (``""``: none)."""
+        persona = self.catalog.persona(unit.kind, unit.persona)
+        return persona.system_prompt(unit.polarity, unit.prompt_index, self.spec.model.display_name)
+
+    def questions(self, unit: WorkUnit) -> tuple[str, ...]:
+        """Give the texts of a unit's questions, in order."""
+        asked = _questions_of(self.spec, self.catalog, self.catalog.persona(unit.kind, unit.persona))
+        return tuple(asked[index].text for index in unit.question_indices)
+
+    def requests(self, unit: WorkUnit) -> tuple[RolloutRequest, ...]:
+        """Give a unit's rollouts with their texts and seeds, in row order."""
+        prompt = self.system_prompt(unit)
+        texts = dict(zip(unit.question_indices, self.questions(unit), strict=True))
+        return tuple(
+            RolloutRequest(address, prompt, texts[address.question_index], address.seed(self.spec.seed))
+            for address in unit.addresses()
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the identity of the spec, the model and every text that will be sent."""
+        head = digest_of([self.spec.identity(), self.facts.fingerprint, self.rows_per_block])
+        digest = hashlib.sha256(head.encode())
+        for unit in self.units:
+            digest.update(json.dumps([unit.unit_id, self.system_prompt(unit), self.questions(unit)]).encode())
+        return digest.hexdigest()
+
+
+def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
+    """Cut a job into units.
+
+    Args:
+        spec: What to run.
+        catalog: The personas it names.
+        facts: Of the model it names.
+
+    Raises:
+        InputError: A persona, a layer, or more prompts or questions than there are; names the field.
+    """
+    layers = _layers(spec, facts)
+    row_values = len(layers) * facts.d_model
+    units: list[WorkUnit] = []
+    widest = 0
+    for kind, selection, names in _selected(spec, catalog):
+        for name in names:
+            persona = catalog.persona(kind, name)
+            prompts = _limit(len(persona.prompts), selection.prompts, f"{_field(kind)}.prompts", f"{kind} {name!r}")
+            questions = _limit(
+                len(_questions_of(spec, catalog, persona)),
+                selection.questions,
+                f"{_field(kind)}.questions",
+                f"{kind} {name!r}",
+            )
+            blocks = list(_question_blocks(questions, selection.samples, row_values))
+            for polarity in POLARITIES[kind]:
+                for prompt_index in range(prompts):
+                    for block_index, block in enumerate(blocks):
+                        unit_id = f"{kind}.{name}.{polarity}.p{prompt_index}.b{block_index}"
+                        unit = WorkUnit(unit_id, kind, name, polarity, prompt_index, block, selection.samples)
+                        widest = max(widest, unit.num_rollouts)
+                        units.append(unit)
+    return Plan(spec, catalog, facts, layers, tuple(units), widest)
+
+
+def _field(kind: Kind) -> str:
+    return {"role": "personas.roles", "trait": "personas.traits", "default": "personas.default"}[kind]
+
+
+def _selected(spec: JobSpec, catalog: Catalog) -> Iterator[tuple[Kind, Selection | DefaultSelection, tuple[str, ...]]]:
+    personas = spec.personas
+    if personas.default.prompts != 0:
+        if DEFAULT_PERSONA not in catalog.names("default"):
+            raise InputError(
+                f"the catalog {catalog.source!r} has no default Assistant.",
+                code="no_default",
+                field="personas.default",
+                mend="Set personas.default.prompts to 0, or add its file to the catalog.",
+            )
+        yield "default", personas.default, (DEFAULT_PERSONA,)
+    yield "role", personas.roles, catalog.select("role", personas.roles.names, "personas.roles.names")
+    yield "trait", personas.traits, catalog.select("trait", personas.traits.names, "personas.traits.names")
+
+
+def _questions_of(spec: JobSpec, catalog: Catalog, persona: Persona) -> tuple[Question, ...]:
+    own = {"role": spec.personas.roles, "trait": spec.personas.traits}.get(persona.kind)
+    return persona.questions if own is not None and own.questions_from == "own" else catalog.questions
+
+
+def _limit(available: int, asked: int | None, field: str, what: str) -> int:
+    wanted = available if asked is None else asked
+    if wanted > available or wanted == 0:
+        raise InputError(
+            f"asks for {wanted} of {what}, which has {available}.",
+            code="too_many",
+            field=field,
+            mend=f"Ask for at most {available}." if available else "Choose other questions or another catalog.",
+        )
+    return wanted
+
+
+def _question_blocks(num_questions: int, samples: int, row_values: int) -> Iterator[tuple[int, ...]]:
+    """Cut 0..num_questions into the fewest blocks of near-equal length whose rows stay under the size limit."""
+    question_bytes = samples * row_values * STORED_BYTES_PER_VALUE
+    num_blocks = min(num_questions, math.ceil(num_questions * question_bytes / BLOCK_BYTES_LIMIT))
+    edges = [round(i * num_questions / num_blocks) for i in range(num_blocks + 1)]
+    for start, stop in itertools.pairwise(edges):
+        yield tuple(range(start, stop))
+
+
+def _layers(spec: JobSpec, facts: ModelFacts) -> tuple[int, ...]:
+    asked: Any = spec.capture.layers
+    if asked == "all":
+        return tuple(range(facts.n_layers))
+    if asked == "middle":
+        return (facts.n_layers // 2,)
+    beyond = [layer for layer in asked if layer >= facts.n_layers]
+    if beyond:
+        raise InputError(
+            f"asks for layer {beyond[0]}, but the model has {facts.n_layers}.",
+            code="no_such_layer",
+            field="capture.layers",
+            mend=f"Layers are counted from 0 to {facts.n_layers - 1}.",
+        )
+    return tuple(sorted(asked))

@@ -1,0 +1,247 @@
+"""The job spec: one YAML file that says what to run, validated before anything is spent.
+
+Everything that decides the science (which rollouts, from which model, sampled and captured how) is the run's
+*identity*; everything else (where it is kept, how it is spread over machines) may change between two starts of one
+run. Knows nothing of models' insides: whether a layer exists is the plan's question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .catalog import BUILTIN
+from .yaml_file import parse_yaml, read_text, set_by_path, validate
+
+HookPoint = Literal["resid_post"]
+Pooling = Literal["response_mean", "response_last", "prompt_mean", "prompt_last"]
+CaptureMode = Literal["during_generation"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+PACKAGE_SCHEME = "package://"
+
+_Count = Annotated[int, Field(ge=1)]
+_Layer = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False)
+
+
+class ModelSpec(_Part):
+    """Which model, and how it is held.
+
+    Attributes:
+        source: A Hugging Face id, a local directory, or ``package://<module>/<file>.gguf``.
+        revision: Branch, tag or commit of a Hugging Face id.
+        dtype: Parameters' type; ``auto`` is the checkpoint's own.
+        name: What ``{model_name}`` in a prompt becomes; the last part of ``source`` when not given.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    name: str | None = None
+
+    @property
+    def display_name(self) -> str:
+        """What ``{model_name}`` in a prompt becomes."""
+        return self.name or self.source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+class Selection(_Part):
+    """Which personas of one kind, and how many rollouts of each.
+
+    Attributes:
+        names: Names or globs of the catalog; an empty list leaves the kind out.
+        prompts: How many of each persona's system prompts, from the first; null means all.
+        questions: How many questions, from the first; null means all.
+        samples: Rollouts per prompt and question.
+        questions_from: ``shared``: the catalog's extraction questions; ``own``: the persona's own.
+    """
+
+    names: list[str] = []
+    prompts: _Count | None = None
+    questions: _Count | None = None
+    samples: _Count = 1
+    questions_from: Literal["shared", "own"] = "shared"
+
+
+class DefaultSelection(_Part):
+    """How much of the default Assistant; ``prompts: 0`` leaves it out.
+
+    Attributes:
+        prompts: How many of its variants, from the first; null means all, 0 none.
+        questions: How many of the shared questions, from the first; null means all.
+        samples: Rollouts per prompt and question.
+    """
+
+    prompts: Annotated[int, Field(ge=0)] | None = None
+    questions: _Count | None = None
+    samples: _Count = 1
+
+
+class PersonasSpec(_Part):
+    """Who is played.
+
+    Attributes:
+        catalog: ``builtin`` or a directory (our layout or the released one).
+        roles: The roles.
+        traits: The traits, each with both polarities.
+        default: The default Assistant.
+    """
+
+    catalog: str = BUILTIN
+    roles: Selection = Selection()
+    traits: Selection = Selection()
+    default: DefaultSelection = DefaultSelection()
+
+
+class SamplingSpec(_Part):
+    """How responses are sampled.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Smallest set of tokens with at least this mass is sampled from.
+        max_new_tokens: Longest response, the end-of-turn token included.
+    """
+
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_new_tokens: _Count = 512
+
+
+class CaptureSpec(_Part):
+    """What of the model is kept.
+
+    Attributes:
+        hook_points: Places in a block; ``resid_post`` is the residual stream after its MLP, before any final norm.
+        layers: 0-based blocks, ``all``, or ``middle`` (block n_layers // 2).
+        poolings: How a rollout's tokens become one vector.
+        mode: ``during_generation``: no second pass.
+    """
+
+    hook_points: Annotated[list[HookPoint], Field(min_length=1)] = ["resid_post"]
+    layers: Literal["all", "middle"] | Annotated[list[_Layer], Field(min_length=1)] = "all"
+    poolings: Annotated[list[Pooling], Field(min_length=1)] = ["response_mean"]
+    mode: CaptureMode = "during_generation"
+
+    @field_validator("hook_points", "layers", "poolings")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(set(value)) != len(value):
+            raise ValueError("an entry is listed twice")
+        return value
+
+
+class PlacementSpec(_Part):
+    """How the work is spread; may differ between two starts of one run.
+
+    Attributes:
+        replicas: Copies of the model, one Ray actor each; null means one per GPU, or one when there is none.
+        device: ``auto`` takes GPUs when the cluster has them.
+        batch_tokens: Tokens, prompts and responses together, that one batch may hold; null is derived.
+        threads: CPU threads per replica; null divides the machine's cores among the replicas.
+    """
+
+    replicas: _Count | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_tokens: Annotated[int, Field(ge=64)] | None = None
+    threads: _Count | None = None
+
+
+class StoreSpec(_Part):
+    """Where the run is kept. Credentials never stand here: they come from the environment or the instance's role.
+
+    Attributes:
+        url: A directory or ``s3://bucket/prefix``.
+        endpoint_url: Of an S3-compatible server that is not AWS; ``AWS_ENDPOINT_URL`` serves too.
+        mantissa_bits: Bits kept of each float32's 23; 10 is float16's precision without its range.
+    """
+
+    url: Annotated[str, Field(min_length=1)]
+    endpoint_url: str | None = None
+    mantissa_bits: Annotated[int, Field(ge=1, le=23)] = 10
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if "://" in url and not url.startswith("s3://"):
+            raise ValueError("a store is a directory or an s3:// URL")
+        if "@" in url.removeprefix("s3://").split("/")[0]:
+            raise ValueError("a store URL carries no credentials; set them in the environment")
+        return url
+
+
+class JobSpec(_Part):
+    """A whole job. See ``docs/spec.md`` for every field with its default.
+
+    Attributes:
+        model: Which model.
+        personas: Who is played, how often.
+        sampling: How responses are sampled.
+        capture: What is kept of the residual stream.
+        placement: How it is spread over machines.
+        store: Where it is kept.
+        seed: Every rollout's own seed is derived from this and its address.
+    """
+
+    model: ModelSpec
+    personas: PersonasSpec = PersonasSpec()
+    sampling: SamplingSpec = SamplingSpec()
+    capture: CaptureSpec = CaptureSpec()
+    placement: PlacementSpec = PlacementSpec()
+    store: StoreSpec
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> JobSpec:
+        if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
+            raise ValueError("personas selects nobody: name roles or traits, or give the default a prompt")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Give the part of the spec that decides what the run's numbers mean."""
+        whole = self.model_dump(mode="json")
+        keep = {key: whole[key] for key in ("model", "personas", "sampling", "capture", "seed")}
+        keep["mantissa_bits"] = self.store.mantissa_bits
+        # Where a catalog lies is no part of it: its texts are, and the plan's digest covers those.
+        del keep["personas"]["catalog"]
+        return keep
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the identity."""
+        return digest_of(self.identity())
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """Read and validate a spec file.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key.path=value`` assignments, applied in order before validation.
+
+    Raises:
+        InputError: The file or an override is wrong; names the file, line and field.
+
+    Example:
+        >>> load_spec("examples/demo.yaml", ["seed=7"]).seed  # doctest: +SKIP
+        7
+    """
+    text = read_text(Path(path), "a job spec")
+    data = parse_yaml(text, str(path))
+    if isinstance(data, dict):
+        for assignment in overrides:
+            data = set_by_path(data, assignment)
+    return validate(JobSpec, data, text=text, file=str(path))

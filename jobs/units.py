@@ -1,0 +1,100 @@
+"""Rollout addresses, work units and seeds. Pure; the same spec gives the same of each, wherever it runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .personas import Kind, Polarity
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RolloutAddress:
+    """Where one rollout stands in the design: persona, polarity, prompt, question, sample."""
+
+    kind: Kind
+    persona: str
+    polarity: Polarity
+    prompt_index: int
+    question_index: int
+    sample_index: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind}/{self.persona}/{self.polarity}"
+            f"/prompt{self.prompt_index}/question{self.question_index}/sample{self.sample_index}"
+        )
+
+    def seed(self, job_seed: int) -> int:
+        """Derive this rollout's own 63-bit seed, so that no batch or order changes what is sampled.
+
+        Example:
+            >>> address = RolloutAddress("role", "pirate", "pos", 0, 0, 0)
+            >>> address.seed(0) == address.seed(0) != address.seed(1)
+            True
+        """
+        digest = hashlib.blake2b(f"{job_seed}:{self}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit:
+    """What is done, written and committed as one: a block of questions of one persona, polarity and prompt.
+
+    Attributes:
+        unit_id: Readable and unique in the run; also the name of its files.
+        question_indices: Its questions, ascending.
+        samples: Rollouts per question.
+    """
+
+    unit_id: str
+    kind: Kind
+    persona: str
+    polarity: Polarity
+    prompt_index: int
+    question_indices: tuple[int, ...]
+    samples: int
+
+    @property
+    def num_rollouts(self) -> int:
+        """How many rollouts, hence rows, it makes."""
+        return len(self.question_indices) * self.samples
+
+    def addresses(self) -> Iterator[RolloutAddress]:
+        """Give its rollouts in row order: by question, then by sample."""
+        for question_index in self.question_indices:
+            for sample_index in range(self.samples):
+                yield RolloutAddress(
+                    self.kind, self.persona, self.polarity, self.prompt_index, question_index, sample_index
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """All that a worker must know to make one rollout.
+
+    Attributes:
+        system_prompt: ``""`` for none.
+        seed: Of this rollout alone.
+    """
+
+    address: RolloutAddress
+    system_prompt: str
+    question: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOrder:
+    """One attempt at one unit, as it is handed to a worker: with texts, so that no worker needs the catalog.
+
+    Attributes:
+        attempt: 1 for the first.
+        row_block: The block of store rows that this attempt alone may write.
+    """
+
+    unit: WorkUnit
+    requests: tuple[RolloutRequest, ...]
+    attempt: int
+    row_block: int

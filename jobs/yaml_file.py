@@ -1,0 +1,171 @@
+"""Read a YAML file into a pydantic model; every complaint names the file, the line and the field.
+
+Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .errors import InputError, closest
+
+_Loader = cast("type[yaml.SafeLoader]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_yaml(text: str, file: str) -> Any:
+    """Parse YAML text.
+
+    Args:
+        text: The YAML.
+        file: What to call it in an error.
+
+    Raises:
+        InputError: The text is not YAML; names the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(
+            f"line {line} is not valid YAML: {error.problem}.",
+            code="not_yaml",
+            file=file,
+            mend="Mend that line; a text with a colon needs quotes or a >- block.",
+        ) from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 text file.
+
+    Args:
+        path: The file.
+        what: What it was meant to be, for the error ("a spec", "a persona").
+
+    Raises:
+        InputError: It is missing, a directory, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot be read as {what}: {getattr(error, 'strerror', None) or error}.",
+            code="unreadable_file",
+            file=str(path),
+            mend="Check the path and its permissions.",
+        ) from None
+
+
+def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
+    """Build a model from parsed data, turning the first complaint into one that names the file, line and field.
+
+    Args:
+        model: The pydantic model.
+        data: What the YAML held.
+        text: The YAML itself, to find lines in.
+        file: What to call it.
+
+    Raises:
+        InputError: The data does not fit the model.
+    """
+    if not isinstance(data, dict):
+        raise InputError(
+            f"holds {type(data).__name__}, not a mapping of fields.",
+            code="not_a_mapping",
+            file=file,
+            mend=f"It needs the fields {', '.join(model.model_fields)}.",
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, model, text=text, file=file) from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file: str) -> InputError:
+    problem = error.errors(include_url=False)[0]
+    path = problem["loc"]
+    field = ".".join(str(part) for part in path)
+    line = _line_of(text, path)
+    where = f" ({file}, line {line})" if line else ""
+    if problem["type"] == "extra_forbidden":
+        siblings = _fields_at(model, path[:-1])
+        mend = closest(str(path[-1]), siblings) or f"Known here: {', '.join(sorted(siblings))}."
+        return InputError(f"is not a known key{where}.", code="unknown_key", field=field, file=file, mend=mend)
+    if problem["type"] == "missing":
+        return InputError(
+            f"is required and missing{where}.", code="missing_key", field=field, file=file, mend=f"Add {path[-1]!r}."
+        )
+    given = problem.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    reason = problem["msg"].removeprefix("Value error, ")
+    return InputError(f"{reason}{shown}{where}.", code="bad_value", field=field or None, file=file)
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Field names of the nested model at a path, as far as it can be followed."""
+    current: Any = model
+    for part in path:
+        info = current.model_fields.get(part) if isinstance(part, str) else None
+        if info is None:
+            break
+        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            break
+        current = nested[0]
+    return list(current.model_fields)
+
+
+def _line_of(text: str, path: Sequence[int | str]) -> int | None:
+    """1-based line of the deepest part of ``path`` that the YAML has."""
+    node = yaml.compose(text, Loader=_Loader)
+    line = None
+    for part in path:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    found, line = value, key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = node.value[part]
+            line = found.start_mark.line + 1
+        if found is None:
+            break
+        node = found
+    return line
+
+
+def set_by_path(data: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """Apply one ``key.path=value`` to a nested mapping and give the changed copy; the value is read as YAML.
+
+    Raises:
+        InputError: The assignment has no ``=`` or walks through something that is not a mapping.
+
+    Example:
+        >>> set_by_path({"store": {"url": "a"}}, "store.url=b")
+        {'store': {'url': 'b'}}
+    """
+    path, equals, value = assignment.partition("=")
+    if not equals or not path:
+        raise InputError(
+            f"{assignment!r} is not key.path=value.",
+            code="bad_assignment",
+            field="--set",
+            mend="For example --set sampling.temperature=0.",
+        )
+    head, _, rest = path.partition(".")
+    changed = dict(data)
+    if not rest:
+        changed[head] = parse_yaml(value, f"--set {path}")
+        return changed
+    inner = changed.get(head) or {}
+    if not isinstance(inner, Mapping):
+        raise InputError(f"{head!r} holds a value, not fields.", code="bad_assignment", field=f"--set {path}")
+    changed[head] = set_by_path(inner, f"{rest}={value}")
+    return changed
