@@ -1,0 +1,7 @@
+"""What is kept: layout, row blocks, commit records, the run lease, queries. Knows neither Ray, torch nor models."""
+
+from __future__ import annotations
+
+from .query import Activations, Run, open_run
+
+__all__ = ["Activations", "Run", "open_run"]

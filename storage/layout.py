@@ -1,0 +1,55 @@
+"""Where each thing of a run lies, by name. Pure strings; the store's map in one place.
+
+run.json                             what the run is; written once
+drivers/<generation>.json            leases: who may commit, and which row blocks it may hand out
+activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), one shard a row block
+rollouts/<unit>-<row_block>.parquet  texts, token ids, spans of one attempt
+commits/<unit>.json                  written last: the attempt that counts
+index.parquet                        all committed rollouts; a convenience, commits are the truth
+analysis/<reduction>/                Zarr group of one reduction
+analysis/current.json                which reduction is the newest; written last
+report.html                          the report of that reduction
+"""
+
+from __future__ import annotations
+
+LAYOUT_VERSION = 1
+"""Raised when an older reader would misread a store."""
+
+RUN_RECORD = "run.json"
+INDEX = "index.parquet"
+COMMITS = "commits"
+DRIVERS = "drivers"
+ANALYSIS = "analysis"
+CURRENT_REDUCTION = "analysis/current.json"
+REPORT = "report.html"
+
+
+def array_path(hook_point: str, pooling: str) -> str:
+    """Path of an activation array."""
+    return f"activations/{hook_point}/{pooling}"
+
+
+def shard_path(hook_point: str, pooling: str, row_block: int) -> str:
+    """Path of the one object that holds a row block."""
+    return f"{array_path(hook_point, pooling)}/c/{row_block}/0/0"
+
+
+def rollouts_path(unit_id: str, row_block: int) -> str:
+    """Path of an attempt's texts; the row block makes it the attempt's own."""
+    return f"rollouts/{unit_id}-{row_block}.parquet"
+
+
+def commit_path(unit_id: str) -> str:
+    """Path of a unit's commit record."""
+    return f"{COMMITS}/{unit_id}.json"
+
+
+def driver_path(generation: int) -> str:
+    """Path of a lease."""
+    return f"{DRIVERS}/{generation:06d}.json"
+
+
+def reduction_path(reduction_id: str) -> str:
+    """Path of a reduction's Zarr group."""
+    return f"{ANALYSIS}/{reduction_id}"

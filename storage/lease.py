@@ -1,0 +1,174 @@
+"""Who may commit to a run: a lease per driver, numbered by generation, the highest holds.
+
+A lease is created with a conditional write, so of two drivers that reach for one generation one gets it. It carries
+the row blocks its driver may hand out, which begin where the generation before ended: no two attempts of any two
+drivers ever share one. The clock and the process table are asked here and nowhere else in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from ..jobs.errors import InputError, StoreError
+from . import layout
+from .location import Location
+from .records import Lease, parse_record
+
+LEASE_SECONDS = 120.0
+"""A driver that has not renewed for this long is taken for dead."""
+
+RENEW_SECONDS = 20.0
+
+
+class HeldLease:
+    """The lease this process holds; renews itself until released. Use as a context manager.
+
+    Attributes:
+        is_exclusive: False when the object store ignores the condition of a conditional write, so that another
+            driver could not be kept out.
+    """
+
+    def __init__(self, location: Location, lease: Lease, *, is_exclusive: bool) -> None:
+        self._location = location
+        self._lease = lease
+        self.is_exclusive = is_exclusive
+        self._done = threading.Event()
+        self._lost: str | None = None
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def generation(self) -> int:
+        """This driver's number; goes into each commit record."""
+        return self._lease.generation
+
+    @property
+    def row_blocks(self) -> range:
+        """Row blocks this driver may hand out."""
+        return range(self._lease.first_row_block, self._lease.end_row_block)
+
+    def check(self) -> None:
+        """Make sure the lease still holds.
+
+        Raises:
+            StoreError: Another driver has taken the run, or the lease ran out unrenewed.
+        """
+        if self._lost is None and time.time() > self._lease.expires_at:
+            self._lost = "could not be renewed in time"
+        if self._lost is not None:
+            raise StoreError(
+                f"this driver's lease on the run {self._lost}.",
+                code="lease_lost",
+                file=self._location.url,
+                mend="What was committed stays; start the same command again when no other driver runs.",
+            )
+
+    def __enter__(self) -> HeldLease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._lost is None:
+            released = self._lease.model_copy(update={"released": True})
+            self._location.write(layout.driver_path(self.generation), released.to_bytes())
+
+    def _renew(self) -> None:
+        while not self._done.wait(RENEW_SECONDS):
+            try:
+                if _newest_generation(self._location) > self.generation:
+                    self._lost = "was taken over by another driver"
+                    return
+                renewed = self._lease.model_copy(update={"expires_at": time.time() + LEASE_SECONDS})
+                self._location.write(layout.driver_path(self.generation), renewed.to_bytes())
+                self._lease = renewed
+            except Exception:  # noqa: BLE001 - a bad moment of the store; check() notices when it lasts
+                continue
+
+
+def acquire(location: Location, num_row_blocks: int) -> HeldLease:
+    """Take a run for this process.
+
+    Args:
+        location: The run's store.
+        num_row_blocks: How many row blocks may be handed out under the lease.
+
+    Raises:
+        InputError: A live driver holds the run; names its host and process.
+        TransientError: The store failed.
+    """
+    newest = _newest_generation(location)
+    first = 0
+    if newest:
+        data = location.read(layout.driver_path(newest))
+        if data is None:
+            raise StoreError("a lease vanished.", code="bad_record", file=location.url, mend="Start again.")
+        held = parse_record(Lease, data, f"{location.url}/{layout.driver_path(newest)}")
+        if _is_live(held):
+            raise _taken(location, held)
+        first = held.end_row_block
+    me = psutil.Process()
+    lease = Lease(
+        generation=newest + 1,
+        host=socket.gethostname(),
+        boot_id=_boot_id(),
+        pid=me.pid,
+        process_started=me.create_time(),
+        expires_at=time.time() + LEASE_SECONDS,
+        released=False,
+        first_row_block=first,
+        end_row_block=first + num_row_blocks,
+    )
+    path = layout.driver_path(lease.generation)
+    if not location.create(path, lease.to_bytes()):
+        raise _taken(location, None)
+    is_exclusive = not location.create(path, lease.to_bytes())
+    return HeldLease(location, lease, is_exclusive=is_exclusive)
+
+
+def live_driver(location: Location) -> Lease | None:
+    """Give the lease of the driver that works on a run now, if one does."""
+    newest = _newest_generation(location)
+    data = location.read(layout.driver_path(newest)) if newest else None
+    if data is None:
+        return None
+    lease = parse_record(Lease, data, f"{location.url}/{layout.driver_path(newest)}")
+    return lease if _is_live(lease) else None
+
+
+def _newest_generation(location: Location) -> int:
+    numbers = [int(Path(name).stem) for name in location.names(layout.DRIVERS)]
+    return max(numbers, default=0)
+
+
+def _is_live(lease: Lease) -> bool:
+    if lease.released or time.time() > lease.expires_at:
+        return False
+    if lease.host != socket.gethostname() or lease.boot_id != _boot_id():
+        return True
+    try:
+        # A second's slack: the process table rounds.
+        return abs(psutil.Process(lease.pid).create_time() - lease.process_started) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _taken(location: Location, held: Lease | None) -> InputError:
+    who = f"by process {held.pid} on {held.host}" if held else "by another driver that was quicker"
+    return InputError(
+        f"the run at {location.url} is being worked {who}.",
+        code="run_has_driver",
+        field="store.url",
+        mend=f"Wait for it, stop it, or, if it is dead, try again in {LEASE_SECONDS:.0f} s.",
+    )
+
+
+def _boot_id() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else f"{psutil.boot_time():.0f}-{os.name}"

@@ -1,0 +1,271 @@
+"""A place to keep objects: a directory, or a prefix on S3 through s3fs. The one file that knows either.
+
+Everything foreign is turned into our errors here. An object is written whole or not at all; ``create`` writes only
+where nothing is yet, and is what leases and commit records stand on. Credentials come from the environment, the
+user's AWS profile or the instance's role, as boto does it; they never pass through here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from ..jobs.errors import AtlasError, InputError, TransientError
+
+_FIELD = "store.url"
+
+
+class Location(Protocol):
+    """Objects under one URL. Paths are relative, with forward slashes."""
+
+    @property
+    def url(self) -> str:
+        """The URL or absolute directory, without a trailing slash."""
+        ...
+
+    def read(self, path: str) -> bytes | None:
+        """Read an object; None when there is none."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write an object whole, over what is there."""
+        ...
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object only if there is none; False when there was one."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """List the names of the objects directly under a folder, sorted; empty when there is no such folder."""
+        ...
+
+    def is_empty(self) -> bool:
+        """Whether nothing at all is kept here."""
+        ...
+
+    def zarr(self, *, read_only: bool) -> Store:
+        """Give a Zarr store rooted here."""
+        ...
+
+
+def open_location(url: str, endpoint_url: str | None = None) -> Location:
+    """Open a directory or an ``s3://bucket/prefix``; nothing is read or created yet.
+
+    Args:
+        url: Where.
+        endpoint_url: Of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
+
+    Raises:
+        InputError: The URL has another scheme or names no bucket.
+    """
+    if url.startswith("s3://"):
+        return _S3Location(url, endpoint_url)
+    if "://" in url:
+        raise InputError(
+            f"{url!r} is neither a directory nor an s3:// URL.", code="unknown_scheme", field=_FIELD, mend="Use one."
+        )
+    return _LocalLocation(Path(url))
+
+
+class _LocalLocation:
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        return str(self._root)
+
+    def read(self, path: str) -> bytes | None:
+        with self._errors():
+            try:
+                return (self._root / path).read_bytes()
+            except FileNotFoundError:
+                return None
+            except NotADirectoryError:
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._errors():
+            temporary = self._written_aside(path, data)
+            temporary.replace(self._root / path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with self._errors():
+            temporary = self._written_aside(path, data)
+            try:
+                # A link appears with its whole content or not at all, and never over another.
+                os.link(temporary, self._root / path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            return True
+
+    def _written_aside(self, path: str, data: bytes) -> Path:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def names(self, folder: str) -> list[str]:
+        with self._errors():
+            try:
+                entries = list((self._root / folder).iterdir())
+            except FileNotFoundError:
+                return []
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+
+    def is_empty(self) -> bool:
+        with self._errors():
+            try:
+                return not any(self._root.iterdir())
+            except FileNotFoundError:
+                return True
+
+    def zarr(self, *, read_only: bool) -> Store:
+        return LocalStore(self._root, read_only=read_only)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _from_os_error(error, self.url) from error
+
+
+def _from_os_error(error: OSError, url: str) -> AtlasError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(
+            f"{url} cannot be used: {reason}.", code="store_denied", field=_FIELD, mend="Choose a place you may write."
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return InputError(
+            f"{url} is not a directory: {reason}.", code="store_not_a_directory", field=_FIELD, mend="Choose another."
+        )
+    if error.errno == errno.ENOSPC:
+        return TransientError(
+            f"the disk under {url} is full.", code="disk_full", field=_FIELD, mend="Free some space and start again."
+        )
+    return TransientError(f"{url} failed: {reason}.", code="store_io", field=_FIELD)
+
+
+class _S3Location:
+    def __init__(self, url: str, endpoint_url: str | None) -> None:
+        self._root = url.removeprefix("s3://").strip("/")
+        if not self._root:
+            raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, mend="s3://bucket/prefix")
+        self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
+        self._fs = self._filesystem(asynchronous=False)
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self._root}"
+
+    def _filesystem(self, *, asynchronous: bool) -> Any:
+        import s3fs
+
+        # A listing that is cached would hide what other processes write.
+        return s3fs.S3FileSystem(
+            endpoint_url=self._endpoint_url,
+            asynchronous=asynchronous,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+    def _at(self, path: str) -> str:
+        return str(PurePosixPath(self._root) / path)
+
+    def read(self, path: str) -> bytes | None:
+        with self._errors():
+            try:
+                return self._fs.cat_file(self._at(path))
+            except FileNotFoundError:
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._errors():
+            self._fs.pipe_file(self._at(path), data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with self._errors():
+            try:
+                self._fs.pipe_file(self._at(path), data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                # Ceph's gateway answers a refused condition with EINVAL's translation.
+                if error.errno == errno.EINVAL and self.read(path) is not None:
+                    return False
+                raise
+            return True
+
+    def names(self, folder: str) -> list[str]:
+        with self._errors():
+            try:
+                entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+            return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
+
+    def is_empty(self) -> bool:
+        with self._errors():
+            try:
+                return not self._fs.ls(self._root, detail=False, refresh=True)
+            except FileNotFoundError as error:
+                bucket = self._root.split("/")[0]
+                if self._root != bucket and self._fs.exists(bucket):
+                    return True
+                raise InputError(
+                    f"there is no bucket {bucket!r}.",
+                    code="no_bucket",
+                    field=_FIELD,
+                    mend="Create it, or check store.endpoint_url and the region.",
+                ) from error
+
+    def zarr(self, *, read_only: bool) -> Store:
+        return FsspecStore(self._filesystem(asynchronous=True), path=self._root, read_only=read_only)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except AtlasError:
+            raise
+        except (PermissionError, NoCredentialsError) as error:
+            raise InputError(
+                f"{self.url} refused these credentials: {error}.",
+                code="store_denied",
+                field=_FIELD,
+                mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights.",
+            ) from error
+        except FileNotFoundError as error:
+            bucket = self._root.split("/")[0]
+            raise InputError(
+                f"there is no bucket {bucket!r}: {error}.", code="no_bucket", field=_FIELD, mend="Create it."
+            ) from error
+        except (OSError, ClientError, BotoCoreError) as error:
+            where = f" through {self._endpoint_url}" if self._endpoint_url else ""
+            raise TransientError(
+                f"{self.url}{where} failed: {error}.",
+                code="store_io",
+                field=_FIELD,
+                mend="Check that the server answers and store.endpoint_url is right, then start again.",
+            ) from error

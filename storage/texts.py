@@ -1,0 +1,96 @@
+"""The rollouts' texts and addresses as Arrow tables: what a Parquet file of the store holds, and the index.
+
+Knows nothing of where the files lie.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..jobs.block import Rollout
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("persona", pa.string()),
+        ("polarity", pa.string()),
+        ("prompt_index", pa.int32()),
+        ("question_index", pa.int32()),
+        ("sample_index", pa.int32()),
+        ("row", pa.int64()),
+        ("num_prompt_tokens", pa.int32()),
+        ("num_content_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("has_vector", pa.bool_()),
+        ("unit_id", pa.string()),
+    ]
+)
+"""Columns of the index: an address, its row, and what a query filters by."""
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        *INDEX_SCHEMA,
+        ("system_prompt", pa.string()),
+        ("question", pa.string()),
+        ("response", pa.string()),
+        ("seed", pa.int64()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("response_token_ids", pa.list_(pa.int32())),
+    ]
+)
+"""Columns of a unit's file: the index's, and the texts, seeds and token ids."""
+
+ADDRESS_ORDER = [
+    (name, "ascending") for name in ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
+]
+"""The order in which rollouts are given."""
+
+
+def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> pa.Table:
+    """Put a unit's rollouts into a table, one line each, in row order.
+
+    Args:
+        unit_id: The unit.
+        rollouts: In row order.
+        first_row: Of the unit's row block.
+    """
+    lines = [
+        {
+            "kind": rollout.address.kind,
+            "persona": rollout.address.persona,
+            "polarity": rollout.address.polarity,
+            "prompt_index": rollout.address.prompt_index,
+            "question_index": rollout.address.question_index,
+            "sample_index": rollout.address.sample_index,
+            "row": first_row + position,
+            "num_prompt_tokens": len(rollout.prompt_token_ids),
+            "num_content_tokens": rollout.num_content_tokens,
+            "finish_reason": rollout.finish_reason,
+            "has_vector": rollout.has_vector,
+            "unit_id": unit_id,
+            "system_prompt": rollout.system_prompt,
+            "question": rollout.question,
+            "response": rollout.response,
+            "seed": rollout.seed,
+            "prompt_token_ids": rollout.prompt_token_ids,
+            "response_token_ids": rollout.response_token_ids,
+        }
+        for position, rollout in enumerate(rollouts)
+    ]
+    return pa.Table.from_pylist(lines, schema=ROLLOUT_SCHEMA)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Encode a table as one Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Decode a Parquet file, or some of its columns."""
+    return pq.read_table(io.BytesIO(data), columns=list(columns) if columns is not None else None)
