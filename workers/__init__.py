@@ -1,0 +1,1 @@
+"""Where a model runs: loading, chat rendering, generation, capture. Knows neither Ray nor the store."""

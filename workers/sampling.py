@@ -1,0 +1,70 @@
+"""Choose the next tokens. Each rollout draws from a stream of its own, so batching and order change nothing.
+
+Axes: B rows of the batch, V vocabulary, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..jobs.errors import UnitError
+
+_CANDIDATES = 256
+"""Tokens looked at first; the whole vocabulary is sorted only for rows whose nucleus is wider."""
+
+
+def uniforms(seeds: Sequence[int], num_steps: int) -> torch.Tensor:
+    """Draw every rollout's random numbers ahead, on the CPU, from its own seed.
+
+    Args:
+        seeds: One per rollout.
+        num_steps: Tokens it may sample.
+
+    Returns:
+        float32 ``(B, num_steps)`` in [0, 1).
+    """
+    rows = [np.random.Generator(np.random.PCG64(seed)).random(num_steps, dtype=np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """Sample one token a row from the smallest set of tokens with at least ``top_p`` of the mass.
+
+    Args:
+        logits_BV: ``(B, V)``, any float dtype.
+        uniform_B: ``(B,)`` in [0, 1); picks the token by inverse cumulative distribution, likeliest first.
+        temperature: 0 takes the likeliest token.
+        top_p: In (0, 1].
+
+    Returns:
+        int64 ``(B,)``.
+
+    Raises:
+        UnitError: A row has no finite likeliest logit.
+    """
+    logits_BV = logits_BV.float()
+    if not bool(torch.isfinite(logits_BV.amax(dim=-1)).all()):
+        raise UnitError("the model's logits are not finite.", code="not_finite")
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    scaled_BV = logits_BV / temperature
+    log_total_B1 = scaled_BV.logsumexp(dim=-1, keepdim=True)
+    vocabulary = scaled_BV.shape[-1]
+    width = min(_CANDIDATES, vocabulary)
+    top_BK, ids_BK = scaled_BV.topk(width, dim=-1)
+    probs_BK = (top_BK - log_total_B1).exp()
+    if width < vocabulary and bool((probs_BK.sum(dim=-1) < top_p).any()):
+        top_BK, ids_BK = scaled_BV.sort(dim=-1, descending=True)
+        probs_BK = (top_BK - log_total_B1).exp()
+    mass_BK = probs_BK.cumsum(dim=-1)
+    # A token is in the nucleus while the mass before it is short of top_p; the first always is.
+    probs_BK = torch.where(mass_BK - probs_BK < top_p, probs_BK, 0.0)
+    probs_BK[:, 0] = probs_BK[:, 0].clamp_min(torch.finfo(torch.float32).tiny)
+    mass_BK = probs_BK.cumsum(dim=-1)
+    target_B1 = uniform_B.to(mass_BK.device)[:, None] * mass_BK[:, -1:]
+    place_B1 = (mass_BK <= target_B1).sum(dim=-1, keepdim=True)
+    last_B1 = (probs_BK > 0).sum(dim=-1, keepdim=True) - 1
+    return ids_BK.gather(-1, torch.minimum(place_B1, last_B1))[:, 0]
