@@ -1,0 +1,241 @@
+"""The plots of a report, as plotly figures. Pure: a reduction in, figures out.
+
+Axes: P roles, L layers, K components, N rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ..storage.reductions import Reduction
+from .pca import Pca
+from .summary import VARIANCE_SHARE, standardise
+
+INK = "#23262f"
+FAINT = "#d9dce3"
+KIND_COLOURS = {"default": "#0b6e99", "role": "#d1782c", "trait": "#8a8fa3"}
+_AXIS_SCALE = [[0.0, "#a63d13"], [0.35, "#e3a46b"], [0.5, "#d8d5cf"], [0.65, "#7fb3c8"], [1.0, "#0b4f6c"]]
+_LABELS_AT_MOST = 60
+"""Roles whose names fit on a map; beyond, the extremes are named and the rest tell theirs when pointed at."""
+
+
+def persona_map(reduction: Reduction, layer: int) -> go.Figure:
+    """Plot the roles and the default Assistant in the plane of PC1 and PC2, coloured by projection on the axis.
+
+    Args:
+        reduction: With PCA.
+        layer: 0-based block.
+    """
+    at = reduction.position(layer)
+    assert reduction.role_vectors is not None
+    pca = _pca_at(reduction, at)
+    scores_PK = pca.scores(reduction.role_vectors[:, at : at + 1].astype(np.float64))[:, 0]
+    x, y = scores_PK[:, 0], scores_PK[:, 1]
+    colour, title = x, "PC1"
+    if reduction.axis is not None:
+        direction = reduction.axis[at] / np.linalg.norm(reduction.axis[at])
+        raw = reduction.role_vectors[:, at] @ direction
+        colour, title = standardise(raw, raw), "projection<br>on the axis<br>(z)"
+    bound = float(np.abs(colour).max()) or 1.0
+    named = _named(x, y)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="markers+text",
+        text=[_shown(name) if i in named else "" for i, name in enumerate(reduction.role_names)],
+        textposition=_label_positions(x, y),
+        textfont={"size": 12, "color": INK},
+        hovertext=[
+            f"{_shown(n)}<br>{title.replace('<br>', ' ')} {c:+.2f}"
+            for n, c in zip(reduction.role_names, colour, strict=True)
+        ],
+        hoverinfo="text",
+        marker={
+            "size": 11,
+            "color": colour,
+            "cmin": -bound,
+            "cmax": bound,
+            "colorscale": _AXIS_SCALE,
+            "colorbar": {"title": {"text": title, "side": "top"}, "thickness": 12, "len": 0.7, "outlinewidth": 0},
+            "line": {"width": 1, "color": "white"},
+        },
+        showlegend=False,
+    )
+    if reduction.default_vector is not None:
+        place = pca.scores(reduction.default_vector[None, at : at + 1].astype(np.float64))[0, 0]
+        figure.add_scatter(
+            x=[place[0]],
+            y=[place[1]],
+            mode="markers+text",
+            text=["the default Assistant"],
+            textposition="top center",
+            textfont={"size": 13, "color": KIND_COLOURS["default"]},
+            marker={"size": 16, "symbol": "star", "color": KIND_COLOURS["default"]},
+            hoverinfo="text",
+            showlegend=False,
+        )
+    share = 100 * pca.variance_ratio_LK[0]
+    figure.update_xaxes(title=f"PC1, {share[0]:.0f} % of the variance, oriented toward the Assistant")
+    figure.update_yaxes(title=f"PC2, {share[1]:.0f} %")
+    return _dressed(figure, height=640)
+
+
+def variance_curve(reduction: Reduction, layer: int) -> go.Figure:
+    """Plot the cumulative share of variance over components at a layer, with the 70 % line.
+
+    Args:
+        reduction: With PCA.
+        layer: 0-based block.
+    """
+    assert reduction.pca_variance_ratio is not None
+    at = reduction.position(layer)
+    figure = go.Figure()
+    cumulative_LK = 100 * np.cumsum(reduction.pca_variance_ratio, axis=1)
+    components = np.arange(1, cumulative_LK.shape[1] + 1)
+    lowest, highest = cumulative_LK.min(axis=0), cumulative_LK.max(axis=0)
+    figure.add_scatter(
+        x=[*components, *components[::-1]],
+        y=[*highest, *lowest[::-1]],
+        fill="toself",
+        fillcolor="rgba(127,179,200,0.25)",
+        line={"width": 0},
+        name="range over layers",
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=components,
+        y=cumulative_LK[at],
+        mode="lines+markers",
+        line={"color": "#0b4f6c", "width": 2},
+        marker={"size": 6},
+        name=f"layer {layer}",
+    )
+    figure.add_hline(y=100 * VARIANCE_SHARE, line={"color": "#a63d13", "dash": "dot", "width": 1.5})
+    figure.add_annotation(
+        x=1, xref="paper", y=100 * VARIANCE_SHARE, text="70 %", showarrow=False, yshift=9, font={"color": "#a63d13"}
+    )
+    figure.update_xaxes(title="components")
+    figure.update_yaxes(title="cumulative variance of the role vectors, %", range=[0, 102])
+    return _dressed(figure, height=400)
+
+
+def axis_by_layer(reduction: Reduction) -> go.Figure:
+    """Plot, over layers, how far the default stands from the roles on the axis, and how well PC1 agrees with it.
+
+    Args:
+        reduction: With an axis; the cosine is drawn where there is PCA too.
+    """
+    assert reduction.axis is not None
+    assert reduction.role_vectors is not None
+    assert reduction.default_vector is not None
+    layers = list(reduction.layers)
+    unit_LD = reduction.axis / np.linalg.norm(reduction.axis, axis=1, keepdims=True)
+    roles_PL = np.einsum("pld,ld->pl", reduction.role_vectors.astype(np.float64), unit_LD)
+    default_L = np.einsum("ld,ld->l", reduction.default_vector.astype(np.float64), unit_LD)
+    z_L = [float(standardise(default_L[i : i + 1], roles_PL[:, i])[0]) for i in range(len(layers))]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=layers,
+        y=z_L,
+        mode="lines+markers",
+        name="default Assistant, z among the roles",
+        line={"color": KIND_COLOURS["default"], "width": 2},
+    )
+    if reduction.pc1_axis_cosine is not None:
+        figure.add_scatter(
+            x=layers,
+            y=reduction.pc1_axis_cosine,
+            mode="lines+markers",
+            name="cosine of PC1 with the axis",
+            line={"color": KIND_COLOURS["role"], "width": 2},
+            yaxis="y2",
+        )
+        figure.update_layout(
+            yaxis2={"title": "cosine", "overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False}
+        )
+    figure.update_xaxes(title="layer")
+    figure.update_yaxes(title="standard deviations of the roles", rangemode="tozero", selector=0)
+    return _dressed(figure, height=400)
+
+
+def projection_histogram(projections_N: np.ndarray, kinds_N: Sequence[str], floors: dict[str, float]) -> go.Figure:
+    """Plot where single rollouts lie on the axis, by kind, with the floors.
+
+    Args:
+        projections_N: At one layer, in axis sign.
+        kinds_N: The kind of each rollout.
+        floors: Label to floor.
+    """
+    figure = go.Figure()
+    edges = np.linspace(projections_N.min(), projections_N.max(), 41)
+    kinds = np.asarray(kinds_N)
+    for kind, colour in KIND_COLOURS.items():
+        of_kind = projections_N[kinds == kind]
+        if of_kind.size:
+            share, _ = np.histogram(of_kind, bins=edges)
+            figure.add_bar(
+                x=(edges[:-1] + edges[1:]) / 2,
+                y=100 * share / of_kind.size,
+                width=edges[1] - edges[0],
+                name=f"{kind} ({of_kind.size:,})",
+                marker={"color": colour, "opacity": 0.55, "line": {"width": 0}},
+            )
+    for label, value in floors.items():
+        figure.add_vline(x=value, line={"color": INK, "dash": "dot", "width": 1})
+        figure.add_annotation(x=value, y=1.0, yref="paper", text=label, showarrow=False, yshift=10, font={"size": 11})
+    figure.update_layout(barmode="overlay", bargap=0)
+    figure.update_xaxes(title="projection on the axis (up is toward the Assistant)")
+    figure.update_yaxes(title="% of the kind's rollouts")
+    return _dressed(figure, height=400)
+
+
+def _pca_at(reduction: Reduction, at: int) -> Pca:
+    assert reduction.pca_mean is not None
+    assert reduction.pca_components is not None
+    assert reduction.pca_variance_ratio is not None
+    return Pca(
+        reduction.pca_mean[at : at + 1].astype(np.float64),
+        reduction.pca_components[at : at + 1].astype(np.float64),
+        reduction.pca_variance_ratio[at : at + 1].astype(np.float64),
+    )
+
+
+def _shown(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _named(x: np.ndarray, y: np.ndarray) -> set[int]:
+    """Which points carry their name: all when few, else those farthest from the middle."""
+    distance = np.hypot(standardise(x, x), standardise(y, y))
+    return {int(i) for i in np.argsort(-distance)[:_LABELS_AT_MOST]}
+
+
+def _label_positions(x: np.ndarray, y: np.ndarray) -> list[str]:
+    """Put each label on the side where its nearest neighbour is not."""
+    wide, high = (float(np.ptp(v)) or 1.0 for v in (x, y))
+    positions: list[str] = []
+    for i in range(len(x)):
+        dx, dy = (x - x[i]) / wide, (y - y[i]) / high
+        distance = np.hypot(dx, 2 * dy)
+        distance[i] = np.inf
+        nearest = int(distance.argmin()) if len(x) > 1 else i
+        positions.append("bottom center" if dy[nearest] > 0 else "top center")
+    return positions
+
+
+def _dressed(figure: go.Figure, height: int) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        margin={"l": 70, "r": 40, "t": 40, "b": 60},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        legend={"orientation": "h", "y": 1.1, "x": 0},
+        hoverlabel={"bgcolor": "white"},
+    )
+    figure.update_xaxes(gridcolor=FAINT, zerolinecolor=FAINT)
+    figure.update_yaxes(gridcolor=FAINT, zerolinecolor=FAINT)
+    return figure

@@ -1,0 +1,180 @@
+"""Reduce a run: means, axis, PCA, projections, thresholds, at every captured layer, and store them.
+
+Two passes over the committed activations, a group of layers at a time so that memory stays bounded: one for the means
+(from which axis and PCA follow), one for the projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..jobs.errors import InputError
+from ..jobs.personas import DEFAULT_PERSONA
+from ..jobs.spec import digest_of
+from ..storage.query import Run
+from ..storage.reductions import Reduction, write_reduction
+from .axis import assistant_axis, cosine, project
+from .moments import GroupedMeans
+from .pca import fit_pca
+from .thresholds import thresholds
+
+_SUMS_BYTES = 512 * 2**20
+"""Sums that one pass may hold."""
+
+_METHOD = 1
+"""Part of a reduction's id; raised when the same activations would give other numbers."""
+
+Group = tuple[str, str, str]
+Say = Callable[[str], None]
+
+
+def reduce_run(
+    run: Run, *, hook_point: str = "resid_post", pooling: str | None = None, say: Say | None = None
+) -> Reduction:
+    """Reduce what is committed and make the result current; the same input is not reduced twice.
+
+    Args:
+        run: An open run; only units committed when it was opened count.
+        hook_point: Which hook point.
+        pooling: Which pooling; ``response_mean`` or the first that was captured when None.
+        say: Told how far it is.
+
+    Raises:
+        InputError: Nothing is committed, or the pooling was not captured.
+        StoreError: A committed number is missing or damaged.
+    """
+    pooling = pooling or _preferred_pooling(run, hook_point)
+    if not run.committed:
+        raise InputError(
+            f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", mend="Run the job first."
+        )
+    reduction_id = digest_of([_METHOD, run.record.plan_digest, sorted(run.committed), hook_point, pooling])[:16]
+    current = run.reduction
+    if current is not None and current.reduction_id == reduction_id:
+        return current
+    index = run.index.filter(run.index["has_vector"])
+    groups = set(_groups(index))
+    roles = tuple(sorted({name for kind, name, _ in groups if kind == "role"}))
+    traits = tuple(
+        sorted(name for kind, name, pol in groups if kind == "trait" and pol == "pos" and (kind, name, "neg") in groups)
+    )
+    parts: list[dict[str, npt.NDArray[Any]]] = []
+    for layers in _layer_groups(run, len(groups)):
+        if say:
+            say(f"reducing layers {layers[0]} to {layers[-1]} of {run.layers[-1]}")
+        parts.append(_reduce_layers(run, layers, hook_point, pooling, roles, traits))
+    reduction = _join(parts, run, reduction_id, roles, traits, hook_point, pooling)
+    write_reduction(run.location, reduction)
+    return reduction
+
+
+def _preferred_pooling(run: Run, hook_point: str) -> str:
+    captured = [pooling for hook, pooling in run.record.arrays if hook == hook_point]
+    return "response_mean" if "response_mean" in captured else captured[0]
+
+
+def _groups(index: Any) -> list[Group]:
+    columns = (index[name].to_pylist() for name in ("kind", "persona", "polarity"))
+    return list(zip(*columns, strict=True))
+
+
+def _layer_groups(run: Run, num_groups: int) -> Iterator[tuple[int, ...]]:
+    per_layer = max(1, num_groups) * run.record.model.d_model * 8
+    step = max(1, _SUMS_BYTES // per_layer)
+    for start in range(0, len(run.layers), step):
+        yield run.layers[start : start + step]
+
+
+def _reduce_layers(
+    run: Run, layers: tuple[int, ...], hook_point: str, pooling: str, roles: tuple[str, ...], traits: tuple[str, ...]
+) -> dict[str, npt.NDArray[Any]]:
+    gathered = GroupedMeans()
+    for index, values_NLD in run.blocks(layers=list(layers), hook_point=hook_point, pooling=pooling):
+        gathered.add(_groups(index), values_NLD)
+    means = gathered.finish()
+    default = means.get(("default", DEFAULT_PERSONA, "pos"))
+    found: dict[str, npt.NDArray[Any]] = {}
+    if default is not None:
+        found["default_vector"] = default
+    if traits:
+        found["trait_vectors"] = np.stack([means["trait", t, "pos"] - means["trait", t, "neg"] for t in traits])
+    if roles:
+        role_vectors = np.stack([means["role", role, "pos"] for role in roles])
+        found["role_vectors"] = role_vectors
+        found["role_counts"] = np.array([gathered.counts["role", role, "pos"] for role in roles], dtype=np.int64)
+        axis = assistant_axis(default, role_vectors) if default is not None else None
+        if axis is not None:
+            found["axis"] = axis
+            found |= _projections(run, layers, hook_point, pooling, axis)
+        if len(roles) >= 3:
+            pca = fit_pca(role_vectors, axis)
+            found["pca_mean"], found["pca_components"] = pca.mean_LD, pca.components_LKD
+            found["pca_variance_ratio"] = pca.variance_ratio_LK
+            if axis is not None:
+                found["pc1_axis_cosine"] = cosine(pca.components_LKD[:, 0], axis)
+    return found
+
+
+def _projections(
+    run: Run, layers: tuple[int, ...], hook_point: str, pooling: str, axis_LD: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray[Any]]:
+    rows: list[npt.NDArray[np.int64]] = []
+    projected: list[npt.NDArray[np.float64]] = []
+    for index, values_NLD in run.blocks(layers=list(layers), hook_point=hook_point, pooling=pooling):
+        rows.append(index["row"].to_numpy())
+        projected.append(project(values_NLD, axis_LD))
+    projections_NL = np.concatenate(projected)
+    found = thresholds(projections_NL)
+    return {
+        "projections": projections_NL,
+        "projection_rows": np.concatenate(rows),
+        "cap_on_minus_axis": found.cap_on_minus_axis_QL,
+        "floor_on_axis": found.floor_on_axis_QL,
+        "threshold_labels": np.array(found.labels),
+    }
+
+
+_LAYER_AXIS = {"role_vectors": 1, "trait_vectors": 1, "projections": 1, "cap_on_minus_axis": 1, "floor_on_axis": 1}
+"""Which axis of a reduction's array is L, where it is not the first."""
+
+_WITHOUT_LAYERS = ("role_counts", "projection_rows", "threshold_labels")
+
+
+def _join(
+    parts: list[dict[str, npt.NDArray[Any]]],
+    run: Run,
+    reduction_id: str,
+    roles: tuple[str, ...],
+    traits: tuple[str, ...],
+    hook_point: str,
+    pooling: str,
+) -> Reduction:
+    joined: dict[str, Any] = {}
+    for name in parts[0]:
+        if name in _WITHOUT_LAYERS:
+            joined[name] = parts[0][name]
+        else:
+            whole = np.concatenate([part[name] for part in parts], axis=_LAYER_AXIS.get(name, 0))
+            joined[name] = whole.astype(np.float32)
+    labels = joined.pop("threshold_labels", ())
+    facts = {
+        "hook_point": hook_point,
+        "pooling": pooling,
+        "rollout_filter": "all",
+        "units": len(run.committed),
+        "units_planned": run.record.num_units,
+        "rollouts": run.index.num_rows,
+    }
+    return Reduction(
+        reduction_id=reduction_id,
+        layers=run.layers,
+        role_names=roles,
+        trait_names=traits,
+        facts=facts,
+        threshold_labels=tuple(str(label) for label in labels),
+        **joined,
+    )

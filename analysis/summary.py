@@ -1,0 +1,124 @@
+"""A reduction in a few lines: what the terminal, ``--json`` and the report say of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..storage.query import Run
+from ..storage.reductions import Reduction
+from .axis import project
+from .pca import components_for
+
+VARIANCE_SHARE = 0.7
+_ENDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one looks at first, at one layer.
+
+    Projections are in axis sign: up is toward the Assistant. They are not centred; ``z`` is relative to the roles.
+
+    Attributes:
+        layer: The layer of everything below.
+        units_done: Committed when it was reduced.
+        units_planned: Of the job.
+        rollouts: That count.
+        rollout_filter: Which rollouts count; ``all`` without a judge.
+        roles: Name, projection and z-score of each role, from the Assistant's end down.
+        default_projection: Of the default vector; None without one.
+        default_z: Its z-score among the roles.
+        components_for_70: Components for 70 % of the variance of the role vectors; None without PCA.
+        pc1_variance: Share of the first.
+        pc1_axis_cosine: Of the first with the axis; None without an axis.
+        floors: Label to floor on the axis.
+    """
+
+    layer: int
+    units_done: int
+    units_planned: int
+    rollouts: int
+    rollout_filter: str
+    roles: tuple[tuple[str, float, float], ...]
+    default_projection: float | None
+    default_z: float | None
+    components_for_70: int | None
+    pc1_variance: float | None
+    pc1_axis_cosine: float | None
+    floors: dict[str, float]
+
+    @property
+    def assistant_end(self) -> tuple[tuple[str, float, float], ...]:
+        """The roles nearest the Assistant, the nearest first."""
+        return self.roles[:_ENDS]
+
+    @property
+    def far_end(self) -> tuple[tuple[str, float, float], ...]:
+        """The roles farthest from the Assistant, the farthest first."""
+        return tuple(reversed(self.roles[max(_ENDS, len(self.roles) - _ENDS) :]))
+
+    @property
+    def filter_note(self) -> str:
+        """Say which rollouts count."""
+        if self.rollout_filter == "all":
+            return "No judge is configured: every rollout counts, whether or not the model played along."
+        return f"Rollouts that count: {self.rollout_filter}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as plain data, for ``--json``."""
+        return asdict(self) | {
+            "roles": [{"role": n, "projection": p, "z_score": z} for n, p, z in self.roles],
+            "direction": "axis; up is toward the Assistant",
+        }
+
+
+def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summary:
+    """Summarise a reduction at one layer.
+
+    Args:
+        run: The run it is of.
+        reduction: What was found.
+        layer: 0-based block; the middle one when None.
+    """
+    layer = run.middle_layer if layer is None else layer
+    at = reduction.position(layer)
+    roles: tuple[tuple[str, float, float], ...] = ()
+    default_projection = default_z = None
+    floors: dict[str, float] = {}
+    if reduction.axis is not None and reduction.role_vectors is not None and reduction.default_vector is not None:
+        axis_LD = reduction.axis[at : at + 1].astype(np.float64)
+        of_roles = project(reduction.role_vectors[:, at : at + 1], axis_LD)[:, 0]
+        z_scores = standardise(of_roles, of_roles)
+        ranked = np.argsort(-of_roles, kind="stable")
+        roles = tuple((reduction.role_names[i], float(of_roles[i]), float(z_scores[i])) for i in ranked)
+        default_projection = float(project(reduction.default_vector[None, at : at + 1], axis_LD)[0, 0])
+        default_z = float(standardise(np.array([default_projection]), of_roles)[0])
+    if reduction.floor_on_axis is not None:
+        floors = {
+            label: float(value)
+            for label, value in zip(reduction.threshold_labels, reduction.floor_on_axis[:, at], strict=True)
+        }
+    ratio, pc1 = reduction.pca_variance_ratio, reduction.pc1_axis_cosine
+    return Summary(
+        layer=layer,
+        units_done=int(reduction.facts["units"]),
+        units_planned=int(reduction.facts["units_planned"]),
+        rollouts=int(reduction.facts["rollouts"]),
+        rollout_filter=str(reduction.facts["rollout_filter"]),
+        roles=roles,
+        default_projection=default_projection,
+        default_z=default_z,
+        components_for_70=components_for(ratio[at], VARIANCE_SHARE) if ratio is not None else None,
+        pc1_variance=float(ratio[at, 0]) if ratio is not None else None,
+        pc1_axis_cosine=float(pc1[at]) if pc1 is not None else None,
+        floors=floors,
+    )
+
+
+def standardise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Give z-scores relative to a reference; zeros where the reference has no spread."""
+    spread = reference.std()
+    return (values - reference.mean()) / spread if spread > 0 else np.zeros_like(values)
