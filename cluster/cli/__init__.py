@@ -1,0 +1,61 @@
+"""The command ``persona-atlas``: adds one verb from each file of this folder, and turns errors into exit statuses.
+
+0: done. 1: the work failed. 2: the input was wrong. 130: stopped by Ctrl-C or SIGTERM, resumable.
+Results go to stdout, everything else to stderr; with ``--json`` stdout holds one JSON document and nothing else.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from ... import __version__
+from ...jobs.errors import AtlasError
+from . import catalog, output, plan, query, reduce, report, run, show
+
+EXIT_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="persona-atlas")
+def cli() -> None:
+    """Extract, keep and query the activations behind a language model's personas."""
+
+
+for _verb in (run.run, plan.plan, show.show, query.query, reduce.reduce, report.report, catalog.catalog):
+    cli.add_command(_verb)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # Cleaning up must not be cut short by a second Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    argv: Sequence[str] = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    as_json = "--json" in argv
+    try:
+        status: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
+    except click.ClickException as error:
+        output.error({"error": error.format_message(), "code": "usage"}, as_json=as_json)
+        sys.exit(2)
+    except AtlasError as error:
+        output.error(error.as_dict(), as_json=as_json)
+        sys.exit(error.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        output.error(
+            {"error": "stopped; committed units stay and the same command resumes", "code": "interrupted"},
+            as_json=as_json,
+        )
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,20 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+spec_argument: Decorator = click.argument("spec_file", metavar="SPEC", type=click.Path())
+store_argument: Decorator = click.argument("store_url", metavar="STORE")
+set_option: Decorator = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a field of the spec; may be repeated."
+)
+json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+endpoint_option: Decorator = click.option(
+    "--endpoint-url", default=None, help="S3-compatible server of the store (or set AWS_ENDPOINT_URL)."
+)

@@ -1,0 +1,64 @@
+"""What every verb prints with: JSON on stdout, text on stdout for people, errors and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..progress import Progress
+
+
+def progress() -> Progress:
+    """Give a progress printer on stderr."""
+    return Progress(Console(stderr=True))
+
+
+def document(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def table(title: str, columns: list[str], lines: list[list[str]]) -> None:
+    """Print a table on stdout; numbers, by their look, to the right."""
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    for position, column in enumerate(columns):
+        numeric = bool(lines) and all(_is_number(line[position]) for line in lines)
+        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for line in lines:
+        shown.add_row(*line)
+    Console(markup=False, highlight=False).print(shown)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "").replace("%", "").lstrip("+-").strip().isdigit()
+
+
+def text(line: str) -> None:
+    """Print one line on stdout."""
+    sys.stdout.write(line + "\n")
+
+
+def error(facts: Mapping[str, str], *, as_json: bool) -> None:
+    """Print an error on stderr: one JSON object, or a sentence that names the place and the mend."""
+    if as_json:
+        sys.stderr.write(json.dumps(facts) + "\n")
+        return
+    place = facts.get("field") or facts.get("file")
+    message = f"{place}: {facts['error']}" if place else facts["error"]
+    sys.stderr.write(f"Error: {message}\n")
+    if "mend" in facts:
+        sys.stderr.write(f"  {facts['mend']}\n")
+
+
+def size(num_bytes: float) -> str:
+    """Write bytes for people: 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError

@@ -1,0 +1,99 @@
+"""``persona-atlas query``: activations out of a store, into a file or as a summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ...storage.export_file import FORMATS, write_activations
+from ...storage.query import open_run
+from . import output
+from .options import endpoint_option, json_option, store_argument
+
+
+@click.command()
+@store_argument
+@click.option("--kind", multiple=True, type=click.Choice(["role", "trait", "default"]), help="May be repeated.")
+@click.option("--persona", multiple=True, help="Name or glob; may be repeated.")
+@click.option("--polarity", type=click.Choice(["pos", "neg"]), default=None)
+@click.option("--prompt", multiple=True, type=int, help="Prompt index; may be repeated.")
+@click.option("--question", multiple=True, type=int, help="Question index; may be repeated.")
+@click.option("--min-tokens", type=int, default=None, help="Least content tokens of a response.")
+@click.option(
+    "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."
+)
+@click.option("--hook-point", default="resid_post", show_default=True)
+@click.option("--pooling", default="response_mean", show_default=True)
+@click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
+@endpoint_option
+@json_option
+def query(
+    store_url: str,
+    kind: tuple[str, ...],
+    persona: tuple[str, ...],
+    polarity: str | None,
+    prompt: tuple[int, ...],
+    question: tuple[int, ...],
+    min_tokens: int | None,
+    layer: str,
+    hook_point: str,
+    pooling: str,
+    out: str | None,
+    endpoint_url: str | None,
+    as_json: bool,
+) -> None:
+    """Read pooled activations of the run at STORE: float32, one line a rollout, in address order.
+
+    With --out they are written beside a table of their rollouts; without it, their shape and size are shown.
+    """
+    run = open_run(store_url, endpoint_url)
+    found = run.activations(
+        kind=kind or None,
+        persona=persona or None,
+        polarity=polarity,
+        prompt=prompt or None,
+        question=question or None,
+        min_tokens=min_tokens,
+        layer=layer,
+        hook_point=hook_point,
+        pooling=pooling,
+    )
+    written = write_activations(found, Path(out)) if out else []
+    shape = list(found.values.shape)
+    norms = np.linalg.norm(found.values, axis=-1)
+    facts: dict[str, Any] = {
+        "shape": shape,
+        "dtype": "float32",
+        "layers": list(found.layers),
+        "units_done": found.completeness.done,
+        "units_planned": found.completeness.planned,
+        "mean_norm": float(norms.mean()) if norms.size else None,
+        "files": [str(path) for path in written],
+        "note": None if shape[0] else "No rollout matches.",
+    }
+    if as_json:
+        output.document(facts)
+        return
+    output.text(f"{tuple(shape)} float32, from {found.completeness}")
+    if not shape[0]:
+        output.text("No rollout matches.")
+        return
+    output.text(f"mean norm {facts['mean_norm']:.2f}")
+    for path in written:
+        output.text(f"wrote {path}")
+    if not out:
+        columns = [
+            "kind",
+            "persona",
+            "polarity",
+            "prompt_index",
+            "question_index",
+            "sample_index",
+            "num_content_tokens",
+        ]
+        lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
+        title = f"The first {len(lines)} of {shape[0]} rollouts; --out FILE writes the numbers"
+        output.table(title, [c.removesuffix("_index") for c in columns], lines)

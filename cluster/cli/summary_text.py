@@ -1,0 +1,31 @@
+"""A summary as a short table on the terminal."""
+
+from __future__ import annotations
+
+from ...analysis.summary import Summary
+from . import output
+
+
+def print_summary(found: Summary) -> None:
+    """Print who lies where on the axis, and what PCA says."""
+    if found.roles:
+        lines = [[name, f"{value:+.2f}", f"{z:+.2f}"] for name, value, z in found.assistant_end]
+        if found.default_projection is not None and found.default_z is not None:
+            lines.insert(0, ["(the default Assistant)", f"{found.default_projection:+.2f}", f"{found.default_z:+.2f}"])
+        far = [[name, f"{value:+.2f}", f"{z:+.2f}"] for name, value, z in reversed(found.far_end)]
+        lines += [["...", "", ""], *far] if far else []
+        title = f"The Assistant Axis at layer {found.layer} (up is toward the Assistant)"
+        output.table(title, ["persona", "projection", "z among roles"], lines)
+    if found.components_for_70 is not None:
+        output.text(f"Components for 70 % of the variance of the role vectors: {found.components_for_70}")
+    if found.pc1_axis_cosine is not None and found.pc1_variance is not None:
+        output.text(
+            f"PC1 at layer {found.layer}: {100 * found.pc1_variance:.0f} % of the variance, "
+            f"cosine {found.pc1_axis_cosine:+.3f} with the axis"
+        )
+    if found.floors:
+        shown = ", ".join(f"{label} {value:+.2f}" for label, value in found.floors.items())
+        output.text(f"Floors on the axis at layer {found.layer} (percentiles of -axis): {shown}")
+    output.text(found.filter_note)
+    if found.units_done < found.units_planned:
+        output.text(f"From {found.units_done} of {found.units_planned} units: the run is not complete.")

@@ -1,0 +1,244 @@
+"""One job on this machine or a cluster it can reach: plan, refuse or go, drive, leave the store in order."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ..jobs.catalog import load_catalog
+from ..jobs.errors import InputError
+from ..jobs.estimate import Estimate, batch_tokens, estimate, resolved_dtype
+from ..jobs.ledger import Failure, Ledger, row_blocks_needed
+from ..jobs.plan import Plan, make_plan
+from ..jobs.spec import JobSpec
+from ..storage.lease import HeldLease, acquire
+from ..storage.location import Location, open_location
+from ..storage.records import RunRecord
+from ..storage.run_store import (
+    begin_run,
+    check_same_run,
+    commit_unit,
+    committed_units,
+    now_iso,
+    read_run_record,
+    refresh_index,
+    reserve_rows,
+)
+from ..workers.memory import require_memory
+from ..workers.model_files import find_model, read_facts
+from ..workers.transformers_engine import EngineSettings
+from .drive import drive
+from .progress import Progress
+from .ray_executor import RayExecutor
+from .session import Placement, Resources, place, ray_session
+from .unit_task import WorkerSettings
+
+_VERSIONED = ("persona-atlas", "torch", "transformers", "ray", "zarr", "numcodecs", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that has been planned and not refused so far.
+
+    Attributes:
+        plan: Its units.
+        estimate: What it takes.
+        model_directory: The model's files on this machine.
+        location: Its store.
+        record: What the store holds already; None for a new run.
+        committed: Units done before.
+    """
+
+    plan: Plan
+    estimate: Estimate
+    model_directory: Path
+    location: Location
+    record: RunRecord | None
+    committed: frozenset[str]
+
+    @property
+    def num_missing(self) -> int:
+        """Units that are still to do."""
+        return len(set(self.plan.by_id) - self.committed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a start of a job ended.
+
+    Attributes:
+        planned: Units of the job.
+        done: Units committed in the store.
+        worked: Units this start committed.
+        failures: Units given up, with the last error of each.
+    """
+
+    planned: int
+    done: int
+    worked: int
+    failures: tuple[Failure, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned unit is committed."""
+        return self.done == self.planned
+
+
+def plan_job(spec: JobSpec, progress: Progress) -> tuple[Plan, Path]:
+    """Plan a spec against the model and catalog it names; the store is not looked at.
+
+    Raises:
+        InputError: A persona, layer, model or file is wrong.
+    """
+    catalog = load_catalog(spec.personas.catalog)
+    directory = find_model(spec.model, progress.say)
+    return make_plan(spec, catalog, read_facts(directory)), directory
+
+
+def prepare_job(spec: JobSpec, progress: Progress) -> Job:
+    """Plan a spec and hold it against its store; nothing is written.
+
+    Raises:
+        InputError: The spec is wrong, or the store belongs to another run.
+        StoreError: The store is damaged.
+    """
+    location = open_location(spec.store.url, spec.store.endpoint_url)
+    record = read_run_record(location)
+    plan, directory = plan_job(spec, progress)
+    if record is not None:
+        check_same_run(record, plan, location.url)
+    committed = frozenset(committed_units(location)) if record is not None else frozenset()
+    return Job(plan, estimate(plan), directory, location, record, committed)
+
+
+def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcome:
+    """Do what is missing of a job.
+
+    Args:
+        job: Prepared.
+        progress: Told how far it is.
+        address: Of a Ray cluster; None starts Ray on this machine.
+
+    Returns:
+        How it ended; units that failed three times are in it.
+
+    Raises:
+        InputError: No template, no room, no such cluster, or another driver works the run.
+        TransientError: The store failed for good.
+        JobError: No worker could be had.
+    """
+    if not job.num_missing:
+        refresh_index(job.location, job.committed)
+        return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
+    rendering = _describe_rendering(job.model_directory)
+    if address is None:
+        _refuse_what_cannot_fit(job)
+    with acquire(job.location, row_blocks_needed(job.plan, job.committed)) as lease:
+        if not lease.is_exclusive:
+            progress.say(
+                "Warning: this object store ignores conditional writes, so nothing here can keep a second driver out. "
+                "Start one at a time."
+            )
+        record = job.record or RunRecord.of(
+            job.plan,
+            rendering=rendering,
+            versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+            created_at=now_iso(),
+        )
+        begin_run(job.location, record)
+        reserve_rows(job.location, record, lease.row_blocks.stop)
+        # Looked at again: another driver may have worked between planning and this lease.
+        committed = committed_units(job.location)
+        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), _rollouts_per_assignment(job))
+        try:
+            _drive_on_ray(job, ledger, lease, progress, address)
+        finally:
+            refresh_index(job.location, committed_units(job.location))
+    done = len(ledger.committed & set(job.plan.by_id))
+    failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
+    return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
+
+
+def _drive_on_ray(job: Job, ledger: Ledger, lease: HeldLease, progress: Progress, address: str | None) -> None:
+    progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
+    with ray_session(address) as resources:
+        placement = place(job.plan.spec.placement, resources)
+        progress.say(
+            f"Loading the model: {placement.replicas} replica(s) on {placement.device}, "
+            f"{placement.threads} thread(s) each."
+        )
+        executor = RayExecutor(
+            _worker_settings(job, placement),
+            replicas=placement.replicas,
+            num_cpus=placement.threads,
+            num_gpus=placement.num_gpus,
+        )
+        try:
+            executor.start()
+            with progress.working():
+                drive(ledger, executor, lambda manifest: commit_unit(job.location, lease, manifest), progress)
+        finally:
+            executor.close()
+
+
+def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:
+    spec = job.plan.spec
+    return WorkerSettings(
+        engine=EngineSettings(
+            directory=job.model_directory,
+            dtype=resolved_dtype(spec.model.dtype, job.plan.facts.dtype),
+            device=placement.device,
+            threads=placement.threads,
+            batch_tokens=batch_tokens(spec.placement),
+            layers=job.plan.layers,
+            sampling=spec.sampling,
+            capture=spec.capture,
+        ),
+        needed_bytes=job.estimate.replica_bytes,
+        store_url=job.location.url,
+        endpoint_url=spec.store.endpoint_url,
+        rows_per_block=job.plan.rows_per_block,
+        mantissa_bits=spec.store.mantissa_bits,
+    )
+
+
+def _rollouts_per_assignment(job: Job) -> int:
+    """Rollouts that fill one batch, by the estimated length of a prompt."""
+    prompt = job.estimate.prompt_tokens // max(job.plan.num_rollouts, 1)
+    return max(1, batch_tokens(job.plan.spec.placement) // (prompt + job.plan.spec.sampling.max_new_tokens))
+
+
+def _describe_rendering(directory: Path) -> dict[str, object]:
+    from transformers import AutoTokenizer
+
+    from ..workers.chat import ChatRenderer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the tokenizer in {directory} cannot be loaded: {error}.",
+            code="no_tokenizer",
+            field="model.source",
+            mend="Are the tokenizer's files there?",
+        ) from error
+    return ChatRenderer(tokenizer).describe()
+
+
+def _refuse_what_cannot_fit(job: Job) -> None:
+    """On this machine, before Ray is started: enough memory for every replica on the CPU."""
+    import psutil
+
+    if job.plan.spec.placement.device == "cuda":
+        return
+    cores = psutil.cpu_count() or 1
+    placement = place(job.plan.spec.placement, Resources(cores, 0))
+    require_memory(job.estimate.replica_bytes, placement.replicas, "cpu")
+
+
+def failure_table(failures: Sequence[Failure]) -> list[tuple[str, str]]:
+    """Give (unit, last error) lines for people."""
+    return [(failure.unit_id, failure.message) for failure in failures]

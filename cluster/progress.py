@@ -1,0 +1,98 @@
+"""Tell a person, on stderr, how far a job is: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+from ..jobs.ledger import Failure, Ledger
+from ..storage.records import Manifest
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Prints to a console; keeps the counts that the figures need.
+
+    Args:
+        console: On stderr.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: RichProgress | None = None
+        self._task = None
+        self._began = time.monotonic()
+        self._last_line = 0.0
+        self._first_done: int | None = None
+        self._tokens = 0
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Show the bar while units are worked, where there is a terminal."""
+        self._began = time.monotonic()
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("units"),
+            TextColumn("{task.fields[pace]}"),
+            TimeElapsedColumn(),
+        )
+        with RichProgress(*columns, console=self._console) as bar:
+            self._bar = bar
+            self._task = bar.add_task("Working", total=None, pace="")
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
+        """Take note of a committed unit, or with None of the start."""
+        done, planned = len(ledger.committed & set(ledger.plan.by_id)), len(ledger.plan.units)
+        if manifest is None or self._first_done is None:
+            self._first_done = done
+        if manifest is not None:
+            self._tokens += manifest.num_response_tokens
+        pace = self._pace(done, planned)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=planned, pace=pace)
+            return
+        now = time.monotonic()
+        if done == planned or now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            failed = f", {len(ledger.failed)} failed" if ledger.failed else ""
+            self.say(f"{done} of {planned} units{failed}{', ' + pace if pace else ''}")
+
+    def failed(self, failure: Failure, *, again: bool) -> None:
+        """Take note of a failed attempt."""
+        what = "is tried again" if again else "is given up"
+        self.say(f"Unit {failure.unit_id} failed (attempt {failure.attempt}) and {what}: {failure.message}")
+
+    def _pace(self, done: int, planned: int) -> str:
+        seconds = time.monotonic() - self._began
+        fresh = done - (self._first_done or 0)
+        if fresh <= 0 or seconds < 1:
+            return ""
+        left = seconds / fresh * (planned - done)
+        return f"{self._tokens / seconds:.0f} tokens/s, {_span(left)} left"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

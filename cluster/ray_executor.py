@@ -1,0 +1,176 @@
+"""Workers as Ray actors, one a replica. The one file that knows Ray's actors.
+
+An actor that dies is started again by Ray; its assignment fails and is handed out anew by the ledger, never by Ray:
+arrays and half-written units do not travel, only orders in and manifests out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from ..jobs.errors import AtlasError, InputError, JobError
+from ..jobs.ledger import Failure
+from ..jobs.units import UnitOrder
+from ..storage.records import Manifest
+from .executor import Answer
+from .unit_task import UnitTask, WorkerSettings
+
+_MAX_DEATHS = 3
+"""An actor that dies this often without answering once in between is left out."""
+
+
+class UnitActor:
+    """A replica: a ``UnitTask`` in a process of its own."""
+
+    def __init__(self, settings: WorkerSettings, name: str) -> None:
+        self._task = UnitTask(settings, name)
+
+    def prepare(self) -> AtlasError | None:
+        """Load the model; gives the error rather than raising it, so that it arrives as itself."""
+        try:
+            self._task.prepare()
+        except AtlasError as error:
+            return error
+        return None
+
+    def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:
+        """Work an assignment."""
+        return self._task.work(orders)
+
+
+@dataclass
+class _Worker:
+    name: str
+    actor: Any
+    deaths: int = 0
+
+
+class RayExecutor:
+    """A fixed number of actors on the Ray that this process is connected to.
+
+    Args:
+        settings: What each worker is told.
+        replicas: How many.
+        num_cpus: Cores each takes.
+        num_gpus: GPUs each takes.
+        start_timeout_s: How long to wait for the first model to be loaded.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        replicas: int,
+        num_cpus: int,
+        num_gpus: int,
+        start_timeout_s: float = 1800.0,
+    ) -> None:
+        actor_class: Any = ray.remote(UnitActor)
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": 0}
+        self._workers = [
+            _Worker(name, actor_class.options(**options).remote(settings, name))
+            for name in (f"worker-{i}" for i in range(replicas))
+        ]
+        self._start_timeout_s = start_timeout_s
+        self._idle: list[_Worker] = []
+        self._preparing: dict[Any, _Worker] = {}
+        self._in_flight: dict[Any, tuple[_Worker, tuple[UnitOrder, ...]]] = {}
+
+    def start(self) -> None:
+        """Load the models; returns when the first worker is ready, the others join as they are."""
+        self._preparing = {worker.actor.prepare.remote(): worker for worker in self._workers}
+        deadline = time.monotonic() + self._start_timeout_s
+        while not self._idle:
+            if time.monotonic() > deadline:
+                raise JobError(
+                    f"no worker was ready after {self._start_timeout_s:.0f} s.",
+                    code="no_worker",
+                    field="placement",
+                    mend="Does the cluster have the CPUs and GPUs that the spec asks for?",
+                )
+            self._collect_prepared(timeout_s=1.0)
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that take part."""
+        return len(self._workers)
+
+    @property
+    def num_idle(self) -> int:
+        """Workers that could take an assignment now."""
+        return len(self._idle)
+
+    def hand_out(self, orders: Sequence[UnitOrder]) -> None:
+        """Give an assignment to an idle worker."""
+        worker = self._idle.pop(0)
+        self._in_flight[worker.actor.work.remote(tuple(orders))] = (worker, tuple(orders))
+
+    def wait(self, timeout_s: float) -> list[Answer]:
+        """Give the answers that have come; a worker that died answers with failures."""
+        waiting = [*self._in_flight, *self._preparing]
+        if not waiting:
+            return []
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+        if ready:
+            # Whatever else has come by now is taken along.
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        answers = [self._answer(reference) for reference in ready if reference in self._in_flight]
+        self._collect_prepared(timeout_s=0.0)
+        return answers
+
+    def close(self) -> None:
+        """Kill the actors."""
+        for worker in self._workers:
+            ray.kill(worker.actor, no_restart=True)
+        self._workers, self._idle = [], []
+
+    def _answer(self, reference: Any) -> Answer:
+        worker, orders = self._in_flight.pop(reference)
+        try:
+            results: list[Manifest | Failure] = ray.get(reference)
+        except RayError as error:
+            self._lost(worker, error)
+            message = "the worker died" if isinstance(error, RayActorError) else "the worker failed"
+            results = [Failure(order.unit.unit_id, order.attempt, message, str(error)) for order in orders]
+        else:
+            worker.deaths = 0
+            self._idle.append(worker)
+        return Answer(worker.name, tuple(results))
+
+    def _lost(self, worker: _Worker, error: RayError) -> None:
+        worker.deaths += 1
+        if worker.deaths < _MAX_DEATHS:
+            # Ray starts it again; it is idle once its model is loaded.
+            self._preparing[worker.actor.prepare.remote()] = worker
+            return
+        self._workers.remove(worker)
+        ray.kill(worker.actor, no_restart=True)
+        if not self._workers:
+            raise JobError(
+                f"every worker died {_MAX_DEATHS} times in a row; the last: {error}",
+                code="no_worker",
+                mend="Is there enough memory? What was committed stays; the same command resumes.",
+            )
+
+    def _collect_prepared(self, timeout_s: float) -> None:
+        if not self._preparing:
+            return
+        ready, _ = ray.wait(list(self._preparing), num_returns=1, timeout=timeout_s)
+        for reference in ready:
+            worker = self._preparing.pop(reference)
+            try:
+                refused: AtlasError | None = ray.get(reference)
+            except RayError as error:
+                self._lost(worker, error)
+                continue
+            if isinstance(refused, InputError):
+                raise refused
+            if refused is not None:
+                raise JobError(f"{worker.name} cannot start: {refused}", code="no_worker") from refused
+            self._idle.append(worker)

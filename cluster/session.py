@@ -1,0 +1,115 @@
+"""A connection to Ray: a cluster that is there, or one of our own on this machine for as long as the job lasts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..jobs.errors import InputError
+from ..jobs.spec import PlacementSpec
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+"""Only orders and manifests pass through it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a Ray cluster has.
+
+    Attributes:
+        num_cpus: Cores.
+        num_gpus: GPUs.
+    """
+
+    num_cpus: int
+    num_gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How replicas are laid out.
+
+    Attributes:
+        replicas: Actors.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads, and Ray CPUs, of each.
+        num_gpus: GPUs of each.
+    """
+
+    replicas: int
+    device: str
+    threads: int
+    num_gpus: int
+
+
+def place(asked: PlacementSpec, resources: Resources) -> Placement:
+    """Lay replicas out on what there is, so that their threads do not fight.
+
+    Raises:
+        InputError: The spec wants GPUs, cores or replicas that the cluster does not have.
+    """
+    if asked.device == "cuda" and not resources.num_gpus:
+        raise InputError(
+            "asks for cuda, but no GPU is there.",
+            code="no_gpu",
+            field="placement.device",
+            mend="Use device: auto or cpu, or an --address with GPUs.",
+        )
+    device = "cpu" if asked.device == "cpu" or not resources.num_gpus else "cuda"
+    replicas = asked.replicas or (resources.num_gpus if device == "cuda" else 1)
+    limit, unit = (resources.num_gpus, "GPU") if device == "cuda" else (resources.num_cpus, "CPU core")
+    if replicas > limit:
+        raise InputError(
+            f"asks for {replicas} replicas, but there is room for {limit}: each takes at least one {unit}.",
+            code="too_many_replicas",
+            field="placement.replicas",
+            mend=f"Ask for at most {limit}.",
+        )
+    threads = asked.threads or max(1, resources.num_cpus // replicas)
+    if threads * replicas > resources.num_cpus:
+        raise InputError(
+            f"{replicas} replicas of {threads} threads need {threads * replicas} cores; "
+            f"there are {resources.num_cpus}.",
+            code="too_many_threads",
+            field="placement.threads",
+            mend=f"Ask for at most {max(1, resources.num_cpus // replicas)}.",
+        )
+    return Placement(replicas, device, threads, 1 if device == "cuda" else 0)
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[Resources]:
+    """Join the Ray at an address, or start one here; leave it, or stop it, at the end.
+
+    Args:
+        address: ``host:port`` of a running cluster; None starts one on this machine, whatever the environment says.
+
+    Raises:
+        InputError: There is no cluster at the address.
+    """
+    # Set before ray is imported: it reads them then.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        else:
+            ray.init(address, **quiet)
+    except (ConnectionError, ValueError, TimeoutError) as error:
+        raise InputError(
+            f"there is no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}",
+            code="no_cluster",
+            field="--address",
+            mend="Check host and port, or leave --address out to run on this machine.",
+        ) from error
+    try:
+        total = ray.cluster_resources()
+        yield Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
+    finally:
+        ray.shutdown()

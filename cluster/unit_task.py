@@ -1,0 +1,102 @@
+"""Where a worker's block meets the store: run units, write each block, answer with manifests. Knows no Ray.
+
+One object of this class lives in each Ray actor; the local executor holds one too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..jobs.errors import AtlasError
+from ..jobs.ledger import Failure
+from ..jobs.units import UnitOrder
+from ..storage.blocks import write_block
+from ..storage.location import open_location
+from ..storage.records import Manifest
+from ..workers.engine import Engine
+from ..workers.memory import require_memory
+from ..workers.run_units import failure_of, run_units
+from ..workers.transformers_engine import EngineSettings, TransformersEngine
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """All that a worker is told; the orders bring the rest.
+
+    Attributes:
+        engine: The model and how to run it.
+        needed_bytes: Memory of one replica, asked for before loading.
+        store_url: Where blocks go.
+        endpoint_url: Of an S3-compatible server.
+        rows_per_block: Of the run.
+        mantissa_bits: Of the run.
+    """
+
+    engine: EngineSettings
+    needed_bytes: int
+    store_url: str
+    endpoint_url: str | None
+    rows_per_block: int
+    mantissa_bits: int
+
+
+def load_engine(settings: WorkerSettings) -> Engine:
+    """Load the model, if there is room for it.
+
+    Raises:
+        InputError: There is not, or it cannot be loaded.
+    """
+    require_memory(settings.needed_bytes, 1, settings.engine.device)
+    return TransformersEngine(settings.engine)
+
+
+class UnitTask:
+    """A worker without its process: loads the model when first needed, then works units.
+
+    Args:
+        settings: What to load and where to write.
+        name: Who it is, for people.
+        load: Makes the engine.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, name: str, load: Callable[[WorkerSettings], Engine] = load_engine
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._load = load
+        self._engine: Engine | None = None
+        self._location = open_location(settings.store_url, settings.endpoint_url)
+
+    def prepare(self) -> None:
+        """Load the model now.
+
+        Raises:
+            InputError: It cannot be loaded.
+        """
+        if self._engine is None:
+            self._engine = self._load(self._settings)
+
+    def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:
+        """Run units and write their blocks; one answer for each, in order."""
+        self.prepare()
+        assert self._engine is not None
+        answers: list[Manifest | Failure] = []
+        for result in run_units(self._engine, orders):
+            if isinstance(result, Failure):
+                answers.append(result)
+                continue
+            try:
+                answers.append(
+                    write_block(
+                        self._location,
+                        result,
+                        rows_per_block=self._settings.rows_per_block,
+                        mantissa_bits=self._settings.mantissa_bits,
+                        worker=self._name,
+                    )
+                )
+            except AtlasError as error:
+                answers.append(failure_of(result.order, error))
+        return answers
