@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,12 +26,11 @@ from ..storage.run_store import (
     refresh_index,
     reserve_rows,
 )
+from ..workers.engine import EngineSettings
 from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
-from ..workers.transformers_engine import EngineSettings
 from .drive import drive
 from .progress import Progress
-from .ray_executor import RayExecutor
 from .session import Placement, Resources, place, ray_session
 from .unit_task import WorkerSettings
 
@@ -163,6 +161,8 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
 
 
 def _drive_on_ray(job: Job, ledger: Ledger, lease: HeldLease, progress: Progress, address: str | None) -> None:
+    from .ray_executor import RayExecutor
+
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
         placement = place(job.plan.spec.placement, resources)
@@ -237,8 +237,3 @@ def _refuse_what_cannot_fit(job: Job) -> None:
     cores = psutil.cpu_count() or 1
     placement = place(job.plan.spec.placement, Resources(cores, 0))
     require_memory(job.estimate.replica_bytes, placement.replicas, "cpu")
-
-
-def failure_table(failures: Sequence[Failure]) -> list[tuple[str, str]]:
-    """Give (unit, last error) lines for people."""
-    return [(failure.unit_id, failure.message) for failure in failures]

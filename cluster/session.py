@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from typing import Any
 
 from ..jobs.errors import InputError
 from ..jobs.spec import PlacementSpec
@@ -96,6 +98,12 @@ def ray_session(address: str | None) -> Iterator[Resources]:
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray reports lost workers with a plain print, from a thread; stdout is for results.
+    with redirect_stdout(sys.stderr):
+        yield from _connected(ray, address, quiet)
+
+
+def _connected(ray: Any, address: str | None, quiet: dict[str, Any]) -> Iterator[Resources]:
     try:
         if address is None:
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)

@@ -14,10 +14,9 @@ from ..jobs.units import UnitOrder
 from ..storage.blocks import write_block
 from ..storage.location import open_location
 from ..storage.records import Manifest
-from ..workers.engine import Engine
+from ..workers.engine import Engine, EngineSettings
 from ..workers.memory import require_memory
 from ..workers.run_units import failure_of, run_units
-from ..workers.transformers_engine import EngineSettings, TransformersEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,9 @@ def load_engine(settings: WorkerSettings) -> Engine:
     Raises:
         InputError: There is not, or it cannot be loaded.
     """
+    # Torch is loaded where a model is, and not by the driver or the command line.
+    from ..workers.transformers_engine import TransformersEngine
+
     require_memory(settings.needed_bytes, 1, settings.engine.device)
     return TransformersEngine(settings.engine)
 

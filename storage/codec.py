@@ -102,5 +102,7 @@ def round_mantissa(values: Float32, mantissa_bits: int) -> Float32:
     """
     if mantissa_bits == 23:
         return values
-    rounded = BitRound(keepbits=mantissa_bits).encode(np.ascontiguousarray(values))
-    return np.asarray(rounded).view(np.float32).reshape(values.shape)
+    encoded = BitRound(keepbits=mantissa_bits).encode(np.ascontiguousarray(values))
+    rounded = np.asarray(encoded).view(np.float32).reshape(values.shape)
+    # A NaN whose mantissa is all ones, as CUDA makes them, rounds to -0.
+    return np.where(np.isnan(values), np.float32(np.nan), rounded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def _npz(found: Activations, path: Path) -> list[Path]:
 
 
 def _parquet(found: Activations, path: Path) -> list[Path]:
-    flat = found.values.reshape(found.values.shape[0], -1)
+    # Not reshape(n, -1): that cannot be told when nothing was found.
+    flat = found.values.reshape(found.values.shape[0], math.prod(found.values.shape[1:]))
     lists = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
     pq.write_table(found.rollouts.append_column("activations", lists), path)
     return [path]

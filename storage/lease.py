@@ -154,7 +154,10 @@ def _is_live(lease: Lease) -> bool:
         return True
     try:
         # A second's slack: the process table rounds.
-        return abs(psutil.Process(lease.pid).create_time() - lease.process_started) < 1.0
+        process = psutil.Process(lease.pid)
+        is_same = abs(process.create_time() - lease.process_started) < 1.0
+        # Killed and not yet reaped by its parent, as in a container without an init: it works no more.
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -24,6 +24,7 @@ from .records import RunRecord
 from .reductions import Reduction, read_current_reduction
 from .run_store import committed_units, read_run_record
 from .selection import Indices, Layers, Names, Selection, is_single_layer, layer_positions
+from .texts import ROLLOUT_SCHEMA
 
 _BLOCKS_BYTES = 256 * 2**20
 """Activations that ``Run.blocks`` holds at a time."""
@@ -179,7 +180,7 @@ class Run:
         chosen = Selection(kind, persona, polarity, prompt, question, min_tokens).apply(self.index)
         units = chosen["unit_id"].unique().to_pylist()
         if not units:
-            return chosen
+            return ROLLOUT_SCHEMA.empty_table()
         with ThreadPoolExecutor(16) as pool:
             tables = list(pool.map(lambda unit: read_rollouts(self.location, unit), units))
         texts = pa.concat_tables(tables)

@@ -161,17 +161,17 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
     Raises:
         StoreError: It is not such a record; says whether a newer version wrote it.
     """
+    version = _layout_version(data) if url.endswith(RUN_RECORD) else None
+    if version is not None and version > LAYOUT_VERSION:
+        raise StoreError(
+            f"the store has layout version {version}; this Persona Atlas reads up to {LAYOUT_VERSION}.",
+            code="newer_layout",
+            file=url,
+            mend="Upgrade persona-atlas.",
+        )
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        version = _layout_version(data) if url.endswith(RUN_RECORD) else None
-        if version is not None and version > LAYOUT_VERSION:
-            raise StoreError(
-                f"the store has layout version {version}; this Persona Atlas reads up to {LAYOUT_VERSION}.",
-                code="newer_layout",
-                file=url,
-                mend="Upgrade persona-atlas.",
-            ) from None
         raise StoreError(
             f"is damaged or was edited: {error.errors(include_url=False)[0]['msg']}.",
             code="bad_record",

@@ -10,47 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..jobs.block import Rollout
 from ..jobs.errors import InputError, UnitError
-from ..jobs.spec import CaptureSpec, SamplingSpec
 from ..jobs.units import RolloutRequest
 from .capture import PooledCapture, find_blocks
 from .chat import ChatRenderer, stop_token_ids
-from .engine import CapturedRollout
+from .engine import CapturedRollout, EngineSettings
 from .sampling import sample, uniforms
 
 _LEAVE_FRACTION = 0.25
 """Share of a batch that must have ended before its cache is copied without them."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """All that an engine is told.
-
-    Attributes:
-        directory: The model's files.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads of this process.
-        batch_tokens: Tokens, prompts and responses, that one batch may hold.
-        layers: Captured blocks.
-        sampling: How tokens are chosen.
-        capture: Hook points and poolings.
-    """
-
-    directory: Path
-    dtype: str
-    device: str
-    threads: int
-    batch_tokens: int
-    layers: tuple[int, ...]
-    sampling: SamplingSpec
-    capture: CaptureSpec
 
 
 @dataclass(frozen=True, slots=True)

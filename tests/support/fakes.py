@@ -1,0 +1,120 @@
+"""Stand-ins that keep the contracts: an engine without a model, whose numbers tell which rollout they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from persona_atlas.jobs.block import ArrayName, Rollout, UnitBlock
+from persona_atlas.jobs.catalog import Catalog, load_catalog
+from persona_atlas.jobs.errors import UnitError
+from persona_atlas.jobs.plan import ModelFacts, Plan, make_plan
+from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitOrder
+from persona_atlas.workers.engine import CapturedRollout
+
+FACTS = ModelFacts(
+    n_layers=4,
+    d_model=16,
+    num_parameters=10_000,
+    kv_values_per_token=128,
+    dtype="float32",
+    family="llama",
+    max_context=512,
+    fingerprint="f" * 64,
+)
+
+
+def vector_of(address: RolloutAddress, array: ArrayName, num_layers: int, d_model: int) -> np.ndarray:
+    """The float32 (num_layers, d_model) that FakeEngine gives for an address: a direction per persona, plus noise."""
+
+    def draw(text: str) -> np.ndarray:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        return np.random.default_rng(seed).standard_normal((num_layers, d_model))
+
+    own = draw(f"{address}|{array}")
+    persona = draw(f"{address.kind}/{address.persona}/{address.polarity}|{array}")
+    return (3 * persona + own).astype(np.float32)
+
+
+@dataclass
+class FakeEngine:
+    """An engine that answers at once; told to, it fails on given calls or answers some addresses with nothing.
+
+    Attributes:
+        fail_on_calls: 1-based calls of ``generate`` that raise.
+        fail_personas: Personas that always raise.
+        empty: Addresses whose response is empty.
+        calls: What was asked, call by call.
+    """
+
+    layers: tuple[int, ...] = (0, 1, 2, 3)
+    d_model: int = 16
+    arrays: tuple[ArrayName, ...] = (("resid_post", "response_mean"),)
+    fail_on_calls: frozenset[int] = frozenset()
+    fail_personas: frozenset[str] = frozenset()
+    empty: frozenset[RolloutAddress] = frozenset()
+    calls: list[list[RolloutAddress]] = field(default_factory=list)
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+        self.calls.append([request.address for request in requests])
+        if len(self.calls) in self.fail_on_calls:
+            raise UnitError(f"scripted failure of call {len(self.calls)}.", code="scripted")
+        for request in requests:
+            if request.address.persona in self.fail_personas:
+                raise UnitError(f"scripted failure of {request.address.persona}.", code="scripted")
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: RolloutRequest) -> CapturedRollout:
+        is_empty = request.address in self.empty
+        vectors: dict[ArrayName, np.ndarray] = {}
+        for array in self.arrays:
+            vector = vector_of(request.address, array, len(self.layers), self.d_model)
+            vectors[array] = np.full_like(vector, np.nan) if is_empty else vector
+        text = "" if is_empty else f"I answer {request.address}"
+        content = tuple(range(3, 3 + len(text.split())))
+        rollout = Rollout(
+            address=request.address,
+            system_prompt=request.system_prompt,
+            question=request.question,
+            response=text,
+            prompt_token_ids=(5, 6, 7),
+            response_token_ids=(*content, 2),
+            num_content_tokens=len(content),
+            finish_reason="stop",
+            seed=request.seed,
+        )
+        return CapturedRollout(rollout, vectors)
+
+
+def small_spec(store_url: str = "unused", **changes: object) -> JobSpec:
+    """Three roles, one trait, the default; two prompts and three questions of each."""
+    counts = {"prompts": 2, "questions": 3}
+    data: dict[str, object] = {
+        "model": {"source": "none", "name": "Nobody"},
+        "personas": {
+            "roles": {"names": ["pirate", "poet", "teacher"], **counts},
+            "traits": {"names": ["anxious"], **counts},
+            "default": counts,
+        },
+        "store": {"url": store_url},
+    }
+    return JobSpec.model_validate(data | changes)
+
+
+def small_plan(spec: JobSpec | None = None, catalog: Catalog | None = None, facts: ModelFacts = FACTS) -> Plan:
+    """The plan of ``small_spec``."""
+    return make_plan(spec or small_spec(), catalog or load_catalog(), facts)
+
+
+def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None) -> UnitBlock:
+    """A unit's finished block, as FakeEngine makes it."""
+    from persona_atlas.workers.run_units import run_units
+
+    unit = plan.by_id[unit_id]
+    order = UnitOrder(unit, plan.requests(unit), 1, row_block)
+    (block,) = run_units(engine or FakeEngine(), [order])
+    assert isinstance(block, UnitBlock)
+    return block
