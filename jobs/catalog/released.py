@@ -34,7 +34,7 @@ def persona_files(root: Path) -> dict[tuple[Kind, str], Path]:
 
 
 def read_questions(root: Path) -> tuple[Question, ...]:
-    """Read ``extraction_questions.jsonl`` from the directory or its parent; absent means no shared questions.
+    """Read ``extraction_questions.jsonl`` from the directory; absent means no shared questions.
 
     Raises:
         InputError: A line is not a JSON object with a ``question``.
@@ -43,7 +43,8 @@ def read_questions(root: Path) -> tuple[Question, ...]:
     if not path.is_file():
         return ()
     questions: list[Question] = []
-    for number, line in enumerate(read_text(path, "a list of questions").splitlines(), start=1):
+    # Not splitlines: JSON texts may hold other line separators, such as U+2028.
+    for number, line in enumerate(read_text(path, "a list of questions").split("\n"), start=1):
         if not line.strip():
             continue
         row = _parse(line, path, number)
