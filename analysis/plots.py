@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ..storage.reductions import Reduction
 from .pca import Pca
@@ -41,13 +42,14 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
         colour, title = standardise(raw, raw), "projection<br>on the axis<br>(z)"
     bound = float(np.abs(colour).max()) or 1.0
     named = _named(x, y)
+    texts = [_shown(name) if i in named else "" for i, name in enumerate(reduction.role_names)]
     figure = go.Figure()
     figure.add_scatter(
         x=x,
         y=y,
         mode="markers+text",
-        text=[_shown(name) if i in named else "" for i, name in enumerate(reduction.role_names)],
-        textposition=_label_positions(x, y),
+        text=texts,
+        textposition=_label_positions(x, y, texts),
         textfont={"size": 12, "color": INK},
         hovertext=[
             f"{_shown(n)}<br>{title.replace('<br>', ' ')} {c:+.2f}"
@@ -137,29 +139,17 @@ def axis_by_layer(reduction: Reduction) -> go.Figure:
     roles_PL = np.einsum("pld,ld->pl", reduction.role_vectors.astype(np.float64), unit_LD)
     default_L = np.einsum("ld,ld->l", reduction.default_vector.astype(np.float64), unit_LD)
     z_L = [float(standardise(default_L[i : i + 1], roles_PL[:, i])[0]) for i in range(len(layers))]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=layers,
-        y=z_L,
-        mode="lines+markers",
-        name="default Assistant, z among the roles",
-        line={"color": KIND_COLOURS["default"], "width": 2},
-    )
-    if reduction.pc1_axis_cosine is not None:
-        figure.add_scatter(
-            x=layers,
-            y=reduction.pc1_axis_cosine,
-            mode="lines+markers",
-            name="cosine of PC1 with the axis",
-            line={"color": KIND_COLOURS["role"], "width": 2},
-            yaxis="y2",
-        )
-        figure.update_layout(
-            yaxis2={"title": "cosine", "overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False}
-        )
+    has_cosine = reduction.pc1_axis_cosine is not None
+    figure = make_subplots(rows=1, cols=2 if has_cosine else 1, horizontal_spacing=0.12)
+    line = {"x": layers, "mode": "lines+markers", "showlegend": False, "marker": {"size": 6}}
+    figure.add_scatter(y=z_L, line={"color": KIND_COLOURS["default"], "width": 2}, row=1, col=1, **line)
+    figure.update_yaxes(title="default Assistant, z among the roles", rangemode="tozero", row=1, col=1)
+    if has_cosine:
+        cosine_L = reduction.pc1_axis_cosine
+        figure.add_scatter(y=cosine_L, line={"color": KIND_COLOURS["role"], "width": 2}, row=1, col=2, **line)
+        figure.update_yaxes(title="cosine of PC1 with the axis", range=[0, 1.02], row=1, col=2)
     figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="standard deviations of the roles", rangemode="tozero", selector=0)
-    return _dressed(figure, height=400)
+    return _dressed(figure, height=380)
 
 
 def projection_histogram(projections_N: np.ndarray, kinds_N: Sequence[str], floors: dict[str, float]) -> go.Figure:
@@ -214,16 +204,34 @@ def _named(x: np.ndarray, y: np.ndarray) -> set[int]:
     return {int(i) for i in np.argsort(-distance)[:_LABELS_AT_MOST]}
 
 
-def _label_positions(x: np.ndarray, y: np.ndarray) -> list[str]:
-    """Put each label on the side where its nearest neighbour is not."""
+_PLACES = {
+    "top center": (0.0, 1.0),
+    "bottom center": (0.0, -1.0),
+    "middle right": (1.0, 0.0),
+    "middle left": (-1.0, 0.0),
+}
+_LETTER, _LINE = 0.0085, 0.032
+"""Width of a letter and height of a line, as shares of the map's."""
+
+
+def _label_positions(x: np.ndarray, y: np.ndarray, texts: Sequence[str]) -> list[str]:
+    """Put each label on the side where it covers the fewest points and labels placed before it."""
     wide, high = (float(np.ptp(v)) or 1.0 for v in (x, y))
+    px, py = x / wide, y / high
+    taken: list[tuple[float, float, float]] = [(float(a), float(b), 0.008) for a, b in zip(px, py, strict=True)]
     positions: list[str] = []
-    for i in range(len(x)):
-        dx, dy = (x - x[i]) / wide, (y - y[i]) / high
-        distance = np.hypot(dx, 2 * dy)
-        distance[i] = np.inf
-        nearest = int(distance.argmin()) if len(x) > 1 else i
-        positions.append("bottom center" if dy[nearest] > 0 else "top center")
+    for i, text in enumerate(texts):
+        half = _LETTER * len(text) / 2
+        best, best_hits, best_box = "top center", np.inf, (0.0, 0.0, 0.0)
+        for place, (dx, dy) in _PLACES.items():
+            box = (px[i] + dx * (half + 0.015), py[i] + dy * _LINE, half)
+            others = (t for j, t in enumerate(taken) if j != i)
+            hits = sum(abs(box[0] - t[0]) < half + t[2] and abs(box[1] - t[1]) < _LINE * 0.8 for t in others)
+            if hits < best_hits:
+                best, best_hits, best_box = place, hits, box
+        positions.append(best)
+        if text:
+            taken.append(best_box)
     return positions
 
 
