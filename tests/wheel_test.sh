@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Build the wheel and run the tests that need no model against it, where the checkout cannot be seen.
+# Usage: tests/wheel_test.sh PYTHON    (an environment with the dependencies and the dev extra)
+set -euo pipefail
+python=$1
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$python" -m build --wheel --outdir "$work/dist" "$root" > "$work/build.log" 2>&1 || { tail -20 "$work/build.log"; exit 1; }
+wheel=$(ls "$work"/dist/*.whl)
+# Only the package: nothing of the tests, the docs or the root may land in site-packages.
+"$python" - "$wheel" <<'CHECK'
+import sys
+import zipfile
+
+names = zipfile.ZipFile(sys.argv[1]).namelist()
+tops = {name.split("/")[0] for name in names}
+assert {t for t in tops if not t.endswith(".dist-info")} == {"persona_atlas"}, tops
+at_root = {n for n in names if n.startswith("persona_atlas/") and n.count("/") == 1}
+assert at_root == {"persona_atlas/__init__.py", "persona_atlas/py.typed"}, at_root
+yaml_files = [n for n in names if n.endswith(".yaml")]
+assert len(yaml_files) == 275 + 240 + 3, len(yaml_files)
+CHECK
+"$python" -m pip install --quiet --no-deps --target "$work/site" "$wheel"
+cp -r "$root/tests" "$root/pyproject.toml" "$root/examples" "$root/docs" "$root/README.md" "$work/"
+cd "$work"
+# Before the editable install's finder: PYTHONPATH comes first.
+export PYTHONPATH=$work/site
+"$python" -c "import persona_atlas, sys; assert persona_atlas.__file__.startswith(sys.argv[1]), persona_atlas.__file__" "$work/site"
+"$python" -m pytest -q -m "not ray and not model and not s3 and not slow"
