@@ -150,7 +150,7 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
         reserve_rows(job.location, record, lease.row_blocks.stop)
         # Looked at again: another driver may have worked between planning and this lease.
         committed = committed_units(job.location)
-        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), _rollouts_per_assignment(job))
+        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
         try:
             _drive_on_ray(job, ledger, lease, progress, address)
         finally:
@@ -203,12 +203,6 @@ def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:
         rows_per_block=job.plan.rows_per_block,
         mantissa_bits=spec.store.mantissa_bits,
     )
-
-
-def _rollouts_per_assignment(job: Job) -> int:
-    """Rollouts that fill one batch, by the estimated length of a prompt."""
-    prompt = job.estimate.prompt_tokens // max(job.plan.num_rollouts, 1)
-    return max(1, batch_tokens(job.plan.spec.placement) // (prompt + job.plan.spec.sampling.max_new_tokens))
 
 
 def _describe_rendering(directory: Path) -> dict[str, object]:

@@ -25,20 +25,24 @@ class Estimate:
 
     Attributes:
         prompt_tokens: Read, about.
+        longest_prompt_tokens: Of the longest prompt, about.
         response_tokens: Written, at most.
         stored_bytes: Activations in the store, about; texts come to a few per cent of it.
         objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
         weight_bytes: Of one replica.
         cache_bytes: KV cache of one batch.
+        rows_per_batch: Rollouts that one batch holds, about.
         capture_bytes: Pooled sums of one batch, float32.
     """
 
     prompt_tokens: int
+    longest_prompt_tokens: int
     response_tokens: int
     stored_bytes: int
     objects: int
     weight_bytes: int
     cache_bytes: int
+    rows_per_batch: int
     capture_bytes: int
 
     @property
@@ -50,26 +54,32 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """Estimate what a plan takes."""
     spec, facts = plan.spec, plan.facts
-    prompt_tokens = 0
+    prompt_tokens = longest = 0
     for unit in plan.units:
         system_words = len(plan.system_prompt(unit).split())
-        question_words = sum(len(question.split()) for question in plan.questions(unit))
-        words = question_words + system_words * len(unit.question_indices)
-        prompt_tokens += unit.samples * (int(words * TOKENS_PER_WORD) + TEMPLATE_TOKENS * len(unit.question_indices))
+        of_unit = [_prompt_tokens(system_words + len(question.split())) for question in plan.questions(unit)]
+        prompt_tokens += unit.samples * sum(of_unit)
+        longest = max(longest, *of_unit)
     rollouts = plan.num_rollouts
     arrays = len(spec.capture.hook_points) * len(spec.capture.poolings)
     width = BYTES_PER_PARAMETER[resolved_dtype(spec.model.dtype, facts.dtype)]
     budget = batch_tokens(spec.placement)
-    rows = max(1, budget // (prompt_tokens // max(rollouts, 1) + spec.sampling.max_new_tokens))
+    rows = max(1, budget // (longest + spec.sampling.max_new_tokens))
     return Estimate(
         prompt_tokens=prompt_tokens,
+        longest_prompt_tokens=longest,
         response_tokens=rollouts * spec.sampling.max_new_tokens,
         stored_bytes=rollouts * arrays * len(plan.layers) * facts.d_model * STORED_BYTES_PER_VALUE,
         objects=len(plan.units) * (arrays + 2),
         weight_bytes=facts.num_parameters * width,
         cache_bytes=budget * facts.kv_values_per_token * width,
+        rows_per_batch=rows,
         capture_bytes=rows * arrays * len(plan.layers) * facts.d_model * 4,
     )
+
+
+def _prompt_tokens(words: int) -> int:
+    return int(words * TOKENS_PER_WORD) + TEMPLATE_TOKENS
 
 
 def batch_tokens(placement: PlacementSpec) -> int:

@@ -189,8 +189,8 @@ def _limit(available: int, asked: int | None, field: str, what: str) -> int:
 
 def _question_blocks(num_questions: int, samples: int, row_values: int) -> Iterator[tuple[int, ...]]:
     """Cut 0..num_questions into the fewest blocks of near-equal length whose rows stay under the size limit."""
-    question_bytes = samples * row_values * STORED_BYTES_PER_VALUE
-    num_blocks = min(num_questions, math.ceil(num_questions * question_bytes / BLOCK_BYTES_LIMIT))
+    questions_per_block = max(1, BLOCK_BYTES_LIMIT // (samples * row_values * STORED_BYTES_PER_VALUE))
+    num_blocks = math.ceil(num_questions / questions_per_block)
     edges = [round(i * num_questions / num_blocks) for i in range(num_blocks + 1)]
     for start, stop in itertools.pairwise(edges):
         yield tuple(range(start, stop))

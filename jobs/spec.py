@@ -177,6 +177,13 @@ class StoreSpec(_Part):
             raise ValueError("a store URL carries no credentials; set them in the environment")
         return url
 
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_credentials(cls, url: str | None) -> str | None:
+        if url is not None and "@" in url.split("://")[-1].split("/")[0]:
+            raise ValueError("an endpoint URL carries no credentials; set them in the environment")
+        return url
+
 
 class JobSpec(_Part):
     """A whole job. See ``docs/spec.md`` for every field with its default.

@@ -31,14 +31,22 @@ def parse_yaml(text: str, file: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
+    except yaml.YAMLError as error:
+        line, problem = _place_of(error, text)
         raise InputError(
-            f"line {line} is not valid YAML: {error.problem}.",
+            f"line {line} is not valid YAML: {problem}.",
             code="not_yaml",
             file=file,
             mend="Mend that line; a text with a colon needs quotes or a >- block.",
         ) from None
+
+
+def _place_of(error: yaml.YAMLError, text: str) -> tuple[int, str | None]:
+    """1-based line and reason of a parser's complaint; a forbidden character has a position and no mark."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count("\n", 0, error.position) + 1, str(error.reason)
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return (mark.line + 1 if mark else 1), getattr(error, "problem", None) or str(error)
 
 
 def read_text(path: Path, what: str) -> str:
@@ -88,11 +96,14 @@ def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file: str) -> InputError:
-    problem = error.errors(include_url=False)[0]
-    path = problem["loc"]
+    problems = error.errors(include_url=False)
+    # A key that is misspelt is also missing; the spelling is what to mend.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    # Where a field may be of two types, pydantic adds the type it tried, such as "list[int]"; no user knows that.
+    path = tuple(part for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
     field = ".".join(str(part) for part in path)
     line = _line_of(text, path)
-    where = f" ({file}, line {line})" if line else ""
+    where = f" ({file}, line {line})" if line else f" ({file})" if field else ""
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(model, path[:-1])
         mend = closest(str(path[-1]), siblings) or f"Known here: {', '.join(sorted(siblings))}."
@@ -102,7 +113,9 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
             f"is required and missing{where}.", code="missing_key", field=field, file=file, mend=f"Add {path[-1]!r}."
         )
     given = problem.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    # A URL that is refused for the credentials in it must not print them.
+    is_secret = isinstance(given, str) and "@" in given
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and not is_secret else ""
     reason = problem["msg"].removeprefix("Value error, ")
     return InputError(f"{reason}{shown}{where}.", code="bad_value", field=field or None, file=file)
 

@@ -33,8 +33,12 @@ def read_index(location: Location, committed: Collection[str]) -> tuple[pa.Table
     stored = location.read(layout.INDEX)
     table = INDEX_SCHEMA.empty_table()
     if stored is not None:
-        table = from_parquet(stored).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-        table = table.filter(pc.field("unit_id").isin(sorted(committed)))
+        try:
+            table = from_parquet(stored).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+        except (pa.ArrowException, OSError, KeyError):
+            # Damaged: as good as absent, the commits have it all.
+            table = INDEX_SCHEMA.empty_table()
+        table = table.filter(pc.field("unit_id").isin(pa.array(sorted(committed), pa.string())))
     indexed = set(table["unit_id"].unique().to_pylist())
     missing = sorted(set(committed) - indexed)
     if missing:

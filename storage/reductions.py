@@ -111,7 +111,7 @@ def read_current_reduction(location: Location) -> Reduction | None:
         group: Any = zarr.open_group(location.zarr(read_only=True), path=layout.reduction_path(reduction_id), mode="r")
         texts: dict[str, Any] = {name: group.attrs[name] for name in _TEXTS}
         arrays: dict[str, Any] = {name: np.asarray(group[name][...]) for name in _ARRAYS if name in group}
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         raise StoreError(
             f"the reduction cannot be read: {error}.", code="bad_reduction", file=url, mend="Run reduce again."
         ) from error

@@ -43,11 +43,11 @@ class Selection:
                 patterns = [names] if isinstance(names, str) else list(names)
                 known = index[column].unique().to_pylist()
                 matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in patterns)]
-                index = index.filter(pc.field(column).isin(matched))
+                index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
         for column, numbers in (("prompt_index", self.prompt), ("question_index", self.question)):
             if numbers is not None:
                 wanted = [numbers] if isinstance(numbers, int) else list(numbers)
-                index = index.filter(pc.field(column).isin(wanted))
+                index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
         if self.min_tokens is not None:
             index = index.filter(pc.field("num_content_tokens") >= self.min_tokens)
         return index

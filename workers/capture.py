@@ -58,6 +58,7 @@ class PooledCapture:
         self._blocks = [blocks[layer] for layer in layers]
         self._handles: list[Any] = []
         self._pooled_LBD: dict[str, torch.Tensor] = {}
+        self._prompt_finite: dict[int, torch.Tensor] = {}
         self._prompt_mask_BT: torch.Tensor | None = None
         self._rows_A = torch.empty(0, dtype=torch.long)
         self._weight_A1 = torch.empty(0)
@@ -87,6 +88,7 @@ class PooledCapture:
         rows, device = prompt_mask_BT.shape[0], prompt_mask_BT.device
         shape = (len(self._layers), rows, d_model)
         self._pooled_LBD = {name: torch.zeros(shape, device=device) for name in sorted(self._poolings)}
+        self._prompt_finite = {}
         self._prompt_mask_BT = prompt_mask_BT
         self._num_fed_B = torch.zeros(rows, device=device)
         self._fired = [0] * len(self._layers)
@@ -118,20 +120,31 @@ class PooledCapture:
                 raise UnitError(
                     f"layer {layer} was seen in {fired} of {self._passes} forward passes.", code="hook_not_fired"
                 )
+        self.check_finite()
         result: dict[str, torch.Tensor] = {}
         empty_B = self._num_fed_B == 0
         for name, pooled_LBD in self._pooled_LBD.items():
             if name == "response_mean":
                 pooled_LBD = pooled_LBD / self._num_fed_B.clamp_min(1)[:, None]
-            finite_L = torch.isfinite(pooled_LBD).flatten(1).all(dim=1).tolist()
-            if not all(finite_L):
-                layer = self._layers[finite_L.index(False)]
-                raise UnitError(f"layer {layer}: {name} is not finite.", code="not_finite")
             if name.startswith("response_"):
                 pooled_LBD = torch.where(empty_B[:, None], torch.nan, pooled_LBD)
             result[name] = pooled_LBD.transpose(0, 1).contiguous().cpu()
         self._pooled_LBD = {}
         return result
+
+    def check_finite(self) -> None:
+        """Make sure that every number so far is finite; may be asked in the middle of a batch.
+
+        Raises:
+            UnitError: One is not; names the first captured layer that gave such a number.
+        """
+        # A block hands a number that is not finite on to all above it: the lowest layer is where it began.
+        for position, layer in enumerate(self._layers):
+            if position in self._prompt_finite and not bool(self._prompt_finite[position]):
+                raise UnitError(f"layer {layer}: a prompt's last token is not finite.", code="not_finite")
+            for name, pooled_LBD in self._pooled_LBD.items():
+                if not bool(torch.isfinite(pooled_LBD[position]).all()):
+                    raise UnitError(f"layer {layer}: {name} is not finite.", code="not_finite")
 
     def _hook(self, position: int) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -145,7 +158,10 @@ class PooledCapture:
         return keep
 
     def _pool_prompt(self, position: int, resid_BTD: torch.Tensor, mask_BT: torch.Tensor) -> None:
+        self._prompt_finite[position] = torch.isfinite(resid_BTD[:, -1]).all()
         if "prompt_mean" in self._poolings:
+            # What stands at padding may be anything, and a zero weight would not silence an infinity.
+            resid_BTD = torch.where(mask_BT[:, :, None], resid_BTD, 0.0)
             weights_B1T = (mask_BT / mask_BT.sum(dim=1, keepdim=True))[:, None].float()
             self._pooled_LBD["prompt_mean"][position] = (weights_B1T @ resid_BTD.float())[:, 0]
         if "prompt_last" in self._poolings:
@@ -153,7 +169,7 @@ class PooledCapture:
             self._pooled_LBD["prompt_last"][position] = resid_BTD[:, -1].float()
 
     def _pool_response(self, position: int, resid_AD: torch.Tensor) -> None:
-        # A zero weight would not silence an infinity; rows that have ended are masked, not multiplied.
+        # Rows that have ended are masked, not multiplied: a zero weight would not silence an infinity.
         content_A1 = self._weight_A1 > 0
         if "response_mean" in self._poolings:
             added_AD = torch.where(content_A1, resid_AD, 0.0)

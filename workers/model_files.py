@@ -173,7 +173,10 @@ def _read_weight_headers(directory: Path) -> tuple[int, str]:
             try:
                 (length,) = struct.unpack("<Q", head)
                 header = json.loads(file.read(length))
-            except (struct.error, ValueError, MemoryError, OverflowError) as error:
+                sizes = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+                if path.stat().st_size != len(head) + length + max(sizes, default=0):
+                    raise ValueError("cut short")
+            except (struct.error, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
                 raise InputError(
                     f"{path} is not a whole safetensors file.", code="no_model", field=_SOURCE, mend="Fetch it again."
                 ) from error

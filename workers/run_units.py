@@ -33,6 +33,10 @@ def run_units(engine: Engine, orders: Sequence[UnitOrder]) -> Iterator[UnitBlock
     requests = [request for order in orders for request in order.requests]
     try:
         captured = engine.generate(requests)
+        if len(captured) != len(requests):
+            raise UnitError(
+                f"the engine gave {len(captured)} rollouts for {len(requests)} requests.", code="rows_mixed"
+            )
     except Exception as error:  # noqa: BLE001 - whatever a model throws is this unit's failure, not the worker's end
         if len(orders) > 1:
             for order in orders:

@@ -44,6 +44,7 @@ class TransformersEngine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._settings = settings
@@ -53,7 +54,7 @@ class TransformersEngine:
             self.model: Any = AutoModelForCausalLM.from_pretrained(
                 settings.directory, dtype=getattr(torch, settings.dtype), use_safetensors=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
             raise InputError(
                 f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
                 code="model_not_loaded",
@@ -103,7 +104,12 @@ class TransformersEngine:
         settings = self._settings
         poolings = settings.capture.poolings
         with PooledCapture(self._blocks, settings.layers, poolings) as capture:
-            generated, num_content = self._decode(batch, capture)
+            try:
+                generated, num_content = self._decode(batch, capture)
+            except UnitError:
+                # Logits that are not finite: the layer where it began says more, if a captured one shows it.
+                capture.check_finite()
+                raise
             pooled_BLD = capture.finish()
         rows: list[CapturedRollout] = []
         for b, prompt in enumerate(batch):

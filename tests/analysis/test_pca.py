@@ -1,0 +1,96 @@
+"""PCA against the eigenvectors of the covariance, written out here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from persona_atlas.analysis.pca import components_for, fit_pca
+
+
+def drawn(num_vectors: int, d_model: int, seed: int, layers: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    # Different variances along different directions, far from the origin.
+    spread = np.diag(np.geomspace(4, 0.5, d_model))
+    return rng.standard_normal((num_vectors, layers, d_model)) @ spread + 20 * rng.standard_normal((layers, d_model))
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_vectors=st.integers(3, 12), d_model=st.integers(2, 8), seed=st.integers(0, 500))
+def test_components_and_variances_are_those_of_the_covariance(num_vectors: int, d_model: int, seed: int):
+    vectors_PLD = drawn(num_vectors, d_model, seed)
+    pca = fit_pca(vectors_PLD, None)
+    num_components = min(num_vectors - 1, d_model)
+    assert pca.components_LKD.shape == (2, num_components, d_model)
+    for layer in range(2):
+        centred_PD = vectors_PLD[:, layer] - vectors_PLD[:, layer].mean(axis=0)
+        values_K, vectors_DK = np.linalg.eigh(centred_PD.T @ centred_PD / (num_vectors - 1))
+        values_K, vectors_DK = values_K[::-1][:num_components], vectors_DK[:, ::-1][:, :num_components]
+        total = np.trace(centred_PD.T @ centred_PD) / (num_vectors - 1)
+        np.testing.assert_allclose(pca.variance_ratio_LK[layer], values_K / total, atol=1e-10)
+        np.testing.assert_allclose(
+            pca.components_LKD[layer] @ pca.components_LKD[layer].T, np.eye(num_components), atol=1e-9
+        )
+        gaps = np.abs(np.diff(values_K, append=0)), np.abs(np.diff(values_K, prepend=np.inf))
+        for k in range(num_components):
+            # Two components of nearly the same variance may turn within their plane.
+            if min(gaps[0][k], gaps[1][k]) > 1e-3 * values_K[0]:
+                assert abs(pca.components_LKD[layer, k] @ vectors_DK[:, k]) == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(pca.mean_LD[layer], vectors_PLD[:, layer].mean(axis=0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 500))
+def test_the_first_component_agrees_with_the_axis_and_the_others_have_their_largest_coordinate_positive(seed: int):
+    vectors_PLD = drawn(7, 5, seed)
+    axis_LD = np.random.default_rng(seed + 1).standard_normal((2, 5))
+    with_axis, flipped, without = (fit_pca(vectors_PLD, axis) for axis in (axis_LD, -axis_LD, None))
+    for layer in range(2):
+        assert with_axis.components_LKD[layer, 0] @ axis_LD[layer] > 0
+        np.testing.assert_array_equal(with_axis.components_LKD[layer, 0], -flipped.components_LKD[layer, 0])
+        for pca, first in ((with_axis, 1), (flipped, 1), (without, 0)):
+            for component_D in pca.components_LKD[layer, first:]:
+                assert component_D[np.abs(component_D).argmax()] > 0
+
+
+def test_scores_are_coordinates_about_the_mean_and_keep_all_that_varies():
+    vectors_PLD = drawn(4, 9, 3)
+    pca = fit_pca(vectors_PLD, None)
+    scores_PLK = pca.scores(vectors_PLD)
+    assert scores_PLK.shape == (4, 2, 3)
+    np.testing.assert_allclose(scores_PLK.mean(axis=0), 0, atol=1e-10)
+    rebuilt = np.stack([scores_PLK[:, layer] @ pca.components_LKD[layer] for layer in range(2)], axis=1) + pca.mean_LD
+    np.testing.assert_allclose(rebuilt, vectors_PLD, atol=1e-9)
+
+
+def test_a_move_of_all_vectors_moves_the_mean_alone():
+    vectors_PLD = drawn(6, 4, 8)
+    here, there = fit_pca(vectors_PLD, None), fit_pca(vectors_PLD + 1000, None)
+    np.testing.assert_allclose(there.mean_LD, here.mean_LD + 1000)
+    np.testing.assert_allclose(there.components_LKD, here.components_LKD, atol=1e-8)
+    np.testing.assert_allclose(there.variance_ratio_LK, here.variance_ratio_LK, atol=1e-8)
+
+
+def test_two_vectors_or_no_variance_are_refused():
+    with pytest.raises(ValueError, match="at least 3"):
+        fit_pca(drawn(2, 4, 0), None)
+    with pytest.raises(ValueError, match="all the same"):
+        fit_pca(np.ones((5, 1, 4)), None)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "share", "expected"),
+    [
+        ([0.5, 0.25, 0.25], 0.5, 1),
+        ([0.5, 0.25, 0.25], 0.51, 2),
+        ([0.5, 0.25, 0.25], 0.7, 2),
+        ([0.5, 0.25, 0.25], 1.0, 3),
+        ([0.1] * 10, 0.7, 7),
+        ([0.1] * 10, 1.0, 10),
+        ([1.0], 0.7, 1),
+    ],
+)
+def test_components_for_counts_those_that_reach_the_share(ratio: list[float], share: float, expected: int):
+    assert components_for(np.array(ratio), share) == expected
+    assert components_for(np.array(ratio, dtype=np.float32), share - 1e-6) == expected

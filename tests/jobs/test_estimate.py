@@ -1,0 +1,53 @@
+"""The estimate of a plan: it follows what is asked, and a replica's memory has room for what it must hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from persona_atlas.jobs.estimate import estimate, resolved_dtype
+
+from fakes import FACTS, small_plan, small_spec
+
+
+@given(questions=st.integers(1, 30), samples=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_one_question_more_takes_more_of_everything_that_is_spent(questions: int, samples: int):
+    def of(count: int):
+        roles = {"names": ["pirate"], "prompts": 2, "questions": count, "samples": samples}
+        return estimate(small_plan(small_spec(personas={"roles": roles, "default": {"prompts": 0}})))
+
+    less, more = of(questions), of(questions + 1)
+    assert more.prompt_tokens > less.prompt_tokens
+    assert more.response_tokens - less.response_tokens == 2 * samples * 512
+    assert more.stored_bytes - less.stored_bytes == 2 * samples * FACTS.n_layers * FACTS.d_model * 2
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_a_replica_holds_the_weights_in_their_type_and_a_batch_beside(dtype: str, width: int):
+    facts = replace(FACTS, num_parameters=70_000_000_000, dtype=dtype)
+    found = estimate(small_plan(facts=facts))
+    assert found.weight_bytes == 70_000_000_000 * width
+    assert found.replica_bytes >= found.weight_bytes + found.cache_bytes + found.capture_bytes
+    assert found.cache_bytes > 0
+    assert found.capture_bytes > 0
+
+
+def test_the_asked_type_wins_over_the_checkpoints_own():
+    assert estimate(small_plan(small_spec(model={"source": "none", "dtype": "bfloat16"}))).weight_bytes == 20_000
+    assert resolved_dtype("auto", "bfloat16") == "bfloat16"
+    assert resolved_dtype("auto", "float8_e4m3fn") == "float32"
+
+
+def test_a_larger_batch_takes_more_cache_and_nothing_more_of_the_store():
+    small = estimate(small_plan(small_spec(placement={"batch_tokens": 1024})))
+    large = estimate(small_plan(small_spec(placement={"batch_tokens": 4096})))
+    assert large.cache_bytes == 4 * small.cache_bytes
+    assert large.stored_bytes == small.stored_bytes
+
+
+def test_every_unit_makes_its_arrays_its_texts_and_its_commit():
+    plan = small_plan(small_spec(capture={"poolings": ["response_mean", "prompt_last"]}))
+    assert estimate(plan).objects == 4 * len(plan.units)

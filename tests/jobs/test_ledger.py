@@ -1,0 +1,171 @@
+"""The ledger: whatever workers answer, every unit ends committed or failed, and no row block twice."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from persona_atlas.jobs.ledger import MAX_ATTEMPTS, Failure, Ledger, row_blocks_needed
+from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.units import UnitOrder
+
+from fakes import small_plan, small_spec
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return small_plan()
+
+
+@pytest.fixture(scope="module")
+def uneven_plan() -> Plan:
+    """Units of 2 rollouts (default), 4 (roles) and 3 (traits), which is not the order of their length."""
+    personas = {
+        "roles": {"names": ["pirate", "poet"], "prompts": 1, "questions": 4},
+        "traits": {"names": ["anxious"], "prompts": 1, "questions": 3},
+        "default": {"prompts": 2, "questions": 2},
+    }
+    return small_plan(small_spec(personas=personas))
+
+
+def fail(ledger: Ledger, order: UnitOrder, why: str = "scripted") -> bool:
+    return ledger.fail(Failure(order.unit.unit_id, order.attempt, why))
+
+
+@given(data=st.data(), per_assignment=st.integers(1, 12), num_workers=st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_failed(
+    plan: Plan, data: st.DataObject, per_assignment: int, num_workers: int
+):
+    ids = [unit.unit_id for unit in plan.units]
+    before = set(data.draw(st.sets(st.sampled_from(ids), max_size=8), label="committed before"))
+    row_blocks = iter(range(row_blocks_needed(plan, before)))
+    ledger = Ledger(plan, set(before), row_blocks, per_assignment)
+    working: list[tuple[UnitOrder, ...]] = []
+    handed_out: list[UnitOrder] = []
+    failures: dict[str, int] = {}
+    while not ledger.is_over:
+        while len(working) < num_workers and (orders := ledger.next_assignment()):
+            working.append(orders)
+            handed_out.extend(orders)
+        assert working, "nothing is worked and the ledger is not over"
+        assert ledger.in_flight == sum(map(len, working))
+        orders = working.pop(data.draw(st.integers(0, len(working) - 1), label="who answers"))
+        worker_lost = data.draw(st.booleans(), label="worker lost")
+        for order in orders:
+            if worker_lost or data.draw(st.booleans(), label="fails"):
+                failures[order.unit.unit_id] = failures.get(order.unit.unit_id, 0) + 1
+                again = fail(ledger, order)
+                assert again == (failures[order.unit.unit_id] < MAX_ATTEMPTS)
+            else:
+                ledger.commit(order.unit.unit_id)
+    assert ledger.committed | set(ledger.failed) == set(ids)
+    assert not ledger.committed & set(ledger.failed)
+    assert (ledger.in_flight, ledger.pending) == (0, 0)
+    used = [order.row_block for order in handed_out]
+    assert len(set(used)) == len(used)
+    attempts = {unit_id: [o.attempt for o in handed_out if o.unit.unit_id == unit_id] for unit_id in ids}
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in attempts.values())
+    assert max(map(len, attempts.values())) <= MAX_ATTEMPTS == 3
+    assert all(not attempts[unit_id] for unit_id in before)
+    assert all(len(attempts[unit_id]) == 3 for unit_id in ledger.failed)
+
+
+def test_a_unit_that_failed_once_is_handed_out_alone(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=10_000)
+    first = ledger.next_assignment()
+    assert len(first) == len(plan.units)
+    for order in first[:3]:
+        assert fail(ledger, order)
+    for expected in first[:3]:
+        (order,) = ledger.next_assignment()
+        assert order.unit == expected.unit
+        assert order.attempt == 2
+
+
+def test_a_retry_waits_behind_the_units_never_tried_and_does_not_join_them(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=3)
+    (first,) = ledger.next_assignment()
+    fail(ledger, first)
+    order = [ledger.next_assignment() for _ in plan.units]
+    assert all(len(assignment) == 1 for assignment in order)
+    assert [assignment[0].unit for assignment in order] == [*plan.units[1:], first.unit]
+
+
+def test_a_retry_does_not_ride_with_the_last_fresh_units(plan: Plan):
+    ledger = Ledger(plan, {unit.unit_id for unit in plan.units[2:]}, itertools.count(), rollouts_per_assignment=3)
+    (first,) = ledger.next_assignment()
+    fail(ledger, first)
+    ledger.rollouts_per_assignment = 10_000
+    assert [o.unit for o in ledger.next_assignment()] == [plan.units[1]]
+    assert [o.unit for o in ledger.next_assignment()] == [first.unit]
+
+
+def test_the_longest_units_go_first_and_equals_keep_the_plans_order(uneven_plan: Plan):
+    ledger = Ledger(uneven_plan, set(), itertools.count())
+    order = []
+    while assignment := ledger.next_assignment():
+        order.extend(o.unit for o in assignment)
+    assert [unit.num_rollouts for unit in order] == [4, 4, 3, 3, 2, 2]
+    assert [unit.unit_id for unit in order if unit.kind == "role"] == ["role.pirate.pos.p0.b0", "role.poet.pos.p0.b0"]
+
+
+def test_an_assignment_fills_a_batch_and_does_not_overfill_it(uneven_plan: Plan):
+    ledger = Ledger(uneven_plan, set(), itertools.count(), rollouts_per_assignment=8)
+    sizes = []
+    while assignment := ledger.next_assignment():
+        sizes.append([o.unit.num_rollouts for o in assignment])
+    assert sizes == [[4, 4], [3, 3, 2], [2]]
+
+
+def test_a_unit_longer_than_a_batch_is_handed_out_all_the_same(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=1)
+    assert len(ledger.next_assignment()) == 1
+
+
+def test_an_order_brings_the_texts_of_its_unit(plan: Plan):
+    (order,) = Ledger(plan, set(), itertools.count()).next_assignment()
+    assert order.requests == plan.requests(order.unit)
+
+
+def test_the_third_failure_is_kept_with_its_reason(plan: Plan):
+    ledger = Ledger(plan, {unit.unit_id for unit in plan.units[1:]}, itertools.count())
+    for attempt in (1, 2, 3):
+        assert not ledger.is_over
+        (order,) = ledger.next_assignment()
+        assert fail(ledger, order, f"reason {attempt}") == (attempt < 3)
+    assert ledger.is_over
+    assert ledger.failed[plan.units[0].unit_id].message == "reason 3"
+
+
+def test_after_stop_nothing_is_handed_out_and_what_is_in_flight_still_counts(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=3)
+    (first,) = ledger.next_assignment()
+    (second,) = ledger.next_assignment()
+    ledger.stop()
+    assert ledger.next_assignment() == ()
+    assert not ledger.is_over
+    ledger.commit(first.unit.unit_id)
+    fail(ledger, second)
+    assert ledger.is_over
+    assert ledger.next_assignment() == ()
+    assert ledger.committed == {first.unit.unit_id}
+
+
+def test_a_failure_of_a_unit_that_is_committed_changes_nothing(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count())
+    (order,) = ledger.next_assignment()
+    ledger.commit(order.unit.unit_id)
+    pending = ledger.pending
+    assert not fail(ledger, order)
+    assert order.unit.unit_id in ledger.committed
+    assert ledger.pending == pending
+    assert not ledger.failed
+
+
+def test_row_blocks_suffice_for_every_attempt_of_every_missing_unit(plan: Plan):
+    known = plan.units[0].unit_id
+    assert row_blocks_needed(plan, []) == 3 * len(plan.units)
+    assert row_blocks_needed(plan, [known, known, "a.unit.of.another.plan"]) == 3 * (len(plan.units) - 1)

@@ -1,0 +1,119 @@
+"""Reductions in the store: read back whole, the newest is current, and a damaged one says how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from persona_atlas.jobs.errors import StoreError
+from persona_atlas.storage import layout
+from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.reductions import Reduction, read_current_reduction, write_reduction
+
+
+def full_reduction() -> Reduction:
+    random = np.random.default_rng(0)
+
+    def floats(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
+    return Reduction(
+        reduction_id="full",
+        layers=(1, 3),
+        role_names=("pirate", "poet", "stoic"),
+        trait_names=("stoic",),
+        facts={"units": 12, "filter": None, "hook_point": "resid_post"},
+        role_vectors=floats(3, 2, 8),
+        role_counts=np.array([5, 6, 7], dtype=np.int64),
+        default_vector=floats(2, 8),
+        trait_vectors=floats(1, 2, 8),
+        axis=floats(2, 8),
+        pca_mean=floats(2, 8),
+        pca_components=floats(2, 2, 8),
+        pca_variance_ratio=floats(2, 2),
+        pc1_axis_cosine=floats(2),
+        projections=floats(11, 2),
+        projection_rows=np.arange(11, dtype=np.int64) * 3,
+        threshold_labels=("p0.01", "p0.25"),
+        cap_on_minus_axis=floats(2, 2),
+        floor_on_axis=floats(2, 2),
+    )
+
+
+def assert_same(found: Reduction | None, expected: Reduction) -> None:
+    assert found is not None
+    for field in fields(Reduction):
+        a, b = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(b, np.ndarray):
+            assert isinstance(a, np.ndarray), field.name
+            assert a.dtype == b.dtype, field.name
+            assert np.array_equal(a, b), field.name
+        else:
+            assert a == b, field.name
+            assert type(a) is type(b), field.name
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Location:
+    return open_location(str(tmp_path / "run"))
+
+
+def test_a_reduction_is_read_back_whole(store_url: str):
+    location = open_location(store_url)
+    assert read_current_reduction(location) is None
+    full = full_reduction()
+    assert {f.name for f in fields(Reduction) if getattr(full, f.name) is None} == set(), "or this proves too little"
+    write_reduction(location, full)
+    assert_same(read_current_reduction(location), full)
+
+
+def test_what_could_not_be_had_stays_none(location: Location):
+    little = Reduction("little", (0,), (), (), {})
+    write_reduction(location, little)
+    assert_same(read_current_reduction(location), little)
+
+
+def test_the_newest_is_current_and_the_older_one_stays(location: Location):
+    full = full_reduction()
+    write_reduction(location, full)
+    newer = replace(full, reduction_id="newer", axis=None)
+    write_reduction(location, newer)
+    assert_same(read_current_reduction(location), newer)
+    old = zarr.open_group(location.zarr(read_only=True), path=layout.reduction_path("full"), mode="r")
+    axis = np.asarray(zarr.open_array(old.store, path=f"{old.path}/axis", mode="r")[...])
+    assert full.axis is not None
+    assert np.array_equal(axis, full.axis)
+
+
+def test_the_same_reduction_written_again_leaves_nothing_of_the_last(location: Location):
+    write_reduction(location, full_reduction())
+    without = replace(full_reduction(), axis=None)
+    write_reduction(location, without)
+    assert_same(read_current_reduction(location), without)
+
+
+def test_a_reader_sees_no_reduction_before_it_is_whole(location: Location):
+    write_reduction(location, full_reduction())
+    pointer = location.read(layout.CURRENT_REDUCTION)
+    write_reduction(location, replace(full_reduction(), reduction_id="half"))
+    assert pointer is not None
+    location.write(layout.CURRENT_REDUCTION, pointer)
+    found = read_current_reduction(location)
+    assert found is not None
+    assert found.reduction_id == "full"
+
+
+@pytest.mark.parametrize("pointer", [b"", b"{}", b"[1]", b'{"reduction_id": "gone"}'])
+def test_a_damaged_pointer_says_how_to_mend_it(location: Location, pointer: bytes):
+    write_reduction(location, full_reduction())
+    location.write(layout.CURRENT_REDUCTION, pointer)
+    with pytest.raises(StoreError, match="Run reduce again") as caught:
+        read_current_reduction(location)
+    assert caught.value.code == "bad_reduction"
+
+
+def test_a_layer_is_found_by_its_number():
+    assert full_reduction().position(3) == 1

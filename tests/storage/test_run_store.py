@@ -1,0 +1,197 @@
+"""The driver's side of a run: it begins once, is not mixed with another, and commits each unit once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from persona_atlas.jobs.catalog import load_catalog
+from persona_atlas.jobs.errors import InputError, StoreError
+from persona_atlas.jobs.personas import Question
+from persona_atlas.jobs.plan import Plan
+from persona_atlas.storage import layout, lease
+from persona_atlas.storage.index import read_commit
+from persona_atlas.storage.lease import acquire
+from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.query import open_run
+from persona_atlas.storage.run_store import (
+    begin_run,
+    check_same_run,
+    commit_unit,
+    committed_units,
+    read_run_record,
+    refresh_index,
+    reserve_rows,
+)
+
+from fakes import FACTS, small_plan, small_spec
+from stored_runs import begin, record_of, store_run, write_unit
+
+UNIT = "role.pirate.pos.p0.b0"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return small_plan()
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Location:
+    return open_location(str(tmp_path / "run"))
+
+
+def test_a_run_is_begun_once_and_begun_again_by_the_same_job_alone(store_url: str, plan: Plan):
+    location = open_location(store_url)
+    assert read_run_record(location) is None
+    begin_run(location, record_of(plan))
+    first = location.read(layout.RUN_RECORD)
+    begin_run(location, record_of(plan).model_copy(update={"created_at": "later"}))
+    assert location.read(layout.RUN_RECORD) == first
+    assert read_run_record(location) == record_of(plan)
+    with pytest.raises(InputError) as caught:
+        begin_run(location, record_of(small_plan(small_spec(seed=9))))
+    assert caught.value.code == "other_run"
+    assert location.read(layout.RUN_RECORD) == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        ({"sampling": {"temperature": 0.1}}, "sampling.temperature", "begun with 0.7, the spec says 0.1"),
+        ({"seed": 3}, "seed", "begun with 0, the spec says 3"),
+        ({"capture": {"layers": [1]}}, "capture.layers", '"all"'),
+        ({"store": {"url": "x", "mantissa_bits": 7}}, "mantissa_bits", "begun with 10"),
+        ({"model": {"source": "other", "name": "Nobody"}}, "model.source", '"other"'),
+    ],
+)
+def test_another_spec_is_refused_with_the_field_and_both_values(
+    plan: Plan, changes: dict[str, Any], field: str, said: str
+):
+    with pytest.raises(InputError, match="Give this job its own") as caught:
+        check_same_run(record_of(plan), small_plan(small_spec(**changes)), "/a/run")
+    assert (caught.value.code, caught.value.field) == ("other_run", field)
+    assert said in str(caught.value)
+    assert "/a/run" in str(caught.value)
+
+
+def test_another_model_or_other_texts_under_the_same_names_are_refused(plan: Plan):
+    with pytest.raises(InputError) as caught:
+        check_same_run(record_of(plan), small_plan(facts=replace(FACTS, fingerprint="0" * 64)), "u")
+    assert caught.value.field == "model.source"
+    catalog = load_catalog()
+    reworded = replace(catalog, questions=(Question("q001", "Else?"), *catalog.questions[1:]))
+    with pytest.raises(InputError) as caught:
+        check_same_run(record_of(plan), small_plan(catalog=reworded), "u")
+    assert caught.value.field == "personas.catalog"
+
+
+def test_the_same_job_kept_elsewhere_or_spread_otherwise_is_the_same_run(plan: Plan):
+    check_same_run(record_of(plan), small_plan(small_spec("other", placement={"replicas": 3})), "u")
+
+
+def test_a_place_that_holds_something_else_is_refused(store_url: str):
+    location = open_location(store_url)
+    location.write("photos/cat.jpg", b"x")
+    for act in (lambda: read_run_record(location), lambda: open_run(store_url)):
+        with pytest.raises(InputError) as caught:
+            act()
+        assert (caught.value.code, caught.value.field) == ("not_a_run", "store.url")
+
+
+def test_a_driver_that_died_before_it_wrote_the_record_leaves_a_place_that_can_be_used(location: Location, plan: Plan):
+    with acquire(location, 3):
+        pass
+    assert read_run_record(location) is None
+    with acquire(location, 3) as held:
+        begin(location, plan, held)
+    assert read_run_record(location) == record_of(plan)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"layout_version": 1}'])
+def test_a_damaged_record_is_told_from_a_missing_one(location: Location, plan: Plan, damage: bytes):
+    begin_run(location, record_of(plan))
+    location.write(layout.RUN_RECORD, damage)
+    with pytest.raises(StoreError, match=r"run\.json") as caught:
+        open_run(location.url)
+    assert caught.value.code == "bad_record"
+
+
+@pytest.mark.parametrize("added", [{}, {"a_field_of_tomorrow": 1}], ids=["same_fields", "new_field"])
+def test_a_store_of_a_newer_layout_asks_for_an_upgrade(location: Location, plan: Plan, added: dict[str, object]):
+    begin_run(location, record_of(plan))
+    data = json.loads(location.read(layout.RUN_RECORD) or b"")
+    newer = data | {"layout_version": layout.LAYOUT_VERSION + 1} | added
+    location.write(layout.RUN_RECORD, json.dumps(newer).encode())
+    with pytest.raises(StoreError, match="Upgrade persona-atlas") as caught:
+        open_run(location.url)
+    assert caught.value.code == "newer_layout"
+
+
+def test_a_unit_is_committed_once_and_the_first_attempt_stays(store_url: str, plan: Plan):
+    location = open_location(store_url)
+    with acquire(location, 9) as held:
+        begin(location, plan, held)
+        first = write_unit(location, plan, UNIT, 0)
+        second = write_unit(location, plan, UNIT, 1)
+        assert committed_units(location) == set()
+        assert commit_unit(location, held, first)
+        assert not commit_unit(location, held, second)
+        assert commit_unit(location, held, first), "asking again after a lost answer is safe"
+    record = read_commit(location, UNIT)
+    assert (record.manifest, record.generation) == (first, 1)
+    assert committed_units(location) == {UNIT}
+
+
+def test_a_driver_that_lost_its_lease_commits_nothing(location: Location, plan: Plan, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", -1.0)
+    with acquire(location, 9) as held:
+        begin(location, plan, held)
+        manifest = write_unit(location, plan, UNIT, 0)
+        with pytest.raises(StoreError) as caught:
+            commit_unit(location, held, manifest)
+        assert caught.value.code == "lease_lost"
+    assert committed_units(location) == set()
+
+
+def test_more_room_keeps_the_rows_that_are_there_and_less_takes_none_away(store_url: str, plan: Plan):
+    location = store_run(store_url, plan)
+    before = open_run(store_url).activations(layer="all").values
+    array = zarr.open_array(location.zarr(read_only=True), path=layout.array_path("resid_post", "response_mean"))
+    rows = array.shape[0]
+    assert rows == 2 * len(plan.units) * plan.rows_per_block
+    for row_blocks in (50, 1):
+        reserve_rows(location, record_of(plan), row_blocks)
+        array = zarr.open_array(location.zarr(read_only=True), path=layout.array_path("resid_post", "response_mean"))
+        assert array.shape[0] == max(rows, 50 * plan.rows_per_block)
+        assert np.array_equal(open_run(store_url).activations(layer="all").values, before)
+
+
+def test_a_second_driver_adds_what_the_first_left_out(store_url: str, plan: Plan):
+    left_out = {UNIT, "trait.anxious.neg.p1.b0"}
+    location = store_run(store_url, plan, leave_out=left_out)
+    assert committed_units(location) == set(plan.by_id) - left_out
+    with acquire(location, 4) as held:
+        begin(location, plan, held)
+        for unit_id, row_block in zip(sorted(left_out), held.row_blocks, strict=False):
+            assert commit_unit(location, held, write_unit(location, plan, unit_id, row_block))
+    run = open_run(store_url)
+    assert run.completeness.is_complete
+    assert run.activations(layer="all").values.shape == (36, 4, 16)
+
+
+def test_the_index_is_written_when_units_are_added_and_only_then(location: Location, plan: Plan):
+    store_run(location.url, plan, leave_out={UNIT})
+    units = committed_units(location)
+    table = refresh_index(location, units)
+    assert table.num_rows == 33
+    written = location.read(layout.INDEX)
+    assert written is not None
+    location.write(layout.INDEX, written)
+    stamp = (Path(location.url) / layout.INDEX).stat().st_mtime_ns
+    assert refresh_index(location, units).equals(table)
+    assert (Path(location.url) / layout.INDEX).stat().st_mtime_ns == stamp

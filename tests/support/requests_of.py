@@ -1,0 +1,47 @@
+"""Requests and settings for a real engine, without a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from persona_atlas.jobs.spec import CaptureSpec, SamplingSpec
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
+from persona_atlas.workers.engine import EngineSettings
+
+POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
+
+
+def requests_of(num: int, *, job_seed: int = 0, system_prompt: str = "You are a pirate.") -> list[RolloutRequest]:
+    """Requests of very different lengths, every third without a system prompt, each with its own seed."""
+    requests: list[RolloutRequest] = []
+    for index in range(num):
+        address = RolloutAddress("role", "pirate", "pos", 0, index, 0)
+        question = "Why? " * (1 + (index * 5) % 7) + str(index)
+        requests.append(RolloutRequest(address, system_prompt if index % 3 else "", question, address.seed(job_seed)))
+    return requests
+
+
+def engine_settings(
+    directory: Path,
+    *,
+    layers: Sequence[int],
+    max_new_tokens: int = 20,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch_tokens: int = 100_000,
+    poolings: Sequence[str] = POOLINGS,
+) -> EngineSettings:
+    """Settings of a float32 engine on the CPU."""
+    capture: dict[str, Any] = {"poolings": list(poolings)}
+    return EngineSettings(
+        directory=directory,
+        dtype="float32",
+        device="cpu",
+        threads=1,
+        batch_tokens=batch_tokens,
+        layers=tuple(layers),
+        sampling=SamplingSpec(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens),
+        capture=CaptureSpec.model_validate(capture),
+    )

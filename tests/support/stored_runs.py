@@ -1,0 +1,65 @@
+"""Runs written as a driver and its workers write them, with FakeEngine's numbers; small, real, on any store."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+
+from persona_atlas.jobs.plan import Plan
+from persona_atlas.storage.blocks import write_block
+from persona_atlas.storage.lease import HeldLease, acquire
+from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.records import Manifest, RunRecord
+from persona_atlas.storage.run_store import begin_run, commit_unit, reserve_rows
+
+from fakes import FakeEngine, block_of
+
+
+def record_of(plan: Plan) -> RunRecord:
+    """The record that a driver would write for a plan."""
+    return RunRecord.of(plan, rendering={}, versions={}, created_at="2026-01-01T00:00:00+00:00")
+
+
+def write_unit(
+    location: Location, plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None
+) -> Manifest:
+    """Write one unit's block, uncommitted."""
+    block = block_of(plan, unit_id, row_block, engine)
+    return write_block(
+        location,
+        block,
+        rows_per_block=plan.rows_per_block,
+        mantissa_bits=plan.spec.store.mantissa_bits,
+        worker="test",
+    )
+
+
+def begin(location: Location, plan: Plan, lease: HeldLease) -> None:
+    """Write the run's record and make room for the lease's row blocks."""
+    begin_run(location, record_of(plan))
+    reserve_rows(location, record_of(plan), lease.row_blocks.stop)
+
+
+def store_run(
+    url: str, plan: Plan, *, engine: FakeEngine | None = None, leave_out: Collection[str] = (), uncommitted: bool = True
+) -> Location:
+    """Write a whole run; row blocks are handed out in a mixed order, so that rows are not in address order.
+
+    Args:
+        url: An empty place.
+        plan: The job.
+        engine: What answers.
+        leave_out: Units that are not committed.
+        uncommitted: Whether the units left out are written all the same.
+    """
+    location = open_location(url)
+    with acquire(location, 2 * len(plan.units)) as lease:
+        begin(location, plan, lease)
+        row_blocks = list(lease.row_blocks)
+        random.Random(0).shuffle(row_blocks)
+        for unit, row_block in zip(plan.units, row_blocks, strict=False):
+            if unit.unit_id not in leave_out:
+                assert commit_unit(location, lease, write_unit(location, plan, unit.unit_id, row_block, engine))
+            elif uncommitted:
+                write_unit(location, plan, unit.unit_id, row_block, engine)
+    return location

@@ -1,0 +1,106 @@
+"""Small random models of several families, with weights wide enough that a wrong mask or position shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiny_models import END_ID, SPECIAL, save_tokenizer
+
+VOCABULARY = len(SPECIAL) + 256
+N_LAYERS = 4
+D_MODEL = 32
+STOP_IDS = [END_ID, *range(20, 36)]
+"""Many tokens end a response, so that random models stop at all lengths."""
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": D_MODEL,
+    "intermediate_size": 48,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": STOP_IDS,
+    "pad_token_id": 0,
+}
+
+
+def _llama() -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**_SHAPE)
+
+
+def _qwen3() -> Any:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(**_SHAPE, head_dim=16)
+
+
+def _gemma2() -> Any:
+    from transformers import Gemma2Config
+
+    return Gemma2Config(**_SHAPE, head_dim=16, sliding_window=16, query_pre_attn_scalar=16)
+
+
+def _gemma3() -> Any:
+    from transformers import Gemma3TextConfig
+
+    return Gemma3TextConfig(**_SHAPE, head_dim=16, sliding_window=16, query_pre_attn_scalar=16)
+
+
+def _mistral() -> Any:
+    from transformers import MistralConfig
+
+    return MistralConfig(**_SHAPE, sliding_window=16)
+
+
+def _gpt2() -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=D_MODEL,
+        n_inner=48,
+        n_layer=N_LAYERS,
+        n_head=4,
+        n_positions=512,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=STOP_IDS,
+        pad_token_id=0,
+    )
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": _llama,
+    "qwen3": _qwen3,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "mistral": _mistral,
+    "gpt2": _gpt2,
+}
+
+
+def save_tiny_family(directory: Path, family: str) -> Path:
+    """Save a random model of a family: 4 layers, d_model 32; the same weights every time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = FAMILIES[family]()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model: Any = AutoModelForCausalLM.from_config(config)
+        # The two norms and biases start as constants; a random model should not have any.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+    model.generation_config.eos_token_id = STOP_IDS
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
