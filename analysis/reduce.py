@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.errors import InputError
+from ..jobs.errors import InputError, JobError
 from ..jobs.personas import DEFAULT_PERSONA
 from ..jobs.spec import digest_of
 from ..storage.query import Run
@@ -46,6 +46,7 @@ def reduce_run(
     Raises:
         InputError: Nothing is committed, or the pooling was not captured.
         StoreError: A committed number is missing or damaged.
+        JobError: The vectors of some layers are all the same.
     """
     pooling = pooling or _preferred_pooling(run, hook_point)
     if not run.committed:
@@ -66,7 +67,15 @@ def reduce_run(
     for layers in _layer_groups(run, len(groups)):
         if say:
             say(f"reducing layers {layers[0]} to {layers[-1]} of {run.layers[-1]}")
-        parts.append(_reduce_layers(run, layers, hook_point, pooling, roles, traits))
+        try:
+            parts.append(_reduce_layers(run, layers, hook_point, pooling, roles, traits))
+        except ValueError as error:
+            raise JobError(
+                f"layers {layers[0]} to {layers[-1]} have no axis or components: {error}.",
+                code="degenerate",
+                file=run.url,
+                mend="Are all responses the same? A query shows them.",
+            ) from error
     reduction = _join(parts, run, reduction_id, roles, traits, hook_point, pooling)
     write_reduction(run.location, reduction)
     return reduction

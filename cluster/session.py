@@ -76,8 +76,8 @@ def place(asked: PlacementSpec, resources: Resources) -> Placement:
             f"{replicas} replicas of {threads} threads need {threads * replicas} cores; "
             f"there are {resources.num_cpus}.",
             code="too_many_threads",
-            field="placement.threads",
-            mend=f"Ask for at most {max(1, resources.num_cpus // replicas)}.",
+            field="placement.threads" if asked.threads else "placement.replicas",
+            mend=f"Ask for at most {resources.num_cpus // threads} replicas, or fewer threads.",
         )
     return Placement(replicas, device, threads, 1 if device == "cuda" else 0)
 

@@ -85,6 +85,9 @@ class Ledger:
         """Record that a unit is committed."""
         self._in_flight.pop(unit_id, None)
         self.failed.pop(unit_id, None)
+        if unit_id in self._pending:
+            # It was given up for lost, queued again, and has come after all.
+            self._pending.remove(unit_id)
         self.committed.add(unit_id)
 
     def fail(self, failure: Failure) -> bool:

@@ -140,7 +140,7 @@ def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
                 f"{_field(kind)}.questions",
                 f"{kind} {name!r}",
             )
-            blocks = list(_question_blocks(questions, selection.samples, row_values))
+            blocks = list(_question_blocks(questions, selection.samples, row_values, f"{_field(kind)}.samples"))
             for polarity in POLARITIES[kind]:
                 for prompt_index in range(prompts):
                     for block_index, block in enumerate(blocks):
@@ -187,9 +187,17 @@ def _limit(available: int, asked: int | None, field: str, what: str) -> int:
     return wanted
 
 
-def _question_blocks(num_questions: int, samples: int, row_values: int) -> Iterator[tuple[int, ...]]:
+def _question_blocks(num_questions: int, samples: int, row_values: int, field: str) -> Iterator[tuple[int, ...]]:
     """Cut 0..num_questions into the fewest blocks of near-equal length whose rows stay under the size limit."""
-    questions_per_block = max(1, BLOCK_BYTES_LIMIT // (samples * row_values * STORED_BYTES_PER_VALUE))
+    row_bytes = row_values * STORED_BYTES_PER_VALUE
+    questions_per_block = BLOCK_BYTES_LIMIT // (samples * row_bytes)
+    if not questions_per_block:
+        raise InputError(
+            f"{samples} samples of one question come to {samples * row_bytes / 2**20:.0f} MiB; a unit holds 64.",
+            code="too_many",
+            field=field,
+            mend=f"Ask for at most {BLOCK_BYTES_LIMIT // row_bytes}, or capture fewer layers.",
+        )
     num_blocks = math.ceil(num_questions / questions_per_block)
     edges = [round(i * num_questions / num_blocks) for i in range(num_blocks + 1)]
     for start, stop in itertools.pairwise(edges):

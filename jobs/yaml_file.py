@@ -30,7 +30,10 @@ def parse_yaml(text: str, file: str) -> Any:
         InputError: The text is not YAML; names the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _refuse_repeated_keys(node, file)
+        return loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         line, problem = _place_of(error, text)
         raise InputError(
@@ -39,6 +42,29 @@ def parse_yaml(text: str, file: str) -> Any:
             file=file,
             mend="Mend that line; a text with a colon needs quotes or a >- block.",
         ) from None
+
+
+def _refuse_repeated_keys(node: yaml.Node | None, file: str) -> None:
+    """YAML forbids a key that stands twice, and the parser lets the last one win; a person meant one of them."""
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _refuse_repeated_keys(entry, file)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        name = str(key.value)
+        if name in seen:
+            raise InputError(
+                f"stands twice, on lines {seen[name]} and {line} of {file}.",
+                code="repeated_key",
+                field=name,
+                file=file,
+                mend="Keep one of them.",
+            )
+        seen[name] = line
+        _refuse_repeated_keys(value, file)
 
 
 def _place_of(error: yaml.YAMLError, text: str) -> tuple[int, str | None]:

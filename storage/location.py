@@ -7,11 +7,9 @@ user's AWS profile or the instance's role, as boto does it; they never pass thro
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import uuid
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -246,7 +244,7 @@ class _S3Location:
     def zarr(self, *, read_only: bool) -> Store:
         # One for all stores of this location, so that a query does not open connections of its own.
         if self._zarr_fs is None:
-            self._zarr_fs = _closing_its_session(self._filesystem(asynchronous=True))
+            self._zarr_fs = self._filesystem(asynchronous=True)
         return FsspecStore(self._zarr_fs, path=self._root, read_only=read_only)
 
     @contextmanager
@@ -275,24 +273,3 @@ class _S3Location:
                 field=_FIELD,
                 mend="Check that the server answers and store.endpoint_url is right, then start again.",
             ) from error
-
-
-def _closing_its_session(fs: Any) -> Any:
-    """Make an asynchronous s3fs close its connections when it is collected; s3fs does so only for synchronous ones."""
-    reference = weakref.ref(fs)
-    set_session = type(fs).set_session
-    close_session = type(fs).close_session
-    is_watched = False
-
-    async def set_session_and_watch(refresh: bool = False, kwargs: dict[str, Any] | None = None) -> Any:
-        nonlocal is_watched
-        alive = reference()
-        assert alive is not None
-        client = await set_session(alive, refresh, kwargs or {})
-        if not is_watched:
-            is_watched = True
-            weakref.finalize(alive, close_session, asyncio.get_running_loop(), alive._s3creator)
-        return client
-
-    fs.set_session = set_session_and_watch
-    return fs

@@ -157,7 +157,8 @@ class Run:
         """
         chosen = Selection(kind, persona, polarity, prompt, question, min_tokens).apply(self.index)
         chosen = chosen.filter(chosen["has_vector"])
-        positions = layer_positions(layer, self.layers, self.record.model.n_layers)
+        asked = self.middle_layer if layer == "middle" else layer
+        positions = layer_positions(asked, self.layers, self.record.model.n_layers)
         values_NLD = self._read(chosen, positions, hook_point, pooling)
         values = values_NLD[:, 0] if is_single_layer(layer) else values_NLD
         return Activations(values, chosen, tuple(self.layers[p] for p in positions), self.completeness)

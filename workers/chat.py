@@ -44,6 +44,7 @@ class ChatRenderer:
                 mend="Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
             )
         self._tokenizer = tokenizer
+        self._template = _with_pinned_date(str(tokenizer.chat_template))
         self.has_system_role = self._shows_system()
         self.inserted_system_text = self._inserts_system()
 
@@ -81,10 +82,14 @@ class ChatRenderer:
             return [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
         return [{"role": "user", "content": f"{system_prompt}\n\n{question}"}]
 
-    @staticmethod
-    def _options() -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         # Templates take what they know and ignore the rest.
-        return {"add_generation_prompt": True, "enable_thinking": False, "date_string": PINNED_DATE}
+        return {
+            "chat_template": self._template,
+            "add_generation_prompt": True,
+            "enable_thinking": False,
+            "date_string": PINNED_DATE,
+        }
 
     def _text(self, system_prompt: str, question: str, *, has_system_role: bool) -> str:
         messages = self._messages(system_prompt, question, has_system_role=has_system_role)
@@ -113,6 +118,13 @@ class ChatRenderer:
         before = bare.split(_PROBE_QUESTION)[0]
         marks = full.split(_PROBE_QUESTION)[0].replace(_PROBE_SYSTEM, "")
         return len(before) >= len(marks)
+
+
+def _with_pinned_date(template: str) -> str:
+    """Pin the date of a template that asks the clock: a macro of its own hides the function it would call."""
+    if "strftime_now" not in template:
+        return template
+    return "{%- macro strftime_now(format) -%}" + PINNED_DATE + "{%- endmacro -%}" + template
 
 
 def stop_token_ids(tokenizer: Any, *configs: Any) -> frozenset[int]:

@@ -23,6 +23,17 @@ from ..jobs.plan import ModelFacts
 from ..jobs.spec import PACKAGE_SCHEME, ModelSpec
 
 _SOURCE = "model.source"
+_IDENTITY_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+)
+_SAMPLES, _SAMPLE_BYTES = 64, 2**16
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 
 
@@ -123,7 +134,7 @@ def _file_in_package(source: str) -> Path:
 
 def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
     stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}:{_sha256_of_head(gguf)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}:{_sampled_sha256(gguf)}".encode()).hexdigest()[:16]
     target = cache_dir() / "models" / f"{gguf.stem}-{key}"
     if target.is_dir():
         return target
@@ -199,20 +210,22 @@ def _read_weight_headers(directory: Path) -> tuple[int, str]:
 
 
 def _fingerprint(directory: Path) -> str:
-    """Hash what makes a model itself: configuration, tokenizer, and size and header of each weight file."""
+    """Hash what makes a model itself: configuration, tokenizer, and samples all along each weight file."""
     digest = hashlib.sha256()
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        path = directory / name
-        digest.update(name.encode())
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    for name in ("chat_template.jinja",):
-        path = directory / name
-        digest.update(path.read_bytes() if path.is_file() else b"")
+    small = {path for pattern in _IDENTITY_FILES for path in directory.glob(pattern)}
+    for path in sorted(small):
+        digest.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
     for path in _weight_files(directory):
-        digest.update(f"{path.name}:{path.stat().st_size}:{_sha256_of_head(path)}".encode())
+        digest.update(f"{path.name}:{_sampled_sha256(path)}".encode())
     return digest.hexdigest()
 
 
-def _sha256_of_head(path: Path, num_bytes: int = 2**20) -> str:
+def _sampled_sha256(path: Path) -> str:
+    """Hash a file's size and 64 stretches of 64 KiB spread evenly over it: quick for a hundred gigabytes."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        return hashlib.sha256(file.read(num_bytes)).hexdigest()
+        for i in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

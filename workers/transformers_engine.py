@@ -26,6 +26,21 @@ _LEAVE_FRACTION = 0.25
 """Share of a batch that must have ended before its cache is copied without them."""
 
 
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def _refuse_other_attention(config: Any) -> None:
+    """Layers that keep a running state instead of keys and values see padding, and rows cannot leave them."""
+    other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
+    if other:
+        raise InputError(
+            f"the model has layers of type {', '.join(sorted(other))}, which cannot be batched here yet.",
+            code="unknown_model",
+            field="model.source",
+            mend="Choose a model of attention layers throughout.",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     position: int
@@ -64,6 +79,7 @@ class TransformersEngine:
         self.model.to(settings.device).eval()
         self.renderer = ChatRenderer(self._tokenizer)
         config: Any = self.model.config.get_text_config()
+        _refuse_other_attention(config)
         self._d_model = int(config.hidden_size)
         self._max_context = int(getattr(config, "max_position_embeddings", None) or 2**31)
         self._stop_ids = stop_token_ids(self._tokenizer, self.model.config, self.model.generation_config)

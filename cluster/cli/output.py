@@ -25,7 +25,7 @@ def document(value: Mapping[str, Any]) -> None:
 
 def table(title: str, columns: list[str], lines: list[list[str]]) -> None:
     """Print a table on stdout; numbers, by their look, to the right."""
-    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for position, column in enumerate(columns):
         numeric = bool(lines) and all(_is_number(line[position]) for line in lines)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
