@@ -13,7 +13,7 @@ from ..jobs.estimate import Estimate, batch_tokens, estimate, resolved_dtype
 from ..jobs.ledger import Failure, Ledger, row_blocks_needed
 from ..jobs.plan import Plan, make_plan
 from ..jobs.spec import JobSpec
-from ..storage.lease import HeldLease, acquire
+from ..storage.lease import HeldLease, acquire, refuse_if_driven
 from ..storage.location import Location, open_location
 from ..storage.records import RunRecord
 from ..storage.run_store import (
@@ -134,12 +134,36 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
     rendering = _describe_rendering(job.model_directory)
     if address is None:
         _refuse_what_cannot_fit(job)
-    with acquire(job.location, row_blocks_needed(job.plan, job.committed)) as lease:
-        if not lease.is_exclusive:
-            progress.say(
-                "Warning: this object store ignores conditional writes, so nothing here can keep a second driver out. "
-                "Start one at a time."
-            )
+    refuse_if_driven(job.location)
+    progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
+    with ray_session(address) as resources:
+        placement = place(job.plan.spec.placement, resources)
+        with acquire(job.location, row_blocks_needed(job.plan, job.committed)) as lease:
+            if not lease.is_exclusive:
+                progress.say(
+                    "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
+                    "out. Start one at a time."
+                )
+            return _work_under_lease(job, lease, placement, rendering, progress)
+
+
+def _work_under_lease(
+    job: Job, lease: HeldLease, placement: Placement, rendering: dict[str, object], progress: Progress
+) -> Outcome:
+    """Load the models, and only when one stands begin the run; drive; leave a fresh index behind, however it ends."""
+    from .ray_executor import RayExecutor
+
+    progress.say(
+        f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
+    )
+    executor = RayExecutor(
+        _worker_settings(job, placement),
+        replicas=placement.replicas,
+        num_cpus=placement.threads,
+        num_gpus=placement.num_gpus,
+    )
+    try:
+        executor.start()
         record = job.record or RunRecord.of(
             job.plan,
             rendering=rendering,
@@ -152,36 +176,15 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
         committed = committed_units(job.location)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
         try:
-            _drive_on_ray(job, ledger, lease, progress, address)
-        finally:
-            refresh_index(job.location, committed_units(job.location))
-    done = len(ledger.committed & set(job.plan.by_id))
-    failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
-    return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
-
-
-def _drive_on_ray(job: Job, ledger: Ledger, lease: HeldLease, progress: Progress, address: str | None) -> None:
-    from .ray_executor import RayExecutor
-
-    progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
-    with ray_session(address) as resources:
-        placement = place(job.plan.spec.placement, resources)
-        progress.say(
-            f"Loading the model: {placement.replicas} replica(s) on {placement.device}, "
-            f"{placement.threads} thread(s) each."
-        )
-        executor = RayExecutor(
-            _worker_settings(job, placement),
-            replicas=placement.replicas,
-            num_cpus=placement.threads,
-            num_gpus=placement.num_gpus,
-        )
-        try:
-            executor.start()
             with progress.working():
                 drive(ledger, executor, lambda manifest: commit_unit(job.location, lease, manifest), progress)
         finally:
-            executor.close()
+            refresh_index(job.location, committed_units(job.location))
+    finally:
+        executor.close()
+    done = len(ledger.committed & set(job.plan.by_id))
+    failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
+    return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
 
 
 def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:

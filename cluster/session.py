@@ -77,7 +77,7 @@ def place(asked: PlacementSpec, resources: Resources) -> Placement:
             f"there are {resources.num_cpus}.",
             code="too_many_threads",
             field="placement.threads" if asked.threads else "placement.replicas",
-            mend=f"Ask for at most {resources.num_cpus // threads} replicas, or fewer threads.",
+            mend=f"Ask for at most {resources.num_cpus // replicas if asked.threads else resources.num_cpus}.",
         )
     return Placement(replicas, device, threads, 1 if device == "cuda" else 0)
 

@@ -132,6 +132,17 @@ def acquire(location: Location, num_row_blocks: int) -> HeldLease:
     return HeldLease(location, lease, is_exclusive=is_exclusive)
 
 
+def refuse_if_driven(location: Location) -> None:
+    """Look, without taking anything, whether a run could be taken.
+
+    Raises:
+        InputError: A live driver holds it.
+    """
+    lease = live_driver(location)
+    if lease is not None:
+        raise _taken(location, lease)
+
+
 def live_driver(location: Location) -> Lease | None:
     """Give the lease of the driver that works on a run now, if one does."""
     newest = _newest_generation(location)

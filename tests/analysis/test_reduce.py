@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,17 @@ import numpy as np
 import pytest
 from persona_atlas.analysis import reduce as reduce_module
 from persona_atlas.analysis.reduce import reduce_run
-from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.errors import InputError, JobError
 from persona_atlas.jobs.personas import DEFAULT_PERSONA
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.units import RolloutAddress
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
 from persona_atlas.storage.query import Run, open_run
 from persona_atlas.storage.reductions import Reduction
+from persona_atlas.workers.engine import CapturedRollout
 
 from fakes import FakeEngine, small_plan, small_spec, vector_of
-from small_run import commit_units, small_run
+from stored_runs import commit_units, small_run
 
 ARRAY = ("resid_post", "response_mean")
 ROLES = ("pirate", "poet", "teacher")
@@ -296,3 +298,15 @@ def test_a_reduction_is_made_wherever_the_store_is(store_url: str):
     stored = open_run(store_url).reduction
     assert stored is not None
     assert_same(stored, reduction)
+
+
+def test_vectors_that_are_all_the_same_are_named_as_the_reason(tmp_path: Path):
+    class Monotone(FakeEngine):
+        def _answer(self, request: RolloutRequest) -> CapturedRollout:
+            answer = super()._answer(request)
+            ones = {name: np.ones_like(vector) for name, vector in answer.vectors_LD.items()}
+            return replace(answer, vectors_LD=ones)
+
+    run = small_run(str(tmp_path / "run"), engine=Monotone())
+    with pytest.raises(JobError, match="no axis or components"):
+        reduce_run(run)

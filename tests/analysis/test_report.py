@@ -16,7 +16,7 @@ from persona_atlas.storage.query import Run
 from persona_atlas.storage.reductions import Reduction
 
 from fakes import small_plan, small_spec
-from small_run import small_run
+from stored_runs import small_run
 
 NOTE = "No judge is configured: every rollout counts"
 SECTIONS = {

@@ -24,12 +24,12 @@ from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import open_location
 from persona_atlas.storage.query import Run, open_run
 from persona_atlas.storage.records import Manifest
-from persona_atlas.storage.run_store import commit_unit, committed_units, reserve_rows
+from persona_atlas.storage.run_store import commit_unit, committed_units
 from persona_atlas.workers.transformers_engine import EngineSettings
 from rich.console import Console
 
 from fakes import FakeEngine, small_plan, small_spec, vector_of
-from small_run import begun_run
+from stored_runs import begin
 
 ARRAY = ("resid_post", "response_mean")
 Commit = Callable[[Manifest], bool]
@@ -64,7 +64,7 @@ def drive_store(
     location = open_location(url)
     committed = committed_units(location)
     with acquire(location, row_blocks_needed(plan, committed)) as lease:
-        reserve_rows(location, begun_run(url, plan), lease.row_blocks.stop)
+        begin(location, plan, lease)
         ledger = Ledger(plan, committed, iter(lease.row_blocks), rollouts_per_assignment)
         unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, spec.sampling, spec.capture)
         settings = WorkerSettings(unused, 0, url, None, plan.rows_per_block, spec.store.mantissa_bits)

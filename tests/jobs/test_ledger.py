@@ -169,3 +169,14 @@ def test_row_blocks_suffice_for_every_attempt_of_every_missing_unit(plan: Plan):
     known = plan.units[0].unit_id
     assert row_blocks_needed(plan, []) == 3 * len(plan.units)
     assert row_blocks_needed(plan, [known, known, "a.unit.of.another.plan"]) == 3 * (len(plan.units) - 1)
+
+
+def test_a_unit_that_was_given_up_for_lost_and_comes_after_all_is_not_done_again(plan: Plan):
+    ledger = Ledger(plan, set(), iter(range(1000)))
+    (order,) = ledger.next_assignment()
+    assert ledger.fail(Failure(order.unit.unit_id, 1, "the worker died"))
+    ledger.commit(order.unit.unit_id)
+    handed_out = []
+    while orders := ledger.next_assignment():
+        handed_out += [o.unit.unit_id for o in orders]
+    assert order.unit.unit_id not in handed_out

@@ -221,3 +221,12 @@ def test_a_changed_question_or_model_is_another_plan(catalog: Catalog):
     assert small_plan(catalog=not_asked).digest == plan.digest
     assert small_plan(facts=replace(FACTS, fingerprint="0" * 64)).digest != plan.digest
     assert small_plan(small_spec(store={"url": "elsewhere"})).digest == plan.digest
+
+
+def test_more_samples_of_one_question_than_a_unit_holds_are_refused():
+    wide = replace(FACTS, n_layers=80, d_model=8192)
+    personas = {"roles": {"names": ["pirate"], "samples": 52}, "default": {"prompts": 0}}
+    with pytest.raises(InputError) as refused:
+        small_plan(small_spec(personas=personas), facts=wide)
+    assert refused.value.field == "personas.roles.samples"
+    assert "at most 51" in str(refused.value)

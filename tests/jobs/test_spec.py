@@ -209,3 +209,13 @@ def test_a_spec_written_out_and_read_again_is_the_same_job():
     again = JobSpec.model_validate_json(spec.model_dump_json())
     assert again == spec
     assert again.digest == spec.digest
+
+
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path):
+    path = tmp_path / "job.yaml"
+    path.write_text("model: {source: a}\nstore:\n  url: x\nseed: 1\nstore: {url: y}\n")
+    with pytest.raises(InputError) as refused:
+        load_spec(path)
+    assert refused.value.code == "repeated_key"
+    assert refused.value.field == "store"
+    assert "lines 2 and 5" in refused.value.message

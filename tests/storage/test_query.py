@@ -350,3 +350,9 @@ def test_a_place_without_a_run_is_refused(tmp_path: Path):
         open_run(str(tmp_path / "nothing"))
     assert caught.value.code == "no_run"
     assert not (tmp_path / "nothing").exists()
+
+
+def test_the_middle_is_the_nearest_captured_layer(tmp_path: Path):
+    plan = small_plan(small_spec(capture={"layers": [0, 1]}))
+    store_run(str(tmp_path / "run"), plan, engine=FakeEngine(layers=(0, 1)))
+    assert open_run(str(tmp_path / "run")).activations().layers == (1,)

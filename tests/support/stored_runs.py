@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.storage.blocks import write_block
 from persona_atlas.storage.lease import HeldLease, acquire
 from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.query import Run, open_run
 from persona_atlas.storage.records import Manifest, RunRecord
 from persona_atlas.storage.run_store import begin_run, commit_unit, reserve_rows
 
-from fakes import FakeEngine, block_of
+from fakes import FakeEngine, block_of, small_plan, small_spec
 
 
 def record_of(plan: Plan) -> RunRecord:
     """The record that a driver would write for a plan."""
-    return RunRecord.of(plan, rendering={}, versions={}, created_at="2026-01-01T00:00:00+00:00")
+    return RunRecord.of(plan, rendering={}, versions={"fake": "1"}, created_at="2026-01-01T00:00:00+00:00")
 
 
 def write_unit(
@@ -63,3 +65,23 @@ def store_run(
             elif uncommitted:
                 write_unit(location, plan, unit.unit_id, row_block, engine)
     return location
+
+
+def commit_units(url: str, plan: Plan, unit_ids: Iterable[str], engine: FakeEngine | None = None) -> None:
+    """Work and commit units under a lease of their own, as one start of a driver does."""
+    location = open_location(url)
+    wanted = list(unit_ids)
+    with acquire(location, len(wanted)) as lease:
+        begin(location, plan, lease)
+        for unit_id, row_block in zip(wanted, lease.row_blocks, strict=True):
+            assert commit_unit(location, lease, write_unit(location, plan, unit_id, row_block, engine))
+
+
+def small_run(
+    url: str, spec: JobSpec | None = None, engine: FakeEngine | None = None, *, leave_out: Iterable[str] = ()
+) -> Run:
+    """Commit every unit of a spec (``small_spec`` when None) but some, and open the run."""
+    plan = small_plan(spec or small_spec(url))
+    left_out = set(leave_out)
+    commit_units(url, plan, [unit.unit_id for unit in plan.units if unit.unit_id not in left_out], engine)
+    return open_run(url)

@@ -155,3 +155,10 @@ def test_a_response_ends_at_every_id_that_any_of_the_settings_names(tokenizer_wi
 
     tokenizer = tokenizer_with(CHAT_TEMPLATE)
     assert stop_token_ids(tokenizer, Settings([7, 9]), Settings(11), Settings(None)) == {END_ID, 7, 9, 11}
+
+
+def test_a_template_that_asks_the_clock_is_told_the_pinned_date(tokenizer_with):
+    asks = "Today is {{ strftime_now('%d %B %Y') }}. " + _TURNS + _GENERATE
+    tokenizer = tokenizer_with(asks)
+    text = tokenizer.decode(ChatRenderer(tokenizer).render("Be kind.", "Which day is it?"))
+    assert text.startswith(f"Today is {PINNED_DATE}. ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import shutil
 from pathlib import Path
@@ -159,3 +160,12 @@ def test_weights_that_were_cut_short_are_an_input_error(directory: Path, tmp_pat
     with pytest.raises(InputError, match="cannot be loaded") as caught:
         TransformersEngine(engine_settings(broken, layers=[0]))
     assert caught.value.field == "model.source"
+
+
+def test_a_model_with_layers_that_are_not_attention_is_refused(tmp_path: Path):
+    save_tiny_family(tmp_path / "model", "qwen3")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"layer_types": ["linear_attention"] * len(config["layer_types"])}))
+    with pytest.raises(InputError, match="linear_attention"):
+        TransformersEngine(engine_settings(tmp_path / "model", layers=range(N_LAYERS), max_new_tokens=MAX_NEW))

@@ -1,0 +1,173 @@
+"""Bad input on the command line: refused before anything is spent, with one message, exit status 2 and pure JSON."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from persona_atlas.cluster.cli import main
+from persona_atlas.storage.location import open_location
+
+from fakes import small_plan, small_spec
+from stored_runs import begin, small_run
+from tiny_models import save_tiny_llama
+
+Refused = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must be refused; gives the error object, having checked how it was said."""
+
+    def call(*arguments: str | Path, status: int = 2) -> dict[str, Any]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments), "--json"])
+        out, err = capsys.readouterr()
+        assert ended.value.code == status, err
+        assert out == ""
+        assert "Traceback" not in err
+        facts = json.loads(err.splitlines()[-1])
+        assert facts["error"]
+        return facts
+
+    return call
+
+
+@pytest.fixture
+def spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
+    """A spec that is in order, on a tiny model, with a store that does not exist yet."""
+    counts = {"prompts": 1, "questions": 2}
+    path = tmp_path / "job.yaml"
+    data = {
+        "model": {"source": str(tiny_model_directory)},
+        "personas": {"roles": {"names": ["pirate"], **counts}, "default": counts},
+        "sampling": {"max_new_tokens": 8},
+        "store": {"url": str(tmp_path / "run")},
+    }
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("assignment", "field", "told"),
+    [
+        ("sampling.temprature=1", "sampling.temprature", "temperature"),
+        ("personas.roles.names=[pirat]", "personas.roles.names", "pirate"),
+        ("capture.layers=[3]", "capture.layers", "0 to 2"),
+        ("personas.roles.prompts=6", "personas.roles.prompts", "at most 5"),
+        ("store.url=/dev/null/run", "store.url", "/dev/null/run"),
+        ("store.url=ftp://host/run", "store.url", "s3://"),
+        ("model.source=./not-there", "model.source", "not-there"),
+        ("model.source=package://no_such_package/x.gguf", "model.source", "pip install"),
+        ("placement.batch_tokens=100000000000", "model.source", "GB of cpu memory"),
+        ("placement.replicas=4096", "placement.replicas", "at most"),
+        ("placement.device=cuda", "placement.device", "GPU"),
+    ],
+)
+def test_a_bad_field_is_named_with_a_mend_and_nothing_is_written(
+    refused: Refused, spec: Path, assignment: str, field: str, told: str
+):
+    if field == "placement.device" and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    facts = refused("run", spec, "--set", assignment)
+    assert facts["field"] == field
+    assert told in f"{facts['error']} {facts.get('mend', '')}"
+    assert not (spec.parent / "run").exists()
+
+
+def test_a_model_whose_tokenizer_has_no_chat_template_is_refused(refused: Refused, spec: Path, tmp_path: Path):
+    bare = save_tiny_llama(tmp_path / "bare", chat_template=None)
+    facts = refused("run", spec, "--set", f"model.source={bare}")
+    assert facts["code"] == "no_chat_template"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_not_whole_is_refused(refused: Refused, spec: Path, tmp_path: Path):
+    broken = save_tiny_llama(tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    facts = refused("run", spec, "--set", f"model.source={broken}")
+    assert facts["field"] == "model.source"
+    assert "safetensors" in facts["error"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_of_another_job_is_refused_and_left_as_it_was(refused: Refused, spec: Path, tmp_path: Path):
+    store = tmp_path / "run"
+    small_run(str(store))
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    facts = refused("run", spec)
+    assert facts["code"] == "other_run"
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_something_else_in_it_is_refused(refused: Refused, spec: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    assert refused("run", spec)["code"] == "not_a_run"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.s3
+def test_a_bucket_that_does_not_exist_and_a_server_that_does_not_answer_are_named(
+    refused: Refused, spec: Path, s3_endpoint: str
+):
+    missing = ["--set", "store.url=s3://no-such-bucket-atlas/run", "--set", f"store.endpoint_url={s3_endpoint}"]
+    assert refused("run", spec, *missing)["code"] == "no_bucket"
+
+
+def test_queries_of_what_is_not_there_are_refused(refused: Refused, tmp_path: Path):
+    assert refused("show", tmp_path / "nowhere")["code"] == "no_run"
+    store = str(tmp_path / "run")
+    small_run(store)
+    assert refused("query", store, "--layer", "9")["code"] == "no_such_layer"
+    assert refused("query", store, "--layer", "some")["code"] == "bad_layer"
+    assert refused("query", store, "--pooling", "prompt_mean")["code"] == "not_captured"
+    assert refused("query", store, "--out", tmp_path / "x.csv")["code"] == "unknown_format"
+    assert refused("query", store, "--kind", "pirate")["code"] == "usage"
+    assert refused("reduce", store, "--pooling", "prompt_mean")["code"] == "not_captured"
+
+
+def test_a_query_that_matches_nothing_is_an_empty_answer_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    small_run(str(tmp_path / "run"))
+    with pytest.raises(SystemExit) as ended:
+        main(["query", str(tmp_path / "run"), "--persona", "nobody", "--layer", "2", "--json"])
+    assert ended.value.code == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["shape"] == [0, 16]
+    assert answer["note"]
+
+
+def test_a_reduction_of_an_empty_run_is_refused(refused: Refused, tmp_path: Path):
+    from persona_atlas.storage.lease import acquire
+
+    location = open_location(str(tmp_path / "run"))
+    plan = small_plan(small_spec(str(tmp_path / "run")))
+    with acquire(location, 1) as lease:
+        begin(location, plan, lease)
+    assert refused("reduce", str(tmp_path / "run"))["code"] == "empty_run"
+
+
+def test_an_error_for_people_is_a_sentence_and_a_mend(spec: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["run", str(spec), "--set", "personas.roles.names=[pirat]"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Error: personas.roles.names: the catalog 'builtin' has no role 'pirat'." in err
+    assert "Did you mean 'pirate'?" in err

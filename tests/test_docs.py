@@ -1,0 +1,127 @@
+"""The README and the docs, taken at their word: every command parses or runs, every Python block runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from persona_atlas.cluster.cli import cli
+from persona_atlas.jobs.spec import JobSpec, load_spec
+from persona_atlas.storage.run_store import committed_units, refresh_index
+
+from fakes import FACTS, FakeEngine, small_plan, small_spec
+from stored_runs import store_run
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for text in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            found.append((page.name, text))
+    return found
+
+
+def commands() -> list[str]:
+    lines = [line.split(" #")[0].strip() for _, text in blocks("sh") for line in text.splitlines()]
+    return sorted({line for line in lines if line.startswith("persona-atlas ")})
+
+
+@pytest.fixture(scope="module")
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stand-in for the demo's store: 30 layers x 576, the pirate with 2 prompts and 4 questions."""
+    folder = tmp_path_factory.mktemp("docs")
+    counts = {"prompts": 2, "questions": 4}
+    personas = {"roles": {"names": ["pirate", "poet", "teacher"], **counts}, "default": counts}
+    plan = small_plan(small_spec(personas=personas), facts=replace(FACTS, n_layers=30, d_model=576))
+    engine = FakeEngine(layers=tuple(range(30)), d_model=576)
+    location = store_run(str(folder / "runs" / "demo"), plan, engine=engine)
+    refresh_index(location, committed_units(location))
+    return folder
+
+
+def run_command(line: str) -> None:
+    done = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False, standalone_mode=False)
+    assert done.exit_code == 0, done.output
+
+
+def test_every_command_that_reads_a_store_or_the_catalog_runs(demo_store: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(demo_store)
+    reading = [line for line in commands() if line.split()[1] in ("show", "query", "reduce", "report", "catalog")]
+    reading = [line for line in reading if "my-personas" not in line]
+    assert len(reading) >= 8
+    for line in reading:
+        run_command(line)
+
+
+def test_every_other_command_parses(monkeypatch: pytest.MonkeyPatch):
+    for line in commands():
+        name, *arguments = shlex.split(line)[1:]
+        assert name in cli.commands, line
+        cli.commands[name].make_context(name, list(arguments), resilient_parsing=False)
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_every_python_block_runs_and_prints_what_it_says(
+    page: str, text: str, demo_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(demo_store)
+    if page == "README.md":
+        run_command("persona-atlas reduce runs/demo")
+        capsys.readouterr()
+    exec(compile(text, page, "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    for line, told in zip(printed, re.findall(r"print\(.*\)\s+# (\(.*)", text), strict=False):
+        assert told == line or "units" in line
+
+
+def test_every_yaml_block_of_the_readme_is_a_spec(tmp_path: Path):
+    for _, text in blocks("yaml"):
+        path = tmp_path / "job.yaml"
+        path.write_text(text)
+        assert isinstance(load_spec(path), JobSpec)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_a_plan(example: Path):
+    plan = small_plan(load_spec(example), facts=replace(FACTS, n_layers=30, d_model=576))
+    if example.name == "full.yaml":
+        assert plan.rollouts_by_kind() == {"default": 1200, "role": 330_000, "trait": 576_000}
+    if example.name == "demo.yaml":
+        roles, traits = plan.spec.personas.roles.names, plan.spec.personas.traits.names
+        assert (len(roles), len(traits)) == (26, 4)
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_spec_page_names_every_field():
+    text = (ROOT / "docs" / "spec.md").read_text()
+
+    def names(model: type, path: str = "") -> list[str]:
+        found = []
+        for name, info in model.model_fields.items():  # pyright: ignore[reportAttributeAccessIssue]
+            nested = hasattr(info.annotation, "model_fields")
+            found += names(info.annotation, f"{path}{name}.") if nested else [f"{path}{name}"]
+        return found
+
+    for name in names(JobSpec):
+        parent, _, leaf = name.rpartition(".")
+        told = f"`{name}`" in text or f"`{parent}.*`" in text or f"`.{leaf}`" in text
+        assert told, name
+
+
+def test_help_is_there_for_every_verb():
+    for name, command in cli.commands.items():
+        assert isinstance(command, click.Command)
+        assert command.help, name
