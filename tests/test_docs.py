@@ -110,7 +110,7 @@ def test_the_spec_page_names_every_field():
 
     def names(model: type, path: str = "") -> list[str]:
         found = []
-        for name, info in model.model_fields.items():  # pyright: ignore[reportAttributeAccessIssue]
+        for name, info in model.model_fields.items():
             nested = hasattr(info.annotation, "model_fields")
             found += names(info.annotation, f"{path}{name}.") if nested else [f"{path}{name}"]
         return found
