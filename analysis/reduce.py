@@ -16,7 +16,7 @@ from ..jobs.errors import InputError, JobError
 from ..jobs.personas import DEFAULT_PERSONA
 from ..jobs.spec import digest_of
 from ..storage.query import Run
-from ..storage.reductions import Reduction, write_reduction
+from ..storage.reductions import Reduction, make_current, read_current_reduction, write_reduction
 from .axis import assistant_axis, cosine, project
 from .moments import GroupedMeans
 from .pca import fit_pca
@@ -54,9 +54,10 @@ def reduce_run(
             f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", mend="Run the job first."
         )
     reduction_id = digest_of([_METHOD, run.record.plan_digest, sorted(run.committed), hook_point, pooling])[:16]
-    current = run.reduction
-    if current is not None and current.reduction_id == reduction_id:
-        return current
+    if make_current(run.location, reduction_id):
+        stored = read_current_reduction(run.location)
+        if stored is not None:
+            return stored
     index = run.index.filter(run.index["has_vector"])
     groups = set(_groups(index))
     roles = tuple(sorted({name for kind, name, _ in groups if kind == "role"}))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
-from ..jobs.errors import TransientError
+from ..jobs.errors import UnitError
 from ..jobs.ledger import Failure, Ledger
 from ..storage.records import Manifest
 from .executor import Executor
+from .patience import patiently
 from .progress import Progress
 
 _WAIT_S = 0.5
-_COMMIT_TRIES = 6
 
 
 def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], bool], progress: Progress) -> None:
@@ -39,19 +38,15 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], bool]
                     again = ledger.fail(result)
                     progress.failed(result, again=again)
                 else:
-                    _commit_patiently(commit, result, progress)
-                    ledger.commit(result.unit_id)
-                    progress.units(ledger, result)
+                    _commit(result, commit, ledger, progress)
 
 
-def _commit_patiently(commit: Callable[[Manifest], bool], manifest: Manifest, progress: Progress) -> None:
-    for attempt in range(_COMMIT_TRIES):
-        try:
-            commit(manifest)
-        except TransientError as error:
-            if attempt == _COMMIT_TRIES - 1:
-                raise
-            progress.say(f"The commit of {manifest.unit_id} failed and is tried again: {error.message}")
-            time.sleep(2.0**attempt / 4)
-        else:
-            return
+def _commit(manifest: Manifest, commit: Callable[[Manifest], bool], ledger: Ledger, progress: Progress) -> None:
+    try:
+        patiently(lambda: commit(manifest), progress.say)
+    except UnitError as error:
+        failure = Failure(manifest.unit_id, manifest.attempt, error.message)
+        progress.failed(failure, again=ledger.fail(failure))
+    else:
+        ledger.commit(manifest.unit_id)
+        progress.units(ledger, manifest)

@@ -39,11 +39,6 @@ class Executor(Protocol):
         ...
 
     @property
-    def num_workers(self) -> int:
-        """Workers that take part."""
-        ...
-
-    @property
     def num_idle(self) -> int:
         """Workers that could take an assignment now."""
         ...
@@ -75,11 +70,6 @@ class LocalExecutor:
     def start(self) -> None:
         """Load the model."""
         self._task.prepare()
-
-    @property
-    def num_workers(self) -> int:
-        """One."""
-        return 1
 
     @property
     def num_idle(self) -> int:

@@ -31,7 +31,7 @@ from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
 from .drive import drive
 from .progress import Progress
-from .session import Placement, Resources, place, ray_session
+from .session import Placement, local_resources, place, ray_session
 from .unit_task import WorkerSettings
 
 _VERSIONED = ("persona-atlas", "torch", "transformers", "ray", "zarr", "numcodecs", "numpy")
@@ -150,7 +150,7 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
 def _work_under_lease(
     job: Job, lease: HeldLease, placement: Placement, rendering: dict[str, object], progress: Progress
 ) -> Outcome:
-    """Load the models, and only when one stands begin the run; drive; leave a fresh index behind, however it ends."""
+    """Load the models, and only when one stands begin the run; drive; bring the index up to date."""
     from .ray_executor import RayExecutor
 
     progress.say(
@@ -175,13 +175,11 @@ def _work_under_lease(
         # Looked at again: another driver may have worked between planning and this lease.
         committed = committed_units(job.location)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
-        try:
-            with progress.working():
-                drive(ledger, executor, lambda manifest: commit_unit(job.location, lease, manifest), progress)
-        finally:
-            refresh_index(job.location, committed_units(job.location))
+        with progress.working():
+            drive(ledger, executor, lambda manifest: commit_unit(job.location, lease, manifest), progress)
     finally:
         executor.close()
+    refresh_index(job.location, ledger.committed)
     done = len(ledger.committed & set(job.plan.by_id))
     failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
@@ -202,7 +200,7 @@ def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:
         ),
         needed_bytes=job.estimate.replica_bytes,
         store_url=job.location.url,
-        endpoint_url=spec.store.endpoint_url,
+        endpoint_url=job.location.endpoint_url,
         rows_per_block=job.plan.rows_per_block,
         mantissa_bits=spec.store.mantissa_bits,
     )
@@ -226,11 +224,7 @@ def _describe_rendering(directory: Path) -> dict[str, object]:
 
 
 def _refuse_what_cannot_fit(job: Job) -> None:
-    """On this machine, before Ray is started: enough memory for every replica on the CPU."""
-    import psutil
-
-    if job.plan.spec.placement.device == "cuda":
-        return
-    cores = psutil.cpu_count() or 1
-    placement = place(job.plan.spec.placement, Resources(cores, 0))
-    require_memory(job.estimate.replica_bytes, placement.replicas, "cpu")
+    """On this machine, before Ray is started: room for the replicas, and on the CPU memory for all of them."""
+    placement = place(job.plan.spec.placement, local_resources())
+    if placement.device == "cpu":
+        require_memory(job.estimate.replica_bytes, placement.replicas, "cpu")

@@ -21,8 +21,9 @@ from ..storage.records import Manifest
 from .executor import Answer
 from .unit_task import UnitTask, WorkerSettings
 
-_MAX_DEATHS = 3
-"""An actor that dies this often without answering once in between is left out."""
+_MAX_LOADING_DEATHS = 3
+"""An actor that dies this often in a row while it loads the model is left out. A death at work counts against the unit:
+the ledger gives a unit up after three, so a unit that kills its workers ends by itself."""
 
 
 class UnitActor:
@@ -37,6 +38,8 @@ class UnitActor:
             self._task.prepare()
         except AtlasError as error:
             return error
+        except Exception as error:  # noqa: BLE001 - a library's own error would reach the driver as a lost worker
+            return JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
         return None
 
     def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:
@@ -48,7 +51,7 @@ class UnitActor:
 class _Worker:
     name: str
     actor: Any
-    deaths: int = 0
+    loading_deaths: int = 0
 
 
 class RayExecutor:
@@ -81,6 +84,8 @@ class RayExecutor:
         self._idle: list[_Worker] = []
         self._preparing: dict[Any, _Worker] = {}
         self._in_flight: dict[Any, tuple[_Worker, tuple[UnitOrder, ...]]] = {}
+        self._any_was_ready = False
+        self._last_loss = ""
 
     def start(self) -> None:
         """Load the models; returns when the first worker is ready, the others join as they are."""
@@ -95,11 +100,7 @@ class RayExecutor:
                     mend="Does the cluster have the CPUs and GPUs that the spec asks for?",
                 )
             self._collect_prepared(timeout_s=1.0)
-
-    @property
-    def num_workers(self) -> int:
-        """Workers that take part."""
-        return len(self._workers)
+            self._fail_without_workers()
 
     @property
     def num_idle(self) -> int:
@@ -115,6 +116,7 @@ class RayExecutor:
         """Give the answers that have come; a worker that died answers with failures."""
         waiting = [*self._in_flight, *self._preparing]
         if not waiting:
+            self._fail_without_workers()
             return []
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if ready:
@@ -135,25 +137,23 @@ class RayExecutor:
         try:
             results: list[Manifest | Failure] = ray.get(reference)
         except RayError as error:
-            self._lost(worker, error)
+            # Ray starts it again; it is idle once its model is loaded.
+            self._preparing[worker.actor.prepare.remote()] = worker
             message = "the worker died" if isinstance(error, RayActorError) else "the worker failed"
             results = [Failure(order.unit.unit_id, order.attempt, message, str(error)) for order in orders]
         else:
-            worker.deaths = 0
             self._idle.append(worker)
         return Answer(worker.name, tuple(results))
 
-    def _lost(self, worker: _Worker, error: RayError) -> None:
-        worker.deaths += 1
-        if worker.deaths < _MAX_DEATHS:
-            # Ray starts it again; it is idle once its model is loaded.
-            self._preparing[worker.actor.prepare.remote()] = worker
-            return
+    def _leave_out(self, worker: _Worker, reason: str) -> None:
         self._workers.remove(worker)
+        self._last_loss = f"{worker.name}: {reason}"
         ray.kill(worker.actor, no_restart=True)
+
+    def _fail_without_workers(self) -> None:
         if not self._workers:
             raise JobError(
-                f"every worker died {_MAX_DEATHS} times in a row; the last: {error}",
+                f"no worker is left; the last was {self._last_loss}",
                 code="no_worker",
                 mend="Is there enough memory? What was committed stays; the same command resumes.",
             )
@@ -167,10 +167,18 @@ class RayExecutor:
             try:
                 refused: AtlasError | None = ray.get(reference)
             except RayError as error:
-                self._lost(worker, error)
+                worker.loading_deaths += 1
+                if worker.loading_deaths < _MAX_LOADING_DEATHS:
+                    self._preparing[worker.actor.prepare.remote()] = worker
+                else:
+                    self._leave_out(worker, str(error))
                 continue
-            if isinstance(refused, InputError):
+            if refused is None:
+                worker.loading_deaths = 0
+                self._any_was_ready = True
+                self._idle.append(worker)
+            elif isinstance(refused, InputError) and not self._any_was_ready:
                 raise refused
-            if refused is not None:
-                raise JobError(f"{worker.name} cannot start: {refused}", code="no_worker") from refused
-            self._idle.append(worker)
+            else:
+                # What one worker could load and another cannot is that machine's trouble, not the job's.
+                self._leave_out(worker, str(refused))

@@ -19,15 +19,26 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a Ray cluster has.
+    """What there is to place replicas on.
 
     Attributes:
-        num_cpus: Cores.
-        num_gpus: GPUs.
+        num_cpus: Cores, all machines together.
+        num_gpus: GPUs, likewise.
+        cpus_per_node: Cores of the smallest machine that could hold a replica; a replica's threads share one machine.
     """
 
     num_cpus: int
     num_gpus: int
+    cpus_per_node: int | None = None
+
+
+def local_resources() -> Resources:
+    """Look at this machine: its cores, and the GPUs that the installed torch can use."""
+    import psutil
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Resources(psutil.cpu_count() or 1, gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,8 @@ def place(asked: PlacementSpec, resources: Resources) -> Placement:
             field="placement.replicas",
             mend=f"Ask for at most {limit}.",
         )
-    threads = asked.threads or max(1, resources.num_cpus // replicas)
+    cores = min(resources.num_cpus // replicas, resources.cpus_per_node or resources.num_cpus)
+    threads = asked.threads or max(1, cores)
     if threads * replicas > resources.num_cpus:
         raise InputError(
             f"{replicas} replicas of {threads} threads need {threads * replicas} cores; "
@@ -92,32 +104,49 @@ def ray_session(address: str | None) -> Iterator[Resources]:
     Raises:
         InputError: There is no cluster at the address.
     """
-    # Set before ray is imported: it reads them then.
+    # Set before ray is imported: it reads it then.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Ray reports lost workers with a plain print, from a thread; stdout is for results.
     with redirect_stdout(sys.stderr):
-        yield from _connected(ray, address, quiet)
+        try:
+            _connect(ray, address)
+            yield _resources(ray.nodes())
+        finally:
+            ray.shutdown()
 
 
-def _connected(ray: Any, address: str | None, quiet: dict[str, Any]) -> Iterator[Resources]:
+def _connect(ray: Any, address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        here = local_resources()
+        ray.init(
+            "local",
+            num_cpus=here.num_cpus,
+            num_gpus=here.num_gpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+        return
     try:
-        if address is None:
-            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
-        else:
-            ray.init(address, **quiet)
-    except (ConnectionError, ValueError, TimeoutError) as error:
+        ray.init(address, **quiet)
+    except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
         raise InputError(
             f"there is no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}",
             code="no_cluster",
             field="--address",
             mend="Check host and port, or leave --address out to run on this machine.",
         ) from error
-    try:
-        total = ray.cluster_resources()
-        yield Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
-    finally:
-        ray.shutdown()
+
+
+def _resources(nodes: list[dict[str, Any]]) -> Resources:
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    # A head that only steers has no cores; where there are GPUs, replicas go to the machines that have them.
+    workers = [r for r in alive if r.get("GPU")] or [r for r in alive if r.get("CPU")]
+    return Resources(
+        num_cpus=int(sum(r.get("CPU", 0) for r in workers)),
+        num_gpus=int(sum(r.get("GPU", 0) for r in workers)),
+        cpus_per_node=int(min((r.get("CPU", 0) for r in workers), default=0)) or None,
+    )

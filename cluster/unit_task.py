@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from ..jobs.errors import AtlasError
+from ..jobs.block import UnitBlock
+from ..jobs.errors import AtlasError, InputError
 from ..jobs.ledger import Failure
 from ..jobs.units import UnitOrder
 from ..storage.blocks import write_block
@@ -17,6 +19,7 @@ from ..storage.records import Manifest
 from ..workers.engine import Engine, EngineSettings
 from ..workers.memory import require_memory
 from ..workers.run_units import failure_of, run_units
+from .patience import patiently
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,16 @@ def load_engine(settings: WorkerSettings) -> Engine:
     # Torch is loaded where a model is, and not by the driver or the command line.
     from ..workers.transformers_engine import TransformersEngine
 
+    if settings.engine.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "the worker's machine has a GPU, but its torch cannot use it.",
+                code="no_gpu",
+                field="placement.device",
+                mend="Install a CUDA build of torch there, or use placement.device: cpu.",
+            )
     require_memory(settings.needed_bytes, 1, settings.engine.device)
     return TransformersEngine(settings.engine)
 
@@ -90,15 +103,17 @@ class UnitTask:
                 answers.append(result)
                 continue
             try:
-                answers.append(
-                    write_block(
-                        self._location,
-                        result,
-                        rows_per_block=self._settings.rows_per_block,
-                        mantissa_bits=self._settings.mantissa_bits,
-                        worker=self._name,
-                    )
-                )
+                # Written again, not made again: the block is worth more than the wait.
+                answers.append(patiently(partial(self._write, result)))
             except AtlasError as error:
                 answers.append(failure_of(result.order, error))
         return answers
+
+    def _write(self, block: UnitBlock) -> Manifest:
+        return write_block(
+            self._location,
+            block,
+            rows_per_block=self._settings.rows_per_block,
+            mantissa_bits=self._settings.mantissa_bits,
+            worker=self._name,
+        )

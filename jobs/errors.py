@@ -4,10 +4,11 @@
     ├── InputError      the input is wrong: mend it and ask again            exit status 2
     ├── StoreError      what is stored is damaged or cannot be understood    exit status 1
     ├── TransientError  the network or the object store had a bad moment     exit status 1, retryable
-    ├── UnitError       one work unit could not be done on this attempt      exit status 1, retryable
+    ├── UnitError       one work unit could not be done on this attempt      exit status 1
     └── JobError        the job ended and not everything it promised is there exit status 1
 
-One class per what a caller would do; ``code`` is a stable word for the cause. Knows nothing of the rest.
+One class per what a caller would do; ``code`` is a stable word for the cause; what is ``retryable`` may succeed when
+the same call is made again in a moment. Knows nothing of the rest.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ class TransientError(AtlasError):
 
 
 class UnitError(AtlasError):
-    """One work unit failed in a worker; another attempt may succeed."""
-
-    retryable = True
+    """One work unit failed in a worker; another attempt, elsewhere, may succeed."""
 
 
 class JobError(AtlasError):

@@ -27,6 +27,24 @@ def write_activations(found: Activations, path: Path) -> list[Path]:
         path: Where; nothing is written when its extension is not one of ``FORMATS``.
 
     Raises:
+        InputError: The extension is unknown, or the file cannot be written.
+    """
+    check_target(path)
+    try:
+        return FORMATS[path.suffix](found, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            code="not_writable",
+            field="--out",
+            mend="Choose another place.",
+        ) from error
+
+
+def check_target(path: Path) -> None:
+    """Make sure, before anything is read, that a file could be written.
+
+    Raises:
         InputError: The extension is unknown, or the folder is not there.
     """
     if path.suffix not in FORMATS:
@@ -40,7 +58,6 @@ def write_activations(found: Activations, path: Path) -> list[Path]:
         raise InputError(
             f"there is no folder {str(path.parent)!r}.", code="no_folder", field="--out", mend="Make it first."
         )
-    return FORMATS[path.suffix](found, path)
 
 
 def _rollouts_beside(found: Activations, path: Path) -> Path:

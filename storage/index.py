@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -61,8 +61,8 @@ def read_commit(location: Location, unit_id: str) -> CommitRecord:
     return parse_record(CommitRecord, data, f"{location.url}/{path}")
 
 
-def read_rollouts(location: Location, unit_id: str) -> pa.Table:
-    """Read a committed unit's rollouts with their texts, checked against the commit record.
+def read_rollouts(location: Location, unit_id: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a committed unit's rollouts, all columns or some, checked against the commit record.
 
     Raises:
         StoreError: The file is missing, or is not the one that was committed.
@@ -76,8 +76,8 @@ def read_rollouts(location: Location, unit_id: str) -> pa.Table:
         raise StoreError(
             f"the texts of unit {unit_id} are {state}.", code="bad_object", file=f"{location.url}/{recorded.path}"
         )
-    return from_parquet(data)
+    return from_parquet(data, columns)
 
 
 def _read_unit(location: Location, unit_id: str) -> pa.Table:
-    return read_rollouts(location, unit_id).select(INDEX_SCHEMA.names)
+    return read_rollouts(location, unit_id, INDEX_SCHEMA.names)

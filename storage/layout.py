@@ -6,7 +6,8 @@ activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), one shar
 rollouts/<unit>-<row_block>.parquet  texts, token ids, spans of one attempt
 commits/<unit>.json                  written last: the attempt that counts
 index.parquet                        all committed rollouts; a convenience, commits are the truth
-analysis/<reduction>/                Zarr group of one reduction
+analysis/<reduction>-<own>/          Zarr group of one reduction
+analysis/<reduction>.json            that it is whole, and where; written once
 analysis/current.json                which reduction is the newest; written last
 report.html                          the report of that reduction
 """
@@ -50,6 +51,11 @@ def driver_path(generation: int) -> str:
     return f"{DRIVERS}/{generation:06d}.json"
 
 
-def reduction_path(reduction_id: str) -> str:
-    """Path of a reduction's Zarr group."""
-    return f"{ANALYSIS}/{reduction_id}"
+def reduction_path(name: str) -> str:
+    """Path of a reduction's Zarr group; the name is its id and a part that is the writer's own."""
+    return f"{ANALYSIS}/{name}"
+
+
+def reduction_record_path(reduction_id: str) -> str:
+    """Path of the record that names a finished reduction's group; written once, after the group."""
+    return f"{ANALYSIS}/{reduction_id}.json"

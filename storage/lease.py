@@ -126,7 +126,8 @@ def acquire(location: Location, num_row_blocks: int) -> HeldLease:
         end_row_block=first + num_row_blocks,
     )
     path = layout.driver_path(lease.generation)
-    if not location.create(path, lease.to_bytes()):
+    # Refused by our own object when the store took the first try and its answer was lost.
+    if not location.create(path, lease.to_bytes()) and location.read(path) != lease.to_bytes():
         raise _taken(location, None)
     is_exclusive = not location.create(path, lease.to_bytes())
     return HeldLease(location, lease, is_exclusive=is_exclusive)

@@ -11,7 +11,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -32,8 +32,17 @@ class Location(Protocol):
         """The URL or absolute directory, without a trailing slash."""
         ...
 
+    @property
+    def endpoint_url(self) -> str | None:
+        """The S3-compatible server it is reached through, the environment's included; None for AWS and directories."""
+        ...
+
     def read(self, path: str) -> bytes | None:
         """Read an object; None when there is none."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Give an object's length in bytes; None when there is none."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
@@ -53,7 +62,11 @@ class Location(Protocol):
         ...
 
     def zarr(self, *, read_only: bool) -> Store:
-        """Give a Zarr store rooted here."""
+        """Give a Zarr store rooted here; use it inside ``errors``."""
+        ...
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Turn what the disk or the server raises into our errors; the other methods do so by themselves."""
         ...
 
 
@@ -84,8 +97,19 @@ class _LocalLocation:
     def url(self) -> str:
         return str(self._root)
 
+    @property
+    def endpoint_url(self) -> str | None:
+        return None
+
+    def size(self, path: str) -> int | None:
+        with self.errors():
+            try:
+                return (self._root / path).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
     def read(self, path: str) -> bytes | None:
-        with self._errors():
+        with self.errors():
             try:
                 return (self._root / path).read_bytes()
             except FileNotFoundError:
@@ -94,12 +118,12 @@ class _LocalLocation:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        with self._errors():
+        with self.errors():
             temporary = self._written_aside(path, data)
             temporary.replace(self._root / path)
 
     def create(self, path: str, data: bytes) -> bool:
-        with self._errors():
+        with self.errors():
             temporary = self._written_aside(path, data)
             try:
                 # A link appears with its whole content or not at all, and never over another.
@@ -125,7 +149,7 @@ class _LocalLocation:
         return temporary
 
     def names(self, folder: str) -> list[str]:
-        with self._errors():
+        with self.errors():
             try:
                 entries = list((self._root / folder).iterdir())
             except FileNotFoundError:
@@ -133,7 +157,7 @@ class _LocalLocation:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
     def is_empty(self) -> bool:
-        with self._errors():
+        with self.errors():
             try:
                 return not any(self._root.iterdir())
             except FileNotFoundError:
@@ -143,9 +167,11 @@ class _LocalLocation:
         return LocalStore(self._root, read_only=read_only)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         try:
             yield
+        except AtlasError:
+            raise
         except OSError as error:
             raise _from_os_error(error, self.url) from error
 
@@ -180,6 +206,17 @@ class _S3Location:
     def url(self) -> str:
         return f"s3://{self._root}"
 
+    @property
+    def endpoint_url(self) -> str | None:
+        return self._endpoint_url
+
+    def size(self, path: str) -> int | None:
+        with self.errors():
+            try:
+                return int(self._fs.info(self._at(path), refresh=True)["size"])
+            except FileNotFoundError:
+                return None
+
     def _filesystem(self, *, asynchronous: bool) -> Any:
         import s3fs
 
@@ -195,18 +232,18 @@ class _S3Location:
         return str(PurePosixPath(self._root) / path)
 
     def read(self, path: str) -> bytes | None:
-        with self._errors():
+        with self.errors():
             try:
                 return self._fs.cat_file(self._at(path))
             except FileNotFoundError:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        with self._errors():
+        with self.errors():
             self._fs.pipe_file(self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
-        with self._errors():
+        with self.errors():
             try:
                 self._fs.pipe_file(self._at(path), data, mode="create")
             except FileExistsError:
@@ -219,7 +256,7 @@ class _S3Location:
             return True
 
     def names(self, folder: str) -> list[str]:
-        with self._errors():
+        with self.errors():
             try:
                 entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
             except FileNotFoundError:
@@ -227,7 +264,7 @@ class _S3Location:
             return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
 
     def is_empty(self) -> bool:
-        with self._errors():
+        with self.errors():
             try:
                 return not self._fs.ls(self._root, detail=False, refresh=True)
             except FileNotFoundError as error:
@@ -248,7 +285,7 @@ class _S3Location:
         return FsspecStore(self._zarr_fs, path=self._root, read_only=read_only)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         try:
             yield
         except AtlasError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,7 @@ class Run:
         """Look again at what is committed."""
         self._committed = committed_units(self.location)
         self._index = None
+        self.__dict__.pop("reduction", None)
         return self
 
     @property
@@ -208,9 +210,9 @@ class Run:
             part = index.slice(start, step)
             yield part, self._read(part, positions, hook_point, pooling)
 
-    @property
+    @cached_property
     def reduction(self) -> Reduction | None:
-        """The newest reduction, if there is one."""
+        """The newest reduction, if there is one, as it was when first asked for; ``refresh`` looks again."""
         return read_current_reduction(self.location)
 
     def _array(self, hook_point: str, pooling: str) -> zarr.Array:
@@ -221,17 +223,15 @@ class Run:
                 field="pooling",
                 mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
             )
-        try:
-            array: Any = zarr.open_array(
-                self.location.zarr(read_only=True), path=layout.array_path(hook_point, pooling), mode="r"
-            )
-        except FileNotFoundError:
-            raise StoreError(
-                "the activation array is missing.",
-                code="missing_object",
-                file=f"{self.url}/{layout.array_path(hook_point, pooling)}",
-            ) from None
-        return array
+        path = layout.array_path(hook_point, pooling)
+        with self.location.errors():
+            try:
+                array: Any = zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r")
+            except FileNotFoundError:
+                raise StoreError(
+                    "the activation array is missing.", code="missing_object", file=f"{self.url}/{path}"
+                ) from None
+            return array
 
     def _read(self, chosen: pa.Table, positions: list[int], hook_point: str, pooling: str) -> npt.NDArray[np.float32]:
         """Read float32 (N, L, D) of index lines, in their order; every number is finite or it is an error."""
@@ -242,7 +242,8 @@ class Run:
         rows = chosen["row"].to_numpy()
         order = np.argsort(rows, kind="stable")
         try:
-            values_NLD[order] = array.oindex[rows[order], np.array(positions), :]
+            with self.location.errors():
+                values_NLD[order] = array.oindex[rows[order], np.array(positions), :]
         except (ValueError, RuntimeError) as error:
             raise StoreError(
                 f"a block of {hook_point}/{pooling} cannot be read: {error}.", code="bad_object", file=self.url

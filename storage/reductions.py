@@ -8,12 +8,14 @@ Q percentile labels.
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from ..jobs.errors import StoreError
 from . import layout
@@ -81,19 +83,51 @@ _ARRAYS = tuple(f.name for f in fields(Reduction) if f.name not in ("reduction_i
 
 
 def write_reduction(location: Location, reduction: Reduction) -> None:
-    """Store a reduction and make it the current one."""
-    group = zarr.create_group(
-        location.zarr(read_only=False),
-        path=layout.reduction_path(reduction.reduction_id),
-        attributes={name: _plain(getattr(reduction, name)) for name in _TEXTS},
-        overwrite=True,
-    )
-    for name in _ARRAYS:
-        values = getattr(reduction, name)
-        if values is not None:
-            group.create_array(name, data=values)
-    pointer = json.dumps({"reduction_id": reduction.reduction_id}).encode()
-    location.write(layout.CURRENT_REDUCTION, pointer)
+    """Store a reduction and make it the current one.
+
+    The group is written under a name that nobody else writes; the record that names it is written last, once.
+    """
+    path = layout.reduction_path(f"{reduction.reduction_id}-{uuid.uuid4().hex[:8]}")
+    with location.errors():
+        group = zarr.create_group(
+            location.zarr(read_only=False),
+            path=path,
+            attributes={name: _plain(getattr(reduction, name)) for name in _TEXTS},
+        )
+        for name in _ARRAYS:
+            values = getattr(reduction, name)
+            if values is not None:
+                # NaN where a chunk is missing, and a checksum in each: a lost or damaged one does not read as numbers.
+                fill = float("nan") if values.dtype.kind == "f" else None
+                codecs = [BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), Crc32cCodec()]
+                group.create_array(name, data=values, fill_value=fill, compressors=codecs)
+    record = json.dumps({"reduction_id": reduction.reduction_id, "path": path}).encode()
+    location.create(layout.reduction_record_path(reduction.reduction_id), record)
+    make_current(location, reduction.reduction_id)
+
+
+def make_current(location: Location, reduction_id: str) -> bool:
+    """Point at a reduction that is stored already.
+
+    Returns:
+        False when there is none of that id.
+    """
+    record = location.read(layout.reduction_record_path(reduction_id))
+    if record is None:
+        return False
+    if location.read(layout.CURRENT_REDUCTION) != record:
+        location.write(layout.CURRENT_REDUCTION, record)
+    return True
+
+
+def current_reduction_id(location: Location) -> str | None:
+    """Say which reduction is current, without loading it.
+
+    Raises:
+        StoreError: The pointer is damaged.
+    """
+    pointer = _read_pointer(location)
+    return pointer[0] if pointer else None
 
 
 def read_current_reduction(location: Location) -> Reduction | None:
@@ -102,21 +136,42 @@ def read_current_reduction(location: Location) -> Reduction | None:
     Raises:
         StoreError: The pointer or the group is damaged.
     """
+    pointer = _read_pointer(location)
+    if pointer is None:
+        return None
+    reduction_id, path = pointer
+    try:
+        with location.errors():
+            group: Any = zarr.open_group(location.zarr(read_only=True), path=path, mode="r")
+            texts: dict[str, Any] = {name: group.attrs[name] for name in _TEXTS}
+            arrays: dict[str, Any] = {name: np.asarray(group[name][...]) for name in _ARRAYS if name in group}
+    except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
+        raise _damaged(location, path, str(error)) from error
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise _damaged(location, path, f"{name} lacks numbers")
+    texts = {name: tuple(value) if isinstance(value, list) else value for name, value in texts.items()}
+    return Reduction(reduction_id=reduction_id, **texts, **arrays)
+
+
+def _read_pointer(location: Location) -> tuple[str, str] | None:
     pointer = location.read(layout.CURRENT_REDUCTION)
     if pointer is None:
         return None
-    url = f"{location.url}/{layout.CURRENT_REDUCTION}"
     try:
-        reduction_id = str(json.loads(pointer)["reduction_id"])
-        group: Any = zarr.open_group(location.zarr(read_only=True), path=layout.reduction_path(reduction_id), mode="r")
-        texts: dict[str, Any] = {name: group.attrs[name] for name in _TEXTS}
-        arrays: dict[str, Any] = {name: np.asarray(group[name][...]) for name in _ARRAYS if name in group}
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        raise StoreError(
-            f"the reduction cannot be read: {error}.", code="bad_reduction", file=url, mend="Run reduce again."
-        ) from error
-    texts = {name: tuple(value) if isinstance(value, list) else value for name, value in texts.items()}
-    return Reduction(reduction_id=reduction_id, **texts, **arrays)
+        data = json.loads(pointer)
+        return str(data["reduction_id"]), str(data["path"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(location, layout.CURRENT_REDUCTION, str(error)) from error
+
+
+def _damaged(location: Location, path: str, reason: str) -> StoreError:
+    return StoreError(
+        f"the reduction cannot be read: {reason}.",
+        code="bad_reduction",
+        file=f"{location.url}/{path}",
+        mend=f"Delete {layout.ANALYSIS}/ and run reduce again; the activations are not touched.",
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import zarr
+from zarr.abc.store import Store
 
-from ..jobs.errors import InputError, StoreError
+from ..jobs.errors import InputError, StoreError, UnitError
 from ..jobs.plan import Plan
 from . import layout
 from .codec import create_array
@@ -101,8 +102,11 @@ def reserve_rows(location: Location, record: RunRecord, num_row_blocks: int) -> 
 
     Empty blocks take no space. The caller holds the lease; nobody else writes the arrays' metadata.
     """
-    store = location.zarr(read_only=False)
-    num_rows = num_row_blocks * record.rows_per_block
+    with location.errors():
+        _reserve(location.zarr(read_only=False), record, num_row_blocks * record.rows_per_block)
+
+
+def _reserve(store: Store, record: RunRecord, num_rows: int) -> None:
     root = zarr.open_group(store, mode="a")
     for hook_point, pooling in record.arrays:
         path = layout.array_path(hook_point, pooling)
@@ -135,9 +139,17 @@ def commit_unit(location: Location, lease: HeldLease, manifest: Manifest) -> boo
 
     Raises:
         StoreError: This driver no longer holds the run.
+        UnitError: What the manifest names is not in the store as this process sees it; nothing is committed.
         TransientError: The store failed; whether the record was written is open, and asking again is safe.
     """
     lease.check()
+    for stored in manifest.objects:
+        if location.size(stored.path) != stored.num_bytes:
+            raise UnitError(
+                f"{stored.path}, which {manifest.worker} wrote, is not at {location.url} as seen from here: does every "
+                "machine reach the same store?",
+                code="not_written",
+            )
     record = CommitRecord(manifest=manifest, generation=lease.generation, committed_at=now_iso())
     path = layout.commit_path(manifest.unit_id)
     if location.create(path, record.to_bytes()):

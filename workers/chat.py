@@ -44,7 +44,16 @@ class ChatRenderer:
                 mend="Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
             )
         self._tokenizer = tokenizer
-        self._template = _with_pinned_date(str(tokenizer.chat_template))
+        try:
+            # Some tokenizers carry several; this picks the one for plain conversations.
+            self._template = _with_pinned_date(str(tokenizer.get_chat_template()))
+        except ValueError as error:
+            raise InputError(
+                f"the tokenizer has no chat template for plain conversations: {error}.",
+                code="no_chat_template",
+                field="model.source",
+                mend="Name one of its templates 'default'.",
+            ) from error
         self.has_system_role = self._shows_system()
         self.inserted_system_text = self._inserts_system()
 
@@ -66,9 +75,8 @@ class ChatRenderer:
 
     def describe(self) -> dict[str, Any]:
         """Give what a run's record says of rendering."""
-        template = str(self._tokenizer.chat_template)
         return {
-            "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+            "chat_template_sha256": hashlib.sha256(self._template.encode()).hexdigest(),
             "has_system_role": self.has_system_role,
             "inserts_system_prompt": self.inserted_system_text,
             "pinned_date": PINNED_DATE,

@@ -8,7 +8,13 @@ import psutil
 
 from ..jobs.errors import InputError
 
+_NO_LIMIT = 2**63
 _CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit, use and counters, of cgroup v2 and v1."""
 
 
 def free_bytes(device: str) -> int:
@@ -48,14 +54,13 @@ def require_memory(needed_bytes: int, copies: int, device: str) -> None:
 
 def _container_bytes() -> int:
     """What a container's limit leaves, page cache counted as free; without a limit, no bound."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-        cache = next(
-            int(line.split()[1])
-            for line in (_CGROUP / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        )
-    except (OSError, StopIteration, ValueError):
-        return 2**63
-    return 2**63 if limit == "max" else int(limit) - used + cache
+    for limit, used, cached in _CGROUP_FILES:
+        try:
+            allowed = (_CGROUP / limit).read_text().strip()
+            taken = int((_CGROUP / used).read_text())
+            counters = dict(line.split() for line in (_CGROUP / cached).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        cache = int(counters.get("total_inactive_file") or counters.get("inactive_file") or 0)
+        return _NO_LIMIT if allowed == "max" else int(allowed) - taken + cache
+    return _NO_LIMIT

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..jobs.block import UnitBlock
 from ..jobs.errors import UnitError
 from ..jobs.ledger import Failure
-from ..jobs.units import UnitOrder
+from ..jobs.units import RolloutRequest, UnitOrder
 from .engine import CapturedRollout, Engine
 
 
@@ -31,18 +32,14 @@ def run_units(engine: Engine, orders: Sequence[UnitOrder]) -> Iterator[UnitBlock
     """
     started = time.perf_counter()
     requests = [request for order in orders for request in order.requests]
-    try:
-        captured = engine.generate(requests)
-        if len(captured) != len(requests):
-            raise UnitError(
-                f"the engine gave {len(captured)} rollouts for {len(requests)} requests.", code="rows_mixed"
-            )
-    except Exception as error:  # noqa: BLE001 - whatever a model throws is this unit's failure, not the worker's end
-        if len(orders) > 1:
-            for order in orders:
-                yield from run_units(engine, [order])
+    captured = _generate(engine, requests)
+    if isinstance(captured, _Fault):
+        # Told by now and not caught: a live error would hold the batch's frames, and their memory on the device.
+        if len(orders) == 1:
+            yield Failure(orders[0].unit.unit_id, orders[0].attempt, captured.message, captured.detail)
             return
-        yield failure_of(orders[0], error)
+        for order in orders:
+            yield from run_units(engine, [order])
         return
     seconds_per_rollout = (time.perf_counter() - started) / max(len(requests), 1)
     start = 0
@@ -55,11 +52,33 @@ def run_units(engine: Engine, orders: Sequence[UnitOrder]) -> Iterator[UnitBlock
             yield failure_of(order, error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    message: str
+    detail: str
+
+
+def _generate(engine: Engine, requests: Sequence[RolloutRequest]) -> list[CapturedRollout] | _Fault:
+    try:
+        captured = engine.generate(requests)
+        if len(captured) != len(requests):
+            raise UnitError(
+                f"the engine gave {len(captured)} rollouts for {len(requests)} requests.", code="rows_mixed"
+            )
+    except Exception as error:  # noqa: BLE001 - whatever a model throws is this unit's failure, not the worker's end
+        return _fault_of(error)
+    return captured
+
+
+def _fault_of(error: BaseException) -> _Fault:
+    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return _Fault(message, "".join(traceback.format_exception(error)))
+
+
 def failure_of(order: UnitOrder, error: BaseException) -> Failure:
     """Describe an error as a unit's failure, with the whole traceback beside the one line."""
-    detail = "".join(traceback.format_exception(error))
-    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return Failure(order.unit.unit_id, order.attempt, message, detail)
+    fault = _fault_of(error)
+    return Failure(order.unit.unit_id, order.attempt, fault.message, fault.detail)
 
 
 def _block(order: UnitOrder, rows: Sequence[CapturedRollout], seconds: float) -> UnitBlock:

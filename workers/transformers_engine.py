@@ -69,6 +69,7 @@ class TransformersEngine:
             self.model: Any = AutoModelForCausalLM.from_pretrained(
                 settings.directory, dtype=getattr(torch, settings.dtype), use_safetensors=True
             )
+            self.model.to(settings.device).eval()
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
             raise InputError(
                 f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
@@ -76,7 +77,6 @@ class TransformersEngine:
                 field="model.source",
                 mend="Check its files, or choose another model.",
             ) from error
-        self.model.to(settings.device).eval()
         self.renderer = ChatRenderer(self._tokenizer)
         config: Any = self.model.config.get_text_config()
         _refuse_other_attention(config)

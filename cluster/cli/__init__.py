@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -58,4 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             as_json=as_json,
         )
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the last place that can answer a program in its own terms
+        # A fault of ours: the whole of it for whoever mends it, and still one object for a program.
+        traceback.print_exc()
+        output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

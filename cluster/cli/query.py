@@ -8,7 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ...storage.export_file import FORMATS, write_activations
+from ...storage.export_file import FORMATS, check_target, write_activations
 from ...storage.query import open_run
 from . import output
 from .options import endpoint_option, json_option, store_argument
@@ -49,6 +49,8 @@ def query(
 
     With --out they are written beside a table of their rollouts; without it, their shape and size are shown.
     """
+    if out:
+        check_target(Path(out))
     run = open_run(store_url, endpoint_url)
     found = run.activations(
         kind=kind or None,

@@ -8,6 +8,7 @@ import click
 
 from ...analysis.reduce import reduce_run
 from ...analysis.report import render_report, write_report
+from ...jobs.errors import InputError
 from ...storage.query import open_run
 from . import output
 from .options import endpoint_option, json_option, store_argument
@@ -25,7 +26,15 @@ def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: b
     if out is None:
         place = write_report(run, reduction)
     else:
-        Path(out).write_text(render_report(run, reduction), encoding="utf-8")
+        try:
+            Path(out).write_text(render_report(run, reduction), encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{out} cannot be written: {error.strerror or error}.",
+                code="not_writable",
+                field="--out",
+                mend="Choose another place.",
+            ) from error
         place = out
     if as_json:
         output.document({"report": place, "reduction": reduction.reduction_id})

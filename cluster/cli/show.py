@@ -8,6 +8,7 @@ import click
 
 from ...storage.lease import live_driver
 from ...storage.query import Run, open_run
+from ...storage.reductions import current_reduction_id
 from . import output
 from .options import endpoint_option, json_option, store_argument
 
@@ -50,7 +51,6 @@ def _facts(run: Run) -> dict[str, Any]:
     for kind, name in pairs:
         personas.setdefault(kind, []).append(name)
     driver = live_driver(run.location)
-    reduction = run.reduction
     return {
         "url": run.url,
         "model": record.spec.model.source,
@@ -65,7 +65,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "arrays": ["/".join(pair) for pair in record.arrays],
         "layers": list(run.layers),
         "mantissa_bits": record.spec.store.mantissa_bits,
-        "reduction": reduction.reduction_id if reduction else None,
+        "reduction": current_reduction_id(run.location),
         "created_at": record.created_at,
         "rendering": record.rendering,
         "versions": record.versions,

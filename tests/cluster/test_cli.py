@@ -138,6 +138,10 @@ def test_queries_of_what_is_not_there_are_refused(refused: Refused, tmp_path: Pa
     assert refused("query", store, "--layer", "some")["code"] == "bad_layer"
     assert refused("query", store, "--pooling", "prompt_mean")["code"] == "not_captured"
     assert refused("query", store, "--out", tmp_path / "x.csv")["code"] == "unknown_format"
+    assert refused("query", store, "--out", "/dev/null/x.npy")["code"] == "no_folder"
+    assert refused("query", store, "--out", "/proc/x.npy")["code"] == "not_writable"
+    assert refused("report", store, "--out", tmp_path / "none" / "x.html")["code"] == "not_writable"
+    assert refused("reduce", store, "--layer", "9")["code"] == "no_such_layer"
     assert refused("query", store, "--kind", "pirate")["code"] == "usage"
     assert refused("reduce", store, "--pooling", "prompt_mean")["code"] == "not_captured"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from persona_atlas.cluster import drive as drive_module
+from persona_atlas.cluster import patience
 from persona_atlas.cluster.drive import drive
 from persona_atlas.cluster.executor import LocalExecutor
 from persona_atlas.cluster.progress import Progress
@@ -190,7 +190,7 @@ def test_a_commit_whose_answer_was_lost_is_asked_again_and_counts_once(tmp_path:
 def test_a_commit_that_never_succeeds_ends_the_run_and_keeps_what_was_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(drive_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(patience.time, "sleep", lambda _: None)
     url = str(tmp_path / "run")
     tries: Counter[str] = Counter()
 

@@ -41,7 +41,7 @@ def test_an_error_says_the_place_the_rule_and_the_cure():
 
 def test_only_wrong_input_ends_with_status_2_and_only_passing_troubles_are_retryable():
     assert {c.__name__: c.exit_status for c in TREE if c.exit_status != 1} == {"InputError": 2}
-    assert {c for c in TREE if c.retryable} == {TransientError, UnitError}
+    assert {c for c in TREE if c.retryable} == {TransientError}
 
 
 def test_the_nearest_name_is_suggested_and_nothing_when_none_is_near():

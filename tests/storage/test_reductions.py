@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from persona_atlas.jobs.errors import StoreError
 from persona_atlas.storage import layout
 from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.reductions import Reduction, read_current_reduction, write_reduction
+from persona_atlas.storage.reductions import Reduction, make_current, read_current_reduction, write_reduction
 
 
 def full_reduction() -> Reduction:
@@ -82,17 +81,27 @@ def test_the_newest_is_current_and_the_older_one_stays(location: Location):
     newer = replace(full, reduction_id="newer", axis=None)
     write_reduction(location, newer)
     assert_same(read_current_reduction(location), newer)
-    old = zarr.open_group(location.zarr(read_only=True), path=layout.reduction_path("full"), mode="r")
-    axis = np.asarray(zarr.open_array(old.store, path=f"{old.path}/axis", mode="r")[...])
-    assert full.axis is not None
-    assert np.array_equal(axis, full.axis)
+    assert make_current(location, "full")
+    assert_same(read_current_reduction(location), full)
 
 
-def test_the_same_reduction_written_again_leaves_nothing_of_the_last(location: Location):
+def test_of_two_that_write_one_reduction_the_first_to_finish_stays_whole(location: Location):
     write_reduction(location, full_reduction())
-    without = replace(full_reduction(), axis=None)
-    write_reduction(location, without)
-    assert_same(read_current_reduction(location), without)
+    write_reduction(location, replace(full_reduction(), axis=None))
+    assert_same(read_current_reduction(location), full_reduction())
+
+
+def test_a_lost_chunk_is_an_error_and_not_zeros(location: Location):
+    write_reduction(location, full_reduction())
+    (chunk,) = [p for p in Path(location.url).glob("analysis/full-*/axis/c/**/*") if p.is_file()]
+    chunk.unlink()
+    with pytest.raises(StoreError, match="axis lacks numbers"):
+        read_current_reduction(location)
+
+
+def test_what_is_not_stored_cannot_be_made_current(location: Location):
+    assert not make_current(location, "nothing")
+    assert read_current_reduction(location) is None
 
 
 def test_a_reader_sees_no_reduction_before_it_is_whole(location: Location):
@@ -110,7 +119,7 @@ def test_a_reader_sees_no_reduction_before_it_is_whole(location: Location):
 def test_a_damaged_pointer_says_how_to_mend_it(location: Location, pointer: bytes):
     write_reduction(location, full_reduction())
     location.write(layout.CURRENT_REDUCTION, pointer)
-    with pytest.raises(StoreError, match="Run reduce again") as caught:
+    with pytest.raises(StoreError, match="run reduce again") as caught:
         read_current_reduction(location)
     assert caught.value.code == "bad_reduction"
 

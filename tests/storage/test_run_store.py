@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.errors import InputError, StoreError
+from persona_atlas.jobs.errors import InputError, StoreError, UnitError
 from persona_atlas.jobs.personas import Question
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.storage import layout, lease
@@ -195,3 +195,14 @@ def test_the_index_is_written_when_units_are_added_and_only_then(location: Locat
     stamp = (Path(location.url) / layout.INDEX).stat().st_mtime_ns
     assert refresh_index(location, units).equals(table)
     assert (Path(location.url) / layout.INDEX).stat().st_mtime_ns == stamp
+
+
+def test_a_unit_whose_objects_are_not_where_the_driver_looks_is_not_committed(tmp_path: Path):
+    plan = small_plan()
+    here, elsewhere = open_location(str(tmp_path / "here")), open_location(str(tmp_path / "elsewhere"))
+    with acquire(here, 3) as lease:
+        begin(here, plan, lease)
+        manifest = write_unit(elsewhere, plan, plan.units[0].unit_id, 0)
+        with pytest.raises(UnitError, match="as seen from here"):
+            commit_unit(here, lease, manifest)
+        assert committed_units(here) == set()

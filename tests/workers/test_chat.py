@@ -162,3 +162,13 @@ def test_a_template_that_asks_the_clock_is_told_the_pinned_date(tokenizer_with):
     tokenizer = tokenizer_with(asks)
     text = tokenizer.decode(ChatRenderer(tokenizer).render("Be kind.", "Which day is it?"))
     assert text.startswith(f"Today is {PINNED_DATE}. ")
+
+
+def test_of_several_templates_the_one_for_plain_conversations_is_used(tokenizer_with):
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    alone = ChatRenderer(tokenizer).render("Be kind.", "Who are you?")
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": "TOOLS" + CHAT_TEMPLATE}
+    assert ChatRenderer(tokenizer).render("Be kind.", "Who are you?") == alone
+    tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE, "rag": CHAT_TEMPLATE}
+    with pytest.raises(InputError, match="default"):
+        ChatRenderer(tokenizer)

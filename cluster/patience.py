@@ -1,0 +1,35 @@
+"""Ask again when the network or the object store had a bad moment. The one place that waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..jobs.errors import AtlasError
+
+TRIES = 6
+"""With doubling waits from a quarter of a second: about eight seconds in all."""
+
+T = TypeVar("T")
+
+
+def patiently(action: Callable[[], T], say: Callable[[str], None] = lambda _: None) -> T:
+    """Do something, and again after a while when it fails in a way that may pass.
+
+    Args:
+        action: Safe to do twice.
+        say: Told of each failure that is not the last.
+
+    Raises:
+        AtlasError: Its last error, or its first that will not pass.
+    """
+    for attempt in range(TRIES):
+        try:
+            return action()
+        except AtlasError as error:
+            if not error.retryable or attempt == TRIES - 1:
+                raise
+            say(f"{error.message} Trying again.")
+            time.sleep(2.0**attempt / 4)
+    raise AssertionError
