@@ -19,7 +19,7 @@ INK = "#23262f"
 FAINT = "#d9dce3"
 KIND_COLOURS = {"default": "#0b6e99", "role": "#d1782c", "trait": "#8a8fa3"}
 _AXIS_SCALE = [[0.0, "#a63d13"], [0.35, "#e3a46b"], [0.5, "#d8d5cf"], [0.65, "#7fb3c8"], [1.0, "#0b4f6c"]]
-_LABELS_AT_MOST = 60
+_LABELS_AT_MOST = 40
 """Roles whose names fit on a map; beyond, the extremes are named and the rest tell theirs when pointed at."""
 
 
@@ -56,8 +56,9 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
             for n, c in zip(reduction.role_names, colour, strict=True)
         ],
         hoverinfo="text",
+        cliponaxis=False,
         marker={
-            "size": 11,
+            "size": 11 if len(texts) <= _LABELS_AT_MOST else 8,
             "color": colour,
             "cmin": -bound,
             "cmax": bound,
@@ -111,7 +112,7 @@ def variance_curve(reduction: Reduction, layer: int) -> go.Figure:
     figure.add_scatter(
         x=components,
         y=cumulative_LK[at],
-        mode="lines+markers",
+        mode="lines+markers" if len(components) <= _LABELS_AT_MOST else "lines",
         line={"color": "#0b4f6c", "width": 2},
         marker={"size": 6},
         name=f"layer {layer}",

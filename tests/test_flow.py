@@ -71,7 +71,7 @@ def long_spec(path: Path, source: Path, store_url: str) -> Path:
             "roles": {"names": ["c*"], "prompts": 1, "questions": 4},
             "default": {"prompts": 1, "questions": 4},
         },
-        sampling={"max_new_tokens": 160},
+        sampling={"max_new_tokens": 120},
         placement={"batch_tokens": 1600},
     )
 
