@@ -41,6 +41,10 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
         raw = reduction.role_vectors[:, at] @ direction
         colour, title = standardise(raw, raw), "projection<br>on the axis<br>(z)"
     bound = float(np.abs(colour).max()) or 1.0
+    star = None
+    if reduction.default_vector is not None:
+        place = pca.scores(reduction.default_vector[None, at : at + 1].astype(np.float64))[0, 0]
+        star = float(place[0]), float(place[1])
     named = _named(x, y)
     texts = [_shown(name) if i in named else "" for i, name in enumerate(reduction.role_names)]
     figure = go.Figure()
@@ -49,7 +53,7 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
         y=y,
         mode="markers+text",
         text=texts,
-        textposition=_label_positions(x, y, texts),
+        textposition=_label_positions(x, y, texts, star),
         textfont={"size": 12, "color": INK},
         hovertext=[
             f"{_shown(n)}<br>{title.replace('<br>', ' ')} {c:+.2f}"
@@ -68,13 +72,12 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
         },
         showlegend=False,
     )
-    if reduction.default_vector is not None:
-        place = pca.scores(reduction.default_vector[None, at : at + 1].astype(np.float64))[0, 0]
+    if star is not None:
         figure.add_scatter(
-            x=[place[0]],
-            y=[place[1]],
+            x=[star[0]],
+            y=[star[1]],
             mode="markers+text",
-            text=["the default Assistant"],
+            text=[_STAR_LABEL],
             textposition="top center",
             textfont={"size": 13, "color": KIND_COLOURS["default"]},
             marker={"size": 16, "symbol": "star", "color": KIND_COLOURS["default"]},
@@ -211,15 +214,19 @@ _PLACES = {
     "middle right": (1.0, 0.0),
     "middle left": (-1.0, 0.0),
 }
+_STAR_LABEL = "the default Assistant"
 _LETTER, _LINE = 0.0085, 0.032
 """Width of a letter and height of a line, as shares of the map's."""
 
 
-def _label_positions(x: np.ndarray, y: np.ndarray, texts: Sequence[str]) -> list[str]:
-    """Put each label on the side where it covers the fewest points and labels placed before it."""
+def _label_positions(x: np.ndarray, y: np.ndarray, texts: Sequence[str], star: tuple[float, float] | None) -> list[str]:
+    """Put each label on the side where it covers the fewest points and labels placed before it, the star's first."""
     wide, high = (float(np.ptp(v)) or 1.0 for v in (x, y))
     px, py = x / wide, y / high
     taken: list[tuple[float, float, float]] = [(float(a), float(b), 0.008) for a, b in zip(px, py, strict=True)]
+    if star is not None:
+        taken.append((star[0] / wide, star[1] / high, 0.012))
+        taken.append((star[0] / wide, star[1] / high + 1.2 * _LINE, _LETTER * len(_STAR_LABEL) / 2))
     positions: list[str] = []
     for i, text in enumerate(texts):
         half = _LETTER * len(text) / 2

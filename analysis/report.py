@@ -97,8 +97,9 @@ def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:
         parts.append(
             (
                 "Single rollouts on the axis",
-                "Dotted lines are floors on the axis; a label is the percentile on the opposite direction, so p0.25 "
-                "is passed by a quarter of all rollouts.",
+                "Projections are dot products with the unit axis, not centred: compare them, for zero says "
+                "nothing. Dotted lines are floors on the axis; a label is the percentile on the opposite direction, so "
+                "p0.25 is passed by a quarter of all rollouts.",
                 plots.projection_histogram(reduction.projections[:, at], kinds, found.floors),
             )
         )
@@ -115,10 +116,13 @@ def _embed(figure: go.Figure, *, with_script: bool) -> str:
 def _tables(found: Summary) -> str:
     if not found.roles:
         return ""
+    shown = found.roles
+    if found.default_projection is not None and found.default_z is not None:
+        shown = (("(the default Assistant)", found.default_projection, found.default_z), *shown)
     lines = "".join(
         f"<tr><td>{escape(name.replace('_', ' '))}</td><td class='number'>{value:+.2f}</td>"
         f"<td class='number'>{z:+.2f}</td></tr>"
-        for name, value, z in found.roles
+        for name, value, z in shown
     )
     floors = "".join(
         f"<tr><td>{label}</td><td class='number'>{value:+.3f}</td><td class='number'>{-value:+.3f}</td></tr>"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..jobs.errors import InputError
 from .query import Activations
@@ -73,7 +73,8 @@ def _npy(found: Activations, path: Path) -> list[Path]:
 
 def _safetensors(found: Activations, path: Path) -> list[Path]:
     layers = ",".join(str(layer) for layer in found.layers)
-    save_file({"activations": np.ascontiguousarray(found.values)}, path, metadata={"layers": layers})
+    # Not save_file: it makes files that only their owner may read.
+    path.write_bytes(save({"activations": np.ascontiguousarray(found.values)}, metadata={"layers": layers}))
     return [path, _rollouts_beside(found, path)]
 
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_status)
     except (KeyboardInterrupt, click.Abort):
         output.error(
-            {"error": "stopped; committed units stay and the same command resumes", "code": "interrupted"},
+            {"error": "stopped.", "code": "interrupted"},
             as_json=as_json,
         )
         sys.exit(EXIT_INTERRUPTED)

@@ -24,18 +24,21 @@ def document(value: Mapping[str, Any]) -> None:
 
 
 def table(title: str, columns: list[str], lines: list[list[str]]) -> None:
-    """Print a table on stdout; numbers, by their look, to the right."""
-    shown = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
+    """Print a table on stdout; columns of numbers, by their look, to the right."""
+    console = Console(markup=False, highlight=False)
+    shown = Table(show_header=any(columns))
     for position, column in enumerate(columns):
-        numeric = bool(lines) and all(_is_number(line[position]) for line in lines)
+        cells = [line[position] for line in lines if line[position].strip(".")]
+        numeric = bool(cells) and all(_is_number(cell) for cell in cells)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for line in lines:
         shown.add_row(*line)
-    Console(markup=False, highlight=False).print(shown)
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(shown)
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "").replace("%", "").lstrip("+-").strip().isdigit()
+    return text.replace(",", "").replace(".", "").lstrip("+-").isdigit()
 
 
 def text(line: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from ...jobs.errors import closest
 from ...storage.export_file import FORMATS, check_target, write_activations
-from ...storage.query import open_run
+from ...storage.query import Run, open_run
 from . import output
 from .options import endpoint_option, json_option, store_argument
 
@@ -63,8 +65,10 @@ def query(
         hook_point=hook_point,
         pooling=pooling,
     )
-    written = write_activations(found, Path(out)) if out else []
     shape = list(found.values.shape)
+    # An empty answer leaves alone what an earlier one wrote.
+    written = write_activations(found, Path(out)) if out and shape[0] else []
+    note = None if shape[0] else _why_nothing(run, persona)
     norms = np.linalg.norm(found.values, axis=-1)
     facts: dict[str, Any] = {
         "shape": shape,
@@ -74,14 +78,14 @@ def query(
         "units_planned": found.completeness.planned,
         "mean_norm": float(norms.mean()) if norms.size else None,
         "files": [str(path) for path in written],
-        "note": None if shape[0] else "No rollout matches.",
+        "note": note,
     }
     if as_json:
         output.document(facts)
         return
     output.text(f"{tuple(shape)} float32, from {found.completeness}")
-    if not shape[0]:
-        output.text("No rollout matches.")
+    if note:
+        output.text(note)
         return
     output.text(f"mean norm {facts['mean_norm']:.2f}")
     for path in written:
@@ -99,3 +103,10 @@ def query(
         lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
         title = f"The first {len(lines)} of {shape[0]} rollouts; --out FILE writes the numbers"
         output.table(title, [c.removesuffix("_index") for c in columns], lines)
+
+
+def _why_nothing(run: Run, personas: tuple[str, ...]) -> str:
+    known = run.index["persona"].unique().to_pylist()
+    strangers = [name for name in personas if not any(fnmatchcase(k, name) for k in known)]
+    hints = [f"The run has no persona {name!r}. {closest(name, known)}".strip() for name in strangers]
+    return " ".join(["No rollout matches; nothing was written.", *hints])

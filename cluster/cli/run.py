@@ -11,6 +11,7 @@ from ...analysis.report import write_report
 from ...analysis.summary import Summary, summarise
 from ...jobs.spec import load_spec
 from ...storage.query import Run, open_run
+from ...storage.run_store import committed_units
 from ..job import Outcome, prepare_job, work_job
 from . import output, plan, summary_text
 from .options import json_option, set_option, spec_argument
@@ -33,7 +34,12 @@ def run(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json
         progress.say(f"  {what + ':':18}{figure}")
     if job.committed:
         progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed already.")
-    outcome = work_job(job, progress, address)
+    try:
+        outcome = work_job(job, progress, address)
+    except KeyboardInterrupt:
+        done = len(committed_units(job.location))
+        progress.say(f"{done} of {len(job.plan.units)} units are committed and stay; the same command resumes.")
+        raise
     store = open_run(job.location.url, spec.store.endpoint_url)
     found, report_place = None, None
     if store.committed:

@@ -14,7 +14,7 @@ def print_summary(found: Summary) -> None:
             lines.insert(0, ["(the default Assistant)", f"{found.default_projection:+.2f}", f"{found.default_z:+.2f}"])
         far = [[name, f"{value:+.2f}", f"{z:+.2f}"] for name, value, z in reversed(found.far_end)]
         lines += [["...", "", ""], *far] if far else []
-        title = f"The Assistant Axis at layer {found.layer} (up is toward the Assistant)"
+        title = f"The Assistant Axis at layer {found.layer} (the higher, the nearer the Assistant; zero means nothing)"
         output.table(title, ["persona", "projection", "z among roles"], lines)
     if found.components_for_70 is not None:
         output.text(f"Components for 70 % of the variance of the role vectors: {found.components_for_70}")

@@ -1,7 +1,8 @@
 """Our catalog layout: one YAML file a persona, made to be edited and reviewed by people.
 
 A persona's name is its file's name and its kind is its folder, so neither can disagree with the content. Judge
-prompts are put together from the persona's own description of a full performance and one shared rubric.
+prompts are put together from the persona's own description of a full performance and one shared rubric, this package's
+where a directory has none.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class _File(BaseModel):
 class _RoleFile(_File):
     description: _Text
     prompts: Annotated[list[_Text], Field(min_length=1)]
-    judge: _Text
+    judge: _MaybeEmpty = ""
     questions: list[_Text] = []
 
 
@@ -43,7 +44,7 @@ class _TraitFile(_File):
     description: _Text
     pairs: Annotated[list[_Pair], Field(min_length=1)]
     questions: list[_Text] = []
-    judge: _Text
+    judge: _MaybeEmpty = ""
 
 
 class _DefaultFile(_File):
@@ -89,6 +90,8 @@ def persona_reader(root: Path) -> Callable[[Kind, str, Path], Persona]:
 
     def rubric(kind: Kind) -> str:
         path = root / RUBRICS_FILE
+        if not path.is_file():
+            path = Path(__file__).parent / RUBRICS_FILE
         text = read_text(path, "the judge rubrics")
         rubrics = validate(_RubricsFile, parse_yaml(text, str(path)), text=text, file=str(path))
         return rubrics.role if kind == "role" else rubrics.trait
@@ -100,7 +103,9 @@ def persona_reader(root: Path) -> Callable[[Kind, str, Path], Persona]:
             default = validate(_DefaultFile, data, text=text, file=str(path))
             return Persona(kind, name, default.description, tuple(default.prompts))
         file = validate(_RoleFile if kind == "role" else _TraitFile, data, text=text, file=str(path))
-        judge = rubric(kind).replace("{name}", name.replace("_", " ")).replace("{description}", file.judge)
+        judge = ""
+        if file.judge:
+            judge = rubric(kind).replace("{name}", name.replace("_", " ")).replace("{description}", file.judge)
         questions = tuple(Question(f"{name}-{i}", q) for i, q in enumerate(file.questions))
         if isinstance(file, _RoleFile):
             return Persona(kind, name, file.description, tuple(file.prompts), (), questions, judge)

@@ -150,12 +150,16 @@ def test_a_query_that_matches_nothing_is_an_empty_answer_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     small_run(str(tmp_path / "run"))
+    out = tmp_path / "kept.npy"
+    out.write_bytes(b"of an earlier query")
     with pytest.raises(SystemExit) as ended:
-        main(["query", str(tmp_path / "run"), "--persona", "nobody", "--layer", "2", "--json"])
+        main(["query", str(tmp_path / "run"), "--persona", "pirat", "--layer", "2", "--out", str(out), "--json"])
     assert ended.value.code == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["shape"] == [0, 16]
-    assert answer["note"]
+    assert answer["files"] == []
+    assert "no persona 'pirat'. Did you mean 'pirate'?" in answer["note"]
+    assert out.read_bytes() == b"of an earlier query"
 
 
 def test_a_reduction_of_an_empty_run_is_refused(refused: Refused, tmp_path: Path):

@@ -105,7 +105,12 @@ def test_a_directory_in_our_layout_is_a_catalog(native: Path):
         ("role", "sea_rover", ROLE.replace("judge:", "jugde:"), ["line 5", "jugde", "Did you mean 'judge'?"]),
         ("role", "sea_rover", ROLE.replace("  - Drink rum.", "  - ''"), ["line 4", "prompts.1"]),
         ("role", "sea_rover", ROLE.replace("Sail on.", "Sail: on: and on"), ["line 3"]),
-        ("role", "sea_rover", ROLE.replace("judge: Ships and rum.\n", ""), ["sea_rover.yaml", "judge", "missing"]),
+        (
+            "role",
+            "sea_rover",
+            ROLE.replace("description: A rover.\n", ""),
+            ["sea_rover.yaml", "description", "missing"],
+        ),
         ("role", "sea_rover", ROLE.replace("A rover.", "7"), ["line 1", "description"]),
         ("role", "sea_rover", "description: x\nprompts: []\njudge: x\n", ["line 2", "prompts"]),
         ("role", "sea_rover", "", ["not a mapping"]),
@@ -132,10 +137,10 @@ def test_faulty_questions_are_refused_when_the_catalog_is_opened(native: Path):
     assert "line 3" in str(error)
 
 
-def test_missing_rubrics_are_named_when_a_role_is_read(native: Path):
-    (native / "rubrics.yaml").unlink()
+def test_faulty_rubrics_are_named_when_a_role_is_read(native: Path):
+    (native / "rubrics.yaml").write_text("role: a\ntrait: b\nrolle: c\n")
     error = refusal(lambda: load_catalog(str(native)).persona("role", "stoic"))
-    assert error.file == str(native / "rubrics.yaml")
+    assert (error.file, error.field) == (str(native / "rubrics.yaml"), "rolle")
 
 
 def test_the_released_layout_loads_with_all_its_oddities(released: Path):
@@ -226,3 +231,15 @@ def test_a_directory_that_is_missing_or_no_catalog_is_refused(tmp_path: Path):
     for source in (tmp_path / "nothing", tmp_path):
         error = refusal(lambda source=source: load_catalog(str(source)))
         assert (error.code, error.file) == ("no_catalog", str(source))
+
+
+def test_the_smallest_catalog_of_ones_own_is_questions_and_a_role(tmp_path: Path):
+    (tmp_path / "roles").mkdir()
+    (tmp_path / "questions.yaml").write_text("questions:\n  q1: What is your day like?\n")
+    (tmp_path / "roles" / "ferryman.yaml").write_text("description: Rows.\nprompts: [You row by night.]\n")
+    (tmp_path / "roles" / "judged.yaml").write_text("description: Judged.\nprompts: [Sit.]\njudge: Sits well.\n")
+    catalog = load_catalog(str(tmp_path))
+    assert catalog.persona("role", "ferryman").judge_prompt == ""
+    # The built-in scale serves where a directory has none of its own.
+    assert "Sits well." in catalog.persona("role", "judged").judge_prompt
+    assert "{answer}" in catalog.persona("role", "judged").judge_prompt
