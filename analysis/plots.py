@@ -220,27 +220,36 @@ _LETTER, _LINE = 0.0085, 0.032
 
 
 def _label_positions(x: np.ndarray, y: np.ndarray, texts: Sequence[str], star: tuple[float, float] | None) -> list[str]:
-    """Put each label on the side where it covers the fewest points and labels placed before it, the star's first."""
+    """Put each label on the side where it covers the least of points and other labels, in a few rounds."""
     wide, high = (float(np.ptp(v)) or 1.0 for v in (x, y))
     px, py = x / wide, y / high
-    taken: list[tuple[float, float, float]] = [(float(a), float(b), 0.008) for a, b in zip(px, py, strict=True)]
+    # Boxes are (middle, middle, half a width); all are a line high.
+    points = [(float(a), float(b), 0.008) for a, b in zip(px, py, strict=True)]
+    fixed: list[tuple[float, float, float]] = []
     if star is not None:
-        taken.append((star[0] / wide, star[1] / high, 0.012))
-        taken.append((star[0] / wide, star[1] / high + 1.2 * _LINE, _LETTER * len(_STAR_LABEL) / 2))
-    positions: list[str] = []
-    for i, text in enumerate(texts):
-        half = _LETTER * len(text) / 2
-        best, best_hits, best_box = "top center", np.inf, (0.0, 0.0, 0.0)
-        for place, (dx, dy) in _PLACES.items():
-            box = (px[i] + dx * (half + 0.015), py[i] + dy * _LINE, half)
-            others = (t for j, t in enumerate(taken) if j != i)
-            hits = sum(abs(box[0] - t[0]) < half + t[2] and abs(box[1] - t[1]) < _LINE * 0.8 for t in others)
-            if hits < best_hits:
-                best, best_hits, best_box = place, hits, box
-        positions.append(best)
-        if text:
-            taken.append(best_box)
+        at = star[0] / wide, star[1] / high
+        fixed = [(*at, 0.012), (at[0], at[1] + 1.2 * _LINE, _LETTER * len(_STAR_LABEL) / 2)]
+    positions = ["top center"] * len(texts)
+    labels: dict[int, tuple[float, float, float]] = {}
+    for _ in range(3):
+        for i, text in enumerate(texts):
+            if not text:
+                continue
+            half = _LETTER * len(text) / 2
+            others = [*fixed, *(p for j, p in enumerate(points) if j != i), *(b for j, b in labels.items() if j != i)]
+            boxes = {
+                place: (float(px[i] + dx * (half + 0.015)), float(py[i] + dy * _LINE), half)
+                for place, (dx, dy) in _PLACES.items()
+            }
+            positions[i] = min(boxes, key=lambda place: _covered(boxes[place], others))
+            labels[i] = boxes[positions[i]]
     return positions
+
+
+def _covered(box: tuple[float, float, float], others: Sequence[tuple[float, float, float]]) -> float:
+    """Area of a label's box that others stand on."""
+    x, y, half = box
+    return sum(max(0.0, half + w - abs(x - ox)) * max(0.0, 0.8 * _LINE - abs(y - oy)) for ox, oy, w in others)
 
 
 def _dressed(figure: go.Figure, height: int) -> go.Figure:
