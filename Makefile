@@ -24,7 +24,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# What needs no Ray, no model and no server: seconds.
+# What needs no Ray, no real model and no server: under a minute.
 fast: setup
 	$(BIN)/python -m pytest -m 'not ray and not model and not s3 and not slow'
 
