@@ -25,7 +25,6 @@ class Estimate:
 
     Attributes:
         prompt_tokens: Read, about.
-        longest_prompt_tokens: Of the longest prompt, about.
         response_tokens: Written, at most.
         stored_bytes: Activations in the store, about; texts come to a few per cent of it.
         objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
@@ -36,7 +35,6 @@ class Estimate:
     """
 
     prompt_tokens: int
-    longest_prompt_tokens: int
     response_tokens: int
     stored_bytes: int
     objects: int
@@ -67,7 +65,6 @@ def estimate(plan: Plan) -> Estimate:
     rows = max(1, budget // (longest + spec.sampling.max_new_tokens))
     return Estimate(
         prompt_tokens=prompt_tokens,
-        longest_prompt_tokens=longest,
         response_tokens=rollouts * spec.sampling.max_new_tokens,
         stored_bytes=rollouts * arrays * len(plan.layers) * facts.d_model * STORED_BYTES_PER_VALUE,
         objects=len(plan.units) * (arrays + 2),

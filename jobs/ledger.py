@@ -54,7 +54,6 @@ class Ledger:
     attempts: dict[str, int] = field(default_factory=dict)
     _pending: deque[str] = field(default_factory=deque)
     _in_flight: dict[str, UnitOrder] = field(default_factory=dict)
-    _stopping: bool = False
 
     def __post_init__(self) -> None:
         missing = [unit for unit in self.plan.units if unit.unit_id not in self.committed]
@@ -65,7 +64,7 @@ class Ledger:
         """Take the next units for one free worker; empty when there is nothing to hand out."""
         orders: list[UnitOrder] = []
         rollouts = 0
-        while self._pending and not self._stopping:
+        while self._pending:
             unit = self.plan.by_id[self._pending[0]]
             is_retry = unit.unit_id in self.attempts
             if orders and (is_retry or rollouts + unit.num_rollouts > self.rollouts_per_assignment):
@@ -105,10 +104,6 @@ class Ledger:
         self.failed[failure.unit_id] = failure
         return False
 
-    def stop(self) -> None:
-        """Hand out nothing more."""
-        self._stopping = True
-
     @property
     def in_flight(self) -> int:
         """Units handed out and not yet answered."""
@@ -122,7 +117,7 @@ class Ledger:
     @property
     def is_over(self) -> bool:
         """Whether nothing is in flight and nothing will be handed out."""
-        return not self._in_flight and (self._stopping or not self._pending)
+        return not self._in_flight and not self._pending
 
 
 def row_blocks_needed(plan: Plan, committed: Iterable[str]) -> int:

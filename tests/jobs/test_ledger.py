@@ -140,20 +140,6 @@ def test_the_third_failure_is_kept_with_its_reason(plan: Plan):
     assert ledger.failed[plan.units[0].unit_id].message == "reason 3"
 
 
-def test_after_stop_nothing_is_handed_out_and_what_is_in_flight_still_counts(plan: Plan):
-    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=3)
-    (first,) = ledger.next_assignment()
-    (second,) = ledger.next_assignment()
-    ledger.stop()
-    assert ledger.next_assignment() == ()
-    assert not ledger.is_over
-    ledger.commit(first.unit.unit_id)
-    fail(ledger, second)
-    assert ledger.is_over
-    assert ledger.next_assignment() == ()
-    assert ledger.committed == {first.unit.unit_id}
-
-
 def test_a_failure_of_a_unit_that_is_committed_changes_nothing(plan: Plan):
     ledger = Ledger(plan, set(), itertools.count())
     (order,) = ledger.next_assignment()
