@@ -46,6 +46,21 @@ class Rollout:
         return self.num_content_tokens > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Some rollouts of a unit, recomputed by a plain forward pass one at a time and held against what was captured.
+
+    Attributes:
+        num_rollouts: Recomputed.
+        relative_error_L: Worst ``|captured - plain| / |plain|`` per captured layer, over rollouts and arrays.
+        cosine_L: Least cosine per captured layer.
+    """
+
+    num_rollouts: int
+    relative_error_L: tuple[float, ...]
+    cosine_L: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class UnitBlock:
     """A finished unit, on its way from the worker to the store inside one process.
@@ -55,12 +70,14 @@ class UnitBlock:
         rollouts: B of them, in the unit's row order.
         arrays_BLD: float32 per (hook point, pooling); NaN in the rows that have no vector, nowhere else.
         seconds: Time the model took for it.
+        canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
     """
 
     order: UnitOrder
     rollouts: tuple[Rollout, ...]
     arrays_BLD: dict[ArrayName, npt.NDArray[np.float32]]
     seconds: float
+    canary: Canary | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(
