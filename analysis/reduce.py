@@ -103,7 +103,7 @@ def _reduce_layers(
     run: Run, layers: tuple[int, ...], hook_point: str, pooling: str, roles: tuple[str, ...], traits: tuple[str, ...]
 ) -> dict[str, npt.NDArray[Any]]:
     gathered = GroupedMeans()
-    for index, values_NLD in run.blocks(layers=list(layers), hook_point=hook_point, pooling=pooling):
+    for index, values_NLD in run.query(layer=list(layers), hook_point=hook_point, pooling=pooling).blocks():
         gathered.add(_groups(index), values_NLD)
     means = gathered.finish()
     default = means.get(("default", DEFAULT_PERSONA, "pos"))
@@ -134,7 +134,7 @@ def _projections(
 ) -> dict[str, npt.NDArray[Any]]:
     rows: list[npt.NDArray[np.int64]] = []
     projected: list[npt.NDArray[np.float64]] = []
-    for index, values_NLD in run.blocks(layers=list(layers), hook_point=hook_point, pooling=pooling):
+    for index, values_NLD in run.query(layer=list(layers), hook_point=hook_point, pooling=pooling).blocks():
         rows.append(index["row"].to_numpy())
         projected.append(project(values_NLD, axis_LD))
     projections_NL = np.concatenate(projected)

@@ -14,13 +14,13 @@ from .progress import Progress
 _WAIT_S = 0.5
 
 
-def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], bool], progress: Progress) -> None:
+def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], object], progress: Progress) -> None:
     """Work a ledger off.
 
     Args:
         ledger: Who does what; holds the result when this returns.
         executor: Started workers.
-        commit: Makes an attempt count; False when the unit was committed already.
+        commit: Makes an attempt count, unless another of the unit does already.
         progress: Told of each step.
 
     Raises:
@@ -41,7 +41,7 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], bool]
                     _commit(result, commit, ledger, progress)
 
 
-def _commit(manifest: Manifest, commit: Callable[[Manifest], bool], ledger: Ledger, progress: Progress) -> None:
+def _commit(manifest: Manifest, commit: Callable[[Manifest], object], ledger: Ledger, progress: Progress) -> None:
     try:
         patiently(lambda: commit(manifest), progress.say)
     except UnitError as error:

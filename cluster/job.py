@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,19 +14,13 @@ from ..jobs.estimate import Estimate, batch_tokens, estimate, resolved_dtype
 from ..jobs.ledger import Failure, Ledger, row_blocks_needed
 from ..jobs.plan import Plan, make_plan
 from ..jobs.spec import JobSpec
+from ..storage.commits import commit_unit, committed_units, now_iso
+from ..storage.index_keeper import IndexKeeper, refresh_index
 from ..storage.lease import HeldLease, acquire, refuse_if_driven
 from ..storage.location import Location, open_location
-from ..storage.records import RunRecord
-from ..storage.run_store import (
-    begin_run,
-    check_same_run,
-    commit_unit,
-    committed_units,
-    now_iso,
-    read_run_record,
-    refresh_index,
-    reserve_rows,
-)
+from ..storage.planned import encode_units
+from ..storage.records import Manifest, RunRecord
+from ..storage.run_store import begin_run, check_same_run, read_run_record, reserve_rows
 from ..workers.engine import EngineSettings
 from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
@@ -129,7 +124,8 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
         JobError: No worker could be had.
     """
     if not job.num_missing:
-        refresh_index(job.location, job.committed)
+        if job.record is not None:
+            refresh_index(job.location, job.record)
         return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
     rendering = _describe_rendering(job.model_directory)
     if address is None:
@@ -164,22 +160,27 @@ def _work_under_lease(
     )
     try:
         executor.start()
+        units = encode_units(job.plan.units)
         record = job.record or RunRecord.of(
             job.plan,
+            units_sha256=sha256(units).hexdigest(),
             rendering=rendering,
             versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
             created_at=now_iso(),
         )
-        begin_run(job.location, record)
+        begin_run(job.location, record, units)
         reserve_rows(job.location, record, lease.row_blocks.stop)
         # Looked at again: another driver may have worked between planning and this lease.
         committed = committed_units(job.location)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
-        with progress.working():
-            drive(ledger, executor, lambda manifest: commit_unit(job.location, lease, manifest), progress)
+        with IndexKeeper(job.location, record, lease.generation, progress.say) as keeper, progress.working():
+
+            def commit(manifest: Manifest) -> None:
+                keeper.add(commit_unit(job.location, lease, manifest))
+
+            drive(ledger, executor, commit, progress)
     finally:
         executor.close()
-    refresh_index(job.location, ledger.committed)
     done = len(ledger.committed & set(job.plan.by_id))
     failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)

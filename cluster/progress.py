@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -58,6 +58,18 @@ class Progress:
                 yield
             finally:
                 self._bar = None
+
+    @contextmanager
+    def checking(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show how far a look at every unit is; yields what is told (done, of how many)."""
+        if not self._console.is_terminal:
+            yield lambda _done, _total: None
+            return
+        with RichProgress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=self._console
+        ) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
         """Take note of a committed unit, or with None of the start."""

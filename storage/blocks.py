@@ -1,11 +1,10 @@
-"""Write one attempt's block: its activation objects, then its texts. Nothing here makes it count; a commit does.
+"""Write one attempt's block: its texts, then its activation objects. Nothing here makes it count; a commit does.
 
-Every path carries the attempt's own row block, so a late or doubled worker overwrites nobody.
+Every path carries the attempt's own row block, so a late or doubled worker overwrites nobody. The texts come first
+because their name tells the unit: no row block is ever found in a store without whose it is.
 """
 
 from __future__ import annotations
-
-import hashlib
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from ..jobs.errors import UnitError
 from . import layout
 from .codec import encode_block
 from .location import Location
-from .records import Manifest, StoredObject
+from .records import Manifest, StoredBlock, StoredObject
 from .texts import rollout_table, to_parquet
 
 
@@ -34,34 +33,39 @@ def write_block(
         The manifest that the driver commits.
 
     Raises:
-        UnitError: A number is missing or not finite; nothing was written.
+        UnitError: A number is missing, not finite or overflows; nothing of it can be committed.
         TransientError: The store failed.
     """
-    order = block.order
+    order, rollouts = block.order, block.rollouts
     unit_id = order.unit.unit_id
-    encoded: list[tuple[str, bytes]] = []
-    for (hook_point, pooling), values_BLD in sorted(block.arrays_BLD.items()):
+    for (hook_point, pooling), values_BLD in block.arrays_BLD.items():
         _check_finite(block, values_BLD, hook_point, pooling)
-        shard = encode_block(values_BLD, rows_per_block, mantissa_bits)
-        if shard:
-            encoded.append((layout.shard_path(hook_point, pooling, order.row_block), shard))
-    table = rollout_table(unit_id, block.rollouts, order.row_block * rows_per_block)
-    encoded.append((layout.rollouts_path(unit_id, order.row_block), to_parquet(table)))
-    for path, data in encoded:
-        location.write(path, data)
+    texts_path = layout.rollouts_path(unit_id, order.row_block)
+    data = to_parquet(rollout_table(unit_id, rollouts, order.row_block * rows_per_block))
+    texts = StoredObject.of(texts_path, data)
+    location.write(texts_path, data)
+    blocks: list[StoredBlock] = []
+    for (hook_point, pooling), values_BLD in sorted(block.arrays_BLD.items()):
+        # One at a time, so that no more than one is ever held encoded.
+        encoded = encode_block(values_BLD, rows_per_block, mantissa_bits)
+        if encoded is None:
+            continue
+        path = layout.shard_path(hook_point, pooling, order.row_block)
+        where = {"hook_point": hook_point, "pooling": pooling, "chunk_bytes": encoded.chunk_bytes}
+        blocks.append(StoredBlock.of(path, encoded.data, **where))
+        location.write(path, encoded.data)
     return Manifest(
-        unit_id=unit_id,
+        unit=order.unit,
         attempt=order.attempt,
         row_block=order.row_block,
-        num_rows=len(block.rollouts),
-        objects=tuple(
-            StoredObject(path=path, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            for path, data in encoded
-        ),
+        texts=texts,
+        blocks=tuple(blocks),
+        prompt_tokens=tuple(len(rollout.prompt_token_ids) for rollout in rollouts),
+        content_tokens=tuple(rollout.num_content_tokens for rollout in rollouts),
+        finish_reasons=tuple(rollout.finish_reason for rollout in rollouts),
         worker=worker,
-        num_prompt_tokens=sum(len(rollout.prompt_token_ids) for rollout in block.rollouts),
-        num_response_tokens=sum(rollout.num_content_tokens for rollout in block.rollouts),
         seconds=block.seconds,
+        canary=block.canary,
     )
 
 

@@ -1,37 +1,44 @@
-"""Write a query's answer to a file, by its extension, with its rollouts beside the numbers."""
+"""Write a query's answer to a file, by its extension, a block at a time: larger than memory is no trouble.
+
+A file appears whole or not at all. Beside numbers alone goes a table of their rollouts.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save
 
 from ..jobs.errors import InputError
-from .query import Activations
+from .query import Query
 
 
-def write_activations(found: Activations, path: Path) -> list[Path]:
-    """Write activations and say which files were written.
+def write_query(query: Query, path: Path) -> list[Path]:
+    """Read a query and write it, and say which files were written.
 
     ``.npy`` and ``.safetensors`` hold numbers only, so the rollouts go to ``<name>.rollouts.parquet`` beside; ``.npz``
     holds the address columns too; ``.parquet`` is one table with a column of lists.
 
     Args:
-        found: A query's answer.
+        query: What.
         path: Where; nothing is written when its extension is not one of ``FORMATS``.
 
     Raises:
         InputError: The extension is unknown, or the file cannot be written.
+        StoreError: A committed number is missing or damaged.
     """
     check_target(path)
     try:
-        return FORMATS[path.suffix](found, path)
+        return FORMATS[path.suffix](query, path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}.",
@@ -60,46 +67,86 @@ def check_target(path: Path) -> None:
         )
 
 
-def _rollouts_beside(found: Activations, path: Path) -> Path:
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes its name only when all of it is written."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _values(query: Query) -> Iterator[bytes]:
+    for _, values in query.blocks():
+        yield np.ascontiguousarray(values, dtype="<f4").tobytes()
+
+
+def _rollouts_beside(query: Query, path: Path) -> Path:
     beside = path.with_suffix(".rollouts.parquet")
-    pq.write_table(found.rollouts, beside)
+    with _whole(beside) as file:
+        pq.write_table(query.rollouts, file)
     return beside
 
 
-def _npy(found: Activations, path: Path) -> list[Path]:
-    np.save(path, found.values)
-    return [path, _rollouts_beside(found, path)]
+def _npy(query: Query, path: Path) -> list[Path]:
+    with _whole(path) as file:
+        _write_npy(query, file)
+    return [path, _rollouts_beside(query, path)]
 
 
-def _safetensors(found: Activations, path: Path) -> list[Path]:
-    layers = ",".join(str(layer) for layer in found.layers)
-    # Not save_file: it makes files that only their owner may read.
-    path.write_bytes(save({"activations": np.ascontiguousarray(found.values)}, metadata={"layers": layers}))
-    return [path, _rollouts_beside(found, path)]
+def _write_npy(query: Query, file: IO[bytes]) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": query.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for data in _values(query):
+        file.write(data)
 
 
-def _npz(found: Activations, path: Path) -> list[Path]:
-    columns = {
-        name: np.asarray(
-            found.rollouts[name].to_pylist(),
-            dtype=str if pa.types.is_string(found.rollouts.schema.field(name).type) else None,
-        )
-        for name in found.rollouts.column_names
+def _npz(query: Query, path: Path) -> list[Path]:
+    columns: dict[str, Any] = {name: _column(query.rollouts, name) for name in query.rollouts.column_names}
+    columns["layers"] = np.array(query.layers)
+    with _whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("activations.npy", "w", force_zip64=True) as member:
+            _write_npy(query, member)
+        for name, values in columns.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
+    return [path]
+
+
+def _column(rollouts: pa.Table, name: str) -> np.ndarray:
+    is_text = pa.types.is_string(rollouts.schema.field(name).type)
+    return np.array(rollouts[name].to_pylist(), dtype=str) if is_text else rollouts[name].to_numpy()
+
+
+def _safetensors(query: Query, path: Path) -> list[Path]:
+    # The format is a length, a JSON header and the bytes; its own library writes from memory only.
+    header = {
+        "__metadata__": {"layers": ",".join(str(layer) for layer in query.layers)},
+        "activations": {"dtype": "F32", "shape": query.shape, "data_offsets": [0, 4 * math.prod(query.shape)]},
     }
-    contents: dict[str, Any] = {"activations": found.values, "layers": np.array(found.layers), **columns}
-    np.savez(path, **contents)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with _whole(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for data in _values(query):
+            file.write(data)
+    return [path, _rollouts_beside(query, path)]
+
+
+def _parquet(query: Query, path: Path) -> list[Path]:
+    width = math.prod(query.shape[1:])
+    schema = query.rollouts.schema.append(pa.field("activations", pa.list_(pa.float32(), width)))
+    with _whole(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for lines, values in query.blocks():
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
+            writer.write_table(lines.append_column(schema.field("activations"), lists))
     return [path]
 
 
-def _parquet(found: Activations, path: Path) -> list[Path]:
-    # Not reshape(n, -1): that cannot be told when nothing was found.
-    flat = found.values.reshape(found.values.shape[0], math.prod(found.values.shape[1:]))
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-    pq.write_table(found.rollouts.append_column("activations", lists), path)
-    return [path]
-
-
-FORMATS: dict[str, Callable[[Activations, Path], list[Path]]] = {
+FORMATS: dict[str, Callable[[Query, Path], list[Path]]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".safetensors": _safetensors,

@@ -1,83 +1,89 @@
-"""The index: every committed rollout with its row. A convenience; where it lags, the commit records are read."""
+"""``index.parquet``: every committed rollout with its row. It spares a reader one request a unit.
+
+A convenience: commit records are the truth, and whatever the file lacks is read from those. It can only lag, for a
+commit is never taken back; whether it does is told by the seal of the driver that wrote it last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ..jobs.errors import StoreError
 from . import layout
+from .commits import committed_units, read_commits
+from .lease import newest_lease
 from .location import Location
-from .records import CommitRecord, parse_record
-from .texts import ADDRESS_ORDER, INDEX_SCHEMA, from_parquet
+from .records import CommitRecord, RunRecord
+from .texts import ADDRESS_ORDER, INDEX_SCHEMA, index_table, read_parquet, to_parquet
 
-_PARALLEL_READS = 16
+_PLAN = b"plan_digest"
+_SEALED_BY = b"sealed_by"
 
 
-def read_index(location: Location, committed: Collection[str]) -> tuple[pa.Table, int]:
-    """Give the index of the committed units, in address order.
+@dataclass(frozen=True, eq=False)
+class Index:
+    """What is committed, as one look at the store found it.
+
+    Attributes:
+        table: A line a rollout (``INDEX_SCHEMA``), in address order.
+        committed: Ids of the units in it.
+        read_one_by_one: The commit records that the stored index lacked.
+    """
+
+    table: pa.Table
+    committed: frozenset[str]
+    read_one_by_one: tuple[CommitRecord, ...] = ()
+
+
+def load_index(location: Location, record: RunRecord) -> Index:
+    """Give the index of all committed units.
+
+    Two requests when the run is complete and so is the stored index, two more when a driver that has ended sealed it;
+    else the commit records are listed, and those the index lacks are read.
+
+    Raises:
+        StoreError: A commit record is damaged.
+    """
+    table, sealed_by = read_stored_index(location, record)
+    indexed = set(table["unit_id"].unique().to_pylist())
+    if len(indexed) == record.num_units or (sealed_by is not None and _is_last(location, sealed_by)):
+        return Index(table, frozenset(indexed))
+    missing = sorted(committed_units(location) - indexed)
+    if not missing:
+        return Index(table, frozenset(indexed))
+    commits = read_commits(location, missing)
+    added = index_table((commit.manifest for commit in commits), record.rows_per_block)
+    table = pa.concat_tables([table, added]).sort_by(ADDRESS_ORDER)
+    return Index(table, frozenset(indexed.union(missing)), tuple(commits))
+
+
+def write_index(location: Location, record: RunRecord, table: pa.Table, sealed_by: int | None) -> None:
+    """Write ``index.parquet`` anew.
 
     Args:
         location: The run's store.
-        committed: Ids of the units that count; lines of others are left out.
-
-    Returns:
-        The table (``INDEX_SCHEMA``), and how many units the stored index lacked and were read one by one.
-
-    Raises:
-        StoreError: A commit record or a file it names is missing or damaged.
+        record: Of the run.
+        table: Every committed rollout, in address order.
+        sealed_by: Generation of the driver whose last word this is; None while it may commit more.
     """
-    stored = location.read(layout.INDEX)
-    table = INDEX_SCHEMA.empty_table()
-    if stored is not None:
-        try:
-            table = from_parquet(stored).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-        except (pa.ArrowException, OSError, KeyError):
-            # Damaged: as good as absent, the commits have it all.
-            table = INDEX_SCHEMA.empty_table()
-        table = table.filter(pc.field("unit_id").isin(pa.array(sorted(committed), pa.string())))
-    indexed = set(table["unit_id"].unique().to_pylist())
-    missing = sorted(set(committed) - indexed)
-    if missing:
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            units = list(pool.map(lambda unit: _read_unit(location, unit), missing))
-        table = pa.concat_tables([table, *units])
-    return table.sort_by(ADDRESS_ORDER), len(missing)
+    facts = {_PLAN: record.plan_digest.encode()}
+    if sealed_by is not None:
+        facts[_SEALED_BY] = str(sealed_by).encode()
+    location.write(layout.INDEX, to_parquet(table.replace_schema_metadata(facts)))
 
 
-def read_commit(location: Location, unit_id: str) -> CommitRecord:
-    """Read a unit's commit record.
-
-    Raises:
-        StoreError: There is none, or it is damaged.
-    """
-    path = layout.commit_path(unit_id)
-    data = location.read(path)
-    if data is None:
-        raise StoreError("the commit record is missing.", code="missing_object", file=f"{location.url}/{path}")
-    return parse_record(CommitRecord, data, f"{location.url}/{path}")
+def read_stored_index(location: Location, record: RunRecord) -> tuple[pa.Table, int | None]:
+    """Give the stored index and the generation it was sealed by; an empty one when there is none that can be used."""
+    table = read_parquet(location, layout.INDEX, INDEX_SCHEMA)
+    facts = (table.schema.metadata or {}) if table is not None else {}
+    if table is None or facts.get(_PLAN) != record.plan_digest.encode():
+        return INDEX_SCHEMA.empty_table(), None
+    sealed_by = facts.get(_SEALED_BY)
+    return table.replace_schema_metadata(None), int(sealed_by) if sealed_by else None
 
 
-def read_rollouts(location: Location, unit_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a committed unit's rollouts, all columns or some, checked against the commit record.
-
-    Raises:
-        StoreError: The file is missing, or is not the one that was committed.
-    """
-    from hashlib import sha256
-
-    recorded = read_commit(location, unit_id).manifest.objects[-1]
-    data = location.read(recorded.path)
-    if data is None or sha256(data).hexdigest() != recorded.sha256:
-        state = "missing" if data is None else "not the one that was committed"
-        raise StoreError(
-            f"the texts of unit {unit_id} are {state}.", code="bad_object", file=f"{location.url}/{recorded.path}"
-        )
-    return from_parquet(data, columns)
-
-
-def _read_unit(location: Location, unit_id: str) -> pa.Table:
-    return read_rollouts(location, unit_id, INDEX_SCHEMA.names)
+def _is_last(location: Location, generation: int) -> bool:
+    """Whether that driver was the newest and has ended, so that nobody has committed since."""
+    lease = newest_lease(location)
+    return lease is not None and lease.generation == generation and lease.released

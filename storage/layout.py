@@ -1,11 +1,14 @@
 """Where each thing of a run lies, by name. Pure strings; the store's map in one place.
 
 run.json                             what the run is; written once
+units.parquet                        every planned unit; written once, before run.json
 drivers/<generation>.json            leases: who may commit, and which row blocks it may hand out
 activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), one shard a row block
 rollouts/<unit>-<row_block>.parquet  texts, token ids, spans of one attempt
 commits/<unit>.json                  written last: the attempt that counts
 index.parquet                        all committed rollouts; a convenience, commits are the truth
+chunks.parquet                       where in its object each committed layer lies; a convenience too
+scores/<judge>/<unit>.parquet        a judge's scores of one unit
 analysis/<reduction>-<own>/          Zarr group of one reduction
 analysis/<reduction>.json            that it is whole, and where; written once
 analysis/current.json                which reduction is the newest; written last
@@ -14,11 +17,16 @@ report.html                          the report of that reduction
 
 from __future__ import annotations
 
-LAYOUT_VERSION = 1
-"""Raised when an older reader would misread a store."""
+LAYOUT_VERSION = 2
+"""Raised when an older reader would misread a store, or this one an older store."""
 
 RUN_RECORD = "run.json"
+UNITS = "units.parquet"
 INDEX = "index.parquet"
+CHUNKS = "chunks.parquet"
+ACTIVATIONS = "activations"
+ROLLOUTS = "rollouts"
+SCORES = "scores"
 COMMITS = "commits"
 DRIVERS = "drivers"
 ANALYSIS = "analysis"
@@ -28,7 +36,7 @@ REPORT = "report.html"
 
 def array_path(hook_point: str, pooling: str) -> str:
     """Path of an activation array."""
-    return f"activations/{hook_point}/{pooling}"
+    return f"{ACTIVATIONS}/{hook_point}/{pooling}"
 
 
 def shard_path(hook_point: str, pooling: str, row_block: int) -> str:
@@ -38,12 +46,17 @@ def shard_path(hook_point: str, pooling: str, row_block: int) -> str:
 
 def rollouts_path(unit_id: str, row_block: int) -> str:
     """Path of an attempt's texts; the row block makes it the attempt's own."""
-    return f"rollouts/{unit_id}-{row_block}.parquet"
+    return f"{ROLLOUTS}/{unit_id}-{row_block}.parquet"
 
 
 def commit_path(unit_id: str) -> str:
     """Path of a unit's commit record."""
     return f"{COMMITS}/{unit_id}.json"
+
+
+def scores_path(judge: str, unit_id: str) -> str:
+    """Path of a judge's scores of one unit."""
+    return f"{SCORES}/{judge}/{unit_id}.parquet"
 
 
 def driver_path(generation: int) -> str:

@@ -103,19 +103,13 @@ def acquire(location: Location, num_row_blocks: int) -> HeldLease:
         InputError: A live driver holds the run; names its host and process.
         TransientError: The store failed.
     """
-    newest = _newest_generation(location)
-    first = 0
-    if newest:
-        data = location.read(layout.driver_path(newest))
-        if data is None:
-            raise StoreError("a lease vanished.", code="bad_record", file=location.url, mend="Start again.")
-        held = parse_record(Lease, data, f"{location.url}/{layout.driver_path(newest)}")
-        if _is_live(held):
-            raise _taken(location, held)
-        first = held.end_row_block
+    held = newest_lease(location)
+    if held is not None and _is_live(held):
+        raise _taken(location, held)
+    first = held.end_row_block if held else 0
     me = psutil.Process()
     lease = Lease(
-        generation=newest + 1,
+        generation=held.generation + 1 if held else 1,
         host=socket.gethostname(),
         boot_id=_boot_id(),
         pid=me.pid,
@@ -146,12 +140,24 @@ def refuse_if_driven(location: Location) -> None:
 
 def live_driver(location: Location) -> Lease | None:
     """Give the lease of the driver that works on a run now, if one does."""
+    lease = newest_lease(location)
+    return lease if lease is not None and _is_live(lease) else None
+
+
+def newest_lease(location: Location) -> Lease | None:
+    """Give the lease of the last driver that a run had, alive or not.
+
+    Raises:
+        StoreError: It is damaged or vanished.
+    """
     newest = _newest_generation(location)
-    data = location.read(layout.driver_path(newest)) if newest else None
-    if data is None:
+    if not newest:
         return None
-    lease = parse_record(Lease, data, f"{location.url}/{layout.driver_path(newest)}")
-    return lease if _is_live(lease) else None
+    path = layout.driver_path(newest)
+    data = location.read(path)
+    if data is None:
+        raise StoreError("a lease vanished.", code="bad_record", file=f"{location.url}/{path}", mend="Try again.")
+    return parse_record(Lease, data, f"{location.url}/{path}")
 
 
 def _newest_generation(location: Location) -> int:

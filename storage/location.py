@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -41,6 +41,10 @@ class Location(Protocol):
         """Read an object; None when there is none."""
         ...
 
+    def read_range(self, path: str, start: int, num_bytes: int) -> bytes | None:
+        """Read part of an object, less when it ends before; None when there is none."""
+        ...
+
     def size(self, path: str) -> int | None:
         """Give an object's length in bytes; None when there is none."""
         ...
@@ -55,6 +59,18 @@ class Location(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """List the names of the objects directly under a folder, sorted; empty when there is no such folder."""
+        ...
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Give every object under a folder, at any depth, with its length in bytes; paths are the location's."""
+        ...
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects; one that is not there is no error."""
+        ...
+
+    def remove_empty_folder(self) -> None:
+        """Remove the folder itself when it is a directory without any object; S3 has no folders."""
         ...
 
     def is_empty(self) -> bool:
@@ -89,6 +105,18 @@ def open_location(url: str, endpoint_url: str | None = None) -> Location:
     return _LocalLocation(Path(url))
 
 
+def open_with_wrong_secret(location: Location) -> Location | None:
+    """Open the same place with the last character of the secret changed; None where no secret is asked for."""
+    from botocore.session import Session
+
+    credentials = Session().get_credentials() if isinstance(location, _S3Location) else None
+    if credentials is None or not credentials.secret_key:
+        return None
+    last = "A" if credentials.secret_key[-1] != "A" else "B"
+    wrong = {"key": credentials.access_key, "secret": credentials.secret_key[:-1] + last, "token": credentials.token}
+    return _S3Location(location.url, location.endpoint_url, wrong)
+
+
 class _LocalLocation:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
@@ -115,6 +143,15 @@ class _LocalLocation:
             except FileNotFoundError:
                 return None
             except NotADirectoryError:
+                return None
+
+    def read_range(self, path: str, start: int, num_bytes: int) -> bytes | None:
+        with self.errors():
+            try:
+                with (self._root / path).open("rb") as file:
+                    file.seek(start)
+                    return file.read(num_bytes)
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def write(self, path: str, data: bytes) -> None:
@@ -156,6 +193,23 @@ class _LocalLocation:
                 return []
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        with self.errors():
+            files = [path for path in (self._root / folder).rglob("*") if path.is_file()]
+            return {path.relative_to(self._root).as_posix(): path.stat().st_size for path in sorted(files)}
+
+    def delete(self, paths: Iterable[str]) -> None:
+        with self.errors():
+            for path in paths:
+                (self._root / path).unlink(missing_ok=True)
+
+    def remove_empty_folder(self) -> None:
+        with self.errors():
+            for folder in sorted((path for path in self._root.rglob("*") if path.is_dir()), reverse=True):
+                folder.rmdir()
+            if self._root.is_dir():
+                self._root.rmdir()
+
     def is_empty(self) -> bool:
         with self.errors():
             try:
@@ -194,8 +248,9 @@ def _from_os_error(error: OSError, url: str) -> AtlasError:
 
 
 class _S3Location:
-    def __init__(self, url: str, endpoint_url: str | None) -> None:
+    def __init__(self, url: str, endpoint_url: str | None, credentials: Mapping[str, str | None] | None = None) -> None:
         self._root = url.removeprefix("s3://").strip("/")
+        self._credentials: dict[str, Any] = dict(credentials or {})
         if not self._root:
             raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, mend="s3://bucket/prefix")
         self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
@@ -226,6 +281,7 @@ class _S3Location:
             asynchronous=asynchronous,
             use_listings_cache=False,
             skip_instance_cache=True,
+            **self._credentials,
         )
 
     def _at(self, path: str) -> str:
@@ -234,9 +290,22 @@ class _S3Location:
     def read(self, path: str) -> bytes | None:
         with self.errors():
             try:
-                return self._fs.cat_file(self._at(path))
+                # One connection, for s3fs asks for the size first when it may use more.
+                return self._fs.cat_file(self._at(path), max_concurrency=1)
             except FileNotFoundError:
                 return None
+
+    def read_range(self, path: str, start: int, num_bytes: int) -> bytes | None:
+        with self.errors():
+            try:
+                return self._fs.cat_file(self._at(path), start=start, end=start + num_bytes)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                # A range that begins beyond the object's end.
+                if error.errno == errno.EINVAL and (size := self.size(path)) is not None and size <= start:
+                    return b""
+                raise
 
     def write(self, path: str, data: bytes) -> None:
         with self.errors():
@@ -262,6 +331,20 @@ class _S3Location:
             except FileNotFoundError:
                 return []
             return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        with self.errors():
+            found = self._fs.find(self._at(folder), detail=True, refresh=True)
+            return {name.removeprefix(f"{self._root}/"): int(found[name]["size"]) for name in sorted(found)}
+
+    def delete(self, paths: Iterable[str]) -> None:
+        with self.errors():
+            wanted = [self._at(path) for path in paths]
+            if wanted:
+                self._fs.rm(wanted)
+
+    def remove_empty_folder(self) -> None:
+        pass
 
     def is_empty(self) -> bool:
         with self.errors():

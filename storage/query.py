@@ -10,25 +10,30 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import zarr
 
-from ..jobs.errors import InputError, StoreError
-from . import layout
-from .index import read_index, read_rollouts
+from ..jobs.errors import InputError
+from .chunks import ChunkLengths
+from .commits import PARALLEL_READS, read_commits, read_rollouts
+from .index import Index, load_index
 from .location import Location, open_location
+from .reader import ActivationReader
 from .records import RunRecord
 from .reductions import Reduction, read_current_reduction
-from .run_store import committed_units, read_run_record
-from .selection import Indices, Layers, Names, Selection, is_single_layer, layer_positions
+from .run_store import read_run_record
+from .scores import with_scores
+from .selection import Filters, Layers, is_single_layer, layer_positions, select, wants_scores
 from .texts import ROLLOUT_SCHEMA
 
-_BLOCKS_BYTES = 256 * 2**20
-"""Activations that ``Run.blocks`` holds at a time."""
+if TYPE_CHECKING:
+    import xarray
+
+_BLOCK_BYTES = 256 * 2**20
+"""Activations that ``Query.blocks`` holds at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +74,80 @@ class Activations:
     completeness: Completeness
 
 
+class Query:
+    """Rollouts and layers of one activation array, chosen and not yet read.
+
+    Attributes:
+        rollouts: A line each, in address order: address, row, token counts, and ``score`` when scores were asked for.
+        layers: The layers asked for, 0-based.
+        hook_point: Of the array.
+        pooling: Of the array.
+        completeness: Of the run, when it was asked.
+    """
+
+    def __init__(self, run: Run, rollouts: pa.Table, layer: Layers, hook_point: str, pooling: str) -> None:
+        asked = run.middle_layer if layer == "middle" else layer
+        self._positions = layer_positions(asked, run.layers, run.record.model.n_layers)
+        self._is_single = is_single_layer(layer)
+        self._d_model = run.record.model.d_model
+        self._reader = run.reader(hook_point, pooling)
+        self.rollouts = rollouts
+        self.layers = tuple(run.layers[position] for position in self._positions)
+        self.hook_point = hook_point
+        self.pooling = pooling
+        self.completeness = run.completeness
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n, d_model)`` for one layer, else ``(n, layers, d_model)``."""
+        return self._shape(self.rollouts.num_rows)
+
+    def read(self) -> Activations:
+        """Read all of it.
+
+        Raises:
+            StoreError: A committed number is missing or damaged.
+        """
+        return Activations(self._read(self.rollouts), self.rollouts, self.layers, self.completeness)
+
+    def blocks(self, max_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[pa.Table, npt.NDArray[np.float32]]]:
+        """Read it a bounded number of rollouts at a time, in order.
+
+        Args:
+            max_bytes: Of activations in a block; one unit at least.
+
+        Yields:
+            Lines of ``rollouts`` and their float32 values, shaped as ``shape`` says.
+        """
+        limit = max(1, max_bytes // (len(self.layers) * self._d_model * 4))
+        start = last = 0
+        for stop in _unit_ends(self.rollouts):
+            if stop - start > limit and last > start:
+                yield self._part(start, last)
+                start = last
+            last = stop
+        if start < self.rollouts.num_rows:
+            yield self._part(start, self.rollouts.num_rows)
+
+    def _part(self, start: int, stop: int) -> tuple[pa.Table, npt.NDArray[np.float32]]:
+        lines = self.rollouts.slice(start, stop - start)
+        return lines, self._read(lines)
+
+    def _shape(self, num_rows: int) -> tuple[int, ...]:
+        return (num_rows, self._d_model) if self._is_single else (num_rows, len(self.layers), self._d_model)
+
+    def _read(self, lines: pa.Table) -> npt.NDArray[np.float32]:
+        values_NLD = self._reader.read(lines["row"].to_numpy(), lines["unit_id"].to_pylist(), self._positions)
+        return values_NLD.reshape(self._shape(lines.num_rows))
+
+
 class Run:
-    """An open run. Holds the list of committed units as it was when opened; ``refresh`` looks again."""
+    """An open run. Holds what is committed as it was when first asked for; ``refresh`` looks again."""
 
     def __init__(self, location: Location, record: RunRecord) -> None:
         self.location = location
         self.record = record
-        self._index: pa.Table | None = None
-        self._committed = committed_units(location)
+        self._lengths: dict[tuple[str, str], ChunkLengths] = {}
 
     @property
     def url(self) -> str:
@@ -86,12 +157,12 @@ class Run:
     @property
     def completeness(self) -> Completeness:
         """Units committed, of units planned."""
-        return Completeness(len(self._committed), self.record.num_units)
+        return Completeness(len(self._index.committed), self.record.num_units)
 
     @property
     def committed(self) -> frozenset[str]:
         """Ids of the committed units."""
-        return frozenset(self._committed)
+        return self._index.committed
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -106,157 +177,147 @@ class Run:
 
     def refresh(self) -> Run:
         """Look again at what is committed."""
-        self._committed = committed_units(self.location)
-        self._index = None
+        self.__dict__.pop("_index", None)
         self.__dict__.pop("reduction", None)
         return self
 
     @property
     def index(self) -> pa.Table:
         """Every committed rollout: address, row, token counts, finish reason, in address order."""
-        if self._index is None:
-            self._index, _ = read_index(self.location, self._committed)
-        return self._index
+        return self._index.table
 
     @property
     def num_empty_responses(self) -> int:
         """Committed rollouts whose response has no content, and so no vector."""
         return self.index.num_rows - self.index.filter(self.index["has_vector"]).num_rows
 
-    def activations(
+    def query(
         self,
         *,
-        kind: Names = None,
-        persona: Names = None,
-        polarity: Names = None,
-        prompt: Indices = None,
-        question: Indices = None,
-        min_tokens: int | None = None,
         layer: Layers = "middle",
         hook_point: str = "resid_post",
         pooling: str = "response_mean",
-    ) -> Activations:
-        """Read pooled activations; rollouts without a vector (empty responses) are left out.
+        **filters: Unpack[Filters],
+    ) -> Query:
+        """Choose pooled activations without reading them yet; rollouts without a vector (empty responses) are left out.
 
         Args:
-            kind: ``role``, ``trait`` or ``default``; several; or None for all.
-            persona: Names or globs.
-            polarity: ``pos`` or ``neg``.
-            prompt: Prompt indices.
-            question: Question indices.
-            min_tokens: Least number of content tokens in a response.
             layer: A 0-based block, several, a range such as ``"10:20"``, ``"middle"`` or ``"all"``.
             hook_point: Which hook point.
             pooling: Which pooling.
+            **filters: Which rollouts; see ``Filters``.
 
         Raises:
-            InputError: A layer, hook point or pooling that was not captured.
+            InputError: A layer, hook point or pooling that was not captured, an unknown filter, or no scores.
+        """
+        chosen = self._select(filters)
+        return Query(self, chosen.filter(chosen["has_vector"]), layer, hook_point, pooling)
+
+    def activations(
+        self,
+        *,
+        layer: Layers = "middle",
+        hook_point: str = "resid_post",
+        pooling: str = "response_mean",
+        **filters: Unpack[Filters],
+    ) -> Activations:
+        """Read pooled activations; the arguments are those of ``query``.
+
+        Raises:
+            InputError: See ``query``.
             StoreError: A committed number is missing or damaged.
 
         Example:
             >>> run.activations(persona="pirate", layer=15).values.shape  # doctest: +SKIP
             (8, 576)
         """
-        chosen = Selection(kind, persona, polarity, prompt, question, min_tokens).apply(self.index)
-        chosen = chosen.filter(chosen["has_vector"])
-        asked = self.middle_layer if layer == "middle" else layer
-        positions = layer_positions(asked, self.layers, self.record.model.n_layers)
-        values_NLD = self._read(chosen, positions, hook_point, pooling)
-        values = values_NLD[:, 0] if is_single_layer(layer) else values_NLD
-        return Activations(values, chosen, tuple(self.layers[p] for p in positions), self.completeness)
+        return self.query(layer=layer, hook_point=hook_point, pooling=pooling, **filters).read()
 
-    def rollouts(
-        self,
-        *,
-        kind: Names = None,
-        persona: Names = None,
-        polarity: Names = None,
-        prompt: Indices = None,
-        question: Indices = None,
-        min_tokens: int | None = None,
-    ) -> pa.Table:
-        """Read rollouts with their texts and token ids; the filters are those of ``activations``.
+    def rollouts(self, **filters: Unpack[Filters]) -> pa.Table:
+        """Read rollouts with their texts and token ids; ``.to_pandas()`` turns the table into a frame.
 
         Raises:
+            InputError: An unknown filter, or no scores.
             StoreError: A committed file is missing or damaged.
         """
-        chosen = Selection(kind, persona, polarity, prompt, question, min_tokens).apply(self.index)
+        chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
         if not units:
             return ROLLOUT_SCHEMA.empty_table()
-        with ThreadPoolExecutor(16) as pool:
-            tables = list(pool.map(lambda unit: read_rollouts(self.location, unit), units))
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            commits = read_commits(self.location, units)
+            tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))
         texts = pa.concat_tables(tables)
         place_of = {row: place for place, row in enumerate(texts["row"].to_pylist())}
-        return texts.take([place_of[row] for row in chosen["row"].to_pylist()])
+        texts = texts.take([place_of[row] for row in chosen["row"].to_pylist()])
+        return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
 
-    def blocks(
-        self, *, layers: Layers = "all", hook_point: str = "resid_post", pooling: str = "response_mean"
-    ) -> Iterator[tuple[pa.Table, npt.NDArray[np.float32]]]:
-        """Stream every rollout that has a vector, in address order, a bounded number at a time.
+    def to_xarray(self, hook_point: str = "resid_post", **filters: Unpack[Filters]) -> xarray.Dataset:
+        """Give activations as a labelled dataset that reads nothing until its values are asked for.
+
+        One variable per pooling, with dimensions ``rollout``, ``layer`` and ``d_model``; ``layer`` and the parts of a
+        rollout's address are coordinates.
 
         Args:
-            layers: As for ``activations``.
             hook_point: Which hook point.
-            pooling: Which pooling.
+            **filters: Which rollouts; see ``Filters``.
 
-        Yields:
-            Index lines and their float32 ``(n, layers, d_model)``.
+        Raises:
+            InputError: The package ``xarray`` is not installed, or the hook point was not captured.
+
+        Example:
+            >>> run.to_xarray().response_mean.sel(layer=15).values.shape  # doctest: +SKIP
+            (312, 576)
         """
-        positions = layer_positions(layers, self.layers, self.record.model.n_layers)
-        index = self.index.filter(self.index["has_vector"])
-        step = max(1, _BLOCKS_BYTES // (len(positions) * self.record.model.d_model * 4))
-        for start in range(0, index.num_rows, step):
-            part = index.slice(start, step)
-            yield part, self._read(part, positions, hook_point, pooling)
+        from .labelled import labelled
+
+        poolings = [pooling for hook, pooling in self.record.arrays if hook == hook_point]
+        readers = {pooling: self.reader(hook_point, pooling) for pooling in poolings or ["response_mean"]}
+        chosen = self._select(filters)
+        return labelled(readers, chosen.filter(chosen["has_vector"]), self.layers, self.record.model.d_model)
 
     @cached_property
     def reduction(self) -> Reduction | None:
         """The newest reduction, if there is one, as it was when first asked for; ``refresh`` looks again."""
         return read_current_reduction(self.location)
 
-    def _array(self, hook_point: str, pooling: str) -> zarr.Array:
-        if (hook_point, pooling) not in self.record.arrays:
+    def reader(self, hook_point: str, pooling: str) -> ActivationReader:
+        """Give what reads the rows of one activation array.
+
+        Raises:
+            InputError: It was not captured.
+        """
+        array = (hook_point, pooling)
+        if array not in self.record.arrays:
             raise InputError(
                 f"{hook_point}/{pooling} was not captured.",
                 code="not_captured",
                 field="pooling",
                 mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
             )
-        path = layout.array_path(hook_point, pooling)
-        with self.location.errors():
-            try:
-                array: Any = zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r")
-            except FileNotFoundError:
-                raise StoreError(
-                    "the activation array is missing.", code="missing_object", file=f"{self.url}/{path}"
-                ) from None
-            return array
+        if array not in self._lengths:
+            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling)
+        lengths = self._lengths[array]
+        lengths.learn(self._index.read_one_by_one)
+        return ActivationReader(self.location, self.record, hook_point, pooling, lengths)
 
-    def _read(self, chosen: pa.Table, positions: list[int], hook_point: str, pooling: str) -> npt.NDArray[np.float32]:
-        """Read float32 (N, L, D) of index lines, in their order; every number is finite or it is an error."""
-        array = self._array(hook_point, pooling)
-        values_NLD = np.empty((chosen.num_rows, len(positions), array.shape[2]), dtype=np.float32)
-        if not chosen.num_rows:
-            return values_NLD
-        rows = chosen["row"].to_numpy()
-        order = np.argsort(rows, kind="stable")
-        try:
-            with self.location.errors():
-                values_NLD[order] = array.oindex[rows[order], np.array(positions), :]
-        except (ValueError, RuntimeError) as error:
-            raise StoreError(
-                f"a block of {hook_point}/{pooling} cannot be read: {error}.", code="bad_object", file=self.url
-            ) from error
-        bad = np.flatnonzero(~np.isfinite(values_NLD).all(axis=(1, 2)))
-        if bad.size:
-            unit = chosen["unit_id"][int(bad[0])].as_py()
-            raise StoreError(
-                f"{bad.size} committed rows have no numbers, the first in unit {unit}.",
-                code="missing_object",
-                file=f"{self.url}/{layout.array_path(hook_point, pooling)}",
-            )
-        return values_NLD
+    @cached_property
+    def _index(self) -> Index:
+        return load_index(self.location, self.record)
+
+    def _select(self, filters: Filters) -> pa.Table:
+        index = self.index
+        if wants_scores(filters):
+            unbounded = filters.copy()
+            unbounded["min_score"] = unbounded["max_score"] = None
+            index = with_scores(self.location, select(index, unbounded), filters.get("judge"))
+        return select(index, filters)
+
+
+def _unit_ends(rollouts: pa.Table) -> list[int]:
+    """Places after which another unit's rollouts follow; address order keeps a unit together."""
+    units = rollouts["unit_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return [*(np.flatnonzero(np.diff(units)) + 1).tolist(), len(units)]
 
 
 def open_run(url: str, endpoint_url: str | None = None) -> Run:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import json
+from hashlib import sha256
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from ..jobs.block import Canary, FinishReason
 from ..jobs.errors import StoreError
 from ..jobs.plan import ModelFacts, Plan
-from ..jobs.spec import JobSpec
+from ..jobs.spec import JobSpec, digest_of
+from ..jobs.units import WorkUnit
 from .layout import LAYOUT_VERSION, RUN_RECORD
 
 
@@ -30,6 +34,7 @@ class RunRecord(_Record):
         model: Facts of the model.
         layers: Captured blocks.
         num_units: Planned.
+        units_sha256: Over ``units.parquet``, the list of them.
         num_rollouts: Planned.
         rows_per_block: Rows of a shard.
         rendering: How prompts become tokens: hash of the chat template, what it does with a system prompt.
@@ -43,6 +48,7 @@ class RunRecord(_Record):
     model: ModelFacts
     layers: tuple[int, ...]
     num_units: int
+    units_sha256: str
     num_rollouts: int
     rows_per_block: int
     rendering: dict[str, Any]
@@ -50,7 +56,15 @@ class RunRecord(_Record):
     created_at: str
 
     @classmethod
-    def of(cls, plan: Plan, *, rendering: dict[str, Any], versions: dict[str, str], created_at: str) -> RunRecord:
+    def of(
+        cls,
+        plan: Plan,
+        *,
+        units_sha256: str,
+        rendering: dict[str, Any],
+        versions: dict[str, str],
+        created_at: str,
+    ) -> RunRecord:
         """Make the record of a plan."""
         return cls(
             layout_version=LAYOUT_VERSION,
@@ -59,6 +73,7 @@ class RunRecord(_Record):
             model=plan.facts,
             layers=plan.layers,
             num_units=len(plan.units),
+            units_sha256=units_sha256,
             num_rollouts=plan.num_rollouts,
             rows_per_block=plan.rows_per_block,
             rendering=rendering,
@@ -86,30 +101,83 @@ class StoredObject(_Record):
     num_bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: str, data: bytes, **more: Any) -> Self:
+        """Describe an object by its bytes."""
+        return cls(path=path, num_bytes=len(data), sha256=sha256(data).hexdigest(), **more)
+
+
+class StoredBlock(StoredObject):
+    """An attempt's row block of one activation array.
+
+    Attributes:
+        hook_point: Of the array.
+        pooling: Of the array.
+        chunk_bytes: Length of each captured layer's chunk; they follow one another from the object's start.
+    """
+
+    hook_point: str
+    pooling: str
+    chunk_bytes: tuple[int, ...]
+
 
 class Manifest(_Record):
     """What one attempt wrote. It travels from worker to driver; the arrays do not.
 
+    The three tuples have an entry a rollout, in row order (that of ``unit.addresses()``).
+
     Attributes:
+        unit: Whose rollouts these are.
         attempt: 1 for the first.
         row_block: Rows ``[row_block * rows_per_block, ... + num_rows)`` are its own.
-        num_rows: Rollouts.
-        objects: Everything it wrote: activations first, texts last.
+        texts: The Parquet file of its rollouts.
+        blocks: Its activation objects; one that holds no number at all was not written.
+        prompt_tokens: Tokens of each prompt.
+        content_tokens: Content tokens of each response.
+        finish_reasons: How each response ended.
         worker: Who, for people.
-        num_prompt_tokens: Read in all.
-        num_response_tokens: Written in all, content only.
         seconds: Time the model took.
+        canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
     """
 
-    unit_id: str
+    unit: WorkUnit
     attempt: int
     row_block: int
-    num_rows: int
-    objects: tuple[StoredObject, ...]
+    texts: StoredObject
+    blocks: tuple[StoredBlock, ...]
+    prompt_tokens: tuple[int, ...]
+    content_tokens: tuple[int, ...]
+    finish_reasons: tuple[FinishReason, ...]
     worker: str
-    num_prompt_tokens: int
-    num_response_tokens: int
     seconds: float
+    canary: Canary | None = None
+
+    @model_validator(mode="after")
+    def _has_a_line_for_every_rollout(self) -> Manifest:
+        lengths = {len(self.prompt_tokens), len(self.content_tokens), len(self.finish_reasons)}
+        if lengths != {self.unit.num_rollouts}:
+            raise ValueError(f"{self.unit.unit_id} has {self.unit.num_rollouts} rollouts, not {sorted(lengths)}")
+        return self
+
+    @property
+    def unit_id(self) -> str:
+        """Id of the unit."""
+        return self.unit.unit_id
+
+    @property
+    def num_rows(self) -> int:
+        """Rollouts."""
+        return self.unit.num_rollouts
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Content tokens written in all."""
+        return sum(self.content_tokens)
+
+    @property
+    def objects(self) -> tuple[StoredObject, ...]:
+        """Everything the attempt wrote, in the order it was written."""
+        return (self.texts, *self.blocks)
 
 
 class CommitRecord(_Record):
@@ -119,11 +187,29 @@ class CommitRecord(_Record):
         manifest: The attempt that counts.
         generation: Of the driver's lease.
         committed_at: ISO 8601, UTC.
+        seal: SHA-256 over all the rest in canonical form, so that an edit shows.
     """
 
     manifest: Manifest
     generation: int
     committed_at: str
+    seal: str
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, generation: int, committed_at: str) -> CommitRecord:
+        """Make a sealed record."""
+        body = {"manifest": manifest.model_dump(mode="json"), "generation": generation, "committed_at": committed_at}
+        return cls(manifest=manifest, generation=generation, committed_at=committed_at, seal=digest_of(body))
+
+    @model_validator(mode="after")
+    def _is_as_it_was_sealed(self) -> CommitRecord:
+        if digest_of(self.model_dump(mode="json", exclude={"seal"})) != self.seal:
+            raise ValueError("its seal does not match the rest of it")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Write as JSON on one line: there are many of these, with long lists of numbers."""
+        return (self.model_dump_json() + "\n").encode()
 
 
 class Lease(_Record):
@@ -162,12 +248,13 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
         StoreError: It is not such a record; says whether a newer version wrote it.
     """
     version = _layout_version(data) if url.endswith(RUN_RECORD) else None
-    if version is not None and version > LAYOUT_VERSION:
+    if version is not None and version != LAYOUT_VERSION:
+        is_newer = version > LAYOUT_VERSION
         raise StoreError(
-            f"the store has layout version {version}; this Persona Atlas reads up to {LAYOUT_VERSION}.",
-            code="newer_layout",
+            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION}.",
+            code="newer_layout" if is_newer else "older_layout",
             file=url,
-            mend="Upgrade persona-atlas.",
+            mend="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",
         )
     try:
         return model.model_validate_json(data)
@@ -181,8 +268,6 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
 
 
 def _layout_version(data: bytes) -> int | None:
-    import json
-
     try:
         version = json.loads(data).get("layout_version")
     except (ValueError, AttributeError):

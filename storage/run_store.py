@@ -1,30 +1,18 @@
-"""The driver's side of a run's store: begin or rejoin a run, commit units, refresh the index."""
+"""The driver's side of a run's store: begin or rejoin a run, make room for its rows."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable
-from datetime import UTC, datetime
 
-import pyarrow as pa
 import zarr
 from zarr.abc.store import Store
 
-from ..jobs.errors import InputError, StoreError, UnitError
+from ..jobs.errors import InputError, StoreError
 from ..jobs.plan import Plan
 from . import layout
 from .codec import create_array
-from .index import read_index
-from .lease import HeldLease
 from .location import Location
-from .records import CommitRecord, Manifest, RunRecord, parse_record
-from .texts import to_parquet
-
-
-def now_iso() -> str:
-    """Give the present time as ISO 8601, UTC, to the second."""
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+from .records import RunRecord, parse_record
 
 
 def read_run_record(location: Location) -> RunRecord | None:
@@ -32,13 +20,20 @@ def read_run_record(location: Location) -> RunRecord | None:
 
     Raises:
         InputError: The place holds something that is not a run.
-        StoreError: The record is damaged or of a newer layout.
+        StoreError: The record is damaged, gone from a store that has commits, or of another layout version.
     """
     data = location.read(layout.RUN_RECORD)
     if data is not None:
         return parse_record(RunRecord, data, f"{location.url}/{layout.RUN_RECORD}")
     if location.is_empty():
         return None
+    if location.names(layout.COMMITS):
+        raise StoreError(
+            f"the store has commit records but no {layout.RUN_RECORD}: part of it was deleted.",
+            code="half_deleted",
+            file=location.url,
+            mend="Restore it from a copy, or delete the rest.",
+        )
     if location.names(layout.DRIVERS):
         # A driver took its lease and died before it wrote what the run is.
         return None
@@ -84,14 +79,22 @@ def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object
     return None if a == b else (path, a, b)
 
 
-def begin_run(location: Location, record: RunRecord) -> None:
-    """Write the run's record if it has none. The caller holds the lease.
+def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
+    """Write the run's list of units and its record if it has none. The caller holds the lease.
+
+    Args:
+        location: The run's store.
+        record: What the run is.
+        units: The list of its units, as ``encode_units`` gives it.
 
     Raises:
         InputError: Another run got there first.
     """
-    if location.create(layout.RUN_RECORD, record.to_bytes()):
-        return
+    if location.read(layout.RUN_RECORD) is None:
+        # Before the record that names its checksum: a run that exists has its list.
+        location.write(layout.UNITS, units)
+        if location.create(layout.RUN_RECORD, record.to_bytes()):
+            return
     there = read_run_record(location)
     if there is None or there.plan_digest != record.plan_digest:
         raise InputError(f"another run was begun at {location.url} meanwhile.", code="other_run", field="store.url")
@@ -124,47 +127,3 @@ def _reserve(store: Store, record: RunRecord, num_rows: int) -> None:
         array = root[path]
         if isinstance(array, zarr.Array) and array.shape[0] < num_rows:
             array.resize((num_rows, *array.shape[1:]))
-
-
-def committed_units(location: Location) -> set[str]:
-    """List the units that are committed, from the records' names alone."""
-    return {name.removesuffix(".json") for name in location.names(layout.COMMITS)}
-
-
-def commit_unit(location: Location, lease: HeldLease, manifest: Manifest) -> bool:
-    """Make an attempt count.
-
-    Returns:
-        False when the unit was committed already; then this attempt stays dead.
-
-    Raises:
-        StoreError: This driver no longer holds the run.
-        UnitError: What the manifest names is not in the store as this process sees it; nothing is committed.
-        TransientError: The store failed; whether the record was written is open, and asking again is safe.
-    """
-    lease.check()
-    for stored in manifest.objects:
-        if location.size(stored.path) != stored.num_bytes:
-            raise UnitError(
-                f"{stored.path}, which {manifest.worker} wrote, is not at {location.url} as seen from here: does every "
-                "machine reach the same store?",
-                code="not_written",
-            )
-    record = CommitRecord(manifest=manifest, generation=lease.generation, committed_at=now_iso())
-    path = layout.commit_path(manifest.unit_id)
-    if location.create(path, record.to_bytes()):
-        return True
-    # Refused: by another attempt's record, or by our own from a try whose answer was lost.
-    there = location.read(path)
-    if there is None:
-        raise StoreError("a commit record vanished.", code="bad_record", file=f"{location.url}/{path}")
-    return parse_record(CommitRecord, there, f"{location.url}/{path}").manifest == manifest
-
-
-def refresh_index(location: Location, committed: Iterable[str]) -> pa.Table:
-    """Bring ``index.parquet`` up to all committed units and give it."""
-    units = set(committed)
-    table, added = read_index(location, units)
-    if added:
-        location.write(layout.INDEX, to_parquet(table))
-    return table

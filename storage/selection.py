@@ -3,54 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..jobs.errors import InputError
+from ..jobs.errors import InputError, closest
 
 Names = str | Sequence[str] | None
 Indices = int | Sequence[int] | None
 Layers = int | str | Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Filters on rollouts; None lets everything through. Names may be globs.
+class Filters(TypedDict, total=False):
+    """Filters on rollouts, as keyword arguments; what is left out or None lets everything through.
 
     Attributes:
-        kind: ``role``, ``trait``, ``default``.
+        kind: ``role``, ``trait``, ``default``; one or several.
         persona: Names or globs such as ``p*``.
         polarity: ``pos`` or ``neg``.
         prompt: Prompt indices.
         question: Question indices.
         min_tokens: Least number of content tokens in the response.
+        max_tokens: Most of them.
+        min_score: Least score that the judge gave; rollouts without one are left out.
+        max_score: Highest of them.
+        judge: Whose scores; may be left out when only one has judged the run.
     """
 
-    kind: Names = None
-    persona: Names = None
-    polarity: Names = None
-    prompt: Indices = None
-    question: Indices = None
-    min_tokens: int | None = None
+    kind: Names
+    persona: Names
+    polarity: Names
+    prompt: Indices
+    question: Indices
+    min_tokens: int | None
+    max_tokens: int | None
+    min_score: float | None
+    max_score: float | None
+    judge: str | None
 
-    def apply(self, index: pa.Table) -> pa.Table:
-        """Keep the matching lines of an index table, in its order."""
-        for column, names in (("kind", self.kind), ("persona", self.persona), ("polarity", self.polarity)):
-            if names is not None:
-                patterns = [names] if isinstance(names, str) else list(names)
-                known = index[column].unique().to_pylist()
-                matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in patterns)]
-                index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
-        for column, numbers in (("prompt_index", self.prompt), ("question_index", self.question)):
-            if numbers is not None:
-                wanted = [numbers] if isinstance(numbers, int) else list(numbers)
-                index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
-        if self.min_tokens is not None:
-            index = index.filter(pc.field("num_content_tokens") >= self.min_tokens)
-        return index
+
+def wants_scores(filters: Filters) -> bool:
+    """Whether the filters cannot be applied without a judge's scores."""
+    return any(filters.get(name) is not None for name in ("min_score", "max_score", "judge"))
+
+
+def select(index: pa.Table, filters: Filters) -> pa.Table:
+    """Keep the matching lines of an index table, in its order.
+
+    Args:
+        index: A table of ``INDEX_SCHEMA``, with a column ``score`` (null where there is none) when scores are asked.
+        filters: Which lines.
+
+    Raises:
+        InputError: A filter is not known.
+    """
+    for name in filters:
+        if name not in Filters.__annotations__:
+            raise InputError(
+                f"{name!r} is not a filter. {closest(name, Filters.__annotations__)}".strip(),
+                code="unknown_filter",
+                field=name,
+                mend=f"Use {', '.join(Filters.__annotations__)}.",
+            )
+    for column in ("kind", "persona", "polarity"):
+        names: Names = filters.get(column)
+        if names is not None:
+            patterns = [names] if isinstance(names, str) else list(names)
+            known = index[column].unique().to_pylist()
+            matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in patterns)]
+            index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
+    for column, numbers in (("prompt_index", filters.get("prompt")), ("question_index", filters.get("question"))):
+        if numbers is not None:
+            wanted = [numbers] if isinstance(numbers, int) else list(numbers)
+            index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
+    for column, least, most in (
+        ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
+        ("score", filters.get("min_score"), filters.get("max_score")),
+    ):
+        # A comparison with null is null, which filters out: a rollout without a score is within no bounds.
+        if least is not None:
+            index = index.filter(pc.field(column) >= least)
+        if most is not None:
+            index = index.filter(pc.field(column) <= most)
+    return index
 
 
 def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> list[int]:

@@ -1,17 +1,17 @@
-"""The rollouts' texts and addresses as Arrow tables: what a Parquet file of the store holds, and the index.
-
-Knows nothing of where the files lie.
-"""
+"""The rollouts' texts and addresses as Arrow tables: what a Parquet file of the store holds, and the index."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..jobs.block import Rollout
+from .location import Location
+from .records import Manifest
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -84,13 +84,59 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
     return pa.Table.from_pylist(lines, schema=ROLLOUT_SCHEMA)
 
 
+def index_table(manifests: Iterable[Manifest], rows_per_block: int) -> pa.Table:
+    """Make the index lines of committed units, in no particular order.
+
+    Args:
+        manifests: The attempts that count.
+        rows_per_block: Of the run.
+
+    Returns:
+        A table of ``INDEX_SCHEMA``.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
+    for manifest in manifests:
+        unit = manifest.unit
+        count = unit.num_rollouts
+        for name, value in (
+            ("kind", unit.kind),
+            ("persona", unit.persona),
+            ("polarity", unit.polarity),
+            ("prompt_index", unit.prompt_index),
+            ("unit_id", unit.unit_id),
+        ):
+            columns[name].extend([value] * count)
+        columns["question_index"].extend(q for q in unit.question_indices for _ in range(unit.samples))
+        columns["sample_index"].extend(list(range(unit.samples)) * len(unit.question_indices))
+        first = manifest.row_block * rows_per_block
+        columns["row"].extend(range(first, first + count))
+        columns["num_prompt_tokens"].extend(manifest.prompt_tokens)
+        columns["num_content_tokens"].extend(manifest.content_tokens)
+        columns["finish_reason"].extend(manifest.finish_reasons)
+        columns["has_vector"].extend(tokens > 0 for tokens in manifest.content_tokens)
+    return pa.table(columns, schema=INDEX_SCHEMA)
+
+
 def to_parquet(table: pa.Table) -> bytes:
-    """Encode a table as one Parquet file."""
+    """Encode a table as one Parquet file, a checksum on every page."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
+
+
+def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table | None:
+    """Read a file of the index with its metadata; one that is damaged is as good as none, the commits have it all."""
+    data = location.read(path)
+    if data is None:
+        return None
+    try:
+        table = from_parquet(data)
+        return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Decode a Parquet file, or some of its columns."""
-    return pq.read_table(io.BytesIO(data), columns=list(columns) if columns is not None else None)
+    wanted = list(columns) if columns is not None else None
+    return pq.read_table(io.BytesIO(data), columns=wanted, page_checksum_verification=True)

@@ -17,7 +17,7 @@ import click
 
 from ... import __version__
 from ...jobs.errors import AtlasError
-from . import catalog, output, plan, query, reduce, report, run, show
+from . import catalog, gc, output, plan, probe_store, query, reduce, report, run, show, verify
 
 EXIT_INTERRUPTED = 130
 
@@ -28,7 +28,18 @@ def cli() -> None:
     """Extract, keep and query the activations behind a language model's personas."""
 
 
-for _verb in (run.run, plan.plan, show.show, query.query, reduce.reduce, report.report, catalog.catalog):
+for _verb in (
+    run.run,
+    plan.plan,
+    show.show,
+    query.query,
+    verify.verify,
+    gc.gc,
+    probe_store.probe_store,
+    reduce.reduce,
+    report.report,
+    catalog.catalog,
+):
     cli.add_command(_verb)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ...jobs.errors import closest
-from ...storage.export_file import FORMATS, check_target, write_activations
+from ...storage.export_file import FORMATS, check_target, write_query
 from ...storage.query import Run, open_run
 from . import output
 from .options import endpoint_option, json_option, store_argument
@@ -24,6 +24,10 @@ from .options import endpoint_option, json_option, store_argument
 @click.option("--prompt", multiple=True, type=int, help="Prompt index; may be repeated.")
 @click.option("--question", multiple=True, type=int, help="Question index; may be repeated.")
 @click.option("--min-tokens", type=int, default=None, help="Least content tokens of a response.")
+@click.option("--max-tokens", type=int, default=None, help="Most content tokens of a response.")
+@click.option("--min-score", type=float, default=None, help="Least score that the judge gave.")
+@click.option("--max-score", type=float, default=None, help="Highest score that the judge gave.")
+@click.option("--judge", default=None, help="Whose scores, where several have judged.")
 @click.option(
     "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."
 )
@@ -40,6 +44,10 @@ def query(
     prompt: tuple[int, ...],
     question: tuple[int, ...],
     min_tokens: int | None,
+    max_tokens: int | None,
+    min_score: float | None,
+    max_score: float | None,
+    judge: str | None,
     layer: str,
     hook_point: str,
     pooling: str,
@@ -49,45 +57,46 @@ def query(
 ) -> None:
     """Read pooled activations of the run at STORE: float32, one line a rollout, in address order.
 
-    With --out they are written beside a table of their rollouts; without it, their shape and size are shown.
+    With --out they are written beside a table of their rollouts; without it, what would be is shown.
     """
     if out:
         check_target(Path(out))
     run = open_run(store_url, endpoint_url)
-    found = run.activations(
+    found = run.query(
         kind=kind or None,
         persona=persona or None,
         polarity=polarity,
         prompt=prompt or None,
         question=question or None,
         min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        min_score=min_score,
+        max_score=max_score,
+        judge=judge,
         layer=layer,
         hook_point=hook_point,
         pooling=pooling,
     )
-    shape = list(found.values.shape)
+    shape = found.shape
     # An empty answer leaves alone what an earlier one wrote.
-    written = write_activations(found, Path(out)) if out and shape[0] else []
+    written = write_query(found, Path(out)) if out and shape[0] else []
     note = None if shape[0] else _why_nothing(run, persona)
-    norms = np.linalg.norm(found.values, axis=-1)
     facts: dict[str, Any] = {
-        "shape": shape,
+        "shape": list(shape),
         "dtype": "float32",
         "layers": list(found.layers),
         "units_done": found.completeness.done,
         "units_planned": found.completeness.planned,
-        "mean_norm": float(norms.mean()) if norms.size else None,
         "files": [str(path) for path in written],
         "note": note,
     }
     if as_json:
         output.document(facts)
         return
-    output.text(f"{tuple(shape)} float32, from {found.completeness}")
+    output.text(f"{shape} float32, {output.size(4 * math.prod(shape))}, from {found.completeness}")
     if note:
         output.text(note)
         return
-    output.text(f"mean norm {facts['mean_norm']:.2f}")
     for path in written:
         output.text(f"wrote {path}")
     if not out:

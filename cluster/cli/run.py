@@ -10,8 +10,8 @@ from ...analysis.reduce import reduce_run
 from ...analysis.report import write_report
 from ...analysis.summary import Summary, summarise
 from ...jobs.spec import load_spec
+from ...storage.commits import committed_units
 from ...storage.query import Run, open_run
-from ...storage.run_store import committed_units
 from ..job import Outcome, prepare_job, work_job
 from . import output, plan, summary_text
 from .options import json_option, set_option, spec_argument

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable
+from hashlib import sha256
 
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.storage.blocks import write_block
+from persona_atlas.storage.commits import commit_unit
 from persona_atlas.storage.lease import HeldLease, acquire
 from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.planned import encode_units
 from persona_atlas.storage.query import Run, open_run
-from persona_atlas.storage.records import Manifest, RunRecord
-from persona_atlas.storage.run_store import begin_run, commit_unit, reserve_rows
+from persona_atlas.storage.records import CommitRecord, Manifest, RunRecord
+from persona_atlas.storage.run_store import begin_run, reserve_rows
 
 from fakes import FakeEngine, block_of, small_plan, small_spec
 
 
 def record_of(plan: Plan) -> RunRecord:
     """The record that a driver would write for a plan."""
-    return RunRecord.of(plan, rendering={}, versions={"fake": "1"}, created_at="2026-01-01T00:00:00+00:00")
+    return RunRecord.of(
+        plan,
+        units_sha256=sha256(encode_units(plan.units)).hexdigest(),
+        rendering={},
+        versions={"fake": "1"},
+        created_at="2026-01-01T00:00:00+00:00",
+    )
 
 
 def write_unit(
@@ -38,8 +47,15 @@ def write_unit(
 
 def begin(location: Location, plan: Plan, lease: HeldLease) -> None:
     """Write the run's record and make room for the lease's row blocks."""
-    begin_run(location, record_of(plan))
+    begin_run(location, record_of(plan), encode_units(plan.units))
     reserve_rows(location, record_of(plan), lease.row_blocks.stop)
+
+
+def commit(location: Location, lease: HeldLease, manifest: Manifest) -> CommitRecord:
+    """Commit an attempt that must be the one to count."""
+    record = commit_unit(location, lease, manifest)
+    assert record.manifest == manifest
+    return record
 
 
 def store_run(
@@ -61,7 +77,7 @@ def store_run(
         random.Random(0).shuffle(row_blocks)
         for unit, row_block in zip(plan.units, row_blocks, strict=False):
             if unit.unit_id not in leave_out:
-                assert commit_unit(location, lease, write_unit(location, plan, unit.unit_id, row_block, engine))
+                commit(location, lease, write_unit(location, plan, unit.unit_id, row_block, engine))
             elif uncommitted:
                 write_unit(location, plan, unit.unit_id, row_block, engine)
     return location
@@ -74,7 +90,7 @@ def commit_units(url: str, plan: Plan, unit_ids: Iterable[str], engine: FakeEngi
     with acquire(location, len(wanted)) as lease:
         begin(location, plan, lease)
         for unit_id, row_block in zip(wanted, lease.row_blocks, strict=True):
-            assert commit_unit(location, lease, write_unit(location, plan, unit_id, row_block, engine))
+            commit(location, lease, write_unit(location, plan, unit_id, row_block, engine))
 
 
 def small_run(

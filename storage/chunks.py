@@ -1,0 +1,126 @@
+"""``chunks.parquet``: how long each layer's chunk is in every committed activation object.
+
+With it a reader fetches one layer with one request, where a Zarr reader asks each object for its own index first. A
+convenience like ``index.parquet``: commit records hold the same lengths. Axes: U units, L captured layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..jobs.errors import StoreError
+from . import layout
+from .commits import read_commits
+from .location import Location
+from .records import CommitRecord, Manifest
+from .texts import read_parquet, to_parquet
+
+CHUNK_SCHEMA = pa.schema(
+    [
+        ("row_block", pa.int64()),
+        ("hook_point", pa.string()),
+        ("pooling", pa.string()),
+        ("chunk_bytes", pa.list_(pa.uint32())),
+    ]
+)
+"""A line for each committed activation object."""
+
+
+def read_chunks(location: Location) -> pa.Table:
+    """Read the stored table; empty when there is none that can be used."""
+    table = read_parquet(location, layout.CHUNKS, CHUNK_SCHEMA)
+    return table if table is not None else CHUNK_SCHEMA.empty_table()
+
+
+def write_chunks(location: Location, table: pa.Table) -> None:
+    """Write the table anew."""
+    location.write(layout.CHUNKS, to_parquet(table))
+
+
+def chunk_table(manifests: Iterable[Manifest]) -> pa.Table:
+    """Put the chunk lengths of attempts into a table of ``CHUNK_SCHEMA``."""
+    lines = [
+        {
+            "row_block": manifest.row_block,
+            "hook_point": block.hook_point,
+            "pooling": block.pooling,
+            "chunk_bytes": block.chunk_bytes,
+        }
+        for manifest in manifests
+        for block in manifest.blocks
+    ]
+    return pa.Table.from_pylist(lines, schema=CHUNK_SCHEMA)
+
+
+class ChunkLengths:
+    """Knows, for each row block of one array, how long the chunk of each layer is; asks the store as little as it can.
+
+    Args:
+        location: The run's store.
+        hook_point: Of the array.
+        pooling: Of the array.
+    """
+
+    _FEW = 32
+    """So many commit records are read one by one before the whole of ``chunks.parquet`` is."""
+
+    def __init__(self, location: Location, hook_point: str, pooling: str) -> None:
+        self._location = location
+        self._array = (hook_point, pooling)
+        self._known: dict[int, np.ndarray] = {}
+        self._has_stored = False
+
+    def learn(self, commits: Iterable[CommitRecord]) -> None:
+        """Take note of commit records that were read for another reason."""
+        for commit in commits:
+            for block in commit.manifest.blocks:
+                if (block.hook_point, block.pooling) == self._array:
+                    self._known[commit.manifest.row_block] = np.array(block.chunk_bytes, dtype=np.int64)
+
+    def of(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[np.ndarray]:
+        """Give int64 ``(L,)`` of each row block.
+
+        Args:
+            row_blocks: Which.
+            unit_ids: The unit that each belongs to.
+
+        Raises:
+            StoreError: A commit record is missing, damaged, or names no such object.
+        """
+        unknown = self._unknown(row_blocks, unit_ids)
+        if len(unknown) > self._FEW and not self._has_stored:
+            self._read_stored()
+            unknown = self._unknown(row_blocks, unit_ids)
+        if unknown:
+            self.learn(read_commits(self._location, unknown))
+        for row_block, unit_id in self._unknown_pairs(row_blocks, unit_ids):
+            raise StoreError(
+                f"unit {unit_id} has no activations of {'/'.join(self._array)} in row block {row_block}.",
+                code="missing_object",
+                file=f"{self._location.url}/{layout.commit_path(unit_id)}",
+                mend="Run verify, which names everything that is damaged.",
+            )
+        return [self._known[row_block] for row_block in row_blocks]
+
+    def _unknown(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[str]:
+        return sorted({unit_id for _, unit_id in self._unknown_pairs(row_blocks, unit_ids)})
+
+    def _unknown_pairs(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[tuple[int, str]]:
+        pairs = zip(row_blocks, unit_ids, strict=True)
+        return [(row_block, unit_id) for row_block, unit_id in pairs if row_block not in self._known]
+
+    def _read_stored(self) -> None:
+        self._has_stored = True
+        table = read_chunks(self._location)
+        hook_point, pooling = self._array
+        table = table.filter((pc.field("hook_point") == hook_point) & (pc.field("pooling") == pooling))
+        if not table.num_rows:
+            return
+        lists = table["chunk_bytes"].combine_chunks()
+        # Every list has as many entries as there are captured layers.
+        lengths_UL = lists.flatten().to_numpy().astype(np.int64).reshape(table.num_rows, -1)
+        self._known |= dict(zip(table["row_block"].to_pylist(), lengths_UL, strict=True))

@@ -1,0 +1,118 @@
+"""Keeps the stored index close behind the commits while a driver works, off its way; seals it when the driver ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..jobs.errors import AtlasError
+from .chunks import chunk_table, read_chunks, write_chunks
+from .index import load_index, write_index
+from .location import Location
+from .records import CommitRecord, RunRecord
+from .texts import ADDRESS_ORDER, index_table
+
+_EVERY_S = 30.0
+_AT_MOST_SHARE = 0.05
+"""Of the time that may go into writing: a large run's index is written less often."""
+
+
+class IndexKeeper:
+    """Takes commits as they come and writes them into the index now and then. Use as a context manager.
+
+    Leaving it writes what is left, sealed. A store that fails then costs readers some requests and no truth, so it is
+    said and not raised.
+
+    Args:
+        location: The run's store.
+        record: Of the run.
+        generation: Of the driver that commits.
+        say: Told when the index could not be written.
+    """
+
+    def __init__(
+        self, location: Location, record: RunRecord, generation: int, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._location = location
+        self._record = record
+        self._generation = generation
+        self._say = say
+        index = load_index(location, record)
+        self._table = index.table
+        self._chunks = _with_new(read_chunks(location), index.read_one_by_one)
+        self._added: list[CommitRecord] = []
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="index", daemon=True)
+
+    def add(self, commit: CommitRecord) -> None:
+        """Take note of a commit; costs nothing now."""
+        with self._lock:
+            self._added.append(commit)
+
+    def __enter__(self) -> IndexKeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if isinstance(error, AtlasError):
+            # The store or the lease is in trouble: what this driver knows may not be the last word.
+            return
+        try:
+            self._write(self._generation)
+        except AtlasError as trouble:
+            self._say(f"The index could not be written, so readers will read commits one by one: {trouble}")
+
+    def _keep(self) -> None:
+        pause = _EVERY_S
+        while not self._done.wait(pause):
+            began = time.monotonic()
+            # A store in a bad moment has the same lines written the next time.
+            with suppress(AtlasError):
+                self._write(None)
+            pause = max(_EVERY_S, (time.monotonic() - began) / _AT_MOST_SHARE)
+
+    def _write(self, sealed_by: int | None) -> None:
+        with self._lock:
+            added, self._added = self._added, []
+        if added:
+            table = pa.concat_tables(
+                [self._table, index_table((commit.manifest for commit in added), self._record.rows_per_block)]
+            )
+            self._table = table.sort_by(ADDRESS_ORDER)
+            self._chunks = _with_new(self._chunks, added)
+        _write_both(self._location, self._record, self._table, self._chunks, sealed_by)
+
+
+def refresh_index(location: Location, record: RunRecord) -> None:
+    """Bring the stored index up to what is committed, where it lags and no driver will.
+
+    Raises:
+        StoreError: A commit record is damaged.
+        TransientError: The store failed.
+    """
+    index = load_index(location, record)
+    if index.read_one_by_one:
+        _write_both(location, record, index.table, _with_new(read_chunks(location), index.read_one_by_one), None)
+
+
+def _write_both(
+    location: Location, record: RunRecord, table: pa.Table, chunks: pa.Table, sealed_by: int | None
+) -> None:
+    # The chunks first: who reads the new index finds the chunks it needs.
+    write_chunks(location, chunks)
+    write_index(location, record, table, sealed_by)
+
+
+def _with_new(chunks: pa.Table, commits: Iterable[CommitRecord]) -> pa.Table:
+    """Add the lines of commits whose row block is not in the table."""
+    fresh = chunk_table(commit.manifest for commit in commits)
+    is_known = pc.field("row_block").isin(chunks["row_block"].combine_chunks())
+    return pa.concat_tables([chunks, fresh.filter(~is_known)])

@@ -1,0 +1,195 @@
+"""Re-read a run and prove it: every planned unit there or named, every byte as committed, every number in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import zarr
+
+from ..jobs.errors import InputError, StoreError
+from ..jobs.units import WorkUnit
+from . import layout
+from .chunks import chunk_table, read_chunks
+from .commits import committed_units
+from .dead import find_dead
+from .index import read_stored_index
+from .location import Location
+from .planned import read_units
+from .records import CommitRecord, RunRecord
+from .reductions import read_current_reduction
+from .run_store import read_run_record
+from .texts import ADDRESS_ORDER, index_table
+from .verify_unit import Problem, UnitCheck
+
+_PARALLEL_UNITS = 8
+"""Units in memory at a time, one object of each."""
+
+
+@dataclass
+class Verification:
+    """What a look at everything found.
+
+    Attributes:
+        units_planned: Of the run.
+        units_done: Committed.
+        missing: Planned units that are not committed, in the plan's order.
+        problems: Everything that is wrong.
+        rollouts: Of the committed units.
+        bytes_read: Of activations and texts.
+        canaries: Committed units that were held against a plain forward pass.
+        worst_relative_error: Over all canaries and layers; None without any.
+        dead_objects: Left by attempts that do not count.
+        dead_bytes: They take.
+    """
+
+    units_planned: int
+    units_done: int = 0
+    missing: tuple[str, ...] = ()
+    problems: list[Problem] = field(default_factory=list)
+    rollouts: int = 0
+    bytes_read: int = 0
+    canaries: int = 0
+    worst_relative_error: float | None = None
+    dead_objects: int = 0
+    dead_bytes: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing that is committed is damaged."""
+        return all(problem.kind == "lag" for problem in self.problems)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned unit is committed."""
+        return not self.missing and self.units_done >= self.units_planned
+
+
+def verify_run(
+    location: Location, *, quick: bool = False, tell: Callable[[int, int], None] = lambda *_: None
+) -> Verification:
+    """Check a run.
+
+    Args:
+        location: Its store.
+        quick: Hold objects' lengths against the commits, and read none of them.
+        tell: Told now and then how many units are checked, of how many.
+
+    Raises:
+        InputError: There is no run.
+        StoreError: ``run.json`` cannot be read, so nothing can be said.
+        TransientError: The store failed.
+    """
+    record = read_run_record(location)
+    if record is None:
+        raise InputError(
+            f"there is no run at {location.url}.", code="no_run", field="store.url", mend="Check the path."
+        )
+    found = Verification(record.num_units)
+    planned = _planned(location, record, found)
+    names = sorted(committed_units(location))
+    found.units_done = len(names)
+    if planned is not None:
+        found.missing = tuple(unit_id for unit_id in planned if unit_id not in set(names))
+    check = UnitCheck(location, record, planned, quick=quick)
+    commits: list[CommitRecord] = []
+    with ThreadPoolExecutor(_PARALLEL_UNITS) as pool:
+        for number, checked in enumerate(pool.map(check.run, names), start=1):
+            found.problems += checked.problems
+            found.bytes_read += checked.bytes_read
+            if checked.commit is not None:
+                commits.append(checked.commit)
+            tell(number, len(names))
+    _sum_up(found, commits)
+    found.problems += _shared_row_blocks(commits)
+    found.problems += _arrays(location, record, commits)
+    found.problems += _index(location, record, commits)
+    found.problems += _reduction(location)
+    dead = find_dead(location, [commit.manifest for commit in commits])
+    found.dead_objects, found.dead_bytes = len(dead), sum(thing.num_bytes for thing in dead)
+    return found
+
+
+def _planned(location: Location, record: RunRecord, found: Verification) -> dict[str, WorkUnit] | None:
+    try:
+        return read_units(location, record)
+    except StoreError as error:
+        found.problems.append(Problem("damage", error.code, layout.UNITS, error.message))
+        return None
+
+
+def _sum_up(found: Verification, commits: Iterable[CommitRecord]) -> None:
+    for commit in commits:
+        found.rollouts += commit.manifest.num_rows
+        canary = commit.manifest.canary
+        if canary is not None:
+            found.canaries += 1
+            worst = max(canary.relative_error_L)
+            found.worst_relative_error = max(worst, found.worst_relative_error or 0.0)
+
+
+def _shared_row_blocks(commits: Iterable[CommitRecord]) -> Iterator[Problem]:
+    owner: dict[int, str] = {}
+    for commit in commits:
+        row_block, unit_id = commit.manifest.row_block, commit.manifest.unit_id
+        if row_block in owner:
+            what = f"row block {row_block} is also that of {owner[row_block]}."
+            yield Problem("damage", "shared_row_block", layout.commit_path(unit_id), what, unit_id)
+        owner[row_block] = unit_id
+
+
+def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecord]) -> Iterator[Problem]:
+    """Check what Zarr readers go by; our own reader goes by the commits."""
+    num_blocks = max((commit.manifest.row_block + 1 for commit in commits), default=0)
+    num_layers, d_model, rows = len(record.layers), record.model.d_model, record.rows_per_block
+    for hook_point, pooling in record.arrays:
+        path = layout.array_path(hook_point, pooling)
+        try:
+            with location.errors():
+                array: Any = zarr.open_array(location.zarr(read_only=True), path=path, mode="r")
+                facts = (array.shape[1:], array.shards, array.chunks, str(array.dtype), list(array.attrs["layers"]))
+                is_nan_filled = bool(np.isnan(array.fill_value))
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            yield Problem("damage", "bad_array", f"{path}/zarr.json", f"the array's metadata cannot be read: {error}.")
+            continue
+        shard = (rows, num_layers, d_model)
+        expected = (shard[1:], shard, (rows, 1, d_model), "float32", list(record.layers))
+        if facts != expected or not is_nan_filled or array.shape[0] < num_blocks * rows:
+            yield Problem("damage", "bad_array", f"{path}/zarr.json", "the array's metadata does not fit the run.")
+
+
+def _index(location: Location, record: RunRecord, commits: list[CommitRecord]) -> Iterator[Problem]:
+    table, _ = read_stored_index(location, record)
+    truth = index_table((commit.manifest for commit in commits), record.rows_per_block)
+    indexed = set(table["unit_id"].unique().to_pylist())
+    known = {commit.manifest.unit_id for commit in commits}
+    lagging = len(known - indexed)
+    if lagging:
+        what = f"it lacks {lagging} committed units; readers ask their commits."
+        yield Problem("lag", "stale_index", layout.INDEX, what)
+    shared = pa.array(sorted(known & indexed), pa.string())
+    theirs = table.filter(pc.field("unit_id").isin(shared)).sort_by(ADDRESS_ORDER)
+    if not theirs.equals(truth.filter(pc.field("unit_id").isin(shared)).sort_by(ADDRESS_ORDER)):
+        yield Problem("damage", "wrong_index", layout.INDEX, "its lines are not those of the commits.")
+    if indexed - known:
+        what = f"it has {len(indexed - known)} units without a sound commit record, such as {min(indexed - known)}."
+        yield Problem("damage", "wrong_index", layout.INDEX, what)
+    order = [("row_block", "ascending"), ("hook_point", "ascending"), ("pooling", "ascending")]
+    chunks = read_chunks(location)
+    expected = chunk_table(commit.manifest for commit in commits)
+    blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
+    if not chunks.sort_by(order).equals(expected.filter(pc.field("row_block").isin(blocks)).sort_by(order)):
+        yield Problem("damage", "wrong_index", layout.CHUNKS, "its lines are not those of the commits.")
+
+
+def _reduction(location: Location) -> Iterator[Problem]:
+    try:
+        read_current_reduction(location)
+    except StoreError as error:
+        path = (error.file or layout.CURRENT_REDUCTION).removeprefix(f"{location.url}/")
+        yield Problem("damage", error.code, path, error.message)
