@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..jobs.errors import UnitError
 from ..jobs.ledger import Failure, Ledger
@@ -12,15 +13,20 @@ from .patience import patiently
 from .progress import Progress
 
 _WAIT_S = 0.5
+_COMMITTING_WAIT_S = 0.02
+"""Commits are looked at between answers; a worker never waits for one."""
+
+_COMMITTERS = 16
+"""Commits at a time: each is a few small requests, and a large cluster finishes many units a second."""
 
 
 def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], object], progress: Progress) -> None:
     """Work a ledger off.
 
     Args:
-        ledger: Who does what; holds the result when this returns.
+        ledger: Who does what; holds the result when this returns. Changed by this thread alone.
         executor: Started workers.
-        commit: Makes an attempt count, unless another of the unit does already.
+        commit: Makes an attempt count, unless another of the unit does already; called from several threads.
         progress: Told of each step.
 
     Raises:
@@ -29,21 +35,42 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], objec
         JobError: No worker is left.
     """
     progress.units(ledger, None)
-    while not ledger.is_over:
-        while executor.num_idle and (orders := ledger.next_assignment()):
-            executor.hand_out(orders)
-        for answer in executor.wait(_WAIT_S):
-            for result in answer.results:
-                if isinstance(result, Failure):
-                    again = ledger.fail(result)
-                    progress.failed(result, again=again)
-                else:
-                    _commit(result, commit, ledger, progress)
-
-
-def _commit(manifest: Manifest, commit: Callable[[Manifest], object], ledger: Ledger, progress: Progress) -> None:
+    committing: dict[Future[object], Manifest] = {}
+    pool = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="commit")
     try:
-        patiently(lambda: commit(manifest), progress.say)
+        while not ledger.is_over:
+            _hand_out(ledger, executor)
+            for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
+                for result in answer.results:
+                    if isinstance(result, Failure):
+                        progress.failed(result, again=ledger.fail(result))
+                    else:
+                        committing[pool.submit(_commit, commit, result, progress)] = result
+            for future in [future for future in committing if future.done()]:
+                _settle(future, committing.pop(future), ledger, progress)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _hand_out(ledger: Ledger, executor: Executor) -> None:
+    while executor.num_idle and (orders := ledger.next_assignment()):
+        executor.hand_out(orders)
+    # Ahead of time only while there is plenty: at the end nobody may hold what another could begin.
+    while (
+        executor.num_ahead
+        and ledger.assignments_left >= executor.num_workers
+        and (orders := ledger.next_assignment(retries=False))
+    ):
+        executor.hand_out(orders)
+
+
+def _commit(commit: Callable[[Manifest], object], manifest: Manifest, progress: Progress) -> object:
+    return patiently(lambda: commit(manifest), progress.say)
+
+
+def _settle(future: Future[object], manifest: Manifest, ledger: Ledger, progress: Progress) -> None:
+    try:
+        future.result()
     except UnitError as error:
         failure = Failure(manifest.unit_id, manifest.attempt, error.message)
         progress.failed(failure, again=ledger.fail(failure))

@@ -39,12 +39,25 @@ class Executor(Protocol):
         ...
 
     @property
+    def num_workers(self) -> int:
+        """Workers in all, busy or not."""
+        ...
+
+    @property
     def num_idle(self) -> int:
-        """Workers that could take an assignment now."""
+        """Workers that have nothing to do."""
+        ...
+
+    @property
+    def num_ahead(self) -> int:
+        """Busy workers that could be given a second assignment, to begin it while the first is written.
+
+        None that works a unit that failed before: should it die again, it takes nothing else with it.
+        """
         ...
 
     def hand_out(self, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to an idle worker."""
+        """Give an assignment to an idle worker, or to one that takes a second when none is idle."""
         ...
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -72,9 +85,19 @@ class LocalExecutor:
         self._task.prepare()
 
     @property
+    def num_workers(self) -> int:
+        """This process."""
+        return 1
+
+    @property
     def num_idle(self) -> int:
         """One while nothing waits."""
         return 0 if self._waiting else 1
+
+    @property
+    def num_ahead(self) -> int:
+        """None: it does one thing at a time."""
+        return 0
 
     def hand_out(self, orders: Sequence[UnitOrder]) -> None:
         """Remember the assignment."""

@@ -25,6 +25,7 @@ from ..workers.engine import EngineSettings
 from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
 from .drive import drive
+from .patience import patiently
 from .progress import Progress
 from .session import Placement, local_resources, place, ray_session
 from .unit_task import WorkerSettings
@@ -168,10 +169,10 @@ def _work_under_lease(
             versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
             created_at=now_iso(),
         )
-        begin_run(job.location, record, units)
-        reserve_rows(job.location, record, lease.row_blocks.stop)
+        patiently(lambda: begin_run(job.location, record, units), progress.say)
+        patiently(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Looked at again: another driver may have worked between planning and this lease.
-        committed = committed_units(job.location)
+        committed = patiently(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
         with IndexKeeper(job.location, record, lease.generation, progress.say) as keeper, progress.working():
 

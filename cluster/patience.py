@@ -8,8 +8,11 @@ from typing import TypeVar
 
 from ..jobs.errors import AtlasError
 
-TRIES = 6
-"""With doubling waits from a quarter of a second: about eight seconds in all."""
+TRIES = 8
+"""With doubling waits from a quarter of a second to a quarter of a minute: half a minute in all, besides what the
+store's own client waits in each try."""
+
+_LONGEST_WAIT_S = 15.0
 
 T = TypeVar("T")
 
@@ -31,5 +34,5 @@ def patiently(action: Callable[[], T], say: Callable[[str], None] = lambda _: No
             if not error.retryable or attempt == TRIES - 1:
                 raise
             say(f"{error.message} Trying again.")
-            time.sleep(2.0**attempt / 4)
+            time.sleep(min(2.0**attempt / 4, _LONGEST_WAIT_S))
     raise AssertionError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -47,11 +47,27 @@ class UnitActor:
         return self._task.work(orders)
 
 
+_ASSIGNMENTS_IN_FLIGHT = 2
+"""Of a worker: one is written while the next is generated."""
+
+
 @dataclass
 class _Worker:
     name: str
     actor: Any
     loading_deaths: int = 0
+    is_ready: bool = False
+    in_flight: dict[Any, tuple[UnitOrder, ...]] = field(default_factory=dict)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.is_ready and not self.in_flight
+
+    @property
+    def has_room_ahead(self) -> bool:
+        if not self.is_ready or not 0 < len(self.in_flight) < _ASSIGNMENTS_IN_FLIGHT:
+            return False
+        return all(order.attempt == 1 for orders in self.in_flight.values() for order in orders)
 
 
 class RayExecutor:
@@ -75,15 +91,20 @@ class RayExecutor:
         start_timeout_s: float = 1800.0,
     ) -> None:
         actor_class: Any = ray.remote(UnitActor)
-        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": 0}
+        options = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": _ASSIGNMENTS_IN_FLIGHT,
+        }
         self._workers = [
             _Worker(name, actor_class.options(**options).remote(settings, name))
             for name in (f"worker-{i}" for i in range(replicas))
         ]
         self._start_timeout_s = start_timeout_s
-        self._idle: list[_Worker] = []
         self._preparing: dict[Any, _Worker] = {}
-        self._in_flight: dict[Any, tuple[_Worker, tuple[UnitOrder, ...]]] = {}
+        self._working: dict[Any, _Worker] = {}
         self._any_was_ready = False
         self._last_loss = ""
 
@@ -91,7 +112,7 @@ class RayExecutor:
         """Load the models; returns when the first worker is ready, the others join as they are."""
         self._preparing = {worker.actor.prepare.remote(): worker for worker in self._workers}
         deadline = time.monotonic() + self._start_timeout_s
-        while not self._idle:
+        while not self.num_idle:
             if time.monotonic() > deadline:
                 raise JobError(
                     f"no worker was ready after {self._start_timeout_s:.0f} s.",
@@ -103,18 +124,31 @@ class RayExecutor:
             self._fail_without_workers()
 
     @property
+    def num_workers(self) -> int:
+        """Workers in all, busy or not."""
+        return len(self._workers)
+
+    @property
     def num_idle(self) -> int:
-        """Workers that could take an assignment now."""
-        return len(self._idle)
+        """Workers that have nothing to do."""
+        return sum(worker.is_idle for worker in self._workers)
+
+    @property
+    def num_ahead(self) -> int:
+        """Busy workers that could be given a second assignment."""
+        return sum(worker.has_room_ahead for worker in self._workers)
 
     def hand_out(self, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to an idle worker."""
-        worker = self._idle.pop(0)
-        self._in_flight[worker.actor.work.remote(tuple(orders))] = (worker, tuple(orders))
+        """Give an assignment to an idle worker, or to one that takes a second when none is idle."""
+        idle = (worker for worker in self._workers if worker.is_idle)
+        worker = next(idle, None) or next(worker for worker in self._workers if worker.has_room_ahead)
+        reference = worker.actor.work.remote(tuple(orders))
+        worker.in_flight[reference] = tuple(orders)
+        self._working[reference] = worker
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; a worker that died answers with failures."""
-        waiting = [*self._in_flight, *self._preparing]
+        waiting = [*self._working, *self._preparing]
         if not waiting:
             self._fail_without_workers()
             return []
@@ -122,7 +156,7 @@ class RayExecutor:
         if ready:
             # Whatever else has come by now is taken along.
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        answers = [self._answer(reference) for reference in ready if reference in self._in_flight]
+        answers = [self._answer(reference) for reference in ready if reference in self._working]
         self._collect_prepared(timeout_s=0.0)
         return answers
 
@@ -130,19 +164,20 @@ class RayExecutor:
         """Kill the actors."""
         for worker in self._workers:
             ray.kill(worker.actor, no_restart=True)
-        self._workers, self._idle = [], []
+        self._workers = []
 
     def _answer(self, reference: Any) -> Answer:
-        worker, orders = self._in_flight.pop(reference)
+        worker = self._working.pop(reference)
+        orders = worker.in_flight.pop(reference)
         try:
             results: list[Manifest | Failure] = ray.get(reference)
         except RayError as error:
-            # Ray starts it again; it is idle once its model is loaded.
-            self._preparing[worker.actor.prepare.remote()] = worker
+            if worker.is_ready:
+                # Ray starts it again; it takes work once its model is loaded.
+                worker.is_ready = False
+                self._preparing[worker.actor.prepare.remote()] = worker
             message = "the worker died" if isinstance(error, RayActorError) else "the worker failed"
             results = [Failure(order.unit.unit_id, order.attempt, message, str(error)) for order in orders]
-        else:
-            self._idle.append(worker)
         return Answer(worker.name, tuple(results))
 
     def _leave_out(self, worker: _Worker, reason: str) -> None:
@@ -175,8 +210,8 @@ class RayExecutor:
                 continue
             if refused is None:
                 worker.loading_deaths = 0
+                worker.is_ready = True
                 self._any_was_ready = True
-                self._idle.append(worker)
             elif isinstance(refused, InputError) and not self._any_was_ready:
                 raise refused
             else:

@@ -1,10 +1,12 @@
 """Where a worker's block meets the store: run units, write each block, answer with manifests. Knows no Ray.
 
-One object of this class lives in each Ray actor; the local executor holds one too.
+One object of this class lives in each Ray actor; the local executor holds one too. It may be given a second assignment
+while it works the first: then what the first made is encoded and uploaded while the second is generated.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +85,7 @@ class UnitTask:
         self._load = load
         self._engine: Engine | None = None
         self._location = open_location(settings.store_url, settings.endpoint_url)
+        self._model = threading.Lock()
 
     def prepare(self) -> None:
         """Load the model now.
@@ -90,15 +93,22 @@ class UnitTask:
         Raises:
             InputError: It cannot be loaded.
         """
-        if self._engine is None:
-            self._engine = self._load(self._settings)
+        with self._model:
+            if self._engine is None:
+                self._engine = self._load(self._settings)
 
     def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:
-        """Run units and write their blocks; one answer for each, in order."""
+        """Run units and write their blocks; one answer for each, in order.
+
+        May be called again from another thread meanwhile: one call has the model at a time, and only so many blocks
+        are held as two calls make.
+        """
         self.prepare()
         assert self._engine is not None
+        with self._model:
+            made = list(run_units(self._engine, orders))
         answers: list[Manifest | Failure] = []
-        for result in run_units(self._engine, orders):
+        for result in made:
             if isinstance(result, Failure):
                 answers.append(result)
                 continue

@@ -1,8 +1,8 @@
 """The states of a job's units, as a pure machine: events in, orders out. No I/O, no clock, no Ray.
 
-A unit is pending, in flight, committed or failed. A worker is handed one *assignment* at a time: units enough to fill
-its batch, each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with
-it again. Every attempt gets a row block that no other attempt ever gets.
+A unit is pending, in flight, committed or failed. A worker is handed *assignments*: units enough to fill its batch,
+each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it again.
+Every attempt gets a row block that no other attempt ever gets.
 """
 
 from __future__ import annotations
@@ -53,23 +53,32 @@ class Ledger:
     failed: dict[str, Failure] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     _pending: deque[str] = field(default_factory=deque)
+    _pending_rollouts: int = 0
     _in_flight: dict[str, UnitOrder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [unit for unit in self.plan.units if unit.unit_id not in self.committed]
         # The longest first, so that no straggler is left at the end; sorting is stable, the plan's order holds.
         self._pending.extend(unit.unit_id for unit in sorted(missing, key=lambda u: -u.num_rollouts))
+        self._pending_rollouts = sum(unit.num_rollouts for unit in missing)
 
-    def next_assignment(self) -> tuple[UnitOrder, ...]:
-        """Take the next units for one free worker; empty when there is nothing to hand out."""
+    def next_assignment(self, *, retries: bool = True) -> tuple[UnitOrder, ...]:
+        """Take the next units for one worker; empty when there is nothing to hand out.
+
+        Args:
+            retries: Whether it may be a unit that failed before; that one wants a worker to itself.
+        """
         orders: list[UnitOrder] = []
         rollouts = 0
         while self._pending:
             unit = self.plan.by_id[self._pending[0]]
             is_retry = unit.unit_id in self.attempts
+            if is_retry and not retries:
+                break
             if orders and (is_retry or rollouts + unit.num_rollouts > self.rollouts_per_assignment):
                 break
             self._pending.popleft()
+            self._pending_rollouts -= unit.num_rollouts
             attempt = self.attempts.get(unit.unit_id, 0) + 1
             self.attempts[unit.unit_id] = attempt
             order = UnitOrder(unit, self.plan.requests(unit), attempt, next(self.row_blocks))
@@ -87,6 +96,7 @@ class Ledger:
         if unit_id in self._pending:
             # It was given up for lost, queued again, and has come after all.
             self._pending.remove(unit_id)
+            self._pending_rollouts -= self.plan.by_id[unit_id].num_rollouts
         self.committed.add(unit_id)
 
     def fail(self, failure: Failure) -> bool:
@@ -100,6 +110,7 @@ class Ledger:
             return False
         if self.attempts[failure.unit_id] < MAX_ATTEMPTS:
             self._pending.append(failure.unit_id)
+            self._pending_rollouts += self.plan.by_id[failure.unit_id].num_rollouts
             return True
         self.failed[failure.unit_id] = failure
         return False
@@ -113,6 +124,11 @@ class Ledger:
     def pending(self) -> int:
         """Units not handed out."""
         return len(self._pending)
+
+    @property
+    def assignments_left(self) -> float:
+        """About how many assignments what is pending comes to."""
+        return self._pending_rollouts / self.rollouts_per_assignment
 
     @property
     def is_over(self) -> bool:
