@@ -47,6 +47,7 @@ class FakeEngine:
         fail_on_calls: 1-based calls of ``generate`` that raise.
         fail_personas: Personas that always raise.
         empty: Addresses whose response is empty.
+        more: Said after every other response.
         calls: What was asked, call by call.
     """
 
@@ -56,6 +57,7 @@ class FakeEngine:
     fail_on_calls: frozenset[int] = frozenset()
     fail_personas: frozenset[str] = frozenset()
     empty: frozenset[RolloutAddress] = frozenset()
+    more: str = ""
     calls: list[list[RolloutAddress]] = field(default_factory=list)
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
@@ -73,7 +75,7 @@ class FakeEngine:
         for array in self.arrays:
             vector = vector_of(request.address, array, len(self.layers), self.d_model)
             vectors[array] = np.full_like(vector, np.nan) if is_empty else vector
-        text = "" if is_empty else f"I answer {request.address}"
+        text = "" if is_empty else f"I answer {request.address}{self.more}"
         content = tuple(range(3, 3 + len(text.split())))
         rollout = Rollout(
             address=request.address,
