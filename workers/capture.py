@@ -1,7 +1,7 @@
 """Look at a model's residual stream while a packed pass runs: some tokens as they are, some spans summed.
 
 What is kept of a pass is small whatever the pass: every look gathers the wanted tokens and adds up the wanted spans at
-once (one small matrix product), on the device, in float32. Knows nothing of rollouts; the engine says which tokens matter.
+once (one small matrix product), on the device, in float32. Knows nothing of rollouts; it is told which tokens matter.
 Axes: L captured layers, N tokens of the pass, E wanted tokens, P wanted spans, D d_model.
 """
 

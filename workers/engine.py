@@ -85,7 +85,15 @@ class EngineSettings:
 
 
 class Engine(Protocol):
-    """Something that turns requests, or texts, into pooled activations."""
+    """Something that turns requests, or texts, into pooled activations.
+
+    Attributes:
+        layers: The captured blocks.
+        canary_limit: Relative error between what it captured and a plain forward pass that its numbers may have.
+    """
+
+    layers: tuple[int, ...]
+    canary_limit: float
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture.

@@ -1,9 +1,9 @@
 """Run tokens of many rows through a model in one pass, packed: no padding, every row at its own positions.
 
 A pass is one line of tokens: first one token for each decoded row of a cache, then whole *segments* (a prompt, what is
-left of one after a shared beginning, a conversation). Linear layers see N tokens; attention, known to transformers under
-a name of ours, keeps the rows apart. What a layer may look at (causal, sliding, chunked) stays the model's own rule:
-transformers hands it over as a function of query and key position, and it is asked at every row's own positions.
+left of one after a shared beginning, a conversation). Linear layers see N tokens; attention, known to transformers
+under a name of ours, keeps the rows apart. What a layer may look at (causal, sliding, chunked) stays the model's own
+rule: transformers hands it over as a function of query and key position, and it is asked at every row's own positions.
 
 Axes: N tokens of the pass, A decoded rows, S tokens of a segment, T cached tokens, H query heads, K key heads,
 G = H / K, D head size.
@@ -25,6 +25,10 @@ from .row_cache import RowCache
 
 ATTENTION = "persona_atlas_packed"
 """The name of this attention in transformers' registry."""
+
+_FEW_QUERIES = 16
+"""Queries a head up to which a processor is quicker with two plain products: torch's kernel guards against rows in
+which everything is masked, and there are none here."""
 
 _running: ContextVar[PackedPass | None] = ContextVar("persona_atlas_pass", default=None)
 
@@ -209,11 +213,13 @@ def _attention(
     softcap: float | None,
 ) -> torch.Tensor:
     """Attention; no mask means plainly causal. Scores are capped the way Gemma 2 does it, before the mask."""
-    if softcap is None:
+    few = query.shape[-2] <= _FEW_QUERIES and query.device.type == "cpu"
+    if mask is None or (softcap is None and not few):
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
-    assert mask is not None
-    scores = torch.tanh(query @ key.transpose(-1, -2) * scaling / softcap) * softcap + mask
-    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return (scores + mask).softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 class _KeptElsewhere(Cache):

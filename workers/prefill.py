@@ -27,18 +27,14 @@ _PASS_TOKENS = 8192
 """Tokens of one pass at most, a single longer text aside: more make no pass quicker and take memory."""
 
 
-def capture_texts(
-    loaded: LoadedModel, settings: EngineSettings, texts: Sequence[TokenisedText]
-) -> list[CapturedText]:
+def capture_texts(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[TokenisedText]) -> list[CapturedText]:
     """Read and capture; see ``Engine.capture``."""
     for text in texts:
         _check(text, loaded.max_context)
     captured: dict[int, CapturedText] = {}
     with torch.inference_mode():
         for places in _passes([_length(text) for text in texts], min(settings.batch_tokens, _PASS_TOKENS)):
-            for place, vectors in zip(
-                places, _read(loaded, settings, [texts[place] for place in places]), strict=True
-            ):
+            for place, vectors in zip(places, _read(loaded, settings, [texts[place] for place in places]), strict=True):
                 captured[place] = CapturedText(vectors)
     return [captured[place] for place in range(len(texts))]
 

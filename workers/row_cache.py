@@ -1,4 +1,4 @@
-"""Keys and values of the rows in a batch, each row from position 0 on, in one tensor a layer that does not grow by itself.
+"""Keys and values of the rows in a batch, each from position 0 on, in one tensor a layer that grows only when told.
 
 Rows 0, 1, ... are in use without a gap: when one leaves, the last takes its place. Knows nothing of models.
 Axes: R rows, A rows in use, K key heads, T positions, S positions of a segment, D head size.

@@ -11,12 +11,13 @@ from ..jobs.block import Canary
 from ..jobs.errors import InputError
 from ..jobs.spec import HookPoint
 from ..jobs.units import RolloutRequest
-from .canary import canary_of
+from .canary import LIMITS, compare
 from .capture import Capture
 from .chat import ChatRenderer, stop_token_ids
 from .engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
 from .hook_points import Tap, find_blocks, find_taps
 from .packed import ATTENTION, PackedPass, Segment, plain_attention
+from .plain_pass import plain_vectors
 from .prefill import capture_texts
 from .streaming import Generation, LoadedModel
 
@@ -51,6 +52,8 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._settings = settings
+        self.layers = settings.layers
+        self.canary_limit = LIMITS[settings.dtype]
         torch.set_num_threads(settings.threads)
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
@@ -94,8 +97,12 @@ class TransformersEngine:
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
         """Recompute a rollout; see ``Engine.canary``."""
+        if not captured.rollout.has_vector:
+            return None
+        arrays = list(captured.vectors_LD)
         with plain_attention(self.model, self._own_attention):
-            return canary_of(self.model, self._taps, self._settings.layers, captured)
+            plain = plain_vectors(self.model, self._taps, self.layers, arrays, captured.rollout)
+        return compare(captured.vectors_LD, plain)
 
     def _probe(self) -> None:
         """Run a few tokens through the model."""
