@@ -38,6 +38,7 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/query.py
+	$(BIN)/python benchmarks/engine.py
 
 # The tests that need no model, once more against the built wheel, from a copy that cannot see the checkout.
 wheel-test: setup
