@@ -202,6 +202,13 @@ FIELDS: list[tuple[str | int, ...]] = [
 ]
 
 
+def another(value: Any) -> Any:
+    """A value of the same kind that could stand there, too."""
+    if isinstance(value, str):
+        return "length" if value == "stop" else value[:-1] + ("1" if value.endswith("0") else "0")
+    return value + 1
+
+
 @pytest.mark.parametrize("place", FIELDS, ids=lambda place: ".".join(map(str, place)))
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_commit_record_edited_in_any_field_is_found(run: Stored, place: tuple[str | int, ...], quick: bool):
@@ -209,11 +216,7 @@ def test_a_commit_record_edited_in_any_field_is_found(run: Stored, place: tuple[
     inner: Any = record
     for key in place[:-1]:
         inner = inner[key]
-    was = inner[place[-1]]
-    inner[place[-1]] = was + 1 if isinstance(was, int | float) else "length" if was == "stop" else was[:-1] + "0"
-    assert inner[place[-1]] != was or was.endswith("0")
-    if inner[place[-1]] == was:
-        inner[place[-1]] = was[:-1] + "1"
+    inner[place[-1]] = another(inner[place[-1]])
     run.put(COMMIT, json.dumps(record).encode())
     found = run.verify(quick=quick)
     assert ("bad_record", COMMIT, UNIT) in told(found)
