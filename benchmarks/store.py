@@ -309,8 +309,10 @@ def _passes(plan: Plan, poolings: Sequence[str]) -> int:
 def writer_memory(report: Report, bucket: str, block: UnitBlock, rows: int) -> None:
     """Write a large block with all poolings; note the peak over what was there, the block itself counted in."""
     values_BLD = np.resize(block.arrays_BLD[ARRAY], (rows, *block.arrays_BLD[ARRAY].shape[1:]))
+    unit = replace(block.order.unit, samples=rows // len(block.rollouts))
     large = replace(
         block,
+        order=replace(block.order, unit=unit),
         rollouts=tuple(itertools.islice(itertools.cycle(block.rollouts), rows)),
         arrays_BLD={("resid_post", pooling): values_BLD for pooling in POOLINGS},
     )
