@@ -71,8 +71,12 @@ class DeviceTable(BaseModel):
     currency: str
     devices: Annotated[dict[str, Device], Field(min_length=1)]
 
-    def only(self, name: str) -> DeviceTable:
+    def only(self, name: str, option: str = "--device") -> DeviceTable:
         """Give a table of one device.
+
+        Args:
+            name: Of the device.
+            option: What named it, for the error.
 
         Raises:
             InputError: It is not in the table.
@@ -81,7 +85,7 @@ class DeviceTable(BaseModel):
             raise InputError(
                 f"the table has no device {name!r}.",
                 code="no_such_device",
-                field="--device",
+                field=option,
                 mend=closest(name, self.devices) or f"It has {', '.join(self.devices)}; add yours with --devices FILE.",
             )
         return self.model_copy(update={"devices": {name: self.devices[name]}})
