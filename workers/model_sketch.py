@@ -104,7 +104,7 @@ def _facts_of_hub(model: ModelSpec, say: Callable[[str], None]) -> ModelFacts:
     say(f"Reading the configuration of {model.source} on the hub; no weights are fetched.")
     try:
         # The headers first: without a network this ends at once, a download tries again and again.
-        counts: dict[str, int] = get_safetensors_metadata(model.source, revision=model.revision).parameter_count
+        found = get_safetensors_metadata(model.source, revision=model.revision).parameter_count
         config = Path(hf_hub_download(model.source, "config.json", revision=model.revision))
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
@@ -115,6 +115,7 @@ def _facts_of_hub(model: ModelSpec, say: Callable[[str], None]) -> ModelFacts:
             mend="Check the name, the revision, the network and HF_TOKEN, or name a local directory. "
             f"Known without any: {', '.join(known_models())}.",
         ) from error
+    counts = {str(name): count for name, count in found.items()}
     most = max(counts, key=lambda name: counts[name])
     return facts_of(
         read_config(config.parent),
