@@ -29,6 +29,7 @@ class Estimate:
     Attributes:
         prompt_tokens: Read, about.
         response_tokens: Written, at most.
+        canary_tokens: Read once more, at most: one rollout of every unit is recomputed the plain way.
         stored_bytes: Activations in the store, about; texts come to a few per cent of it.
         objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
         weight_bytes: Of one replica, all its devices together.
@@ -41,6 +42,7 @@ class Estimate:
 
     prompt_tokens: int
     response_tokens: int
+    canary_tokens: int
     stored_bytes: int
     objects: int
     weight_bytes: int
@@ -78,6 +80,7 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(
         prompt_tokens=prompt_tokens,
         response_tokens=rollouts * spec.sampling.max_new_tokens,
+        canary_tokens=len(plan.units) * (longest + spec.sampling.max_new_tokens),
         stored_bytes=rollouts * arrays * len(plan.layers) * facts.d_model * STORED_BYTES_PER_VALUE,
         objects=len(plan.units) * (arrays + 2),
         weight_bytes=facts.num_parameters * width,

@@ -6,8 +6,8 @@ One decoding step of a batch gives each of its rows one token. It takes as long 
 - arithmetic: 2 x parameters x rows / (devices x FLOP/s x efficiency)
 - launching: layers x layer_us, however small the model is
 
-and there are (tokens out / rows) of them. Reading the prompts takes 2 x parameters x tokens in / (devices x FLOP/s x
-efficiency). Attention's own arithmetic is left out (1 % at a thousand tokens of a 70B model), and so is talk between
+and there are (tokens out / rows) of them. Reading takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency):
+the prompts, and the one rollout of every unit that is recomputed to hold the rest against. Attention's own arithmetic is left out (1 % at a thousand tokens of a 70B model), and so is talk between
 the devices of a replica: the efficiency stands for it. Tokens out are the most there can be, so all of it is.
 """
 
@@ -34,7 +34,7 @@ class Price:
         step_s: One decoding step of a full batch, seconds.
         limited_by: The roof that a decoding step meets.
         tokens_per_s: Written by one replica.
-        prefill_hours: One replica reading all prompts, hours.
+        prefill_hours: One replica reading all prompts and recomputed rollouts, hours.
         decode_hours: One replica writing all responses, hours.
         gpu_hours: Of devices, whatever their number.
         gpus: Devices at work: whole replicas out of those that were asked for, and no more replicas than units.
@@ -93,7 +93,8 @@ def price(
     flops = tensor_parallel * _flops(plan, device) * device.efficiency
     step_s, roof = _step(plan, figures, device, rows, tensor_parallel, flops)
     decode_hours = step_s * figures.response_tokens / rows / 3600
-    prefill_hours = 2 * plan.facts.num_parameters * figures.prompt_tokens / flops / 3600
+    tokens_read = figures.prompt_tokens + figures.canary_tokens
+    prefill_hours = 2 * plan.facts.num_parameters * tokens_read / flops / 3600
     gpu_hours = (prefill_hours + decode_hours) * tensor_parallel
     replicas = min(asked // tensor_parallel, len(plan.units))
     return Price(

@@ -115,6 +115,7 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "num_parameters": planned.facts.num_parameters,
         "prompt_tokens": figures.prompt_tokens,
         "response_tokens_at_most": figures.response_tokens,
+        "canary_tokens_at_most": figures.canary_tokens,
         "stored_bytes": figures.stored_bytes,
         "objects": figures.objects,
         "rows_per_batch": figures.rows_per_batch,

@@ -1,4 +1,4 @@
-"""``plan`` on the command line: what it says, where its facts are from, what it refuses; what ``run`` does not do yet."""
+"""``plan`` on the command line: what it says, where its facts are from, what it refuses; what ``run`` does not take."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,14 +21,14 @@ TABLE = load_devices()
 LLAMA_70B = known_models()["meta-llama/Llama-3.3-70B-Instruct"]
 
 
-def plan_of(model: str = "meta-llama/Llama-3.3-70B-Instruct", dtype: str = "auto", **parts: object) -> Plan:
+def plan_of(model: str = "meta-llama/Llama-3.3-70B-Instruct", dtype: str = "auto", **parts: Any) -> Plan:
     return small_plan(small_spec(model={"source": model, "dtype": dtype}, **parts), facts=known_models()[model])
 
 
 def changed(plan: Plan, way: Way) -> Plan:
     """The plan with the change that was offered."""
     placement = plan.spec.placement
-    parts: dict[str, object] = {
+    parts: dict[str, Any] = {
         "placement": {
             "tensor_parallel": way.tensor_parallel or placement.tensor_parallel,
             "batch_tokens": way.batch_tokens or placement.batch_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +39,7 @@ def priced(
     return price(plan, figures, "d", device, tensor_parallel=size, gpus=gpus)
 
 
-def plan_of(questions: int = 4, facts: ModelFacts = FACTS, **parts: object) -> Plan:
+def plan_of(questions: int = 4, facts: ModelFacts = FACTS, **parts: Any) -> Plan:
     roles = {"names": ["pirate"], "prompts": 5, "questions": questions}
     return small_plan(small_spec(personas={"roles": roles, "default": {"prompts": 0}}, **parts), facts=facts)
 
@@ -47,14 +48,16 @@ def test_a_case_done_by_hand():
     """20 rollouts, 10 at a time, of a 16-bit model of 1e9 parameters and 10 layers, 512 tokens each at most."""
     facts = replace(FACTS, num_parameters=10**9, n_layers=10, kv_values_per_token=1000, dtype="bfloat16")
     plan = plan_of(facts=facts)
-    figures = replace(estimate(plan), rows_per_batch=10, prompt_tokens=2000, response_tokens=20 * 512)
+    figures = replace(
+        estimate(plan), rows_per_batch=10, prompt_tokens=2000, canary_tokens=500, response_tokens=20 * 512
+    )
     found = priced(plan, figures=figures)
     # Moving: 2e9 bytes of weights, and 10 rows of 100 + 256 tokens of 1000 values of 2 bytes, at 1e12 bytes a second.
     assert found.step_s == pytest.approx((2e9 + 10 * 356 * 2000) / 1e12)
     assert found.limited_by == "bandwidth"
-    # 1024 steps; and 2000 prompt tokens at 2e9 operations each, 5e14 a second.
+    # 1024 steps; and 2000 prompt tokens and 500 recomputed ones at 2e9 operations each, 5e14 a second.
     assert found.decode_hours == pytest.approx(1024 * found.step_s / 3600)
-    assert found.prefill_hours == pytest.approx(2000 * 2e9 / 5e14 / 3600)
+    assert found.prefill_hours == pytest.approx(2500 * 2e9 / 5e14 / 3600)
     assert found.gpu_hours == pytest.approx(found.decode_hours + found.prefill_hours)
     assert found.money == pytest.approx(2.0 * found.gpu_hours)
     assert found.days == pytest.approx(found.gpu_hours / 24)
