@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import jsonschema
+import persona_atlas
 import pytest
 import yaml
 from persona_atlas.cluster.manifests.kuberay import ENTRYPOINT
@@ -27,6 +28,7 @@ from rendered import (
     documents,
     parse_own_command,
     render,
+    render_plainly,
     templates,
     worker,
 )

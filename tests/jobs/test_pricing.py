@@ -48,9 +48,8 @@ def test_a_case_done_by_hand():
     """20 rollouts, 10 at a time, of a 16-bit model of 1e9 parameters and 10 layers, 512 tokens each at most."""
     facts = replace(FACTS, num_parameters=10**9, n_layers=10, kv_values_per_token=1000, dtype="bfloat16")
     plan = plan_of(facts=facts)
-    figures = replace(
-        estimate(plan), rows_per_batch=10, prompt_tokens=2000, canary_tokens=500, response_tokens=20 * 512
-    )
+    read_and_written = {"prompt_tokens": 2000, "canary_tokens": 500, "response_tokens": 20 * 512}
+    figures = replace(estimate(plan), rows_per_batch=10, **read_and_written)
     found = priced(plan, figures=figures)
     # Moving: 2e9 bytes of weights, and 10 rows of 100 + 256 tokens of 1000 values of 2 bytes, at 1e12 bytes a second.
     assert found.step_s == pytest.approx((2e9 + 10 * 356 * 2000) / 1e12)
