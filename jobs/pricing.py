@@ -7,9 +7,9 @@ One decoding step of a batch gives each of its rows one token. It takes as long 
 - launching: layers x layer_us, however small the model is
 
 and there are (tokens out / rows) of them. Reading takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency):
-the prompts, and the one rollout of every unit that is recomputed to hold the rest against. Attention's own arithmetic is
-left out (1 % at a thousand tokens of a 70B model), and so is talk between the devices of a replica: the efficiency stands
-for it. Tokens out are the most there can be, so all of it is.
+the prompts, and the one rollout of every unit that is recomputed to hold the rest against. Left out are attention's own
+arithmetic (1 % at a thousand tokens of a 70B model), talk between the devices of a replica (the efficiency stands for
+it), loading the model and waiting for machines. Every response counts at its full length, though many end earlier.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def plan(
     output.table("Plan", ["", ""], [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]])
     columns = ["device", "GB a device", "a replica", "tokens/s", "device-hours", table.currency, "at work", "days"]
     output.table(
-        f"Price, at most (table of {table.prices_as_of})",
+        f"Price, with every response at its full length (table of {table.prices_as_of})",
         columns,
         [_price_line(name, table, figures, prices.get(name)) for name in table.devices],
     )
