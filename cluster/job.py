@@ -96,9 +96,10 @@ def prepare_job(spec: JobSpec, progress: Progress) -> Job:
     """Plan a spec and hold it against its store; nothing is written.
 
     Raises:
-        InputError: The spec is wrong, or the store belongs to another run.
+        InputError: The spec is wrong or asks for what cannot be run yet, or the store belongs to another run.
         StoreError: The store is damaged.
     """
+    _refuse_tensor_parallel(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
     plan, directory = plan_job(spec, progress)
@@ -224,6 +225,18 @@ def _describe_rendering(directory: Path) -> dict[str, object]:
             mend="Are the tokenizer's files there?",
         ) from error
     return ChatRenderer(tokenizer).describe()
+
+
+def _refuse_tensor_parallel(spec: JobSpec) -> None:
+    """Before the model is looked for: 140 GB need not be fetched to learn that they cannot be run."""
+    if spec.placement.tensor_parallel > 1:
+        raise InputError(
+            f"asks for {spec.placement.tensor_parallel} GPUs a replica; a run takes 1 so far. Planning, pricing and "
+            "rendering such a job work.",
+            code="not_yet",
+            field="placement.tensor_parallel",
+            mend="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
+        )
 
 
 def _refuse_what_cannot_fit(job: Job) -> None:

@@ -36,7 +36,8 @@ class ModelFacts:
         dtype: The checkpoint's own parameter type.
         family: ``model_type`` of its configuration.
         max_context: Longest sequence it takes, in tokens.
-        fingerprint: SHA-256 over its configuration, tokenizer and weight files' headers.
+        fingerprint: SHA-256 over its configuration, tokenizer and weight files' headers; empty where the files were not
+            read, and then nothing can be run, only planned.
     """
 
     n_layers: int
@@ -107,7 +108,18 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the identity of the spec, the model and every text that will be sent."""
+        """SHA-256 over the identity of the spec, the model and every text that will be sent.
+
+        Raises:
+            InputError: The model's files were not read, so that nobody knows which model this is.
+        """
+        if not self.facts.fingerprint:
+            raise InputError(
+                f"the files of {self.spec.model.source!r} were not read, so this plan has no digest.",
+                code="no_fingerprint",
+                field="model.source",
+                mend="Plan it where the model's files are; a run needs them.",
+            )
         head = digest_of([self.spec.identity(), self.facts.fingerprint, self.rows_per_block])
         digest = hashlib.sha256(head.encode())
         for unit in self.units:

@@ -145,6 +145,8 @@ class PlacementSpec(_Part):
 
     Attributes:
         replicas: Copies of the model, one Ray actor each; null means one per GPU, or one when there is none.
+        tensor_parallel: GPUs of one replica, each holding a slice of every matrix. Can be planned, priced and rendered;
+            ``run`` takes 1 alone so far.
         device: ``auto`` takes GPUs when the cluster has them.
         batch_tokens: Tokens, prompts and responses together, that one batch may hold; null is 6144, a CPU's measure:
             raise it on a GPU.
@@ -152,6 +154,7 @@ class PlacementSpec(_Part):
     """
 
     replicas: _Count | None = None
+    tensor_parallel: _Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: Annotated[int, Field(ge=64)] | None = None
     threads: _Count | None = None

@@ -17,7 +17,7 @@ import click
 
 from ... import __version__
 from ...jobs.errors import AtlasError
-from . import catalog, gc, output, plan, probe_store, query, reduce, report, run, show, verify
+from . import catalog, cluster, gc, output, plan, probe_store, query, reduce, report, run, show, verify
 
 EXIT_INTERRUPTED = 130
 
@@ -39,6 +39,7 @@ for _verb in (
     reduce.reduce,
     report.report,
     catalog.catalog,
+    cluster.cluster,
 ):
     cli.add_command(_verb)
 

@@ -18,3 +18,18 @@ json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="O
 endpoint_option: Decorator = click.option(
     "--endpoint-url", default=None, help="S3-compatible server of the store (or set AWS_ENDPOINT_URL)."
 )
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose devices from the table."""
+    command = click.option("--device", default=None, metavar="NAME", help="One device of the table, such as H100.")(
+        command
+    )
+    return click.option(
+        "--devices",
+        "devices_file",
+        type=click.Path(),
+        default=None,
+        metavar="FILE",
+        help="A table of devices and prices of your own.",
+    )(command)
