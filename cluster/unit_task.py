@@ -105,19 +105,21 @@ class UnitTask:
         """
         self.prepare()
         assert self._engine is not None
+        to_do = iter(orders)
         with self._model:
-            made = list(run_units(self._engine, orders))
-        answers: list[Manifest | Failure] = []
+            made = list(run_units(self._engine, lambda: next(to_do, None)))
+        answers: dict[str, Manifest | Failure] = {}
         for result in made:
             if isinstance(result, Failure):
-                answers.append(result)
+                answers[result.unit_id] = result
                 continue
+            unit_id = result.order.unit.unit_id
             try:
                 # Written again, not made again: the block is worth more than the wait.
-                answers.append(patiently(partial(self._write, result)))
+                answers[unit_id] = patiently(partial(self._write, result))
             except AtlasError as error:
-                answers.append(failure_of(result.order, error))
-        return answers
+                answers[unit_id] = failure_of(result.order, error)
+        return [answers[order.unit.unit_id] for order in orders]
 
     def _write(self, block: UnitBlock) -> Manifest:
         return write_block(

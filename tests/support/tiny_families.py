@@ -59,6 +59,14 @@ def _mistral() -> Any:
     return MistralConfig(**_SHAPE, sliding_window=16)
 
 
+def _qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(
+        **_SHAPE, head_dim=16, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
+    )
+
+
 def _gpt2() -> Any:
     from transformers import GPT2Config
 
@@ -82,6 +90,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "mistral": _mistral,
+    "qwen3_moe": _qwen3_moe,
     "gpt2": _gpt2,
 }
 
