@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from ..jobs.errors import AtlasError
 from .chunks import chunk_table, read_chunks, write_chunks
-from .index import load_index, write_index
+from .index import index_lines, load_index, write_index
 from .location import Location
 from .records import CommitRecord, RunRecord
-from .texts import ADDRESS_ORDER, index_table
+from .texts import in_address_order
 
 _EVERY_S = 30.0
 _AT_MOST_SHARE = 0.05
@@ -83,10 +83,7 @@ class IndexKeeper:
         with self._lock:
             added, self._added = self._added, []
         if added:
-            table = pa.concat_tables(
-                [self._table, index_table((commit.manifest for commit in added), self._record.rows_per_block)]
-            )
-            self._table = table.sort_by(ADDRESS_ORDER)
+            self._table = in_address_order(pa.concat_tables([self._table, index_lines(self._record, added)]))
             self._chunks = _with_new(self._chunks, added)
         _write_both(self._location, self._record, self._table, self._chunks, sealed_by)
 

@@ -1,7 +1,7 @@
 """Read a run: what is in it, activations by persona and layer, texts, and what a reduction found.
 
 Works while the run is running: only committed units exist for a reader. Rollouts always come in address order: kind,
-persona, polarity, prompt, question, sample. Axes: N rollouts, L layers, D d_model.
+persona, polarity, prompt, question, sample, turn. Axes: N rollouts, L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .reductions import Reduction, read_current_reduction
 from .run_store import read_run_record
 from .scores import with_scores
 from .selection import Filters, Layers, is_single_layer, layer_positions, select, wants_scores
-from .texts import ROLLOUT_SCHEMA
+from .texts import rollout_schema
 
 if TYPE_CHECKING:
     import xarray
@@ -243,7 +243,7 @@ class Run:
         chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
         if not units:
-            return ROLLOUT_SCHEMA.empty_table()
+            return rollout_schema(of_conversations=self.record.of_conversations).empty_table()
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             commits = read_commits(self.location, units)
             tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))
