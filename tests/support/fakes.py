@@ -48,6 +48,7 @@ class FakeEngine:
         fail_personas: Personas that always raise.
         empty: Addresses whose response is empty.
         canary_error: What every canary shows.
+        more: Said after every other response.
         calls: What was asked, call by call; a call with nothing to do is none.
     """
 
@@ -59,6 +60,7 @@ class FakeEngine:
     empty: frozenset[RolloutAddress] = frozenset()
     canary_error: float = 1e-6
     canary_limit: float = 1e-3
+    more: str = ""
     calls: list[list[RolloutAddress]] = field(default_factory=list)
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
@@ -87,7 +89,7 @@ class FakeEngine:
         for array in self.arrays:
             vector = vector_of(request.address, array, len(self.layers), self.d_model)
             vectors[array] = np.full_like(vector, np.nan) if is_empty else vector
-        text = "" if is_empty else f"I answer {request.address}"
+        text = "" if is_empty else f"I answer {request.address}{self.more}"
         content = tuple(range(3, 3 + len(text.split())))
         rollout = Rollout(
             address=request.address,
