@@ -1,7 +1,7 @@
 """Read conversations that a user has: JSONL, JSON transcripts, or a directory with a file for each role.
 
-A line (or an entry of a JSON file) is an object with ``messages`` or ``conversation``, a list of ``{role, content}``; in
-a JSON file it may also be that list itself. Its other keys are carried along. Lines with ``prompt_index`` and
+A line (or an entry of a JSON file) is an object with ``messages`` or ``conversation``, a list of ``{role, content}``;
+in a JSON file it may also be that list itself. Its other keys are carried along. Lines with ``prompt_index`` and
 ``question_index`` are those of the released pipeline: there the file's name is the role's. Every complaint names the
 file, the line and the field. Knows nothing of models.
 """
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from .errors import InputError
 from .given import Conversation, Message, Role
@@ -65,9 +65,7 @@ class _Entry:
     place: str
 
     def error(self, what: str, field: str | None = None, mend: str = _MEND) -> InputError:
-        return InputError(
-            f"{what} ({self.place}).", code="bad_conversation", field=field, file=self.file, mend=mend
-        )
+        return InputError(f"{what} ({self.place}).", code="bad_conversation", field=field, file=self.file, mend=mend)
 
 
 def _entries(path: Path) -> Iterator[_Entry]:
@@ -186,7 +184,7 @@ def _system_beside(entry: _Entry, messages: list[Message]) -> str:
     return "" if messages[0].content.startswith(text) else text
 
 
-def _message(entry: _Entry, field: str, value: Any) -> tuple[Role | str, str, str]:
+def _message(entry: _Entry, field: str, value: Any) -> tuple[Role | Literal["system"], str, str]:
     if not isinstance(value, dict):
         raise entry.error("is not an object with role and content", field)
     role, content = value.get("role"), value.get("content")
@@ -199,7 +197,7 @@ def _message(entry: _Entry, field: str, value: Any) -> tuple[Role | str, str, st
         raise entry.error(f"is not a text but {_called(content)}", f"{field}.content")
     _refuse_half_characters(entry, f"{field}.content", content)
     others = {name: other for name, other in value.items() if name not in ("role", "content")}
-    return cast("Role | str", role), content, _as_json(others) if others else ""
+    return cast("Role", role), content, _as_json(others) if others else ""
 
 
 def _joined(entry: _Entry, field: str, parts: list[Any]) -> str:

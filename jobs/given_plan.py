@@ -17,6 +17,7 @@ from functools import cached_property
 from .catalog import Catalog
 from .errors import InputError
 from .given import Conversation
+from .personas import Persona
 from .plan import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, ModelFacts, Plan, captured_layers
 from .spec import JobSpec, digest_of
 from .units import ConversationUnit, RolloutAddress, RolloutRequest, WorkUnit
@@ -125,7 +126,7 @@ def make_given_plan(spec: JobSpec, conversations: Sequence[Conversation], facts:
     return GivenPlan(spec, nobody, facts, layers, tuple(units), widest, tuple(conversations))
 
 
-def _nobody(*_: object) -> None:
+def _nobody(*_: object) -> Persona:
     raise AssertionError("given conversations need no catalog")
 
 

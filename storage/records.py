@@ -15,7 +15,6 @@ from ..jobs.spec import JobSpec, digest_of
 from ..jobs.units import ConversationUnit, WorkUnit
 from .layout import LAYOUT_VERSION, RUN_RECORD
 
-
 AnyUnit = Annotated[ConversationUnit | WorkUnit, Field(union_mode="left_to_right")]
 """A unit as a file holds it: one of conversations has fields that tell."""
 

@@ -53,12 +53,14 @@ _ADDRESS = ("kind", "persona", "polarity", "prompt_index", "question_index", "sa
 
 def index_schema(*, of_conversations: bool) -> pa.Schema:
     """Give the columns of a run's index."""
-    return pa.schema([*INDEX_SCHEMA, *_OF_CONVERSATIONS]) if of_conversations else INDEX_SCHEMA
+    return pa.schema([*INDEX_SCHEMA, *(_OF_CONVERSATIONS if of_conversations else [])])
 
 
 def rollout_schema(*, of_conversations: bool) -> pa.Schema:
     """Give the columns of a run's texts."""
-    return pa.schema([*ROLLOUT_SCHEMA, *_OF_CONVERSATIONS, ("extra", pa.string())]) if of_conversations else ROLLOUT_SCHEMA
+    return (
+        pa.schema([*ROLLOUT_SCHEMA, *_OF_CONVERSATIONS, ("extra", pa.string())]) if of_conversations else ROLLOUT_SCHEMA
+    )
 
 
 def in_address_order(table: pa.Table) -> pa.Table:

@@ -131,7 +131,10 @@ class UnitCheck:
     def _texts_problems(self, data: bytes, _stored: StoredObject, manifest: Manifest) -> Iterator[str]:
         table = from_parquet(data)
         of_conversations = self._record.of_conversations
-        if table.schema.names != rollout_schema(of_conversations=of_conversations).names or table.num_rows != manifest.num_rows:
+        if (
+            table.schema.names != rollout_schema(of_conversations=of_conversations).names
+            or table.num_rows != manifest.num_rows
+        ):
             yield "it is not the table of this unit's rollouts."
             return
         expected = index_table([manifest], self._record.rows_per_block, of_conversations=of_conversations)

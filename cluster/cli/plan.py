@@ -9,7 +9,7 @@ import click
 from ...jobs.estimate import Estimate, estimate
 from ...jobs.plan import Plan
 from ...jobs.spec import load_spec
-from ..job import plan_job
+from ..job import plan_job, require_readable
 from . import output
 from .options import json_option, set_option, spec_argument
 
@@ -20,7 +20,9 @@ from .options import json_option, set_option, spec_argument
 @json_option
 def plan(spec_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what SPEC would take: units, rollouts, tokens, bytes, memory. Nothing is run."""
-    planned, _ = plan_job(load_spec(spec_file, overrides), output.progress())
+    progress = output.progress()
+    planned, directory = plan_job(load_spec(spec_file, overrides), progress)
+    require_readable(planned, directory, progress)
     figures = estimate(planned)
     if as_json:
         output.document(as_dict(planned, figures))
