@@ -70,8 +70,8 @@ class Conversation:
 
     def question_before(self, turn_index: int) -> str:
         """Give the user's message that a turn answers, ``""`` where there is none."""
-        before = [message.content for message in self.messages[:turn_index] if message.role == "user"]
-        return before[-1] if before else ""
+        before = reversed(self.messages[:turn_index])
+        return next((message.content for message in before if message.role == "user"), "")
 
     def extra_of(self, turn_index: int) -> str:
         """Give what the input says besides: of the conversation and, under ``message``, of this message; JSON."""

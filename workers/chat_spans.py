@@ -114,7 +114,7 @@ class ConversationRenderer:
             contents = [self._as_rendered(messages, marked, marks, place) for place in places]
             spans = _put_together(around, contents, whole)
         if spans is None:
-            raise ValueError("it changes earlier messages depending on later ones, so no response can be told apart")
+            raise ValueError("it writes one message depending on others, so the responses cannot be told apart")
         return spans
 
     def _as_rendered(self, messages: _Messages, marked: _Messages, marks: dict[int, str], place: int) -> str:
@@ -124,8 +124,8 @@ class ConversationRenderer:
         text = self.renderer.text(alone, generate=False)
         if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
             raise ValueError(
-                f"it renders a part of the assistant's message {place} apart from the response, as some do with "
-                "reasoning; take it out of the content"
+                f"what it makes of the assistant's message {place} cannot be told apart; reasoning in it is a usual "
+                "cause, take it out of the content"
             )
         return text[len(before) : len(text) - len(after)]
 

@@ -107,21 +107,11 @@ def query(
     for path in written:
         output.text(f"wrote {path}")
     if not out:
-        columns = [
-            "kind",
-            "persona",
-            "polarity",
-            "prompt_index",
-            "question_index",
-            "sample_index",
-            "conversation_index",
-            "turn_index",
-            "num_content_tokens",
-        ]
-        columns = [column for column in columns if column in found.rollouts.column_names]
+        place = ["conversation_index", "turn_index"] if run.record.of_conversations else ["polarity", "sample_index"]
+        columns = ["kind", "persona", "prompt_index", "question_index", *place, "num_content_tokens"]
         lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
         title = f"The first {len(lines)} of {shape[0]} rollouts; --out FILE writes the numbers"
-        output.table(title, [c.removesuffix("_index") for c in columns], lines)
+        output.table(title, [c.removesuffix("_index").removeprefix("num_").replace("_", " ") for c in columns], lines)
 
 
 def _why_nothing(run: Run, personas: tuple[str, ...]) -> str:
