@@ -30,6 +30,7 @@ class ChatServer:
         answer: The response to a request.
         finish_reason: Of every response.
         script: What to do with the next requests: ``429``, ``500``, ``cut``, ``slow``, ``garbage``, ``none``.
+        poison: Prompts with this text are refused for good; "" refuses none.
         delay_s: Of every answer.
         bodies: Requests that were answered, in order.
         refused: Requests that were not.
@@ -41,6 +42,7 @@ class ChatServer:
     answer: Callable[[Body], str] = echo
     finish_reason: str = "stop"
     script: list[str] = field(default_factory=list)
+    poison: str = ""
     delay_s: float = 0.0
     bodies: list[Body] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -63,6 +65,8 @@ class ChatServer:
         if body["model"] != self.model:
             message = f"The model `{body['model']}` does not exist."
             return web.json_response({"error": {"message": message}}, status=404)
+        if self.poison and self.poison in str(body["messages"]):
+            return web.json_response({"error": {"message": "poisoned"}}, status=400)
         step = self.script.pop(0) if self.script else ""
         if step:
             self.refused.append(step)
