@@ -1,7 +1,7 @@
 """Look at a model's residual stream while a packed pass runs: some tokens as they are, some spans summed.
 
 What is kept of a pass is small whatever the pass: every look gathers the wanted tokens and adds up the wanted spans at
-once (one small matrix product), on the device, in float32. Knows nothing of rollouts; it is told which tokens matter.
+once, on the device, in float32. Knows nothing of rollouts; it is told which tokens matter.
 Axes: L captured layers, N tokens of the pass, E wanted tokens, P wanted spans, D d_model.
 """
 
@@ -74,12 +74,12 @@ class Capture:
             UnitError: A layer was not seen exactly once.
         """
         tokens_E = torch.tensor(list(tokens), dtype=torch.long, device=device)
-        weights_PN = _membership(spans, num_tokens, device) if spans else None
+        sums_of = _summing(spans, num_tokens, device) if spans else None
         kept: dict[tuple[HookPoint, int], list[tuple[torch.Tensor, torch.Tensor | None]]] = {}
 
         def look(point: HookPoint, position: int, resid: torch.Tensor) -> None:
             resid_ND = resid.reshape(num_tokens, -1)
-            sums_PD = None if weights_PN is None else weights_PN @ resid_ND.float()
+            sums_PD = None if sums_of is None else sums_of(resid_ND)
             kept.setdefault((point, position), []).append((resid_ND[tokens_E], sums_PD))
 
         handles: list[Any] = [
@@ -122,11 +122,15 @@ def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
     raise _Stopped
 
 
-def _membership(spans: Sequence[tuple[int, int]], num_tokens: int, device: str) -> torch.Tensor:
-    """A row of ones and zeros for every span: times the stream, it is the spans' sums."""
+def _summing(spans: Sequence[tuple[int, int]], num_tokens: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Give the function that adds up each span of a stream, ``(N, D)`` to float32 ``(P, D)``."""
+    if device == "cpu":
+        return lambda resid_ND: torch.stack([resid_ND[a:b].sum(dim=0, dtype=torch.float32) for a, b in spans])
+    # On a GPU one product with rows of ones and zeros: a kernel for every span would cost more than its arithmetic.
     starts_P1, stops_P1 = torch.tensor(list(spans), dtype=torch.long).T[:, :, None]
     places_N = torch.arange(num_tokens)
-    return ((places_N >= starts_P1) & (places_N < stops_P1)).float().to(device)
+    weights_PN = ((places_N >= starts_P1) & (places_N < stops_P1)).float().to(device)
+    return lambda resid_ND: weights_PN @ resid_ND.float()
 
 
 def require_finite(vectors_LD: torch.Tensor, layers: Sequence[int], what: str) -> None:

@@ -37,9 +37,9 @@ def plain_vectors(
     """
     prompt = len(rollout.prompt_token_ids)
     ids = [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
-    seen: dict[tuple[HookPoint, int], torch.Tensor] = {}
+    seen: dict[tuple[str, int], torch.Tensor] = {}
 
-    def keep(key: tuple[HookPoint, int]) -> Any:
+    def keep(key: tuple[str, int]) -> Any:
         return lambda states: seen.__setitem__(key, states)
 
     handles = [tap.attach(keep((point, i))) for point, places in taps.items() for i, tap in enumerate(places)]
@@ -57,12 +57,11 @@ def plain_vectors(
     hidden = output.hidden_states
     vectors: dict[ArrayName, npt.NDArray[np.float64]] = {}
     for point, pooling in arrays:
-        states = [seen[point, i] for i in range(len(layers))]
+        states: list[torch.Tensor] = []
         for i, layer in enumerate(layers):
             # One more than there are blocks; the last one is behind the final norm.
-            index = {"resid_pre": layer, "resid_post": layer + 1}.get(point)
-            if index is not None and index < len(hidden) - 1:
-                states[i] = hidden[index]
+            index = {"resid_pre": layer, "resid_post": layer + 1}.get(point, len(hidden))
+            states.append(hidden[index] if index < len(hidden) - 1 else seen[point, i])
         states_LTD = np.stack([state[0].double().cpu().numpy() for state in states])
         span = states_LTD[:, prompt:] if pooling.startswith("response_") else states_LTD[:, :prompt]
         vectors[point, pooling] = span.mean(axis=1) if pooling.endswith("_mean") else span[:, -1]

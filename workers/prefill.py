@@ -85,7 +85,11 @@ def _read(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[Tokenis
             segments.append(Segment(0, _length(text)))
             token_ids += text.token_ids[: _length(text)]
         for start, stop in text.responses:
-            spans += [(begin, begin + start), (begin + start, begin + stop)]
+            # A span that nobody wants is empty, so that the others keep their places.
+            spans.append((begin, begin + start if "prompt_mean" in settings.capture.poolings else begin))
+            spans.append(
+                (begin + start, begin + stop if "response_mean" in settings.capture.poolings else begin + start)
+            )
             # The last token of an empty response is none; the prompt's stands in and is not used.
             ends += [begin + start - 1, begin + max(start, stop - 1) if stop > start else begin + start - 1]
     if not segments:

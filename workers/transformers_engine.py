@@ -36,48 +36,65 @@ def _refuse_other_attention(config: Any) -> None:
         )
 
 
+def load_model(settings: EngineSettings) -> tuple[Any, Any]:
+    """Load a model and its tokenizer.
+
+    Raises:
+        InputError: They cannot be loaded.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.directory, dtype=getattr(torch, settings.dtype), use_safetensors=True
+        )
+        model.to(settings.device).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise InputError(
+            f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            code="model_not_loaded",
+            field="model.source",
+            mend="Check its files, or choose another model.",
+        ) from error
+    return model, tokenizer
+
+
 class TransformersEngine:
     """An engine that holds one loaded model.
 
     Args:
         settings: What to load and how to run it.
+        load: Gives the model, on its device, and the tokenizer.
 
     Raises:
         InputError: The model cannot be loaded, its tokenizer has no chat template, or its blocks have no such hook
             point as asked for.
+
+    Attributes:
+        loaded: The model and what goes with it.
+        own_attention: The attention that transformers would give the model.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    def __init__(
+        self, settings: EngineSettings, load: Callable[[EngineSettings], tuple[Any, Any]] = load_model
+    ) -> None:
+        torch.set_num_threads(settings.threads)
         self._settings = settings
         self.layers = settings.layers
         self.canary_limit = LIMITS[settings.dtype]
-        torch.set_num_threads(settings.threads)
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(
-                settings.directory, dtype=getattr(torch, settings.dtype), use_safetensors=True
-            )
-            self.model.to(settings.device).eval()
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-            raise InputError(
-                f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
-                code="model_not_loaded",
-                field="model.source",
-                mend="Check its files, or choose another model.",
-            ) from error
+        self.model, tokenizer = load(settings)
         self.renderer = ChatRenderer(tokenizer)
         config: Any = self.model.config.get_text_config()
         _refuse_other_attention(config)
         blocks = find_blocks(self.model, int(config.num_hidden_layers))
-        self._own_attention = str(self.model.config._attn_implementation)
+        self.own_attention = str(self.model.config._attn_implementation)
         self.model.set_attn_implementation(ATTENTION)
         self._taps: dict[HookPoint, list[Tap]] = find_taps(
             blocks, settings.layers, settings.capture.hook_points, self._probe
         )
-        self._loaded = LoadedModel(
+        self.loaded = LoadedModel(
             model=self.model,
             tokenizer=tokenizer,
             renderer=self.renderer,
@@ -89,18 +106,18 @@ class TransformersEngine:
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Engine.generate``."""
-        return Generation(self._loaded, self._settings).run(next_request)
+        return Generation(self.loaded, self._settings).run(next_request)
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Read and capture; see ``Engine.capture``."""
-        return capture_texts(self._loaded, self._settings, texts)
+        return capture_texts(self.loaded, self._settings, texts)
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
         """Recompute a rollout; see ``Engine.canary``."""
         if not captured.rollout.has_vector:
             return None
         arrays = list(captured.vectors_LD)
-        with plain_attention(self.model, self._own_attention):
+        with plain_attention(self.model, self.own_attention):
             plain = plain_vectors(self.model, self._taps, self.layers, arrays, captured.rollout)
         return compare(captured.vectors_LD, plain)
 

@@ -62,9 +62,8 @@ def _mistral() -> Any:
 def _qwen3_moe() -> Any:
     from transformers import Qwen3MoeConfig
 
-    return Qwen3MoeConfig(
-        **_SHAPE, head_dim=16, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
-    )
+    own: dict[str, Any] = {"head_dim": 16, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+    return Qwen3MoeConfig(**_SHAPE, **own, norm_topk_prob=True)
 
 
 def _gpt2() -> Any:

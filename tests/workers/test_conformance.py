@@ -123,7 +123,7 @@ def test_neither_batch_nor_order_nor_neighbours_change_a_rollout_or_its_vectors(
 
 
 def test_every_row_of_a_full_batch_belongs_to_its_rollout(directory_of: Callable[[str], Path], tmp_path: Path):
-    """Every question is one token, and block 0 is made to hand on the stream as it came: the vectors tell who they are."""
+    """Block 0 is made to hand on the stream as it came: a vector is a mean of embeddings, and tells whose it is."""
     directory = tmp_path / "transparent"
     shutil.copytree(directory_of("llama"), directory)
     weights = load_file(directory / "model.safetensors")
