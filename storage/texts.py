@@ -48,7 +48,10 @@ ROLLOUT_SCHEMA = pa.schema(
 _OF_CONVERSATIONS = [("conversation_index", pa.int32()), ("turn_index", pa.int32())]
 """Columns that only a run of given conversations has, at the end of its index; its texts have ``extra`` besides."""
 
-_ADDRESS = ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index", "turn_index")
+ADDRESS_ORDER = [
+    (name, "ascending") for name in ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
+]
+"""The order in which rollouts are given; those of one conversation follow by turn."""
 
 
 def index_schema(*, of_conversations: bool) -> pa.Schema:
@@ -65,7 +68,8 @@ def rollout_schema(*, of_conversations: bool) -> pa.Schema:
 
 def in_address_order(table: pa.Table) -> pa.Table:
     """Sort rollouts into the order in which they are given: by address."""
-    return table.sort_by([(name, "ascending") for name in _ADDRESS if name in table.column_names])
+    by_turn = [("turn_index", "ascending")] if "turn_index" in table.column_names else []
+    return table.sort_by([*ADDRESS_ORDER, *by_turn])
 
 
 def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> pa.Table:
@@ -106,7 +110,7 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
     return pa.Table.from_pylist(lines, schema=rollout_schema(of_conversations=of_conversations))
 
 
-def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool) -> pa.Table:
+def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool = False) -> pa.Table:
     """Make the index lines of committed units, in no particular order.
 
     Args:

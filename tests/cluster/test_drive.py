@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,11 +221,11 @@ def test_a_slow_commit_keeps_no_worker_waiting(tmp_path: Path):
     waited: list[bool] = []
 
     class Busy(FakeEngine):
-        def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
-            made = engine.generate(requests)
+        def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+            made = list(engine.generate(next_request))
             if len(engine.calls) == 12:
                 all_made.set()
-            return made
+            yield from made
 
     def slow(commit: Commit) -> Commit:
         def try_to(manifest: Manifest) -> object:

@@ -1,4 +1,4 @@
-"""A location that remembers what it is asked for, and a server between that counts requests."""
+"""Locations that remember what they are asked for, and servers of our own: one counts requests, one refuses them."""
 
 from __future__ import annotations
 
@@ -135,12 +135,47 @@ def counting_server(endpoint: str) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _serving(Handler) as endpoint_between:
+        yield endpoint_between, requests
+
+
+_REFUSAL = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>No.</Message></Error>"
+
+
+@contextmanager
+def refusing_server(code: str) -> Iterator[str]:
+    """An S3 server that refuses whoever asks for whatever, with a code; gives its endpoint."""
+    refusal = _REFUSAL.format(code=code).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def refuse(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(403)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(refusal)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(refusal)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = refuse
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with _serving(Handler) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", requests
+            yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()

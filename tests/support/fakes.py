@@ -47,8 +47,8 @@ class FakeEngine:
         fail_on_calls: 1-based calls of ``generate`` that raise.
         fail_personas: Personas that always raise.
         empty: Addresses whose response is empty.
-        canary_error: What every canary shows.
         more: Said after every other response.
+        canary_error: What every canary shows.
         calls: What was asked, call by call; a call with nothing to do is none.
     """
 
@@ -58,9 +58,9 @@ class FakeEngine:
     fail_on_calls: frozenset[int] = frozenset()
     fail_personas: frozenset[str] = frozenset()
     empty: frozenset[RolloutAddress] = frozenset()
+    more: str = ""
     canary_error: float = 1e-6
     canary_limit: float = 1e-3
-    more: str = ""
     calls: list[list[RolloutAddress]] = field(default_factory=list)
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
