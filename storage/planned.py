@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from hashlib import sha256
 
@@ -40,11 +40,12 @@ CONVERSATION_UNIT_SCHEMA = pa.schema(
 """Columns: the fields of a ``ConversationUnit``."""
 
 
-def encode_units(units: Sequence[WorkUnit]) -> bytes:
+def encode_units(units: Iterable[WorkUnit]) -> bytes:
     """Write units as a Parquet file, in their order."""
-    of_conversations = any(isinstance(unit, ConversationUnit) for unit in units)
+    listed = list(units)
+    of_conversations = any(isinstance(unit, ConversationUnit) for unit in listed)
     schema = CONVERSATION_UNIT_SCHEMA if of_conversations else UNIT_SCHEMA
-    return to_parquet(pa.Table.from_pylist([asdict(unit) for unit in units], schema=schema))
+    return to_parquet(pa.Table.from_pylist([asdict(unit) for unit in listed], schema=schema))
 
 
 def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:

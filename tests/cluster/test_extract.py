@@ -188,10 +188,10 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(tmp_path: Path, tiny_mode
     assert_plain(open_run(store), tiny_model_directory, talks)
 
 
-def served_spec(path: Path, model: Path, store: str, url: str, **generation: Any) -> Path:
+def served_spec(path: Path, directory: Path, store: str, url: str, **generation: Any) -> Path:
     counts = {"prompts": 2, "questions": 2}
     spec = {
-        "model": {"source": str(model)},
+        "model": {"source": str(directory)},
         "personas": {"roles": {"names": ["ghost", "pirate", "poet"], **counts}, "default": counts},
         "sampling": {"max_new_tokens": 12},
         "generation": {"endpoint": url, "model": "tiny", **generation},
