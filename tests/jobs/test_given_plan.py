@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.estimate import estimate
 from persona_atlas.jobs.given import Conversation, Message
-from persona_atlas.jobs.given_plan import ROWS_PER_UNIT, GivenPlan, make_given_plan
+from persona_atlas.jobs.given_plan import ROWS_PER_UNIT
 from persona_atlas.jobs.spec import JobSpec
 
+from conversations import given_plan
 from fakes import FACTS
 
 
@@ -31,15 +32,11 @@ def talk(index: int, turns: int, persona: str = "talks", **changes: Any) -> Conv
     return replace(whole, **changes)
 
 
-def plan_of(*conversations: Conversation, facts: Any = FACTS, **changes: Any) -> GivenPlan:
-    return make_given_plan(given_spec(**changes), conversations, facts)
-
-
 @settings(deadline=None)
 @hypothesis_given(st.lists(st.tuples(st.integers(1, 300), st.sampled_from("ab")), min_size=1, max_size=12))
 def test_every_turn_stands_in_one_unit_and_no_conversation_is_cut(shape: list[tuple[int, str]]):
     talks = [talk(index, turns, persona) for index, (turns, persona) in enumerate(shape)]
-    plan = plan_of(*talks)
+    plan = given_plan(*talks)
     rows = [(request.given, request.address.turn_index) for unit in plan.units for request in plan.requests(unit)]
     assert len(rows) == len({(g and g.conversation_index, turn) for g, turn in rows}) == sum(t for t, _ in shape)
     for unit in plan.units:
@@ -54,7 +51,7 @@ def test_every_turn_stands_in_one_unit_and_no_conversation_is_cut(shape: list[tu
 
 
 def test_requests_say_what_a_turn_answers():
-    plan = plan_of(talk(0, 2, system_prompt="Be brief."))
+    plan = given_plan(talk(0, 2, system_prompt="Be brief."))
     first, second = plan.requests(plan.units[0])
     assert (first.question, second.question) == ("user 0 of 0", "user 1 of 0")
     assert first.system_prompt == "Be brief."
@@ -62,8 +59,8 @@ def test_requests_say_what_a_turn_answers():
 
 
 def test_the_texts_decide_the_digest_and_where_they_lie_does_not():
-    plan = plan_of(talk(0, 2), talk(1, 1))
-    moved = plan_of(talk(0, 2), talk(1, 1, place="elsewhere"), conversations={"source": "other.jsonl"})
+    plan = given_plan(talk(0, 2), talk(1, 1))
+    moved = given_plan(talk(0, 2), talk(1, 1, place="elsewhere"), conversations={"source": "other.jsonl"})
     assert moved.digest == plan.digest
     changed = talk(1, 1)
     for other in (
@@ -71,21 +68,21 @@ def test_the_texts_decide_the_digest_and_where_they_lie_does_not():
         replace(changed, system_prompt="Be."),
         replace(changed, extra='{"id": 1}'),
     ):
-        assert plan_of(talk(0, 2), other).digest != plan.digest
-    assert plan_of(talk(0, 2), talk(1, 1), seed=8, sampling={"temperature": 0}).digest == plan.digest
-    assert plan_of(talk(0, 2), talk(1, 1), capture={"layers": [1]}).digest != plan.digest
+        assert given_plan(talk(0, 2), other).digest != plan.digest
+    assert given_plan(talk(0, 2), talk(1, 1), seed=8, sampling={"temperature": 0}).digest == plan.digest
+    assert given_plan(talk(0, 2), talk(1, 1), capture={"layers": [1]}).digest != plan.digest
 
 
 def test_a_conversation_that_no_unit_can_hold_is_refused():
     large = replace(FACTS, n_layers=80, d_model=8192)
-    assert plan_of(talk(0, 40), talk(1, 40), facts=large).rows_per_block == 40
+    assert given_plan(talk(0, 40), talk(1, 40), facts=large).rows_per_block == 40
     with pytest.raises(InputError, match="60 messages of the assistant; a unit of 64 MiB holds 51"):
-        plan_of(talk(0, 60), facts=large)
+        given_plan(talk(0, 60), facts=large)
 
 
 def test_names_of_files_become_names_of_objects_each_its_own():
     names = ["a b", "a/b", "A_B", "x" * 300, "…"]
-    plan = plan_of(*(talk(index, 1, name) for index, name in enumerate(names)))
+    plan = given_plan(*(talk(index, 1, name) for index, name in enumerate(names)))
     ids = [unit.unit_id for unit in plan.units]
     assert len({unit_id.lower() for unit_id in ids}) == len(names)
     assert all(len(unit_id) < 120 and "/" not in unit_id and " " not in unit_id for unit_id in ids)
