@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from persona_atlas import open_run
+from persona_atlas.cluster.cli import cli
+from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.query import Run
 from persona_atlas.workers.chat_spans import load_renderer
 
@@ -33,6 +36,13 @@ def atlas(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
     done = subprocess.run(command(*arguments, "--json"), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout if done.stdout else done.stderr.splitlines()[-1])
+
+
+def here(*arguments: str | Path) -> dict[str, Any]:
+    """Run a verb that starts no Ray in this process; gives its document, or raises its error."""
+    asked = [*map(str, arguments), "--json"]
+    done = CliRunner().invoke(cli, asked, catch_exceptions=False, standalone_mode=False)
+    return json.loads(done.stdout)
 
 
 def extract(model: Path, source: Path, store: str, *more: str | Path, status: int = 0) -> dict[str, Any]:
@@ -94,22 +104,19 @@ def test_conversations_of_every_length_are_what_plain_forward_passes_show(
     assert run.rollouts(conversation=[0])["turn_index"].to_pylist() == [1, 3, 5, 7]
 
     out = tmp_path / "talks.npz"
-    answer = atlas("query", store_url, "--conversation", "2", "--layer", "1", "--out", out)
+    answer = here("query", store_url, "--conversation", "2", "--layer", "1", "--out", out)
     assert answer["shape"] == [1, 32]
     with np.load(out) as file:
         assert (file["conversation_index"], file["turn_index"]) == ([2], [1])
+    assert here("verify", store_url)["units_done"] == 1
+    assert here("show", store_url)["personas"] == {"conversation": ["talks"]}
 
-    again = extract(tiny_model_directory, source, store_url, *options)
-    assert again["units_worked"] == 0
-    checked = atlas("verify", store_url)
-    assert checked["units_done"] == 1
-    shown = atlas("show", store_url)
-    assert shown["personas"] == {"conversation": ["talks"]}
-
+    again = ("extract", "--model", tiny_model_directory, "--conversations", source, "--store", store_url, *options)
+    assert here(*again)["units_worked"] == 0
     write_lines(source, talks[:-1])
-    refused = extract(tiny_model_directory, source, store_url, *options, status=2)
-    assert refused["code"] == "other_run"
-    assert refused["field"] == "conversations.source"
+    with pytest.raises(InputError) as caught:
+        here(*again)
+    assert (caught.value.code, caught.value.field) == ("other_run", "conversations.source")
 
 
 def test_the_released_pipelines_responses_are_reduced_to_roles_and_an_axis(tmp_path: Path, tiny_model_directory: Path):
@@ -155,9 +162,9 @@ def test_bad_input_is_refused_before_anything_is_spent(tmp_path: Path, tiny_mode
     assert "line 2" in refused["error"]
     assert refused["field"] == "messages"
     source = write_lines(tmp_path / "long.jsonl", [line("Hi", "Hello"), line("Hi", "Hello" * 1000)])
-    too_long = extract(tiny_model_directory, source, store, status=2)
-    assert too_long["code"] == "too_long"
-    assert f"{source}, line 2" in too_long["error"]
+    with pytest.raises(InputError, match=f"{source}, line 2") as caught:
+        here("extract", "--model", tiny_model_directory, "--conversations", source, "--store", store)
+    assert caught.value.code == "too_long"
     assert not Path(store).exists()
 
 
@@ -219,8 +226,8 @@ def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, stor
         assert rollouts.column_names == run.rollouts(persona="nobody").column_names
         assert "conversation_index" not in rollouts.column_names
         assert run.reduction is not None
-        wrong = atlas("run", spec, "--set", "generation.model=huge", status=2)
-        assert wrong["code"] == "other_run"
+        with pytest.raises(InputError, match="generation.model"):
+            here("run", spec, "--set", "generation.model=huge")
         unknown = served_spec(tmp_path / "x.yaml", tiny_model_directory, str(tmp_path / "x"), server.url, model="huge")
         refused = atlas("run", unknown, status=2)
         assert (refused["field"], refused["code"]) == ("generation.model", "endpoint_refused")
