@@ -199,6 +199,7 @@ def _work_under_lease(
         with IndexKeeper(job.location, record, lease.generation, progress.say) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
+                keeper.expect(manifest.unit_id)
                 keeper.add(commit_unit(job.location, lease, manifest))
 
             drive(ledger, executor, commit, progress)

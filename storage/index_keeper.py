@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
@@ -25,8 +25,8 @@ _AT_MOST_SHARE = 0.05
 class IndexKeeper:
     """Takes commits as they come and writes them into the index now and then. Use as a context manager.
 
-    Leaving it writes what is left, sealed. A store that fails then costs readers some requests and no truth, so it is
-    said and not raised.
+    Leaving it writes what is left, sealed unless a commit is in doubt. A store that fails then costs readers some
+    requests and no truth, so it is said and not raised.
 
     Args:
         location: The run's store.
@@ -46,14 +46,21 @@ class IndexKeeper:
         self._table = index.table
         self._chunks = _with_new(read_chunks(location), index.read_one_by_one)
         self._added: list[CommitRecord] = []
+        self._in_doubt: set[str] = set()
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="index", daemon=True)
+
+    def expect(self, unit_id: str) -> None:
+        """Take note that a unit is about to be committed; until ``add`` says how that ended, it is in doubt."""
+        with self._lock:
+            self._in_doubt.add(unit_id)
 
     def add(self, commit: CommitRecord) -> None:
         """Take note of a commit; costs nothing now."""
         with self._lock:
             self._added.append(commit)
+            self._in_doubt.discard(commit.manifest.unit_id)
 
     def __enter__(self) -> IndexKeeper:
         self._thread.start()
@@ -66,7 +73,8 @@ class IndexKeeper:
             # The store or the lease is in trouble: what this driver knows may not be the last word.
             return
         try:
-            self._write(self._generation)
+            # A commit whose answer never came may be in the store: then this is not all there is.
+            self._write(None if self._in_doubt else self._generation)
         except AtlasError as trouble:
             self._say(f"The index could not be written, so readers will read commits one by one: {trouble}")
 
@@ -98,6 +106,23 @@ def refresh_index(location: Location, record: RunRecord) -> None:
     index = load_index(location, record)
     if index.read_one_by_one:
         _write_both(location, record, index.table, _with_new(read_chunks(location), index.read_one_by_one), None)
+
+
+def rebuild_index(location: Location, record: RunRecord, commits: Sequence[CommitRecord], sealed_by: int) -> None:
+    """Write the index anew from every commit, whatever the stored one says.
+
+    Args:
+        location: The run's store.
+        record: Of the run.
+        commits: All of them.
+        sealed_by: Generation of the lease that is held.
+
+    Raises:
+        TransientError: The store failed.
+    """
+    manifests = [commit.manifest for commit in commits]
+    table = index_table(manifests, record.rows_per_block).sort_by(ADDRESS_ORDER)
+    _write_both(location, record, table, chunk_table(manifests), sealed_by)
 
 
 def _write_both(

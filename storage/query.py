@@ -295,7 +295,7 @@ class Run:
                 mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
             )
         if array not in self._lengths:
-            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling)
+            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling, len(self.layers))
         lengths = self._lengths[array]
         lengths.learn(self._index.read_one_by_one)
         return ActivationReader(self.location, self.record, hook_point, pooling, lengths)

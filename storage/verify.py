@@ -187,6 +187,9 @@ def _index(location: Location, record: RunRecord, commits: list[CommitRecord]) -
     blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
     if not chunks.sort_by(order).equals(expected.filter(pc.field("row_block").isin(blocks)).sort_by(order)):
         yield Problem("damage", "wrong_index", layout.CHUNKS, "its lines are not those of the commits.")
+    lacking = len(set(expected["row_block"].to_pylist()) - set(blocks.to_pylist()))
+    if lacking:
+        yield Problem("lag", "stale_index", layout.CHUNKS, f"it lacks {lacking} units; readers ask their commits.")
 
 
 def _reduction(location: Location) -> Iterator[Problem]:

@@ -226,7 +226,7 @@ def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, stor
         assert rollouts.column_names == run.rollouts(persona="nobody").column_names
         assert "conversation_index" not in rollouts.column_names
         assert run.reduction is not None
-        with pytest.raises(InputError, match="generation.model"):
+        with pytest.raises(InputError, match=r"generation\.model"):
             here("run", spec, "--set", "generation.model=huge")
         unknown = served_spec(tmp_path / "x.yaml", tiny_model_directory, str(tmp_path / "x"), server.url, model="huge")
         refused = atlas("run", unknown, status=2)
