@@ -120,9 +120,8 @@ def rebuild_index(location: Location, record: RunRecord, commits: Sequence[Commi
     Raises:
         TransientError: The store failed.
     """
-    manifests = [commit.manifest for commit in commits]
-    table = index_table(manifests, record.rows_per_block).sort_by(ADDRESS_ORDER)
-    _write_both(location, record, table, chunk_table(manifests), sealed_by)
+    table = in_address_order(index_lines(record, commits))
+    _write_both(location, record, table, chunk_table(commit.manifest for commit in commits), sealed_by)
 
 
 def _write_both(
