@@ -16,11 +16,14 @@ from functools import partial
 from ..jobs.block import UnitBlock
 from ..jobs.errors import AtlasError, InputError
 from ..jobs.ledger import Failure
+from ..jobs.spec import GenerationSpec
 from ..jobs.units import UnitOrder
 from ..storage.blocks import write_block
 from ..storage.location import open_location
 from ..storage.records import Manifest
+from ..workers.chat_spans import load_renderer
 from ..workers.engine import Engine, EngineSettings
+from ..workers.given_engine import GivenEngine
 from ..workers.memory import require_memory
 from ..workers.run_units import failure_of, run_units
 from .patience import patiently
@@ -40,6 +43,9 @@ class WorkerSettings:
         endpoint_url: Of an S3-compatible server.
         rows_per_block: Of the run.
         mantissa_bits: Of the run.
+        reads_given: Whether the orders bring their texts.
+        generation: The server that generates; None where nothing does, or the engine itself.
+        served_model: What that server calls the model.
     """
 
     engine: EngineSettings
@@ -48,13 +54,16 @@ class WorkerSettings:
     endpoint_url: str | None
     rows_per_block: int
     mantissa_bits: int
+    reads_given: bool = False
+    generation: GenerationSpec | None = None
+    served_model: str = ""
 
 
 def load_engine(settings: WorkerSettings) -> Engine:
-    """Load the model, if there is room for it.
+    """Load the model, if there is room for it, and put before it what brings the texts, if it does not generate them.
 
     Raises:
-        InputError: There is not, or it cannot be loaded.
+        InputError: There is no room, it cannot be loaded, or the server that is to generate does not serve it.
     """
     # Torch is loaded where a model is, and not by the driver or the command line.
     from ..workers.transformers_engine import TransformersEngine
@@ -70,7 +79,23 @@ def load_engine(settings: WorkerSettings) -> Engine:
                 mend="Install a CUDA build of torch there, or use placement.device: cpu.",
             )
     require_memory(settings.needed_bytes, 1, settings.engine.device)
-    return TransformersEngine(settings.engine)
+    if not settings.reads_given and settings.generation is None:
+        return TransformersEngine(settings.engine)
+    conversations = load_renderer(settings.engine.directory)
+    if settings.generation is None:
+        return GivenEngine(TransformersEngine(settings.engine), conversations, settings.engine.batch_tokens)
+    # Only where there is a server to ask is its client loaded.
+    from ..workers.endpoint_engine import EndpointEngine, check_endpoint
+
+    # A model may take minutes to load: first whether it will be of use.
+    check_endpoint(settings.generation, settings.served_model, conversations.renderer)
+    return EndpointEngine(
+        TransformersEngine(settings.engine),
+        conversations,
+        settings.generation,
+        settings.served_model,
+        settings.engine.sampling,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,7 +138,7 @@ def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
     Raises:
         InputError: A persona, a layer, or more prompts or questions than there are; names the field.
     """
-    layers = _layers(spec, facts)
+    layers = captured_layers(spec, facts)
     row_values = len(layers) * facts.d_model
     units: list[WorkUnit] = []
     widest = 0
@@ -216,7 +216,12 @@ def _question_blocks(num_questions: int, samples: int, row_values: int, field: s
         yield tuple(range(start, stop))
 
 
-def _layers(spec: JobSpec, facts: ModelFacts) -> tuple[int, ...]:
+def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[int, ...]:
+    """Say which blocks a spec captures, ascending.
+
+    Raises:
+        InputError: The model has no such block.
+    """
     asked: Any = spec.capture.layers
     if asked == "all":
         return tuple(range(facts.n_layers))

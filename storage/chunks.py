@@ -130,7 +130,6 @@ class ChunkLengths:
         hook_point, pooling = self._array
         table = table.filter((pc.field("hook_point") == hook_point) & (pc.field("pooling") == pooling))
         # A line that does not fit is as good as none: the commit has it.
-        table = table.filter(pc.equal(pc.list_value_length(table["chunk_bytes"]), self._num_layers))
-        lengths = table["chunk_bytes"].combine_chunks().flatten().to_numpy().astype(np.int64)
-        pairs = zip(table["row_block"].to_pylist(), lengths.reshape(table.num_rows, self._num_layers), strict=True)
-        self._known = dict(pairs) | self._known
+        pairs = zip(table["row_block"].to_pylist(), table["chunk_bytes"].to_numpy(), strict=True)
+        fitting = {block: lengths.astype(np.int64) for block, lengths in pairs if len(lengths) == self._num_layers}
+        self._known = fitting | self._known

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from ..jobs.errors import AtlasError
 from .chunks import chunk_table, read_chunks, write_chunks
-from .index import load_index, write_index
+from .index import index_lines, load_index, write_index
 from .location import Location
 from .records import CommitRecord, RunRecord
-from .texts import ADDRESS_ORDER, index_table
+from .texts import in_address_order
 
 _EVERY_S = 30.0
 _AT_MOST_SHARE = 0.05
@@ -44,6 +44,7 @@ class IndexKeeper:
         self._say = say
         index = load_index(location, record)
         self._table = index.table
+        self._known = set(index.committed)
         self._chunks = _with_new(read_chunks(location), index.read_one_by_one)
         self._added: list[CommitRecord] = []
         self._in_doubt: set[str] = set()
@@ -57,10 +58,13 @@ class IndexKeeper:
             self._in_doubt.add(unit_id)
 
     def add(self, commit: CommitRecord) -> None:
-        """Take note of a commit; costs nothing now."""
+        """Take note of a commit, the same one any number of times; costs nothing now."""
+        unit_id = commit.manifest.unit_id
         with self._lock:
-            self._added.append(commit)
-            self._in_doubt.discard(commit.manifest.unit_id)
+            if unit_id not in self._known:
+                self._known.add(unit_id)
+                self._added.append(commit)
+            self._in_doubt.discard(unit_id)
 
     def __enter__(self) -> IndexKeeper:
         self._thread.start()
@@ -91,10 +95,7 @@ class IndexKeeper:
         with self._lock:
             added, self._added = self._added, []
         if added:
-            table = pa.concat_tables(
-                [self._table, index_table((commit.manifest for commit in added), self._record.rows_per_block)]
-            )
-            self._table = table.sort_by(ADDRESS_ORDER)
+            self._table = in_address_order(pa.concat_tables([self._table, index_lines(self._record, added)]))
             self._chunks = _with_new(self._chunks, added)
         _write_both(self._location, self._record, self._table, self._chunks, sealed_by)
 
@@ -123,9 +124,8 @@ def rebuild_index(location: Location, record: RunRecord, commits: Sequence[Commi
     Raises:
         TransientError: The store failed.
     """
-    manifests = [commit.manifest for commit in commits]
-    table = index_table(manifests, record.rows_per_block).sort_by(ADDRESS_ORDER)
-    _write_both(location, record, table, chunk_table(manifests), sealed_by)
+    table = in_address_order(index_lines(record, commits))
+    _write_both(location, record, table, chunk_table(commit.manifest for commit in commits), sealed_by)
 
 
 def _write_both(

@@ -21,7 +21,7 @@ from .codec import decode_chunk, decode_chunk_lengths
 from .commits import read_commit
 from .location import Location
 from .records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
-from .texts import ROLLOUT_SCHEMA, from_parquet, index_table
+from .texts import from_parquet, index_table, rollout_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,12 @@ class UnitCheck:
         except (pa.ArrowException, OSError) as error:
             yield f"it is no Parquet file: {error}."
             return
-        if table.schema.names != ROLLOUT_SCHEMA.names or table.num_rows != manifest.num_rows:
+        of_conversations = self._record.of_conversations
+        columns = rollout_schema(of_conversations=of_conversations).names
+        if table.schema.names != columns or table.num_rows != manifest.num_rows:
             yield "it is not the table of this unit's rollouts."
             return
-        expected = index_table([manifest], self._record.rows_per_block)
+        expected = index_table([manifest], self._record.rows_per_block, of_conversations=of_conversations)
         if not table.select(expected.schema.names).cast(expected.schema).equals(expected):
             yield "its addresses, rows or token counts differ from the commit record's."
         prompts = [len(ids) for ids in table["prompt_token_ids"].to_pylist()]

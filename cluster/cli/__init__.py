@@ -17,7 +17,7 @@ import click
 
 from ... import __version__
 from ...jobs.errors import AtlasError
-from . import catalog, cluster, gc, output, plan, probe_store, query, reduce, report, run, show, verify
+from . import catalog, cluster, extract, gc, output, plan, probe_store, query, reduce, report, run, show, verify
 
 EXIT_INTERRUPTED = 130
 
@@ -30,6 +30,7 @@ def cli() -> None:
 
 for _verb in (
     run.run,
+    extract.extract,
     plan.plan,
     show.show,
     query.query,

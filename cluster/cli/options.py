@@ -18,6 +18,9 @@ json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="O
 endpoint_option: Decorator = click.option(
     "--endpoint-url", default=None, help="S3-compatible server of the store (or set AWS_ENDPOINT_URL)."
 )
+address_option: Decorator = click.option(
+    "--address", default=None, metavar="HOST:PORT", help="Join this Ray cluster; without it, start one here."
+)
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,8 +13,10 @@ from ...jobs.estimate import Estimate, estimate
 from ...jobs.fit import fits, require_fit, smallest_tensor_parallel
 from ...jobs.plan import Plan, make_plan
 from ...jobs.pricing import Price, price
-from ...jobs.spec import load_spec
+from ...jobs.spec import JobSpec, load_spec
 from ...workers.model_sketch import FactsFrom, sketch_model
+from ..job import plan_job, require_readable
+from ..progress import Progress
 from . import output
 from .options import device_options, json_option, set_option, spec_argument
 
@@ -46,8 +48,7 @@ def plan(
     spec = load_spec(spec_file, overrides)
     table = load_devices(devices_file).of_kind(spec.placement.device)
     table = table if device is None else table.only(device)
-    facts, facts_from = sketch_model(spec.model, output.progress().say)
-    planned = make_plan(spec, load_catalog(spec.personas.catalog), facts)
+    planned, facts_from = _planned(spec, output.progress())
     figures = estimate(planned)
     require_fit(planned, figures, table)
     prices = price_all(planned, figures, table, gpus)
@@ -61,6 +62,16 @@ def plan(
         columns,
         [_price_line(name, table, figures, prices.get(name)) for name in table.devices],
     )
+
+
+def _planned(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
+    """Plan without fetching weights; given conversations are rendered, and that takes the model's own files."""
+    if spec.conversations is not None:
+        planned, directory = plan_job(spec, progress)
+        require_readable(planned, directory, progress)
+        return planned, "files"
+    facts, facts_from = sketch_model(spec.model, progress.say)
+    return make_plan(spec, load_catalog(spec.personas.catalog), facts), facts_from
 
 
 def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | None) -> dict[str, Price]:

@@ -233,6 +233,7 @@ class _Job:
             with IndexKeeper(location, record, held.generation, say) as keeper:
 
                 def commit(manifest: Manifest) -> None:
+                    keeper.expect(manifest.unit_id)
                     keeper.add(commit_unit(location, held, manifest))
 
                 drive(ledger, executor, commit, self._progress)
