@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner
 from persona_atlas import open_run
 from persona_atlas.cluster.cli import cli
+from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.query import Run
 from persona_atlas.workers.chat_spans import load_renderer
@@ -209,17 +210,18 @@ def served_spec(path: Path, directory: Path, store: str, url: str, **generation:
 
 
 def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, store_url: str, tiny_model_directory: Path):
-    with serving(ChatServer(answer=lambda _: "Arr!", poison="poet")) as server:
+    poison = load_catalog().persona("role", "poet").prompts[0]
+    with serving(ChatServer(answer=lambda _: "Arr!", poison=poison)) as server:
         spec = served_spec(tmp_path / "job.yaml", tiny_model_directory, store_url, server.url)
         first = atlas("run", spec, "--set", "generation.concurrency=4", status=1)
         assert first["state"] == "FAILED"
-        assert {failure["unit_id"].split(".")[1] for failure in first["failures"]} == {"poet"}
+        assert [failure["unit_id"] for failure in first["failures"]] == ["role.poet.pos.p0.b0"]
         asked = len(server.bodies)
         server.poison = ""
         second = atlas("run", spec)
         assert second["state"] == "SUCCEEDED"
-        assert second["units_worked"] == len(first["failures"])
-        assert len(server.bodies) - asked == 2 * len(first["failures"]) + 1, "one to look whether it is there"
+        assert second["units_worked"] == 1
+        assert len(server.bodies) - asked == 3, "two questions, and one to look whether it is there"
         run = open_run(store_url)
         rollouts = run.rollouts()
         assert set(rollouts["response"].to_pylist()) == {"Arr!"}

@@ -65,7 +65,7 @@ class ChatServer:
         if body["model"] != self.model:
             message = f"The model `{body['model']}` does not exist."
             return web.json_response({"error": {"message": message}}, status=404)
-        if self.poison and self.poison in str(body["messages"]):
+        if self.poison and any(self.poison in message["content"] for message in body["messages"]):
             return web.json_response({"error": {"message": "poisoned"}}, status=400)
         step = self.script.pop(0) if self.script else ""
         if step:
