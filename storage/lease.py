@@ -80,7 +80,7 @@ class HeldLease:
             self._location.write(layout.driver_path(self.generation), released.to_bytes())
 
     def _renew(self) -> None:
-        while not self._done.wait(RENEW_SECONDS):
+        while not self._done.wait(RENEW_SECONDS) and self._lost is None:
             try:
                 if _newest_generation(self._location) > self.generation:
                     self._lost = "was taken over by another driver"
