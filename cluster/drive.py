@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -36,6 +37,7 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], objec
     """
     progress.units(ledger, None)
     committing: dict[Future[object], Manifest] = {}
+    stop = threading.Event()
     pool = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="commit")
     try:
         while not ledger.is_over:
@@ -45,10 +47,12 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], objec
                     if isinstance(result, Failure):
                         progress.failed(result, again=ledger.fail(result))
                     else:
-                        committing[pool.submit(_commit, commit, result, progress)] = result
+                        committing[pool.submit(_commit, commit, result, progress, stop)] = result
             for future in [future for future in committing if future.done()]:
                 _settle(future, committing.pop(future), ledger, progress)
     finally:
+        # What is being tried is tried to its end, and not again.
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
@@ -64,8 +68,10 @@ def _hand_out(ledger: Ledger, executor: Executor) -> None:
         executor.hand_out(orders)
 
 
-def _commit(commit: Callable[[Manifest], object], manifest: Manifest, progress: Progress) -> object:
-    return patiently(lambda: commit(manifest), progress.say)
+def _commit(
+    commit: Callable[[Manifest], object], manifest: Manifest, progress: Progress, stop: threading.Event
+) -> object:
+    return patiently(lambda: commit(manifest), progress.say, stop)
 
 
 def _settle(future: Future[object], manifest: Manifest, ledger: Ledger, progress: Progress) -> None:

@@ -142,7 +142,7 @@ def read_current_reduction(location: Location) -> Reduction | None:
     pointer = _read_pointer(location)
     if pointer is None:
         return None
-    reduction_id, path = pointer
+    reduction_id, path, digests = pointer
     # Inside: a group that is not there is a missing file to us, and no trouble of the store's.
     with location.errors():
         try:
