@@ -14,7 +14,7 @@ import pytest
 from persona_atlas.jobs.spec import JobSpec
 
 from crash_points import anonymous
-from fault_jobs import IS_THOROUGH, straight
+from fault_jobs import by_make_faults, straight
 from fault_proxy import Exchange, FaultProxy
 from plain_driver import Driver, finish, run_driver, start_driver
 from whole_run import assert_whole
@@ -42,7 +42,7 @@ REQUESTS = [
     Request("drivers/*.json"),
     # Whether the store refuses it a second time.
     Request("drivers/*.json", 2),
-    Request("units.parquet"),
+    Request("units-*.parquet"),
     Request("run.json"),
     *(Request(f"{group}zarr.json") for group in ("", "activations/", "activations/resid_post/")),
     *(Request(f"{array}/zarr.json") for array in _ARRAYS),
@@ -81,13 +81,13 @@ def test_the_requests_of_this_file_are_all_there_are(proxy: FaultProxy, tiny: Jo
     assert_whole(tiny)
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.skipif(not IS_THOROUGH, reason="make faults"))])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=by_make_faults)])
 @pytest.mark.parametrize(
     "is_done",
     [
         pytest.param(True, id="done"),
         # As good as dying after the request before, but for those that are made at once.
-        pytest.param(False, id="not done", marks=pytest.mark.skipif(not IS_THOROUGH, reason="make faults")),
+        pytest.param(False, id="not done", marks=by_make_faults),
     ],
 )
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)

@@ -32,7 +32,7 @@ def test_a_unit_that_a_stalled_driver_commits_while_the_next_one_begins_is_index
         late = CommitRecord.of(early, generation=stalled.generation, committed_at=now_iso())
         # After the new driver saw what was left to do, and before it read the index.
         location.create(f"commits/{UNIT}.json", late.to_bytes())
-        with IndexKeeper(location, record_of(plan), lease.generation) as keeper:
+        with IndexKeeper(location, record_of(plan)) as keeper:
             own = write_unit(location, plan, UNIT, lease.row_blocks[0], FakeEngine(arrays=ARRAYS))
             keeper.add(commit_unit(location, lease, own))
     assert_right(open_run(spec.store.url), spec, {UNIT})

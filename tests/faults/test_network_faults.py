@@ -9,7 +9,7 @@ import pytest
 from persona_atlas.jobs.spec import JobSpec
 
 from fakes import small_plan
-from fault_jobs import straight
+from fault_jobs import by_make_faults, straight
 from fault_proxy import Fault, FaultProxy, answer, answer_after_storing, cut, half_answer, lose_reply, slowly
 from plain_driver import run_driver
 from whole_run import assert_whole
@@ -25,9 +25,10 @@ FAULTS: dict[str, Fault] = {
     "done and 500": answer_after_storing(500, "InternalError"),
     "slow": slowly(0.7),
 }
+RARER = ("the request is lost", "500", "done and 500", "slow")
 OBJECTS = [
     "drivers/*",
-    "units.parquet",
+    "units-*.parquet",
     "run.json",
     "zarr.json",
     "activations/*/zarr.json",
@@ -39,7 +40,10 @@ OBJECTS = [
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, id=name, marks=[by_make_faults] if name in RARER else []) for name, fault in FAULTS.items()],
+)
 def test_a_fault_of_any_write_is_lived_through(proxy: FaultProxy, tiny: JobSpec, fault: Fault):
     for path in OBJECTS:
         proxy.script(fault, "PUT", f"?*/{path}")
@@ -49,11 +53,18 @@ def test_a_fault_of_any_write_is_lived_through(proxy: FaultProxy, tiny: JobSpec,
     assert_whole(straight(tiny, proxy))
 
 
-@pytest.mark.parametrize("fault", [cut, half_answer, answer(503, "SlowDown")], ids=["cut", "half an answer", "503"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(cut, id="cut", marks=by_make_faults),
+        pytest.param(half_answer, id="half an answer"),
+        pytest.param(answer(503, "SlowDown"), id="503", marks=by_make_faults),
+    ],
+)
 def test_a_fault_of_any_read_is_lived_through(proxy: FaultProxy, tiny: JobSpec, fault: Fault):
     run_driver(tiny)
     proxy.clear()
-    for path in ["", "?*/run.json", "?*/units.parquet", "?*/index.parquet", "?*/chunks.parquet"]:
+    for path in ["", "?*/run.json", "?*/units-*.parquet", "?*/index.parquet", "?*/chunks.parquet"]:
         proxy.script(fault, "GET", path)
     for path in ["?*/zarr.json", "?*/rollouts/*", "?*/c/*", "?*/commits/*"]:
         proxy.script(fault, "[GH]E*", path, times=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 
+import pytest
 from persona_atlas.jobs.spec import JobSpec
 
 from fakes import small_spec
@@ -14,6 +15,9 @@ KILLS = int(os.environ.get("ATLAS_FAULTS", "0"))
 """Kills in a loop of real runs, as ``make faults`` asks for them; 0 in the ordinary tests, which do a few."""
 
 IS_THOROUGH = KILLS > 0
+
+by_make_faults = pytest.mark.skipif(not IS_THOROUGH, reason="make faults does it")
+"""Of tests and parameters that the ordinary tests leave out for their time."""
 
 _TWO_ARRAYS = {"poolings": ["response_mean", "prompt_last"]}
 

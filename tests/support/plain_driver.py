@@ -230,10 +230,9 @@ class _Job:
             self.committed_before = len(committed)
             ledger = Ledger(self._plan, committed, iter(held.row_blocks), self._rollouts_per_assignment)
             self.ledger = ledger
-            with IndexKeeper(location, record, held.generation, say) as keeper:
+            with IndexKeeper(location, record, say) as keeper:
 
                 def commit(manifest: Manifest) -> None:
-                    keeper.expect(manifest.unit_id)
                     keeper.add(commit_unit(location, held, manifest))
 
                 drive(ledger, executor, commit, self._progress)
