@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..jobs.block import UnitBlock
 from ..jobs.errors import AtlasError, InputError
 from ..jobs.ledger import Failure
+from ..jobs.spec import ModelSpec
 from ..jobs.units import UnitOrder
 from ..storage.blocks import write_block
 from ..storage.location import open_location
 from ..storage.records import Manifest
 from ..workers.engine import Engine, EngineSettings
 from ..workers.memory import require_memory
+from ..workers.model_files import find_model
 from ..workers.run_units import failure_of, run_units
 from .patience import patiently
 
@@ -35,6 +37,7 @@ class WorkerSettings:
         endpoint_url: Of an S3-compatible server.
         rows_per_block: Of the run.
         mantissa_bits: Of the run.
+        model: Which model, for a machine that does not have its files where the driver has them; None: all have.
     """
 
     engine: EngineSettings
@@ -43,6 +46,7 @@ class WorkerSettings:
     endpoint_url: str | None
     rows_per_block: int
     mantissa_bits: int
+    model: ModelSpec | None = None
 
 
 def load_engine(settings: WorkerSettings) -> Engine:
@@ -65,7 +69,10 @@ def load_engine(settings: WorkerSettings) -> Engine:
                 mend="Install a CUDA build of torch there, or use placement.device: cpu.",
             )
     require_memory(settings.needed_bytes, 1, settings.engine.device)
-    return TransformersEngine(settings.engine)
+    engine = settings.engine
+    if settings.model is not None and not engine.directory.is_dir():
+        engine = replace(engine, directory=find_model(settings.model, lambda _: None))
+    return TransformersEngine(engine)
 
 
 class UnitTask:

@@ -17,7 +17,26 @@ import click
 
 from ... import __version__
 from ...jobs.errors import AtlasError
-from . import catalog, gc, output, plan, probe_store, query, reduce, report, run, show, verify
+from . import (
+    cancel,
+    catalog,
+    drive,
+    gc,
+    list_jobs,
+    logs,
+    output,
+    plan,
+    probe_store,
+    query,
+    reduce,
+    report,
+    resume,
+    run,
+    show,
+    status,
+    submit,
+    verify,
+)
 
 EXIT_INTERRUPTED = 130
 
@@ -30,6 +49,13 @@ def cli() -> None:
 
 for _verb in (
     run.run,
+    submit.submit,
+    list_jobs.list_jobs,
+    status.status,
+    logs.logs,
+    cancel.cancel,
+    resume.resume,
+    drive.drive,
     plan.plan,
     show.show,
     query.query,
@@ -57,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in argv
     try:
-        status: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
+        ended: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
     except click.ClickException as error:
         output.error({"error": error.format_message(), "code": "usage"}, as_json=as_json)
         sys.exit(2)
@@ -75,4 +101,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)
         sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(ended if isinstance(ended, int) else 0)
