@@ -22,11 +22,8 @@ from ..jobs.states import JobState
 from .board import Board, JobStoppedError
 from .conclude import conclude
 from .job import prepare_job, work_job
-from .order import CATALOG_FOLDER, JobOrder
+from .order import CATALOG_FOLDER, NAMESPACE, JobOrder, driver_name
 from .progress import Progress
-
-NAMESPACE = "persona-atlas"
-"""Of the names of our actors."""
 
 _STARTS = 20
 _LONGEST_PAUSE_S = 60.0
@@ -37,11 +34,6 @@ _LINGER_S = 120.0
 
 _STOP_PATIENCE_S = 6.0
 """What a driver has to end in good order, before it is ended by force."""
-
-
-def driver_name(job_id: str) -> str:
-    """Name of a job's driver among Ray's actors."""
-    return f"driver-{job_id}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
@@ -11,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 from ..jobs.errors import InputError, JobError
-from .driver import NAMESPACE, Driver, News, driver_name
-from .order import JobOrder
+from .driver import Driver, News
+from .order import NAMESPACE, JobOrder, driver_name
 
 _ASK_EVERY_S = 0.5
 _SILENCE_S = 15.0
@@ -44,10 +45,11 @@ def follow(order: JobOrder, version: str) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    signal.signal(signal.SIGTERM, _stop)
     driver: Any = None
     try:
-        ray.init(namespace=NAMESPACE, log_to_driver=False)
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+        # After Ray has set a handler of its own, which would end this process without a word to the driver.
+        signal.signal(signal.SIGTERM, _stop)
         driver = _driver(order)
         return _listen(ray, driver)
     except _ToldToStop:

@@ -11,6 +11,14 @@ from ..jobs.spec import JobSpec
 ORDER_FILE = "job.json"
 CATALOG_FOLDER = "catalog"
 
+NAMESPACE = "persona-atlas"
+"""Of the names of our actors on a cluster."""
+
+
+def driver_name(job_id: str) -> str:
+    """Name of a job's driver among Ray's actors."""
+    return f"driver-{job_id}"
+
 
 class JobOrder(BaseModel):
     """A job, as its driver is told.

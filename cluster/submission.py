@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 from ..jobs.errors import AtlasError, InputError, JobError, TransientError, closest
 from ..jobs.states import RayState
+from .order import NAMESPACE, driver_name
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _FIELD = "--address"
@@ -31,6 +33,18 @@ _SUBMIT_TRIES = 20
 _PROBE_S = 120.0
 
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+
+_END_DRIVER = """
+import time, ray
+ray.init(namespace={namespace!r}, log_to_driver=False)
+try:
+    driver = ray.get_actor({name!r})
+    ray.get(driver.stop.remote(), timeout=5)
+    time.sleep(5)
+    ray.kill(driver, no_restart=True)
+except (ValueError, ray.exceptions.RayError) as gone:
+    print(gone)
+"""
 
 T = TypeVar("T")
 
@@ -177,6 +191,11 @@ class Cluster:
     def stop(self, job_id: str) -> None:
         """Tell a job to stop; does not wait for it."""
         self._ask(lambda: self._client.stop_job(job_id))
+
+    def end_driver(self, job_id: str) -> None:
+        """End a driver whose job has ended without it, with a small job; does not wait for it."""
+        program = _END_DRIVER.format(name=driver_name(job_id), namespace=NAMESPACE)
+        self._ask(lambda: self._client.submit_job(entrypoint=shlex.join(["python", "-c", program])))
 
     def logs(self, job_id: str) -> str:
         """Give what a job has said so far."""

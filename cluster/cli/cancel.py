@@ -13,7 +13,10 @@ from ..submission import Cluster
 from . import output
 from .options import address_option, json_option
 
-_PATIENCE_S = 30.0
+_INSIST_AFTER_S = 8.0
+"""A driver outlives the job that began it, if that was ended by force: then it is ended by another."""
+
+_PATIENCE_S = 60.0
 
 
 @click.command()
@@ -32,9 +35,13 @@ def cancel(job_id: str, address: str | None, as_json: bool) -> None:
             mend="Nothing is left to stop.",
         )
     cluster.stop(job_id)
-    deadline = time.monotonic() + _PATIENCE_S
+    began = time.monotonic()
+    must_insist = True
     while not (view := _ended(cluster, job_id)):
-        if time.monotonic() > deadline:
+        if must_insist and time.monotonic() - began > _INSIST_AFTER_S:
+            cluster.end_driver(job_id)
+            must_insist = False
+        if time.monotonic() - began > _PATIENCE_S:
             raise JobError(
                 f"job {job_id} was told to stop and has not, after {_PATIENCE_S:.0f} s.",
                 code="not_stopped",
