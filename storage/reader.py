@@ -92,13 +92,14 @@ class ActivationReader:
 
         def fetch(task: tuple[_Piece, npt.NDArray[np.intp]]) -> None:
             piece, places = task
-            rows_in_block = rows_N[places] - piece.row_block * self._rows_per_block
+            rows_in_block = _span(rows_N[places] - piece.row_block * self._rows_per_block)
+            span = _span(places)
             for slot, chunk_RD in self._chunks(piece):
                 taken = chunk_RD[rows_in_block]
                 if not np.isfinite(taken).all():
                     bad = unit_ids[places[int(np.argmin(np.isfinite(taken).all(axis=1)))]]
                     raise self._error(piece, f"a committed row of unit {bad} has no numbers", "missing_object")
-                values_NLD[places, slot] = taken
+                values_NLD[span, slot] = taken
 
         if len(tasks) == 1:
             fetch(tasks[0])
@@ -136,8 +137,17 @@ class ActivationReader:
         )
 
 
+def _span(places: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:
+    """Give consecutive places as a slice: a unit in address order is one, and numpy need not gather it."""
+    first = int(places[0])
+    is_consecutive = np.array_equal(places, np.arange(first, first + len(places)))
+    return slice(first, first + len(places)) if is_consecutive else places
+
+
 def _pieces(row_block: int, lengths_L: npt.NDArray[np.int64], positions: Sequence[int]) -> Iterator[_Piece]:
     """Cut the asked layers into runs that lie beside each other in the object."""
+    if not positions:
+        return
     ends_L = np.cumsum(lengths_L)
     by_place = sorted(range(len(positions)), key=lambda slot: positions[slot])
     cuts = [0, *(i for i in range(1, len(by_place)) if positions[by_place[i]] != positions[by_place[i - 1]] + 1)]

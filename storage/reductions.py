@@ -140,13 +140,14 @@ def read_current_reduction(location: Location) -> Reduction | None:
     if pointer is None:
         return None
     reduction_id, path = pointer
-    try:
-        with location.errors():
+    # Inside: a group that is not there is a missing file to us, and no trouble of the store's.
+    with location.errors():
+        try:
             group: Any = zarr.open_group(location.zarr(read_only=True), path=path, mode="r")
             texts: dict[str, Any] = {name: group.attrs[name] for name in _TEXTS}
             arrays: dict[str, Any] = {name: np.asarray(group[name][...]) for name in _ARRAYS if name in group}
-    except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
-        raise _damaged(location, path, str(error)) from error
+        except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
+            raise _damaged(location, path, str(error)) from error
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise _damaged(location, path, f"{name} lacks numbers")

@@ -33,7 +33,7 @@ def write_scores(location: Location, judge: str, unit_id: str, rows: Sequence[in
     Raises:
         InputError: The name is none that a folder could have.
     """
-    if not judge or not all(c.isalnum() or c in "._-" for c in judge):
+    if not judge.strip(".") or not all(c.isalnum() or c in "._-" for c in judge):
         raise InputError(f"{judge!r} cannot be a judge's name.", code="bad_judge", field="judge", mend="Use a-z, 0-9.")
     numbers = np.asarray(scores, dtype=np.float32)
     table = pa.table([pa.array(rows, pa.int64()), pa.array(numbers, mask=np.isnan(numbers))], schema=SCORE_SCHEMA)

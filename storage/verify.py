@@ -149,14 +149,16 @@ def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecor
     num_layers, d_model, rows = len(record.layers), record.model.d_model, record.rows_per_block
     for hook_point, pooling in record.arrays:
         path = layout.array_path(hook_point, pooling)
-        try:
-            with location.errors():
+        # Inside: an array that is not there is a missing file to us, and no trouble of the store's.
+        with location.errors():
+            try:
                 array: Any = zarr.open_array(location.zarr(read_only=True), path=path, mode="r")
                 facts = (array.shape[1:], array.shards, array.chunks, str(array.dtype), list(array.attrs["layers"]))
                 is_nan_filled = bool(np.isnan(array.fill_value))
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            yield Problem("damage", "bad_array", f"{path}/zarr.json", f"the array's metadata cannot be read: {error}.")
-            continue
+            except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+                what = f"the array's metadata cannot be read: {error}."
+                yield Problem("damage", "bad_array", f"{path}/zarr.json", what)
+                continue
         shard = (rows, num_layers, d_model)
         expected = (shard[1:], shard, (rows, 1, d_model), "float32", list(record.layers))
         if facts != expected or not is_nan_filled or array.shape[0] < num_blocks * rows:

@@ -100,6 +100,8 @@ class UnitCheck:
         canary = manifest.canary
         if canary is not None and not np.isfinite([*canary.relative_error_L, *canary.cosine_L]).all():
             yield Problem("damage", "bad_canary", path, "the canary's figures are not finite.", unit_id)
+        if canary is None and has_content:
+            yield Problem("damage", "no_canary", path, "nothing of it was held against a plain forward pass.", unit_id)
 
     def _object(
         self,

@@ -12,12 +12,13 @@ import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.spec import JobSpec, load_spec
-from persona_atlas.storage.run_store import committed_units, refresh_index
+from persona_atlas.storage.index_keeper import refresh_index
 
 from fakes import FACTS, FakeEngine, small_plan, small_spec
-from stored_runs import store_run
+from stored_runs import record_of, store_run
 
 ROOT = Path(__file__).parents[1]
+READING = ("show", "query", "verify", "gc", "reduce", "report", "catalog")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -41,9 +42,9 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"prompts": 2, "questions": 4}
     personas = {"roles": {"names": ["pirate", "poet", "teacher"], **counts}, "default": counts}
     plan = small_plan(small_spec(personas=personas), facts=replace(FACTS, n_layers=30, d_model=576))
-    engine = FakeEngine(layers=tuple(range(30)), d_model=576)
+    engine = FakeEngine(layers=tuple(range(30)), d_model=576, more=", and at some length")
     location = store_run(str(folder / "runs" / "demo"), plan, engine=engine)
-    refresh_index(location, committed_units(location))
+    refresh_index(location, record_of(plan))
     return folder
 
 
@@ -54,9 +55,9 @@ def run_command(line: str) -> None:
 
 def test_every_command_that_reads_a_store_or_the_catalog_runs(demo_store: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(demo_store)
-    reading = [line for line in commands() if line.split()[1] in ("show", "query", "reduce", "report", "catalog")]
+    reading = [line for line in commands() if line.split()[1] in READING]
     reading = [line for line in reading if "my-personas" not in line]
-    assert len(reading) >= 8
+    assert len(reading) >= 11
     for line in reading:
         run_command(line)
 
@@ -78,7 +79,7 @@ def test_every_python_block_runs_and_prints_what_it_says(
         capsys.readouterr()
     exec(compile(text, page, "exec"), {})
     printed = capsys.readouterr().out.splitlines()
-    for line, told in zip(printed, re.findall(r"print\(.*\)\s+# (\(.*)", text), strict=False):
+    for line, told in zip(printed, re.findall(r"print\(.*\)\s+# (\([\d, ]+\)[^;\n]*)", text), strict=False):
         assert told == line or "units" in line
 
 

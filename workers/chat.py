@@ -19,6 +19,7 @@ PINNED_DATE = "01 Jan 2026"
 
 _PROBE_SYSTEM = "Zq7 system probe"
 _PROBE_QUESTION = "Zq7 question probe"
+_OTHER_QUESTION = "(another)"
 
 
 class ChatRenderer:
@@ -72,6 +73,17 @@ class ChatRenderer:
                 **self._options(),
             )
         )
+
+    def shared_beginning(self, system_prompt: str) -> list[int]:
+        """Give the ids with which every conversation under a system prompt begins, whatever is asked.
+
+        Almost every: a question may melt into the text before it. Compare before relying on it.
+        """
+        one, other = self.render(system_prompt, _PROBE_QUESTION), self.render(system_prompt, _OTHER_QUESTION)
+        same = 0
+        while same < min(len(one), len(other)) and one[same] == other[same]:
+            same += 1
+        return one[:same]
 
     def describe(self) -> dict[str, Any]:
         """Give what a run's record says of rendering."""

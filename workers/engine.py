@@ -1,11 +1,11 @@
-"""What every engine is told and promises: requests in, captured rollouts out, in the order of the requests.
+"""What every engine is told and promises: requests in, captured rollouts out, each as it is finished.
 
 Knows nothing of how it is done, nor of units or stores; imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.block import ArrayName, Rollout
+from ..jobs.block import ArrayName, Canary, Rollout
 from ..jobs.spec import CaptureSpec, SamplingSpec
 from ..jobs.units import RolloutRequest
 
@@ -29,6 +29,34 @@ class CapturedRollout:
 
     rollout: Rollout
     vectors_LD: dict[ArrayName, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedText:
+    """A conversation that exists already, for a pass that only reads.
+
+    Attributes:
+        name: What errors call it.
+        token_ids: The whole conversation, rendered.
+        responses: Spans ``(start, stop)`` of response content, ascending, end exclusive; the prompt of each is all that
+            comes before it, ``[0, start)``. An empty span has no vector in the response poolings.
+    """
+
+    name: str
+    token_ids: tuple[int, ...]
+    responses: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedText:
+    """A conversation's pooled activations.
+
+    Attributes:
+        vectors_LD: For each response span, float32 ``(L, D)`` per (hook point, pooling); all NaN in the response
+            poolings of an empty span.
+    """
+
+    vectors_LD: tuple[dict[ArrayName, npt.NDArray[np.float32]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +85,54 @@ class EngineSettings:
 
 
 class Engine(Protocol):
-    """Something that turns requests into captured rollouts."""
+    """Something that turns requests, or texts, into pooled activations.
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+    Attributes:
+        layers: The captured blocks.
+        canary_limit: Relative error between what it captured and a plain forward pass that its numbers may have.
+    """
+
+    layers: tuple[int, ...]
+    canary_limit: float
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture.
 
         Args:
-            requests: Any number, of any personas; they may share batches.
+            next_request: Asked whenever there is room for one more rollout; None when there is none at the moment.
+                Requests may be of any personas; they share batches.
 
-        Returns:
-            One for each request, in the same order.
+        Yields:
+            One for each request, as each is finished, in any order. Ends when nothing is left to do and
+            ``next_request`` gave None.
 
         Raises:
-            UnitError: A number was not finite or a layer was not seen; nothing of the call can be used.
+            UnitError: A number was not finite, a layer was not seen, a prompt is too long for the model. What was not
+                yielded by then is lost, and may be asked for again.
+        """
+        ...
+
+    def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
+        """Read texts and capture, without generating.
+
+        Args:
+            texts: Any number, of any length.
+
+        Returns:
+            One for each text, in the same order.
+
+        Raises:
+            UnitError: As for ``generate``; nothing of the call can be used.
+        """
+        ...
+
+    def canary(self, captured: CapturedRollout) -> Canary | None:
+        """Recompute a rollout by a plain forward pass over it alone and say how near the captured vectors are.
+
+        Args:
+            captured: A rollout of this engine.
+
+        Returns:
+            The figures; None when the rollout has no content.
         """
         ...

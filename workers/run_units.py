@@ -1,73 +1,174 @@
-"""Work a handful of unit orders with an engine: one block or one failure for each. The plain twin of the Ray actor.
+"""Turn unit orders into finished blocks with a streaming engine. The plain twin of the Ray actor.
 
-The units of one call may share batches. When a call fails, it is done again unit by unit, so that only the unit that
-is at fault fails.
+Units are fed into the engine's batch as room comes and each is given out when all of its rollouts are there, with a
+canary. When the engine fails while several units are under way, each of them is finished alone, so that only the one at
+fault fails; a unit that was alone already fails at once.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..jobs.block import UnitBlock
+from ..jobs.block import Canary, UnitBlock
 from ..jobs.errors import UnitError
 from ..jobs.ledger import Failure
-from ..jobs.units import RolloutRequest, UnitOrder
+from ..jobs.units import RolloutAddress, RolloutRequest, UnitOrder
+from .canary import require_close
 from .engine import CapturedRollout, Engine
 
 
-def run_units(engine: Engine, orders: Sequence[UnitOrder]) -> Iterator[UnitBlock | Failure]:
+def run_units(engine: Engine, next_order: Callable[[], UnitOrder | None]) -> Iterator[UnitBlock | Failure]:
     """Generate and capture units.
 
     Args:
         engine: What does it.
-        orders: The units; each comes back once, in this order.
+        next_order: Asked when the engine has room for more; None when there is nothing to be done at the moment.
 
     Yields:
-        A block, or why there is none.
+        For every unit a block, or why there is none, as soon as that is known. Ends when nothing is under way and
+        ``next_order`` gave None.
     """
-    started = time.perf_counter()
-    requests = [request for order in orders for request in order.requests]
-    captured = _generate(engine, requests)
-    if isinstance(captured, _Fault):
-        # Told by now and not caught: a live error would hold the batch's frames, and their memory on the device.
-        if len(orders) == 1:
-            yield Failure(orders[0].unit.unit_id, orders[0].attempt, captured.message, captured.detail)
+    while True:
+        stream = _Stream(engine, next_order)
+        yield from stream.results()
+        if stream.fault is None:
             return
-        for order in orders:
-            yield from run_units(engine, [order])
-        return
-    seconds_per_rollout = (time.perf_counter() - started) / max(len(requests), 1)
-    start = 0
-    for order in orders:
-        rows = captured[start : start + len(order.requests)]
-        start += len(order.requests)
-        try:
-            yield _block(order, rows, seconds_per_rollout * len(rows))
-        except UnitError as error:
-            yield failure_of(order, error)
+        # An engine that fails before it asks for anything fails the next unit, or nothing would ever come of it.
+        units = stream.under_way or [_Unit.of(order) for order in (next_order(),) if order is not None]
+        if not units:
+            return
+        for unit in units:
+            alone = stream
+            if len(units) > 1:
+                alone = _Stream(engine, lambda: None, unit)
+                yield from alone.results()
+            if alone.fault is not None:
+                yield Failure(unit.order.unit.unit_id, unit.order.attempt, alone.fault.message, alone.fault.detail)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
+    # Told and not caught: a live error would hold the batch's frames, and their memory on the device.
     message: str
     detail: str
 
 
-def _generate(engine: Engine, requests: Sequence[RolloutRequest]) -> list[CapturedRollout] | _Fault:
-    try:
-        captured = engine.generate(requests)
-        if len(captured) != len(requests):
-            raise UnitError(
-                f"the engine gave {len(captured)} rollouts for {len(requests)} requests.", code="rows_mixed"
-            )
-    except Exception as error:  # noqa: BLE001 - whatever a model throws is this unit's failure, not the worker's end
-        return _fault_of(error)
-    return captured
+@dataclass(eq=False)
+class _Unit:
+    """A unit under way, and what is there of it."""
+
+    order: UnitOrder
+    requests: dict[RolloutAddress, RolloutRequest]
+    rows: dict[RolloutAddress, CapturedRollout] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, order: UnitOrder) -> _Unit:
+        return cls(order, {request.address: request for request in order.requests})
+
+    def missing(self) -> list[RolloutRequest]:
+        return [request for address, request in self.requests.items() if address not in self.rows]
+
+
+class _Stream:
+    """One call of an engine's ``generate``.
+
+    Attributes:
+        under_way: Units of which rollouts are missing; after ``results`` those that the engine let down.
+        fault: Why the call ended before its time, if it did.
+    """
+
+    def __init__(self, engine: Engine, next_order: Callable[[], UnitOrder | None], unit: _Unit | None = None) -> None:
+        self._engine = engine
+        self._next_order = next_order
+        self.under_way: list[_Unit] = [] if unit is None else [unit]
+        self.fault: _Fault | None = None
+        self._to_ask = deque([] if unit is None else unit.missing())
+        self._seconds = 0.0
+        self._rollouts = 0
+
+    def results(self) -> Iterator[UnitBlock | Failure]:
+        """Give each unit that was finished, or whose numbers are wrong."""
+        rollouts: Iterator[CapturedRollout] | None = None
+        while True:
+            started = time.perf_counter()
+            try:
+                rollouts = rollouts or self._engine.generate(self._next_request)
+                captured = next(rollouts, None)
+                unit = None if captured is None else self._keep(captured)
+            except Exception as error:  # noqa: BLE001 - whatever a model throws is a unit's failure, not the worker's end
+                self.fault = _fault_of(error)
+                return
+            self._seconds += time.perf_counter() - started
+            if unit is None:
+                if captured is None:
+                    self._complain()
+                    return
+                continue
+            self.under_way.remove(unit)
+            yield self._finish(unit)
+
+    def _next_request(self) -> RolloutRequest | None:
+        if not self._to_ask:
+            started = time.perf_counter()
+            order = self._next_order()
+            # Waiting for orders is no work of the model.
+            self._seconds -= time.perf_counter() - started
+            if order is None:
+                return None
+            self.under_way.append(_Unit.of(order))
+            self._to_ask.extend(order.requests)
+        return self._to_ask.popleft()
+
+    def _keep(self, captured: CapturedRollout) -> _Unit | None:
+        """Put a rollout where it belongs; its unit, when it was the last of it."""
+        rollout = captured.rollout
+        asked = (unit for unit in self.under_way if rollout.address in unit.requests)
+        unit = next(asked, None)
+        if unit is None or rollout.address in unit.rows:
+            raise UnitError(f"the engine answered with {rollout.address}, which was not asked.", code="rows_mixed")
+        request = unit.requests[rollout.address]
+        said = RolloutRequest(rollout.address, rollout.system_prompt, rollout.question, rollout.seed)
+        if said != request:
+            raise UnitError(f"the engine answered {request.address} with another rollout's words.", code="rows_mixed")
+        unit.rows[rollout.address] = captured
+        self._rollouts += 1
+        return None if unit.missing() else unit
+
+    def _complain(self) -> None:
+        if self.under_way:
+            asked = sum(len(unit.requests) for unit in self.under_way)
+            given = sum(len(unit.rows) for unit in self.under_way)
+            error = UnitError(f"the engine gave {given} rollouts for {asked} requests.", code="rows_mixed")
+            self.fault = _fault_of(error)
+
+    def _finish(self, unit: _Unit) -> UnitBlock | Failure:
+        rows = [unit.rows[request.address] for request in unit.order.requests]
+        # The units of a batch share its passes: time goes by rollouts, each second to one unit.
+        share = self._seconds * len(rows) / max(self._rollouts, len(rows))
+        self._seconds -= share
+        self._rollouts = max(0, self._rollouts - len(rows))
+        started = time.perf_counter()
+        try:
+            canary = self._canary(rows)
+        except Exception as error:  # noqa: BLE001 - as above
+            return failure_of(unit.order, error)
+        share += time.perf_counter() - started
+        arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in rows[0].vectors_LD}
+        return UnitBlock(unit.order, tuple(row.rollout for row in rows), arrays, share, canary)
+
+    def _canary(self, rows: list[CapturedRollout]) -> Canary | None:
+        # The longest has been through the most: the most passes, the most batch mates.
+        longest = max(rows, key=lambda row: row.rollout.num_content_tokens)
+        canary = self._engine.canary(longest)
+        if canary is not None:
+            require_close(canary, self._engine.layers, self._engine.canary_limit)
+        return canary
 
 
 def _fault_of(error: BaseException) -> _Fault:
@@ -79,12 +180,3 @@ def failure_of(order: UnitOrder, error: BaseException) -> Failure:
     """Describe an error as a unit's failure, with the whole traceback beside the one line."""
     fault = _fault_of(error)
     return Failure(order.unit.unit_id, order.attempt, fault.message, fault.detail)
-
-
-def _block(order: UnitOrder, rows: Sequence[CapturedRollout], seconds: float) -> UnitBlock:
-    for request, row in zip(order.requests, rows, strict=True):
-        if row.rollout.address != request.address:
-            raise UnitError(f"the engine answered {request.address} with {row.rollout.address}.", code="rows_mixed")
-    names = rows[0].vectors_LD
-    arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in names}
-    return UnitBlock(order, tuple(row.rollout for row in rows), arrays, seconds)

@@ -12,8 +12,8 @@ import torch
 
 from ..jobs.errors import UnitError
 
-_CANDIDATES = 256
-"""Tokens looked at first; the whole vocabulary is sorted only for rows whose nucleus is wider."""
+_CANDIDATES = (64, 1024)
+"""Likeliest tokens looked at first, and for rows whose nucleus is wider; then the whole vocabulary."""
 
 
 def uniforms(seeds: Sequence[int], num_steps: int) -> torch.Tensor:
@@ -52,19 +52,30 @@ def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float,
         return logits_BV.argmax(dim=-1)
     scaled_BV = logits_BV / temperature
     log_total_B1 = scaled_BV.logsumexp(dim=-1, keepdim=True)
+    target_B1 = uniform_B.to(scaled_BV.device)[:, None]
+    tokens_B = torch.empty(scaled_BV.shape[0], dtype=torch.long, device=scaled_BV.device)
+    # Few nuclei are wide: only the rows whose candidates fall short of top_p are looked at again.
+    rows_B = torch.arange(scaled_BV.shape[0], device=scaled_BV.device)
     vocabulary = scaled_BV.shape[-1]
-    width = min(_CANDIDATES, vocabulary)
-    top_BK, ids_BK = scaled_BV.topk(width, dim=-1)
-    probs_BK = (top_BK - log_total_B1).exp()
-    if width < vocabulary and bool((probs_BK.sum(dim=-1) < top_p).any()):
-        top_BK, ids_BK = scaled_BV.sort(dim=-1, descending=True)
-        probs_BK = (top_BK - log_total_B1).exp()
+    for width in sorted({min(width, vocabulary) for width in (*_CANDIDATES, vocabulary)}):
+        top_BK, ids_BK = scaled_BV[rows_B].topk(width, dim=-1)
+        probs_BK = (top_BK - log_total_B1[rows_B]).exp()
+        chosen_B = _pick(probs_BK, ids_BK, target_B1[rows_B], top_p)
+        enough_B = (probs_BK.sum(dim=-1) >= top_p) | (width == vocabulary)
+        tokens_B[rows_B[enough_B]] = chosen_B[enough_B]
+        rows_B = rows_B[~enough_B]
+        if not len(rows_B):
+            break
+    return tokens_B
+
+
+def _pick(probs_BK: torch.Tensor, ids_BK: torch.Tensor, uniform_B1: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Pick from candidates, likeliest first, that hold the nucleus."""
     mass_BK = probs_BK.cumsum(dim=-1)
     # A token is in the nucleus while the mass before it is short of top_p; the first always is.
     probs_BK = torch.where(mass_BK - probs_BK < top_p, probs_BK, 0.0)
     probs_BK[:, 0] = probs_BK[:, 0].clamp_min(torch.finfo(torch.float32).tiny)
     mass_BK = probs_BK.cumsum(dim=-1)
-    target_B1 = uniform_B.to(mass_BK.device)[:, None] * mass_BK[:, -1:]
-    place_B1 = (mass_BK <= target_B1).sum(dim=-1, keepdim=True)
+    place_B1 = (mass_BK <= uniform_B1 * mass_BK[:, -1:]).sum(dim=-1, keepdim=True)
     last_B1 = (probs_BK > 0).sum(dim=-1, keepdim=True) - 1
     return ids_BK.gather(-1, torch.minimum(place_B1, last_B1))[:, 0]

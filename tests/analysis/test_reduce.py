@@ -15,7 +15,7 @@ from persona_atlas.jobs.personas import DEFAULT_PERSONA
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
-from persona_atlas.storage.query import Run, open_run
+from persona_atlas.storage.query import Query, Run, open_run
 from persona_atlas.storage.reductions import Reduction
 from persona_atlas.workers.engine import CapturedRollout
 
@@ -166,9 +166,9 @@ def test_small_blocks_of_rollouts_give_the_same_as_one(
     whole: tuple[Run, Reduction, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     _, at_once, _ = whole
-    monkeypatch.setattr("persona_atlas.storage.query._BLOCKS_BYTES", 5 * 4 * 16 * 4)
+    monkeypatch.setattr(Query.blocks, "__defaults__", (5 * 4 * 16 * 4,))
     run = small_run(str(tmp_path / "run"), exact_spec(tmp_path / "run"))
-    assert len(list(run.blocks())) == 8
+    assert len(list(run.query(layer="all").blocks())) == 12
     in_parts = reduce_run(run)
     close(in_parts.axis, np.asarray(at_once.axis))
     close(in_parts.projections, np.asarray(at_once.projections))

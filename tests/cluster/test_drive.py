@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +20,20 @@ from persona_atlas.jobs.errors import InputError, TransientError
 from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import PlacementSpec
-from persona_atlas.jobs.units import RolloutAddress
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
+from persona_atlas.storage.commits import commit_unit, committed_units
 from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import open_location
 from persona_atlas.storage.query import Run, open_run
 from persona_atlas.storage.records import Manifest
-from persona_atlas.storage.run_store import commit_unit, committed_units
-from persona_atlas.workers.transformers_engine import EngineSettings
+from persona_atlas.workers.engine import CapturedRollout, EngineSettings
 from rich.console import Console
 
 from fakes import FakeEngine, small_plan, small_spec, vector_of
 from stored_runs import begin
 
 ARRAY = ("resid_post", "response_mean")
-Commit = Callable[[Manifest], bool]
+Commit = Callable[[Manifest], object]
 
 
 @dataclass
@@ -153,7 +154,7 @@ def test_a_commit_that_fails_in_passing_is_made_again(tmp_path: Path, capsys: py
     tries: Counter[str] = Counter()
 
     def shaky(commit: Commit) -> Commit:
-        def try_to(manifest: Manifest) -> bool:
+        def try_to(manifest: Manifest) -> object:
             tries[manifest.unit_id] += 1
             if manifest.unit_id == "role.poet.pos.p0.b0" and tries[manifest.unit_id] <= 2:
                 raise TransientError("the bucket is having a moment.", code="store_failed")
@@ -173,7 +174,7 @@ def test_a_commit_whose_answer_was_lost_is_asked_again_and_counts_once(tmp_path:
     lost: list[str] = []
 
     def forgetful(commit: Commit) -> Commit:
-        def try_to(manifest: Manifest) -> bool:
+        def try_to(manifest: Manifest) -> object:
             made = commit(manifest)
             if not lost:
                 lost.append(manifest.unit_id)
@@ -193,21 +194,67 @@ def test_a_commit_that_never_succeeds_ends_the_run_and_keeps_what_was_committed(
     monkeypatch.setattr(patience.time, "sleep", lambda _: None)
     url = str(tmp_path / "run")
     tries: Counter[str] = Counter()
+    kept: list[str] = []
 
     def broken(commit: Commit) -> Commit:
-        def try_to(manifest: Manifest) -> bool:
+        def try_to(manifest: Manifest) -> object:
             tries[manifest.unit_id] += 1
-            if len(tries) == 3:
+            if manifest.unit_id == "role.poet.pos.p0.b0":
                 raise TransientError("the bucket is gone.", code="store_failed")
-            return commit(manifest)
+            made = commit(manifest)
+            kept.append(manifest.unit_id)
+            return made
 
         return try_to
 
     with pytest.raises(TransientError, match="the bucket is gone"):
         drive_store(url, FakeEngine(), around=broken)
-    assert sorted(tries.values()) == [1, 1, 6]
-    assert len(open_run(url).committed) == 2
+    assert tries.pop("role.poet.pos.p0.b0") == patience.TRIES
+    assert set(tries.values()) <= {1}
+    assert open_run(url).committed == set(kept)
     assert drive_store(url, FakeEngine()).run.completeness.is_complete
+
+
+def test_a_slow_commit_keeps_no_worker_waiting(tmp_path: Path):
+    engine = FakeEngine()
+    all_made = threading.Event()
+    waited: list[bool] = []
+
+    class Busy(FakeEngine):
+        def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+            made = list(engine.generate(next_request))
+            if len(engine.calls) == 12:
+                all_made.set()
+            yield from made
+
+    def slow(commit: Commit) -> Commit:
+        def try_to(manifest: Manifest) -> object:
+            waited.append(all_made.wait(30))
+            return commit(manifest)
+
+        return try_to
+
+    driven = drive_store(str(tmp_path / "run"), Busy(), around=slow)
+    assert waited == [True] * 12
+    assert_stored_numbers_are_right(driven.run, driven.plan.num_rollouts)
+
+
+def test_a_unit_whose_objects_the_driver_does_not_see_is_made_again(tmp_path: Path):
+    removed: list[str] = []
+
+    def lossy(commit: Commit) -> Commit:
+        def try_to(manifest: Manifest) -> object:
+            if manifest.unit_id == "role.poet.pos.p0.b0" and manifest.attempt == 1:
+                removed.append(manifest.blocks[0].path)
+                (tmp_path / "run" / removed[0]).unlink()
+            return commit(manifest)
+
+        return try_to
+
+    driven = drive_store(str(tmp_path / "run"), FakeEngine(), around=lossy)
+    assert len(removed) == 1
+    assert driven.times_worked == dict.fromkeys(driven.plan.by_id, 1) | {"role.poet.pos.p0.b0": 2}
+    assert_stored_numbers_are_right(driven.run, driven.plan.num_rollouts)
 
 
 @pytest.mark.parametrize(

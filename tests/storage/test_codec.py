@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import tracemalloc
 
+import google_crc32c
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.storage.codec import create_array, encode_block, round_mantissa
+from persona_atlas.storage.codec import (
+    EncodedBlock,
+    create_array,
+    decode_chunk,
+    decode_chunk_lengths,
+    encode_block,
+    round_mantissa,
+)
 from zarr.storage import LocalStore
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
@@ -64,6 +71,16 @@ def test_infinities_stay_and_rounding_leaves_its_argument_alone():
     assert np.array_equal(values, before)
 
 
+def encoded(values: np.ndarray, rows_per_block: int, keep: int) -> EncodedBlock:
+    block = encode_block(values, rows_per_block, keep)
+    assert block is not None
+    return block
+
+
+def normal_block(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 100
+
+
 @given(
     num_rows=st.integers(1, 5),
     spare=st.integers(0, 3),
@@ -71,10 +88,11 @@ def test_infinities_stay_and_rounding_leaves_its_argument_alone():
     d_model=st.sampled_from([1, 16, 33]),
     keep=st.sampled_from([7, 10, 23]),
     row_block=st.integers(0, 2),
+    empty=st.integers(0, 5),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=25, deadline=None)
-def test_a_shard_put_in_place_by_hand_is_read_by_plain_zarr(
+def test_a_shard_is_byte_for_byte_the_one_that_zarr_itself_writes(
     tmp_path_factory: pytest.TempPathFactory,
     num_rows: int,
     spare: int,
@@ -82,14 +100,15 @@ def test_a_shard_put_in_place_by_hand_is_read_by_plain_zarr(
     d_model: int,
     keep: int,
     row_block: int,
+    empty: int,
     seed: int,
 ):
-    values = np.random.default_rng(seed).standard_normal((num_rows, num_layers, d_model)).astype(np.float32) * 100
-    values[num_rows // 2] = np.nan
+    values = normal_block(num_rows, num_layers, d_model, seed=seed)
+    values[empty:] = np.nan
     rows = num_rows + spare
     root = tmp_path_factory.mktemp("zarr")
     layers = range(10, 10 + num_layers)
-    create_array(
+    array = create_array(
         LocalStore(root),
         "x",
         num_rows=3 * rows,
@@ -98,31 +117,100 @@ def test_a_shard_put_in_place_by_hand_is_read_by_plain_zarr(
         d_model=d_model,
         mantissa_bits=keep,
     )
-    shard = root / "x" / "c" / str(row_block) / "0" / "0"
-    shard.parent.mkdir(parents=True)
-    shard.write_bytes(encode_block(values, rows, keep) or b"")
-    if num_rows == 1:
-        shard.unlink()
-    array = zarr.open_array(str(root / "x"), mode="r")
-    assert array.shape == (3 * rows, num_layers, d_model)
+    first = row_block * rows
+    rounded = round_mantissa(values, keep)
+    array[first : first + num_rows] = rounded
+    written = [path for path in (root / "x" / "c").rglob("*") if path.is_file()]
+    block = encode_block(values, rows, keep)
+    if block is None:
+        assert written == []
+        assert empty == 0
+    else:
+        shard = root / "x" / "c" / str(row_block) / "0" / "0"
+        assert written == [shard]
+        assert block.data == shard.read_bytes()
+        assert block.chunk_bytes == decode_chunk_lengths(block.data, num_layers)
     assert array.attrs["layers"] == list(layers)
     expected = np.full(array.shape, np.nan, dtype=np.float32)
-    expected[row_block * rows : row_block * rows + num_rows] = round_mantissa(values, keep)
+    expected[first : first + num_rows] = rounded
     assert np.array_equal(np.asarray(array[...]), expected, equal_nan=True)
 
 
-def test_a_block_is_one_object_the_same_that_zarr_itself_writes(tmp_path: Path):
-    values = np.random.default_rng(0).standard_normal((4, 3, 16)).astype(np.float32)
-    array = create_array(
-        LocalStore(tmp_path), "x", num_rows=8, rows_per_block=4, layers=[0, 1, 2], d_model=16, mantissa_bits=23
-    )
-    array[4:8] = values
-    written = [path for path in (tmp_path / "x" / "c").rglob("*") if path.is_file()]
-    assert written == [tmp_path / "x" / "c" / "1" / "0" / "0"]
-    theirs = written[0].read_bytes()
-    written[0].write_bytes(encode_block(values, 4, 23))
-    assert np.array_equal(np.asarray(zarr.open_array(str(tmp_path / "x"), mode="r")[4:8]), values)
-    assert len(theirs) == len(encode_block(values, 4, 23))
+@given(num_rows=st.integers(1, 4), spare=st.integers(0, 2), num_layers=st.integers(1, 4), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_each_layer_is_decoded_from_its_own_bytes(num_rows: int, spare: int, num_layers: int, seed: int):
+    values = normal_block(num_rows, num_layers, 8, seed=seed)
+    block = encoded(values, num_rows + spare, 10)
+    end = 0
+    for layer, num_bytes in enumerate(block.chunk_bytes):
+        begin, end = end, end + num_bytes
+        chunk_RD = decode_chunk(block.data[begin:end], num_rows + spare, 8)
+        assert np.array_equal(chunk_RD[:num_rows], round_mantissa(values[:, layer], 10))
+        assert np.isnan(chunk_RD[num_rows:]).all()
+
+
+def flips(data: bytes) -> list[bytes]:
+    """Every other byte string that differs in one bit."""
+    return [
+        data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]
+        for place in range(len(data))
+        for bit in range(8)
+    ]
+
+
+def test_a_chunk_with_any_bit_flipped_or_any_byte_missing_is_refused():
+    block = encoded(normal_block(2, 1, 8), 2, 10)
+    chunk = block.data[: block.chunk_bytes[0]]
+    assert decode_chunk(chunk, 2, 8).shape == (2, 8)
+    for damaged in [*flips(chunk), *(chunk[:length] for length in range(len(chunk))), chunk + b"x"]:
+        with pytest.raises(ValueError):
+            decode_chunk(damaged, 2, 8)
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"no blosc frame at all, and yet its checksum is right"])
+def test_bytes_that_are_no_chunk_are_refused_though_their_checksum_is_right(body: bytes):
+    with pytest.raises(ValueError):
+        decode_chunk(body + google_crc32c.value(body).to_bytes(4, "little"), 2, 8)
+
+
+def test_a_chunk_of_another_shape_is_refused():
+    block = encoded(normal_block(2, 1, 8), 2, 10)
+    with pytest.raises(ValueError):
+        decode_chunk(block.data[: block.chunk_bytes[0]], 2, 9)
+
+
+def test_an_index_with_any_bit_flipped_or_any_byte_missing_is_refused():
+    block = encoded(normal_block(2, 3, 8), 2, 10)
+    index_bytes = len(block.data) - sum(block.chunk_bytes)
+    chunks, index = block.data[:-index_bytes], block.data[-index_bytes:]
+    assert decode_chunk_lengths(block.data, 3) == block.chunk_bytes
+    for damaged in [*flips(index), *(index[:length] for length in range(index_bytes))]:
+        with pytest.raises(ValueError):
+            decode_chunk_lengths(chunks + damaged, 3)
+    for damaged in (b"", index[1:], index[-4:]):
+        with pytest.raises(ValueError):
+            decode_chunk_lengths(damaged, 3)
+
+
+def test_chunks_that_do_not_follow_one_another_are_refused():
+    index = np.array([[0, 10], [11, 10]], dtype="<u8").tobytes()
+    with pytest.raises(ValueError, match="follow"):
+        decode_chunk_lengths(b"x" * 21 + index + google_crc32c.value(index).to_bytes(4, "little"), 2)
+
+
+@pytest.mark.parametrize("keep", [7, 10])
+def test_encoding_takes_less_than_twice_the_blocks_own_memory(keep: int):
+    values = normal_block(48, 24, 512)
+    encode_block(values, 48, keep)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        block = encoded(values, 48, keep)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before >= len(block.data), "or what is counted is not what is allocated"
+    assert peak - before < 2 * values.nbytes
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.finfo(np.float32).max])
@@ -141,15 +229,15 @@ def test_numbers_beyond_float16_are_kept():
 
 
 def test_a_block_without_a_single_number_makes_no_object():
-    assert encode_block(np.full((3, 2, 8), np.nan, dtype=np.float32), 4, 10) == b""
+    assert encode_block(np.full((3, 2, 8), np.nan, dtype=np.float32), 4, 10) is None
 
 
 @pytest.mark.parametrize(("keep", "bytes_per_value"), [(7, 1.8), (10, 2.2), (23, 4.1)])
 def test_a_value_takes_about_as_many_bytes_as_planned(keep: int, bytes_per_value: float):
-    values = np.random.default_rng(0).standard_normal((48, 4, 1024)).astype(np.float32)
-    assert 1.0 < len(encode_block(values, 48, keep)) / values.size < bytes_per_value
+    values = normal_block(48, 4, 1024)
+    assert 1.0 < len(encoded(values, 48, keep).data) / values.size < bytes_per_value
 
 
 def test_rows_that_a_short_unit_leaves_empty_cost_next_to_nothing():
-    values = np.random.default_rng(0).standard_normal((8, 2, 256)).astype(np.float32)
-    assert len(encode_block(values, 240, 10)) < 1.2 * len(encode_block(values, 8, 10))
+    values = normal_block(8, 2, 256)
+    assert len(encoded(values, 240, 10).data) < 1.2 * len(encoded(values, 8, 10).data)

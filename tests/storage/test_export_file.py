@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from persona_atlas.jobs.errors import InputError
-from persona_atlas.storage.export_file import FORMATS, write_activations
-from persona_atlas.storage.query import Activations, Run, open_run
+from persona_atlas.jobs.errors import InputError, StoreError
+from persona_atlas.storage import layout
+from persona_atlas.storage.export_file import FORMATS, check_target, write_query
+from persona_atlas.storage.query import Query, Run, open_run
+from persona_atlas.storage.scores import write_scores
 from safetensors import safe_open
 
 from fakes import small_plan
@@ -44,8 +46,9 @@ def read_back(written: list[Path], shape: tuple[int, ...]) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(("persona", "layer"), [("p*", 1), ("p*", "all"), ("nobody", 1), ("nobody", "all")])
 def test_every_format_is_read_back_the_same(tmp_path: Path, run: Run, suffix: str, persona: str, layer: int | str):
-    found = run.activations(persona=persona, layer=layer)
-    written = write_activations(found, tmp_path / f"out{suffix}")
+    asked = run.query(persona=persona, layer=layer)
+    found = asked.read()
+    written = write_query(asked, tmp_path / f"out{suffix}")
     assert sorted(written) == sorted(tmp_path.iterdir())
     values, rollouts = read_back(written, found.values.shape)
     assert values.dtype == np.float32
@@ -54,14 +57,57 @@ def test_every_format_is_read_back_the_same(tmp_path: Path, run: Run, suffix: st
     assert rollouts.to_pydict() == found.rollouts.to_pydict()
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_written_a_block_at_a_time_is_the_same(
+    tmp_path: Path, run: Run, suffix: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked = run.query(layer="all")
+    found = asked.read()
+    monkeypatch.setattr(Query.blocks, "__defaults__", (1,))
+    assert len(list(asked.blocks())) == 12
+    values, rollouts = read_back(write_query(asked, tmp_path / f"out{suffix}"), asked.shape)
+    assert np.array_equal(values, found.values)
+    assert rollouts.to_pydict() == found.rollouts.to_pydict()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_that_cannot_be_finished_leaves_nothing_new_behind(tmp_path: Path, suffix: str):
+    store_run(str(tmp_path / "run"), small_plan())
+    broken = open_run(str(tmp_path / "run"))
+    asked = broken.query(layer="all")
+    last = asked.rollouts["row"].to_pylist()[-1] // broken.record.rows_per_block
+    (tmp_path / "run" / layout.shard_path("resid_post", "response_mean", last)).unlink()
+    (tmp_path / "out").mkdir()
+    earlier = tmp_path / "out" / f"x{suffix}"
+    earlier.write_bytes(b"of an earlier query")
+    with pytest.raises(StoreError):
+        write_query(asked, earlier)
+    assert [path.name for path in earlier.parent.iterdir()] == [earlier.name]
+    assert earlier.read_bytes() == b"of an earlier query"
+
+
+def test_scores_go_along(tmp_path: Path):
+    location = store_run(str(tmp_path / "run"), small_plan())
+    run = open_run(location.url)
+    rows = run.index["row"].to_pylist()
+    unit_ids = run.index["unit_id"].to_pylist()
+    write_scores(location, "judge", unit_ids[0], rows[:2], [1.5, float("nan")])
+    asked = run.query(judge="judge", persona=run.index["persona"].to_pylist()[0], prompt=0)
+    for suffix in FORMATS:
+        _, rollouts = read_back(write_query(asked, tmp_path / f"out{suffix}"), asked.shape)
+        first, second, *_ = rollouts["score"].to_pylist()
+        assert first == 1.5
+        assert second is None or np.isnan(second)
+
+
 def test_four_formats_are_known():
     assert set(FORMATS) == {".npy", ".npz", ".safetensors", ".parquet"}
 
 
 def test_the_layers_stand_in_the_file_where_the_format_has_room(tmp_path: Path, run: Run):
-    found = run.activations(layer="1,3")
-    write_activations(found, tmp_path / "out.safetensors")
-    write_activations(found, tmp_path / "out.npz")
+    asked = run.query(layer="1,3")
+    write_query(asked, tmp_path / "out.safetensors")
+    write_query(asked, tmp_path / "out.npz")
     with safe_open(tmp_path / "out.safetensors", "numpy") as held:
         assert held.metadata() == {"layers": "1,3"}
     with np.load(tmp_path / "out.npz") as held:
@@ -72,8 +118,15 @@ def test_the_layers_stand_in_the_file_where_the_format_has_room(tmp_path: Path, 
     ("name", "code"), [("out.csv", "unknown_format"), ("out", "unknown_format"), ("no/out.npy", "no_folder")]
 )
 def test_what_cannot_be_written_is_refused_before_a_file_appears(tmp_path: Path, run: Run, name: str, code: str):
-    found: Activations = run.activations(persona="poet")
-    with pytest.raises(InputError) as caught:
-        write_activations(found, tmp_path / name)
-    assert (caught.value.code, caught.value.field) == (code, "--out")
+    asked = run.query(persona="poet")
+    for act in (lambda: check_target(tmp_path / name), lambda: write_query(asked, tmp_path / name)):
+        with pytest.raises(InputError) as caught:
+            act()
+        assert (caught.value.code, caught.value.field) == (code, "--out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused_by_name(run: Run):
+    with pytest.raises(InputError, match=r"/proc/out\.npy") as caught:
+        write_query(run.query(persona="poet"), Path("/proc/out.npy"))
+    assert caught.value.code == "not_writable"

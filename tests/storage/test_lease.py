@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.storage import layout, lease
-from persona_atlas.storage.lease import acquire, live_driver
+from persona_atlas.storage.lease import acquire, live_driver, newest_lease, refuse_if_driven
 from persona_atlas.storage.location import Location, open_location
 from persona_atlas.storage.records import Lease, parse_record
+
+from counted import Counted
 
 HOLD = """
 import sys, time
@@ -84,6 +86,28 @@ def test_a_second_driver_is_refused_while_the_first_works_and_taken_when_it_is_d
     assert live_driver(location) is None
     with acquire(location, 3) as second:
         assert (first.generation, second.generation) == (1, 2)
+
+
+def test_a_store_that_ignores_the_condition_is_noticed(location: Location):
+    class Careless(Counted):
+        def create(self, path: str, data: bytes) -> bool:
+            self.write(path, data)
+            return True
+
+    with acquire(Careless(location), 3) as held:
+        assert not held.is_exclusive
+
+
+def test_looking_whether_a_run_could_be_taken_takes_nothing(location: Location):
+    refuse_if_driven(location)
+    assert location.is_empty()
+    with acquire(location, 1), pytest.raises(InputError, match=str(os.getpid())) as caught:
+        refuse_if_driven(location)
+    assert caught.value.code == "run_has_driver"
+    refuse_if_driven(location)
+    newest = newest_lease(location)
+    assert newest is not None
+    assert (newest.generation, newest.released) == (1, True)
 
 
 def test_a_driver_in_another_process_keeps_others_out_until_it_is_killed(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from persona_atlas.jobs.errors import AtlasError, InputError, TransientError
 from persona_atlas.storage.location import Location, open_location
+
+from counted import counting_server, refusing_server
 
 
 @pytest.fixture
@@ -102,6 +107,85 @@ def test_a_reader_never_sees_half_an_object_nor_its_temporary_file(tmp_path: Pat
     assert [path.name for path in (tmp_path / "run" / "f").iterdir()] == ["a"]
 
 
+@given(start=st.integers(0, 12), num_bytes=st.integers(1, 12))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_range_gives_what_there_is_of_it(location: Location, start: int, num_bytes: int):
+    location.write("ranges", b"0123456789")
+    assert location.read_range("ranges", start, num_bytes) == b"0123456789"[start : start + num_bytes]
+
+
+def test_a_range_of_an_empty_object_is_empty_and_of_none_is_none(location: Location):
+    location.write("f/empty", b"")
+    assert location.read_range("f/empty", 0, 5) == b""
+    assert location.read_range("f/missing", 0, 5) is None
+    assert location.read_range("f/missing", 5, 5) is None
+
+
+def test_sizes_are_of_every_object_under_a_folder_at_any_depth(location: Location):
+    for path, length in (("f/b", 3), ("f/sub/deep/c", 0), ("f/a", 70_000), ("f2/d", 5), ("top", 1)):
+        location.write(path, b"x" * length)
+    assert location.sizes("f") == {"f/a": 70_000, "f/b": 3, "f/sub/deep/c": 0}
+    assert list(location.sizes("f")) == sorted(location.sizes("f"))
+    assert location.sizes("f/sub") == {"f/sub/deep/c": 0}
+    assert location.sizes("nothing") == {}
+    assert len(location.sizes("")) == 5
+    assert [location.size(path) for path in ("f/a", "f/sub/deep/c", "g", "f/a/b")] == [70_000, 0, None, None]
+
+
+def test_what_is_deleted_is_gone_and_the_rest_stays(location: Location):
+    for path in ("f/a", "f/b", "f/sub/c"):
+        location.write(path, b"x")
+    location.delete(["f/a", "f/never", "elsewhere/never", "f/sub/c"])
+    assert location.sizes("") == {"f/b": 1}
+    assert location.read("f/a") is None
+    location.delete([])
+    location.delete(["f/a"])
+    location.delete(iter(["f/b"]))
+    assert location.sizes("") == {}
+    assert location.create("f/a", b"again")
+
+
+@pytest.mark.s3
+def test_more_objects_than_one_request_deletes_are_deleted(s3_endpoint: str, s3_bucket: str):
+    location = open_location(f"s3://{s3_bucket}/{uuid.uuid4().hex}", s3_endpoint)
+    there = ["0000", "0999", "1000", "2300"]
+    for name in [*there, "kept"]:
+        location.write(name, b"x")
+    location.delete(f"{number:04}" for number in range(2301))
+    assert location.sizes("") == {"kept": 1}
+
+
+def test_a_folder_is_removed_when_nothing_is_in_it(tmp_path: Path):
+    location = open_location(str(tmp_path / "run"))
+    location.remove_empty_folder()
+    location.write("f/deep/a", b"x")
+    location.delete(["f/deep/a"])
+    location.remove_empty_folder()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.s3
+def test_each_question_is_one_request(s3_endpoint: str, s3_bucket: str):
+    with counting_server(s3_endpoint) as (endpoint, requests):
+        location = open_location(f"s3://{s3_bucket}/{uuid.uuid4().hex}", endpoint)
+        location.write("f/a", b"x" * 100_000)
+        for ask, method in (
+            (lambda: location.read("f/a"), "GET"),
+            (lambda: location.read("f/missing"), "GET"),
+            (lambda: location.read_range("f/a", 10, 20), "GET"),
+            (lambda: location.size("f/a"), "HEAD"),
+            (lambda: location.write("f/b", b"y"), "PUT"),
+            (lambda: location.create("f/c", b"y"), "PUT"),
+            (lambda: location.create("f/c", b"z"), "PUT"),
+            (lambda: location.names("f"), "GET"),
+            (lambda: location.sizes("f"), "GET"),
+            (lambda: location.delete(["f/b", "f/c", "f/missing"]), "POST"),
+        ):
+            requests.clear()
+            ask()
+            assert [request.split()[0] for request in requests] == [method], requests
+
+
 def test_an_url_is_told_back_without_a_trailing_slash(tmp_path: Path):
     assert open_location(f"{tmp_path}/run/").url == str(tmp_path / "run")
     assert open_location("s3://bucket/a/b/").url == "s3://bucket/a/b"
@@ -174,3 +258,25 @@ def test_a_server_that_is_not_there_is_a_passing_trouble_that_names_it(monkeypat
         with pytest.raises(TransientError, match=endpoint) as caught:
             location.read("run.json")
     assert caught.value.retryable
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
+def test_refused_credentials_are_named_whatever_is_asked(monkeypatch: pytest.MonkeyPatch, code: str):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with refusing_server(code) as endpoint:
+        location = open_location("s3://bucket/x", endpoint)
+        for act in (
+            lambda: location.read("run.json"),
+            lambda: location.read_range("a", 0, 5),
+            lambda: location.size("a"),
+            lambda: location.write("a", b"x"),
+            lambda: location.create("a", b"x"),
+            lambda: location.names("commits"),
+            lambda: location.sizes("commits"),
+            lambda: location.delete(["a"]),
+            location.is_empty,
+        ):
+            with pytest.raises(InputError, match="refused these credentials") as caught:
+                act()
+            assert (caught.value.code, caught.value.field) == ("store_denied", "store.url")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.units import RolloutAddress
 from persona_atlas.storage import layout
-from persona_atlas.storage.lease import acquire
+from persona_atlas.storage.index_keeper import refresh_index
 from persona_atlas.storage.location import open_location
 from persona_atlas.storage.query import Activations, Run, open_run
-from persona_atlas.storage.run_store import commit_unit, committed_units, refresh_index
 from persona_atlas.storage.texts import ROLLOUT_SCHEMA
 
+from counted import Counted
 from fakes import FakeEngine, small_plan, small_spec, vector_of
-from stored_runs import begin, store_run, write_unit
+from stored_runs import commit_units, store_run
 
 MEAN = ("resid_post", "response_mean")
 LAST = ("resid_post", "response_last")
@@ -210,6 +210,35 @@ def test_short_responses_are_left_out_on_demand(run: Run, committed: list[Rollou
     assert run.activations(min_tokens=4).rollouts.num_rows == 0
 
 
+def test_long_responses_are_left_out_on_demand(run: Run, committed: list[RolloutAddress]):
+    assert run.activations(max_tokens=3).rollouts.num_rows == len(committed)
+    assert run.activations(max_tokens=2).rollouts.num_rows == 0
+    (empty,) = run.rollouts(max_tokens=2)["question_index"].to_pylist()
+    assert empty == EMPTY.question_index
+
+
+def test_a_filter_that_is_not_known_is_refused_with_the_nearest(run: Run):
+    misspelt: Any = {"perosna": "pirate"}
+    for act in (run.query, run.activations, run.rollouts, run.to_xarray):
+        with pytest.raises(InputError, match="Did you mean 'persona'") as caught:
+            act(**misspelt)
+        assert (caught.value.code, caught.value.field) == ("unknown_filter", "perosna")
+
+
+def test_a_query_says_what_it_would_give_and_reads_nothing_yet(run: Run, committed: list[RolloutAddress]):
+    counted = Counted(run.location)
+    watched = Run(counted, run.record)
+    assert watched.completeness.done == 10
+    counted.asked.clear()
+    asked = watched.query(persona="p*", layer=[3, 0], pooling="response_last")
+    assert asked.shape == (sum(address.persona[0] == "p" for address in committed), 2, 16)
+    assert (asked.layers, asked.hook_point, asked.pooling) == ((3, 0), *LAST)
+    assert asked.rollouts.num_rows == asked.shape[0]
+    assert watched.query(layer=3).shape == (len(committed), 16)
+    assert counted.asked == []
+    assert np.array_equal(asked.read().values, watched.activations(persona="p*", layer=[3, 0], pooling=LAST[1]).values)
+
+
 def test_an_empty_response_is_in_the_index_and_in_no_answer(run: Run):
     assert run.num_empty_responses == 1
     assert EMPTY in addresses_of(run.index)
@@ -227,25 +256,27 @@ def test_texts_come_with_the_rollouts_they_belong_to(run: Run):
     assert run.rollouts(persona="nobody").schema == ROLLOUT_SCHEMA == table.schema
 
 
-@pytest.mark.parametrize("step", [1, 7, 1000])
-def test_blocks_give_every_rollout_once_in_order(
-    run: Run, committed: list[RolloutAddress], monkeypatch: pytest.MonkeyPatch, step: int
+@pytest.mark.parametrize("step", [1, 3, 7, 1000])
+@pytest.mark.parametrize("layer", ["all", 2])
+def test_blocks_give_every_rollout_once_in_order_and_whole_units(
+    run: Run, committed: list[RolloutAddress], step: int, layer: int | str
 ):
-    monkeypatch.setattr("persona_atlas.storage.query._BLOCKS_BYTES", step * 4 * 16 * 4)
-    blocks = list(run.blocks())
-    assert max(table.num_rows for table, _ in blocks) == min(step, len(committed))
-    assert [address for table, _ in blocks for address in addresses_of(table)] == committed
-    assert np.array_equal(np.concatenate([values for _, values in blocks]), run.activations(layer="all").values)
+    asked = run.query(layer=layer)
+    blocks = list(asked.blocks(max_bytes=step * len(asked.layers) * 16 * 4))
+    assert max(lines.num_rows for lines, _ in blocks) <= max(step, 3)
+    assert [address for lines, _ in blocks for address in addresses_of(lines)] == committed
+    assert np.array_equal(np.concatenate([values for _, values in blocks]), run.activations(layer=layer).values)
+    units = [unit for lines, _ in blocks for unit in lines["unit_id"].unique().to_pylist()]
+    assert len(units) == len(set(units)) == 10
+    assert list(run.query(persona="nobody").blocks()) == []
 
 
 def test_a_run_that_goes_on_is_seen_after_refresh(tmp_path: Path, plan: Plan, engine: FakeEngine):
     location = store_run(str(tmp_path / "run"), plan, engine=engine, leave_out=UNCOMMITTED, uncommitted=False)
     run = open_run(location.url)
-    refresh_index(location, committed_units(location))
-    with acquire(location, 2) as held:
-        begin(location, plan, held)
-        for unit_id, row_block in zip(UNCOMMITTED, held.row_blocks, strict=True):
-            commit_unit(location, held, write_unit(location, plan, unit_id, row_block, engine))
+    refresh_index(location, run.record)
+    assert run.completeness.done == 10
+    commit_units(location.url, plan, UNCOMMITTED, engine)
     assert run.completeness.done == 10
     assert run.activations().rollouts.num_rows == 29
     assert run.refresh().completeness.is_complete
@@ -253,82 +284,14 @@ def test_a_run_that_goes_on_is_seen_after_refresh(tmp_path: Path, plan: Plan, en
     assert run.index.num_rows == 36
 
 
-def test_a_stale_index_falls_back_to_the_commits(damaged: Path, run: Run):
-    location = open_location(str(damaged))
-    some = sorted(run.committed)[:4]
-    refresh_index(location, some)
-    assert open_run(str(damaged)).index.equals(run.index)
-    refresh_index(location, run.committed)
-    (damaged / "commits" / f"{some[0]}.json").unlink()
-    left = open_run(str(damaged)).index
-    assert some[0] not in left["unit_id"].to_pylist()
-    assert left.num_rows == run.index.num_rows - 3
-
-
-@pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 500])
-def test_a_damaged_index_falls_back_to_the_commits(damaged: Path, run: Run, data: bytes):
-    (damaged / layout.INDEX).write_bytes(data)
-    assert open_run(str(damaged)).index.equals(run.index)
-    refresh_index(open_location(str(damaged)), run.committed)
-    assert (damaged / layout.INDEX).read_bytes() != data
-
-
-def shards(root: Path) -> Iterator[Path]:
-    """Objects of committed row blocks of one array."""
-    run = open_run(str(root))
-    rows = set(run.activations().rollouts["row"].to_pylist())
-    for row_block in sorted({row // run.record.rows_per_block for row in rows}):
-        yield root / layout.shard_path(*MEAN, row_block)
-
-
-def test_a_missing_shard_is_an_error_and_not_the_fill_value(damaged: Path):
-    next(shards(damaged)).unlink()
-    with pytest.raises(StoreError) as caught:
-        open_run(str(damaged)).activations(layer=0)
-    assert caught.value.code == "missing_object"
-    assert "in unit " in str(caught.value)
-
-
-@given(where=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=20, deadline=None)
-def test_a_truncated_shard_is_an_error(tmp_path_factory: pytest.TempPathFactory, run: Run, where: float):
-    root = tmp_path_factory.mktemp("damaged") / "run"
-    shutil.copytree(run.url, root)
-    shard = next(shards(root))
-    data = shard.read_bytes()
-    shard.write_bytes(data[: int(where * len(data))])
-    with pytest.raises(StoreError):
-        open_run(str(root)).activations(layer="all")
-
-
-@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=20, deadline=None)
-def test_a_flipped_bit_anywhere_in_a_shard_is_an_error(
-    tmp_path_factory: pytest.TempPathFactory, run: Run, where: float, bit: int
-):
-    root = tmp_path_factory.mktemp("damaged") / "run"
-    shutil.copytree(run.url, root)
-    shard = next(shards(root))
-    data = bytearray(shard.read_bytes())
-    data[int(where * len(data))] ^= 1 << bit
-    shard.write_bytes(data)
-    with pytest.raises(StoreError):
-        open_run(str(root)).activations(layer="all")
-
-
-@pytest.mark.parametrize("change", ["swap", "cut", "remove"])
-def test_a_changed_rollout_file_is_noticed(damaged: Path, change: str):
+def test_rollouts_whose_texts_were_changed_are_not_given(damaged: Path):
     first, second, *_ = sorted(damaged.glob("rollouts/role.pirate*"))
-    if change == "swap":
-        first.write_bytes(second.read_bytes())
-    elif change == "cut":
-        first.write_bytes(first.read_bytes()[:-1])
-    else:
-        first.unlink()
-    for act in (lambda: open_run(str(damaged)).index, lambda: open_run(str(damaged)).rollouts(persona="pirate")):
-        with pytest.raises(StoreError, match="rollouts") as caught:
-            act()
-        assert caught.value.code == "bad_object"
+    first.write_bytes(second.read_bytes())
+    found = open_run(str(damaged))
+    assert found.rollouts(persona="teacher").num_rows == 6
+    with pytest.raises(StoreError, match="not the one that was committed") as caught:
+        found.rollouts(persona="pirate")
+    assert (caught.value.code, caught.value.file) == ("bad_object", str(first))
 
 
 def test_a_damaged_commit_record_is_named(damaged: Path):
@@ -341,8 +304,21 @@ def test_a_damaged_commit_record_is_named(damaged: Path):
 
 def test_a_missing_array_is_an_error(damaged: Path):
     shutil.rmtree(damaged / layout.array_path(*MEAN))
-    with pytest.raises(StoreError, match="array is missing"):
-        open_run(str(damaged)).activations()
+    found = open_run(str(damaged))
+    with pytest.raises(StoreError, match="missing") as caught:
+        found.activations()
+    assert caught.value.code == "missing_object"
+    assert found.activations(pooling="response_last").rollouts.num_rows == 29
+
+
+def test_a_store_is_read_without_its_conveniences(damaged: Path, run: Run):
+    before = run.activations(layer="all")
+    refresh_index(open_location(str(damaged)), run.record)
+    for name in (layout.INDEX, layout.CHUNKS):
+        (damaged / name).unlink()
+        found = open_run(str(damaged)).activations(layer="all")
+        assert np.array_equal(found.values, before.values)
+        assert found.rollouts.equals(before.rollouts)
 
 
 def test_a_place_without_a_run_is_refused(tmp_path: Path):

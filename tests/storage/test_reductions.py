@@ -99,6 +99,15 @@ def test_a_lost_chunk_is_an_error_and_not_zeros(location: Location):
         read_current_reduction(location)
 
 
+def test_a_group_that_is_gone_is_damage_wherever_the_store_is(store_url: str):
+    location = open_location(store_url)
+    write_reduction(location, full_reduction())
+    location.delete([path for path in location.sizes("analysis") if path.startswith("analysis/full-")])
+    with pytest.raises(StoreError, match="run reduce again") as caught:
+        read_current_reduction(location)
+    assert caught.value.code == "bad_reduction"
+
+
 def test_what_is_not_stored_cannot_be_made_current(location: Location):
     assert not make_current(location, "nothing")
     assert read_current_reduction(location) is None

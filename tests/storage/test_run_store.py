@@ -1,4 +1,4 @@
-"""The driver's side of a run: it begins once, is not mixed with another, and commits each unit once."""
+"""The driver's side of a run: it begins once, is not mixed with another, and makes room for its rows."""
 
 from __future__ import annotations
 
@@ -11,28 +11,19 @@ import numpy as np
 import pytest
 import zarr
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.errors import InputError, StoreError, UnitError
+from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.personas import Question
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.storage import layout, lease
-from persona_atlas.storage.index import read_commit
+from persona_atlas.storage import layout
 from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.planned import encode_units
 from persona_atlas.storage.query import open_run
-from persona_atlas.storage.run_store import (
-    begin_run,
-    check_same_run,
-    commit_unit,
-    committed_units,
-    read_run_record,
-    refresh_index,
-    reserve_rows,
-)
+from persona_atlas.storage.run_store import begin_run, check_same_run, read_run_record, reserve_rows
 
+from counted import Counted
 from fakes import FACTS, small_plan, small_spec
-from stored_runs import begin, record_of, store_run, write_unit
-
-UNIT = "role.pirate.pos.p0.b0"
+from stored_runs import begin, record_of, store_run
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +39,18 @@ def location(tmp_path: Path) -> Location:
 def test_a_run_is_begun_once_and_begun_again_by_the_same_job_alone(store_url: str, plan: Plan):
     location = open_location(store_url)
     assert read_run_record(location) is None
-    begin_run(location, record_of(plan))
+    units = encode_units(plan.units)
+    begin_run(location, record_of(plan), units)
     first = location.read(layout.RUN_RECORD)
-    begin_run(location, record_of(plan).model_copy(update={"created_at": "later"}))
+    begin_run(location, record_of(plan).model_copy(update={"created_at": "later"}), units)
     assert location.read(layout.RUN_RECORD) == first
     assert read_run_record(location) == record_of(plan)
+    other = small_plan(small_spec(seed=9, personas={"roles": {"names": ["poet"]}}))
     with pytest.raises(InputError) as caught:
-        begin_run(location, record_of(small_plan(small_spec(seed=9))))
+        begin_run(location, record_of(other), encode_units(other.units))
     assert caught.value.code == "other_run"
     assert location.read(layout.RUN_RECORD) == first
+    assert location.read(layout.UNITS) == units
 
 
 @pytest.mark.parametrize(
@@ -112,9 +106,28 @@ def test_a_driver_that_died_before_it_wrote_the_record_leaves_a_place_that_can_b
     assert read_run_record(location) == record_of(plan)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"layout_version": 1}'])
+def test_a_record_that_is_there_has_its_list_of_units(location: Location, plan: Plan):
+    counted = Counted(location)
+    begin_run(counted, record_of(plan), encode_units(plan.units))
+    assert [(asked.method, asked.path) for asked in counted.asked if asked.method in ("write", "create")] == [
+        ("write", layout.UNITS),
+        ("create", layout.RUN_RECORD),
+    ]
+
+
+def test_a_store_whose_record_was_deleted_says_that_part_of_it_is_gone(store_url: str, plan: Plan):
+    location = store_run(store_url, plan)
+    location.delete([layout.RUN_RECORD])
+    with pytest.raises(StoreError, match="part of it was deleted") as caught:
+        open_run(store_url)
+    assert caught.value.code == "half_deleted"
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"layout_version": %d}' % layout.LAYOUT_VERSION, b'{"layout_version": "2"}']
+)
 def test_a_damaged_record_is_told_from_a_missing_one(location: Location, plan: Plan, damage: bytes):
-    begin_run(location, record_of(plan))
+    begin_run(location, record_of(plan), encode_units(plan.units))
     location.write(layout.RUN_RECORD, damage)
     with pytest.raises(StoreError, match=r"run\.json") as caught:
         open_run(location.url)
@@ -123,7 +136,7 @@ def test_a_damaged_record_is_told_from_a_missing_one(location: Location, plan: P
 
 @pytest.mark.parametrize("added", [{}, {"a_field_of_tomorrow": 1}], ids=["same_fields", "new_field"])
 def test_a_store_of_a_newer_layout_asks_for_an_upgrade(location: Location, plan: Plan, added: dict[str, object]):
-    begin_run(location, record_of(plan))
+    begin_run(location, record_of(plan), encode_units(plan.units))
     data = json.loads(location.read(layout.RUN_RECORD) or b"")
     newer = data | {"layout_version": layout.LAYOUT_VERSION + 1} | added
     location.write(layout.RUN_RECORD, json.dumps(newer).encode())
@@ -132,30 +145,14 @@ def test_a_store_of_a_newer_layout_asks_for_an_upgrade(location: Location, plan:
     assert caught.value.code == "newer_layout"
 
 
-def test_a_unit_is_committed_once_and_the_first_attempt_stays(store_url: str, plan: Plan):
-    location = open_location(store_url)
-    with acquire(location, 9) as held:
-        begin(location, plan, held)
-        first = write_unit(location, plan, UNIT, 0)
-        second = write_unit(location, plan, UNIT, 1)
-        assert committed_units(location) == set()
-        assert commit_unit(location, held, first)
-        assert not commit_unit(location, held, second)
-        assert commit_unit(location, held, first), "asking again after a lost answer is safe"
-    record = read_commit(location, UNIT)
-    assert (record.manifest, record.generation) == (first, 1)
-    assert committed_units(location) == {UNIT}
-
-
-def test_a_driver_that_lost_its_lease_commits_nothing(location: Location, plan: Plan, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lease, "LEASE_SECONDS", -1.0)
-    with acquire(location, 9) as held:
-        begin(location, plan, held)
-        manifest = write_unit(location, plan, UNIT, 0)
-        with pytest.raises(StoreError) as caught:
-            commit_unit(location, held, manifest)
-        assert caught.value.code == "lease_lost"
-    assert committed_units(location) == set()
+def test_a_store_of_an_older_layout_says_which_version_it_has(location: Location, plan: Plan):
+    begin_run(location, record_of(plan), encode_units(plan.units))
+    data = json.loads(location.read(layout.RUN_RECORD) or b"")
+    del data["units_sha256"]
+    location.write(layout.RUN_RECORD, json.dumps(data | {"layout_version": 1}).encode())
+    with pytest.raises(StoreError, match=f"version 1; this Persona Atlas reads {layout.LAYOUT_VERSION}") as caught:
+        open_run(location.url)
+    assert caught.value.code == "older_layout"
 
 
 def test_more_room_keeps_the_rows_that_are_there_and_less_takes_none_away(store_url: str, plan: Plan):
@@ -169,40 +166,3 @@ def test_more_room_keeps_the_rows_that_are_there_and_less_takes_none_away(store_
         array = zarr.open_array(location.zarr(read_only=True), path=layout.array_path("resid_post", "response_mean"))
         assert array.shape[0] == max(rows, 50 * plan.rows_per_block)
         assert np.array_equal(open_run(store_url).activations(layer="all").values, before)
-
-
-def test_a_second_driver_adds_what_the_first_left_out(store_url: str, plan: Plan):
-    left_out = {UNIT, "trait.anxious.neg.p1.b0"}
-    location = store_run(store_url, plan, leave_out=left_out)
-    assert committed_units(location) == set(plan.by_id) - left_out
-    with acquire(location, 4) as held:
-        begin(location, plan, held)
-        for unit_id, row_block in zip(sorted(left_out), held.row_blocks, strict=False):
-            assert commit_unit(location, held, write_unit(location, plan, unit_id, row_block))
-    run = open_run(store_url)
-    assert run.completeness.is_complete
-    assert run.activations(layer="all").values.shape == (36, 4, 16)
-
-
-def test_the_index_is_written_when_units_are_added_and_only_then(location: Location, plan: Plan):
-    store_run(location.url, plan, leave_out={UNIT})
-    units = committed_units(location)
-    table = refresh_index(location, units)
-    assert table.num_rows == 33
-    written = location.read(layout.INDEX)
-    assert written is not None
-    location.write(layout.INDEX, written)
-    stamp = (Path(location.url) / layout.INDEX).stat().st_mtime_ns
-    assert refresh_index(location, units).equals(table)
-    assert (Path(location.url) / layout.INDEX).stat().st_mtime_ns == stamp
-
-
-def test_a_unit_whose_objects_are_not_where_the_driver_looks_is_not_committed(tmp_path: Path):
-    plan = small_plan()
-    here, elsewhere = open_location(str(tmp_path / "here")), open_location(str(tmp_path / "elsewhere"))
-    with acquire(here, 3) as lease:
-        begin(here, plan, lease)
-        manifest = write_unit(elsewhere, plan, plan.units[0].unit_id, 0)
-        with pytest.raises(UnitError, match="as seen from here"):
-            commit_unit(here, lease, manifest)
-        assert committed_units(here) == set()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from persona_atlas.jobs.block import ArrayName, Rollout, UnitBlock
+from persona_atlas.jobs.block import ArrayName, Canary, Rollout, UnitBlock
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.plan import ModelFacts, Plan, make_plan
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitOrder
-from persona_atlas.workers.engine import CapturedRollout
+from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
 
 FACTS = ModelFacts(
     n_layers=4,
@@ -47,7 +47,9 @@ class FakeEngine:
         fail_on_calls: 1-based calls of ``generate`` that raise.
         fail_personas: Personas that always raise.
         empty: Addresses whose response is empty.
-        calls: What was asked, call by call.
+        more: Said after every other response.
+        canary_error: What every canary shows.
+        calls: What was asked, call by call; a call with nothing to do is none.
     """
 
     layers: tuple[int, ...] = (0, 1, 2, 3)
@@ -56,16 +58,30 @@ class FakeEngine:
     fail_on_calls: frozenset[int] = frozenset()
     fail_personas: frozenset[str] = frozenset()
     empty: frozenset[RolloutAddress] = frozenset()
+    more: str = ""
+    canary_error: float = 1e-6
+    canary_limit: float = 1e-3
     calls: list[list[RolloutAddress]] = field(default_factory=list)
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        requests = list(iter(next_request, None))
+        if not requests:
+            return
         self.calls.append([request.address for request in requests])
         if len(self.calls) in self.fail_on_calls:
             raise UnitError(f"scripted failure of call {len(self.calls)}.", code="scripted")
         for request in requests:
             if request.address.persona in self.fail_personas:
                 raise UnitError(f"scripted failure of {request.address.persona}.", code="scripted")
-        return [self._answer(request) for request in requests]
+        yield from [self._answer(request) for request in requests]
+
+    def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
+        raise NotImplementedError
+
+    def canary(self, captured: CapturedRollout) -> Canary | None:
+        if not captured.rollout.has_vector:
+            return None
+        return Canary(1, (self.canary_error,) * len(self.layers), (1.0,) * len(self.layers))
 
     def _answer(self, request: RolloutRequest) -> CapturedRollout:
         is_empty = request.address in self.empty
@@ -73,7 +89,7 @@ class FakeEngine:
         for array in self.arrays:
             vector = vector_of(request.address, array, len(self.layers), self.d_model)
             vectors[array] = np.full_like(vector, np.nan) if is_empty else vector
-        text = "" if is_empty else f"I answer {request.address}"
+        text = "" if is_empty else f"I answer {request.address}{self.more}"
         content = tuple(range(3, 3 + len(text.split())))
         rollout = Rollout(
             address=request.address,
@@ -115,6 +131,6 @@ def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None
 
     unit = plan.by_id[unit_id]
     order = UnitOrder(unit, plan.requests(unit), 1, row_block)
-    (block,) = run_units(engine or FakeEngine(), [order])
+    (block,) = run_units(engine or FakeEngine(), iter([order, None]).__next__)
     assert isinstance(block, UnitBlock)
     return block

@@ -10,36 +10,73 @@ import numpy as np
 import torch
 from persona_atlas.jobs.block import Rollout
 
+POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
 
 
 class PlainModel:
-    """A float32 model loaded anew, without batching, padding or cache."""
+    """A model loaded anew, float32 unless said otherwise, without batching, padding or cache."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
         inner = self.model.transformer.h if hasattr(self.model, "transformer") else self.model.model.layers
         self.blocks: list[Any] = list(inner)
 
     def run(self, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Give what each block hands on and Hugging Face's hidden states after it: both (layer, token, d_model)."""
-        seen: dict[int, torch.Tensor] = {}
+        states = self.places(token_ids)
+        return states["resid_post"], states["hidden"]
+
+    def places(self, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """Give every hook point, by the family's own names for its parts, and Hugging Face's hidden states."""
+        seen: dict[tuple[str, int], torch.Tensor] = {}
         handles = []
+
+        def keep_output(key: tuple[str, int]) -> Any:
+            def keep(_module: Any, _inputs: Any, output: Any) -> None:
+                seen[key] = (output if isinstance(output, torch.Tensor) else output[0])[0]
+
+            return keep
+
+        def keep_input(key: tuple[str, int]) -> Any:
+            return lambda _module, inputs: seen.__setitem__(key, inputs[0][0])
+
         for layer, block in enumerate(self.blocks):
-
-            def keep(_module: Any, _inputs: Any, output: Any, layer: int = layer) -> None:
-                seen[layer] = (output if isinstance(output, torch.Tensor) else output[0])[0]
-
-            handles.append(block.register_forward_hook(keep))
+            parts = {name: getattr(block, name) for name in _PARTS[self._kind_of(block)]}
+            for point, module in zip(("attn_out", "resid_mid", "mlp_out"), parts.values(), strict=True):
+                if point == "resid_mid":
+                    handles.append(module.register_forward_pre_hook(keep_input((point, layer))))
+                else:
+                    handles.append(module.register_forward_hook(keep_output((point, layer))))
+            handles.append(block.register_forward_pre_hook(keep_input(("resid_pre", layer))))
+            handles.append(block.register_forward_hook(keep_output(("resid_post", layer))))
         with torch.no_grad():
             output = self.model(input_ids=torch.tensor([list(token_ids)]), output_hidden_states=True, use_cache=False)
         for handle in handles:
             handle.remove()
-        hooked = torch.stack([seen[layer] for layer in range(len(self.blocks))])
-        hidden = torch.stack([states[0] for states in output.hidden_states[1:]])
-        return hooked.numpy(), hidden.numpy()
+        points = {point for point, _ in seen}
+        states = {
+            point: torch.stack([seen[point, layer] for layer in range(len(self.blocks))]).float().numpy()
+            for point in points
+        }
+        states["hidden"] = torch.stack([hidden[0] for hidden in output.hidden_states[1:]]).float().numpy()
+        return states
+
+    @staticmethod
+    def _kind_of(block: Any) -> str:
+        if hasattr(block, "pre_feedforward_layernorm"):
+            return "sandwich"
+        return "gpt2" if hasattr(block, "ln_2") else "llama"
+
+
+_PARTS = {
+    # What adds to the stream after attention, what reads the stream before the MLP, what adds to it after the MLP.
+    "llama": ("self_attn", "post_attention_layernorm", "mlp"),
+    "sandwich": ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "gpt2": ("attn", "ln_2", "mlp"),
+}
 
 
 def pool(states_LTD: np.ndarray, rollout: Rollout) -> dict[str, np.ndarray]:
@@ -61,5 +98,7 @@ def conversation_ids(rollout: Rollout) -> list[int]:
 
 
 def relative_errors(got_LD: np.ndarray, expected_LD: np.ndarray) -> np.ndarray:
-    """Norm of the difference over the norm of what was expected, per layer."""
-    return np.linalg.norm(got_LD - expected_LD, axis=-1) / np.linalg.norm(expected_LD, axis=-1)
+    """Norm of the difference over the norm of what was expected, per layer; 0 where both are zero."""
+    off_L, norms_L = np.linalg.norm(got_LD - expected_LD, axis=-1), np.linalg.norm(expected_LD, axis=-1)
+    # The embedding of a padding token is zero, and so is the stream below the first block.
+    return np.divide(off_L, norms_L, out=np.where(off_L > 0, np.inf, 0.0), where=norms_L > 0)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from persona_atlas.jobs.block import Rollout
 from persona_atlas.jobs.spec import CaptureSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
-from persona_atlas.workers.engine import EngineSettings
+from persona_atlas.workers.engine import CapturedRollout, Engine, EngineSettings, TokenisedText
 
 POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
 
@@ -23,6 +24,26 @@ def requests_of(num: int, *, job_seed: int = 0, system_prompt: str = "You are a 
     return requests
 
 
+def generate(engine: Engine, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+    """Have an engine answer requests; the rows in the order of the requests."""
+    to_ask = iter(requests)
+    rows = {row.rollout.address: row for row in engine.generate(lambda: next(to_ask, None))}
+    assert len(rows) == len(requests)
+    return [rows[request.address] for request in requests]
+
+
+def texts_of(rollouts: Sequence[Rollout]) -> list[TokenisedText]:
+    """The conversations of rollouts, as texts to be read."""
+    return [
+        TokenisedText(
+            str(rollout.address),
+            (*rollout.prompt_token_ids, *rollout.response_token_ids),
+            ((len(rollout.prompt_token_ids), len(rollout.prompt_token_ids) + rollout.num_content_tokens),),
+        )
+        for rollout in rollouts
+    ]
+
+
 def engine_settings(
     directory: Path,
     *,
@@ -32,12 +53,14 @@ def engine_settings(
     top_p: float = 1.0,
     batch_tokens: int = 100_000,
     poolings: Sequence[str] = POOLINGS,
+    hook_points: Sequence[str] = ("resid_post",),
+    dtype: str = "float32",
 ) -> EngineSettings:
-    """Settings of a float32 engine on the CPU."""
-    capture: dict[str, Any] = {"poolings": list(poolings)}
+    """Settings of an engine on the CPU."""
+    capture: dict[str, Any] = {"poolings": list(poolings), "hook_points": list(hook_points)}
     return EngineSettings(
         directory=directory,
-        dtype="float32",
+        dtype=dtype,
         device="cpu",
         threads=1,
         batch_tokens=batch_tokens,

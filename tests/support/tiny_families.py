@@ -59,6 +59,13 @@ def _mistral() -> Any:
     return MistralConfig(**_SHAPE, sliding_window=16)
 
 
+def _qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig
+
+    own: dict[str, Any] = {"head_dim": 16, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+    return Qwen3MoeConfig(**_SHAPE, **own, norm_topk_prob=True)
+
+
 def _gpt2() -> Any:
     from transformers import GPT2Config
 
@@ -82,6 +89,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "mistral": _mistral,
+    "qwen3_moe": _qwen3_moe,
     "gpt2": _gpt2,
 }
 

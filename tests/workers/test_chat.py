@@ -172,3 +172,32 @@ def test_of_several_templates_the_one_for_plain_conversations_is_used(tokenizer_
     tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE, "rag": CHAT_TEMPLATE}
     with pytest.raises(InputError, match="default"):
         ChatRenderer(tokenizer)
+
+
+@pytest.mark.parametrize("in_template", [True, False], ids=["in the template", "not in the template"])
+def test_the_beginning_of_sequence_stands_once(tokenizer_with, in_template: bool):
+    from tokenizers import processors
+
+    tokenizer = tokenizer_with("{{ bos_token }}" + CHAT_TEMPLATE if in_template else CHAT_TEMPLATE)
+    tokenizer.bos_token = "<|pad|>"
+    begin = tokenizer.bos_token_id
+    # As Llama's and Gemma's do, this tokenizer puts it before every text it is given.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|pad|> $A", special_tokens=[("<|pad|>", begin)]
+    )
+    assert tokenizer("Why?")["input_ids"].count(begin) == 1
+    for system_prompt in ("", "Be a pirate."):
+        ids = ChatRenderer(tokenizer).render(system_prompt, "Why?")
+        # A template says all of what begins a conversation; one that leaves it out is taken at its word.
+        assert ids.count(begin) == (1 if in_template else 0)
+        assert not in_template or ids[0] == begin
+
+
+def test_a_shared_beginning_is_what_every_conversation_under_a_system_prompt_begins_with(tokenizer_with):
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    renderer = ChatRenderer(tokenizer)
+    for system_prompt in ("", "Be a pirate."):
+        shared = renderer.shared_beginning(system_prompt)
+        assert tokenizer.decode(shared).endswith("user\n")
+        for question in ("Who are you?", "(another way?)", "Zq7"):
+            assert renderer.render(system_prompt, question)[: len(shared)] == shared

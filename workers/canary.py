@@ -1,0 +1,67 @@
+"""The canary: one rollout of every unit, recomputed the plain way and held against what was captured of it.
+
+The arithmetic and the limits; the recomputing is ``plain_pass``. Imports no torch.
+Axes: L captured layers, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..jobs.block import ArrayName, Canary
+from ..jobs.errors import UnitError
+
+LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
+"""Relative error above which a unit fails, by parameter type. Measured on SmolLM2: up to 4e-7 in float32 and 1e-2 in
+bfloat16; a vector of another rollout, layer or span is off by 1e-1 and more."""
+
+
+def compare(
+    captured: Mapping[ArrayName, npt.NDArray[np.float32]], plain: Mapping[ArrayName, npt.NDArray[np.float64]]
+) -> Canary:
+    """Hold one rollout's captured vectors against the plain ones.
+
+    Args:
+        captured: ``(L, D)`` per array.
+        plain: The same arrays.
+
+    Returns:
+        The worst figures over the arrays, per layer. A number that is not finite makes the error infinite.
+    """
+    errors, cosines = [], []
+    for array, expected_LD in plain.items():
+        got_LD = captured[array].astype(np.float64)
+        norms_L, off_L = np.linalg.norm(expected_LD, axis=1), np.linalg.norm(got_LD - expected_LD, axis=1)
+        with np.errstate(all="ignore"):
+            # A stream may be zero: the embedding of a padding token is.
+            error_L = np.where(off_L == 0, 0.0, off_L / norms_L)
+            cosine_L = (got_LD * expected_LD).sum(axis=1) / (np.linalg.norm(got_LD, axis=1) * norms_L)
+            cosine_L = np.where(off_L == 0, 1.0, cosine_L)
+        errors.append(np.where(np.isfinite(error_L), error_L, np.inf))
+        cosines.append(np.where(np.isfinite(cosine_L), cosine_L, -1.0))
+    worst_L, least_L = np.max(errors, axis=0), np.min(cosines, axis=0)
+    return Canary(1, tuple(float(value) for value in worst_L), tuple(float(value) for value in least_L))
+
+
+def require_close(canary: Canary, layers: Sequence[int], limit: float) -> None:
+    """Make sure that a canary is within its limit.
+
+    Args:
+        canary: The figures.
+        layers: The captured layers.
+        limit: Relative error that is allowed.
+
+    Raises:
+        UnitError: A layer is beyond it; names the worst.
+    """
+    worst = int(np.argmax(canary.relative_error_L))
+    error = canary.relative_error_L[worst]
+    if not error <= limit:
+        raise UnitError(
+            f"layer {layers[worst]}: what was captured differs from a plain forward pass by {error:.1e} of its norm; "
+            f"{limit:.0e} is allowed.",
+            code="canary",
+        )
