@@ -75,7 +75,9 @@ def state_of(facts: Facts) -> tuple[JobState, str]:
         return JobState.SUCCEEDED, "every unit is committed"
     if facts.ray is RayState.STOPPED:
         return JobState.CANCELLED, "it was stopped"
-    if facts.told is not None and facts.told.is_final and facts.told is not JobState.SUCCEEDED:
+    if facts.told is JobState.SUCCEEDED:
+        return JobState.FAILED, "its driver ended well, and units are missing since"
+    if facts.told is not None and facts.told.is_final:
         return facts.told, "its driver ended"
     if facts.ray is RayState.PENDING:
         return JobState.QUEUED, "it waits for the cluster"
