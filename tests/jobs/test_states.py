@@ -49,9 +49,7 @@ def test_a_driver_at_work_is_believed_over_ray(facts: Facts):
 @settings(max_examples=400)
 def test_one_more_unit_never_turns_success_into_anything_else(facts: Facts):
     if state_of(facts)[0] is JobState.SUCCEEDED:
-        more = Facts(
-            facts.done + 1, facts.planned, facts.is_driven, facts.told, facts.is_news_fresh, facts.ray
-        )
+        more = Facts(facts.done + 1, facts.planned, facts.is_driven, facts.told, facts.is_news_fresh, facts.ray)
         assert state_of(more)[0] is JobState.SUCCEEDED
 
 

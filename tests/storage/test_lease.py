@@ -23,10 +23,9 @@ from persona_atlas.storage.location import Location, open_location
 from persona_atlas.storage.records import Lease, parse_record
 from persona_atlas.storage.verify import verify_run
 
+from counted import Counted
 from fakes import small_plan, small_spec
 from stored_runs import begin, commit, write_unit
-
-from counted import Counted
 
 HOLD = """
 import sys, time
@@ -205,9 +204,7 @@ def test_a_driver_whose_run_was_taken_over_is_told(location: Location, monkeypat
         assert "taken over" in str(error)
 
 
-def test_a_lease_that_ran_out_is_renewed_when_nobody_took_the_run(
-    location: Location, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_lease_that_ran_out_is_renewed_when_nobody_took_the_run(location: Location, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.05)
     with acquire(location, 1) as held:
         first = stored_lease(location, 1).expires_at

@@ -74,7 +74,6 @@ class RayCluster:
         self.token_path = self.folder / "token"
         self.token_path.write_text(self.token)
         self.token_path.chmod(0o600)
-        self._seen: set[psutil.Process] = set()
 
     @property
     def address(self) -> str:
@@ -89,7 +88,7 @@ class RayCluster:
     @property
     def client_env(self) -> dict[str, str]:
         """What a laptop needs to talk to it, and nothing of what the cluster has."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "PYTHON"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
         return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
 
     def __enter__(self) -> RayCluster:
@@ -112,10 +111,28 @@ class RayCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for node in self.nodes.values():
+        for node in reversed(self.nodes.values()):
             node.kill()
-        # What Ray starts beside a node's family ends by itself, or is ended here: it is ours by its folder.
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def processes(self, kind: str) -> list[psutil.Process]:
+        """Processes of the cluster whose title begins so: ``ray::UnitActor``, ``ray::Driver``."""
+        found = []
+        for node in self.nodes.values():
+            for process in node.family():
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if " ".join(process.cmdline()).startswith(kind):
+                        found.append(process)
+        return found
+
+    def node_of(self, kind: str) -> str:
+        """Name of the node that runs such a process."""
+        for name, node in self.nodes.items():
+            for process in node.family():
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if " ".join(process.cmdline()).startswith(kind):
+                        return name
+        raise AssertionError(f"no node runs {kind}")
 
     def add(self, name: str, *, num_cpus: int = 1, resources: dict[str, float] | None = None) -> None:
         """Let a node join; does not wait for it."""
@@ -145,8 +162,10 @@ class RayCluster:
             return json.load(answer)
 
     def _start(self, name: str, *arguments: str, num_cpus: int) -> None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
+        # Neither our path nor our credentials: what a node has of us is what is sent to it.
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "PYTHONPATH"))}
         env = kept | self.env | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_path),
             "RAY_USAGE_STATS_ENABLED": "0",
