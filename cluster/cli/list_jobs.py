@@ -22,7 +22,7 @@ def list_jobs(address: str | None, as_json: bool) -> None:
         output.document({"jobs": [_as_dict(view) for view in views]})
         return
     lines = [[view.job_id, view.state, _units(view), _when(view), view.url] for view in views]
-    output.table(f"{len(views)} jobs", ["job", "state", "units", "submitted", "store"], lines)
+    output.table(f"{len(views)} jobs", ["job", "state", "units", "submitted", "store"], lines, keep_first=True)
 
 
 def _units(view: JobView) -> str:

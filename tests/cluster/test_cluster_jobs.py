@@ -154,12 +154,9 @@ def test_a_job_from_submission_to_report_with_no_secret_anywhere(cluster: RayClu
 
 def test_cancel_frees_the_workers_and_resume_does_the_rest(cluster: RayCluster, laptop: Laptop, tmp_path: Path):
     store = tmp_path / "run"
-    job_id = laptop.submit(laptop.spec(str(store)))
-    wait_for(lambda: len(commits(store)) >= 3)
+    job_id = laptop.submit(laptop.spec(str(store), names="[cd]*"))
     assert laptop.refused("submit", tmp_path / "job.yaml")["code"] == "run_has_driver"
-    running = laptop.json("status", job_id)
-    assert running["state"] == "RUNNING"
-    assert {worker["doing"] for worker in running["workers"]} <= {"waiting", "loading", "idle", "working"}
+    wait_for(lambda: len(commits(store)) >= 3)
     began = time.monotonic()
     cancelling = subprocess.Popen(
         [sys.executable, "-m", "persona_atlas.cluster.cli", "cancel", job_id, "--json"],
@@ -174,11 +171,11 @@ def test_cancel_frees_the_workers_and_resume_does_the_rest(cluster: RayCluster, 
     out, _ = cancelling.communicate(timeout=60)
     assert json.loads(out)["state"] == "CANCELLED"
     kept = {name: (store / "commits" / name).read_bytes() for name in commits(store)}
-    assert 3 <= len(kept) < 28
+    assert 3 <= len(kept) < 40
     assert laptop.json("status", job_id, status=1)["state"] == "CANCELLED"
     resumed = laptop.json("resume", job_id)["job_id"]
     assert resumed != job_id
-    assert laptop.succeed(resumed)["units_done"] == 28
+    assert laptop.succeed(resumed)["units_done"] == 40
     assert all((store / "commits" / name).read_bytes() == record for name, record in kept.items())
     assert laptop.json("status", job_id)["state"] == "SUCCEEDED"
     assert_whole(str(store), cluster)
