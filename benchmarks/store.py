@@ -62,9 +62,9 @@ class Scheme:
 
     number: str = "float32"
     bits: int = 10
-    codec: str = "zstd"
-    level: int = 3
-    shuffle: str = "shuffle"
+    codec: str = "lz4"
+    level: int = 9
+    shuffle: str = "bitshuffle"
     rows: int | None = None
     all_layers: bool = False
 
@@ -118,22 +118,22 @@ class Scheme:
 
 
 DEFAULT = Scheme()
-ZSTD = replace(DEFAULT, shuffle="bitshuffle")
-LZ4 = replace(ZSTD, codec="lz4", level=9)
+ZSTD = replace(DEFAULT, codec="zstd", level=3, shuffle="shuffle")
+ZSTD_BITS = replace(ZSTD, shuffle="bitshuffle")
 NUMBERS = [
-    *(replace(scheme, bits=bits) for bits in (7, 10, 23) for scheme in (DEFAULT, ZSTD, LZ4)),
-    *(replace(scheme, number=number) for number in ("float16", "bfloat16") for scheme in (DEFAULT, LZ4)),
+    *(replace(scheme, bits=bits) for bits in (7, 10, 23) for scheme in (DEFAULT, ZSTD, ZSTD_BITS)),
+    *(replace(scheme, number=number) for number in ("float16", "bfloat16") for scheme in (DEFAULT, ZSTD)),
 ]
 CODECS = [
-    *(replace(scheme, level=level) for scheme in (DEFAULT, ZSTD) for level in (1, 3, 5, 9)),
-    *(replace(LZ4, level=level) for level in (1, 5, 9)),
-    *(replace(DEFAULT, codec="zlib", level=5, shuffle=shuffle) for shuffle in ("shuffle", "bitshuffle")),
-    replace(LZ4, shuffle="shuffle"),
-    replace(DEFAULT, shuffle="no shuffle"),
+    *(replace(scheme, level=level) for scheme in (ZSTD, ZSTD_BITS) for level in (1, 3, 5, 9)),
+    *(replace(DEFAULT, level=level) for level in (1, 5, 9)),
+    *(replace(ZSTD, codec="zlib", level=5, shuffle=shuffle) for shuffle in ("shuffle", "bitshuffle")),
+    replace(DEFAULT, shuffle="shuffle"),
+    replace(ZSTD, shuffle="no shuffle"),
 ]
 CHUNKINGS = [
-    *(replace(scheme, rows=rows) for scheme in (DEFAULT, LZ4) for rows in (1, 4, 12, None)),
-    *(replace(scheme, rows=rows, all_layers=True) for scheme in (DEFAULT, LZ4) for rows in (1, None)),
+    *(replace(scheme, rows=rows) for scheme in (DEFAULT, ZSTD) for rows in (1, 4, 12, None)),
+    *(replace(scheme, rows=rows, all_layers=True) for scheme in (DEFAULT, ZSTD) for rows in (1, None)),
 ]
 
 
@@ -309,8 +309,10 @@ def _passes(plan: Plan, poolings: Sequence[str]) -> int:
 def writer_memory(report: Report, bucket: str, block: UnitBlock, rows: int) -> None:
     """Write a large block with all poolings; note the peak over what was there, the block itself counted in."""
     values_BLD = np.resize(block.arrays_BLD[ARRAY], (rows, *block.arrays_BLD[ARRAY].shape[1:]))
+    unit = replace(block.order.unit, samples=rows // len(block.rollouts))
     large = replace(
         block,
+        order=replace(block.order, unit=unit),
         rollouts=tuple(itertools.islice(itertools.cycle(block.rollouts), rows)),
         arrays_BLD={("resid_post", pooling): values_BLD for pooling in POOLINGS},
     )

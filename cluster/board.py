@@ -139,6 +139,10 @@ class Board:
             )
         )
 
+    def reduces_nothing(self) -> None:
+        """Say that there is no reduction: what is kept is of nothing that can be compared."""
+        self._change(stages=tuple(stage for stage in self._status.stages if stage.name != "reduction"))
+
     def end(self, state: JobState, error: str = "") -> None:
         """Say how the job ended; nothing can be added after."""
         if not self._status.state.is_final:

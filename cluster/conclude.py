@@ -19,7 +19,7 @@ class Conclusion:
 
     Attributes:
         store: The run, open.
-        summary: What was found; None when nothing is committed.
+        summary: What was found; None when nothing is committed, or it is of nothing that can be compared.
         report_place: Where the report lies; None likewise.
     """
 
@@ -29,7 +29,7 @@ class Conclusion:
 
 
 def conclude(job: Job, progress: Progress, board: Board) -> Conclusion:
-    """Reduce what a job has committed and write its report.
+    """Reduce what a job has committed and write its report, where that says something.
 
     Raises:
         StoreError: A committed number is missing or damaged.
@@ -39,6 +39,9 @@ def conclude(job: Job, progress: Progress, board: Board) -> Conclusion:
     store = open_run(job.location.url, job.plan.spec.store.endpoint_url)
     if not store.committed:
         return Conclusion(store, None, None)
+    if not _says_something(store):
+        board.reduces_nothing()
+        return Conclusion(store, None, None)
     progress.say("Reducing.")
     board.doing("reducing")
     reduction = reduce_run(store)
@@ -46,3 +49,10 @@ def conclude(job: Job, progress: Progress, board: Board) -> Conclusion:
     place = write_report(store, reduction)
     board.reduced()
     return Conclusion(store, summary, place)
+
+
+def _says_something(store: Run) -> bool:
+    """Whether there is anything to reduce: given conversations are, when they are those of roles and the default."""
+    if not store.record.of_conversations:
+        return True
+    return {"role", "default"} <= set(store.index["kind"].unique().to_pylist())

@@ -17,7 +17,7 @@ from ..jobs.spec import PACKAGE_SCHEME, JobSpec
 from ..storage.lease import refuse_if_driven
 from ..storage.location import open_location
 from ..storage.run_store import check_same_run, read_run_record
-from .job import plan_job
+from .job import plan_job, refuse_tensor_parallel
 from .order import JobOrder
 from .progress import Progress
 from .shipping import is_shipped_catalog, stage_code, stage_order
@@ -60,6 +60,8 @@ def hand_in(spec: JobSpec, cluster: Cluster, how: HowToRun, progress: Progress) 
     Raises:
         InputError: The spec is wrong, the store belongs to another run or has a driver, or the cluster cannot run it.
     """
+    refuse_tensor_parallel(spec)
+    refuse_conversations(spec)
     spec = resolved(spec)
     _look_at_the_store(spec, progress)
     facts = cluster.facts()
@@ -115,6 +117,21 @@ def refuse_cluster(facts: ClusterFacts, spec: JobSpec, how: HowToRun) -> None:
             code="no_gpu",
             field="placement.device",
             mend="Use device: auto or cpu, or, where an autoscaler brings GPUs, set placement.replicas and --scale-up.",
+        )
+
+
+def refuse_conversations(spec: JobSpec) -> None:
+    """Refuse a job that reads conversations: their files do not travel with a job so far.
+
+    Raises:
+        InputError: Says what to do instead.
+    """
+    if spec.conversations is not None:
+        raise InputError(
+            "conversations are not sent to a cluster so far.",
+            code="not_yet",
+            field="conversations",
+            mend="Run it from a machine of the cluster that has them: persona-atlas extract --address auto.",
         )
 
 

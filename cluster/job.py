@@ -9,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..jobs.catalog import load_catalog
+from ..jobs.conversations import read_conversations
 from ..jobs.errors import InputError
 from ..jobs.estimate import Estimate, batch_tokens, estimate, resolved_dtype
+from ..jobs.given_plan import GivenPlan, make_given_plan
 from ..jobs.ledger import Failure, Ledger, row_blocks_needed
 from ..jobs.plan import Plan, make_plan
 from ..jobs.spec import JobSpec
@@ -21,6 +23,7 @@ from ..storage.location import Location, open_location
 from ..storage.planned import encode_units
 from ..storage.records import Manifest, RunRecord
 from ..storage.run_store import begin_run, check_same_run, read_run_record, reserve_rows
+from ..workers.chat_spans import load_renderer, require_within_context
 from ..workers.engine import EngineSettings
 from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
@@ -83,7 +86,7 @@ class Outcome:
 
 
 def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> tuple[Plan, Path]:
-    """Plan a spec against the model and catalog it names; the store is not looked at.
+    """Plan a spec against the model and the catalog or conversations it names; the store is not looked at.
 
     Args:
         spec: What to run.
@@ -91,11 +94,29 @@ def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = 
         catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
 
     Raises:
-        InputError: A persona, layer, model or file is wrong.
+        InputError: A persona, conversation, layer, model or file is wrong.
     """
+    if spec.conversations is not None:
+        conversations = read_conversations(spec.conversations.source)
+        directory = find_model(spec.model, progress.say)
+        return make_given_plan(spec, conversations, read_facts(directory)), directory
     catalog = load_catalog(catalog_directory or spec.personas.catalog)
     directory = find_model(spec.model, progress.say)
     return make_plan(spec, catalog, read_facts(directory)), directory
+
+
+def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
+    """Render every given conversation once, so that none is found wanting when much has been spent.
+
+    Raises:
+        InputError: The model's template refuses one, or it is longer than the model's context.
+    """
+    if not isinstance(plan, GivenPlan):
+        return
+    progress.say(f"Checking {len(plan.conversations):,} conversations against the chat template.")
+    renderer = load_renderer(directory)
+    for given in plan.conversations:
+        require_within_context(renderer.render(given), plan.facts.max_context)
 
 
 def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> Job:
@@ -107,14 +128,17 @@ def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None
         catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
 
     Raises:
-        InputError: The spec is wrong, or the store belongs to another run.
+        InputError: The spec is wrong or asks for what cannot be run yet, or the store belongs to another run.
         StoreError: The store is damaged.
     """
+    refuse_tensor_parallel(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
     plan, directory = plan_job(spec, progress, catalog_directory)
     if record is not None:
         check_same_run(record, plan, location.url)
+    else:
+        require_readable(plan, directory, progress)
     committed = frozenset(committed_units(location)) if record is not None else frozenset()
     return Job(plan, estimate(plan), directory, location, record, committed)
 
@@ -141,7 +165,7 @@ def work_job(job: Job, progress: Progress, board: Board, address: str | None = N
         if job.record is not None:
             refresh_index(job.location, job.record)
         return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
-    rendering = _describe_rendering(job.model_directory)
+    rendering = load_renderer(job.model_directory).renderer.describe()
     if address is None:
         _refuse_what_cannot_fit(job)
     refuse_if_driven(job.location, board.job_id)
@@ -188,6 +212,7 @@ def _work_under_lease(
         with IndexKeeper(job.location, record, lease.generation, progress.say) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
+                keeper.expect(manifest.unit_id)
                 keeper.add(commit_unit(job.location, lease, manifest))
                 board.count(manifest)
 
@@ -219,24 +244,26 @@ def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:
         rows_per_block=job.plan.rows_per_block,
         mantissa_bits=spec.store.mantissa_bits,
         model=spec.model,
+        reads_given=spec.conversations is not None,
+        generation=spec.generation,
+        served_model=spec.served_model,
     )
 
 
-def _describe_rendering(directory: Path) -> dict[str, object]:
-    from transformers import AutoTokenizer
+def refuse_tensor_parallel(spec: JobSpec) -> None:
+    """Refuse replicas of several GPUs before the model is looked for: 140 GB need not be fetched to learn of it.
 
-    from ..workers.chat import ChatRenderer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
+    Raises:
+        InputError: The spec asks for one.
+    """
+    if spec.placement.tensor_parallel > 1:
         raise InputError(
-            f"the tokenizer in {directory} cannot be loaded: {error}.",
-            code="no_tokenizer",
-            field="model.source",
-            mend="Are the tokenizer's files there?",
-        ) from error
-    return ChatRenderer(tokenizer).describe()
+            f"asks for {spec.placement.tensor_parallel} GPUs a replica; a run takes 1 so far. Planning, pricing and "
+            "rendering such a job work.",
+            code="not_yet",
+            field="placement.tensor_parallel",
+            mend="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
+        )
 
 
 def _refuse_what_cannot_fit(job: Job) -> None:

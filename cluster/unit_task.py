@@ -16,12 +16,14 @@ from functools import partial
 from ..jobs.block import UnitBlock
 from ..jobs.errors import AtlasError, InputError
 from ..jobs.ledger import Failure
-from ..jobs.spec import ModelSpec
+from ..jobs.spec import GenerationSpec, ModelSpec
 from ..jobs.units import UnitOrder
 from ..storage.blocks import write_block
 from ..storage.location import open_location
 from ..storage.records import Manifest
+from ..workers.chat_spans import load_renderer
 from ..workers.engine import Engine, EngineSettings
+from ..workers.given_engine import GivenEngine
 from ..workers.memory import require_memory
 from ..workers.model_files import find_model
 from ..workers.run_units import failure_of, run_units
@@ -43,6 +45,9 @@ class WorkerSettings:
         rows_per_block: Of the run.
         mantissa_bits: Of the run.
         model: Which model, for a machine that does not have its files where the driver has them; None: all have.
+        reads_given: Whether the orders bring their texts.
+        generation: The server that generates; None where nothing does, or the engine itself.
+        served_model: What that server calls the model.
     """
 
     engine: EngineSettings
@@ -52,13 +57,16 @@ class WorkerSettings:
     rows_per_block: int
     mantissa_bits: int
     model: ModelSpec | None = None
+    reads_given: bool = False
+    generation: GenerationSpec | None = None
+    served_model: str = ""
 
 
 def load_engine(settings: WorkerSettings) -> Engine:
-    """Load the model, if there is room for it.
+    """Load the model, if there is room for it, and put before it what brings the texts, if it does not generate them.
 
     Raises:
-        InputError: There is not, or it cannot be loaded.
+        InputError: There is no room, it cannot be loaded, or the server that is to generate does not serve it.
     """
     # Torch is loaded where a model is, and not by the driver or the command line.
     from ..workers.transformers_engine import TransformersEngine
@@ -77,7 +85,23 @@ def load_engine(settings: WorkerSettings) -> Engine:
     engine = settings.engine
     if settings.model is not None and not engine.directory.is_dir():
         engine = replace(engine, directory=find_model(settings.model, lambda _: None))
-    return TransformersEngine(engine)
+    if not settings.reads_given and settings.generation is None:
+        return TransformersEngine(engine)
+    conversations = load_renderer(engine.directory)
+    if settings.generation is None:
+        return GivenEngine(TransformersEngine(engine), conversations, engine.batch_tokens)
+    # Only where there is a server to ask is its client loaded.
+    from ..workers.endpoint_engine import EndpointEngine, check_endpoint
+
+    # A model may take minutes to load: first whether it will be of use.
+    check_endpoint(settings.generation, settings.served_model, conversations.renderer)
+    return EndpointEngine(
+        TransformersEngine(engine),
+        conversations,
+        settings.generation,
+        settings.served_model,
+        engine.sampling,
+    )
 
 
 @dataclass(frozen=True, eq=False)

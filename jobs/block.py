@@ -13,20 +13,24 @@ import numpy.typing as npt
 
 from .units import RolloutAddress, UnitOrder
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "given"]
 ArrayName = tuple[str, str]
 """(hook point, pooling): which of a run's activation arrays."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One generated conversation.
+    """One conversation, generated or given, up to the end of one response.
 
     The response span is ``[len(prompt_token_ids), len(prompt_token_ids) + num_content_tokens)`` of prompt and response
     ids put together: content only, without the end-of-turn token that may close ``response_token_ids``.
 
     Attributes:
-        finish_reason: ``stop``: the model ended its turn; ``length``: cut at max_new_tokens.
+        finish_reason: ``stop``: the model ended its turn; ``length``: cut at max_new_tokens; ``given``: not known, the
+            text was there before.
+        seed: 0 for a given text.
+        conversation_index: Of a given conversation, its place in the input.
+        extra: Of a given conversation, the other keys of its input as JSON.
         has_vector: False when the response is empty: then its rows of response poolings hold no numbers.
     """
 
@@ -39,6 +43,8 @@ class Rollout:
     num_content_tokens: int
     finish_reason: FinishReason
     seed: int
+    conversation_index: int | None = None
+    extra: str = ""
 
     @property
     def has_vector(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .given_plan import GivenPlan
 from .plan import STORED_BYTES_PER_VALUE, Plan
 from .spec import PlacementSpec
 
@@ -15,6 +16,9 @@ TEMPLATE_TOKENS = 20
 
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+HEADROOM = 1.2
+"""What a device needs over weights, cache and captured sums: activations, the allocator's waste."""
+
 DEFAULT_BATCH_TOKENS = 6144
 """Tokens of one batch where the spec does not say: about 45 short rollouts, where decoding on a CPU levels off."""
 
@@ -25,54 +29,110 @@ class Estimate:
 
     Attributes:
         prompt_tokens: Read, about.
-        response_tokens: Written, at most.
+        response_tokens: Written, at most; of given texts those that are read, about.
+        canary_tokens: Read once more, at most: one rollout of every unit is recomputed the plain way.
         stored_bytes: Activations in the store, about; texts come to a few per cent of it.
         objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
-        weight_bytes: Of one replica.
-        cache_bytes: KV cache of one batch.
+        weight_bytes: Of one replica, all its devices together.
+        cache_bytes: KV cache of one batch, likewise; a pass over given texts needs none.
         rows_per_batch: Rollouts that one batch holds, about.
+        row_tokens: Prompt and response of the longest rollout.
         capture_bytes: Pooled sums of one batch, float32.
+        tensor_parallel: Devices of one replica.
     """
 
     prompt_tokens: int
     response_tokens: int
+    canary_tokens: int
     stored_bytes: int
     objects: int
     weight_bytes: int
     cache_bytes: int
     rows_per_batch: int
+    row_tokens: int
     capture_bytes: int
+    tensor_parallel: int = 1
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory that one device of a replica needs, see :func:`device_bytes`."""
+        return device_bytes(self, self.tensor_parallel)
 
     @property
     def replica_bytes(self) -> int:
-        """Memory that one replica needs, a fifth added for activations and the allocator."""
-        return int(1.2 * (self.weight_bytes + self.cache_bytes + self.capture_bytes))
+        """Memory that one replica needs, all its devices together."""
+        return self.tensor_parallel * self.device_bytes
 
 
 def estimate(plan: Plan) -> Estimate:
     """Estimate what a plan takes."""
     spec, facts = plan.spec, plan.facts
+    texts = _of_given(plan) if isinstance(plan, GivenPlan) else _of_personas(plan)
+    rollouts = plan.num_rollouts
+    arrays = len(spec.capture.hook_points) * len(spec.capture.poolings)
+    width = parameter_bytes(plan)
+    budget = batch_tokens(spec.placement)
+    rows = max(1, budget // max(1, texts.row_tokens))
+    return Estimate(
+        prompt_tokens=texts.prompt_tokens,
+        response_tokens=texts.response_tokens,
+        canary_tokens=len(plan.units) * texts.row_tokens,
+        stored_bytes=rollouts * arrays * len(plan.layers) * facts.d_model * STORED_BYTES_PER_VALUE,
+        objects=len(plan.units) * (arrays + 2),
+        weight_bytes=facts.num_parameters * width,
+        cache_bytes=0 if isinstance(plan, GivenPlan) else budget * facts.kv_values_per_token * width,
+        rows_per_batch=rows,
+        row_tokens=texts.row_tokens,
+        capture_bytes=rows * arrays * len(plan.layers) * facts.d_model * 4,
+        tensor_parallel=spec.placement.tensor_parallel,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    prompt_tokens: int
+    response_tokens: int
+    row_tokens: int
+
+
+def _of_personas(plan: Plan) -> _Texts:
+    """Every prompt, and every response as long as it may become; a row is the longest of them."""
     prompt_tokens = longest = 0
     for unit in plan.units:
         system_words = len(plan.system_prompt(unit).split())
         of_unit = [_prompt_tokens(system_words + len(question.split())) for question in plan.questions(unit)]
         prompt_tokens += unit.samples * sum(of_unit)
         longest = max(longest, *of_unit)
-    rollouts = plan.num_rollouts
-    arrays = len(spec.capture.hook_points) * len(spec.capture.poolings)
-    width = BYTES_PER_PARAMETER[resolved_dtype(spec.model.dtype, facts.dtype)]
-    budget = batch_tokens(spec.placement)
-    rows = max(1, budget // (longest + spec.sampling.max_new_tokens))
-    return Estimate(
-        prompt_tokens=prompt_tokens,
-        response_tokens=rollouts * spec.sampling.max_new_tokens,
-        stored_bytes=rollouts * arrays * len(plan.layers) * facts.d_model * STORED_BYTES_PER_VALUE,
-        objects=len(plan.units) * (arrays + 2),
-        weight_bytes=facts.num_parameters * width,
-        cache_bytes=budget * facts.kv_values_per_token * width,
-        rows_per_batch=rows,
-        capture_bytes=rows * arrays * len(plan.layers) * facts.d_model * 4,
-    )
+    new = plan.spec.sampling.max_new_tokens
+    return _Texts(prompt_tokens, plan.num_rollouts * new, longest + new)
+
+
+def _of_given(plan: GivenPlan) -> _Texts:
+    """Every conversation once; a row is a mean one, for a pass is filled by tokens and not by rows."""
+    prompt_tokens = response_tokens = 0
+    for given in plan.conversations:
+        prompt_tokens += _prompt_tokens(len(given.system_prompt.split()))
+        for message in given.messages:
+            tokens = int(len(message.content.split()) * TOKENS_PER_WORD)
+            if message.role == "assistant":
+                response_tokens += tokens
+            else:
+                prompt_tokens += tokens + TEMPLATE_TOKENS
+    return _Texts(prompt_tokens, response_tokens, (prompt_tokens + response_tokens) // plan.num_rollouts)
+
+
+def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
+    """Give the memory that each of a replica's devices needs, in bytes.
+
+    Weights and cache are cut evenly; the residual stream, and so what is captured of it, is whole on every device.
+    A fifth is added for activations and the allocator.
+
+    Args:
+        figures: Of the plan; its own ``tensor_parallel`` is not looked at.
+        tensor_parallel: Devices of a replica.
+    """
+    sliced = (figures.weight_bytes + figures.cache_bytes) / tensor_parallel
+    return int(HEADROOM * (sliced + figures.capture_bytes))
 
 
 def _prompt_tokens(words: int) -> int:
@@ -82,6 +142,11 @@ def _prompt_tokens(words: int) -> int:
 def batch_tokens(placement: PlacementSpec) -> int:
     """Tokens that one batch may hold."""
     return placement.batch_tokens or DEFAULT_BATCH_TOKENS
+
+
+def parameter_bytes(plan: Plan) -> int:
+    """Bytes of one parameter, and of one value of the KV cache."""
+    return BYTES_PER_PARAMETER[resolved_dtype(plan.spec.model.dtype, plan.facts.dtype)]
 
 
 def resolved_dtype(asked: str, checkpoint: str) -> str:

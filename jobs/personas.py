@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["role", "trait", "default"]
+Kind = Literal["role", "trait", "default", "conversation"]
+"""What a rollout is of; a catalog has the first three, ``conversation`` is a text that was given."""
+
 Polarity = Literal["pos", "neg"]
 
 KINDS: tuple[Kind, ...] = ("default", "role", "trait")

@@ -36,7 +36,8 @@ class ModelFacts:
         dtype: The checkpoint's own parameter type.
         family: ``model_type`` of its configuration.
         max_context: Longest sequence it takes, in tokens.
-        fingerprint: SHA-256 over its configuration, tokenizer and weight files' headers.
+        fingerprint: SHA-256 over its configuration, tokenizer and weight files' headers; empty where the files were not
+            read, and then nothing can be run, only planned.
     """
 
     n_layers: int
@@ -107,7 +108,18 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the identity of the spec, the model and every text that will be sent."""
+        """SHA-256 over the identity of the spec, the model and every text that will be sent.
+
+        Raises:
+            InputError: The model's files were not read, so that nobody knows which model this is.
+        """
+        if not self.facts.fingerprint:
+            raise InputError(
+                f"the files of {self.spec.model.source!r} were not read, so this plan has no digest.",
+                code="no_fingerprint",
+                field="model.source",
+                mend="Plan it where the model's files are; a run needs them.",
+            )
         head = digest_of([self.spec.identity(), self.facts.fingerprint, self.rows_per_block])
         digest = hashlib.sha256(head.encode())
         for unit in self.units:
@@ -126,7 +138,7 @@ def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
     Raises:
         InputError: A persona, a layer, or more prompts or questions than there are; names the field.
     """
-    layers = _layers(spec, facts)
+    layers = captured_layers(spec, facts)
     row_values = len(layers) * facts.d_model
     units: list[WorkUnit] = []
     widest = 0
@@ -204,7 +216,12 @@ def _question_blocks(num_questions: int, samples: int, row_values: int, field: s
         yield tuple(range(start, stop))
 
 
-def _layers(spec: JobSpec, facts: ModelFacts) -> tuple[int, ...]:
+def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[int, ...]:
+    """Say which blocks a spec captures, ascending.
+
+    Raises:
+        InputError: The model has no such block.
+    """
     asked: Any = spec.capture.layers
     if asked == "all":
         return tuple(range(facts.n_layers))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from .yaml_file import parse_yaml, read_text, set_by_path, validate
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 Pooling = Literal["response_mean", "response_last", "prompt_mean", "prompt_last"]
-CaptureMode = Literal["during_generation"]
+CaptureMode = Literal["during_generation", "prefill_pass"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 PACKAGE_SCHEME = "package://"
@@ -102,6 +102,43 @@ class PersonasSpec(_Part):
     default: DefaultSelection = DefaultSelection()
 
 
+class ConversationsSpec(_Part):
+    """Texts that exist already, read instead of personas being played.
+
+    Attributes:
+        source: A ``.jsonl`` or ``.json`` file, or a directory of such files.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+
+
+class GenerationSpec(_Part):
+    """A server that generates, by the OpenAI protocol of vLLM, SGLang and others; capture is a pass of our own.
+
+    Attributes:
+        endpoint: Its base URL, as ``http://host:8000/v1``.
+        model: What the server calls the model; ``model.source`` when not given.
+        concurrency: Requests in flight at a time, of each replica.
+        timeout_s: Of one request.
+        api_key_env: Name of the environment variable with the key, where a worker runs; the key itself is kept nowhere.
+    """
+
+    endpoint: str
+    model: str | None = None
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_a_plain_url(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("an endpoint is an http:// or https:// URL")
+        if "@" in url.split("://")[1].split("/")[0]:
+            raise ValueError("an endpoint URL carries no credentials; name their variable in generation.api_key_env")
+        return url.rstrip("/")
+
+
 class SamplingSpec(_Part):
     """How responses are sampled.
 
@@ -124,7 +161,8 @@ class CaptureSpec(_Part):
             model whose blocks have no such place is refused by name.
         layers: 0-based blocks, ``all``, or ``middle`` (block n_layers // 2).
         poolings: How a rollout's tokens become one vector.
-        mode: ``during_generation``: no second pass.
+        mode: ``during_generation``: no second pass; ``prefill_pass``: one over texts that are given or that a server
+            generated. Follows from the rest of the spec.
     """
 
     hook_points: Annotated[list[HookPoint], Field(min_length=1)] = ["resid_post"]
@@ -146,6 +184,8 @@ class PlacementSpec(_Part):
     Attributes:
         replicas: Copies of the model, one Ray actor each; null means one per GPU, or one per node when there is none,
             as many as there are at any time.
+        tensor_parallel: GPUs of one replica, each holding a slice of every matrix. Can be planned, priced and rendered;
+            ``run`` and ``submit`` take 1 alone so far.
         device: ``auto`` takes GPUs when the cluster has them.
         batch_tokens: Tokens, prompts and responses together, that one batch may hold; null is 6144, a CPU's measure:
             raise it on a GPU.
@@ -153,6 +193,7 @@ class PlacementSpec(_Part):
     """
 
     replicas: _Count | None = None
+    tensor_parallel: _Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: Annotated[int, Field(ge=64)] | None = None
     threads: _Count | None = None
@@ -194,6 +235,8 @@ class JobSpec(_Part):
     Attributes:
         model: Which model.
         personas: Who is played, how often.
+        conversations: Texts to read instead; None plays the personas.
+        generation: The server that generates; None generates here.
         sampling: How responses are sampled.
         capture: What is kept of the residual stream.
         placement: How it is spread over machines.
@@ -203,14 +246,35 @@ class JobSpec(_Part):
 
     model: ModelSpec
     personas: PersonasSpec = PersonasSpec()
+    conversations: ConversationsSpec | None = None
+    generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
     placement: PlacementSpec = PlacementSpec()
     store: StoreSpec
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_mode(cls, data: Any) -> Any:
+        """Texts that are not generated here are captured by a pass over them; nobody need say so."""
+        if not isinstance(data, dict) or not (data.get("conversations") or data.get("generation")):
+            return data
+        capture = data.get("capture") or {}
+        return data | {"capture": {"mode": "prefill_pass"} | capture} if isinstance(capture, dict) else data
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> JobSpec:
+        by_prefill = self.conversations is not None or self.generation is not None
+        if by_prefill != (self.capture.mode == "prefill_pass"):
+            asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
+            raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
+        if self.conversations is not None:
+            if self.personas != PersonasSpec():
+                raise ValueError("a job either reads conversations or plays personas: leave one of the two out")
+            if self.generation is not None:
+                raise ValueError("conversations are read and not generated: leave generation out")
+            return self
         if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
             raise ValueError("personas selects nobody: name roles or traits, or give the default a prompt")
         return self
@@ -218,11 +282,21 @@ class JobSpec(_Part):
     def identity(self) -> dict[str, Any]:
         """Give the part of the spec that decides what the run's numbers mean."""
         whole = self.model_dump(mode="json")
-        keep = {key: whole[key] for key in ("model", "personas", "sampling", "capture", "seed")}
+        keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
-        # Where a catalog lies is no part of it: its texts are, and the plan's digest covers those.
+        # Where texts lie, or are generated, is no part of it: they are, and the plan's digest covers those.
+        if self.conversations is not None:
+            return keep | {"conversations": True}
+        keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         del keep["personas"]["catalog"]
+        if self.generation is not None:
+            keep["generation"] = {"model": self.served_model}
         return keep
+
+    @property
+    def served_model(self) -> str:
+        """What a server is asked for."""
+        return (self.generation and self.generation.model) or self.model.source
 
     @property
     def digest(self) -> str:
@@ -250,8 +324,20 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         7
     """
     text = read_text(Path(path), "a job spec")
-    data = parse_yaml(text, str(path))
+    return _validated(parse_yaml(text, str(path)), overrides, text, str(path))
+
+
+def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec:
+    """Validate a spec that was put together from a command's options.
+
+    Raises:
+        InputError: A field is wrong; names it.
+    """
+    return _validated(dict(data), overrides, "", "the command line")
+
+
+def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> JobSpec:
     if isinstance(data, dict):
         for assignment in overrides:
             data = set_by_path(data, assignment)
-    return validate(JobSpec, data, text=text, file=str(path))
+    return validate(JobSpec, data, text=text, file=file)

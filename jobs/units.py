@@ -6,12 +6,17 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .given import Conversation
 from .personas import Kind, Polarity
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class RolloutAddress:
-    """Where one rollout stands in the design: persona, polarity, prompt, question, sample."""
+    """Where one rollout stands in the design: persona, polarity, prompt, question, sample.
+
+    Attributes:
+        turn_index: Of a given conversation's response, its place among the messages; None for what is generated.
+    """
 
     kind: Kind
     persona: str
@@ -19,11 +24,13 @@ class RolloutAddress:
     prompt_index: int
     question_index: int
     sample_index: int
+    turn_index: int | None = None
 
     def __str__(self) -> str:
+        turn = "" if self.turn_index is None else f"/turn{self.turn_index}"
         return (
             f"{self.kind}/{self.persona}/{self.polarity}"
-            f"/prompt{self.prompt_index}/question{self.question_index}/sample{self.sample_index}"
+            f"/prompt{self.prompt_index}/question{self.question_index}/sample{self.sample_index}{turn}"
         )
 
     def seed(self, job_seed: int) -> int:
@@ -71,18 +78,55 @@ class WorkUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class ConversationUnit(WorkUnit):
+    """A unit of given conversations, each with as many rollouts as the assistant speaks.
+
+    ``question_indices`` has an entry a conversation here, in the order of the rows, and ``samples`` is 1.
+
+    Attributes:
+        sample_indices: Of each conversation.
+        conversation_indices: Of each conversation, its place in the whole input.
+        turn_indices: Of each conversation, the places of the assistant's messages, ascending.
+    """
+
+    sample_indices: tuple[int, ...]
+    conversation_indices: tuple[int, ...]
+    turn_indices: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_rollouts(self) -> int:
+        """How many rollouts, hence rows, it makes."""
+        return sum(len(turns) for turns in self.turn_indices)
+
+    def addresses(self) -> Iterator[RolloutAddress]:
+        """Give its rollouts in row order: by conversation, then by turn."""
+        design = (self.kind, self.persona, self.polarity, self.prompt_index)
+        for question, sample, turns in zip(self.question_indices, self.sample_indices, self.turn_indices, strict=True):
+            for turn in turns:
+                yield RolloutAddress(*design, question, sample, turn)
+
+    def conversations_of_rows(self) -> Iterator[int]:
+        """Give each row's conversation_index, in row order."""
+        for conversation_index, turns in zip(self.conversation_indices, self.turn_indices, strict=True):
+            for _ in turns:
+                yield conversation_index
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRequest:
     """All that a worker must know to make one rollout.
 
     Attributes:
         system_prompt: ``""`` for none.
         seed: Of this rollout alone.
+        given: The conversation whose turn ``address.turn_index`` it is; None for what is to be generated.
     """
 
     address: RolloutAddress
     system_prompt: str
     question: str
     seed: int
+    given: Conversation | None = None
 
 
 @dataclass(frozen=True, slots=True)

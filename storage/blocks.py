@@ -40,6 +40,8 @@ def write_block(
     unit_id = order.unit.unit_id
     for (hook_point, pooling), values_BLD in block.arrays_BLD.items():
         _check_finite(block, values_BLD, hook_point, pooling)
+    if block.canary and not np.isfinite([*block.canary.relative_error_L, *block.canary.cosine_L]).all():
+        raise UnitError("the canary's figures are not finite.", code="canary")
     texts_path = layout.rollouts_path(unit_id, order.row_block)
     data = to_parquet(rollout_table(unit_id, rollouts, order.row_block * rows_per_block))
     texts = StoredObject.of(texts_path, data)

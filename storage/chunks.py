@@ -63,13 +63,15 @@ class ChunkLengths:
         location: The run's store.
         hook_point: Of the array.
         pooling: Of the array.
+        num_layers: Captured.
     """
 
     _FEW = 32
     """So many commit records are read one by one before the whole of ``chunks.parquet`` is."""
 
-    def __init__(self, location: Location, hook_point: str, pooling: str) -> None:
+    def __init__(self, location: Location, hook_point: str, pooling: str, num_layers: int) -> None:
         self._location = location
+        self._num_layers = num_layers
         self._array = (hook_point, pooling)
         self._known: dict[int, np.ndarray] = {}
         self._has_stored = False
@@ -78,7 +80,7 @@ class ChunkLengths:
         """Take note of commit records that were read for another reason."""
         for commit in commits:
             for block in commit.manifest.blocks:
-                if (block.hook_point, block.pooling) == self._array:
+                if (block.hook_point, block.pooling) == self._array and len(block.chunk_bytes) == self._num_layers:
                     self._known[commit.manifest.row_block] = np.array(block.chunk_bytes, dtype=np.int64)
 
     def of(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[np.ndarray]:
@@ -106,6 +108,15 @@ class ChunkLengths:
             )
         return [self._known[row_block] for row_block in row_blocks]
 
+    def confirmed(self, row_block: int, unit_id: str) -> np.ndarray:
+        """Give the lengths of one row block by its unit's commit record, whatever was known before.
+
+        Raises:
+            StoreError: The record is missing, damaged, or names no such object.
+        """
+        self._known.pop(row_block, None)
+        return self.of([row_block], [unit_id])[0]
+
     def _unknown(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[str]:
         return sorted({unit_id for _, unit_id in self._unknown_pairs(row_blocks, unit_ids)})
 
@@ -118,9 +129,7 @@ class ChunkLengths:
         table = read_chunks(self._location)
         hook_point, pooling = self._array
         table = table.filter((pc.field("hook_point") == hook_point) & (pc.field("pooling") == pooling))
-        if not table.num_rows:
-            return
-        lists = table["chunk_bytes"].combine_chunks()
-        # Every list has as many entries as there are captured layers.
-        lengths_UL = lists.flatten().to_numpy().astype(np.int64).reshape(table.num_rows, -1)
-        self._known |= dict(zip(table["row_block"].to_pylist(), lengths_UL, strict=True))
+        # A line that does not fit is as good as none: the commit has it.
+        pairs = zip(table["row_block"].to_pylist(), table["chunk_bytes"].to_numpy(), strict=True)
+        fitting = {block: lengths.astype(np.int64) for block, lengths in pairs if len(lengths) == self._num_layers}
+        self._known = fitting | self._known

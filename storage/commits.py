@@ -28,7 +28,7 @@ def now_iso() -> str:
 
 def committed_units(location: Location) -> set[str]:
     """List the units that are committed, from the records' names alone."""
-    return {name.removesuffix(".json") for name in location.names(layout.COMMITS)}
+    return {name.removesuffix(".json") for name in location.names(layout.COMMITS) if name.endswith(".json")}
 
 
 def commit_unit(location: Location, lease: HeldLease, manifest: Manifest) -> CommitRecord:
@@ -71,7 +71,15 @@ def read_commit(location: Location, unit_id: str) -> CommitRecord:
     data = location.read(path)
     if data is None:
         raise StoreError("the commit record is missing.", code="missing_object", file=f"{location.url}/{path}")
-    return parse_record(CommitRecord, data, f"{location.url}/{path}")
+    record = parse_record(CommitRecord, data, f"{location.url}/{path}")
+    if record.manifest.unit_id != unit_id:
+        raise StoreError(
+            f"is the commit record of {record.manifest.unit_id}, under another unit's name.",
+            code="wrong_unit",
+            file=f"{location.url}/{path}",
+            mend="Delete this copy.",
+        )
+    return record
 
 
 def read_commits(location: Location, unit_ids: Collection[str]) -> list[CommitRecord]:
@@ -100,4 +108,11 @@ def read_rollouts(location: Location, commit: CommitRecord, columns: Sequence[st
             file=f"{location.url}/{recorded.path}",
             mend="Run verify, which names everything that is damaged.",
         )
-    return from_parquet(data, columns)
+    try:
+        return from_parquet(data, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"the texts of unit {commit.manifest.unit_id} are no Parquet file: {error}.",
+            code="bad_object",
+            file=f"{location.url}/{recorded.path}",
+        ) from error

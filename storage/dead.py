@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from . import layout
 from .commits import committed_units, read_commits
-from .index_keeper import IndexKeeper
+from .index_keeper import rebuild_index
 from .lease import acquire
 from .location import Location
 from .records import Manifest, RunRecord
@@ -67,7 +67,7 @@ def find_dead(location: Location, live: Iterable[Manifest], *, is_complete: bool
 
 
 def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject]) -> int:
-    """Delete the removable of these, and bring the index up to date. Takes the run's lease meanwhile.
+    """Delete the removable of these, and write the index anew from the commits. Takes the run's lease meanwhile.
 
     Args:
         location: The run's store.
@@ -82,13 +82,14 @@ def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject
         StoreError: A commit record is damaged; nothing is deleted.
     """
     wanted = {thing.path for thing in dead}
-    with acquire(location, 0) as lease, IndexKeeper(location, record, lease.generation):
-        names = sorted(committed_units(location))
-        manifests = [commit.manifest for commit in read_commits(location, names)]
-        again = find_dead(location, manifests, is_complete=len(names) == record.num_units)
+    with acquire(location, 0) as lease:
+        commits = read_commits(location, sorted(committed_units(location)))
+        manifests = [commit.manifest for commit in commits]
+        again = find_dead(location, manifests, is_complete=len(commits) == record.num_units)
         paths = [thing.path for thing in again if thing.is_removable and thing.path in wanted]
         lease.check()
         location.delete(paths)
+        rebuild_index(location, record, commits, lease.generation)
     return len(paths)
 
 

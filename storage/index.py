@@ -6,6 +6,7 @@ commit is never taken back; whether it does is told by the seal of the driver th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from .commits import committed_units, read_commits
 from .lease import newest_lease
 from .location import Location
 from .records import CommitRecord, RunRecord
-from .texts import ADDRESS_ORDER, INDEX_SCHEMA, index_table, read_parquet, to_parquet
+from .texts import in_address_order, index_schema, index_table, read_parquet, to_parquet
 
 _PLAN = b"plan_digest"
 _SEALED_BY = b"sealed_by"
@@ -26,7 +27,7 @@ class Index:
     """What is committed, as one look at the store found it.
 
     Attributes:
-        table: A line a rollout (``INDEX_SCHEMA``), in address order.
+        table: A line a rollout (``index_schema``), in address order.
         committed: Ids of the units in it.
         read_one_by_one: The commit records that the stored index lacked.
     """
@@ -53,9 +54,15 @@ def load_index(location: Location, record: RunRecord) -> Index:
     if not missing:
         return Index(table, frozenset(indexed))
     commits = read_commits(location, missing)
-    added = index_table((commit.manifest for commit in commits), record.rows_per_block)
-    table = pa.concat_tables([table, added]).sort_by(ADDRESS_ORDER)
+    added = index_lines(record, commits)
+    table = in_address_order(pa.concat_tables([table, added]))
     return Index(table, frozenset(indexed.union(missing)), tuple(commits))
+
+
+def index_lines(record: RunRecord, commits: Iterable[CommitRecord]) -> pa.Table:
+    """Make the index lines of a run's commits, in no particular order."""
+    manifests = (commit.manifest for commit in commits)
+    return index_table(manifests, record.rows_per_block, of_conversations=record.of_conversations)
 
 
 def write_index(location: Location, record: RunRecord, table: pa.Table, sealed_by: int | None) -> None:
@@ -75,10 +82,11 @@ def write_index(location: Location, record: RunRecord, table: pa.Table, sealed_b
 
 def read_stored_index(location: Location, record: RunRecord) -> tuple[pa.Table, int | None]:
     """Give the stored index and the generation it was sealed by; an empty one when there is none that can be used."""
-    table = read_parquet(location, layout.INDEX, INDEX_SCHEMA)
+    schema = index_schema(of_conversations=record.of_conversations)
+    table = read_parquet(location, layout.INDEX, schema)
     facts = (table.schema.metadata or {}) if table is not None else {}
     if table is None or facts.get(_PLAN) != record.plan_digest.encode():
-        return INDEX_SCHEMA.empty_table(), None
+        return schema.empty_table(), None
     sealed_by = facts.get(_SEALED_BY)
     return table.replace_schema_metadata(None), int(sealed_by) if sealed_by else None
 

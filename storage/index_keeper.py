@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from ..jobs.errors import AtlasError
 from .chunks import chunk_table, read_chunks, write_chunks
-from .index import load_index, write_index
+from .index import index_lines, load_index, write_index
 from .location import Location
 from .records import CommitRecord, RunRecord
-from .texts import ADDRESS_ORDER, index_table
+from .texts import in_address_order
 
 _EVERY_S = 30.0
 _AT_MOST_SHARE = 0.05
@@ -25,8 +25,8 @@ _AT_MOST_SHARE = 0.05
 class IndexKeeper:
     """Takes commits as they come and writes them into the index now and then. Use as a context manager.
 
-    Leaving it writes what is left, sealed. A store that fails then costs readers some requests and no truth, so it is
-    said and not raised.
+    Leaving it writes what is left, sealed unless a commit is in doubt. A store that fails then costs readers some
+    requests and no truth, so it is said and not raised.
 
     Args:
         location: The run's store.
@@ -44,16 +44,27 @@ class IndexKeeper:
         self._say = say
         index = load_index(location, record)
         self._table = index.table
+        self._known = set(index.committed)
         self._chunks = _with_new(read_chunks(location), index.read_one_by_one)
         self._added: list[CommitRecord] = []
+        self._in_doubt: set[str] = set()
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="index", daemon=True)
 
-    def add(self, commit: CommitRecord) -> None:
-        """Take note of a commit; costs nothing now."""
+    def expect(self, unit_id: str) -> None:
+        """Take note that a unit is about to be committed; until ``add`` says how that ended, it is in doubt."""
         with self._lock:
-            self._added.append(commit)
+            self._in_doubt.add(unit_id)
+
+    def add(self, commit: CommitRecord) -> None:
+        """Take note of a commit, the same one any number of times; costs nothing now."""
+        unit_id = commit.manifest.unit_id
+        with self._lock:
+            if unit_id not in self._known:
+                self._known.add(unit_id)
+                self._added.append(commit)
+            self._in_doubt.discard(unit_id)
 
     def __enter__(self) -> IndexKeeper:
         self._thread.start()
@@ -66,7 +77,8 @@ class IndexKeeper:
             # The store or the lease is in trouble: what this driver knows may not be the last word.
             return
         try:
-            self._write(self._generation)
+            # A commit whose answer never came may be in the store: then this is not all there is.
+            self._write(None if self._in_doubt else self._generation)
         except AtlasError as trouble:
             self._say(f"The index could not be written, so readers will read commits one by one: {trouble}")
 
@@ -83,10 +95,7 @@ class IndexKeeper:
         with self._lock:
             added, self._added = self._added, []
         if added:
-            table = pa.concat_tables(
-                [self._table, index_table((commit.manifest for commit in added), self._record.rows_per_block)]
-            )
-            self._table = table.sort_by(ADDRESS_ORDER)
+            self._table = in_address_order(pa.concat_tables([self._table, index_lines(self._record, added)]))
             self._chunks = _with_new(self._chunks, added)
         _write_both(self._location, self._record, self._table, self._chunks, sealed_by)
 
@@ -101,6 +110,22 @@ def refresh_index(location: Location, record: RunRecord) -> None:
     index = load_index(location, record)
     if index.read_one_by_one:
         _write_both(location, record, index.table, _with_new(read_chunks(location), index.read_one_by_one), None)
+
+
+def rebuild_index(location: Location, record: RunRecord, commits: Sequence[CommitRecord], sealed_by: int) -> None:
+    """Write the index anew from every commit, whatever the stored one says.
+
+    Args:
+        location: The run's store.
+        record: Of the run.
+        commits: All of them.
+        sealed_by: Generation of the lease that is held.
+
+    Raises:
+        TransientError: The store failed.
+    """
+    table = in_address_order(index_lines(record, commits))
+    _write_both(location, record, table, chunk_table(commit.manifest for commit in commits), sealed_by)
 
 
 def _write_both(

@@ -22,7 +22,18 @@ except ImportError:
         mend="Install it: pip install 'persona-atlas[xarray]'.",
     ) from None
 
-_COORDINATES = ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index", "row", "score")
+_COORDINATES = (
+    "kind",
+    "persona",
+    "polarity",
+    "prompt_index",
+    "question_index",
+    "sample_index",
+    "conversation_index",
+    "turn_index",
+    "row",
+    "score",
+)
 
 
 class _LazyActivations(BackendArray):

@@ -176,7 +176,8 @@ def newest_lease(location: Location) -> Lease | None:
 
 
 def _newest_generation(location: Location) -> int:
-    numbers = [int(Path(name).stem) for name in location.names(layout.DRIVERS)]
+    stems = (Path(name).stem for name in location.names(layout.DRIVERS))
+    numbers = [int(stem) for stem in stems if stem.isdecimal()]
     return max(numbers, default=0)
 
 

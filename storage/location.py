@@ -23,6 +23,9 @@ from zarr.storage import FsspecStore, LocalStore
 from ..jobs.errors import AtlasError, InputError, TransientError
 
 _FIELD = "store.url"
+
+_DELETED_AT_ONCE = 1000
+"""What S3 takes in one request."""
 _PART = re.compile(r"\..*\.[0-9a-f]{32}\.part")
 """Names of a directory's objects while they are written."""
 
@@ -349,9 +352,14 @@ class _S3Location:
 
     def delete(self, paths: Iterable[str]) -> None:
         with self.errors():
-            wanted = [self._at(path) for path in paths]
-            if wanted:
-                self._fs.rm(wanted)
+            bucket, _, prefix = self._root.partition("/")
+            keys = [{"Key": str(PurePosixPath(prefix) / path)} for path in paths]
+            for start in range(0, len(keys), _DELETED_AT_ONCE):
+                batch = {"Objects": keys[start : start + _DELETED_AT_ONCE], "Quiet": True}
+                # Through s3fs's own deletion the errors of single keys would be lost.
+                answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=batch)
+                for error in answer.get("Errors", []):
+                    raise _not_deleted(self.url, error)
 
     def remove_empty_folder(self) -> None:
         pass
@@ -403,3 +411,11 @@ class _S3Location:
                 field=_FIELD,
                 mend="Check that the server answers and store.endpoint_url is right, then start again.",
             ) from error
+
+
+def _not_deleted(url: str, error: Mapping[str, str]) -> AtlasError:
+    """Say why S3 did not delete one of several objects."""
+    what = f"{error.get('Key')} was not deleted from {url}: {error.get('Code')} {error.get('Message', '')}".rstrip()
+    if error.get("Code") == "AccessDenied":
+        return InputError(f"{what}.", code="store_denied", field=_FIELD, mend="Use credentials that may delete.")
+    return TransientError(f"{what}.", code="store_io", field=_FIELD)

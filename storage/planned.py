@@ -10,10 +10,10 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from ..jobs.errors import StoreError
-from ..jobs.units import WorkUnit
+from ..jobs.units import ConversationUnit, WorkUnit
 from . import layout
 from .location import Location
-from .records import RunRecord
+from .records import AnyUnit, RunRecord
 from .texts import from_parquet, to_parquet
 
 UNIT_SCHEMA = pa.schema(
@@ -29,10 +29,23 @@ UNIT_SCHEMA = pa.schema(
 )
 """Columns: the fields of a ``WorkUnit``."""
 
+CONVERSATION_UNIT_SCHEMA = pa.schema(
+    [
+        *UNIT_SCHEMA,
+        ("sample_indices", pa.list_(pa.int32())),
+        ("conversation_indices", pa.list_(pa.int32())),
+        ("turn_indices", pa.list_(pa.list_(pa.int32()))),
+    ]
+)
+"""Columns: the fields of a ``ConversationUnit``."""
+
 
 def encode_units(units: Iterable[WorkUnit]) -> bytes:
     """Write units as a Parquet file, in their order."""
-    return to_parquet(pa.Table.from_pylist([asdict(unit) for unit in units], schema=UNIT_SCHEMA))
+    listed = list(units)
+    of_conversations = any(isinstance(unit, ConversationUnit) for unit in listed)
+    schema = CONVERSATION_UNIT_SCHEMA if of_conversations else UNIT_SCHEMA
+    return to_parquet(pa.Table.from_pylist([asdict(unit) for unit in listed], schema=schema))
 
 
 def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
@@ -50,5 +63,5 @@ def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
             file=f"{location.url}/{layout.UNITS}",
             mend="Restore it from a copy; the spec that began the run can be run again to complete it.",
         )
-    units = TypeAdapter(list[WorkUnit]).validate_python(from_parquet(data).to_pylist())
+    units: list[WorkUnit] = TypeAdapter(list[AnyUnit]).validate_python(from_parquet(data).to_pylist())
     return {unit.unit_id: unit for unit in units}

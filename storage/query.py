@@ -1,7 +1,7 @@
 """Read a run: what is in it, activations by persona and layer, texts, and what a reduction found.
 
 Works while the run is running: only committed units exist for a reader. Rollouts always come in address order: kind,
-persona, polarity, prompt, question, sample. Axes: N rollouts, L layers, D d_model.
+persona, polarity, prompt, question, sample, turn. Axes: N rollouts, L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .reductions import Reduction, read_current_reduction
 from .run_store import read_run_record
 from .scores import with_scores
 from .selection import Filters, Layers, is_single_layer, layer_positions, select, wants_scores
-from .texts import ROLLOUT_SCHEMA
+from .texts import rollout_schema
 
 if TYPE_CHECKING:
     import xarray
@@ -242,10 +242,11 @@ class Run:
         """
         chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
+        schema = rollout_schema(of_conversations=self.record.of_conversations)
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             commits = read_commits(self.location, units)
             tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))
-        texts = pa.concat_tables([ROLLOUT_SCHEMA.empty_table(), *tables])
+        texts = pa.concat_tables([schema.empty_table(), *tables])
         place_of = {row: place for place, row in enumerate(texts["row"].to_pylist())}
         texts = texts.take(pa.array([place_of[row] for row in chosen["row"].to_pylist()], pa.int64()))
         return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
@@ -294,7 +295,7 @@ class Run:
                 mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
             )
         if array not in self._lengths:
-            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling)
+            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling, len(self.layers))
         lengths = self._lengths[array]
         lengths.learn(self._index.read_one_by_one)
         return ActivationReader(self.location, self.record, hook_point, pooling, lengths)

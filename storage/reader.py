@@ -92,14 +92,17 @@ class ActivationReader:
 
         def fetch(task: tuple[_Piece, npt.NDArray[np.intp]]) -> None:
             piece, places = task
-            rows_in_block = _span(rows_N[places] - piece.row_block * self._rows_per_block)
-            span = _span(places)
-            for slot, chunk_RD in self._chunks(piece):
-                taken = chunk_RD[rows_in_block]
-                if not np.isfinite(taken).all():
-                    bad = unit_ids[places[int(np.argmin(np.isfinite(taken).all(axis=1)))]]
-                    raise self._error(piece, f"a committed row of unit {bad} has no numbers", "missing_object")
-                values_NLD[span, slot] = taken
+            try:
+                self._fill(values_NLD, rows_N, unit_ids, piece, places)
+            except StoreError:
+                # The table of lengths is a convenience: before an object is called damaged, its commit is asked.
+                lengths_L = self._lengths.confirmed(piece.row_block, unit_ids[int(places[0])])
+                again = _pieces(piece.row_block, lengths_L, positions)
+                mine = [other for other in again if other.slots == piece.slots]
+                if mine == [piece]:
+                    raise
+                for other in mine:
+                    self._fill(values_NLD, rows_N, unit_ids, other, places)
 
         if len(tasks) == 1:
             fetch(tasks[0])
@@ -112,6 +115,24 @@ class ActivationReader:
                 # After an error nobody wants the rest.
                 pool.shutdown(cancel_futures=True)
         return values_NLD
+
+    def _fill(
+        self,
+        values_NLD: Float32,
+        rows_N: npt.NDArray[np.int64],
+        unit_ids: Sequence[str],
+        piece: _Piece,
+        places: npt.NDArray[np.intp],
+    ) -> None:
+        """Fetch a piece and put its rows in their places."""
+        rows_in_block = _span(rows_N[places] - piece.row_block * self._rows_per_block)
+        span = _span(places)
+        for slot, chunk_RD in self._chunks(piece):
+            taken = chunk_RD[rows_in_block]
+            if not np.isfinite(taken).all():
+                bad = unit_ids[places[int(np.argmin(np.isfinite(taken).all(axis=1)))]]
+                raise self._error(piece, f"a committed row of unit {bad} has no numbers", "missing_object")
+            values_NLD[span, slot] = taken
 
     def _chunks(self, piece: _Piece) -> Iterator[tuple[int, Float32]]:
         path = layout.shard_path(*self._array, piece.row_block)

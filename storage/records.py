@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..jobs.block import Canary, FinishReason
 from ..jobs.errors import StoreError
 from ..jobs.plan import ModelFacts, Plan
 from ..jobs.spec import JobSpec, digest_of
-from ..jobs.units import WorkUnit
+from ..jobs.units import ConversationUnit, WorkUnit
 from .layout import LAYOUT_VERSION, RUN_RECORD
+
+AnyUnit = Annotated[ConversationUnit | WorkUnit, Field(union_mode="left_to_right")]
+"""A unit as a file holds it: one of conversations has fields that tell."""
 
 
 class _Record(BaseModel):
@@ -82,6 +85,11 @@ class RunRecord(_Record):
         )
 
     @property
+    def of_conversations(self) -> bool:
+        """Whether its texts were given, and so have a conversation and a turn."""
+        return self.spec.conversations is not None
+
+    @property
     def arrays(self) -> list[tuple[str, str]]:
         """(hook point, pooling) of every activation array."""
         capture = self.spec.capture
@@ -140,7 +148,7 @@ class Manifest(_Record):
         canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
     """
 
-    unit: WorkUnit
+    unit: AnyUnit
     attempt: int
     row_block: int
     texts: StoredObject

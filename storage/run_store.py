@@ -61,6 +61,9 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
     elif record.model.fingerprint != plan.facts.fingerprint:
         field = "model.source"
         message = f"the run at {url} was made with another model's files of that name."
+    elif record.of_conversations:
+        field = "conversations.source"
+        message = f"the run at {url} was made of other conversations."
     else:
         field = "personas.catalog"
         message = f"the run at {url} was made with other prompts or questions of those names."

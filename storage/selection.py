@@ -20,11 +20,13 @@ class Filters(TypedDict, total=False):
     """Filters on rollouts, as keyword arguments; what is left out or None lets everything through.
 
     Attributes:
-        kind: ``role``, ``trait``, ``default``; one or several.
+        kind: ``role``, ``trait``, ``default``, ``conversation``; one or several.
         persona: Names or globs such as ``p*``.
         polarity: ``pos`` or ``neg``.
         prompt: Prompt indices.
         question: Question indices.
+        conversation: Conversation indices, in a run of given conversations.
+        turn: Turn indices, in such a run.
         min_tokens: Least number of content tokens in the response.
         max_tokens: Most of them.
         min_score: Least score that the judge gave; rollouts without one are left out.
@@ -37,6 +39,8 @@ class Filters(TypedDict, total=False):
     polarity: Names
     prompt: Indices
     question: Indices
+    conversation: Indices
+    turn: Indices
     min_tokens: int | None
     max_tokens: int | None
     min_score: float | None
@@ -53,7 +57,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
     """Keep the matching lines of an index table, in its order.
 
     Args:
-        index: A table of ``INDEX_SCHEMA``, with a column ``score`` (null where there is none) when scores are asked.
+        index: A table of ``index_schema``, with a column ``score`` (null where there is none) when scores are asked.
         filters: Which lines.
 
     Raises:
@@ -74,8 +78,17 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
             known = index[column].unique().to_pylist()
             matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in patterns)]
             index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
-    for column, numbers in (("prompt_index", filters.get("prompt")), ("question_index", filters.get("question"))):
+    for name in ("prompt", "question", "conversation", "turn"):
+        numbers: Indices = filters.get(name)
+        column = f"{name}_index"
         if numbers is not None:
+            if column not in index.column_names:
+                raise InputError(
+                    f"the run has no {name}s: its texts were generated.",
+                    code="unknown_filter",
+                    field=name,
+                    mend="Only runs of given conversations have conversations and turns.",
+                )
             wanted = [numbers] if isinstance(numbers, int) else list(numbers)
             index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
     for column, least, most in (

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..jobs.block import Rollout
+from ..jobs.units import ConversationUnit
 from .location import Location
 from .records import Manifest
 
@@ -44,10 +45,31 @@ ROLLOUT_SCHEMA = pa.schema(
 )
 """Columns of a unit's file: the index's, and the texts, seeds and token ids."""
 
+_OF_CONVERSATIONS = [("conversation_index", pa.int32()), ("turn_index", pa.int32())]
+"""Columns that only a run of given conversations has, at the end of its index; its texts have ``extra`` besides."""
+
 ADDRESS_ORDER = [
     (name, "ascending") for name in ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
 ]
-"""The order in which rollouts are given."""
+"""The order in which rollouts are given; those of one conversation follow by turn."""
+
+
+def index_schema(*, of_conversations: bool) -> pa.Schema:
+    """Give the columns of a run's index."""
+    return pa.schema([*INDEX_SCHEMA, *(_OF_CONVERSATIONS if of_conversations else [])])
+
+
+def rollout_schema(*, of_conversations: bool) -> pa.Schema:
+    """Give the columns of a run's texts."""
+    return (
+        pa.schema([*ROLLOUT_SCHEMA, *_OF_CONVERSATIONS, ("extra", pa.string())]) if of_conversations else ROLLOUT_SCHEMA
+    )
+
+
+def in_address_order(table: pa.Table) -> pa.Table:
+    """Sort rollouts into the order in which they are given: by address."""
+    by_turn = [("turn_index", "ascending")] if "turn_index" in table.column_names else []
+    return table.sort_by([*ADDRESS_ORDER, *by_turn])
 
 
 def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> pa.Table:
@@ -78,26 +100,33 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
             "seed": rollout.seed,
             "prompt_token_ids": rollout.prompt_token_ids,
             "response_token_ids": rollout.response_token_ids,
+            "conversation_index": rollout.conversation_index,
+            "turn_index": rollout.address.turn_index,
+            "extra": rollout.extra,
         }
         for position, rollout in enumerate(rollouts)
     ]
-    return pa.Table.from_pylist(lines, schema=ROLLOUT_SCHEMA)
+    of_conversations = any(rollout.conversation_index is not None for rollout in rollouts)
+    return pa.Table.from_pylist(lines, schema=rollout_schema(of_conversations=of_conversations))
 
 
-def index_table(manifests: Iterable[Manifest], rows_per_block: int) -> pa.Table:
+def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool = False) -> pa.Table:
     """Make the index lines of committed units, in no particular order.
 
     Args:
         manifests: The attempts that count.
         rows_per_block: Of the run.
+        of_conversations: Whether the run is of given conversations.
 
     Returns:
-        A table of ``INDEX_SCHEMA``.
+        A table of ``index_schema``.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
+    schema = index_schema(of_conversations=of_conversations)
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for manifest in manifests:
         unit = manifest.unit
         count = unit.num_rollouts
+        addresses = list(unit.addresses())
         for name, value in (
             ("kind", unit.kind),
             ("persona", unit.persona),
@@ -106,15 +135,18 @@ def index_table(manifests: Iterable[Manifest], rows_per_block: int) -> pa.Table:
             ("unit_id", unit.unit_id),
         ):
             columns[name].extend([value] * count)
-        columns["question_index"].extend(q for q in unit.question_indices for _ in range(unit.samples))
-        columns["sample_index"].extend(list(range(unit.samples)) * len(unit.question_indices))
+        columns["question_index"].extend(address.question_index for address in addresses)
+        columns["sample_index"].extend(address.sample_index for address in addresses)
+        if isinstance(unit, ConversationUnit):
+            columns["conversation_index"].extend(unit.conversations_of_rows())
+            columns["turn_index"].extend(address.turn_index for address in addresses)
         first = manifest.row_block * rows_per_block
         columns["row"].extend(range(first, first + count))
         columns["num_prompt_tokens"].extend(manifest.prompt_tokens)
         columns["num_content_tokens"].extend(manifest.content_tokens)
         columns["finish_reason"].extend(manifest.finish_reasons)
         columns["has_vector"].extend(tokens > 0 for tokens in manifest.content_tokens)
-    return pa.table(columns, schema=INDEX_SCHEMA)
+    return pa.table(columns, schema=schema)
 
 
 def to_parquet(table: pa.Table) -> bytes:

@@ -18,13 +18,13 @@ from . import layout
 from .chunks import chunk_table, read_chunks
 from .commits import committed_units
 from .dead import find_dead
-from .index import read_stored_index
+from .index import index_lines, read_stored_index
 from .location import Location
 from .planned import read_units
 from .records import CommitRecord, RunRecord
 from .reductions import read_current_reduction
 from .run_store import read_run_record
-from .texts import ADDRESS_ORDER, index_table
+from .texts import in_address_order
 from .verify_unit import Problem, UnitCheck
 
 _PARALLEL_UNITS = 8
@@ -167,7 +167,7 @@ def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecor
 
 def _index(location: Location, record: RunRecord, commits: list[CommitRecord]) -> Iterator[Problem]:
     table, _ = read_stored_index(location, record)
-    truth = index_table((commit.manifest for commit in commits), record.rows_per_block)
+    truth = index_lines(record, commits)
     indexed = set(table["unit_id"].unique().to_pylist())
     known = {commit.manifest.unit_id for commit in commits}
     lagging = len(known - indexed)
@@ -175,8 +175,8 @@ def _index(location: Location, record: RunRecord, commits: list[CommitRecord]) -
         what = f"it lacks {lagging} committed units; readers ask their commits."
         yield Problem("lag", "stale_index", layout.INDEX, what)
     shared = pa.array(sorted(known & indexed), pa.string())
-    theirs = table.filter(pc.field("unit_id").isin(shared)).sort_by(ADDRESS_ORDER)
-    if not theirs.equals(truth.filter(pc.field("unit_id").isin(shared)).sort_by(ADDRESS_ORDER)):
+    theirs, ours = (in_address_order(lines.filter(pc.field("unit_id").isin(shared))) for lines in (table, truth))
+    if not theirs.equals(ours):
         yield Problem("damage", "wrong_index", layout.INDEX, "its lines are not those of the commits.")
     if indexed - known:
         what = f"it has {len(indexed - known)} units without a sound commit record, such as {min(indexed - known)}."
@@ -187,6 +187,9 @@ def _index(location: Location, record: RunRecord, commits: list[CommitRecord]) -
     blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
     if not chunks.sort_by(order).equals(expected.filter(pc.field("row_block").isin(blocks)).sort_by(order)):
         yield Problem("damage", "wrong_index", layout.CHUNKS, "its lines are not those of the commits.")
+    lacking = len(set(expected["row_block"].to_pylist()) - set(blocks.to_pylist()))
+    if lacking:
+        yield Problem("lag", "stale_index", layout.CHUNKS, f"it lacks {lacking} units; readers ask their commits.")
 
 
 def _reduction(location: Location) -> Iterator[Problem]:

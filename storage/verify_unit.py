@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from ..jobs.errors import StoreError
 from ..jobs.units import WorkUnit
@@ -20,7 +21,7 @@ from .codec import decode_chunk, decode_chunk_lengths
 from .commits import read_commit
 from .location import Location
 from .records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
-from .texts import ROLLOUT_SCHEMA, from_parquet, index_table
+from .texts import from_parquet, index_table, rollout_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,7 @@ class UnitCheck:
             yield Problem(
                 "damage", "wrong_objects", path, "the commit record names other objects than its own.", unit_id
             )
-        canary = manifest.canary
-        if canary is not None and not np.isfinite([*canary.relative_error_L, *canary.cosine_L]).all():
-            yield Problem("damage", "bad_canary", path, "the canary's figures are not finite.", unit_id)
-        if canary is None and has_content:
+        if manifest.canary is None and has_content:
             yield Problem("damage", "no_canary", path, "nothing of it was held against a plain forward pass.", unit_id)
 
     def _object(
@@ -131,11 +129,17 @@ class UnitCheck:
                     yield damage("wrong_content", what)
 
     def _texts_problems(self, data: bytes, _stored: StoredObject, manifest: Manifest) -> Iterator[str]:
-        table = from_parquet(data)
-        if table.schema.names != ROLLOUT_SCHEMA.names or table.num_rows != manifest.num_rows:
+        try:
+            table = from_parquet(data)
+        except (pa.ArrowException, OSError) as error:
+            yield f"it is no Parquet file: {error}."
+            return
+        of_conversations = self._record.of_conversations
+        columns = rollout_schema(of_conversations=of_conversations).names
+        if table.schema.names != columns or table.num_rows != manifest.num_rows:
             yield "it is not the table of this unit's rollouts."
             return
-        expected = index_table([manifest], self._record.rows_per_block)
+        expected = index_table([manifest], self._record.rows_per_block, of_conversations=of_conversations)
         if not table.select(expected.schema.names).cast(expected.schema).equals(expected):
             yield "its addresses, rows or token counts differ from the commit record's."
         prompts = [len(ids) for ids in table["prompt_token_ids"].to_pylist()]

@@ -14,6 +14,7 @@ from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.spec import JobSpec, load_spec
 from persona_atlas.storage.index_keeper import refresh_index
 
+from conversations import conversation, given_plan
 from fakes import FACTS, FakeEngine, small_plan, small_spec
 from stored_runs import record_of, store_run
 
@@ -37,7 +38,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a stand-in for the demo's store: 30 layers x 576, the pirate with 2 prompts and 4 questions."""
+    """Stand-ins for the demo's store, 30 layers x 576, the pirate with 2 prompts and 4 questions, and one of texts."""
     folder = tmp_path_factory.mktemp("docs")
     counts = {"prompts": 2, "questions": 4}
     personas = {"roles": {"names": ["pirate", "poet", "teacher"], **counts}, "default": counts}
@@ -45,6 +46,8 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine = FakeEngine(layers=tuple(range(30)), d_model=576, more=", and at some length")
     location = store_run(str(folder / "runs" / "demo"), plan, engine=engine)
     refresh_index(location, record_of(plan))
+    talks = given_plan(conversation("Hi", "Hello", "So?", "So."), facts=plan.facts)
+    store_run(str(folder / "runs" / "talks"), talks, engine=engine)
     return folder
 
 
@@ -66,9 +69,13 @@ def test_every_command_that_reads_a_store_or_the_catalog_runs(demo_store: Path, 
 
 def test_every_other_command_parses(monkeypatch: pytest.MonkeyPatch):
     for line in commands():
-        name, *arguments = shlex.split(line)[1:]
+        name, *arguments = shlex.split(line.split(" > ")[0])[1:]
         assert name in cli.commands, line
-        cli.commands[name].make_context(name, list(arguments), resilient_parsing=False)
+        command = cli.commands[name]
+        if isinstance(command, click.Group):
+            name, *arguments = arguments
+            command = command.commands[name]
+        command.make_context(name, list(arguments), resilient_parsing=False)
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))

@@ -8,6 +8,7 @@ switched off where a template can, dates pinned. Knows tokenizers; no torch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -84,6 +85,44 @@ class ChatRenderer:
         while same < min(len(one), len(other)) and one[same] == other[same]:
             same += 1
         return one[:same]
+
+    def messages(self, system_prompt: str, said: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """Put a system prompt where this model takes one: a system message, or before the first message of the user.
+
+        Args:
+            system_prompt: ``""`` for none.
+            said: Messages of user and assistant.
+
+        Raises:
+            ValueError: The model has no system role, and the user does not begin.
+        """
+        if not system_prompt:
+            return list(said)
+        if self.has_system_role:
+            return [{"role": "system", "content": system_prompt}, *said]
+        first = said[0]
+        if first["role"] != "user":
+            raise ValueError("a system prompt of a model without a system role needs a user's message to stand in")
+        return [first | {"content": f"{system_prompt}\n\n{first['content']}"}, *said[1:]]
+
+    def text(self, messages: Sequence[dict[str, str]], *, generate: bool) -> str:
+        """Give the template's rendering of messages.
+
+        Args:
+            messages: As ``messages`` gives them.
+            generate: Whether the beginning of a response follows.
+
+        Raises:
+            TemplateError: The template refuses them.
+        """
+        options = self._options() | {"add_generation_prompt": generate}
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+
+    @property
+    def server_options(self) -> dict[str, Any]:
+        """What a server's template must be told, so that it renders as this one does; only what the template knows."""
+        known = {"enable_thinking": False, "date_string": PINNED_DATE}
+        return {name: value for name, value in known.items() if name in self._template}
 
     def describe(self) -> dict[str, Any]:
         """Give what a run's record says of rendering."""

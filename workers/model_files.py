@@ -33,6 +33,9 @@ _IDENTITY_FILES = (
     "merges.txt",
     "*.jinja",
 )
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Names that safetensors has for parameter types, and ours."""
+
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 
@@ -74,6 +77,17 @@ def read_facts(directory: Path) -> ModelFacts:
     Raises:
         InputError: The directory is not a transformer checkpoint with safetensors weights.
     """
+    config = read_config(directory)
+    num_parameters, dtype = _read_weight_headers(directory)
+    return facts_of(config, num_parameters=num_parameters, dtype=dtype, fingerprint=_fingerprint(directory))
+
+
+def read_config(directory: Path) -> Any:
+    """Read the text part of a model's configuration.
+
+    Raises:
+        InputError: There is none, or not of a model that is known.
+    """
     from transformers import AutoConfig
 
     if not (directory / "config.json").is_file():
@@ -82,8 +96,7 @@ def read_facts(directory: Path) -> ModelFacts:
         )
     try:
         config: Any = AutoConfig.from_pretrained(directory).get_text_config()
-        n_layers, d_model = int(config.num_hidden_layers), int(config.hidden_size)
-        heads = int(config.num_attention_heads)
+        _ = int(config.num_hidden_layers), int(config.hidden_size), int(config.num_attention_heads)
     except (ValueError, KeyError, AttributeError, OSError) as error:
         raise InputError(
             f"the configuration in {directory} is not that of a language model known here: {error}.",
@@ -91,9 +104,22 @@ def read_facts(directory: Path) -> ModelFacts:
             field=_SOURCE,
             mend="Check the files, or upgrade transformers.",
         ) from error
+    return config
+
+
+def facts_of(config: Any, *, num_parameters: int, dtype: str, fingerprint: str) -> ModelFacts:
+    """Put a model's facts together.
+
+    Args:
+        config: As ``read_config`` gives it.
+        num_parameters: Parameters in all.
+        dtype: The type most of them have.
+        fingerprint: Of the files; empty where they were not read.
+    """
+    n_layers, d_model = int(config.num_hidden_layers), int(config.hidden_size)
+    heads = int(config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or d_model // heads
-    num_parameters, dtype = _read_weight_headers(directory)
     return ModelFacts(
         n_layers=n_layers,
         d_model=d_model,
@@ -102,7 +128,7 @@ def read_facts(directory: Path) -> ModelFacts:
         dtype=dtype,
         family=str(config.model_type),
         max_context=int(getattr(config, "max_position_embeddings", None) or 2**31),
-        fingerprint=_fingerprint(directory),
+        fingerprint=fingerprint,
     )
 
 
@@ -205,8 +231,7 @@ def _read_weight_headers(directory: Path) -> tuple[int, str]:
             mend="Save the model with safe_serialization; pickled weights are not loaded.",
         )
     most = max(counts, key=lambda dtype: counts[dtype])
-    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    return sum(counts.values()), names.get(most, "float32")
+    return sum(counts.values()), DTYPES.get(most, "float32")
 
 
 def _fingerprint(directory: Path) -> str:

@@ -133,8 +133,8 @@ class _Stream:
         if unit is None or rollout.address in unit.rows:
             raise UnitError(f"the engine answered with {rollout.address}, which was not asked.", code="rows_mixed")
         request = unit.requests[rollout.address]
-        said = RolloutRequest(rollout.address, rollout.system_prompt, rollout.question, rollout.seed)
-        if said != request:
+        said = (rollout.address, rollout.system_prompt, rollout.question, rollout.seed)
+        if said != (request.address, request.system_prompt, request.question, request.seed):
             raise UnitError(f"the engine answered {request.address} with another rollout's words.", code="rows_mixed")
         unit.rows[rollout.address] = captured
         self._rollouts += 1

@@ -20,7 +20,9 @@ from ...jobs.errors import AtlasError
 from . import (
     cancel,
     catalog,
+    cluster,
     drive,
+    extract,
     gc,
     list_jobs,
     logs,
@@ -49,6 +51,7 @@ def cli() -> None:
 
 for _verb in (
     run.run,
+    extract.extract,
     submit.submit,
     list_jobs.list_jobs,
     status.status,
@@ -65,6 +68,7 @@ for _verb in (
     reduce.reduce,
     report.report,
     catalog.catalog,
+    cluster.cluster,
 ):
     cli.add_command(_verb)
 

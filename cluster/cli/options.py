@@ -25,6 +25,9 @@ address_option: Decorator = click.option(
     metavar="URL",
     help="The cluster's dashboard, as http://head:8265 (or set RAY_API_SERVER_ADDRESS).",
 )
+join_option: Decorator = click.option(
+    "--address", default=None, metavar="HOST:PORT", help="Join this Ray cluster; without it, start one here."
+)
 
 _CODE_OPTIONS: list[Decorator] = [
     click.option(
@@ -57,3 +60,18 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def is_store(target: str) -> bool:
     """Whether an argument that may be a job's id or a store names a store."""
     return "/" in target or "\\" in target or target in (".", "..") or Path(target).is_dir()
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose devices from the table."""
+    command = click.option("--device", default=None, metavar="NAME", help="One device of the table, such as H100.")(
+        command
+    )
+    return click.option(
+        "--devices",
+        "devices_file",
+        type=click.Path(),
+        default=None,
+        metavar="FILE",
+        help="A table of devices and prices of your own.",
+    )(command)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from ...jobs.errors import closest
+from ...jobs.personas import Kind
 from ...storage.export_file import FORMATS, check_target, write_query
 from ...storage.query import Run, open_run
 from . import output
@@ -18,11 +19,13 @@ from .options import endpoint_option, json_option, store_argument
 
 @click.command()
 @store_argument
-@click.option("--kind", multiple=True, type=click.Choice(["role", "trait", "default"]), help="May be repeated.")
+@click.option("--kind", multiple=True, type=click.Choice(get_args(Kind)), help="May be repeated.")
 @click.option("--persona", multiple=True, help="Name or glob; may be repeated.")
 @click.option("--polarity", type=click.Choice(["pos", "neg"]), default=None)
 @click.option("--prompt", multiple=True, type=int, help="Prompt index; may be repeated.")
 @click.option("--question", multiple=True, type=int, help="Question index; may be repeated.")
+@click.option("--conversation", multiple=True, type=int, help="Conversation index, of given texts; may be repeated.")
+@click.option("--turn", multiple=True, type=int, help="Turn index, of given texts; may be repeated.")
 @click.option("--min-tokens", type=int, default=None, help="Least content tokens of a response.")
 @click.option("--max-tokens", type=int, default=None, help="Most content tokens of a response.")
 @click.option("--min-score", type=float, default=None, help="Least score that the judge gave.")
@@ -43,6 +46,8 @@ def query(
     polarity: str | None,
     prompt: tuple[int, ...],
     question: tuple[int, ...],
+    conversation: tuple[int, ...],
+    turn: tuple[int, ...],
     min_tokens: int | None,
     max_tokens: int | None,
     min_score: float | None,
@@ -68,6 +73,8 @@ def query(
         polarity=polarity,
         prompt=prompt or None,
         question=question or None,
+        conversation=conversation or None,
+        turn=turn or None,
         min_tokens=min_tokens,
         max_tokens=max_tokens,
         min_score=min_score,
@@ -100,18 +107,11 @@ def query(
     for path in written:
         output.text(f"wrote {path}")
     if not out:
-        columns = [
-            "kind",
-            "persona",
-            "polarity",
-            "prompt_index",
-            "question_index",
-            "sample_index",
-            "num_content_tokens",
-        ]
+        place = ["conversation_index", "turn_index"] if run.record.of_conversations else ["polarity", "sample_index"]
+        columns = ["kind", "persona", "prompt_index", "question_index", *place, "num_content_tokens"]
         lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
         title = f"The first {len(lines)} of {shape[0]} rollouts; --out FILE writes the numbers"
-        output.table(title, [c.removesuffix("_index") for c in columns], lines)
+        output.table(title, [c.removesuffix("_index").removeprefix("num_").replace("_", " ") for c in columns], lines)
 
 
 def _why_nothing(run: Run, personas: tuple[str, ...]) -> str:

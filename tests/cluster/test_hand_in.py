@@ -6,15 +6,18 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from persona_atlas import __version__
 from persona_atlas.cluster.follow import refuse_other_versions
-from persona_atlas.cluster.hand_in import HowToRun, refuse_cluster, resolved
+from persona_atlas.cluster.hand_in import HowToRun, hand_in, refuse_cluster, resolved
 from persona_atlas.cluster.order import JobOrder
+from persona_atlas.cluster.progress import Progress
 from persona_atlas.cluster.shipping import stage_code, stage_order
-from persona_atlas.cluster.submission import ClusterFacts
+from persona_atlas.cluster.submission import Cluster, ClusterFacts
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.spec import make_spec
 from persona_atlas.jobs.states import JobState
 from persona_atlas.storage.status import RunStatus, read_status, write_status
 
@@ -86,6 +89,21 @@ def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
     assert (caught.value.code, caught.value.field) == ("no_gpu", "placement.device")
     refuse_cluster(facts(gpus=1), spec, HowToRun())
     refuse_cluster(facts(), spec, HowToRun(may_scale_up=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ({"placement": {"tensor_parallel": 2}}, "placement.tensor_parallel"),
+        ({"conversations": {"source": "talks.jsonl"}}, "conversations"),
+    ],
+)
+def test_what_a_cluster_cannot_be_sent_yet_is_refused_before_anything_is_asked(part: dict[str, Any], field: str):
+    spec = make_spec({"model": {"source": "nobody/nothing"}, "store": {"url": "runs/x"}} | part)
+    # Neither is there: asking either would be another error.
+    with pytest.raises(InputError) as caught:
+        hand_in(spec, cast(Cluster, None), HowToRun(), cast(Progress, None))
+    assert (caught.value.code, caught.value.field) == ("not_yet", field)
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,12 @@ def test_a_unit_of_nothing_but_empty_responses_is_written_as_texts_alone(locatio
 def test_two_attempts_at_one_unit_share_no_object(location: Location, plan: Plan):
     paths = [stored.path for row_block in (3, 8) for stored in write_unit(location, plan, UNIT, row_block).objects]
     assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.parametrize("figure", [float("inf"), float("nan")])
+def test_a_canary_that_is_not_finite_is_refused_before_a_byte_is_written(location: Location, plan: Plan, figure: float):
+    block = block_of(plan, UNIT, 0, FakeEngine(arrays=(MEAN, PROMPT)))
+    broken = replace(block, canary=Canary(1, (figure, 0.0, 0.0, 0.0), (1.0,) * 4))
+    with pytest.raises(UnitError, match="canary"):
+        write(location, plan, broken)
+    assert location.is_empty()

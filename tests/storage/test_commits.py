@@ -156,3 +156,22 @@ def test_texts_that_are_not_those_of_the_commit_do_not_read(location: Location, 
     with pytest.raises(StoreError, match="Run verify") as caught:
         read_rollouts(location, ours)
     assert (caught.value.code, caught.value.file) == ("bad_object", f"{location.url}/{path}")
+
+
+def test_a_record_under_another_units_name_does_not_read(location: Location, plan: Plan):
+    store_run(location.url, plan, leave_out={"role.poet.pos.p0.b0"})
+    data = location.read(layout.commit_path(UNIT))
+    assert data is not None
+    location.write(layout.commit_path("role.poet.pos.p0.b0"), data)
+    with pytest.raises(StoreError) as caught:
+        read_commit(location, "role.poet.pos.p0.b0")
+    assert caught.value.code == "wrong_unit"
+
+
+def test_what_else_lies_among_the_records_is_no_record(location: Location, plan: Plan):
+    store_run(location.url, plan, leave_out={UNIT})
+    location.write("commits/README.txt", b"notes")
+    location.write("drivers/notes.txt", b"notes")
+    assert committed_units(location) == set(plan.by_id) - {UNIT}
+    with acquire(location, 3) as held:
+        assert held.generation == 2

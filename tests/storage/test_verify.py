@@ -20,10 +20,12 @@ from persona_atlas.jobs.plan import Plan
 from persona_atlas.storage import layout
 from persona_atlas.storage.chunks import read_chunks, write_chunks
 from persona_atlas.storage.commits import commit_unit, committed_units, read_commit, read_commits
+from persona_atlas.storage.dead import remove_dead
 from persona_atlas.storage.index import load_index, write_index
 from persona_atlas.storage.index_keeper import refresh_index
 from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.query import open_run
 from persona_atlas.storage.records import CommitRecord, Manifest, StoredObject
 from persona_atlas.storage.reductions import Reduction, write_reduction
 from persona_atlas.storage.run_store import reserve_rows
@@ -120,7 +122,7 @@ def test_a_run_without_its_conveniences_is_sound(run: Stored):
         (run.root / path).unlink()
     shutil.rmtree(run.root / "analysis")
     found = run.verify()
-    assert told(found) == [("stale_index", layout.INDEX, None)]
+    assert told(found) == [("stale_index", layout.INDEX, None), ("stale_index", layout.CHUNKS, None)]
     assert found.is_sound
     assert found.is_complete
 
@@ -202,6 +204,13 @@ FIELDS: list[tuple[str | int, ...]] = [
 ]
 
 
+def another(value: Any) -> Any:
+    """A value of the same kind that could stand there, too."""
+    if isinstance(value, str):
+        return "length" if value == "stop" else value[:-1] + ("1" if value.endswith("0") else "0")
+    return value + 1
+
+
 @pytest.mark.parametrize("place", FIELDS, ids=lambda place: ".".join(map(str, place)))
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_commit_record_edited_in_any_field_is_found(run: Stored, place: tuple[str | int, ...], quick: bool):
@@ -209,11 +218,7 @@ def test_a_commit_record_edited_in_any_field_is_found(run: Stored, place: tuple[
     inner: Any = record
     for key in place[:-1]:
         inner = inner[key]
-    was = inner[place[-1]]
-    inner[place[-1]] = was + 1 if isinstance(was, int | float) else "length" if was == "stop" else was[:-1] + "0"
-    assert inner[place[-1]] != was or was.endswith("0")
-    if inner[place[-1]] == was:
-        inner[place[-1]] = was[:-1] + "1"
+    inner[place[-1]] = another(inner[place[-1]])
     run.put(COMMIT, json.dumps(record).encode())
     found = run.verify(quick=quick)
     assert ("bad_record", COMMIT, UNIT) in told(found)
@@ -346,7 +351,8 @@ def test_a_stale_index_is_a_lag_and_no_damage(tmp_path: Path, plan: Plan):
         commit_unit(location, lease, write_unit(location, plan, OTHER, lease.row_blocks[0], engine))
     found = verify_run(location)
     assert [(problem.kind, problem.code, problem.path) for problem in found.problems] == [
-        ("lag", "stale_index", layout.INDEX)
+        ("lag", "stale_index", layout.INDEX),
+        ("lag", "stale_index", layout.CHUNKS),
     ]
     assert "1 committed unit" in found.problems[0].what
     assert found.is_sound
@@ -494,6 +500,7 @@ def test_damage_is_found_wherever_the_run_is(store_url: str, plan: Plan):
         ("bad_object", block.path, UNIT),
         ("bad_array", metadata, None),
         ("stale_index", layout.INDEX, None),
+        ("stale_index", layout.CHUNKS, None),
     }
     assert committed_units(location) == set(plan.by_id)
 
@@ -520,3 +527,24 @@ def test_what_is_no_run_cannot_be_verified(tmp_path: Path, plan: Plan):
     location.write(layout.RUN_RECORD, b"{")
     with pytest.raises(StoreError):
         verify_run(location)
+
+
+def test_texts_that_are_no_parquet_are_found_and_the_rest_checked_all_the_same(run: Stored):
+    commit = read_commit(run.location, UNIT)
+    data = b"not a table"
+    texts = StoredObject.of(commit.manifest.texts.path, data)
+    run.put(texts.path, data)
+    sealed = CommitRecord.of(commit.manifest.model_copy(update={"texts": texts}), generation=1, committed_at="now")
+    run.put(COMMIT, sealed.to_bytes())
+    assert ("wrong_content", texts.path, UNIT) in told(run.verify())
+    with pytest.raises(StoreError, match="no Parquet file"):
+        open_run(run.location.url).rollouts()
+
+
+def test_a_table_of_chunks_that_is_gone_is_a_lag_and_gc_makes_it_anew(run: Stored, plan: Plan):
+    run.location.delete([layout.CHUNKS])
+    found = run.verify()
+    assert found.is_sound
+    assert ("stale_index", layout.CHUNKS, None) in told(found)
+    remove_dead(run.location, record_of(plan), [])
+    assert run.verify().problems == []

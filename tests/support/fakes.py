@@ -89,7 +89,9 @@ class FakeEngine:
         for array in self.arrays:
             vector = vector_of(request.address, array, len(self.layers), self.d_model)
             vectors[array] = np.full_like(vector, np.nan) if is_empty else vector
-        text = "" if is_empty else f"I answer {request.address}{self.more}"
+        given, turn = request.given, request.address.turn_index
+        said = f"I answer {request.address}{self.more}" if given is None else given.messages[turn or 0].content
+        text = "" if is_empty else said
         content = tuple(range(3, 3 + len(text.split())))
         rollout = Rollout(
             address=request.address,
@@ -99,8 +101,10 @@ class FakeEngine:
             prompt_token_ids=(5, 6, 7),
             response_token_ids=(*content, 2),
             num_content_tokens=len(content),
-            finish_reason="stop",
+            finish_reason="stop" if given is None else "given",
             seed=request.seed,
+            conversation_index=given.conversation_index if given else None,
+            extra=given.extra_of(turn or 0) if given else "",
         )
         return CapturedRollout(rollout, vectors)
 

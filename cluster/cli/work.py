@@ -1,0 +1,77 @@
+"""What ``run`` and ``extract`` do once there is a spec: plan, work, reduce where that says something, tell the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...jobs.spec import JobSpec
+from ...jobs.states import JobState
+from ...storage.commits import committed_units
+from ..board import Board
+from ..conclude import Conclusion, conclude
+from ..job import Outcome, prepare_job, work_job
+from . import output, plan, summary_text
+
+
+def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
+    """Do a job, or what is missing of it, and print how it ended.
+
+    Args:
+        spec: What to do.
+        address: Of a Ray cluster; None starts Ray here.
+        as_json: Whether a program reads the end.
+
+    Returns:
+        The exit status: 0 when every unit is committed, else 1.
+
+    Raises:
+        AtlasError: See ``prepare_job``, ``work_job`` and ``conclude``.
+    """
+    progress = output.progress()
+    job = prepare_job(spec, progress)
+    for what, figure in plan.lines(job.plan, job.estimate):
+        progress.say(f"  {what + ':':18}{figure}")
+    if job.committed:
+        progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed already.")
+    try:
+        with Board() as board:
+            outcome = work_job(job, progress, board, address)
+            conclusion = conclude(job, progress, board)
+            board.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
+    except KeyboardInterrupt:
+        done = len(committed_units(job.location))
+        progress.say(f"{done} of {len(job.plan.units)} units are committed and stay; the same command resumes.")
+        raise
+    if as_json:
+        output.document(_as_dict(outcome, conclusion))
+    else:
+        _print(outcome, conclusion)
+    return 0 if outcome.is_complete else 1
+
+
+def _print(outcome: Outcome, conclusion: Conclusion) -> None:
+    if conclusion.summary is not None:
+        summary_text.print_summary(conclusion.summary)
+    if outcome.failures:
+        lines = [[failure.unit_id, str(failure.attempt), failure.message] for failure in outcome.failures]
+        output.table("Units that failed", ["unit", "attempts", "last error"], lines)
+    output.text(f"Units:   {outcome.done} of {outcome.planned} committed")
+    output.text(f"Store:   {conclusion.store.url}")
+    if conclusion.report_place is not None:
+        output.text(f"Report:  {conclusion.report_place}")
+
+
+def _as_dict(outcome: Outcome, conclusion: Conclusion) -> dict[str, Any]:
+    return {
+        "state": "SUCCEEDED" if outcome.is_complete else "FAILED",
+        "units_done": outcome.done,
+        "units_planned": outcome.planned,
+        "units_worked": outcome.worked,
+        "failures": [
+            {"unit_id": f.unit_id, "attempts": f.attempt, "error": f.message, "detail": f.detail}
+            for f in outcome.failures
+        ],
+        "store": conclusion.store.url,
+        "report": conclusion.report_place,
+        "summary": conclusion.summary.as_dict() if conclusion.summary is not None else None,
+    }

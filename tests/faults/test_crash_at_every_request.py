@@ -1,0 +1,106 @@
+"""A driver that writes to S3 dies at every request that changes the bucket; the same command then finishes.
+
+It dies when the server has done what was asked and before it learns of that, or before the request arrives. The list is
+held against a run in which nobody dies: a new request asks for its line here.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from persona_atlas.jobs.spec import JobSpec
+
+from crash_points import anonymous
+from fault_jobs import IS_THOROUGH, straight
+from fault_proxy import Exchange, FaultProxy
+from plain_driver import Driver, finish, run_driver, start_driver
+from whole_run import assert_whole
+
+pytestmark = pytest.mark.s3
+
+WRITES = ("PUT", "POST", "DELETE")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The n-th PUT of an object; ``*`` stands for generations and row blocks."""
+
+    path: str
+    time: int = 1
+
+    def __str__(self) -> str:
+        return self.path + (f" ({self.time})" if self.time > 1 else "")
+
+
+_UNITS = ("default.assistant_default.pos.p0.b0", "role.pirate.pos.p0.b0")
+_ARRAYS = ("activations/resid_post/prompt_last", "activations/resid_post/response_mean")
+
+REQUESTS = [
+    Request("drivers/*.json"),
+    # Whether the store refuses it a second time.
+    Request("drivers/*.json", 2),
+    Request("units.parquet"),
+    Request("run.json"),
+    *(Request(f"{group}zarr.json") for group in ("", "activations/", "activations/resid_post/")),
+    *(Request(f"{array}/zarr.json") for array in _ARRAYS),
+    *(Request(f"rollouts/{unit}-*.parquet") for unit in _UNITS),
+    *(Request(f"{array}/c/*/0/0", time) for array in _ARRAYS for time in (1, 2)),
+    *(Request(f"commits/{unit}.json") for unit in _UNITS),
+    Request("chunks.parquet"),
+    Request("index.parquet"),
+    # The lease is given back.
+    Request("drivers/*.json", 3),
+]
+
+
+class Executioner:
+    """A fault that kills the driver."""
+
+    def __init__(self, *, is_done: bool) -> None:
+        self._is_done = is_done
+        self.driver: Driver | None = None
+
+    def __call__(self, exchange: Exchange) -> None:
+        if self._is_done:
+            exchange.forward()
+        assert self.driver is not None
+        self.driver.kill()
+        exchange.cut()
+
+
+def test_the_requests_of_this_file_are_all_there_are(proxy: FaultProxy, tiny: JobSpec):
+    run_driver(tiny)
+    prefix = tiny.store.url.rpartition("/")[2] + "/"
+    written = [anonymous(path.removeprefix(prefix)) for method, path in proxy.requests if method in WRITES]
+    counts = Counter(path.replace("N", "*") for path in written)
+    made = [Request(path, time) for path, count in counts.items() for time in range(1, count + 1)]
+    assert sorted(map(str, made)) == sorted(map(str, REQUESTS))
+    assert_whole(tiny)
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.skipif(not IS_THOROUGH, reason="make faults"))])
+@pytest.mark.parametrize(
+    "is_done",
+    [
+        pytest.param(True, id="done"),
+        # As good as dying after the request before, but for those that are made at once.
+        pytest.param(False, id="not done", marks=pytest.mark.skipif(not IS_THOROUGH, reason="make faults")),
+    ],
+)
+@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+def test_a_driver_that_dies_over_a_request_costs_nothing(
+    proxy: FaultProxy, tiny: JobSpec, request_: Request, is_done: bool, times: int
+):
+    for time in range(times):
+        proxy.clear()
+        executioner = Executioner(is_done=is_done)
+        proxy.script(executioner, "PUT", f"?*/{request_.path}", skip=request_.time - 1)
+        executioner.driver = driver = start_driver(tiny)
+        end = driver.wait()
+        # The second start may have no reason to make this request, and ends well.
+        assert driver.process.exitcode == -signal.SIGKILL or (time and end is not None and end.status == 0)
+    finish(straight(tiny, proxy))
+    assert_whole(straight(tiny, proxy))

@@ -1,0 +1,87 @@
+"""The steps of a process that writes into a directory, and its death at any one of them.
+
+A step is a call that changes the directory: a file is opened for writing, renamed, linked or removed. Python tells of
+each before it is made, so dying there leaves exactly what all the steps before it have left.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_NUMBERS = [
+    (re.compile(r"\.[0-9a-f]{32}\."), "."),
+    (re.compile(r"drivers/(\.?)\d{6}"), r"drivers/\1N"),
+    (re.compile(r"-\d+\.parquet"), "-N.parquet"),
+    (re.compile(r"/c/\d+/"), "/c/N/"),
+]
+"""What differs between two starts on one store is left out of a step's name."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The n-th time that a call is made with a path; paths as in the store, without generations and row blocks."""
+
+    call: str
+    path: str
+    time: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.call} {self.path}" + (f" ({self.time})" if self.time > 1 else "")
+
+
+def anonymous(path: str) -> str:
+    """A path without the numbers that differ from start to start."""
+    for pattern, instead in _NUMBERS:
+        path = pattern.sub(instead, path)
+    return path
+
+
+class StepWatch:
+    """Watches this process for the rest of its life.
+
+    Args:
+        root: Of the store.
+        die_at: The step that is not made any more; None to die never.
+    """
+
+    def __init__(self, root: str, die_at: Step | None = None) -> None:
+        self._root = Path(root).absolute()
+        self._die_at = die_at
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self.steps: list[Step] = []
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        name = _changed(event, arguments)
+        if name is None:
+            return
+        path = Path(os.fsdecode(name)).absolute()
+        if not path.is_relative_to(self._root):
+            return
+        call = event.removeprefix("os.")
+        key = (call, anonymous(path.relative_to(self._root).as_posix()))
+        self._seen[key] += 1
+        step = Step(*key, self._seen[key])
+        self.steps.append(step)
+        if step == self._die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _changed(event: str, arguments: tuple[Any, ...]) -> Any:
+    """Give the path that a call changes; None for other calls, making a folder among them."""
+    if event == "open":
+        path, mode, flags = arguments
+        is_writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or bool(set(mode or "") & set("wax+"))
+        return path if is_writing and not isinstance(path, int) else None
+    if event in ("os.rename", "os.link"):
+        return arguments[1]
+    if event in ("os.remove", "os.rmdir", "os.truncate"):
+        return arguments[0]
+    return None

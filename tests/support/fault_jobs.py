@@ -1,0 +1,44 @@
+"""The jobs that the fault tests run, and how hard they are to be on them."""
+
+from __future__ import annotations
+
+import os
+import random
+
+from persona_atlas.jobs.spec import JobSpec
+
+from fakes import small_spec
+from fault_proxy import FaultProxy
+
+KILLS = int(os.environ.get("ATLAS_FAULTS", "0"))
+"""Kills in a loop of real runs, as ``make faults`` asks for them; 0 in the ordinary tests, which do a few."""
+
+IS_THOROUGH = KILLS > 0
+
+_TWO_ARRAYS = {"poolings": ["response_mean", "prompt_last"]}
+
+
+def tiny_job(store_url: str, endpoint_url: str | None = None) -> JobSpec:
+    """Two units of two rollouts, two arrays: every kind of object, as few of them as can be."""
+    counts = {"prompts": 1, "questions": 2}
+    personas = {"roles": {"names": ["pirate"], **counts}, "default": counts}
+    store = {"url": store_url, "endpoint_url": endpoint_url}
+    return small_spec(store_url, personas=personas, capture=_TWO_ARRAYS, store=store)
+
+
+def small_job(store_url: str, endpoint_url: str | None = None) -> JobSpec:
+    """Twelve units of three rollouts: roles, a trait's two poles, the default."""
+    return small_spec(store_url, store={"url": store_url, "endpoint_url": endpoint_url})
+
+
+def straight(spec: JobSpec, proxy: FaultProxy) -> JobSpec:
+    """The same job on the same store, reached without the proxy."""
+    return spec.model_copy(update={"store": spec.store.model_copy(update={"endpoint_url": proxy.server_url})})
+
+
+def random_moments(count: int, longest_s: float) -> list[float]:
+    """Draw moments to kill at, from a seed that is printed and can be given as ``ATLAS_FAULTS_SEED``."""
+    seed = int(os.environ.get("ATLAS_FAULTS_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"ATLAS_FAULTS_SEED={seed}")  # noqa: T201 - pytest shows it with a failure
+    draw = random.Random(seed)
+    return [draw.uniform(0, longest_s) for _ in range(count)]

@@ -1,0 +1,258 @@
+"""A driver in a process of its own, so that it can be killed: what a job does, without Ray and without a model.
+
+It goes through the steps of ``cluster/job.py`` in their order, with the real run loop, ledger, lease, commits and
+index. Its one worker is the process itself and answers with FakeEngine's numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from persona_atlas.cluster import patience
+from persona_atlas.cluster.drive import drive
+from persona_atlas.cluster.executor import LocalExecutor
+from persona_atlas.cluster.patience import patiently
+from persona_atlas.cluster.progress import Progress
+from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
+from persona_atlas.jobs.errors import AtlasError
+from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
+from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.storage import lease
+from persona_atlas.storage.commits import commit_unit, committed_units
+from persona_atlas.storage.index_keeper import IndexKeeper, refresh_index
+from persona_atlas.storage.lease import HeldLease, acquire, refuse_if_driven
+from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.planned import encode_units
+from persona_atlas.storage.records import Manifest, RunRecord
+from persona_atlas.storage.run_store import begin_run, check_same_run, read_run_record, reserve_rows
+from persona_atlas.workers.engine import CapturedRollout, EngineSettings
+from rich.console import Console
+
+from crash_points import Step, StepWatch
+from fakes import FakeEngine, small_plan
+
+# Forked from a process that has everything loaded and no thread: a start takes a moment, not two seconds.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+    [
+        "persona_atlas.cluster.drive",
+        "persona_atlas.cluster.unit_task",
+        "persona_atlas.storage.verify",
+        "pyarrow.dataset",
+        "s3fs",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a driver is told.
+
+    Attributes:
+        spec: The job; says where.
+        die_at: A step of writing into a directory that it does not survive.
+        note_steps: Whether it tells which steps it made.
+        seconds_per_unit: What the model takes.
+        tries: How often it tries what may pass; as often as a job when None.
+        lease_s: How long its lease lasts without being renewed; as long as a job's when None.
+        rollouts_per_assignment: That fill its worker's batch.
+        environment: Of the process.
+    """
+
+    spec: JobSpec
+    die_at: Step | None = None
+    note_steps: bool = False
+    seconds_per_unit: float = 0.0
+    tries: int | None = None
+    lease_s: float | None = None
+    rollouts_per_assignment: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a driver ended by itself.
+
+    Attributes:
+        status: What the command line would exit with.
+        error: As ``--json`` prints it; empty when there was none.
+        failures: Units given up, with their last error.
+        worked: Units this start committed.
+        model_was_loaded: Whether it came so far.
+        said: What a person was told.
+        steps: Made in the directory.
+    """
+
+    status: int
+    error: dict[str, str]
+    failures: dict[str, str]
+    worked: int
+    model_was_loaded: bool
+    said: str
+    steps: tuple[Step, ...]
+
+
+class Driver:
+    """A started driver."""
+
+    def __init__(self, start: Start) -> None:
+        environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY"))}
+        self._end, theirs = _processes.Pipe(duplex=False)
+        start = Start(**{**start.__dict__, "environment": environment | start.environment})
+        self.process = _processes.Process(target=_run, args=(start, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def kill(self) -> None:
+        """Kill it outright, and wait until it is gone."""
+        self.process.kill()
+        self.process.join(30)
+        assert self.process.exitcode is not None
+
+    def wait(self, timeout_s: float = 120) -> End | None:
+        """Wait until it is gone; None when it was killed."""
+        try:
+            end = self._end.recv() if self._end.poll(timeout_s) else None
+        except EOFError:
+            end = None
+        self.process.join(timeout_s)
+        assert self.process.exitcode is not None, "the driver hangs"
+        self._end.close()
+        return end
+
+
+def start_driver(spec: JobSpec, **how: Any) -> Driver:
+    """Start a driver; ``how`` are fields of ``Start``."""
+    return Driver(Start(spec, **how))
+
+
+def run_driver(spec: JobSpec, **how: Any) -> End:
+    """Run a driver to its own end."""
+    end = start_driver(spec, **how).wait()
+    assert end is not None, "the driver died"
+    return end
+
+
+def finish(spec: JobSpec) -> End:
+    """Give the command again, as a user does after a crash: it must end well."""
+    end = run_driver(spec)
+    assert (end.status, end.error, end.failures) == (0, {}, {}), f"{end.error} {end.failures}\n{end.said}"
+    return end
+
+
+@dataclass
+class _SlowEngine(FakeEngine):
+    """Takes its time."""
+
+    seconds_per_call: float = 0.0
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        time.sleep(self.seconds_per_call)
+        yield from super().generate(next_request)
+
+
+def _run(start: Start, tell: Connection) -> None:
+    os.environ.update(start.environment)
+    if start.tries is not None:
+        patience.TRIES = start.tries
+    if start.lease_s is not None:
+        lease.LEASE_SECONDS, lease.RENEW_SECONDS = start.lease_s, start.lease_s / 5
+    spec = start.spec
+    watch = StepWatch(spec.store.url, start.die_at) if start.die_at or start.note_steps else None
+    plan = small_plan(spec)
+    arrays = tuple((hook, pooling) for hook in spec.capture.hook_points for pooling in spec.capture.poolings)
+    engine = _SlowEngine(arrays=arrays, layers=plan.layers, seconds_per_call=start.seconds_per_unit)
+    job = _Job(plan, engine, start.rollouts_per_assignment)
+    error: dict[str, str] = {}
+    try:
+        status = job.work()
+    except AtlasError as raised:
+        status, error = raised.exit_status, raised.as_dict()
+    failures = {unit_id: failure.message for unit_id, failure in job.ledger.failed.items()} if job.ledger else {}
+    worked = len(job.ledger.committed) - job.committed_before if job.ledger else 0
+    steps = tuple(watch.steps) if watch else ()
+    tell.send(End(status, error, failures, worked, job.model_was_loaded, job.said.getvalue(), steps))
+
+
+class _Job:
+    def __init__(self, plan: Plan, engine: FakeEngine, rollouts_per_assignment: int) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._rollouts_per_assignment = rollouts_per_assignment
+        self.said = io.StringIO()
+        self._progress = Progress(Console(file=self.said, width=1000))
+        self.ledger: Ledger | None = None
+        self.committed_before = 0
+        self.model_was_loaded = False
+
+    def work(self) -> int:
+        """The steps of ``prepare_job`` and ``work_job``."""
+        store = self._plan.spec.store
+        location = open_location(store.url, store.endpoint_url)
+        record = read_run_record(location)
+        if record is not None:
+            check_same_run(record, self._plan, location.url)
+        committed = committed_units(location) if record is not None else set[str]()
+        if record is not None and not set(self._plan.by_id) - committed:
+            refresh_index(location, record)
+            return 0
+        refuse_if_driven(location)
+        with acquire(location, row_blocks_needed(self._plan, committed)) as held:
+            return self._work_under_lease(location, held, record)
+
+    def _work_under_lease(self, location: Location, held: HeldLease, record: RunRecord | None) -> int:
+        executor = LocalExecutor(UnitTask(self._worker_settings(location), "local", load=self._load))
+        say = self._progress.say
+        try:
+            executor.start()
+            units = encode_units(self._plan.units)
+            record = record or RunRecord.of(
+                self._plan,
+                units_sha256=sha256(units).hexdigest(),
+                rendering={},
+                versions={"fake": "1"},
+                created_at="2026-01-01T00:00:00+00:00",
+            )
+            patiently(lambda: begin_run(location, record, units), say)
+            patiently(lambda: reserve_rows(location, record, held.row_blocks.stop), say)
+            committed = patiently(lambda: committed_units(location), say)
+            self.committed_before = len(committed)
+            ledger = Ledger(self._plan, committed, iter(held.row_blocks), self._rollouts_per_assignment)
+            self.ledger = ledger
+            with IndexKeeper(location, record, held.generation, say) as keeper:
+
+                def commit(manifest: Manifest) -> None:
+                    keeper.expect(manifest.unit_id)
+                    keeper.add(commit_unit(location, held, manifest))
+
+                drive(ledger, executor, commit, self._progress)
+        finally:
+            executor.close()
+        return 0 if set(self._plan.by_id) <= ledger.committed else 1
+
+    def _load(self, _settings: WorkerSettings) -> FakeEngine:
+        self.model_was_loaded = True
+        return self._engine
+
+    def _worker_settings(self, location: Location) -> WorkerSettings:
+        spec = self._plan.spec
+        unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, self._plan.layers, spec.sampling, spec.capture)
+        return WorkerSettings(
+            engine=unused,
+            needed_bytes=0,
+            store_url=location.url,
+            endpoint_url=location.endpoint_url,
+            rows_per_block=self._plan.rows_per_block,
+            mantissa_bits=spec.store.mantissa_bits,
+        )
