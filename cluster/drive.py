@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -43,6 +44,7 @@ def drive(
     """
     progress.units(ledger, None)
     committing: dict[Future[object], Manifest] = {}
+    stop = threading.Event()
     pool = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="commit")
     try:
         while not ledger.is_over:
@@ -53,11 +55,13 @@ def drive(
                     if isinstance(result, Failure):
                         progress.failed(result, again=ledger.fail(result, answer.worker))
                     else:
-                        committing[pool.submit(_commit, commit, result, progress)] = result
+                        committing[pool.submit(_commit, commit, result, progress, stop)] = result
             for future in [future for future in committing if future.done()]:
                 _settle(future, committing.pop(future), ledger, progress)
         look(ledger, executor)
     finally:
+        # What is being tried is tried to its end, and not again.
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
@@ -74,8 +78,10 @@ def _hand_out(ledger: Ledger, executor: Executor) -> None:
             executor.hand_out(worker, orders)
 
 
-def _commit(commit: Callable[[Manifest], object], manifest: Manifest, progress: Progress) -> object:
-    return patiently(lambda: commit(manifest), progress.say)
+def _commit(
+    commit: Callable[[Manifest], object], manifest: Manifest, progress: Progress, stop: threading.Event
+) -> object:
+    return patiently(lambda: commit(manifest), progress.say, stop)
 
 
 def _settle(future: Future[object], manifest: Manifest, ledger: Ledger, progress: Progress) -> None:

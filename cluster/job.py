@@ -209,10 +209,9 @@ def _work_under_lease(
         # Looked at again: another driver may have worked between planning and this lease.
         committed = patiently(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
-        with IndexKeeper(job.location, record, lease.generation, progress.say) as keeper, progress.working():
+        with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
-                keeper.expect(manifest.unit_id)
                 keeper.add(commit_unit(job.location, lease, manifest))
                 board.count(manifest)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,22 +17,27 @@ _LONGEST_WAIT_S = 15.0
 T = TypeVar("T")
 
 
-def patiently(action: Callable[[], T], say: Callable[[str], None] = lambda _: None) -> T:
+def patiently(
+    action: Callable[[], T], say: Callable[[str], None] = lambda _: None, stop: threading.Event | None = None
+) -> T:
     """Do something, and again after a while when it fails in a way that may pass.
 
     Args:
         action: Safe to do twice.
         say: Told of each failure that is not the last.
+        stop: Once set, nothing is tried again.
 
     Raises:
         AtlasError: Its last error, or its first that will not pass.
     """
+    stop = stop or threading.Event()
     for attempt in range(TRIES):
         try:
             return action()
         except AtlasError as error:
-            if not error.retryable or attempt == TRIES - 1:
+            if not error.retryable or attempt == TRIES - 1 or stop.is_set():
                 raise
             say(f"{error.message} Trying again.")
-            time.sleep(min(2.0**attempt / 4, _LONGEST_WAIT_S))
+            if stop.wait(min(2.0**attempt / 4, _LONGEST_WAIT_S)):
+                raise
     raise AssertionError

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..jobs.block import UnitBlock
-from ..jobs.errors import AtlasError, InputError
+from ..jobs.errors import InputError
 from ..jobs.ledger import Failure
 from ..jobs.spec import GenerationSpec, ModelSpec
 from ..jobs.units import UnitOrder
@@ -128,6 +128,7 @@ class UnitTask:
         self._engine: Engine | None = None
         self._location = open_location(settings.store_url, settings.endpoint_url)
         self._loading = threading.Lock()
+        self._slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
         # All below belongs to this lock.
         self._lock = threading.Lock()
         self._inbox: deque[_Asked] = deque()
@@ -152,53 +153,61 @@ class UnitTask:
         asked = [_Asked(order, Future()) for order in orders]
         with self._lock:
             self._inbox.extend(asked)
-            is_first = not self._is_generating
-            self._is_generating = True
-        if is_first:
-            threading.Thread(target=self._generate, name="model", daemon=True).start()
+            if not self._is_generating:
+                # Set after: a thread that cannot be started leaves the next caller to try.
+                threading.Thread(target=self._generate, name="model", daemon=True).start()
+                self._is_generating = True
         return [one.answer.result() for one in asked]
 
     def _generate(self) -> None:
         """Work until the inbox is empty; the thread that has the model."""
         assert self._engine is not None
-        under_way: dict[str, _Asked] = {}
-        slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
+        # By row block, which is an attempt's own.
+        under_way: dict[int, _Asked] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
             while True:
                 try:
                     for result in run_units(self._engine, partial(self._next_order, under_way)):
-                        if isinstance(result, Failure):
-                            under_way.pop(result.unit_id).answer.set_result(result)
-                            continue
-                        slots.acquire()
-                        writer.submit(self._write, result, under_way.pop(result.order.unit.unit_id), slots)
-                except BaseException as error:  # noqa: BLE001 - who waits for an answer must have one
+                        self._settle(result, under_way, writer)
+                except Exception as error:  # noqa: BLE001 - who waits for an answer must have one
                     for asked in under_way.values():
-                        asked.answer.set_exception(error)
+                        asked.answer.set_result(failure_of(asked.order, error))
                     under_way.clear()
                 with self._lock:
                     if not self._inbox:
                         self._is_generating = False
                         return
 
-    def _next_order(self, under_way: dict[str, _Asked]) -> UnitOrder | None:
+    def _settle(self, result: UnitBlock | Failure, under_way: dict[int, _Asked], writer: ThreadPoolExecutor) -> None:
+        if isinstance(result, Failure):
+            mine = (row_block for row_block, asked in under_way.items() if _is_of(asked.order, result))
+            under_way.pop(next(mine)).answer.set_result(result)
+            return
+        asked = under_way[result.order.row_block]
+        self._slots.acquire()
+        try:
+            writer.submit(self._write, result, asked)
+        except BaseException:
+            self._slots.release()
+            raise
+        del under_way[result.order.row_block]
+
+    def _next_order(self, under_way: dict[int, _Asked]) -> UnitOrder | None:
         with self._lock:
             asked = self._inbox.popleft() if self._inbox else None
         if asked is None:
             return None
-        under_way[asked.order.unit.unit_id] = asked
+        under_way[asked.order.row_block] = asked
         return asked.order
 
-    def _write(self, block: UnitBlock, asked: _Asked, slots: threading.BoundedSemaphore) -> None:
+    def _write(self, block: UnitBlock, asked: _Asked) -> None:
         try:
             # Written again, not made again: the block is worth more than the wait.
             asked.answer.set_result(patiently(partial(self._write_once, block)))
-        except AtlasError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this unit's failure and no other's
             asked.answer.set_result(failure_of(asked.order, error))
-        except BaseException as error:  # noqa: BLE001 - as above
-            asked.answer.set_exception(error)
         finally:
-            slots.release()
+            self._slots.release()
 
     def _write_once(self, block: UnitBlock) -> Manifest:
         return write_block(
@@ -208,3 +217,7 @@ class UnitTask:
             mantissa_bits=self._settings.mantissa_bits,
             worker=self._name,
         )
+
+
+def _is_of(order: UnitOrder, failure: Failure) -> bool:
+    return (order.unit.unit_id, order.attempt) == (failure.unit_id, failure.attempt)

@@ -75,6 +75,7 @@ class ChunkLengths:
         self._array = (hook_point, pooling)
         self._known: dict[int, np.ndarray] = {}
         self._has_stored = False
+        self._num_asked = 0
 
     def learn(self, commits: Iterable[CommitRecord]) -> None:
         """Take note of commit records that were read for another reason."""
@@ -94,18 +95,15 @@ class ChunkLengths:
             StoreError: A commit record is missing, damaged, or names no such object.
         """
         unknown = self._unknown(row_blocks, unit_ids)
-        if len(unknown) > self._FEW and not self._has_stored:
+        # Counted over all calls: a large answer is read in many small parts.
+        self._num_asked += len(unknown)
+        if self._num_asked > self._FEW and not self._has_stored:
             self._read_stored()
             unknown = self._unknown(row_blocks, unit_ids)
         if unknown:
             self.learn(read_commits(self._location, unknown))
         for row_block, unit_id in self._unknown_pairs(row_blocks, unit_ids):
-            raise StoreError(
-                f"unit {unit_id} has no activations of {'/'.join(self._array)} in row block {row_block}.",
-                code="missing_object",
-                file=f"{self._location.url}/{layout.commit_path(unit_id)}",
-                mend="Run verify, which names everything that is damaged.",
-            )
+            raise self._no_such_object(row_block, unit_id)
         return [self._known[row_block] for row_block in row_blocks]
 
     def confirmed(self, row_block: int, unit_id: str) -> np.ndarray:
@@ -114,8 +112,19 @@ class ChunkLengths:
         Raises:
             StoreError: The record is missing, damaged, or names no such object.
         """
-        self._known.pop(row_block, None)
-        return self.of([row_block], [unit_id])[0]
+        (commit,) = read_commits(self._location, [unit_id])
+        self.learn([commit])
+        if commit.manifest.row_block != row_block or row_block not in self._known:
+            raise self._no_such_object(row_block, unit_id)
+        return self._known[row_block]
+
+    def _no_such_object(self, row_block: int, unit_id: str) -> StoreError:
+        return StoreError(
+            f"unit {unit_id} has no activations of {'/'.join(self._array)} in row block {row_block}.",
+            code="missing_object",
+            file=f"{self._location.url}/{layout.commit_path(unit_id)}",
+            mend="Run verify, which names everything that is damaged.",
+        )
 
     def _unknown(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[str]:
         return sorted({unit_id for _, unit_id in self._unknown_pairs(row_blocks, unit_ids)})

@@ -17,8 +17,8 @@ from .lease import acquire
 from .location import Location
 from .records import Manifest, RunRecord
 
-_PART = ".part"
-"""How a directory's objects end while they are written; a crash leaves one behind."""
+_PARTS = (".part", ".partial")
+"""How a directory's objects end while they are written, ours and Zarr's; a crash leaves one behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,19 @@ def find_dead(location: Location, live: Iterable[Manifest], *, is_complete: bool
     live = list(live)
     named = {stored.path for manifest in live for stored in manifest.objects}
     committed = {manifest.unit_id for manifest in live}
-    texts = location.sizes(layout.ROLLOUTS)
-    blocks = location.sizes(layout.ACTIVATIONS)
+    everything = location.sizes("")
+    texts = {path for path in everything if path.startswith(f"{layout.ROLLOUTS}/")}
+    blocks = {path for path in everything if path.startswith(f"{layout.ACTIVATIONS}/")}
+    parts = {path for path in everything if path.endswith(_PARTS)}
     owner: dict[int | None, str | None] = {row_block: unit_id for unit_id, row_block in map(_texts_name, texts)}
     dead: list[DeadObject] = []
-    for path, num_bytes in sorted((texts | blocks).items()):
+    for path in sorted(texts | blocks | parts):
         is_metadata = path.endswith("zarr.json")
         if path in named or is_metadata:
             continue
         unit_id = _texts_name(path)[0] if path in texts else owner.get(_row_block(path))
-        is_removable = is_complete or unit_id in committed or path.endswith(_PART)
-        dead.append(DeadObject(path, num_bytes, unit_id, is_removable))
+        is_removable = is_complete or unit_id in committed or path in parts
+        dead.append(DeadObject(path, everything[path], unit_id, is_removable))
     return dead
 
 
@@ -89,7 +91,7 @@ def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject
         paths = [thing.path for thing in again if thing.is_removable and thing.path in wanted]
         lease.check()
         location.delete(paths)
-        rebuild_index(location, record, commits, lease.generation)
+        rebuild_index(location, record, commits)
     return len(paths)
 
 

@@ -84,6 +84,11 @@ def _values(query: Query) -> Iterator[bytes]:
         yield np.ascontiguousarray(values, dtype="<f4").tobytes()
 
 
+def _forget_rollouts(path: Path) -> None:
+    """Take an earlier answer's rollouts away first, so that they never lie beside other numbers."""
+    path.with_suffix(".rollouts.parquet").unlink(missing_ok=True)
+
+
 def _rollouts_beside(query: Query, path: Path) -> Path:
     beside = path.with_suffix(".rollouts.parquet")
     with _whole(beside) as file:
@@ -92,6 +97,7 @@ def _rollouts_beside(query: Query, path: Path) -> Path:
 
 
 def _npy(query: Query, path: Path) -> list[Path]:
+    _forget_rollouts(path)
     with _whole(path) as file:
         _write_npy(query, file)
     return [path, _rollouts_beside(query, path)]
@@ -129,6 +135,7 @@ def _safetensors(query: Query, path: Path) -> list[Path]:
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    _forget_rollouts(path)
     with _whole(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for data in _values(query):

@@ -1,4 +1,4 @@
-"""Keeps the stored index close behind the commits while a driver works, off its way; seals it when the driver ends."""
+"""Keeps the stored index close behind the commits while a driver works, off its way."""
 
 from __future__ import annotations
 
@@ -25,37 +25,27 @@ _AT_MOST_SHARE = 0.05
 class IndexKeeper:
     """Takes commits as they come and writes them into the index now and then. Use as a context manager.
 
-    Leaving it writes what is left, sealed unless a commit is in doubt. A store that fails then costs readers some
-    requests and no truth, so it is said and not raised.
+    Leaving it writes what is left. A store that fails then costs readers some requests and no truth, so it is said and
+    not raised.
 
     Args:
         location: The run's store.
         record: Of the run.
-        generation: Of the driver that commits.
         say: Told when the index could not be written.
     """
 
-    def __init__(
-        self, location: Location, record: RunRecord, generation: int, say: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, location: Location, record: RunRecord, say: Callable[[str], None] = lambda _: None) -> None:
         self._location = location
         self._record = record
-        self._generation = generation
         self._say = say
         index = load_index(location, record)
         self._table = index.table
         self._known = set(index.committed)
         self._chunks = _with_new(read_chunks(location), index.read_one_by_one)
         self._added: list[CommitRecord] = []
-        self._in_doubt: set[str] = set()
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="index", daemon=True)
-
-    def expect(self, unit_id: str) -> None:
-        """Take note that a unit is about to be committed; until ``add`` says how that ended, it is in doubt."""
-        with self._lock:
-            self._in_doubt.add(unit_id)
 
     def add(self, commit: CommitRecord) -> None:
         """Take note of a commit, the same one any number of times; costs nothing now."""
@@ -64,7 +54,6 @@ class IndexKeeper:
             if unit_id not in self._known:
                 self._known.add(unit_id)
                 self._added.append(commit)
-            self._in_doubt.discard(unit_id)
 
     def __enter__(self) -> IndexKeeper:
         self._thread.start()
@@ -74,11 +63,10 @@ class IndexKeeper:
         self._done.set()
         self._thread.join()
         if isinstance(error, AtlasError):
-            # The store or the lease is in trouble: what this driver knows may not be the last word.
+            # The store or the lease is in trouble, and somebody else may know more by now.
             return
         try:
-            # A commit whose answer never came may be in the store: then this is not all there is.
-            self._write(None if self._in_doubt else self._generation)
+            self._write()
         except AtlasError as trouble:
             self._say(f"The index could not be written, so readers will read commits one by one: {trouble}")
 
@@ -88,16 +76,16 @@ class IndexKeeper:
             began = time.monotonic()
             # A store in a bad moment has the same lines written the next time.
             with suppress(AtlasError):
-                self._write(None)
+                self._write()
             pause = max(_EVERY_S, (time.monotonic() - began) / _AT_MOST_SHARE)
 
-    def _write(self, sealed_by: int | None) -> None:
+    def _write(self) -> None:
         with self._lock:
             added, self._added = self._added, []
         if added:
             self._table = in_address_order(pa.concat_tables([self._table, index_lines(self._record, added)]))
             self._chunks = _with_new(self._chunks, added)
-        _write_both(self._location, self._record, self._table, self._chunks, sealed_by)
+        _write_both(self._location, self._record, self._table, self._chunks)
 
 
 def refresh_index(location: Location, record: RunRecord) -> None:
@@ -109,31 +97,28 @@ def refresh_index(location: Location, record: RunRecord) -> None:
     """
     index = load_index(location, record)
     if index.read_one_by_one:
-        _write_both(location, record, index.table, _with_new(read_chunks(location), index.read_one_by_one), None)
+        _write_both(location, record, index.table, _with_new(read_chunks(location), index.read_one_by_one))
 
 
-def rebuild_index(location: Location, record: RunRecord, commits: Sequence[CommitRecord], sealed_by: int) -> None:
+def rebuild_index(location: Location, record: RunRecord, commits: Sequence[CommitRecord]) -> None:
     """Write the index anew from every commit, whatever the stored one says.
 
     Args:
         location: The run's store.
         record: Of the run.
         commits: All of them.
-        sealed_by: Generation of the lease that is held.
 
     Raises:
         TransientError: The store failed.
     """
     table = in_address_order(index_lines(record, commits))
-    _write_both(location, record, table, chunk_table(commit.manifest for commit in commits), sealed_by)
+    _write_both(location, record, table, chunk_table(commit.manifest for commit in commits))
 
 
-def _write_both(
-    location: Location, record: RunRecord, table: pa.Table, chunks: pa.Table, sealed_by: int | None
-) -> None:
+def _write_both(location: Location, record: RunRecord, table: pa.Table, chunks: pa.Table) -> None:
     # The chunks first: who reads the new index finds the chunks it needs.
     write_chunks(location, chunks)
-    write_index(location, record, table, sealed_by)
+    write_index(location, record, table)
 
 
 def _with_new(chunks: pa.Table, commits: Iterable[CommitRecord]) -> pa.Table:

@@ -1,7 +1,7 @@
 """Where each thing of a run lies, by name. Pure strings; the store's map in one place.
 
 run.json                             what the run is; written once
-units.parquet                        every planned unit; written once, before run.json
+units-<sha256>.parquet               every planned unit; written once, before run.json
 drivers/<generation>.json            leases: who may commit, and which row blocks it may hand out
 status/<generation>.json             what that driver said last of how it goes; news, never the truth
 activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), one shard a row block
@@ -22,7 +22,6 @@ LAYOUT_VERSION = 2
 """Raised when an older reader would misread a store, or this one an older store."""
 
 RUN_RECORD = "run.json"
-UNITS = "units.parquet"
 INDEX = "index.parquet"
 CHUNKS = "chunks.parquet"
 ACTIVATIONS = "activations"
@@ -34,6 +33,11 @@ STATUS = "status"
 ANALYSIS = "analysis"
 CURRENT_REDUCTION = "analysis/current.json"
 REPORT = "report.html"
+
+
+def units_path(sha256: str) -> str:
+    """Path of the list of planned units; its checksum is part of it, so that no other list is ever written over it."""
+    return f"units-{sha256[:16]}.parquet"
 
 
 def array_path(hook_point: str, pooling: str) -> str:

@@ -13,11 +13,12 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from ..jobs.errors import InputError, StoreError
+from ..jobs.errors import AtlasError, InputError, StoreError
 from . import layout
 from .location import Location
 from .records import Lease, parse_record
@@ -81,10 +82,12 @@ class HeldLease:
         self._thread.join()
         if self._lost is None:
             released = self._lease.model_copy(update={"released": True})
-            self._location.write(layout.driver_path(self.generation), released.to_bytes())
+            # One that cannot be given back runs out by itself, and must not hide how the run ended.
+            with suppress(AtlasError):
+                self._location.write(layout.driver_path(self.generation), released.to_bytes())
 
     def _renew(self) -> None:
-        while self._lost is None and not self._done.wait(RENEW_SECONDS):
+        while not self._done.wait(RENEW_SECONDS) and self._lost is None:
             try:
                 self._renew_now()
             except Exception:  # noqa: BLE001 - a bad moment of the store; check() asks again when the lease runs out

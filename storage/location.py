@@ -24,6 +24,9 @@ from ..jobs.errors import AtlasError, InputError, TransientError
 
 _FIELD = "store.url"
 
+_CONNECTIONS = 32
+"""Requests in flight at a time; the client's own 10 would hold readers back."""
+
 _DELETED_AT_ONCE = 1000
 """What S3 takes in one request."""
 _PART = re.compile(r"\..*\.[0-9a-f]{32}\.part")
@@ -164,6 +167,7 @@ class _LocalLocation:
         with self.errors():
             temporary = self._written_aside(path, data)
             temporary.replace(self._root / path)
+            _keep_name(self._root / path)
 
     def create(self, path: str, data: bytes) -> bool:
         with self.errors():
@@ -175,6 +179,7 @@ class _LocalLocation:
                 return False
             finally:
                 temporary.unlink()
+            _keep_name(self._root / path)
             return True
 
     def _written_aside(self, path: str, data: bytes) -> Path:
@@ -243,6 +248,17 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+def _keep_name(path: Path) -> None:
+    """Make a file's new name outlast a power cut: a commit must not survive what it names."""
+    if os.name == "nt":
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def _from_os_error(error: OSError, url: str) -> AtlasError:
     reason = error.strerror or str(error)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -294,6 +310,7 @@ class _S3Location:
             asynchronous=asynchronous,
             use_listings_cache=False,
             skip_instance_cache=True,
+            config_kwargs={"max_pool_connections": _CONNECTIONS},
             **self._credentials,
         )
 

@@ -1,4 +1,4 @@
-"""``units.parquet``: every unit that a run is to have, so that what is missing can be named without the catalog."""
+"""``units-<sha256>.parquet``: every unit a run is to have, so that what is missing can be named without the catalog."""
 
 from __future__ import annotations
 
@@ -54,13 +54,14 @@ def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
     Raises:
         StoreError: The list is missing or is not the one the run was begun with.
     """
-    data = location.read(layout.UNITS)
+    path = layout.units_path(record.units_sha256)
+    data = location.read(path)
     if data is None or sha256(data).hexdigest() != record.units_sha256:
         state = "is missing" if data is None else "is not the one the run was begun with"
         raise StoreError(
             f"the list of planned units {state}.",
             code="bad_object",
-            file=f"{location.url}/{layout.UNITS}",
+            file=f"{location.url}/{path}",
             mend="Restore it from a copy; the spec that began the run can be run again to complete it.",
         )
     units: list[WorkUnit] = TypeAdapter(list[AnyUnit]).validate_python(from_parquet(data).to_pylist())

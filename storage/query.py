@@ -178,6 +178,7 @@ class Run:
     def refresh(self) -> Run:
         """Look again at what is committed."""
         self.__dict__.pop("_index", None)
+        self._lengths.clear()
         self.__dict__.pop("reduction", None)
         return self
 

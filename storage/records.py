@@ -27,7 +27,25 @@ class _Record(BaseModel):
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
-class RunRecord(_Record):
+class _Sealed(_Record):
+    """A record with a seal over all the rest of what is stored, so that an edit shows when it is parsed."""
+
+    seal: str
+
+    @classmethod
+    def sealed(cls, **body: Any) -> Self:
+        """Make a record and seal it."""
+        unsealed = cls.model_construct(seal="", **body)
+        return cls(seal=digest_of(unsealed.model_dump(mode="json", exclude={"seal"})), **body)
+
+    @staticmethod
+    def is_intact(data: bytes) -> bool:
+        """Whether a record's bytes are as they were sealed; asked of the bytes, so that fields may be added later."""
+        body = json.loads(data)
+        return body.pop("seal", None) == digest_of(body)
+
+
+class RunRecord(_Sealed):
     """What a run is: ``run.json``, written once and never changed.
 
     Attributes:
@@ -69,7 +87,7 @@ class RunRecord(_Record):
         created_at: str,
     ) -> RunRecord:
         """Make the record of a plan."""
-        return cls(
+        return cls.sealed(
             layout_version=LAYOUT_VERSION,
             plan_digest=plan.digest,
             spec=plan.spec,
@@ -188,32 +206,23 @@ class Manifest(_Record):
         return (self.texts, *self.blocks)
 
 
-class CommitRecord(_Record):
+class CommitRecord(_Sealed):
     """That a unit is live, and which attempt's objects hold it. Written last, by the run's driver alone.
 
     Attributes:
         manifest: The attempt that counts.
         generation: Of the driver's lease.
         committed_at: ISO 8601, UTC.
-        seal: SHA-256 over all the rest in canonical form, so that an edit shows.
     """
 
     manifest: Manifest
     generation: int
     committed_at: str
-    seal: str
 
     @classmethod
     def of(cls, manifest: Manifest, *, generation: int, committed_at: str) -> CommitRecord:
         """Make a sealed record."""
-        body = {"manifest": manifest.model_dump(mode="json"), "generation": generation, "committed_at": committed_at}
-        return cls(manifest=manifest, generation=generation, committed_at=committed_at, seal=digest_of(body))
-
-    @model_validator(mode="after")
-    def _is_as_it_was_sealed(self) -> CommitRecord:
-        if digest_of(self.model_dump(mode="json", exclude={"seal"})) != self.seal:
-            raise ValueError("its seal does not match the rest of it")
-        return self
+        return cls.sealed(manifest=manifest, generation=generation, committed_at=committed_at)
 
     def to_bytes(self) -> bytes:
         """Write as JSON on one line: there are many of these, with long lists of numbers."""
@@ -267,14 +276,18 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
             mend="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",
         )
     try:
-        return model.model_validate_json(data)
+        record = model.model_validate_json(data)
     except ValidationError as error:
-        raise StoreError(
-            f"is damaged or was edited: {error.errors(include_url=False)[0]['msg']}.",
-            code="bad_record",
-            file=url,
-            mend="Restore it from a copy.",
-        ) from None
+        raise _damaged(url, error.errors(include_url=False)[0]["msg"]) from None
+    if isinstance(record, _Sealed) and not record.is_intact(data):
+        raise _damaged(url, "its seal does not match the rest of it")
+    return record
+
+
+def _damaged(url: str, reason: str) -> StoreError:
+    return StoreError(
+        f"is damaged or was edited: {reason}.", code="bad_record", file=url, mend="Restore it from a copy."
+    )
 
 
 def _layout_version(data: bytes) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,7 @@ def write_reduction(location: Location, reduction: Reduction) -> None:
     The group is written under a name that nobody else writes; the record that names it is written last, once.
     """
     path = layout.reduction_path(f"{reduction.reduction_id}-{uuid.uuid4().hex[:8]}")
+    digests: dict[str, str] = {}
     with location.errors():
         group = zarr.create_group(
             location.zarr(read_only=False),
@@ -97,11 +99,12 @@ def write_reduction(location: Location, reduction: Reduction) -> None:
         for name in _ARRAYS:
             values = getattr(reduction, name)
             if values is not None:
+                digests[name] = _digest_of(values)
                 # NaN where a chunk is missing, and a checksum in each: a lost or damaged one does not read as numbers.
                 fill = float("nan") if values.dtype.kind == "f" else None
                 codecs = [BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), Crc32cCodec()]
                 group.create_array(name, data=values, fill_value=fill, compressors=codecs)
-    record = json.dumps({"reduction_id": reduction.reduction_id, "path": path}).encode()
+    record = json.dumps({"reduction_id": reduction.reduction_id, "path": path, "arrays": digests}).encode()
     location.create(layout.reduction_record_path(reduction.reduction_id), record)
     make_current(location, reduction.reduction_id)
 
@@ -139,7 +142,7 @@ def read_current_reduction(location: Location) -> Reduction | None:
     pointer = _read_pointer(location)
     if pointer is None:
         return None
-    reduction_id, path = pointer
+    reduction_id, path, digests = pointer
     # Inside: a group that is not there is a missing file to us, and no trouble of the store's.
     with location.errors():
         try:
@@ -148,20 +151,26 @@ def read_current_reduction(location: Location) -> Reduction | None:
             arrays: dict[str, Any] = {name: np.asarray(group[name][...]) for name in _ARRAYS if name in group}
         except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
             raise _damaged(location, path, str(error)) from error
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            raise _damaged(location, path, f"{name} lacks numbers")
+    # A chunk that is missing reads as the fill value, an array that is missing as one that could not be had.
+    if {name: _digest_of(values) for name, values in arrays.items()} != digests:
+        raise _damaged(location, path, "its arrays are not those that were written")
     texts = {name: tuple(value) if isinstance(value, list) else value for name, value in texts.items()}
     return Reduction(reduction_id=reduction_id, **texts, **arrays)
 
 
-def _read_pointer(location: Location) -> tuple[str, str] | None:
+def _digest_of(values: np.ndarray) -> str:
+    """SHA-256 over an array's type, shape and numbers."""
+    head = f"{values.dtype.str}{values.shape}".encode()
+    return sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def _read_pointer(location: Location) -> tuple[str, str, dict[str, str]] | None:
     pointer = location.read(layout.CURRENT_REDUCTION)
     if pointer is None:
         return None
     try:
         data = json.loads(pointer)
-        return str(data["reduction_id"]), str(data["path"])
+        return str(data["reduction_id"]), str(data["path"]), dict(data["arrays"])
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(location, layout.CURRENT_REDUCTION, str(error)) from error
 

@@ -95,7 +95,7 @@ def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
     """
     if location.read(layout.RUN_RECORD) is None:
         # Before the record that names its checksum: a run that exists has its list.
-        location.write(layout.UNITS, units)
+        location.write(layout.units_path(record.units_sha256), units)
         if location.create(layout.RUN_RECORD, record.to_bytes()):
             return
     there = read_run_record(location)

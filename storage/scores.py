@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 
-from ..jobs.errors import InputError, closest
+from ..jobs.errors import InputError, StoreError, closest
 from . import layout
 from .location import Location
 from .texts import read_parquet, to_parquet
@@ -55,6 +55,7 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
 
     Raises:
         InputError: Nobody has judged the run, not this judge, or several and none was named.
+        StoreError: A file of scores is damaged.
     """
     known = judges(location)
     if not known:
@@ -75,7 +76,16 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
         )
 
     def read(unit_id: str) -> pa.Table:
-        table = read_parquet(location, layout.scores_path(name, unit_id), SCORE_SCHEMA)
+        path = layout.scores_path(name, unit_id)
+        table = read_parquet(location, path, SCORE_SCHEMA)
+        # What is not there was not judged; nothing else holds what a damaged file held.
+        if table is None and location.size(path) is not None:
+            raise StoreError(
+                f"the scores of unit {unit_id} cannot be read.",
+                code="bad_object",
+                file=f"{location.url}/{path}",
+                mend="Let the judge score the unit again.",
+            )
         return table if table is not None else SCORE_SCHEMA.empty_table()
 
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:

@@ -24,7 +24,8 @@ from .planned import read_units
 from .records import CommitRecord, RunRecord
 from .reductions import read_current_reduction
 from .run_store import read_run_record
-from .texts import in_address_order
+from .scores import SCORE_SCHEMA
+from .texts import in_address_order, read_parquet
 from .verify_unit import Problem, UnitCheck
 
 _PARALLEL_UNITS = 8
@@ -92,9 +93,14 @@ def verify_run(
         )
     found = Verification(record.num_units)
     planned = _planned(location, record, found)
+    # Before the commits, which a driver may add to meanwhile: the index can only lag behind what is listed after it.
+    stored = _StoredIndex(read_stored_index(location, record), read_chunks(location))
     names = sorted(committed_units(location))
     found.units_done = len(names)
     if planned is not None:
+        if len(planned) != record.num_units:
+            what = f"it says {record.num_units} units, the list of them has {len(planned)}."
+            found.problems.append(Problem("damage", "wrong_count", layout.RUN_RECORD, what))
         found.missing = tuple(unit_id for unit_id in planned if unit_id not in set(names))
     check = UnitCheck(location, record, planned, quick=quick)
     commits: list[CommitRecord] = []
@@ -108,8 +114,9 @@ def verify_run(
     _sum_up(found, commits)
     found.problems += _shared_row_blocks(commits)
     found.problems += _arrays(location, record, commits)
-    found.problems += _index(location, record, commits)
+    found.problems += _index(stored, record, commits)
     found.problems += _reduction(location)
+    found.problems += _scores(location)
     dead = find_dead(location, [commit.manifest for commit in commits])
     found.dead_objects, found.dead_bytes = len(dead), sum(thing.num_bytes for thing in dead)
     return found
@@ -119,7 +126,7 @@ def _planned(location: Location, record: RunRecord, found: Verification) -> dict
     try:
         return read_units(location, record)
     except StoreError as error:
-        found.problems.append(Problem("damage", error.code, layout.UNITS, error.message))
+        found.problems.append(Problem("damage", error.code, layout.units_path(record.units_sha256), error.message))
         return None
 
 
@@ -165,8 +172,14 @@ def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecor
             yield Problem("damage", "bad_array", f"{path}/zarr.json", "the array's metadata does not fit the run.")
 
 
-def _index(location: Location, record: RunRecord, commits: list[CommitRecord]) -> Iterator[Problem]:
-    table, _ = read_stored_index(location, record)
+@dataclass(frozen=True, eq=False)
+class _StoredIndex:
+    rollouts: pa.Table
+    chunks: pa.Table
+
+
+def _index(stored: _StoredIndex, record: RunRecord, commits: list[CommitRecord]) -> Iterator[Problem]:
+    table, chunks = stored.rollouts, stored.chunks
     truth = index_lines(record, commits)
     indexed = set(table["unit_id"].unique().to_pylist())
     known = {commit.manifest.unit_id for commit in commits}
@@ -182,7 +195,6 @@ def _index(location: Location, record: RunRecord, commits: list[CommitRecord]) -
         what = f"it has {len(indexed - known)} units without a sound commit record, such as {min(indexed - known)}."
         yield Problem("damage", "wrong_index", layout.INDEX, what)
     order = [("row_block", "ascending"), ("hook_point", "ascending"), ("pooling", "ascending")]
-    chunks = read_chunks(location)
     expected = chunk_table(commit.manifest for commit in commits)
     blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
     if not chunks.sort_by(order).equals(expected.filter(pc.field("row_block").isin(blocks)).sort_by(order)):
@@ -198,3 +210,9 @@ def _reduction(location: Location) -> Iterator[Problem]:
     except StoreError as error:
         path = (error.file or layout.CURRENT_REDUCTION).removeprefix(f"{location.url}/")
         yield Problem("damage", error.code, path, error.message)
+
+
+def _scores(location: Location) -> Iterator[Problem]:
+    for path in location.sizes(layout.SCORES):
+        if read_parquet(location, path, SCORE_SCHEMA) is None:
+            yield Problem("damage", "bad_object", path, "these scores cannot be read.")

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr; with ``--json`` stdout holds on
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -74,10 +75,16 @@ for _verb in (
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    # Cleaning up must not be cut short by a second Ctrl-C.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Cleaning up is not cut short by one more Ctrl-C; whoever insists gets out all the same.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _insist)
     raise KeyboardInterrupt
+
+
+def _insist(_signal: int, _frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: os._exit(EXIT_INTERRUPTED))
+    output.progress().say("Still cleaning up: once more ends it at once. What is committed stays either way.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,8 +25,8 @@ _SHOWN = 20
 def gc(store_url: str, yes: bool, endpoint_url: str | None, as_json: bool) -> None:
     """Show what no commit of the run at STORE can ever name, and delete it when told to.
 
-    Asks before it deletes; without a terminal, or with --json, it only shows unless --yes is given. Brings the index
-    up to date, too. Refused while a driver works on the run.
+    Asks before it deletes; without a terminal, or with --json, it only shows unless --yes is given. With --yes the
+    index is written anew from the commits, too. Refused while a driver works on the run.
     """
     run = open_run(store_url, endpoint_url)
     refuse_if_driven(run.location)
