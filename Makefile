@@ -21,8 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/persona-atlas run examples/demo.yaml
 
+# What starts a Ray wants the machine to itself; the rest runs in as many processes as there are cores.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto -m 'not ray'
+	$(BIN)/python -m pytest -m ray
 
 # What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
 # gateway is installed and this is root, the S3 ones against that.
@@ -32,9 +34,9 @@ faults: setup
 	if command -v radosgw > /dev/null && [ "$$(id -u)" = 0 ]; then \
 	  ATLAS_FAULTS=$(FAULTS) tests/with_radosgw.sh $(BIN)/python -m pytest tests/faults -m s3; fi
 
-# What needs no Ray, no real model and no server: under a minute.
+# What needs no Ray, no real model and no server: a minute or two.
 fast: setup
-	$(BIN)/python -m pytest -m 'not ray and not model and not s3 and not slow'
+	$(BIN)/python -m pytest -n auto -m 'not ray and not model and not s3 and not slow'
 
 check: setup
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +78,9 @@ def smollm2_directory() -> Path:
 
     from tiny_models import SMOLLM2
 
-    return find_model(ModelSpec(source=SMOLLM2), print)
+    # One process converts, the others wait for it.
+    with FileLock(Path(tempfile.gettempdir()) / "persona-atlas-tests-model.lock"):
+        return find_model(ModelSpec(source=SMOLLM2), print)
 
 
 @pytest.fixture(scope="session")
