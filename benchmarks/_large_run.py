@@ -66,7 +66,7 @@ def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
         {"model": {"source": "none"}, "personas": {"roles": {"names": ["*"]}}, "store": {"url": "unused"}}
     )
     units = planned or shape.units
-    return RunRecord(
+    return RunRecord.sealed(
         layout_version=layout.LAYOUT_VERSION,
         plan_digest="0" * 64,
         spec=spec,
@@ -150,10 +150,10 @@ def write_commits(location: Location, commits: Iterable[CommitRecord]) -> None:
 
 
 def write_tables(location: Location, record: RunRecord, commits: list[CommitRecord]) -> None:
-    """Write both index files, not sealed."""
+    """Write both index files."""
     manifests = [commit.manifest for commit in commits]
     write_chunks(location, chunk_table(manifests))
-    write_index(location, record, index_table(manifests, record.rows_per_block).sort_by(ADDRESS_ORDER), None)
+    write_index(location, record, index_table(manifests, record.rows_per_block).sort_by(ADDRESS_ORDER))
 
 
 def in_parallel(task: Callable[[CommitRecord], None], commits: Iterable[CommitRecord]) -> None:

@@ -33,7 +33,7 @@ def location(tmp_path: Path) -> Location:
 
 
 def test_units_are_read_back_as_planned_in_the_plans_order(location: Location, plan: Plan):
-    location.write(layout.UNITS, encode_units(plan.units))
+    location.write(layout.units_path(record_of(plan).units_sha256), encode_units(plan.units))
     found = read_units(location, record_of(plan))
     assert list(found) == [unit.unit_id for unit in plan.units]
     assert tuple(found.values()) == plan.units
@@ -48,7 +48,8 @@ def test_the_same_plan_gives_the_same_bytes(plan: Plan):
 def test_a_list_that_is_missing_says_how_to_have_it_again(location: Location, plan: Plan):
     with pytest.raises(StoreError, match="is missing") as caught:
         read_units(location, record_of(plan))
-    assert (caught.value.code, caught.value.file) == ("bad_object", f"{location.url}/{layout.UNITS}")
+    path = layout.units_path(record_of(plan).units_sha256)
+    assert (caught.value.code, caught.value.file) == ("bad_object", f"{location.url}/{path}")
     assert caught.value.mend is not None
 
 
@@ -57,6 +58,6 @@ def test_any_other_list_is_refused(location: Location, plan: Plan):
     others = [b"", data[:-1], data + b"x", encode_units(plan.units[:-1]), encode_units(reversed(plan.units))]
     others += [data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :] for place in range(0, len(data), 97)]
     for other in others:
-        location.write(layout.UNITS, other)
+        location.write(layout.units_path(record_of(plan).units_sha256), other)
         with pytest.raises(StoreError, match="not the one the run was begun with"):
             read_units(location, record_of(plan))

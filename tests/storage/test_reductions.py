@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -94,6 +95,25 @@ def test_of_two_that_write_one_reduction_the_first_to_finish_stays_whole(locatio
 def test_a_lost_chunk_is_an_error_and_not_zeros(location: Location):
     write_reduction(location, full_reduction())
     (chunk,) = [p for p in Path(location.url).glob("analysis/full-*/axis/c/**/*") if p.is_file()]
+    chunk.unlink()
+    with pytest.raises(StoreError, match="not those that were written"):
+        read_current_reduction(location)
+
+
+@pytest.mark.parametrize("array", ["axis", "role_counts", "projection_rows"])
+def test_a_lost_array_is_an_error_and_not_one_that_could_not_be_had(location: Location, array: str):
+    write_reduction(location, full_reduction())
+    (group,) = Path(location.url).glob("analysis/full-*")
+    shutil.rmtree(group / array)
+    with pytest.raises(StoreError, match="run reduce again") as caught:
+        read_current_reduction(location)
+    assert caught.value.code == "bad_reduction"
+
+
+@pytest.mark.parametrize("array", ["role_counts", "projection_rows"])
+def test_a_lost_chunk_of_whole_numbers_is_an_error_too(location: Location, array: str):
+    write_reduction(location, full_reduction())
+    (chunk,) = Path(location.url).glob(f"analysis/full-*/{array}/c/0")
     chunk.unlink()
     with pytest.raises(StoreError, match="not those that were written"):
         read_current_reduction(location)

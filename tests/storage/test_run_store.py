@@ -17,8 +17,9 @@ from persona_atlas.jobs.plan import Plan
 from persona_atlas.storage import layout
 from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.planned import encode_units
+from persona_atlas.storage.planned import encode_units, read_units
 from persona_atlas.storage.query import open_run
+from persona_atlas.storage.records import RunRecord
 from persona_atlas.storage.run_store import begin_run, check_same_run, read_run_record, reserve_rows
 
 from counted import Counted
@@ -50,7 +51,7 @@ def test_a_run_is_begun_once_and_begun_again_by_the_same_job_alone(store_url: st
         begin_run(location, record_of(other), encode_units(other.units))
     assert caught.value.code == "other_run"
     assert location.read(layout.RUN_RECORD) == first
-    assert location.read(layout.UNITS) == units
+    assert location.read(layout.units_path(record_of(plan).units_sha256)) == units
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_record_that_is_there_has_its_list_of_units(location: Location, plan: 
     counted = Counted(location)
     begin_run(counted, record_of(plan), encode_units(plan.units))
     assert [(asked.method, asked.path) for asked in counted.asked if asked.method in ("write", "create")] == [
-        ("write", layout.UNITS),
+        ("write", layout.units_path(record_of(plan).units_sha256)),
         ("create", layout.RUN_RECORD),
     ]
 
@@ -132,6 +133,43 @@ def test_a_damaged_record_is_told_from_a_missing_one(location: Location, plan: P
     with pytest.raises(StoreError, match=r"run\.json") as caught:
         open_run(location.url)
     assert caught.value.code == "bad_record"
+
+
+def edited(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {**value, "a_key_more": 1}
+    if isinstance(value, list | tuple):
+        return [*value, 9]
+    return value[:-1] + ("1" if value.endswith("0") else "0") if isinstance(value, str) else value + 1
+
+
+@pytest.mark.parametrize("field", sorted(set(RunRecord.model_fields) - {"layout_version"}))
+def test_a_record_edited_in_any_field_is_refused(location: Location, plan: Plan, field: str):
+    begin_run(location, record_of(plan), encode_units(plan.units))
+    data = json.loads(location.read(layout.RUN_RECORD) or b"")
+    location.write(layout.RUN_RECORD, json.dumps(data).encode())
+    assert open_run(location.url).record == record_of(plan), "what it says is sealed, not how it is spaced"
+    location.write(layout.RUN_RECORD, json.dumps(data | {field: edited(data[field])}).encode())
+    with pytest.raises(StoreError, match=r"run\.json") as caught:
+        open_run(location.url)
+    assert caught.value.code == "bad_record"
+
+
+def test_of_two_plans_that_begin_at_once_neither_writes_over_the_list_of_the_other(location: Location, plan: Plan):
+    """The later one looked for a record before there was one."""
+
+    class Early(Counted):
+        def read(self, path: str, *more: Any) -> bytes | None:
+            found = super().read(path, *more)
+            if path == layout.RUN_RECORD and found is None:
+                begin_run(location, record_of(plan), encode_units(plan.units))
+            return found
+
+    other = small_plan(small_spec(personas={"roles": {"names": ["poet"]}}))
+    with pytest.raises(InputError) as caught:
+        begin_run(Early(location), record_of(other), encode_units(other.units))
+    assert caught.value.code == "other_run"
+    assert tuple(read_units(location, record_of(plan)).values()) == plan.units
 
 
 @pytest.mark.parametrize("added", [{}, {"a_field_of_tomorrow": 1}], ids=["same_fields", "new_field"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.storage import layout
 from persona_atlas.storage.location import Location, open_location
 from persona_atlas.storage.query import Run, open_run
@@ -135,6 +135,18 @@ def test_a_second_judgement_of_a_unit_replaces_the_first(run: Run):
     judge_all(run, "kind", [1.0] * 36)
     judge_all(run, "kind", [2.0] * 3)
     assert run.query(min_score=1.5).shape[0] == 3
+
+
+def test_scores_that_cannot_be_read_are_not_taken_for_none_given(store_url: str):
+    location = open_location(store_url)
+    write_scores(location, "kind", "u", [5], [0.5])
+    path = layout.scores_path("kind", "u")
+    whole = location.read(path) or b""
+    for data in (b"", whole[:-9]):
+        location.write(path, data)
+        with pytest.raises(StoreError, match="scores of unit u") as caught:
+            with_scores(location, small_index([5]), "kind")
+        assert (caught.value.code, caught.value.file) == ("bad_object", f"{location.url}/{path}")
 
 
 def test_scores_are_kept_wherever_the_run_is(store_url: str):

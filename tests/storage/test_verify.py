@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.block import Canary
 from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.storage import layout
+from persona_atlas.storage import layout, verify
 from persona_atlas.storage.chunks import read_chunks, write_chunks
 from persona_atlas.storage.commits import commit_unit, committed_units, read_commit, read_commits
 from persona_atlas.storage.dead import remove_dead
@@ -26,14 +26,15 @@ from persona_atlas.storage.index_keeper import refresh_index
 from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import Location, open_location
 from persona_atlas.storage.query import open_run
-from persona_atlas.storage.records import CommitRecord, Manifest, StoredObject
+from persona_atlas.storage.records import CommitRecord, Manifest, RunRecord, StoredObject
 from persona_atlas.storage.reductions import Reduction, write_reduction
 from persona_atlas.storage.run_store import reserve_rows
+from persona_atlas.storage.scores import write_scores
 from persona_atlas.storage.texts import from_parquet, to_parquet
 from persona_atlas.storage.verify import Verification, verify_run
 
 from fakes import FakeEngine, small_plan, small_spec
-from stored_runs import begin, record_of, store_run, write_unit
+from stored_runs import begin, commit_units, record_of, store_run, write_unit
 
 ARRAYS = (("resid_post", "response_mean"), ("resid_post", "prompt_last"))
 UNIT = "role.pirate.pos.p0.b0"
@@ -359,12 +360,54 @@ def test_a_stale_index_is_a_lag_and_no_damage(tmp_path: Path, plan: Plan):
     assert found.is_complete
 
 
+def test_a_unit_that_is_committed_while_it_looks_is_no_damage(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+):
+    """A driver commits a unit and writes the index between any two of its looks."""
+    root = tmp_path / "run"
+    location = store_run(str(root), plan, engine=FakeEngine(arrays=ARRAYS), leave_out=[OTHER], uncommitted=False)
+    refresh_index(location, record_of(plan))
+    listed = 0
+
+    def meanwhile(asked: Location) -> set[str]:
+        nonlocal listed
+        listed += 1
+        before = committed_units(asked)
+        commit_units(str(root), plan, [OTHER], FakeEngine(arrays=ARRAYS))
+        refresh_index(location, record_of(plan))
+        return before if at == "after" else committed_units(asked)
+
+    monkeypatch.setattr(verify, "committed_units", meanwhile)
+    for at in ("before", "after"):
+        location.delete([layout.commit_path(OTHER), layout.INDEX, layout.CHUNKS])
+        refresh_index(location, record_of(plan))
+        found = verify_run(location)
+        assert found.is_sound, found.problems
+        assert {problem.code for problem in found.problems} <= {"stale_index"}
+        assert found.units_done == (12 if at == "before" else 11)
+    assert listed == 2
+
+
+def test_a_record_that_counts_other_units_than_the_list_has_is_found(run: Stored):
+    body = {name: getattr(record_of(run.plan), name) for name in RunRecord.model_fields if name != "seal"}
+    run.put(layout.RUN_RECORD, RunRecord.sealed(**body | {"num_units": 13}).to_bytes())
+    assert ("wrong_count", layout.RUN_RECORD, None) in told(run.verify())
+
+
+def test_scores_that_cannot_be_read_are_found(run: Stored):
+    write_scores(run.location, "kind", UNIT, [0], [1.0])
+    assert run.verify().problems == []
+    path = layout.scores_path("kind", UNIT)
+    run.put(path, run.get(path)[:-9])
+    assert told(run.verify()) == [("bad_object", path, None)]
+
+
 def test_a_wrong_line_in_the_index_is_found(run: Stored):
     record = record_of(run.plan)
     lines = load_index(run.location, record).table.to_pylist()
     lines[5]["row"] += 1
     table = load_index(run.location, record).table
-    write_index(run.location, record, pa.Table.from_pylist(lines, schema=table.schema), None)
+    write_index(run.location, record, pa.Table.from_pylist(lines, schema=table.schema))
     assert told(run.verify()) == [("wrong_index", layout.INDEX, None)]
 
 
@@ -386,14 +429,15 @@ def test_a_wrong_line_in_the_table_of_chunks_is_found(run: Stored):
 
 @pytest.mark.parametrize("data", [None, b"", b"PAR1"])
 def test_a_damaged_list_of_units_is_found_and_the_rest_checked_all_the_same(run: Stored, data: bytes | None):
+    path = layout.units_path(record_of(run.plan).units_sha256)
     if data is None:
-        (run.root / layout.UNITS).unlink()
+        (run.root / path).unlink()
     else:
-        run.put(layout.UNITS, data)
+        run.put(path, data)
     missing = run.manifest().texts.path
     (run.root / missing).unlink()
     found = run.verify()
-    assert told(found) == [("bad_object", layout.UNITS, None), ("missing_object", missing, UNIT)]
+    assert told(found) == [("bad_object", path, None), ("missing_object", missing, UNIT)]
     assert (found.units_done, found.units_planned) == (12, 12)
 
 
