@@ -21,7 +21,13 @@ _COMMITTERS = 16
 """Commits at a time: each is a few small requests, and a large cluster finishes many units a second."""
 
 
-def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], object], progress: Progress) -> None:
+def drive(
+    ledger: Ledger,
+    executor: Executor,
+    commit: Callable[[Manifest], object],
+    progress: Progress,
+    look: Callable[[Ledger, Executor], None] = lambda *_: None,
+) -> None:
     """Work a ledger off.
 
     Args:
@@ -29,11 +35,12 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], objec
         executor: Started workers.
         commit: Makes an attempt count, unless another of the unit does already; called from several threads.
         progress: Told of each step.
+        look: Called in every turn, several times a second; what it raises ends the loop.
 
     Raises:
         StoreError: The lease was lost.
         TransientError: A commit could not be written in several tries.
-        JobError: No worker is left.
+        JobError: No worker is left, or ``look`` says that the job is stopped.
     """
     progress.units(ledger, None)
     committing: dict[Future[object], Manifest] = {}
@@ -41,15 +48,17 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], objec
     pool = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="commit")
     try:
         while not ledger.is_over:
+            look(ledger, executor)
             _hand_out(ledger, executor)
             for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
                 for result in answer.results:
                     if isinstance(result, Failure):
-                        progress.failed(result, again=ledger.fail(result))
+                        progress.failed(result, again=ledger.fail(result, answer.worker))
                     else:
                         committing[pool.submit(_commit, commit, result, progress, stop)] = result
             for future in [future for future in committing if future.done()]:
                 _settle(future, committing.pop(future), ledger, progress)
+        look(ledger, executor)
     finally:
         # What is being tried is tried to its end, and not again.
         stop.set()
@@ -57,15 +66,16 @@ def drive(ledger: Ledger, executor: Executor, commit: Callable[[Manifest], objec
 
 
 def _hand_out(ledger: Ledger, executor: Executor) -> None:
-    while executor.num_idle and (orders := ledger.next_assignment()):
-        executor.hand_out(orders)
+    ready = executor.ready
+    for worker in executor.idle:
+        if orders := ledger.next_assignment(worker, ready):
+            executor.hand_out(worker, orders)
     # Ahead of time only while there is plenty: at the end nobody may hold what another could begin.
-    while (
-        executor.num_ahead
-        and ledger.assignments_left >= executor.num_workers
-        and (orders := ledger.next_assignment(retries=False))
-    ):
-        executor.hand_out(orders)
+    for worker in executor.ahead:
+        if ledger.assignments_left < len(ready):
+            return
+        if orders := ledger.next_assignment(worker, ready, retries=False):
+            executor.hand_out(worker, orders)
 
 
 def _commit(
@@ -79,7 +89,7 @@ def _settle(future: Future[object], manifest: Manifest, ledger: Ledger, progress
         future.result()
     except UnitError as error:
         failure = Failure(manifest.unit_id, manifest.attempt, error.message)
-        progress.failed(failure, again=ledger.fail(failure))
+        progress.failed(failure, again=ledger.fail(failure, manifest.worker))
     else:
         ledger.commit(manifest.unit_id)
         progress.units(ledger, manifest)

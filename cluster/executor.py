@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,11 +27,33 @@ class Answer:
     results: tuple[Manifest | Failure, ...]
 
 
-class Executor(Protocol):
-    """Workers, seen from the run loop."""
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What one worker is doing.
 
-    def start(self) -> None:
+    Attributes:
+        name: Who.
+        node: Id of its node; empty until it has a place.
+        doing: ``waiting`` for a place, ``loading``, ``idle`` or ``working``.
+        units: What it was handed and has not answered.
+        since: When this began, in seconds since the epoch.
+    """
+
+    name: str
+    node: str
+    doing: str
+    units: tuple[str, ...]
+    since: float
+
+
+class Executor(Protocol):
+    """Workers, seen from the run loop. They may become more or fewer while it runs."""
+
+    def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Bring the workers up, models loaded.
+
+        Args:
+            tick: Called now and then meanwhile; what it raises ends the waiting.
 
         Raises:
             InputError: A model cannot be loaded.
@@ -39,25 +62,35 @@ class Executor(Protocol):
         ...
 
     @property
-    def num_workers(self) -> int:
-        """Workers in all, busy or not."""
+    def ready(self) -> list[str]:
+        """Workers whose model is loaded, busy or not."""
         ...
 
     @property
-    def num_idle(self) -> int:
-        """Workers that have nothing to do."""
+    def idle(self) -> list[str]:
+        """Those that have nothing to do."""
         ...
 
     @property
-    def num_ahead(self) -> int:
-        """Busy workers that could be given a second assignment, to begin it while the first is written.
+    def ahead(self) -> list[str]:
+        """Those at work that could be given a second assignment, to begin it while the first is written.
 
         None that works a unit that failed before: should it die again, it takes nothing else with it.
         """
         ...
 
-    def hand_out(self, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to an idle worker, or to one that takes a second when none is idle."""
+    @property
+    def views(self) -> list[WorkerView]:
+        """What each worker is doing, those that have no place yet included."""
+        ...
+
+    @property
+    def nodes_left_out(self) -> dict[str, str]:
+        """Nodes that get no more work, with the reason."""
+        ...
+
+    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
+        """Give an assignment to one of ``idle`` or ``ahead``."""
         ...
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -73,40 +106,58 @@ class Executor(Protocol):
         ...
 
 
+_LOCAL = "local"
+
+
 class LocalExecutor:
     """Runs each assignment in this process when it is waited for. No Ray; for tests and for debugging."""
 
     def __init__(self, task: UnitTask) -> None:
         self._task = task
         self._waiting: deque[tuple[UnitOrder, ...]] = deque()
+        self._since = time.time()
 
-    def start(self) -> None:
+    def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Load the model."""
+        del tick
         self._task.prepare()
 
     @property
-    def num_workers(self) -> int:
+    def ready(self) -> list[str]:
         """This process."""
-        return 1
+        return [_LOCAL]
 
     @property
-    def num_idle(self) -> int:
-        """One while nothing waits."""
-        return 0 if self._waiting else 1
+    def idle(self) -> list[str]:
+        """It, while nothing waits."""
+        return [] if self._waiting else [_LOCAL]
 
     @property
-    def num_ahead(self) -> int:
+    def ahead(self) -> list[str]:
         """None: it does one thing at a time."""
-        return 0
+        return []
 
-    def hand_out(self, orders: Sequence[UnitOrder]) -> None:
+    @property
+    def views(self) -> list[WorkerView]:
+        """This process."""
+        units = tuple(order.unit.unit_id for orders in self._waiting for order in orders)
+        return [WorkerView(_LOCAL, _LOCAL, "working" if units else "idle", units, self._since)]
+
+    @property
+    def nodes_left_out(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
         """Remember the assignment."""
+        del worker
+        self._since = time.time()
         self._waiting.append(tuple(orders))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Work what was handed out; takes as long as it takes."""
         del timeout_s
-        answers = [Answer("local", tuple(self._task.work(orders))) for orders in self._waiting]
+        answers = [Answer(_LOCAL, tuple(self._task.work(orders))) for orders in self._waiting]
         self._waiting.clear()
         return answers
 

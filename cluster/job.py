@@ -27,6 +27,7 @@ from ..workers.chat_spans import load_renderer, require_within_context
 from ..workers.engine import EngineSettings
 from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
+from .board import Board
 from .drive import drive
 from .patience import patiently
 from .progress import Progress
@@ -84,8 +85,13 @@ class Outcome:
         return self.done == self.planned
 
 
-def plan_job(spec: JobSpec, progress: Progress) -> tuple[Plan, Path]:
+def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> tuple[Plan, Path]:
     """Plan a spec against the model and the catalog or conversations it names; the store is not looked at.
+
+    Args:
+        spec: What to run.
+        progress: Told when something takes long.
+        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
 
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
@@ -94,7 +100,7 @@ def plan_job(spec: JobSpec, progress: Progress) -> tuple[Plan, Path]:
         conversations = read_conversations(spec.conversations.source)
         directory = find_model(spec.model, progress.say)
         return make_given_plan(spec, conversations, read_facts(directory)), directory
-    catalog = load_catalog(spec.personas.catalog)
+    catalog = load_catalog(catalog_directory or spec.personas.catalog)
     directory = find_model(spec.model, progress.say)
     return make_plan(spec, catalog, read_facts(directory)), directory
 
@@ -113,17 +119,22 @@ def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
         require_within_context(renderer.render(given), plan.facts.max_context)
 
 
-def prepare_job(spec: JobSpec, progress: Progress) -> Job:
+def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> Job:
     """Plan a spec and hold it against its store; nothing is written.
+
+    Args:
+        spec: What to run.
+        progress: Told when something takes long.
+        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
 
     Raises:
         InputError: The spec is wrong or asks for what cannot be run yet, or the store belongs to another run.
         StoreError: The store is damaged.
     """
-    _refuse_tensor_parallel(spec)
+    refuse_tensor_parallel(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
-    plan, directory = plan_job(spec, progress)
+    plan, directory = plan_job(spec, progress, catalog_directory)
     if record is not None:
         check_same_run(record, plan, location.url)
     else:
@@ -132,12 +143,13 @@ def prepare_job(spec: JobSpec, progress: Progress) -> Job:
     return Job(plan, estimate(plan), directory, location, record, committed)
 
 
-def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcome:
+def work_job(job: Job, progress: Progress, board: Board, address: str | None = None) -> Outcome:
     """Do what is missing of a job.
 
     Args:
         job: Prepared.
         progress: Told how far it is.
+        board: Where its news stand, and where it is told to stop.
         address: Of a Ray cluster; None starts Ray on this machine.
 
     Returns:
@@ -147,6 +159,7 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
         InputError: No template, no room, no such cluster, or another driver works the run.
         TransientError: The store failed for good.
         JobError: No worker could be had.
+        JobStoppedError: The job was told to end.
     """
     if not job.num_missing:
         if job.record is not None:
@@ -155,21 +168,23 @@ def work_job(job: Job, progress: Progress, address: str | None = None) -> Outcom
     rendering = load_renderer(job.model_directory).renderer.describe()
     if address is None:
         _refuse_what_cannot_fit(job)
-    refuse_if_driven(job.location)
+    refuse_if_driven(job.location, board.job_id)
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
-        placement = place(job.plan.spec.placement, resources)
-        with acquire(job.location, row_blocks_needed(job.plan, job.committed)) as lease:
+        placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
+        board.raise_if_stopped()
+        with acquire(job.location, row_blocks_needed(job.plan, job.committed), board.job_id) as lease:
+            board.open(job.location, lease.generation)
             if not lease.is_exclusive:
                 progress.say(
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
                     "out. Start one at a time."
                 )
-            return _work_under_lease(job, lease, placement, rendering, progress)
+            return _work_under_lease(job, lease, placement, rendering, progress, board)
 
 
 def _work_under_lease(
-    job: Job, lease: HeldLease, placement: Placement, rendering: dict[str, object], progress: Progress
+    job: Job, lease: HeldLease, placement: Placement, rendering: dict[str, object], progress: Progress, board: Board
 ) -> Outcome:
     """Load the models, and only when one stands begin the run; drive; bring the index up to date."""
     from .ray_executor import RayExecutor
@@ -177,14 +192,10 @@ def _work_under_lease(
     progress.say(
         f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
     )
-    executor = RayExecutor(
-        _worker_settings(job, placement),
-        replicas=placement.replicas,
-        num_cpus=placement.threads,
-        num_gpus=placement.num_gpus,
-    )
+    board.doing("loading")
+    executor = RayExecutor(_worker_settings(job, placement), placement, replicas=job.plan.spec.placement.replicas)
     try:
-        executor.start()
+        executor.start(board.raise_if_stopped)
         units = encode_units(job.plan.units)
         record = job.record or RunRecord.of(
             job.plan,
@@ -202,11 +213,13 @@ def _work_under_lease(
 
             def commit(manifest: Manifest) -> None:
                 keeper.add(commit_unit(job.location, lease, manifest))
+                board.count(manifest)
 
-            drive(ledger, executor, commit, progress)
+            board.doing("working")
+            drive(ledger, executor, commit, progress, board.look)
     finally:
         executor.close()
-    done = len(ledger.committed & set(job.plan.by_id))
+    done = ledger.num_done
     failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
 
@@ -229,14 +242,19 @@ def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:
         endpoint_url=job.location.endpoint_url,
         rows_per_block=job.plan.rows_per_block,
         mantissa_bits=spec.store.mantissa_bits,
+        model=spec.model,
         reads_given=spec.conversations is not None,
         generation=spec.generation,
         served_model=spec.served_model,
     )
 
 
-def _refuse_tensor_parallel(spec: JobSpec) -> None:
-    """Before the model is looked for: 140 GB need not be fetched to learn that they cannot be run."""
+def refuse_tensor_parallel(spec: JobSpec) -> None:
+    """Refuse replicas of several GPUs before the model is looked for: 140 GB need not be fetched to learn of it.
+
+    Raises:
+        InputError: The spec asks for one.
+    """
     if spec.placement.tensor_parallel > 1:
         raise InputError(
             f"asks for {spec.placement.tensor_parallel} GPUs a replica; a run takes 1 so far. Planning, pricing and "

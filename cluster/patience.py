@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from ..jobs.errors import AtlasError
 
-TRIES = 8
-"""With doubling waits from a quarter of a second to a quarter of a minute: half a minute in all, besides what the
+TRIES = 44
+"""With doubling waits from a quarter of a second to a quarter of a minute: ten minutes in all, besides what the
 store's own client waits in each try."""
 
 _LONGEST_WAIT_S = 15.0

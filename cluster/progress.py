@@ -73,7 +73,7 @@ class Progress:
 
     def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
         """Take note of a committed unit, or with None of the start."""
-        done, planned = len(ledger.committed & set(ledger.plan.by_id)), len(ledger.plan.units)
+        done, planned = ledger.num_done, len(ledger.plan.units)
         if manifest is None or self._first_done is None:
             self._first_done = done
         if manifest is not None:
@@ -99,10 +99,11 @@ class Progress:
         if fresh <= 0 or seconds < 1:
             return ""
         left = seconds / fresh * (planned - done)
-        return f"{self._tokens / seconds:.0f} tokens/s, {_span(left)} left"
+        return f"{self._tokens / seconds:.0f} tokens/s, {span(left)} left"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Write a time for people: 12 s, 3 min, 1.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,13 @@ class Resources:
         num_cpus: Cores, all machines together.
         num_gpus: GPUs, likewise.
         cpus_per_node: Cores of the smallest machine that could hold a replica; a replica's threads share one machine.
+        num_nodes: Machines that could hold one.
     """
 
     num_cpus: int
     num_gpus: int
     cpus_per_node: int | None = None
+    num_nodes: int = 1
 
 
 def local_resources() -> Resources:
@@ -58,21 +60,30 @@ class Placement:
     num_gpus: int
 
 
-def place(asked: PlacementSpec, resources: Resources) -> Placement:
+def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False) -> Placement:
     """Lay replicas out on what there is, so that their threads do not fight.
 
+    Args:
+        asked: What the spec says.
+        resources: What there is now.
+        may_grow: Whether more machines may join: then replicas that have no place yet wait for them.
+
     Raises:
-        InputError: The spec wants GPUs, cores or replicas that the cluster does not have.
+        InputError: The spec wants GPUs, cores or replicas that are not there and not to be waited for.
     """
-    if asked.device == "cuda" and not resources.num_gpus:
+    if asked.device == "cuda" and not resources.num_gpus and not (may_grow and asked.replicas):
         raise InputError(
             "asks for cuda, but no GPU is there.",
             code="no_gpu",
             field="placement.device",
             mend="Use device: auto or cpu, or an --address with GPUs.",
         )
-    device = "cpu" if asked.device == "cpu" or not resources.num_gpus else "cuda"
-    replicas = asked.replicas or (resources.num_gpus if device == "cuda" else 1)
+    device = "cuda" if asked.device == "cuda" or (asked.device == "auto" and resources.num_gpus) else "cpu"
+    num_gpus = 1 if device == "cuda" else 0
+    replicas = asked.replicas or (resources.num_gpus if device == "cuda" else max(1, resources.num_nodes))
+    if may_grow:
+        at_once = max(1, -(-replicas // max(1, resources.num_nodes)))
+        return Placement(replicas, device, asked.threads or max(1, (resources.cpus_per_node or 1) // at_once), num_gpus)
     limit, unit = (resources.num_gpus, "GPU") if device == "cuda" else (resources.num_cpus, "CPU core")
     if replicas > limit:
         raise InputError(
@@ -91,7 +102,26 @@ def place(asked: PlacementSpec, resources: Resources) -> Placement:
             field="placement.threads" if asked.threads else "placement.replicas",
             mend=f"Ask for at most {resources.num_cpus // replicas if asked.threads else resources.num_cpus}.",
         )
-    return Placement(replicas, device, threads, 1 if device == "cuda" else 0)
+    return Placement(replicas, device, threads, num_gpus)
+
+
+def count_places(placement: Placement, left_out: Collection[str] = ()) -> int:
+    """Count the replicas that the cluster, as it is now, has room for; other jobs' use is not looked at.
+
+    Args:
+        placement: What one replica takes.
+        left_out: Ids of nodes that do not count.
+    """
+    import ray
+
+    count = 0
+    for node in ray.nodes():
+        if not node["Alive"] or node["NodeID"] in left_out:
+            continue
+        has = node["Resources"]
+        by_cpu = int(has.get("CPU", 0) // placement.threads)
+        count += min(by_cpu, int(has.get("GPU", 0) // placement.num_gpus)) if placement.num_gpus else by_cpu
+    return count
 
 
 @contextmanager
@@ -100,6 +130,7 @@ def ray_session(address: str | None) -> Iterator[Resources]:
 
     Args:
         address: ``host:port`` of a running cluster; None starts one on this machine, whatever the environment says.
+            A process that is connected already, as one that Ray started is, uses what it has.
 
     Raises:
         InputError: There is no cluster at the address.
@@ -108,6 +139,9 @@ def ray_session(address: str | None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
+    if ray.is_initialized():
+        yield _resources(ray.nodes())
+        return
     # Ray reports lost workers with a plain print, from a thread; stdout is for results.
     with redirect_stdout(sys.stderr):
         try:
@@ -149,4 +183,5 @@ def _resources(nodes: list[dict[str, Any]]) -> Resources:
         num_cpus=int(sum(r.get("CPU", 0) for r in workers)),
         num_gpus=int(sum(r.get("GPU", 0) for r in workers)),
         cpus_per_node=int(min((r.get("CPU", 0) for r in workers), default=0)) or None,
+        num_nodes=len(workers),
     )

@@ -10,13 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..jobs.block import UnitBlock
 from ..jobs.errors import InputError
 from ..jobs.ledger import Failure
-from ..jobs.spec import GenerationSpec
+from ..jobs.spec import GenerationSpec, ModelSpec
 from ..jobs.units import UnitOrder
 from ..storage.blocks import write_block
 from ..storage.location import open_location
@@ -25,6 +25,7 @@ from ..workers.chat_spans import load_renderer
 from ..workers.engine import Engine, EngineSettings
 from ..workers.given_engine import GivenEngine
 from ..workers.memory import require_memory
+from ..workers.model_files import find_model
 from ..workers.run_units import failure_of, run_units
 from .patience import patiently
 
@@ -43,6 +44,7 @@ class WorkerSettings:
         endpoint_url: Of an S3-compatible server.
         rows_per_block: Of the run.
         mantissa_bits: Of the run.
+        model: Which model, for a machine that does not have its files where the driver has them; None: all have.
         reads_given: Whether the orders bring their texts.
         generation: The server that generates; None where nothing does, or the engine itself.
         served_model: What that server calls the model.
@@ -54,6 +56,7 @@ class WorkerSettings:
     endpoint_url: str | None
     rows_per_block: int
     mantissa_bits: int
+    model: ModelSpec | None = None
     reads_given: bool = False
     generation: GenerationSpec | None = None
     served_model: str = ""
@@ -79,22 +82,25 @@ def load_engine(settings: WorkerSettings) -> Engine:
                 mend="Install a CUDA build of torch there, or use placement.device: cpu.",
             )
     require_memory(settings.needed_bytes, 1, settings.engine.device)
+    engine = settings.engine
+    if settings.model is not None and not engine.directory.is_dir():
+        engine = replace(engine, directory=find_model(settings.model, lambda _: None))
     if not settings.reads_given and settings.generation is None:
-        return TransformersEngine(settings.engine)
-    conversations = load_renderer(settings.engine.directory)
+        return TransformersEngine(engine)
+    conversations = load_renderer(engine.directory)
     if settings.generation is None:
-        return GivenEngine(TransformersEngine(settings.engine), conversations, settings.engine.batch_tokens)
+        return GivenEngine(TransformersEngine(engine), conversations, engine.batch_tokens)
     # Only where there is a server to ask is its client loaded.
     from ..workers.endpoint_engine import EndpointEngine, check_endpoint
 
     # A model may take minutes to load: first whether it will be of use.
     check_endpoint(settings.generation, settings.served_model, conversations.renderer)
     return EndpointEngine(
-        TransformersEngine(settings.engine),
+        TransformersEngine(engine),
         conversations,
         settings.generation,
         settings.served_model,
-        settings.engine.sampling,
+        engine.sampling,
     )
 
 

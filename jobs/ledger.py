@@ -1,14 +1,15 @@
 """The states of a job's units, as a pure machine: events in, orders out. No I/O, no clock, no Ray.
 
 A unit is pending, in flight, committed or failed. A worker is handed *assignments*: units enough to fill its batch,
-each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it again.
+each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it again,
+and to a worker it has not failed on, as long as there is one: three failures are the unit's, not a worker's.
 Every attempt gets a row block that no other attempt ever gets.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .plan import Plan
@@ -44,6 +45,13 @@ class Ledger:
         committed: Ids of the units that were committed before this start.
         row_blocks: Row blocks this start may hand out, each once; at least ``row_blocks_needed`` of them.
         rollouts_per_assignment: Rollouts that fill a worker's batch.
+
+    Attributes:
+        failed: Units given up, with the last failure of each.
+        last_failure: Of each unit that failed and is not committed, given up or not.
+        first_failure: The first of all, which tells most about what is wrong.
+        num_done: Units of the plan that are committed.
+        rollouts_done: Rollouts of those.
     """
 
     plan: Plan
@@ -52,6 +60,11 @@ class Ledger:
     rollouts_per_assignment: int = 1
     failed: dict[str, Failure] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    last_failure: dict[str, Failure] = field(default_factory=dict)
+    first_failure: Failure | None = None
+    num_done: int = 0
+    rollouts_done: int = 0
+    _failed_on: dict[str, set[str]] = field(default_factory=dict)
     _pending: deque[str] = field(default_factory=deque)
     _pending_rollouts: int = 0
     _in_flight: dict[str, UnitOrder] = field(default_factory=dict)
@@ -61,23 +74,33 @@ class Ledger:
         # The longest first, so that no straggler is left at the end; sorting is stable, the plan's order holds.
         self._pending.extend(unit.unit_id for unit in sorted(missing, key=lambda u: -u.num_rollouts))
         self._pending_rollouts = sum(unit.num_rollouts for unit in missing)
+        self.num_done = len(self.plan.units) - len(missing)
+        self.rollouts_done = self.plan.num_rollouts - self._pending_rollouts
 
-    def next_assignment(self, *, retries: bool = True) -> tuple[UnitOrder, ...]:
-        """Take the next units for one worker; empty when there is nothing to hand out.
+    def next_assignment(
+        self, worker: str = "", workers: Collection[str] = (), *, retries: bool = True
+    ) -> tuple[UnitOrder, ...]:
+        """Take the next units for one worker; empty when there is nothing to hand out to it.
 
         Args:
+            worker: Who.
+            workers: All that work now; a unit that failed on this one is kept for another of them.
             retries: Whether it may be a unit that failed before; that one wants a worker to itself.
         """
         orders: list[UnitOrder] = []
         rollouts = 0
         while self._pending:
-            unit = self.plan.by_id[self._pending[0]]
-            is_retry = unit.unit_id in self.attempts
-            if is_retry and not retries:
+            unit_id = self._pending[0]
+            # What failed goes to the end of the queue: behind the first of these there are only such.
+            is_retry = unit_id in self.attempts
+            if is_retry:
+                unit_id = self._retry_for(worker, workers) if retries and not orders else None
+                if unit_id is None:
+                    break
+            unit = self.plan.by_id[unit_id]
+            if orders and rollouts + unit.num_rollouts > self.rollouts_per_assignment:
                 break
-            if orders and (is_retry or rollouts + unit.num_rollouts > self.rollouts_per_assignment):
-                break
-            self._pending.popleft()
+            self._pending.remove(unit_id)
             self._pending_rollouts -= unit.num_rollouts
             attempt = self.attempts.get(unit.unit_id, 0) + 1
             self.attempts[unit.unit_id] = attempt
@@ -89,18 +112,34 @@ class Ledger:
                 break
         return tuple(orders)
 
+    def _retry_for(self, worker: str, workers: Collection[str]) -> str | None:
+        for unit_id in self._pending:
+            failed_on = self._failed_on.get(unit_id, set())
+            if worker not in failed_on or failed_on.issuperset(workers):
+                return unit_id
+        return None
+
     def commit(self, unit_id: str) -> None:
         """Record that a unit is committed."""
         self._in_flight.pop(unit_id, None)
         self.failed.pop(unit_id, None)
-        if unit_id in self._pending:
+        has_failed = self.last_failure.pop(unit_id, None) is not None
+        self._failed_on.pop(unit_id, None)
+        if unit_id not in self.committed and unit_id in self.plan.by_id:
+            self.num_done += 1
+            self.rollouts_done += self.plan.by_id[unit_id].num_rollouts
+        if has_failed and unit_id in self._pending:
             # It was given up for lost, queued again, and has come after all.
             self._pending.remove(unit_id)
             self._pending_rollouts -= self.plan.by_id[unit_id].num_rollouts
         self.committed.add(unit_id)
 
-    def fail(self, failure: Failure) -> bool:
+    def fail(self, failure: Failure, worker: str = "") -> bool:
         """Record a failed attempt.
+
+        Args:
+            failure: What failed, and why.
+            worker: On whom.
 
         Returns:
             Whether the unit will be tried again; it goes to the end of the queue.
@@ -108,6 +147,9 @@ class Ledger:
         self._in_flight.pop(failure.unit_id, None)
         if failure.unit_id in self.committed:
             return False
+        self.first_failure = self.first_failure or failure
+        self.last_failure[failure.unit_id] = failure
+        self._failed_on.setdefault(failure.unit_id, set()).add(worker)
         if self.attempts[failure.unit_id] < MAX_ATTEMPTS:
             self._pending.append(failure.unit_id)
             self._pending_rollouts += self.plan.by_id[failure.unit_id].num_rollouts

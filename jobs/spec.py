@@ -182,9 +182,10 @@ class PlacementSpec(_Part):
     """How the work is spread; may differ between two starts of one run.
 
     Attributes:
-        replicas: Copies of the model, one Ray actor each; null means one per GPU, or one when there is none.
+        replicas: Copies of the model, one Ray actor each; null means one per GPU, or one per node when there is none,
+            as many as there are at any time.
         tensor_parallel: GPUs of one replica, each holding a slice of every matrix. Can be planned, priced and rendered;
-            ``run`` takes 1 alone so far.
+            ``run`` and ``submit`` take 1 alone so far.
         device: ``auto`` takes GPUs when the cluster has them.
         batch_tokens: Tokens, prompts and responses together, that one batch may hold; null is 6144, a CPU's measure:
             raise it on a GPU.

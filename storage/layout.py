@@ -3,6 +3,7 @@
 run.json                             what the run is; written once
 units-<sha256>.parquet               every planned unit; written once, before run.json
 drivers/<generation>.json            leases: who may commit, and which row blocks it may hand out
+status/<generation>.json             what that driver said last of how it goes; news, never the truth
 activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), one shard a row block
 rollouts/<unit>-<row_block>.parquet  texts, token ids, spans of one attempt
 commits/<unit>.json                  written last: the attempt that counts
@@ -28,6 +29,7 @@ ROLLOUTS = "rollouts"
 SCORES = "scores"
 COMMITS = "commits"
 DRIVERS = "drivers"
+STATUS = "status"
 ANALYSIS = "analysis"
 CURRENT_REDUCTION = "analysis/current.json"
 REPORT = "report.html"
@@ -66,6 +68,11 @@ def scores_path(judge: str, unit_id: str) -> str:
 def driver_path(generation: int) -> str:
     """Path of a lease."""
     return f"{DRIVERS}/{generation:06d}.json"
+
+
+def status_path(generation: int) -> str:
+    """Path of a driver's status."""
+    return f"{STATUS}/{generation:06d}.json"
 
 
 def reduction_path(name: str) -> str:

@@ -2,7 +2,9 @@
 
 A lease is created with a conditional write, so of two drivers that reach for one generation one gets it. It carries
 the row blocks its driver may hand out, which begin where the generation before ended: no two attempts of any two
-drivers ever share one. The clock and the process table are asked here and nowhere else in the store.
+drivers ever share one. That holds for a driver that takes over from an earlier one of its own job, too, alive or not:
+should the earlier one work on, it has other row blocks, and of two commit records of a unit the first counts.
+The clock and the process table are asked here and nowhere else in the store.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class HeldLease:
         self.is_exclusive = is_exclusive
         self._done = threading.Event()
         self._lost: str | None = None
+        self._renewing = threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
@@ -55,13 +58,14 @@ class HeldLease:
         return range(self._lease.first_row_block, self._lease.end_row_block)
 
     def check(self) -> None:
-        """Make sure the lease still holds.
+        """Make sure the lease still holds; one that ran out while the store was away is renewed if nobody took it.
 
         Raises:
-            StoreError: Another driver has taken the run, or the lease ran out unrenewed.
+            StoreError: Another driver has taken the run.
+            TransientError: The lease ran out, and the store cannot say whether it was taken.
         """
         if self._lost is None and time.time() > self._lease.expires_at:
-            self._lost = "could not be renewed in time"
+            self._renew_now()
         if self._lost is not None:
             raise StoreError(
                 f"this driver's lease on the run {self._lost}.",
@@ -85,29 +89,35 @@ class HeldLease:
     def _renew(self) -> None:
         while not self._done.wait(RENEW_SECONDS) and self._lost is None:
             try:
-                if _newest_generation(self._location) > self.generation:
-                    self._lost = "was taken over by another driver"
-                    return
-                renewed = self._lease.model_copy(update={"expires_at": time.time() + LEASE_SECONDS})
-                self._location.write(layout.driver_path(self.generation), renewed.to_bytes())
-                self._lease = renewed
-            except Exception:  # noqa: BLE001 - a bad moment of the store; check() notices when it lasts
+                self._renew_now()
+            except Exception:  # noqa: BLE001 - a bad moment of the store; check() asks again when the lease runs out
                 continue
 
+    def _renew_now(self) -> None:
+        with self._renewing:
+            if _newest_generation(self._location) > self.generation:
+                self._lost = "was taken over by another driver"
+                return
+            renewed = self._lease.model_copy(update={"expires_at": time.time() + LEASE_SECONDS})
+            self._location.write(layout.driver_path(self.generation), renewed.to_bytes())
+            self._lease = renewed
 
-def acquire(location: Location, num_row_blocks: int) -> HeldLease:
+
+def acquire(location: Location, num_row_blocks: int, holder: str = "") -> HeldLease:
     """Take a run for this process.
 
     Args:
         location: The run's store.
         num_row_blocks: How many row blocks may be handed out under the lease.
+        holder: Id of the job this is a driver of; a lease of the same job is taken over at once. Empty for a driver
+            that nobody starts again.
 
     Raises:
         InputError: A live driver holds the run; names its host and process.
         TransientError: The store failed.
     """
     held = newest_lease(location)
-    if held is not None and _is_live(held):
+    if held is not None and is_live(held) and not _is_of(held, holder):
         raise _taken(location, held)
     first = held.end_row_block if held else 0
     me = psutil.Process()
@@ -121,6 +131,7 @@ def acquire(location: Location, num_row_blocks: int) -> HeldLease:
         released=False,
         first_row_block=first,
         end_row_block=first + num_row_blocks,
+        holder=holder,
     )
     path = layout.driver_path(lease.generation)
     # Refused by our own object when the store took the first try and its answer was lost.
@@ -130,21 +141,25 @@ def acquire(location: Location, num_row_blocks: int) -> HeldLease:
     return HeldLease(location, lease, is_exclusive=is_exclusive)
 
 
-def refuse_if_driven(location: Location) -> None:
+def refuse_if_driven(location: Location, holder: str = "") -> None:
     """Look, without taking anything, whether a run could be taken.
+
+    Args:
+        location: The run's store.
+        holder: As for ``acquire``.
 
     Raises:
         InputError: A live driver holds it.
     """
     lease = live_driver(location)
-    if lease is not None:
+    if lease is not None and not _is_of(lease, holder):
         raise _taken(location, lease)
 
 
 def live_driver(location: Location) -> Lease | None:
     """Give the lease of the driver that works on a run now, if one does."""
     lease = newest_lease(location)
-    return lease if lease is not None and _is_live(lease) else None
+    return lease if lease is not None and is_live(lease) else None
 
 
 def newest_lease(location: Location) -> Lease | None:
@@ -169,7 +184,8 @@ def _newest_generation(location: Location) -> int:
     return max(numbers, default=0)
 
 
-def _is_live(lease: Lease) -> bool:
+def is_live(lease: Lease) -> bool:
+    """Whether the driver of a lease may be at work: it has neither given it up nor let it run out, nor is it gone."""
     if lease.released or time.time() > lease.expires_at:
         return False
     if lease.host != socket.gethostname() or lease.boot_id != _boot_id():
@@ -184,8 +200,15 @@ def _is_live(lease: Lease) -> bool:
         return False
 
 
+def _is_of(lease: Lease, holder: str) -> bool:
+    return bool(holder) and lease.holder == holder
+
+
 def _taken(location: Location, held: Lease | None) -> InputError:
-    who = f"by process {held.pid} on {held.host}" if held else "by another driver that was quicker"
+    if held is None:
+        who = "by another driver that was quicker"
+    else:
+        who = f"by {f'job {held.holder}, ' if held.holder else ''}process {held.pid} on {held.host}"
     return InputError(
         f"the run at {location.url} is being worked {who}.",
         code="run_has_driver",

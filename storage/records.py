@@ -242,6 +242,7 @@ class Lease(_Record):
         released: Whether the driver has ended in good order.
         first_row_block: It may hand out ``[first_row_block, end_row_block)``.
         end_row_block: See there.
+        holder: Of a job on a cluster, its id: a driver that Ray started again elsewhere takes its own run over.
     """
 
     generation: int
@@ -253,6 +254,7 @@ class Lease(_Record):
     released: bool
     first_row_block: int
     end_row_block: int
+    holder: str = ""
 
 
 R = TypeVar("R", bound=_Record)

@@ -18,7 +18,28 @@ import click
 
 from ... import __version__
 from ...jobs.errors import AtlasError
-from . import catalog, cluster, extract, gc, output, plan, probe_store, query, reduce, report, run, show, verify
+from . import (
+    cancel,
+    catalog,
+    cluster,
+    drive,
+    extract,
+    gc,
+    list_jobs,
+    logs,
+    output,
+    plan,
+    probe_store,
+    query,
+    reduce,
+    report,
+    resume,
+    run,
+    show,
+    status,
+    submit,
+    verify,
+)
 
 EXIT_INTERRUPTED = 130
 
@@ -32,6 +53,13 @@ def cli() -> None:
 for _verb in (
     run.run,
     extract.extract,
+    submit.submit,
+    list_jobs.list_jobs,
+    status.status,
+    logs.logs,
+    cancel.cancel,
+    resume.resume,
+    drive.drive,
     plan.plan,
     show.show,
     query.query,
@@ -66,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in argv
     try:
-        status: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
+        ended: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
     except click.ClickException as error:
         output.error({"error": error.format_message(), "code": "usage"}, as_json=as_json)
         sys.exit(2)
@@ -84,4 +112,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)
         sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(ended if isinstance(ended, int) else 0)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from ...jobs.spec import Pooling, make_spec
-from .options import address_option, endpoint_option, json_option, set_option
+from .options import endpoint_option, join_option, json_option, set_option
 from .work import work
 
 
@@ -26,7 +26,7 @@ from .work import work
     help="What becomes one vector; may be repeated. Without it, response_mean.",
 )
 @set_option
-@address_option
+@join_option
 @endpoint_option
 @json_option
 def extract(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,8 +20,46 @@ endpoint_option: Decorator = click.option(
     "--endpoint-url", default=None, help="S3-compatible server of the store (or set AWS_ENDPOINT_URL)."
 )
 address_option: Decorator = click.option(
+    "--address",
+    default=None,
+    metavar="URL",
+    help="The cluster's dashboard, as http://head:8265 (or set RAY_API_SERVER_ADDRESS).",
+)
+join_option: Decorator = click.option(
     "--address", default=None, metavar="HOST:PORT", help="Join this Ray cluster; without it, start one here."
 )
+
+_CODE_OPTIONS: list[Decorator] = [
+    click.option(
+        "--code",
+        type=click.Choice(["ship", "installed"]),
+        default="ship",
+        show_default=True,
+        help="Send this package along, or use the one that the cluster has.",
+    ),
+    click.option("--image", default=None, help="Container image for the job's processes, which has this package."),
+    click.option(
+        "--driver-resource", default="", metavar="NAME", help="Keep the driver on nodes with this Ray resource."
+    ),
+    click.option(
+        "--scale-up",
+        "may_scale_up",
+        is_flag=True,
+        help="GPUs that are not there yet will be: an autoscaler brings them.",
+    ),
+]
+
+
+def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a job finds its code and its driver's place."""
+    for option in reversed(_CODE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def is_store(target: str) -> bool:
+    """Whether an argument that may be a job's id or a store names a store."""
+    return "/" in target or "\\" in target or target in (".", "..") or Path(target).is_dir()
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,14 +23,23 @@ def document(value: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def table(title: str, columns: list[str], lines: list[list[str]]) -> None:
-    """Print a table on stdout; columns of numbers, by their look, to the right."""
+def table(title: str, columns: list[str], lines: list[list[str]], *, keep_first: bool = False) -> None:
+    """Print a table on stdout; columns of numbers, by their look, to the right.
+
+    Args:
+        title: Above it.
+        columns: Headings.
+        lines: Cells.
+        keep_first: Whether the first column is to be copied from, and so never broken.
+    """
     console = Console(markup=False, highlight=False)
     shown = Table(show_header=any(columns))
     for position, column in enumerate(columns):
         cells = [line[position] for line in lines if line[position].strip(".")]
         numeric = bool(cells) and all(_is_number(cell) for cell in cells)
-        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        shown.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=keep_first and not position
+        )
     for line in lines:
         shown.add_row(*line)
     console.print(title, style="bold", soft_wrap=True)

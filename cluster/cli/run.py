@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from ...jobs.spec import load_spec
-from .options import address_option, json_option, set_option, spec_argument
+from .options import join_option, json_option, set_option, spec_argument
 from .work import work
 
 
 @click.command()
 @spec_argument
 @set_option
-@address_option
+@join_option
 @json_option
 def run(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> int:
     """Run the job in SPEC, or what is missing of it, then reduce it and write its report.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...analysis.reduce import reduce_run
-from ...analysis.report import write_report
-from ...analysis.summary import Summary, summarise
 from ...jobs.spec import JobSpec
+from ...jobs.states import JobState
 from ...storage.commits import committed_units
-from ...storage.query import Run, open_run
+from ..board import Board
+from ..conclude import Conclusion, conclude
 from ..job import Outcome, prepare_job, work_job
 from . import output, plan, summary_text
 
@@ -26,7 +25,7 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
         The exit status: 0 when every unit is committed, else 1.
 
     Raises:
-        AtlasError: See ``prepare_job`` and ``work_job``.
+        AtlasError: See ``prepare_job``, ``work_job`` and ``conclude``.
     """
     progress = output.progress()
     job = prepare_job(spec, progress)
@@ -35,45 +34,34 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
     if job.committed:
         progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed already.")
     try:
-        outcome = work_job(job, progress, address)
+        with Board() as board:
+            outcome = work_job(job, progress, board, address)
+            conclusion = conclude(job, progress, board)
+            board.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
     except KeyboardInterrupt:
         done = len(committed_units(job.location))
         progress.say(f"{done} of {len(job.plan.units)} units are committed and stay; the same command resumes.")
         raise
-    store = open_run(job.location.url, spec.store.endpoint_url)
-    found, report_place = None, None
-    if store.committed and _says_something(store):
-        progress.say("Reducing.")
-        reduction = reduce_run(store)
-        found = summarise(store, reduction)
-        report_place = write_report(store, reduction)
     if as_json:
-        output.document(_as_dict(outcome, store, found, report_place))
+        output.document(_as_dict(outcome, conclusion))
     else:
-        _print(outcome, store, found, report_place)
+        _print(outcome, conclusion)
     return 0 if outcome.is_complete else 1
 
 
-def _says_something(store: Run) -> bool:
-    """Whether there is anything to reduce: given conversations are, when they are those of roles and the default."""
-    if not store.record.of_conversations:
-        return True
-    return {"role", "default"} <= set(store.index["kind"].unique().to_pylist())
-
-
-def _print(outcome: Outcome, store: Run, found: Summary | None, report_place: str | None) -> None:
-    if found is not None:
-        summary_text.print_summary(found)
+def _print(outcome: Outcome, conclusion: Conclusion) -> None:
+    if conclusion.summary is not None:
+        summary_text.print_summary(conclusion.summary)
     if outcome.failures:
         lines = [[failure.unit_id, str(failure.attempt), failure.message] for failure in outcome.failures]
         output.table("Units that failed", ["unit", "attempts", "last error"], lines)
     output.text(f"Units:   {outcome.done} of {outcome.planned} committed")
-    output.text(f"Store:   {store.url}")
-    if report_place is not None:
-        output.text(f"Report:  {report_place}")
+    output.text(f"Store:   {conclusion.store.url}")
+    if conclusion.report_place is not None:
+        output.text(f"Report:  {conclusion.report_place}")
 
 
-def _as_dict(outcome: Outcome, store: Run, found: Summary | None, report_place: str | None) -> dict[str, Any]:
+def _as_dict(outcome: Outcome, conclusion: Conclusion) -> dict[str, Any]:
     return {
         "state": "SUCCEEDED" if outcome.is_complete else "FAILED",
         "units_done": outcome.done,
@@ -83,7 +71,7 @@ def _as_dict(outcome: Outcome, store: Run, found: Summary | None, report_place: 
             {"unit_id": f.unit_id, "attempts": f.attempt, "error": f.message, "detail": f.detail}
             for f in outcome.failures
         ],
-        "store": store.url,
-        "report": report_place,
-        "summary": found.as_dict() if found is not None else None,
+        "store": conclusion.store.url,
+        "report": conclusion.report_place,
+        "summary": conclusion.summary.as_dict() if conclusion.summary is not None else None,
     }

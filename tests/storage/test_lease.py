@@ -15,13 +15,17 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.errors import InputError, StoreError
+from persona_atlas.jobs.errors import InputError, StoreError, TransientError
 from persona_atlas.storage import layout, lease
+from persona_atlas.storage.commits import commit_unit
 from persona_atlas.storage.lease import acquire, live_driver, newest_lease, refuse_if_driven
 from persona_atlas.storage.location import Location, open_location
 from persona_atlas.storage.records import Lease, parse_record
+from persona_atlas.storage.verify import verify_run
 
 from counted import Counted
+from fakes import small_plan, small_spec
+from stored_runs import begin, commit, write_unit
 
 HOLD = """
 import sys, time
@@ -200,13 +204,74 @@ def test_a_driver_whose_run_was_taken_over_is_told(location: Location, monkeypat
         assert "taken over" in str(error)
 
 
-def test_a_driver_that_could_not_renew_in_time_is_told(location: Location, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.1)
+def test_a_lease_that_ran_out_is_renewed_when_nobody_took_the_run(location: Location, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.05)
     with acquire(location, 1) as held:
-        assert wait_until_lost(held).code == "lease_lost"
-        with pytest.raises(StoreError):
+        first = stored_lease(location, 1).expires_at
+        time.sleep(0.1)
+        held.check()
+        assert stored_lease(location, 1).expires_at > first
+
+
+def test_a_lease_that_ran_out_while_another_took_the_run_is_lost(location: Location, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.05)
+    with acquire(location, 1) as held:
+        time.sleep(0.1)
+        location.write(layout.driver_path(2), stored_lease(location, 1).to_bytes())
+        with pytest.raises(StoreError, match="taken over"):
             held.check()
-    assert not stored_lease(location, 1).released
+
+
+def test_a_lease_that_ran_out_while_the_store_is_away_is_asked_for_again(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.05)
+    with acquire(location, 1) as held:
+        time.sleep(0.1)
+        with monkeypatch.context() as away:
+
+            def fail(_: object) -> int:
+                raise TransientError("the store is away.", code="store_io")
+
+            away.setattr(lease, "_newest_generation", fail)
+            with pytest.raises(TransientError):
+                held.check()
+        held.check()
+
+
+def test_a_driver_takes_over_from_an_earlier_one_of_its_own_job_and_from_no_other(location: Location):
+    with acquire(location, 4, "job-1") as first:
+        # As on a machine whose driver cannot be looked at.
+        change(location, 1, host="another")
+        with pytest.raises(InputError, match="job job-1"):
+            acquire(location, 4, "job-2")
+        with pytest.raises(InputError, match="job job-1"):
+            acquire(location, 4)
+        with acquire(location, 4, "job-1") as second:
+            assert (first.generation, second.generation) == (1, 2)
+            assert first.row_blocks == range(4)
+            assert second.row_blocks == range(4, 8)
+
+
+def test_a_driver_that_outlives_its_successor_s_start_doubles_nothing(tmp_path: Path):
+    url = str(tmp_path / "run")
+    plan = small_plan(small_spec(url))
+    location = open_location(url)
+    ids = [unit.unit_id for unit in plan.units]
+    with acquire(location, len(ids), "job") as early:
+        begin(location, plan, early)
+        late_manifest = write_unit(location, plan, ids[0], early.row_blocks[0])
+        with acquire(location, len(ids), "job") as successor:
+            begin(location, plan, successor)
+            for unit_id, row_block in zip(ids, successor.row_blocks, strict=True):
+                commit(location, successor, write_unit(location, plan, unit_id, row_block))
+            # It has not noticed yet that the run was taken over.
+            counted = commit_unit(location, early, late_manifest)
+            assert counted.generation == successor.generation
+            assert counted.manifest.row_block in successor.row_blocks
+    found = verify_run(location)
+    assert found.is_sound, found.problems
+    assert found.is_complete
 
 
 def test_a_lease_is_renewed_while_its_driver_works(location: Location, monkeypatch: pytest.MonkeyPatch):
