@@ -67,7 +67,7 @@ class Executioner:
         if self._is_done:
             exchange.forward()
         assert self.driver is not None
-        self.driver.kill()
+        self.driver.strike()
         exchange.cut()
 
 

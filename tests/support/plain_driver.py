@@ -114,6 +114,10 @@ class Driver:
         self.process.start()
         theirs.close()
 
+    def strike(self) -> None:
+        """Kill it outright while another thread waits for its end."""
+        self.process.kill()
+
     def kill(self) -> None:
         """Kill it outright, and wait until it is gone."""
         self.process.kill()
