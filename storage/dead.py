@@ -16,6 +16,7 @@ from .index_keeper import rebuild_index
 from .lease import acquire
 from .location import Location
 from .records import Manifest, RunRecord
+from .run_store import reserve_rows
 
 _PARTS = (".part", ".partial")
 """How a directory's objects end while they are written, ours and Zarr's; a crash leaves one behind."""
@@ -69,7 +70,7 @@ def find_dead(location: Location, live: Iterable[Manifest], *, is_complete: bool
 
 
 def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject]) -> int:
-    """Delete the removable of these, and write the index anew from the commits. Takes the run's lease meanwhile.
+    """Delete the removable of these, and put the index and the arrays' lengths in order. Takes the run's lease meanwhile.
 
     Args:
         location: The run's store.
@@ -91,6 +92,8 @@ def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject
         paths = [thing.path for thing in again if thing.is_removable and thing.path in wanted]
         lease.check()
         location.delete(paths)
+        # Both are for readers' convenience, and either may have been written over by a driver long dead.
+        reserve_rows(location, record, max((manifest.row_block + 1 for manifest in manifests), default=0))
         rebuild_index(location, record, commits)
     return len(paths)
 

@@ -21,6 +21,7 @@ from persona_atlas import open_run
 from persona_atlas.storage.location import open_location
 from persona_atlas.storage.verify import verify_run
 
+from fault_jobs import by_make_faults
 from ray_cluster import RayCluster, free_port
 from tcp_switch import TcpSwitch
 
@@ -152,6 +153,7 @@ def test_a_job_from_submission_to_report_with_no_secret_anywhere(cluster: RayClu
     assert not [text[:200] for text in told if SECRET in text]
 
 
+@by_make_faults
 def test_cancel_frees_the_workers_and_resume_does_the_rest(cluster: RayCluster, laptop: Laptop, tmp_path: Path):
     store = tmp_path / "run"
     job_id = laptop.submit(laptop.spec(str(store), names="[cd]*"))
@@ -181,6 +183,7 @@ def test_cancel_frees_the_workers_and_resume_does_the_rest(cluster: RayCluster, 
     assert_whole(str(store), cluster)
 
 
+@by_make_faults
 def test_a_node_that_dies_is_replaced_by_one_that_joins(cluster: RayCluster, laptop: Laptop, tmp_path: Path):
     store = tmp_path / "run"
     job_id = laptop.submit(laptop.spec(str(store), names="[cd]*"))
@@ -205,6 +208,7 @@ def test_a_driver_whose_node_dies_goes_on_elsewhere(cluster: RayCluster, laptop:
 
 
 @pytest.mark.s3
+@by_make_faults
 def test_a_store_that_is_away_for_a_while_costs_nothing_but_time(
     cluster: RayCluster, laptop: Laptop, s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -53,7 +53,7 @@ def test_a_driver_that_lost_its_lease_commits_nothing(location: Location, plan: 
     with acquire(location, 9) as held:
         begin(location, plan, held)
         manifest = write_unit(location, plan, UNIT, 0)
-        with pytest.raises(StoreError) as caught:
+        with acquire(location, 1), pytest.raises(StoreError) as caught:
             commit_unit(location, held, manifest)
         assert caught.value.code == "lease_lost"
     assert committed_units(location) == set()
