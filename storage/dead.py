@@ -70,7 +70,7 @@ def find_dead(location: Location, live: Iterable[Manifest], *, is_complete: bool
 
 
 def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject]) -> int:
-    """Delete the removable of these, and put the index and the arrays' lengths in order. Takes the run's lease meanwhile.
+    """Delete the removable of these, and put index and lengths of arrays in order. Takes the run's lease meanwhile.
 
     Args:
         location: The run's store.
