@@ -195,6 +195,7 @@ def test_a_node_that_dies_is_replaced_by_one_that_joins(cluster: RayCluster, lap
     assert_whole(str(store), cluster)
 
 
+@by_make_faults
 def test_a_driver_whose_node_dies_goes_on_elsewhere(cluster: RayCluster, laptop: Laptop, tmp_path: Path):
     store = tmp_path / "run"
     job_id = laptop.submit(laptop.spec(str(store)), "--driver-resource", "steady")
