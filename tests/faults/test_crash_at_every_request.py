@@ -19,7 +19,7 @@ from fault_proxy import Exchange, FaultProxy
 from plain_driver import Driver, finish, run_driver, start_driver
 from whole_run import assert_whole
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 WRITES = ("PUT", "POST", "DELETE")
 
