@@ -19,8 +19,8 @@ BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEADROOM = 1.2
 """What a device needs over weights, cache and captured sums: activations, the allocator's waste."""
 
-DEFAULT_BATCH_TOKENS = 6144
-"""Tokens of one batch where the spec does not say: about 45 short rollouts, where decoding on a CPU levels off."""
+DEFAULT_BATCH_TOKENS = 12_288
+"""Tokens of one batch where the spec does not say: about 90 short rollouts, where decoding on a CPU levels off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,9 +61,7 @@ def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float,
     )
 
 
-def _sample_rows(
-    logits_BV: torch.Tensor, uniform_B1: torch.Tensor, temperature: float, top_p: float
-) -> torch.Tensor:
+def _sample_rows(logits_BV: torch.Tensor, uniform_B1: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     probs_BV = (logits_BV.float() / temperature).softmax(dim=-1)
     tokens_B = torch.empty(len(probs_BV), dtype=torch.long, device=probs_BV.device)
     # Few nuclei are wide: only the rows whose candidates fall short of top_p are looked at again.
