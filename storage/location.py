@@ -7,6 +7,7 @@ user's AWS profile or the instance's role, as boto does it; they never pass thro
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -18,9 +19,11 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from zarr.abc.store import Store
+from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from ..jobs.errors import AtlasError, InputError, TransientError
+from .s3_connections import close_with
 
 _FIELD = "store.url"
 
@@ -284,6 +287,7 @@ class _S3Location:
             raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, mend="s3://bucket/prefix")
         self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
         self._fs = self._filesystem(asynchronous=False)
+        close_with(self, self._fs, self._fs.loop)
         self._zarr_fs: Any = None
 
     @property
@@ -400,6 +404,7 @@ class _S3Location:
         # One for all stores of this location, so that a query does not open connections of its own.
         if self._zarr_fs is None:
             self._zarr_fs = self._filesystem(asynchronous=True)
+            close_with(self, self._zarr_fs, sync(_running_loop()))
         return FsspecStore(self._zarr_fs, path=self._root, read_only=read_only)
 
     @contextmanager
@@ -428,6 +433,10 @@ class _S3Location:
                 field=_FIELD,
                 mend="Check that the server answers and store.endpoint_url is right, then start again.",
             ) from error
+
+
+async def _running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
 
 def _not_deleted(url: str, error: Mapping[str, str]) -> AtlasError:
