@@ -17,7 +17,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
@@ -98,7 +104,7 @@ class Location(Protocol):
         ...
 
 
-def open_location(url: str, endpoint_url: str | None = None) -> Location:
+def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Location:
     """Open a directory or an ``s3://bucket/prefix``; nothing is read or created yet.
 
     Args:
@@ -106,8 +112,9 @@ def open_location(url: str, endpoint_url: str | None = None) -> Location:
         endpoint_url: Of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
 
     Raises:
-        InputError: The URL has another scheme or names no bucket.
+        InputError: The URL has another scheme or names no bucket, or the endpoint is no URL.
     """
+    url = os.fspath(url)
     if url.startswith("s3://"):
         return _S3Location(url, endpoint_url)
     if "://" in url:
@@ -286,6 +293,13 @@ class _S3Location:
         if not self._root:
             raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, mend="s3://bucket/prefix")
         self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
+        if self._endpoint_url and not re.match(r"https?://[^/]", self._endpoint_url):
+            raise InputError(
+                f"{self._endpoint_url!r} is no URL of a server.",
+                code="bad_endpoint",
+                field="store.endpoint_url",
+                mend="Write http://host:port or https://host, there or in AWS_ENDPOINT_URL.",
+            )
         self._fs = self._filesystem(asynchronous=False)
         close_with(self, self._fs, self._fs.loop)
         self._zarr_fs: Any = None
@@ -413,7 +427,14 @@ class _S3Location:
             yield
         except AtlasError:
             raise
-        except (PermissionError, NoCredentialsError) as error:
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+            raise InputError(
+                f"there are no credentials for {self.url}: {str(error).removesuffix('.')}.",
+                code="no_credentials",
+                field=_FIELD,
+                mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE.",
+            ) from error
+        except PermissionError as error:
             raise InputError(
                 f"{self.url} refused these credentials: {error}.",
                 code="store_denied",

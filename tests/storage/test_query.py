@@ -51,6 +51,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, plan: Plan, engine: FakeEngine
     return open_run(url)
 
 
+@pytest.fixture(scope="module")
+def store_of_all(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Every unit committed, no response empty."""
+    return open_run(store_run(str(tmp_path_factory.mktemp("store") / "all"), small_plan()).url)
+
+
 @pytest.fixture
 def damaged(tmp_path: Path, run: Run) -> Path:
     """A copy of the run to break."""
@@ -166,6 +172,8 @@ def test_any_filter_gives_the_rollouts_it_describes_with_their_own_numbers(
         ([1], [1], False),
         ((3, 1), [3, 1], False),
         (range(4), [0, 1, 2, 3], False),
+        (np.int64(3), [3], True),
+        (np.array([3, 1]), [3, 1], False),
     ],
 )
 def test_layers_are_asked_for_by_number_list_range_or_word(run: Run, asked: Any, layers: list[int], squeezed: bool):
@@ -177,6 +185,29 @@ def test_a_layer_that_is_not_there_is_refused(run: Run, asked: Any):
     with pytest.raises(InputError) as caught:
         run.activations(layer=asked)
     assert caught.value.field == "layer"
+
+
+def test_numbers_of_numpy_are_numbers(run: Run):
+    expected = addresses_of(run.activations(prompt=1, question=[0, 2]).rollouts)
+    assert expected
+    assert addresses_of(run.activations(prompt=np.int64(1), question=np.array([0, 2])).rollouts) == expected
+
+
+def test_a_run_is_opened_by_a_path_too(run: Run):
+    assert open_run(Path(run.url)).committed == run.committed
+
+
+def test_an_answer_notes_what_the_asker_may_not_have_meant(run: Run, store_of_all: Run):
+    assert store_of_all.activations(persona="pirate").note == ""
+    assert store_of_all.activations(kind="default", persona="pirate").note == "No rollout matches."
+    some = store_of_all.query(persona=["pirate", "poett", "z*"])
+    assert some.shape == (6, 16)
+    assert some.note == "There is no persona 'poett'. Did you mean 'poet'? There is no persona 'z*'."
+    assert some.read().note == some.note
+    nothing = run.activations(persona="poett")
+    assert nothing.values.shape == (0, 16)
+    assert nothing.note.startswith("No rollout matches. There is no persona 'poett'.")
+    assert nothing.note.endswith("The run has 10 of 12 units so far.")
 
 
 def test_a_run_of_some_layers_finds_them_by_the_models_numbers(tmp_path: Path):
