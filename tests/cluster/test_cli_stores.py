@@ -183,7 +183,7 @@ EVERY_FILTER: list[tuple[list[str], dict[str, object]]] = [
     (["--pooling", "prompt_last"], {"pooling": "prompt_last"}),
     (
         ["--kind", "role", "--persona", "p*", "--prompt", "0", "--layer", "1,2"],
-        ROLES | P | {"prompt": 0, "layer": "1,2"},
+        {"kind": "role", "persona": "p*", "prompt": 0, "layer": "1,2"},
     ),
 ]
 
