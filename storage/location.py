@@ -429,14 +429,14 @@ class _S3Location:
             raise
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise InputError(
-                f"there are no credentials for {self.url}: {str(error).removesuffix('.')}.",
+                f"there are no credentials for {self.url}: {_reason(error)}.",
                 code="no_credentials",
                 field=_FIELD,
                 mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE.",
             ) from error
         except PermissionError as error:
             raise InputError(
-                f"{self.url} refused these credentials: {error}.",
+                f"{self.url} refused these credentials: {_reason(error)}.",
                 code="store_denied",
                 field=_FIELD,
                 mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights.",
@@ -444,16 +444,25 @@ class _S3Location:
         except FileNotFoundError as error:
             bucket = self._root.split("/")[0]
             raise InputError(
-                f"there is no bucket {bucket!r}: {error}.", code="no_bucket", field=_FIELD, mend="Create it."
+                f"there is no bucket {bucket!r}: {_reason(error)}.", code="no_bucket", field=_FIELD, mend="Create it."
             ) from error
         except (OSError, ClientError, BotoCoreError) as error:
             where = f" through {self._endpoint_url}" if self._endpoint_url else ""
             raise TransientError(
-                f"{self.url}{where} failed: {error}.",
+                f"{self.url}{where} failed: {_reason(error)}.",
                 code="store_io",
                 field=_FIELD,
                 mend="Check that the server answers and store.endpoint_url is right, then start again.",
             ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Say what the server said: s3fs keeps its message, which some leave out, and not its code, which all send."""
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    if not isinstance(cause, ClientError):
+        return str(error).removesuffix(".")
+    said = cause.response.get("Error", {})
+    return " ".join(part for part in (said.get("Code"), said.get("Message")) if part).removesuffix(".")
 
 
 async def _running_loop() -> asyncio.AbstractEventLoop:
