@@ -193,6 +193,13 @@ def test_numbers_of_numpy_are_numbers(run: Run):
     assert addresses_of(run.activations(prompt=np.int64(1), question=np.array([0, 2])).rollouts) == expected
 
 
+def test_rollouts_make_a_frame(run: Run):
+    frame = run.rollouts(persona="pirate").to_pandas()
+    assert len(frame) == 6
+    assert set(frame["persona"]) == {"pirate"}
+    assert frame["response"].str.startswith("I answer").sum() == 5, "one is empty"
+
+
 def test_a_run_is_opened_by_a_path_too(run: Run):
     assert open_run(Path(run.url)).committed == run.committed
 
