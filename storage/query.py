@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ..jobs.errors import InputError
+from ..jobs.errors import InputError, StoreError
+from . import layout
 from .chunks import ChunkLengths
 from .commits import PARALLEL_READS, read_commits, read_rollouts
 from .index import Index, load_index
@@ -247,7 +249,7 @@ class Run:
 
         Raises:
             InputError: An unknown filter, or no scores.
-            StoreError: A committed file is missing or damaged.
+            StoreError: A committed file is missing or damaged, or the index is not that of the commits.
         """
         chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
@@ -256,8 +258,15 @@ class Run:
             commits = read_commits(self.location, units)
             tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))
         texts = pa.concat_tables([schema.empty_table(), *tables])
-        place_of = {row: place for place, row in enumerate(texts["row"].to_pylist())}
-        texts = texts.take(pa.array([place_of[row] for row in chosen["row"].to_pylist()], pa.int64()))
+        places = pc.index_in(chosen["row"].combine_chunks(), texts["row"].combine_chunks())
+        if places.null_count:
+            raise StoreError(
+                "the index has rows that no commit has.",
+                code="wrong_index",
+                file=f"{self.url}/{layout.INDEX}",
+                mend="persona-atlas gc --yes writes it anew from the commits.",
+            )
+        texts = texts.take(places)
         return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
 
     def to_xarray(self, hook_point: str = "resid_post", **filters: Unpack[Filters]) -> xarray.Dataset:

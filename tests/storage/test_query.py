@@ -19,6 +19,7 @@ from persona_atlas.storage import layout
 from persona_atlas.storage.index_keeper import refresh_index
 from persona_atlas.storage.location import open_location
 from persona_atlas.storage.query import Activations, Run, open_run
+from persona_atlas.storage.records import CommitRecord, parse_record
 from persona_atlas.storage.texts import ROLLOUT_SCHEMA
 
 from counted import Counted
@@ -191,6 +192,20 @@ def test_numbers_of_numpy_are_numbers(run: Run):
     expected = addresses_of(run.activations(prompt=1, question=[0, 2]).rollouts)
     assert expected
     assert addresses_of(run.activations(prompt=np.int64(1), question=np.array([0, 2])).rollouts) == expected
+
+
+def test_an_index_of_other_rows_is_an_error_with_its_mend(damaged: Path, run: Run):
+    unit_id = min(run.committed)
+    path = damaged / "commits" / f"{unit_id}.json"
+    commit = parse_record(CommitRecord, path.read_bytes(), "")
+    refresh_index(open_location(str(damaged)), run.record)
+    path.unlink()
+    commit_units(str(damaged), small_plan(run.record.spec), [unit_id], FakeEngine(arrays=(MEAN, LAST)))
+    again = parse_record(CommitRecord, path.read_bytes(), "")
+    assert commit.manifest.row_block != again.manifest.row_block
+    with pytest.raises(StoreError, match="gc --yes") as caught:
+        open_run(str(damaged)).rollouts()
+    assert caught.value.code == "wrong_index"
 
 
 def test_rollouts_make_a_frame(run: Run):
