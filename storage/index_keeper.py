@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -124,8 +125,8 @@ def _write_both(location: Location, record: RunRecord, table: pa.Table, chunks: 
 
 def _only_of(table: pa.Table, chunks: pa.Table, rows_per_block: int) -> pa.Table:
     """Leave out the lines of row blocks that no line of the index is of."""
-    row_blocks = pc.divide(table["row"], rows_per_block).unique()
-    return chunks.filter(pc.field("row_block").isin(row_blocks))
+    row_blocks = np.unique(table["row"].to_numpy() // rows_per_block)
+    return chunks.filter(pc.field("row_block").isin(pa.array(row_blocks, pa.int64())))
 
 
 def _with_new(chunks: pa.Table, commits: Iterable[CommitRecord]) -> pa.Table:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..jobs.errors import InputError, StoreError
 from . import layout
@@ -258,15 +257,16 @@ class Run:
             commits = read_commits(self.location, units)
             tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))
         texts = pa.concat_tables([schema.empty_table(), *tables])
-        places = pc.index_in(chosen["row"].combine_chunks(), texts["row"].combine_chunks())
-        if places.null_count:
+        place_of = {row: place for place, row in enumerate(texts["row"].to_pylist())}
+        rows = chosen["row"].to_pylist()
+        if not place_of.keys() >= set(rows):
             raise StoreError(
                 "the index has rows that no commit has.",
                 code="wrong_index",
                 file=f"{self.url}/{layout.INDEX}",
                 mend="persona-atlas gc --yes writes it anew from the commits.",
             )
-        texts = texts.take(places)
+        texts = texts.take(pa.array([place_of[row] for row in rows], pa.int64()))
         return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
 
     def to_xarray(self, hook_point: str = "resid_post", **filters: Unpack[Filters]) -> xarray.Dataset:
