@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from . import layout
 from .commits import committed_units, read_commits
@@ -36,20 +37,29 @@ class Index:
     read_one_by_one: tuple[CommitRecord, ...] = ()
 
 
-def load_index(location: Location, record: RunRecord) -> Index:
+def load_index(location: Location, record: RunRecord, *, ask_commits: bool = False) -> Index:
     """Give the index of all committed units.
 
     One request when the run is complete and so is the stored index; else the commit records are listed, a thousand a
     request, and those the index lacks are read.
+
+    Args:
+        location: The run's store.
+        record: Of the run.
+        ask_commits: List them in any case: a record may have been deleted by hand, so that its unit is done again.
 
     Raises:
         StoreError: A commit record is damaged.
     """
     table = read_stored_index(location, record)
     indexed = set(table["unit_id"].unique().to_pylist())
-    if len(indexed) == record.num_units:
+    if len(indexed) == record.num_units and not ask_commits:
         return Index(table, frozenset(indexed))
-    missing = sorted(committed_units(location) - indexed)
+    committed = committed_units(location)
+    if not indexed <= committed:
+        indexed &= committed
+        table = table.filter(pc.field("unit_id").isin(pa.array(sorted(indexed), pa.string())))
+    missing = sorted(committed - indexed)
     if not missing:
         return Index(table, frozenset(indexed))
     commits = read_commits(location, missing)

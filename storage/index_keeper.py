@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,10 +39,11 @@ class IndexKeeper:
         self._location = location
         self._record = record
         self._say = say
-        index = load_index(location, record)
+        index = load_index(location, record, ask_commits=True)
         self._table = index.table
         self._known = set(index.committed)
-        self._chunks = _with_new(read_chunks(location), index.read_one_by_one)
+        chunks = _only_of(index.table, read_chunks(location), record.rows_per_block)
+        self._chunks = _with_new(chunks, index.read_one_by_one)
         self._added: list[CommitRecord] = []
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -119,6 +121,12 @@ def _write_both(location: Location, record: RunRecord, table: pa.Table, chunks: 
     # The chunks first: who reads the new index finds the chunks it needs.
     write_chunks(location, chunks)
     write_index(location, record, table)
+
+
+def _only_of(table: pa.Table, chunks: pa.Table, rows_per_block: int) -> pa.Table:
+    """Leave out the lines of row blocks that no line of the index is of."""
+    row_blocks = np.unique(table["row"].to_numpy() // rows_per_block)
+    return chunks.filter(pc.field("row_block").isin(pa.array(row_blocks, pa.int64())))
 
 
 def _with_new(chunks: pa.Table, commits: Iterable[CommitRecord]) -> pa.Table:

@@ -3,7 +3,8 @@
 A lease is created with a conditional write, so of two drivers that reach for one generation one gets it. It carries
 the row blocks its driver may hand out, which begin where the generation before ended: no two attempts of any two
 drivers ever share one. That holds for a driver that takes over from an earlier one of its own job, too, alive or not:
-should the earlier one work on, it has other row blocks, and of two commit records of a unit the first counts.
+should the earlier one work on, it has other row blocks, and of two commit records of a unit the first counts. And it
+holds when somebody deletes leases by hand: the arrays, lengthened before a block is handed out, tell how many were.
 The clock and the process table are asked here and nowhere else in the store.
 """
 
@@ -22,6 +23,7 @@ from ..jobs.errors import AtlasError, InputError, StoreError
 from . import layout
 from .location import Location
 from .records import Lease, parse_record
+from .run_store import reserved_row_blocks
 
 LEASE_SECONDS = 120.0
 """A driver that has not renewed for this long is taken for dead."""
@@ -95,12 +97,21 @@ class HeldLease:
 
     def _renew_now(self) -> None:
         with self._renewing:
-            if _newest_generation(self._location) > self.generation:
+            newest = _newest_generation(self._location)
+            if newest < self.generation:
+                self._lost = "was deleted from the store"
+            elif newest > self.generation or not self._is_still_there():
                 self._lost = "was taken over by another driver"
+            if self._lost is not None:
                 return
             renewed = self._lease.model_copy(update={"expires_at": time.time() + LEASE_SECONDS})
             self._location.write(layout.driver_path(self.generation), renewed.to_bytes())
             self._lease = renewed
+
+    def _is_still_there(self) -> bool:
+        """Whether the lease of this number is ours; another's when ours was deleted and the number given again."""
+        stored = newest_lease(self._location)
+        return stored is not None and stored.model_copy(update={"expires_at": self._lease.expires_at}) == self._lease
 
 
 def acquire(location: Location, num_row_blocks: int, holder: str = "") -> HeldLease:
@@ -114,12 +125,13 @@ def acquire(location: Location, num_row_blocks: int, holder: str = "") -> HeldLe
 
     Raises:
         InputError: A live driver holds the run; names its host and process.
+        StoreError: The run's record or the newest lease is damaged.
         TransientError: The store failed.
     """
     held = newest_lease(location)
     if held is not None and is_live(held) and not _is_of(held, holder):
         raise _taken(location, held)
-    first = held.end_row_block if held else 0
+    first = max(held.end_row_block if held else 0, reserved_row_blocks(location))
     me = psutil.Process()
     lease = Lease(
         generation=held.generation + 1 if held else 1,

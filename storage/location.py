@@ -7,6 +7,7 @@ user's AWS profile or the instance's role, as boto does it; they never pass thro
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -16,11 +17,19 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 from zarr.abc.store import Store
+from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from ..jobs.errors import AtlasError, InputError, TransientError
+from .s3_connections import close_with
 
 _FIELD = "store.url"
 
@@ -95,7 +104,7 @@ class Location(Protocol):
         ...
 
 
-def open_location(url: str, endpoint_url: str | None = None) -> Location:
+def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Location:
     """Open a directory or an ``s3://bucket/prefix``; nothing is read or created yet.
 
     Args:
@@ -103,8 +112,9 @@ def open_location(url: str, endpoint_url: str | None = None) -> Location:
         endpoint_url: Of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
 
     Raises:
-        InputError: The URL has another scheme or names no bucket.
+        InputError: The URL has another scheme or names no bucket, or the endpoint is no URL.
     """
+    url = os.fspath(url)
     if url.startswith("s3://"):
         return _S3Location(url, endpoint_url)
     if "://" in url:
@@ -283,7 +293,15 @@ class _S3Location:
         if not self._root:
             raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, mend="s3://bucket/prefix")
         self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
+        if self._endpoint_url and not re.match(r"https?://[^/]", self._endpoint_url):
+            raise InputError(
+                f"{self._endpoint_url!r} is no URL of a server.",
+                code="bad_endpoint",
+                field="store.endpoint_url",
+                mend="Write http://host:port or https://host, there or in AWS_ENDPOINT_URL.",
+            )
         self._fs = self._filesystem(asynchronous=False)
+        close_with(self, self._fs, self._fs.loop)
         self._zarr_fs: Any = None
 
     @property
@@ -400,6 +418,7 @@ class _S3Location:
         # One for all stores of this location, so that a query does not open connections of its own.
         if self._zarr_fs is None:
             self._zarr_fs = self._filesystem(asynchronous=True)
+            close_with(self, self._zarr_fs, sync(_running_loop()))
         return FsspecStore(self._zarr_fs, path=self._root, read_only=read_only)
 
     @contextmanager
@@ -408,9 +427,16 @@ class _S3Location:
             yield
         except AtlasError:
             raise
-        except (PermissionError, NoCredentialsError) as error:
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise InputError(
-                f"{self.url} refused these credentials: {error}.",
+                f"there are no credentials for {self.url}: {_reason(error)}.",
+                code="no_credentials",
+                field=_FIELD,
+                mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE.",
+            ) from error
+        except PermissionError as error:
+            raise InputError(
+                f"{self.url} refused these credentials: {_reason(error)}.",
                 code="store_denied",
                 field=_FIELD,
                 mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights.",
@@ -418,16 +444,29 @@ class _S3Location:
         except FileNotFoundError as error:
             bucket = self._root.split("/")[0]
             raise InputError(
-                f"there is no bucket {bucket!r}: {error}.", code="no_bucket", field=_FIELD, mend="Create it."
+                f"there is no bucket {bucket!r}: {_reason(error)}.", code="no_bucket", field=_FIELD, mend="Create it."
             ) from error
         except (OSError, ClientError, BotoCoreError) as error:
             where = f" through {self._endpoint_url}" if self._endpoint_url else ""
             raise TransientError(
-                f"{self.url}{where} failed: {error}.",
+                f"{self.url}{where} failed: {_reason(error)}.",
                 code="store_io",
                 field=_FIELD,
                 mend="Check that the server answers and store.endpoint_url is right, then start again.",
             ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Say what the server said: s3fs keeps its message, which some leave out, and not its code, which all send."""
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    if not isinstance(cause, ClientError):
+        return str(error).removesuffix(".")
+    said = cause.response.get("Error", {})
+    return " ".join(part for part in (said.get("Code"), said.get("Message")) if part).removesuffix(".")
+
+
+async def _running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
 
 def _not_deleted(url: str, error: Mapping[str, str]) -> AtlasError:

@@ -6,6 +6,7 @@ persona, polarity, prompt, question, sample, turn. Axes: N rollouts, L layers, D
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..jobs.errors import InputError
+from ..jobs.errors import InputError, StoreError
+from . import layout
 from .chunks import ChunkLengths
 from .commits import PARALLEL_READS, read_commits, read_rollouts
 from .index import Index, load_index
@@ -26,7 +28,7 @@ from .records import RunRecord
 from .reductions import Reduction, read_current_reduction
 from .run_store import read_run_record
 from .scores import with_scores
-from .selection import Filters, Layers, is_single_layer, layer_positions, select, wants_scores
+from .selection import Filters, Layers, is_single_layer, layer_positions, select, strangers, wants_scores
 from .texts import rollout_schema
 
 if TYPE_CHECKING:
@@ -66,12 +68,14 @@ class Activations:
         rollouts: n lines in the same order: address, row, token counts.
         layers: The layers of ``values``, 0-based.
         completeness: Of the run, when it was asked.
+        note: What the asker may not have meant: that nothing matches, or that a persona is not there; else empty.
     """
 
     values: npt.NDArray[np.float32]
     rollouts: pa.Table
     layers: tuple[int, ...]
     completeness: Completeness
+    note: str = ""
 
 
 class Query:
@@ -83,10 +87,13 @@ class Query:
         hook_point: Of the array.
         pooling: Of the array.
         completeness: Of the run, when it was asked.
+        note: What the asker may not have meant: that nothing matches, or that a persona is not there; else empty.
     """
 
-    def __init__(self, run: Run, rollouts: pa.Table, layer: Layers, hook_point: str, pooling: str) -> None:
-        asked = run.middle_layer if layer == "middle" else layer
+    def __init__(
+        self, run: Run, rollouts: pa.Table, layer: Layers, hook_point: str, pooling: str, note: str = ""
+    ) -> None:
+        asked = run.middle_layer if isinstance(layer, str) and layer == "middle" else layer
         self._positions = layer_positions(asked, run.layers, run.record.model.n_layers)
         self._is_single = is_single_layer(layer)
         self._d_model = run.record.model.d_model
@@ -96,6 +103,7 @@ class Query:
         self.hook_point = hook_point
         self.pooling = pooling
         self.completeness = run.completeness
+        self.note = note
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,7 +116,7 @@ class Query:
         Raises:
             StoreError: A committed number is missing or damaged.
         """
-        return Activations(self._read(self.rollouts), self.rollouts, self.layers, self.completeness)
+        return Activations(self._read(self.rollouts), self.rollouts, self.layers, self.completeness, self.note)
 
     def blocks(self, max_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[pa.Table, npt.NDArray[np.float32]]]:
         """Read it a bounded number of rollouts at a time, in order.
@@ -212,7 +220,8 @@ class Run:
             InputError: A layer, hook point or pooling that was not captured, an unknown filter, or no scores.
         """
         chosen = self._select(filters)
-        return Query(self, chosen.filter(chosen["has_vector"]), layer, hook_point, pooling)
+        chosen = chosen.filter(chosen["has_vector"])
+        return Query(self, chosen, layer, hook_point, pooling, self._note(filters, chosen.num_rows))
 
     def activations(
         self,
@@ -239,7 +248,7 @@ class Run:
 
         Raises:
             InputError: An unknown filter, or no scores.
-            StoreError: A committed file is missing or damaged.
+            StoreError: A committed file is missing or damaged, or the index is not that of the commits.
         """
         chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
@@ -249,7 +258,15 @@ class Run:
             tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))
         texts = pa.concat_tables([schema.empty_table(), *tables])
         place_of = {row: place for place, row in enumerate(texts["row"].to_pylist())}
-        texts = texts.take(pa.array([place_of[row] for row in chosen["row"].to_pylist()], pa.int64()))
+        rows = chosen["row"].to_pylist()
+        if not place_of.keys() >= set(rows):
+            raise StoreError(
+                "the index has rows that no commit has.",
+                code="wrong_index",
+                file=f"{self.url}/{layout.INDEX}",
+                mend="persona-atlas gc --yes writes it anew from the commits.",
+            )
+        texts = texts.take(pa.array([place_of[row] for row in rows], pa.int64()))
         return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
 
     def to_xarray(self, hook_point: str = "resid_post", **filters: Unpack[Filters]) -> xarray.Dataset:
@@ -313,6 +330,14 @@ class Run:
             index = with_scores(self.location, select(index, unbounded), filters.get("judge"))
         return select(index, filters)
 
+    def _note(self, filters: Filters, num_found: int) -> str:
+        notes = [] if num_found else ["No rollout matches."]
+        unknown = strangers(self.index, filters.get("persona"))
+        notes += [unknown] if unknown else []
+        if notes and not self.completeness.is_complete:
+            notes.append(f"The run has {self.completeness} so far.")
+        return " ".join(notes)
+
 
 def _unit_ends(rollouts: pa.Table) -> list[int]:
     """Places after which another unit's rollouts follow; address order keeps a unit together."""
@@ -320,7 +345,7 @@ def _unit_ends(rollouts: pa.Table) -> list[int]:
     return [*(np.flatnonzero(np.diff(units)) + 1).tolist(), len(units)]
 
 
-def open_run(url: str, endpoint_url: str | None = None) -> Run:
+def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Run:
     """Open a run for reading.
 
     Args:

@@ -13,7 +13,7 @@ from ..jobs.errors import StoreError
 from ..jobs.plan import ModelFacts, Plan
 from ..jobs.spec import JobSpec, digest_of
 from ..jobs.units import ConversationUnit, WorkUnit
-from .layout import LAYOUT_VERSION, RUN_RECORD
+from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD
 
 AnyUnit = Annotated[ConversationUnit | WorkUnit, Field(union_mode="left_to_right")]
 """A unit as a file holds it: one of conversations has fields that tell."""
@@ -285,9 +285,10 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
 
 
 def _damaged(url: str, reason: str) -> StoreError:
-    return StoreError(
-        f"is damaged or was edited: {reason}.", code="bad_record", file=url, mend="Restore it from a copy."
-    )
+    mend = "Restore it from a copy."
+    if f"/{COMMITS}/" in url:
+        mend = "Restore it from a copy, or delete it: the command that began the run then does its unit again."
+    return StoreError(f"is damaged or was edited: {reason}.", code="bad_record", file=url, mend=mend)
 
 
 def _layout_version(data: bytes) -> int | None:

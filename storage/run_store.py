@@ -103,6 +103,28 @@ def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
         raise InputError(f"another run was begun at {location.url} meanwhile.", code="other_run", field="store.url")
 
 
+def reserved_row_blocks(location: Location) -> int:
+    """Give how many row blocks drivers have made room for so far, by the arrays themselves.
+
+    Raises:
+        StoreError: The run's record is damaged.
+    """
+    data = location.read(layout.RUN_RECORD)
+    if data is None:
+        return 0
+    record = parse_record(RunRecord, data, f"{location.url}/{layout.RUN_RECORD}")
+    lengths = [_num_rows(location.read(f"{layout.array_path(*array)}/zarr.json")) for array in record.arrays]
+    return max(lengths, default=0) // record.rows_per_block
+
+
+def _num_rows(metadata: bytes | None) -> int:
+    """Take an array's length out of its metadata; 0 where that says none."""
+    try:
+        return int(json.loads(metadata or b"")["shape"][0])
+    except (ValueError, TypeError, KeyError, IndexError):
+        return 0
+
+
 def reserve_rows(location: Location, record: RunRecord, num_row_blocks: int) -> None:
     """Make the activation arrays, or lengthen them, so that they cover a number of row blocks.
 

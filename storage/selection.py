@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TypedDict
+from typing import SupportsIndex, TypedDict, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..jobs.errors import InputError, closest
 
 Names = str | Sequence[str] | None
-Indices = int | Sequence[int] | None
-Layers = int | str | Sequence[int]
+Indices = SupportsIndex | Iterable[SupportsIndex] | None
+Layers = SupportsIndex | str | Iterable[SupportsIndex]
 
 
 class Filters(TypedDict, total=False):
@@ -74,9 +75,8 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
     for column in ("kind", "persona", "polarity"):
         names: Names = filters.get(column)
         if names is not None:
-            patterns = [names] if isinstance(names, str) else list(names)
             known = index[column].unique().to_pylist()
-            matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in patterns)]
+            matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in _listed(names))]
             index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
     for name in ("prompt", "question", "conversation", "turn"):
         numbers: Indices = filters.get(name)
@@ -89,7 +89,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
                     field=name,
                     mend="Only runs of given conversations have conversations and turns.",
                 )
-            wanted = [numbers] if isinstance(numbers, int) else list(numbers)
+            wanted = _numbers(numbers)
             index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
     for column, least, most in (
         ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
@@ -101,6 +101,23 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         if most is not None:
             index = index.filter(pc.field(column) <= most)
     return index
+
+
+def strangers(index: pa.Table, personas: Names) -> str:
+    """Name the personas asked for that no line is of, with the nearest that is there; empty when there are none."""
+    known = index["persona"].unique().to_pylist()
+    unknown = [name for name in _listed(personas) if not any(fnmatchcase(k, name) for k in known)]
+    return " ".join(f"There is no persona {name!r}. {closest(name, known)}".strip() for name in unknown)
+
+
+def _listed(names: Names) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
+
+
+def _numbers(asked: SupportsIndex | Iterable[SupportsIndex]) -> list[int]:
+    # An array has __index__ too.
+    several = [asked] if isinstance(asked, int | np.integer) else cast(Iterable[SupportsIndex], asked)
+    return [int(number) for number in several]
 
 
 def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> list[int]:
@@ -120,7 +137,7 @@ def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> li
         [2, 3]
     """
     layers = _parse_layers(asked, captured, n_layers) if isinstance(asked, str) else asked
-    wanted = [layers] if isinstance(layers, int) else list(layers)
+    wanted = _numbers(layers)
     missing = [layer for layer in wanted if layer not in captured]
     if missing or not wanted:
         span = f"{captured[0]} to {captured[-1]}" if len(captured) > 1 else str(captured[0])
@@ -135,7 +152,7 @@ def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> li
 
 def is_single_layer(asked: Layers) -> bool:
     """Whether the asker wants one layer, and so an array without a layer axis."""
-    return isinstance(asked, int) or (isinstance(asked, str) and (asked == "middle" or asked.isdecimal()))
+    return isinstance(asked, int | np.integer) or (isinstance(asked, str) and (asked == "middle" or asked.isdecimal()))
 
 
 def _parse_layers(text: str, captured: Sequence[int], n_layers: int) -> int | list[int]:

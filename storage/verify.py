@@ -31,6 +31,8 @@ from .verify_unit import Problem, UnitCheck
 _PARALLEL_UNITS = 8
 """Units in memory at a time, one object of each."""
 
+_OTHER_LINES = "its lines are not those of the commits; gc --yes writes it anew."
+
 
 @dataclass
 class Verification:
@@ -194,7 +196,7 @@ def _index(stored: _StoredIndex, record: RunRecord, commits: list[CommitRecord])
     shared = pa.array(sorted(known & indexed), pa.string())
     theirs, ours = (in_address_order(lines.filter(pc.field("unit_id").isin(shared))) for lines in (table, truth))
     if not theirs.equals(ours):
-        yield Problem("damage", "wrong_index", layout.INDEX, "its lines are not those of the commits.")
+        yield Problem("damage", "wrong_index", layout.INDEX, _OTHER_LINES)
     if indexed - known:
         what = f"it has {len(indexed - known)} units without a sound commit record, such as {min(indexed - known)}."
         yield Problem("damage", "wrong_index", layout.INDEX, what)
@@ -202,7 +204,7 @@ def _index(stored: _StoredIndex, record: RunRecord, commits: list[CommitRecord])
     expected = chunk_table(commit.manifest for commit in commits)
     blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
     if not chunks.sort_by(order).equals(expected.filter(pc.field("row_block").isin(blocks)).sort_by(order)):
-        yield Problem("damage", "wrong_index", layout.CHUNKS, "its lines are not those of the commits.")
+        yield Problem("damage", "wrong_index", layout.CHUNKS, _OTHER_LINES)
     lacking = len(set(expected["row_block"].to_pylist()) - set(blocks.to_pylist()))
     if lacking:
         yield Problem("lag", "stale_index", layout.CHUNKS, f"it lacks {lacking} units; readers ask their commits.")

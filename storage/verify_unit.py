@@ -23,6 +23,9 @@ from .location import Location
 from .records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
 from .texts import from_parquet, index_table, rollout_schema
 
+_WORST_CANARY = 5e-2
+"""Relative error that no engine lets pass, whatever its type; another rollout's or layer's vector is off by 1e-1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -98,8 +101,14 @@ class UnitCheck:
             yield Problem(
                 "damage", "wrong_objects", path, "the commit record names other objects than its own.", unit_id
             )
-        if manifest.canary is None and has_content:
+        canary = manifest.canary
+        if canary is None and has_content:
             yield Problem("damage", "no_canary", path, "nothing of it was held against a plain forward pass.", unit_id)
+        elif canary is not None and len(canary.relative_error_L) != len(self._record.layers):
+            yield Problem("damage", "bad_canary", path, "its canary is not of the run's layers.", unit_id)
+        elif canary is not None and not max(canary.relative_error_L) <= _WORST_CANARY:
+            what = f"it differs from a plain forward pass by {max(canary.relative_error_L):.1e} of its norm."
+            yield Problem("damage", "bad_canary", path, what, unit_id)
 
     def _object(
         self,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from ...jobs.errors import closest
 from ...jobs.personas import Kind
 from ...storage.export_file import FORMATS, check_target, write_query
-from ...storage.query import Run, open_run
+from ...storage.query import open_run
 from . import output
 from .options import endpoint_option, json_option, store_argument
 
@@ -87,7 +85,6 @@ def query(
     shape = found.shape
     # An empty answer leaves alone what an earlier one wrote.
     written = write_query(found, Path(out)) if out and shape[0] else []
-    note = None if shape[0] else _why_nothing(run, persona)
     facts: dict[str, Any] = {
         "shape": list(shape),
         "dtype": "float32",
@@ -95,27 +92,21 @@ def query(
         "units_done": found.completeness.done,
         "units_planned": found.completeness.planned,
         "files": [str(path) for path in written],
-        "note": note,
+        "note": found.note or None,
     }
     if as_json:
         output.document(facts)
         return
     output.text(f"{shape} float32, {output.size(4 * math.prod(shape))}, from {found.completeness}")
-    if note:
-        output.text(note)
-        return
+    if found.note:
+        output.text(found.note)
+    if out and not written:
+        output.text("Nothing was written.")
     for path in written:
         output.text(f"wrote {path}")
-    if not out:
+    if not out and shape[0]:
         place = ["conversation_index", "turn_index"] if run.record.of_conversations else ["polarity", "sample_index"]
         columns = ["kind", "persona", "prompt_index", "question_index", *place, "num_content_tokens"]
         lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
         title = f"The first {len(lines)} of {shape[0]} rollouts; --out FILE writes the numbers"
         output.table(title, [c.removesuffix("_index").removeprefix("num_").replace("_", " ") for c in columns], lines)
-
-
-def _why_nothing(run: Run, personas: tuple[str, ...]) -> str:
-    known = run.index["persona"].unique().to_pylist()
-    strangers = [name for name in personas if not any(fnmatchcase(k, name) for k in known)]
-    hints = [f"The run has no persona {name!r}. {closest(name, known)}".strip() for name in strangers]
-    return " ".join(["No rollout matches; nothing was written.", *hints])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from persona_atlas.cluster.cli import main
 from persona_atlas.storage import layout, probe
@@ -17,7 +20,7 @@ from persona_atlas.storage.scores import write_scores
 
 from command_line import Answered, Refused
 from counted import refusing_server
-from fakes import small_plan, small_spec
+from fakes import FakeEngine, small_plan, small_spec
 from stored_runs import begin, small_run, store_run, write_unit
 
 UNIT = "role.pirate.pos.p0.b0"
@@ -161,6 +164,58 @@ def test_queries_of_what_is_not_there_are_refused(refused: Refused, store: Path,
     assert refused("query", store, "--kind", "pirate")["code"] == "usage"
 
 
+ARRAYS = (("resid_post", "response_mean"), ("resid_post", "prompt_last"))
+EVERY_FILTER: list[tuple[list[str], dict[str, object]]] = [
+    (["--kind", "role"], {"kind": "role"}),
+    (["--kind", "trait", "--kind", "default"], {"kind": ["trait", "default"]}),
+    (["--persona", "p*"], {"persona": "p*"}),
+    (["--persona", "pirate", "--persona", "anx?ous"], {"persona": ["pirate", "anxious"]}),
+    (["--polarity", "neg"], {"polarity": "neg"}),
+    (["--prompt", "1"], {"prompt": 1}),
+    (["--question", "0", "--question", "2"], {"question": [0, 2]}),
+    (["--min-tokens", "3", "--max-tokens", "3"], {"min_tokens": 3, "max_tokens": 3}),
+    (["--min-score", "30", "--max-score", "80"], {"min_score": 30, "max_score": 80}),
+    (["--layer", "3"], {"layer": 3}),
+    (["--layer", "1:3"], {"layer": "1:3"}),
+    (["--layer", "3,0"], {"layer": [3, 0]}),
+    (["--layer", "middle"], {"layer": "middle"}),
+    (["--layer", "all"], {"layer": "all"}),
+    (["--pooling", "prompt_last"], {"pooling": "prompt_last"}),
+    (
+        ["--kind", "role", "--persona", "p*", "--prompt", "0", "--layer", "1,2"],
+        {"kind": "role", "persona": "p*", "prompt": 0, "layer": "1,2"},
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two poolings, and scores from 0 to 90."""
+    root = tmp_path_factory.mktemp("judged") / "run"
+    spec = small_spec(str(root), capture={"poolings": ["response_mean", "prompt_last"]})
+    run = small_run(
+        str(root), spec, FakeEngine(arrays=(("resid_post", "response_mean"), ("resid_post", "prompt_last")))
+    )
+    for unit_id in sorted(run.committed):
+        rows = [line["row"] for line in run.index.to_pylist() if line["unit_id"] == unit_id]
+        write_scores(run.location, "judge", unit_id, rows, [10.0 * (row % 10) for row in rows])
+    return root
+
+
+@pytest.mark.parametrize(("options", "filters"), EVERY_FILTER, ids=lambda value: " ".join(value))
+def test_a_query_on_the_command_line_is_the_same_in_python(
+    answered: Answered, judged: Path, tmp_path: Path, options: list[str], filters: dict[str, Any]
+):
+    out = tmp_path / "out.npy"
+    answer = answered("query", judged, *options, "--out", out)
+    found = open_run(str(judged)).activations(**filters)
+    assert found.values.size
+    assert answer["shape"] == list(found.values.shape)
+    assert answer["layers"] == list(found.layers)
+    np.testing.assert_array_equal(np.load(out), found.values)
+    assert pq.read_table(answer["files"][1]).equals(found.rollouts)
+
+
 @pytest.mark.parametrize("verb", ["query", "reduce"])
 def test_a_pooling_that_was_not_captured_is_refused_with_those_that_were(refused: Refused, store: Path, verb: str):
     facts = refused(verb, store, "--pooling", "prompt_mean")
@@ -176,6 +231,9 @@ def test_a_query_that_matches_nothing_is_an_empty_answer_with_a_note(answered: A
     assert answer["files"] == []
     assert "no persona 'pirat'. Did you mean 'pirate'?" in answer["note"]
     assert out.read_bytes() == b"of an earlier query"
+    answer = answered("query", store, "--persona", "pirat", "--persona", "poet", "--layer", "2")
+    assert answer["shape"] == [6, 16]
+    assert answer["note"] == "There is no persona 'pirat'. Did you mean 'pirate'?"
 
 
 def test_a_reduction_of_an_empty_run_is_refused(refused: Refused, tmp_path: Path):

@@ -75,11 +75,12 @@ class RayRun:
         self.process.wait(30)
 
     def kill_worker(self) -> bool:
-        """Whether there was one."""
-        for child in self.family.values():
-            if _is_called("UnitActor", child):
-                child.kill()
-                return True
+        """Kill one, or the first that comes; False when the run ended before."""
+        while self.wait_until(0.1):
+            for child in self.family.values():
+                if _is_called("UnitActor", child):
+                    child.kill()
+                    return True
         return False
 
     def finish(self) -> None:
@@ -140,11 +141,14 @@ def assert_same(run: Run, undisturbed: Run) -> None:
 
 @pytest.mark.timeout(600 + 90 * KILLS)
 def test_no_kill_of_a_worker_or_a_driver_costs_a_rollout(tmp_path: Path, tiny_model_directory: Path) -> None:
-    moments = random_moments(KILLS or 2, _RUN_TAKES_S)
+    # Some come when all is done, and there is nobody to kill.
+    moments = random_moments(2 * (KILLS or 2), _RUN_TAKES_S)
     draw = random.Random(moments[0])
     finished: list[Path] = []
     store, number_of_kills = tmp_path / "run0", 0
     for number, moment in enumerate(moments):
+        if number_of_kills == (KILLS or 2):
+            break
         job = write_job(tmp_path / "job.yaml", tiny_model_directory, store)
         run = RayRun(job)
         try:
@@ -168,7 +172,7 @@ def test_no_kill_of_a_worker_or_a_driver_costs_a_rollout(tmp_path: Path, tiny_mo
         last.close()
         assert_whole(store, tmp_path / "job.yaml")
         finished.append(store)
-    assert number_of_kills >= (KILLS or 2) * 0.7
+    assert number_of_kills == (KILLS or 2)
     for other in finished[1:]:
         assert_same(open_run(str(other)), open_run(str(finished[0])))
 

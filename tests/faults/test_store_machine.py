@@ -218,6 +218,12 @@ class StoreMachine(RuleBasedStateMachine):
     def the_leases_run_out(self) -> None:
         CLOCK.now += LEASE_SECONDS + 1
 
+    @precondition(lambda self: self.drivers and not any(driver.holds_the_run for driver in self.drivers))
+    @rule(newest_only=st.booleans())
+    def somebody_deletes_leases_that_nobody_holds(self, newest_only: bool) -> None:
+        names = self.location.names(layout.DRIVERS)
+        self.location.delete(f"{layout.DRIVERS}/{name}" for name in (names[-1:] if newest_only else names))
+
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), in_order=st.booleans())
     def a_driver_ends(self, data: st.DataObject, in_order: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from persona_atlas.storage.commits import committed_units
 from persona_atlas.storage.location import open_location
@@ -58,4 +60,14 @@ def test_a_spec_that_was_changed_between_two_starts_is_refused_and_changes_nothi
     assert not end.model_was_loaded
     assert location.sizes("") == before
     finish(spec)
+    assert_whole(spec)
+
+
+@pytest.mark.parametrize("deleted", ["role.pirate.pos.p0.b0", "*"])
+def test_units_whose_records_were_deleted_by_hand_are_done_again_and_the_index_follows(tmp_path: Path, deleted: str):
+    spec = small_job(str(tmp_path / "run"))
+    finish(spec)
+    for record in (tmp_path / "run" / "commits").glob(f"{deleted}.json"):
+        record.unlink()
+    assert finish(spec).worked == (12 if deleted == "*" else 1)
     assert_whole(spec)

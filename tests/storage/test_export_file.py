@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from persona_atlas.storage.query import Query, Run, open_run
 from persona_atlas.storage.scores import write_scores
 from safetensors import safe_open
 
-from fakes import small_plan
+from fakes import FACTS, FakeEngine, small_plan
 from stored_runs import store_run
 
 
@@ -68,6 +71,25 @@ def test_a_file_written_a_block_at_a_time_is_the_same(
     values, rollouts = read_back(write_query(asked, tmp_path / f"out{suffix}"), asked.shape)
     assert np.array_equal(values, found.values)
     assert rollouts.to_pydict() == found.rollouts.to_pydict()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_larger_than_memory_is_written_in_little(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch):
+    plan = small_plan(facts=replace(FACTS, n_layers=8, d_model=4096))
+    store_run(str(tmp_path / "run"), plan, engine=FakeEngine(layers=tuple(range(8)), d_model=4096))
+    asked = open_run(str(tmp_path / "run")).query(layer="all")
+    unit_bytes = 4 * math.prod(asked.shape) // len(plan.units)
+    monkeypatch.setattr(Query.blocks, "__defaults__", (unit_bytes,))
+    tracemalloc.start()
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    try:
+        write_query(asked, tmp_path / f"out{suffix}")
+        # A block as numbers, as bytes and encoded; not the twelve of them.
+        assert tracemalloc.get_traced_memory()[1] < 5 * unit_bytes
+    finally:
+        tracemalloc.stop()
+    assert pool.bytes_allocated() - before < unit_bytes
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

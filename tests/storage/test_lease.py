@@ -25,7 +25,7 @@ from persona_atlas.storage.verify import verify_run
 
 from counted import Counted
 from fakes import small_plan, small_spec
-from stored_runs import begin, commit, write_unit
+from stored_runs import begin, commit, commit_units, write_unit
 
 HOLD = """
 import sys, time
@@ -290,3 +290,59 @@ def test_a_damaged_lease_is_named(location: Location):
     with pytest.raises(StoreError, match=r"000001\.json") as caught:
         acquire(location, 1)
     assert caught.value.code == "bad_record"
+
+
+@pytest.mark.parametrize("deleted", [[1, 2], [2], [1]], ids=["all", "the newest", "an older one"])
+def test_leases_deleted_by_hand_cost_no_committed_row(store_url: str, deleted: list[int]):
+    location = open_location(store_url)
+    plan = small_plan(small_spec(store_url))
+    ids = [unit.unit_id for unit in plan.units]
+    for some in (ids[:4], ids[4:8]):
+        commit_units(store_url, plan, some)
+    location.delete(layout.driver_path(generation) for generation in deleted)
+    commit_units(store_url, plan, ids[8:])
+    found = verify_run(location)
+    assert found.is_sound, found.problems
+    assert found.is_complete
+
+
+def test_a_driver_whose_lease_was_deleted_is_told_and_the_next_shares_no_row_block_with_it(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+):
+    with acquire(location, 4) as early:
+        begin(location, small_plan(small_spec(location.url)), early)
+        location.delete([layout.driver_path(1)])
+        let_leases_run_out(monkeypatch)
+        with pytest.raises(StoreError, match="was deleted"):
+            early.check()
+        with acquire(location, 4) as late:
+            assert not set(early.row_blocks) & set(late.row_blocks)
+
+
+def test_a_driver_whose_lease_was_deleted_and_its_number_given_again_does_not_take_it_back(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+):
+    with acquire(location, 4) as early:
+        begin(location, small_plan(small_spec(location.url)), early)
+        location.delete([layout.driver_path(1)])
+        with acquire(location, 4) as late:
+            assert early.generation == late.generation == 1
+            assert not set(early.row_blocks) & set(late.row_blocks)
+            let_leases_run_out(monkeypatch)
+            with pytest.raises(StoreError, match="taken over"):
+                early.check()
+            late.check()
+
+
+def let_leases_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(lease.time, "time", lambda: now + lease.LEASE_SECONDS + 1)
+
+
+def test_an_array_that_says_no_length_is_no_hindrance(location: Location):
+    plan = small_plan(small_spec(location.url))
+    with acquire(location, 4) as first:
+        begin(location, plan, first)
+    location.write("activations/resid_post/response_mean/zarr.json", b"{}")
+    with acquire(location, 4) as second:
+        assert second.row_blocks == range(4, 8)

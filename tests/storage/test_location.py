@@ -287,6 +287,42 @@ def test_refused_credentials_are_named_whatever_is_asked(monkeypatch: pytest.Mon
             lambda: location.delete(["a"]),
             location.is_empty,
         ):
-            with pytest.raises(InputError, match="refused these credentials") as caught:
+            # The answer to HEAD has no body, and so no code.
+            with pytest.raises(InputError, match=f"refused these credentials: ({code}|403)") as caught:
                 act()
             assert (caught.value.code, caught.value.field) == ("store_denied", "store.url")
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://host", "https://"])
+def test_an_endpoint_that_is_no_url_is_refused_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, endpoint: str):
+    for ask in (lambda: open_location("s3://bucket/x", endpoint), lambda: open_location("s3://bucket/x")):
+        with pytest.raises(InputError, match=endpoint) as caught:
+            ask()
+        assert (caught.value.code, caught.value.field) == ("bad_endpoint", "store.endpoint_url")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"AWS_PROFILE": "of_somebody_else"}, "of_somebody_else"),
+        ({"AWS_ACCESS_KEY_ID": "half"}, "AWS_SECRET_ACCESS_KEY"),
+        ({}, "Unable to locate credentials"),
+    ],
+    ids=["profile", "half", "none"],
+)
+def test_credentials_that_are_not_there_are_the_askers_to_give(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str], named: str
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    location = open_location("s3://bucket/x", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=named) as caught:
+        location.read("run.json")
+    assert (caught.value.code, caught.value.field) == ("no_credentials", "store.url")
+    assert "AWS_PROFILE" in str(caught.value)

@@ -19,6 +19,7 @@ from persona_atlas.storage import layout
 from persona_atlas.storage.index_keeper import refresh_index
 from persona_atlas.storage.location import open_location
 from persona_atlas.storage.query import Activations, Run, open_run
+from persona_atlas.storage.records import CommitRecord, parse_record
 from persona_atlas.storage.texts import ROLLOUT_SCHEMA
 
 from counted import Counted
@@ -49,6 +50,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, plan: Plan, engine: FakeEngine
     url = str(tmp_path_factory.mktemp("store") / "run")
     store_run(url, plan, engine=engine, leave_out=UNCOMMITTED)
     return open_run(url)
+
+
+@pytest.fixture(scope="module")
+def store_of_all(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Every unit committed, no response empty."""
+    return open_run(store_run(str(tmp_path_factory.mktemp("store") / "all"), small_plan()).url)
 
 
 @pytest.fixture
@@ -166,6 +173,8 @@ def test_any_filter_gives_the_rollouts_it_describes_with_their_own_numbers(
         ([1], [1], False),
         ((3, 1), [3, 1], False),
         (range(4), [0, 1, 2, 3], False),
+        (np.int64(3), [3], True),
+        (np.array([3, 1]), [3, 1], False),
     ],
 )
 def test_layers_are_asked_for_by_number_list_range_or_word(run: Run, asked: Any, layers: list[int], squeezed: bool):
@@ -177,6 +186,50 @@ def test_a_layer_that_is_not_there_is_refused(run: Run, asked: Any):
     with pytest.raises(InputError) as caught:
         run.activations(layer=asked)
     assert caught.value.field == "layer"
+
+
+def test_numbers_of_numpy_are_numbers(run: Run):
+    expected = addresses_of(run.activations(prompt=1, question=[0, 2]).rollouts)
+    assert expected
+    assert addresses_of(run.activations(prompt=np.int64(1), question=np.array([0, 2])).rollouts) == expected
+
+
+def test_an_index_of_other_rows_is_an_error_with_its_mend(damaged: Path, run: Run):
+    unit_id = min(run.committed)
+    path = damaged / "commits" / f"{unit_id}.json"
+    commit = parse_record(CommitRecord, path.read_bytes(), "")
+    refresh_index(open_location(str(damaged)), run.record)
+    path.unlink()
+    commit_units(str(damaged), small_plan(run.record.spec), [unit_id], FakeEngine(arrays=(MEAN, LAST)))
+    again = parse_record(CommitRecord, path.read_bytes(), "")
+    assert commit.manifest.row_block != again.manifest.row_block
+    with pytest.raises(StoreError, match="gc --yes") as caught:
+        open_run(str(damaged)).rollouts()
+    assert caught.value.code == "wrong_index"
+
+
+def test_rollouts_make_a_frame(run: Run):
+    frame = run.rollouts(persona="pirate").to_pandas()
+    assert len(frame) == 6
+    assert set(frame["persona"]) == {"pirate"}
+    assert frame["response"].str.startswith("I answer").sum() == 5, "one is empty"
+
+
+def test_a_run_is_opened_by_a_path_too(run: Run):
+    assert open_run(Path(run.url)).committed == run.committed
+
+
+def test_an_answer_notes_what_the_asker_may_not_have_meant(run: Run, store_of_all: Run):
+    assert store_of_all.activations(persona="pirate").note == ""
+    assert store_of_all.activations(kind="default", persona="pirate").note == "No rollout matches."
+    some = store_of_all.query(persona=["pirate", "poett", "z*"])
+    assert some.shape == (6, 16)
+    assert some.note == "There is no persona 'poett'. Did you mean 'poet'? There is no persona 'z*'."
+    assert some.read().note == some.note
+    nothing = run.activations(persona="poett")
+    assert nothing.values.shape == (0, 16)
+    assert nothing.note.startswith("No rollout matches. There is no persona 'poett'.")
+    assert nothing.note.endswith("The run has 10 of 12 units so far.")
 
 
 def test_a_run_of_some_layers_finds_them_by_the_models_numbers(tmp_path: Path):

@@ -540,6 +540,18 @@ def test_a_unit_of_which_nothing_was_held_against_a_plain_pass_is_found(run: Sto
     assert found.canaries == 11
 
 
+@pytest.mark.parametrize(
+    ("errors", "what"),
+    [((1e-4, 2e-1, 1e-5, 0.0), "by 2.0e-01 of its norm"), ((1e-4, 1e-4, 1e-4), "not of the run's layers")],
+)
+def test_a_canary_that_proves_the_contrary_is_found(run: Stored, errors: tuple[float, ...], what: str):
+    with_canary(run, UNIT, Canary(1, errors, (1.0,) * len(errors)))
+    found = run.verify(quick=True)
+    assert told(found) == [("bad_canary", COMMIT, UNIT)]
+    assert what in found.problems[0].what
+    assert not found.is_sound
+
+
 def test_damage_is_found_wherever_the_run_is(store_url: str, plan: Plan):
     location = store_run(store_url, plan, engine=FakeEngine(arrays=ARRAYS))
     texts, block, *_ = read_commit(location, UNIT).manifest.objects
