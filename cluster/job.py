@@ -29,6 +29,7 @@ from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
 from .board import Board
 from .drive import drive
+from .executor import Executor
 from .patience import patiently
 from .progress import Progress
 from .session import Placement, local_resources, place, ray_session
@@ -186,29 +187,58 @@ def work_job(job: Job, progress: Progress, board: Board, address: str | None = N
 def _work_under_lease(
     job: Job, lease: HeldLease, placement: Placement, rendering: dict[str, object], progress: Progress, board: Board
 ) -> Outcome:
-    """Load the models, and only when one stands begin the run; drive; bring the index up to date."""
     from .ray_executor import RayExecutor
 
     progress.say(
         f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
     )
+    executor = RayExecutor(
+        _worker_settings(job, placement),
+        placement,
+        replicas=job.plan.spec.placement.replicas,
+        batch_rollouts=job.estimate.rows_per_batch,
+    )
+    return work_units(job, lease, executor, rendering, progress, board)
+
+
+def work_units(
+    job: Job, lease: HeldLease, executor: Executor, rendering: dict[str, object], progress: Progress, board: Board
+) -> Outcome:
+    """Load the models, and only when one stands begin the run; drive; bring the index up to date.
+
+    Args:
+        job: Prepared.
+        lease: On its run.
+        executor: Its workers, not started; closed when this returns.
+        rendering: How prompts become tokens, for the run's record.
+        progress: Told how far it is.
+        board: Where its news stand, and where it is told to stop.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        TransientError: The store failed for good.
+        JobError: No worker could be had.
+        JobStoppedError: The job was told to end.
+    """
     board.doing("loading")
-    executor = RayExecutor(_worker_settings(job, placement), placement, replicas=job.plan.spec.placement.replicas)
+    # Seconds for a large plan: before there are workers to wait for it.
+    units = encode_units(job.plan.units)
+    record = job.record or RunRecord.of(
+        job.plan,
+        units_sha256=sha256(units).hexdigest(),
+        rendering=rendering,
+        versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+        created_at=now_iso(),
+    )
     try:
         executor.start(board.raise_if_stopped)
-        units = encode_units(job.plan.units)
-        record = job.record or RunRecord.of(
-            job.plan,
-            units_sha256=sha256(units).hexdigest(),
-            rendering=rendering,
-            versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-            created_at=now_iso(),
-        )
         patiently(lambda: begin_run(job.location, record, units), progress.say)
         patiently(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Looked at again: another driver may have worked between planning and this lease.
         committed = patiently(lambda: committed_units(job.location), progress.say)
-        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
+        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
         with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
