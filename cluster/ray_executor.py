@@ -45,6 +45,9 @@ _LATE_REFUSALS = 20
 _REFUSED_PAUSE_S = 30.0
 """Once some could, a last node that cannot just now (its memory is taken, say) is asked again for ten minutes."""
 
+_LONGEST_PAUSE_S = 60.0
+"""Between workers that die before they can say where they are: nobody knows which node is to blame."""
+
 _NODE_LABEL = "ray.io/node-id"
 
 
@@ -138,6 +141,7 @@ class RayExecutor:
         self._health = NodeHealth()
         self._streaks = FailureStreaks()
         self._longest_s = 0.0
+        self._deaths_nowhere = 0
         self._refusals = 0
         self._num_made = 0
         self._any_was_ready = False
@@ -272,6 +276,7 @@ class RayExecutor:
             # Asked for before the node was left out; another takes its place.
             self._drop(worker)
             return
+        self._deaths_nowhere = 0
         worker.node, worker.since, worker.heard_at = node, time.time(), time.monotonic()
 
     def _prepared(self, worker: _Worker, refused: AtlasError | None) -> None:
@@ -322,7 +327,11 @@ class RayExecutor:
             if self._loading_deaths >= _LOADING_DEATHS * len(self._workers) and not self.ready:
                 self._drop(worker)
                 raise _no_worker(f"{worker.name}: {reason}")
-        return self._lost(worker, "the worker died", reason, worker.works_retry)
+        answers = self._lost(worker, "the worker died", reason, worker.works_retry)
+        if not worker.node:
+            self._deaths_nowhere += 1
+            self._next_look = time.monotonic() + min(2.0**self._deaths_nowhere, _LONGEST_PAUSE_S)
+        return answers
 
     def _lost(self, worker: _Worker, what: str, reason: str, is_unit_suspect: bool) -> list[Answer]:
         orders = [order for orders in worker.in_flight.values() for order in orders]

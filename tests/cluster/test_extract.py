@@ -215,7 +215,10 @@ def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, stor
         spec = served_spec(tmp_path / "job.yaml", tiny_model_directory, store_url, server.url)
         first = atlas("run", spec, "--set", "generation.concurrency=4", status=1)
         assert first["state"] == "FAILED"
-        assert [failure["unit_id"] for failure in first["failures"]] == ["role.poet.pos.p0.b0"]
+        (failure,) = first["failures"]
+        assert (failure["unit_id"], failure["attempts"]) == ("role.poet.pos.p0.b0", 3)
+        assert "poisoned" in failure["error"]
+        assert "Traceback" in failure["detail"]
         asked = len(server.bodies)
         server.poison = ""
         second = atlas("run", spec)

@@ -59,12 +59,12 @@ def nodes() -> Iterator[Nodes]:
         # The workers find their fakes where this process does.
         patch.setenv("PYTHONPATH", str(SUPPORT))
         nodes = Nodes()
-    try:
-        ray.init(nodes.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield nodes
-    finally:
-        ray.shutdown()
-        nodes.cluster.shutdown()
+        try:
+            ray.init(nodes.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.cluster.shutdown()
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_model_that_no_worker_can_load_ends_the_job_with_its_own_error(nodes: 
 def test_the_pool_follows_nodes_and_deaths_that_cost_no_unit_an_attempt(
     nodes: Nodes, settings: WorkerSettings, folder: Path
 ):
-    executor = pool(settings, Fault(folder, "none"))
+    executor = pool(settings, Fault(folder, "nothing"))
     try:
         executor.start()
         wait_until(executor, lambda: len(executor.ready) == 2)
@@ -208,6 +208,22 @@ def test_the_pool_follows_nodes_and_deaths_that_cost_no_unit_an_attempt(
         before = set(executor.ready)
         worker_processes()[0].kill()
         wait_until(executor, lambda: len(executor.ready) == 2 and set(executor.ready) != before)
+    finally:
+        executor.close()
+
+
+def test_workers_that_cannot_even_begin_on_one_node_are_asked_for_ever_less_often(
+    nodes: Nodes, settings: WorkerSettings, folder: Path
+):
+    fault = Fault(folder, "cannot_begin", node=nodes.a.node_id)
+    executor = pool(settings, fault)
+    try:
+        executor.start()
+        wait_until(executor, lambda: len(fault.notes()) == 1)
+        began = time.monotonic()
+        wait_until(executor, lambda: len(fault.notes()) == 3)
+        assert time.monotonic() - began > 2
+        assert len(executor.ready) == 1
     finally:
         executor.close()
 
@@ -281,7 +297,7 @@ def test_a_second_job_waits_for_the_places_of_the_first_however_long(
     nodes: Nodes, settings: WorkerSettings, folder: Path
 ):
     del nodes
-    first, second = (pool(settings, Fault(folder, "none"), load_timeout_s=3.0) for _ in range(2))
+    first, second = (pool(settings, Fault(folder, "nothing"), load_timeout_s=3.0) for _ in range(2))
     seen: list[set[str]] = []
 
     def tick() -> None:

@@ -29,7 +29,7 @@ class Fault:
 
     Attributes:
         folder: Where notes lie; there is one such folder for a test.
-        what: ``dies``, ``fails``, ``hangs`` or ``other_disk``.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``fails``, ``hangs`` or ``nothing``.
         node: Id of the node where it does; empty: on every one.
         persona: Over whose units alone; empty: over all.
         pace: The others work their n-th unit when there are n times so many notes, or ``enough``.
@@ -47,6 +47,10 @@ class Fault:
         """Who has gone wrong, once for each time."""
         return [path.name.split("@")[0] for path in sorted(self.folder.iterdir())]
 
+    def note(self, name: str) -> None:
+        """Leave a note."""
+        (self.folder / f"{name}@{time.time_ns()}").touch()
+
     def actor_class(self) -> type[UnitActor]:
         """Make the class of the workers."""
         fault = self
@@ -56,6 +60,9 @@ class Fault:
                 import ray
 
                 is_here = fault.node in ("", ray.get_runtime_context().get_node_id())
+                if is_here and fault.what == "cannot_begin":
+                    fault.note(name)
+                    raise ImportError("there is no module of that name")
                 if is_here and fault.what == "other_disk":
                     settings = replace(settings, store_url=str(fault.folder / "elsewhere"))
                 self._task = UnitTask(settings, name, load=lambda _: _FaultyEngine(fault, name, is_here))
@@ -86,7 +93,7 @@ class _FaultyEngine(FakeEngine):
         yield from super().generate(lambda: next(rest, None))
 
     def _go_wrong(self) -> None:
-        (self.fault.folder / f"{self.name}@{time.time_ns()}").touch()
+        self.fault.note(self.name)
         if self.fault.what == "dies":
             os._exit(1)
         if self.fault.what == "hangs":
