@@ -27,6 +27,9 @@ from .submission import Cluster, ClusterFacts, metadata_of
 
 Code = Literal["ship", "installed"]
 
+_OLDEST_RAY = (2, 50)
+"""As ``pyproject.toml`` has it."""
+
 _COMMAND = ["python", "-m", "persona_atlas.cluster.cli", "drive"]
 
 
@@ -107,6 +110,13 @@ def refuse_cluster(facts: ClusterFacts, spec: JobSpec, how: HowToRun) -> None:
     Raises:
         InputError: Names what differs or lacks.
     """
+    if tuple(map(int, re.findall(r"\d+", facts.ray_version)[:2])) < _OLDEST_RAY:
+        raise InputError(
+            f"this needs Ray {'.'.join(map(str, _OLDEST_RAY))} or later, and the cluster has {facts.ray_version}.",
+            code="other_ray",
+            field="--address",
+            mend="Bring the cluster up to date; the version here is the one that is tested.",
+        )
     here, there = _python(platform.python_version()), _python(facts.python_version)
     if here != there and how.image is None:
         raise InputError(

@@ -38,8 +38,8 @@ _LOADING_DEATHS = 3
 """Times the workers: so many deaths in a row before any model was loaded, and the job ends."""
 
 _REFUSALS = 3
-"""So many workers that cannot begin, before any could, and the job is refused: no further nodes are tried, nor asked of
-an autoscaler."""
+"""So many workers that cannot begin, while none loads or works, and the job is refused: no further nodes are tried, nor
+asked of an autoscaler."""
 
 _LATE_REFUSALS = 20
 _REFUSED_PAUSE_S = 30.0
@@ -155,7 +155,7 @@ class RayExecutor:
             tick()
             self.wait(1.0)
             # A place that another job has comes free some day; one that is nowhere does not.
-            if any(worker.node for worker in self._workers.values()) or count_places(self._placement):
+            if self._any_has_place or count_places(self._placement):
                 had_places_at = time.monotonic()
             elif time.monotonic() - had_places_at > self._load_timeout_s:
                 raise JobError(
@@ -211,12 +211,12 @@ class RayExecutor:
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; a worker that died, or is of no use, answers with failures."""
-        self._follow_the_cluster()
-        lost = self._end_the_hung()
-        waiting = list(self._calls)
-        if lost or not waiting:
-            time.sleep(0 if lost else timeout_s)
+        if lost := self._follow_the_cluster():
             return lost
+        waiting = list(self._calls)
+        if not waiting:
+            time.sleep(timeout_s)
+            return []
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if ready:
             # Whatever else has come by now is taken along.
@@ -227,6 +227,11 @@ class RayExecutor:
         """Kill the actors."""
         for worker in list(self._workers.values()):
             self._drop(worker)
+
+    @property
+    def _any_has_place(self) -> bool:
+        """Whether a worker loads or works, whatever has become of the others."""
+        return any(worker.node for worker in self._workers.values())
 
     def _take(self, reference: Any) -> list[Answer]:
         call, worker = self._calls.pop(reference, ("", None))
@@ -289,7 +294,7 @@ class RayExecutor:
         self._refusals += 1
         limit = _LATE_REFUSALS if self._any_was_ready else _REFUSALS
         others = count_places(self._placement, {*self._health.left_out, worker.node})
-        if not self.ready and (self._refusals >= limit or not (others or self._any_was_ready)):
+        if not self._any_has_place and (self._refusals >= limit or not (others or self._any_was_ready)):
             raise refused if isinstance(refused, InputError) else _no_worker(f"{worker.name}: {refused}")
         # What another may load and this one cannot is that machine's trouble, not the job's.
         self._leave_out(worker.node, str(refused))
@@ -308,8 +313,7 @@ class RayExecutor:
             answers += self._lost(worker, what, failure.message, is_unit_suspect=failure.attempt > 1)
         return answers
 
-    def _end_the_hung(self) -> list[Answer]:
-        now = time.monotonic()
+    def _end_the_hung(self, now: float) -> list[Answer]:
         answers: list[Answer] = []
         for worker in list(self._workers.values()):
             silent_s = now - worker.heard_at
@@ -348,13 +352,14 @@ class RayExecutor:
         if not count_places(self._placement, self._health.left_out):
             # The last one: better a bad node than none, as long as anything is done on it.
             del self._health.left_out[node]
-            if not self._any_was_ready:
+            if not self._any_was_ready and not self._any_has_place:
                 raise _no_worker(reason)
 
-    def _follow_the_cluster(self) -> None:
+    def _follow_the_cluster(self) -> list[Answer]:
         now = time.monotonic()
         if now < self._next_look:
-            return
+            return []
+        lost = self._end_the_hung(now)
         self._next_look = now + _LOOK_EVERY_S
         wanted = self._replicas or max(1, count_places(self._placement, self._health.left_out))
         for _ in range(wanted - len(self._workers)):
@@ -362,6 +367,7 @@ class RayExecutor:
         placeless = [w for w in self._workers.values() if not w.node and now - w.asked_at > _PLACE_PATIENCE_S]
         for worker in placeless[: max(0, len(self._workers) - wanted)]:
             self._drop(worker)
+        return lost
 
 
 def _failures(orders: Sequence[UnitOrder], message: str, detail: str) -> tuple[Failure, ...]:

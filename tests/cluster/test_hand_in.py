@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,6 +81,14 @@ def test_another_python_is_refused_and_both_are_named():
     assert "3.9.18" in caught.value.message
     refuse_cluster(facts(), small_spec(), HowToRun())
     refuse_cluster(facts("3.9.18"), small_spec(), HowToRun(image="ours"))
+
+
+def test_a_cluster_with_a_ray_that_is_too_old_is_refused_and_both_are_named():
+    with pytest.raises(InputError) as caught:
+        refuse_cluster(replace(facts(), ray_version="2.9.3"), small_spec(), HowToRun())
+    assert caught.value.code == "other_ray"
+    assert "2.50" in caught.value.message
+    assert "2.9.3" in caught.value.message
 
 
 def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
