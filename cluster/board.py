@@ -122,13 +122,18 @@ class Board:
             rollouts_per_second=rollouts_per_second,
             tokens_per_second=tokens_per_second,
             seconds_left=left / rollouts_per_second if rollouts_per_second else None,
-            workers=tuple(
-                WorkerNews(name=view.name, node=view.node, doing=view.doing, units=view.units, since=view.since)
-                for view in executor.views
-            ),
             failures=_failures(ledger),
-            nodes_left_out=executor.nodes_left_out,
+            **_pool(executor),
         )
+
+    def wait_for_workers(self, executor: Executor) -> None:
+        """Take note of the workers while there is no work for them yet: which load, which wait for a place.
+
+        Raises:
+            JobStoppedError: The job is to end.
+        """
+        self.raise_if_stopped()
+        self._change(**_pool(executor))
 
     def reduced(self) -> None:
         """Say that the reduction is stored."""
@@ -189,6 +194,14 @@ class Board:
         return sum(rows for _, rows, _ in paces) / seconds, sum(tokens for _, _, tokens in paces) / seconds
 
 
+def _pool(executor: Executor) -> dict[str, object]:
+    workers = [
+        WorkerNews(name=view.name, node=view.node, doing=view.doing, units=view.units, since=view.since)
+        for view in executor.views
+    ]
+    return {"workers": tuple(workers), "nodes_left_out": executor.nodes_left_out}
+
+
 def _failures(ledger: Ledger) -> tuple[FailureNews, ...]:
     first = ledger.first_failure
     told = sorted(ledger.last_failure.values(), key=lambda failure: failure.unit_id not in ledger.failed)
@@ -199,7 +212,10 @@ def _failures(ledger: Ledger) -> tuple[FailureNews, ...]:
             unit_id=failure.unit_id,
             attempts=failure.attempt,
             error=failure.message,
-            detail=(first.detail or failure.detail)[-_DETAIL_CHARS:] if number == 0 and first is not None else "",
+            # In full for one: the first of all, which tells most, or the first that is left.
+            detail=(first if failure.unit_id == first.unit_id else failure).detail[-_DETAIL_CHARS:]
+            if number == 0 and first is not None
+            else "",
             is_given_up=failure.unit_id in ledger.failed,
         )
         for number, failure in enumerate(told[:_FAILURES_TOLD])

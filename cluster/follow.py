@@ -19,6 +19,9 @@ _ASK_EVERY_S = 0.5
 _SILENCE_S = 15.0
 """When a driver does not answer for so long, that is said: Ray is starting it again."""
 
+_HEAD_MARK = "node:__internal_head__"
+"""A resource that Ray gives the head alone."""
+
 _STOP_S = 2.5
 """Ray kills an entrypoint three seconds after it told it to stop."""
 
@@ -104,11 +107,16 @@ def _driver(order: JobOrder) -> Any:
     if order.driver_resource:
         options["resources"] = {order.driver_resource: 0.001}
     else:
-        # This process runs on the head: nodes that come and go do not take the driver with them.
-        here = ray.get_runtime_context().get_node_id()
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
+        # Nodes that come and go do not take the driver with them.
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(_head(ray), soft=True)
     actor_class: Any = ray.remote(Driver)
     return actor_class.options(**options).remote(order)
+
+
+def _head(ray: Any) -> str:
+    """Find the head, where this process runs; but of several nodes on one machine Ray may call another its own."""
+    heads = [node["NodeID"] for node in ray.nodes() if _HEAD_MARK in node["Resources"]]
+    return heads[0] if heads else ray.get_runtime_context().get_node_id()
 
 
 def _listen(ray: Any, driver: Any) -> int:
@@ -132,7 +140,8 @@ def _ask(ray: Any, driver: Any, last: News) -> News:
         try:
             return ray.get(question, timeout=_SILENCE_S)
         except GetTimeoutError:
-            print("The driver does not answer; Ray starts it again when its node is gone.", flush=True)  # noqa: T201
+            known = "does not answer; Ray starts it again when its node is gone."
+            print(f"The driver {known if last.incarnation else 'is being started.'}", flush=True)  # noqa: T201
         except ActorUnavailableError:
             time.sleep(_ASK_EVERY_S)
             question = driver.news.remote(last.incarnation, last.next_line)

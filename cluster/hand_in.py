@@ -13,6 +13,8 @@ from typing import Literal
 
 from .. import __version__
 from ..jobs.errors import InputError
+from ..jobs.estimate import estimate
+from ..jobs.plan import Plan
 from ..jobs.spec import PACKAGE_SCHEME, JobSpec
 from ..storage.lease import refuse_if_driven
 from ..storage.location import open_location
@@ -24,6 +26,9 @@ from .shipping import is_shipped_catalog, stage_code, stage_order
 from .submission import Cluster, ClusterFacts, metadata_of
 
 Code = Literal["ship", "installed"]
+
+_OLDEST_RAY = (2, 50)
+"""As ``pyproject.toml`` has it."""
 
 _COMMAND = ["python", "-m", "persona_atlas.cluster.cli", "drive"]
 
@@ -63,9 +68,11 @@ def hand_in(spec: JobSpec, cluster: Cluster, how: HowToRun, progress: Progress) 
     refuse_tensor_parallel(spec)
     refuse_conversations(spec)
     spec = resolved(spec)
-    _look_at_the_store(spec, progress)
+    plan = _look_at_the_store(spec, progress)
     facts = cluster.facts()
     refuse_cluster(facts, spec, how)
+    if not how.may_scale_up:
+        refuse_what_fits_no_node(facts, spec, estimate(plan).replica_bytes if plan else 0)
     if facts.is_open:
         progress.say(
             f"Warning: {cluster.address} takes jobs from whoever reaches it; docs/cluster.md says what to close."
@@ -103,6 +110,13 @@ def refuse_cluster(facts: ClusterFacts, spec: JobSpec, how: HowToRun) -> None:
     Raises:
         InputError: Names what differs or lacks.
     """
+    if tuple(map(int, re.findall(r"\d+", facts.ray_version)[:2])) < _OLDEST_RAY:
+        raise InputError(
+            f"this needs Ray {'.'.join(map(str, _OLDEST_RAY))} or later, and the cluster has {facts.ray_version}.",
+            code="other_ray",
+            field="--address",
+            mend="Bring the cluster up to date; the version here is the one that is tested.",
+        )
     here, there = _python(platform.python_version()), _python(facts.python_version)
     if here != there and how.image is None:
         raise InputError(
@@ -117,6 +131,39 @@ def refuse_cluster(facts: ClusterFacts, spec: JobSpec, how: HowToRun) -> None:
             code="no_gpu",
             field="placement.device",
             mend="Use device: auto or cpu, or, where an autoscaler brings GPUs, set placement.replicas and --scale-up.",
+        )
+
+
+def refuse_what_fits_no_node(facts: ClusterFacts, spec: JobSpec, needed_bytes: int) -> None:
+    """Refuse a job of which no node of the cluster could hold a replica; a worker asks its own machine once more.
+
+    Args:
+        facts: Of the cluster.
+        spec: What to run.
+        needed_bytes: Memory of one replica; 0 when it is not known here.
+
+    Raises:
+        InputError: Names what is needed and what there is.
+    """
+    threads = spec.placement.threads or 1
+    if threads > facts.cores:
+        raise InputError(
+            f"asks for {threads} cores on one node, and the largest has {facts.cores}.",
+            code="does_not_fit",
+            field="placement.threads",
+            mend="Ask for fewer, or start nodes that work with --num-cpus; --scale-up where an autoscaler brings them.",
+        )
+    uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and facts.num_gpus > 0)
+    there = facts.gpu_bytes if uses_gpu else facts.memory_bytes
+    if there is not None and needed_bytes > there:
+        what = "GPU" if uses_gpu else "node"
+        raise InputError(
+            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB, and the largest {what} of the "
+            f"cluster has {there / 1e9:.1f} GB.",
+            code="does_not_fit",
+            field="model.source",
+            mend="Try a narrower model.dtype, a smaller placement.batch_tokens or fewer capture.layers; `persona-atlas "
+            "plan` says what would fit which device.",
         )
 
 
@@ -139,7 +186,8 @@ def _python(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _look_at_the_store(spec: JobSpec, progress: Progress) -> None:
+def _look_at_the_store(spec: JobSpec, progress: Progress) -> Plan | None:
+    """Plan the job and hold it against its store; None when the model is not here to be planned for."""
     location = open_location(spec.store.url, spec.store.endpoint_url)
     refuse_if_driven(location)
     record = read_run_record(location)
@@ -150,9 +198,10 @@ def _look_at_the_store(spec: JobSpec, progress: Progress) -> None:
             raise
         # The cluster may have files that this machine has not; there it is planned again before anything is begun.
         progress.say(f"The model is not here, so layers are checked on the cluster: {error.message}")
-        return
+        return None
     if record is not None:
         check_same_run(record, plan, location.url)
+    return plan
 
 
 def _refuse_second_job(cluster: Cluster, spec: JobSpec) -> None:

@@ -18,11 +18,13 @@ from ..jobs.plan import Plan, make_plan
 from ..jobs.spec import JobSpec
 from ..storage.commits import commit_unit, committed_units, now_iso
 from ..storage.index_keeper import IndexKeeper, refresh_index
+from ..storage.layout import driver_path
 from ..storage.lease import HeldLease, acquire, refuse_if_driven
 from ..storage.location import Location, open_location
 from ..storage.planned import encode_units
 from ..storage.records import Manifest, RunRecord
 from ..storage.run_store import begin_run, check_same_run, read_run_record, reserve_rows
+from ..workers.chat import ChatRenderer
 from ..workers.chat_spans import load_renderer, require_within_context
 from ..workers.engine import EngineSettings
 from ..workers.memory import require_memory
@@ -166,9 +168,11 @@ def work_job(job: Job, progress: Progress, board: Board, address: str | None = N
         if job.record is not None:
             refresh_index(job.location, job.record)
         return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
-    rendering = load_renderer(job.model_directory).renderer.describe()
+    renderer = load_renderer(job.model_directory).renderer
+    rendering = renderer.describe()
     if address is None:
         _refuse_what_cannot_fit(job)
+        _refuse_without_server(job.plan.spec, renderer)
     refuse_if_driven(job.location, board.job_id)
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
@@ -193,7 +197,7 @@ def _work_under_lease(
         f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
     )
     executor = RayExecutor(
-        _worker_settings(job, placement),
+        _worker_settings(job, placement, driver_path(lease.generation)),
         placement,
         replicas=job.plan.spec.placement.replicas,
         batch_rollouts=job.estimate.rows_per_batch,
@@ -233,7 +237,7 @@ def work_units(
         created_at=now_iso(),
     )
     try:
-        executor.start(board.raise_if_stopped)
+        executor.start(lambda: board.wait_for_workers(executor))
         patiently(lambda: begin_run(job.location, record, units), progress.say)
         patiently(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Looked at again: another driver may have worked between planning and this lease.
@@ -254,7 +258,7 @@ def work_units(
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
 
 
-def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:
+def _worker_settings(job: Job, placement: Placement, landmark: str) -> WorkerSettings:
     spec = job.plan.spec
     return WorkerSettings(
         engine=EngineSettings(
@@ -276,6 +280,7 @@ def _worker_settings(job: Job, placement: Placement) -> WorkerSettings:
         reads_given=spec.conversations is not None,
         generation=spec.generation,
         served_model=spec.served_model,
+        landmark=landmark,
     )
 
 
@@ -293,6 +298,16 @@ def refuse_tensor_parallel(spec: JobSpec) -> None:
             field="placement.tensor_parallel",
             mend="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
         )
+
+
+def _refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
+    """Where the workers run on this machine, ask the server that is to generate before Ray is started for it."""
+    if spec.generation is None:
+        return
+    # Only where there is a server to ask is its client loaded.
+    from ..workers.endpoint_engine import check_endpoint
+
+    check_endpoint(spec.generation, spec.served_model, renderer)
 
 
 def _refuse_what_cannot_fit(job: Job) -> None:

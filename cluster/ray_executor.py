@@ -19,6 +19,7 @@ from ..jobs.errors import AtlasError, InputError, JobError
 from ..jobs.ledger import Failure
 from ..jobs.node_health import NodeHealth
 from ..jobs.units import UnitOrder
+from ..jobs.worker_health import FailureStreaks, is_hung
 from ..storage.records import Manifest
 from .executor import Answer, WorkerView
 from .session import Placement, count_places
@@ -38,6 +39,17 @@ _PLACE_PATIENCE_S = 60.0
 
 _LOADING_DEATHS = 3
 """Times the workers: so many deaths in a row before any model was loaded, and the job ends."""
+
+_REFUSALS = 3
+"""So many workers that cannot begin, while none loads or works, and the job is refused: no further nodes are tried, nor
+asked of an autoscaler."""
+
+_LATE_REFUSALS = 20
+_REFUSED_PAUSE_S = 30.0
+"""Once some could, a last node that cannot just now (its memory is taken, say) is asked again for ten minutes."""
+
+_LONGEST_PAUSE_S = 60.0
+"""Between workers that die before they can say where they are: nobody knows which node is to blame."""
 
 _NODE_LABEL = "ray.io/node-id"
 
@@ -79,6 +91,7 @@ class _Worker:
     is_ready: bool = False
     asked_at: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.time)
+    heard_at: float = field(default_factory=time.monotonic)
     in_flight: dict[Any, tuple[UnitOrder, ...]] = field(default_factory=dict)
     rollouts: int = 0
 
@@ -122,7 +135,8 @@ class RayExecutor:
         replicas: How many; those without a place wait for one. None: as many as the cluster has room for, more when
             nodes join and fewer when they leave.
         batch_rollouts: How many a worker's batch holds, about.
-        start_timeout_s: How long to wait for the first model to be loaded.
+        load_timeout_s: How long a worker may take to load its model, and the cluster to have a place for one.
+        actor_class: What each worker is.
     """
 
     def __init__(
@@ -132,17 +146,22 @@ class RayExecutor:
         *,
         replicas: int | None = None,
         batch_rollouts: int = 1,
-        start_timeout_s: float = 1800.0,
+        load_timeout_s: float = 1800.0,
+        actor_class: type[UnitActor] = UnitActor,
     ) -> None:
         self._settings = settings
         self._placement = placement
         self._replicas = replicas
         self._batch_rollouts = batch_rollouts
-        self._start_timeout_s = start_timeout_s
-        self._actor_class: Any = ray.remote(UnitActor)
+        self._load_timeout_s = load_timeout_s
+        self._actor_class: Any = ray.remote(actor_class)
         self._workers: dict[str, _Worker] = {}
         self._calls: dict[Any, tuple[str, _Worker]] = {}
         self._health = NodeHealth()
+        self._streaks = FailureStreaks()
+        self._longest_s = 0.0
+        self._deaths_nowhere = 0
+        self._refusals = 0
         self._num_made = 0
         self._any_was_ready = False
         self._loading_deaths = 0
@@ -150,17 +169,20 @@ class RayExecutor:
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Load the models; returns when the first worker is ready, the others join as they are."""
-        deadline = time.monotonic() + self._start_timeout_s
+        had_places_at = time.monotonic()
         while not self.idle:
             tick()
-            if time.monotonic() > deadline:
+            self.wait(1.0)
+            # A place that another job has comes free some day; one that is nowhere does not.
+            if self._any_has_place or count_places(self._placement):
+                had_places_at = time.monotonic()
+            elif time.monotonic() - had_places_at > self._load_timeout_s:
                 raise JobError(
-                    f"no worker was ready after {self._start_timeout_s:.0f} s.",
+                    f"no node had room for a worker in {self._load_timeout_s:.0f} s.",
                     code="no_worker",
                     field="placement",
                     mend="Does the cluster have the CPUs and GPUs that the spec asks for?",
                 )
-            self.wait(1.0)
 
     @property
     def ready(self) -> list[str]:
@@ -207,13 +229,16 @@ class RayExecutor:
         """Give an assignment to one of ``idle``, ``hungry`` or ``ahead``."""
         taker = self._workers[worker]
         taker.since = time.time()
+        if taker.is_idle:
+            taker.heard_at = time.monotonic()
         reference = taker.actor.work.remote(tuple(orders))
         taker.take(reference, tuple(orders))
         self._calls[reference] = ("work", taker)
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        """Give the answers that have come; a worker that died answers with failures."""
-        self._follow_the_cluster()
+        """Give the answers that have come; a worker that died, or is of no use, answers with failures."""
+        if lost := self._follow_the_cluster():
+            return lost
         waiting = list(self._calls)
         if not waiting:
             time.sleep(timeout_s)
@@ -233,6 +258,11 @@ class RayExecutor:
         takers = [worker for worker in self._workers.values() if worker.may_take_more and has_room(worker)]
         return [worker.name for worker in sorted(takers, key=lambda worker: worker.rollouts)]
 
+    @property
+    def _any_has_place(self) -> bool:
+        """Whether a worker loads or works, whatever has become of the others."""
+        return any(worker.node for worker in self._workers.values())
+
     def _take(self, reference: Any) -> list[Answer]:
         call, worker = self._calls.pop(reference, ("", None))
         if worker is None:
@@ -243,11 +273,10 @@ class RayExecutor:
             return self._died(worker, str(error))
         except RayError as error:
             orders = worker.give_back(reference)
-            return [Answer(worker.name, _failures(orders, "the worker failed", str(error)))]
+            return self._answered(worker, _failures(orders, "the worker failed", str(error)))
         if call == "work":
             worker.give_back(reference)
-            worker.since = time.time()
-            return [Answer(worker.name, tuple(answer))]
+            return self._answered(worker, tuple(answer))
         if call == "where":
             self._placed(worker, answer)
         elif call == "prepare":
@@ -282,50 +311,89 @@ class RayExecutor:
             # Asked for before the node was left out; another takes its place.
             self._drop(worker)
             return
-        worker.node, worker.since = node, time.time()
+        self._deaths_nowhere = 0
+        worker.node, worker.since, worker.heard_at = node, time.time(), time.monotonic()
 
     def _prepared(self, worker: _Worker, refused: AtlasError | None) -> None:
         worker.since = time.time()
         if refused is None:
-            self._loading_deaths = 0
+            self._loading_deaths = self._refusals = 0
             worker.is_ready = self._any_was_ready = True
             return
         self._drop(worker)
-        if self._any_was_ready or any(other.node for other in self._workers.values()):
-            # What one worker could load and another cannot is that machine's trouble, not the job's.
-            self._leave_out(worker.node, str(refused))
-        elif isinstance(refused, InputError):
-            raise refused
-        else:
-            raise _no_worker(f"{worker.name}: {refused}")
+        self._refusals += 1
+        limit = _LATE_REFUSALS if self._any_was_ready else _REFUSALS
+        others = count_places(self._placement, {*self._health.left_out, worker.node})
+        if not self._any_has_place and (self._refusals >= limit or not (others or self._any_was_ready)):
+            raise refused if isinstance(refused, InputError) else _no_worker(f"{worker.name}: {refused}")
+        # What another may load and this one cannot is that machine's trouble, not the job's.
+        self._leave_out(worker.node, str(refused))
+        self._next_look = 0.0 if others else time.monotonic() + _REFUSED_PAUSE_S
+
+    def _answered(self, worker: _Worker, results: tuple[Manifest | Failure, ...]) -> list[Answer]:
+        now = time.monotonic()
+        self._longest_s = max(self._longest_s, now - worker.heard_at)
+        worker.since, worker.heard_at = time.time(), now
+        answers = [Answer(worker.name, results)]
+        # All are counted, whatever the first of them say.
+        verdicts = [self._streaks.is_broken(worker.name, isinstance(result, Failure)) for result in results]
+        if verdicts and verdicts[-1]:
+            failure = next(result for result in reversed(results) if isinstance(result, Failure))
+            what = "the worker failed unit after unit and was replaced"
+            answers += self._lost(worker, what, failure.message, is_unit_suspect=failure.attempt > 1)
+        return answers
+
+    def _end_the_hung(self, now: float) -> list[Answer]:
+        answers: list[Answer] = []
+        for worker in list(self._workers.values()):
+            silent_s = now - worker.heard_at
+            if worker.in_flight and is_hung(silent_s, self._longest_s):
+                reason = f"silent for {silent_s:.0f} s; the longest before was {self._longest_s:.0f} s"
+                answers += self._lost(worker, "the worker hung and was replaced", reason, worker.works_retry)
+            elif worker.node and not worker.is_ready and silent_s > self._load_timeout_s:
+                self._drop(worker)
+                self._leave_out(worker.node, f"the model was not loaded in {self._load_timeout_s:.0f} s")
+        return answers
 
     def _died(self, worker: _Worker, reason: str) -> list[Answer]:
-        orders = [order for orders in worker.in_flight.values() for order in orders]
-        was_suspect = worker.works_retry
-        self._drop(worker)
-        self._next_look = 0.0
         if not worker.is_ready:
             self._loading_deaths += 1
-            if self._loading_deaths >= _LOADING_DEATHS * (len(self._workers) + 1) and not self.ready:
+            if self._loading_deaths >= _LOADING_DEATHS * len(self._workers) and not self.ready:
+                self._drop(worker)
                 raise _no_worker(f"{worker.name}: {reason}")
-        if worker.node and self._health.died(worker.node, time.monotonic(), reason, is_unit_suspect=was_suspect):
+        answers = self._lost(worker, "the worker died", reason, worker.works_retry)
+        if not worker.node:
+            self._deaths_nowhere += 1
+            self._next_look = time.monotonic() + min(2.0**self._deaths_nowhere, _LONGEST_PAUSE_S)
+        return answers
+
+    def _lost(self, worker: _Worker, what: str, reason: str, is_unit_suspect: bool) -> list[Answer]:
+        orders = [order for orders in worker.in_flight.values() for order in orders]
+        self._drop(worker)
+        self._next_look = 0.0
+        if worker.node and self._health.died(worker.node, time.monotonic(), reason, is_unit_suspect=is_unit_suspect):
             self._leave_out(worker.node, self._health.left_out[worker.node])
+        if not orders:
+            return []
         if _is_gone(worker.node):
             return [Answer(worker.name, _failures(orders, "the worker's node is gone", reason, is_nodes_fault=True))]
-        return [Answer(worker.name, _failures(orders, "the worker died", reason))]
+        return [Answer(worker.name, _failures(orders, what, reason))]
 
     def _leave_out(self, node: str, reason: str) -> None:
+        if not node:
+            return
         self._health.refused(node, reason)
         if not count_places(self._placement, self._health.left_out):
             # The last one: better a bad node than none, as long as anything is done on it.
             del self._health.left_out[node]
-            if not self._any_was_ready:
+            if not self._any_was_ready and not self._any_has_place:
                 raise _no_worker(reason)
 
-    def _follow_the_cluster(self) -> None:
+    def _follow_the_cluster(self) -> list[Answer]:
         now = time.monotonic()
         if now < self._next_look:
-            return
+            return []
+        lost = self._end_the_hung(now)
         self._next_look = now + _LOOK_EVERY_S
         wanted = self._replicas or max(1, count_places(self._placement, self._health.left_out))
         for _ in range(wanted - len(self._workers)):
@@ -333,6 +401,7 @@ class RayExecutor:
         placeless = [w for w in self._workers.values() if not w.node and now - w.asked_at > _PLACE_PATIENCE_S]
         for worker in placeless[: max(0, len(self._workers) - wanted)]:
             self._drop(worker)
+        return lost
 
 
 def _num_rollouts(orders: Sequence[UnitOrder]) -> int:

@@ -57,15 +57,19 @@ class ClusterFacts:
         ray_version: Its Ray's.
         python_version: Its head's, in full.
         num_gpus: Of all nodes that are alive.
-        num_cpus: Likewise.
         is_open: Whether it answers whoever comes, without a token.
+        cores: Of the node that has most of them.
+        memory_bytes: Of the node that has most of it; None when no node has told yet.
+        gpu_bytes: Of the largest GPU, likewise.
     """
 
     ray_version: str
     python_version: str
     num_gpus: int
-    num_cpus: int
     is_open: bool
+    cores: int = 0
+    memory_bytes: int | None = None
+    gpu_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +130,24 @@ class Cluster:
             ray_version=str(metadata["rayVersion"]),
             python_version=str(metadata["pythonVersion"]),
             num_gpus=int(sum(total.get("GPU", 0) for total in totals)),
-            num_cpus=int(sum(total.get("CPU", 0) for total in totals)),
             is_open=_answers_anybody(self.address),
+            cores=int(max((total.get("CPU", 0) for total in totals), default=0)),
+            **self._sizes(),
         )
+
+    def _sizes(self) -> dict[str, int | None]:
+        """Ask what memory the nodes have, as their own agents have seen it."""
+        seen = self._get("/nodes?view=summary")["data"]["summary"]
+        alive = [node for node in seen if node.get("raylet", {}).get("state") == "ALIVE"]
+        # A head that only steers is none of the nodes that a model must fit.
+        workers = [node for node in alive if node["raylet"].get("resourcesTotal", {}).get("CPU")]
+        memory = [int(node["mem"][0]) for node in workers if node.get("mem")]
+        gpus = [gpu for node in workers for gpu in node.get("gpus") or ()]
+        mebibytes = [gpu.get("memoryTotal") or gpu.get("memory_total") or 0 for gpu in gpus]
+        return {
+            "memory_bytes": max(memory, default=None),
+            "gpu_bytes": max((int(size) * 2**20 for size in mebibytes), default=0) or None,
+        }
 
     def submit(
         self,

@@ -6,7 +6,9 @@ are worked: their units join the running batch as room comes, and what is finish
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from ..jobs.ledger import Failure
 from ..jobs.spec import GenerationSpec, ModelSpec
 from ..jobs.units import UnitOrder
 from ..storage.blocks import write_block
-from ..storage.location import open_location
+from ..storage.location import Location, open_location
 from ..storage.records import Manifest
 from ..workers.chat_spans import load_renderer
 from ..workers.engine import Engine, EngineSettings
@@ -31,6 +33,8 @@ from .patience import patiently
 
 _BLOCKS_WAITING = 2
 """Finished blocks that may wait to be written; then generation waits for the store, and memory does not grow."""
+
+_LANDMARK_PAUSES_S = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class WorkerSettings:
         reads_given: Whether the orders bring their texts.
         generation: The server that generates; None where nothing does, or the engine itself.
         served_model: What that server calls the model.
+        landmark: Path of an object that the driver has written; a machine that does not see it looks at another store.
     """
 
     engine: EngineSettings
@@ -60,6 +65,7 @@ class WorkerSettings:
     reads_given: bool = False
     generation: GenerationSpec | None = None
     served_model: str = ""
+    landmark: str = ""
 
 
 def load_engine(settings: WorkerSettings) -> Engine:
@@ -104,6 +110,32 @@ def load_engine(settings: WorkerSettings) -> Engine:
     )
 
 
+def require_same_store(location: Location, landmark: str) -> None:
+    """Make sure that this machine sees what the driver wrote, before a model is loaded for nothing.
+
+    Args:
+        location: The run's store, as seen from here.
+        landmark: Path of an object that the driver has written; empty: nothing is looked for.
+
+    Raises:
+        InputError: It is not there: a directory that the machines do not share, or another endpoint.
+        TransientError: The store failed.
+    """
+    for pause_s in (*_LANDMARK_PAUSES_S, None):
+        if not landmark or patiently(lambda: location.size(landmark)) is not None:
+            return
+        if pause_s is not None:
+            # A shared file system may show a new file a little late.
+            time.sleep(pause_s)
+    raise InputError(
+        f"{socket.gethostname()} does not see the run at {location.url}: {landmark}, which the driver wrote, is not "
+        "there.",
+        code="other_store",
+        field="store.url",
+        mend="Use s3://, or a directory that every machine shares under the same path.",
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Asked:
     order: UnitOrder
@@ -138,10 +170,12 @@ class UnitTask:
         """Load the model now.
 
         Raises:
-            InputError: It cannot be loaded.
+            InputError: It cannot be loaded, or this machine looks at another store than the driver.
+            TransientError: The store failed.
         """
         with self._loading:
             if self._engine is None:
+                require_same_store(self._location, self._settings.landmark)
                 self._engine = self._load(self._settings)
 
     def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:

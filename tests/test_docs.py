@@ -33,6 +33,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 def commands() -> list[str]:
     lines = [line.split(" #")[0].strip() for _, text in blocks("sh") for line in text.splitlines()]
+    # What a shell variable is to hold is a command too.
+    lines = [re.sub(r"^\w+=\$\((.*?)\).*", r"\1", line) for line in lines]
     return sorted({line for line in lines if line.startswith("persona-atlas ")})
 
 

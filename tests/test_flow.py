@@ -166,13 +166,19 @@ def test_the_whole_pipeline_on_a_real_model_and_both_stores(
     assert open_run(store_url).location.read("report.html") is not None
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path, tiny_model_directory: Path) -> None:
+def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_so_that_the_same_command_resumes(
+    tmp_path: Path, tiny_model_directory: Path
+) -> None:
     store = str(tmp_path / "run")
     spec = long_spec(tmp_path / "job.yaml", tiny_model_directory, store)
     process = started(spec)
-    wait_for(lambda: len(commits(store)) >= 3)
+    wait_for(lambda: len(commits(store)) >= 1)
     family = family_of(process)
-    os.kill(process.pid, signal.SIGINT)
+    try:
+        refused = atlas("run", spec, "--json", status=2)
+        assert json.loads(refused.stderr.splitlines()[-1])["code"] == "run_has_driver"
+    finally:
+        os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "same command resumes" in stderr
@@ -231,18 +237,14 @@ def test_a_unit_that_fails_is_tried_three_times_then_reported_and_the_others_go_
     store = str(tmp_path / "run")
     chosen = {"catalog": str(personas), "roles": {"names": ["*"]}}
     spec = write_spec(tmp_path / "job.yaml", model, store, personas=chosen)
-    done = atlas("run", spec, "--json", status=1)
-    outcome = json.loads(done.stdout)
-    (failure,) = outcome["failures"]
-    assert failure["unit_id"] == "role.endless.pos.p0.b0"
-    assert failure["attempts"] == 3
-    assert "exceed the model's context of 700" in failure["error"]
-    assert outcome["state"] == "FAILED"
-    assert commits(store) == ["default.assistant_default.pos.p0.b0", "role.loud.pos.p0.b0", "role.quiet.pos.p0.b0"]
+    # As people see it; what a program is told of a failure is among the tests of given texts.
     told = atlas("run", spec, status=1)
+    assert commits(store) == ["default.assistant_default.pos.p0.b0", "role.loud.pos.p0.b0", "role.quiet.pos.p0.b0"]
     assert "Units that failed" in told.stdout
-    assert "2 of 4" not in told.stdout
     assert "3 of 4 committed" in told.stdout
+    assert told.stderr.count("Unit role.endless.pos.p0.b0 failed") == 3
+    assert "(attempt 3) and is given up" in told.stderr
+    assert "exceed the model's context of 700" in told.stderr
 
 
 def test_two_replicas_share_the_work_and_give_the_numbers_of_one(tmp_path: Path, tiny_model_directory: Path) -> None:
@@ -256,16 +258,3 @@ def test_two_replicas_share_the_work_and_give_the_numbers_of_one(tmp_path: Path,
     np.testing.assert_allclose(
         one.activations(layer="all").values, two.activations(layer="all").values, rtol=2e-3, atol=2e-3
     )
-
-
-def test_a_second_driver_is_refused_while_the_first_works(tmp_path: Path, tiny_model_directory: Path) -> None:
-    store = str(tmp_path / "run")
-    spec = long_spec(tmp_path / "job.yaml", tiny_model_directory, store)
-    process = started(spec)
-    try:
-        wait_for(lambda: len(commits(store)) >= 1)
-        refused = atlas("run", spec, "--json", status=2)
-        assert json.loads(refused.stderr.splitlines()[-1])["code"] == "run_has_driver"
-    finally:
-        os.kill(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)

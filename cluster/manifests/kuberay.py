@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import yaml
@@ -20,7 +21,6 @@ from .request import ClusterRequest
 from .sizes import OBJECT_STORE_BYTES
 
 API_VERSION = "ray.io/v1"
-ENTRYPOINT = f"persona-atlas run {SPEC_FOLDER}/{SPEC_FILE} --address auto"
 
 _DASHBOARD_PORT = 8265
 _IDLE_S = 600
@@ -40,7 +40,7 @@ def raycluster(request: ClusterRequest) -> list[Manifest]:
 def rayjob(request: ClusterRequest) -> list[Manifest]:
     """Render a RayJob: a cluster for this one job, which ends with it."""
     spec = {
-        "entrypoint": ENTRYPOINT,
+        "entrypoint": entrypoint(request),
         "submissionMode": "K8sJobMode",
         "backoffLimit": _RETRIES,
         "shutdownAfterJobFinishes": True,
@@ -50,6 +50,12 @@ def rayjob(request: ClusterRequest) -> list[Manifest]:
     }
     job = {"apiVersion": API_VERSION, "kind": "RayJob", "metadata": _metadata(request, request.name), "spec": spec}
     return [_config_map(request), _network_policy(request), job]
+
+
+def entrypoint(request: ClusterRequest) -> str:
+    """Give the command that works the job, on the head."""
+    words = ["persona-atlas", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--address", "auto"]
+    return shlex.join([*words, *(word for text in request.demand for word in ("--set", text))])
 
 
 def _cluster_spec(request: ClusterRequest) -> Manifest:

@@ -87,7 +87,8 @@ def how_to_use(request: ClusterRequest, overrides: Sequence[str]) -> str:
         overrides: What was set over the spec's file, which is carried as it is.
     """
     file = f"{request.name}.yaml"
-    job = shlex.join(["run", SPEC_PATH, "--address", "auto", *(word for text in overrides for word in ("--set", text))])
+    settings = (word for text in (*overrides, *request.demand) for word in ("--set", text))
+    job = shlex.join(["run", SPEC_PATH, "--address", "auto", *settings])
     lines = [
         "ray get-auth-token --generate        # once: the token that this file carries to every machine",
         f"RAY_AUTH_MODE=token ray up {file}",

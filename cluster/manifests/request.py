@@ -135,6 +135,19 @@ class ClusterRequest:
         """Whether Ray's autoscaler has anything to decide."""
         return self.gpus_min != self.gpus_max
 
+    @property
+    def demand(self) -> tuple[str, ...]:
+        """What the job's command sets, so that the autoscaler hears of replicas that have no machine yet.
+
+        Left to itself a job asks for as many as there are, of the kind that is there, and none would be brought.
+        """
+        asked = self.spec.placement
+        if not self.scales:
+            return ()
+        replicas = () if asked.replicas else (f"placement.replicas={self.replicas_max}",)
+        on_gpu = asked.device == "auto" and self.gpus_per_replica
+        return (*replicas, "placement.device=cuda") if on_gpu else replicas
+
 
 def pair(text: str, option: str) -> tuple[str, str | None]:
     """Read ``KEY`` or ``KEY=VALUE``.

@@ -1,7 +1,7 @@
 """Jobs on a cluster of three nodes through its dashboard, as a user submits them, and with a fault each.
 
-Every command is a process that shares nothing with the cluster but its address and its token. The nodes do not have
-this package: it is sent to them. After each fault: every unit once, ``verify`` clean, no process of ours left.
+Every command is a process that shares nothing with the cluster but its address and its token. The package is sent to
+the nodes, but where a test says otherwise. After each fault: every unit once, ``verify`` clean, nobody of ours left.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def test_a_job_from_submission_to_report_with_no_secret_anywhere(cluster: RayClu
     # The truth from the store, with no cluster to ask.
     assert laptop.json("status", store, RAY_API_SERVER_ADDRESS="http://127.0.0.1:1")["state"] == "SUCCEEDED"
     assert laptop.refused("cancel", job_id)["code"] == "job_over"
-    again = laptop.submit(spec)
+    # By its store alone, and with the package that the nodes have.
+    again = laptop.json("resume", store, "--code", "installed")["job_id"]
     assert laptop.succeed(again)["units_done"] == 3
     assert "0 of 3" not in laptop.run("logs", again).stdout
     assert len(list((store / "drivers").iterdir())) == 1, "a run that is whole needs no driver"
@@ -236,6 +237,9 @@ def test_bad_input_is_named(cluster: RayCluster, laptop: Laptop, tmp_path: Path)
     assert laptop.refused("submit", spec, "--address", nowhere)["code"] == "no_cluster"
     no_gpu = laptop.refused("submit", spec, "--set", "placement.device=cuda")
     assert (no_gpu["code"], no_gpu["field"]) == ("no_gpu", "placement.device")
+    for setting, field in (("threads=2", "placement.threads"), (f"batch_tokens={10**11}", "model.source")):
+        too_large = laptop.refused("submit", spec, "--set", f"placement.{setting}")
+        assert (too_large["code"], too_large["field"]) == ("does_not_fit", field)
     assert laptop.refused("status", "no-such-job")["code"] == "no_job"
     assert laptop.refused("cancel", "no-such-job")["code"] == "no_job"
     wrong = tmp_path / "token"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from persona_atlas.cluster import patience
+from persona_atlas.cluster import patience, unit_task
 from persona_atlas.cluster.drive import drive
 from persona_atlas.cluster.executor import LocalExecutor
 from persona_atlas.cluster.progress import Progress
@@ -255,6 +255,25 @@ def test_a_unit_whose_objects_the_driver_does_not_see_is_made_again(tmp_path: Pa
     assert len(removed) == 1
     assert driven.times_worked == dict.fromkeys(driven.plan.by_id, 1) | {"role.poet.pos.p0.b0": 2}
     assert_stored_numbers_are_right(driven.run, driven.plan.num_rollouts)
+
+
+def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(unit_task, "_LANDMARK_PAUSES_S", (0.0,))
+    spec = small_spec()
+    unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, (0,), spec.sampling, spec.capture)
+    settings = WorkerSettings(unused, 0, str(tmp_path / "mine"), None, 3, 10, landmark="drivers/000001.json")
+    loaded: list[str] = []
+    task = UnitTask(settings, "far", load=lambda settings: loaded.append(settings.store_url) or FakeEngine())
+    with pytest.raises(InputError) as caught:
+        task.prepare()
+    assert (caught.value.code, caught.value.field) == ("other_store", "store.url")
+    assert str(tmp_path / "mine") in caught.value.message
+    assert loaded == []
+    with acquire(open_location(settings.store_url), 1):
+        task.prepare()
+    assert loaded == [settings.store_url]
 
 
 @pytest.mark.parametrize(

@@ -215,13 +215,16 @@ def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, stor
         spec = served_spec(tmp_path / "job.yaml", tiny_model_directory, store_url, server.url)
         first = atlas("run", spec, "--set", "generation.concurrency=4", status=1)
         assert first["state"] == "FAILED"
-        assert [failure["unit_id"] for failure in first["failures"]] == ["role.poet.pos.p0.b0"]
+        (failure,) = first["failures"]
+        assert (failure["unit_id"], failure["attempts"]) == ("role.poet.pos.p0.b0", 3)
+        assert "poisoned" in failure["error"]
+        assert "Traceback" in failure["detail"]
         asked = len(server.bodies)
         server.poison = ""
         second = atlas("run", spec)
         assert second["state"] == "SUCCEEDED"
         assert second["units_worked"] == 1
-        assert len(server.bodies) - asked == 3, "two questions, and one to look whether it is there"
+        assert len(server.bodies) - asked == 4, "two questions; driver and worker look whether it is there"
         run = open_run(store_url)
         rollouts = run.rollouts()
         assert set(rollouts["response"].to_pylist()) == {"Arr!"}
@@ -231,6 +234,7 @@ def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, stor
         with pytest.raises(InputError, match=r"generation\.model"):
             here("run", spec, "--set", "generation.model=huge")
         unknown = served_spec(tmp_path / "x.yaml", tiny_model_directory, str(tmp_path / "x"), server.url, model="huge")
-        refused = atlas("run", unknown, status=2)
-        assert (refused["field"], refused["code"]) == ("generation.model", "endpoint_refused")
+        with pytest.raises(InputError) as refused:
+            here("run", unknown)
+        assert (refused.value.field, refused.value.code) == ("generation.model", "endpoint_refused")
         assert not (tmp_path / "x" / "run.json").exists()

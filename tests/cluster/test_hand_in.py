@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from persona_atlas import __version__
 from persona_atlas.cluster.follow import refuse_other_versions
-from persona_atlas.cluster.hand_in import HowToRun, hand_in, refuse_cluster, resolved
+from persona_atlas.cluster.hand_in import HowToRun, hand_in, refuse_cluster, refuse_what_fits_no_node, resolved
 from persona_atlas.cluster.order import JobOrder
 from persona_atlas.cluster.progress import Progress
 from persona_atlas.cluster.shipping import stage_code, stage_order
@@ -28,7 +29,7 @@ PYTHON = ".".join(platform.python_version_tuple()[:2])
 
 
 def facts(python: str = platform.python_version(), gpus: int = 0) -> ClusterFacts:
-    return ClusterFacts("2.60.0", python, gpus, 8, is_open=False)
+    return ClusterFacts("2.60.0", python, gpus, is_open=False, cores=8, memory_bytes=16 * 10**9, gpu_bytes=80 * 10**9)
 
 
 def order(**changes: str) -> JobOrder:
@@ -82,6 +83,14 @@ def test_another_python_is_refused_and_both_are_named():
     refuse_cluster(facts("3.9.18"), small_spec(), HowToRun(image="ours"))
 
 
+def test_a_cluster_with_a_ray_that_is_too_old_is_refused_and_both_are_named():
+    with pytest.raises(InputError) as caught:
+        refuse_cluster(replace(facts(), ray_version="2.9.3"), small_spec(), HowToRun())
+    assert caught.value.code == "other_ray"
+    assert "2.50" in caught.value.message
+    assert "2.9.3" in caught.value.message
+
+
 def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
     spec = small_spec(placement={"device": "cuda", "replicas": 2})
     with pytest.raises(InputError) as caught:
@@ -89,6 +98,31 @@ def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
     assert (caught.value.code, caught.value.field) == ("no_gpu", "placement.device")
     refuse_cluster(facts(gpus=1), spec, HowToRun())
     refuse_cluster(facts(), spec, HowToRun(may_scale_up=True))
+
+
+@pytest.mark.parametrize(
+    ("placement", "gpus", "needed_gb", "field", "told"),
+    [
+        ({"threads": 9}, 0, 1, "placement.threads", ("9 cores", "8")),
+        ({}, 0, 17, "model.source", ("17.0 GB", "node", "16.0 GB")),
+        ({}, 2, 81, "model.source", ("81.0 GB", "GPU", "80.0 GB")),
+        ({"device": "cpu"}, 2, 17, "model.source", ("17.0 GB", "node", "16.0 GB")),
+    ],
+)
+def test_a_job_that_fits_no_node_is_refused_with_what_it_needs_and_what_there_is(
+    placement: dict[str, Any], gpus: int, needed_gb: int, field: str, told: tuple[str, ...]
+):
+    with pytest.raises(InputError) as caught:
+        refuse_what_fits_no_node(facts(gpus=gpus), small_spec(placement=placement), needed_gb * 10**9)
+    assert (caught.value.code, caught.value.field) == ("does_not_fit", field)
+    assert all(word in caught.value.message for word in told)
+
+
+def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
+    refuse_what_fits_no_node(facts(), small_spec(placement={"threads": 8}), 16 * 10**9)
+    refuse_what_fits_no_node(facts(gpus=1), small_spec(), 80 * 10**9)
+    untold = ClusterFacts("2.60.0", "3.11.4", 0, is_open=False, cores=1)
+    refuse_what_fits_no_node(untold, small_spec(), 10**15)
 
 
 @pytest.mark.parametrize(

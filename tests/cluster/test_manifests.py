@@ -13,7 +13,6 @@ import jsonschema
 import persona_atlas
 import pytest
 import yaml
-from persona_atlas.cluster.manifests.kuberay import ENTRYPOINT
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.spec import load_spec
 
@@ -217,11 +216,28 @@ def test_the_job_that_is_carried_is_the_job(example: Path, tmp_path: Path):
     assert f"{mount['mountPath']}/job.yaml" in found[-1]["spec"]["entrypoint"]
 
 
-def test_the_entrypoint_is_a_command_of_ours():
-    assert documents("rayjob")[-1]["spec"]["entrypoint"] == ENTRYPOINT
-    assert parse_own_command(ENTRYPOINT)["address"] == "auto"
+@pytest.mark.parametrize(
+    ("example", "options", "settings"),
+    [
+        (LLAMA, (), ()),
+        (LLAMA, ("--gpus-min", "0", "--gpus-max", "64"), ("placement.replicas=16",)),
+        (LLAMA, ("--gpus-min", "0", "--gpus-max", "64", "--set", "placement.replicas=8"), ()),
+        (ROOT / "examples" / "demo.yaml", ("--gpus-max", "3"), ()),
+        (
+            ROOT / "examples" / "demo.yaml",
+            ("--gpus-min", "1", "--gpus-max", "3"),
+            ("placement.replicas=3", "placement.device=cuda"),
+        ),
+    ],
+)
+def test_the_entrypoint_is_a_command_of_ours_and_asks_for_what_an_autoscaler_is_to_bring(
+    example: Path, options: tuple[str, ...], settings: tuple[str, ...]
+):
+    command = documents("rayjob", example, *options)[-1]["spec"]["entrypoint"]
+    found = parse_own_command(command)
+    assert (found["address"], found["overrides"]) == ("auto", settings)
     # The operator puts it into a shell's line as it is.
-    assert shlex.join(shlex.split(ENTRYPOINT)) == ENTRYPOINT
+    assert shlex.join(shlex.split(command)) == command
 
 
 @on_kubernetes

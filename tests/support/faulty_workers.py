@@ -1,0 +1,111 @@
+"""Workers of a real Ray that have no model and go wrong on one node, or over one unit, as they are told.
+
+Each time one does, it leaves a note in a folder; those without the fault wait for given numbers of notes, so that no
+test hangs on who is quicker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from persona_atlas.cluster.ray_executor import UnitActor
+from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
+from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.workers.engine import CapturedRollout
+
+from fakes import FakeEngine
+
+_PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong.
+
+    Attributes:
+        folder: Where notes lie; there is one such folder for a test.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``fails``, ``hangs`` or ``nothing``.
+        node: Id of the node where it does; empty: on every one.
+        persona: Over whose units alone; empty: over all.
+        pace: The others work their n-th unit when there are n times so many notes, or ``enough``.
+        enough: See ``pace``.
+    """
+
+    folder: Path
+    what: str
+    node: str = ""
+    persona: str = ""
+    pace: int = 0
+    enough: int = 0
+
+    def notes(self) -> list[str]:
+        """Who has gone wrong, once for each time."""
+        return [path.name.split("@")[0] for path in sorted(self.folder.iterdir())]
+
+    def note(self, name: str) -> None:
+        """Leave a note."""
+        (self.folder / f"{name}@{time.time_ns()}").touch()
+
+    def actor_class(self) -> type[UnitActor]:
+        """Make the class of the workers."""
+        fault = self
+
+        class Faulty(UnitActor):
+            def __init__(self, settings: WorkerSettings, name: str) -> None:
+                import ray
+
+                is_here = fault.node in ("", ray.get_runtime_context().get_node_id())
+                if is_here and fault.what == "cannot_begin":
+                    fault.note(name)
+                    raise ImportError("there is no module of that name")
+                if is_here and fault.what == "other_disk":
+                    settings = replace(settings, store_url=str(fault.folder / "elsewhere"))
+                self._task = UnitTask(settings, name, load=lambda _: _FaultyEngine(fault, name, is_here))
+
+        return Faulty
+
+
+@dataclass
+class _FaultyEngine(FakeEngine):
+    fault: Any = None
+    name: str = ""
+    is_here: bool = False
+    worked: int = field(default=0)
+
+    def __init__(self, fault: Fault, name: str, is_here: bool) -> None:
+        super().__init__()
+        self.fault, self.name, self.is_here, self.worked = fault, name, is_here, 0
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        requests = list(iter(next_request, None))
+        if not requests:
+            return
+        personas = {request.address.persona for request in requests}
+        if self.is_here and self.fault.persona in {"", *personas}:
+            self._go_wrong()
+        self._keep_pace()
+        rest = iter(requests)
+        yield from super().generate(lambda: next(rest, None))
+
+    def _go_wrong(self) -> None:
+        self.fault.note(self.name)
+        if self.fault.what == "dies":
+            os._exit(1)
+        if self.fault.what == "hangs":
+            time.sleep(3600)
+        if self.fault.what == "fails":
+            # As quick as a broken device answers, and slow enough for another to work meanwhile.
+            time.sleep(0.2)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def _keep_pace(self) -> None:
+        self.worked += 1
+        wanted = min(self.worked * self.fault.pace, self.fault.enough)
+        deadline = time.monotonic() + _PATIENCE_S
+        while len(self.fault.notes()) < wanted and time.monotonic() < deadline:
+            time.sleep(0.02)
