@@ -27,7 +27,7 @@ from persona_atlas.storage.blocks import write_block
 from persona_atlas.storage.commits import commit_unit, now_iso, read_commits
 from persona_atlas.storage.dead import DeadObject, find_dead, remove_dead
 from persona_atlas.storage.index_keeper import IndexKeeper, refresh_index
-from persona_atlas.storage.lease import LEASE_SECONDS, HeldLease, acquire
+from persona_atlas.storage.lease import LEASE_SECONDS, HeldLease, acquire, newest_lease
 from persona_atlas.storage.location import Location, open_location
 from persona_atlas.storage.query import Run, open_run
 from persona_atlas.storage.records import CommitRecord, Manifest
@@ -93,6 +93,7 @@ class DriverOf:
         self.row_blocks: Iterator[int] = iter(held.row_blocks)
         self.expires_at = CLOCK.now + LEASE_SECONDS
         self.is_over = False
+        self.is_lost = False
 
     def __repr__(self) -> str:
         return f"<driver {self.held.generation}>"
@@ -182,11 +183,14 @@ class StoreMachine(RuleBasedStateMachine):
         attempt = data.draw(st.sampled_from([a for a in self.attempts if not a.driver.is_over]))
         driver = attempt.driver
         location = cast(Location, driver.location)
-        if not driver.holds_the_run:
+        if not driver.holds_the_run and not self._may_renew(driver):
+            driver.is_lost = True
             with pytest.raises(StoreError) as lost:
                 commit_unit(location, driver.held, attempt.manifest)
             assert lost.value.code == "lease_lost"
             return
+        # One that ran out is renewed with the commit when nobody has taken the run.
+        driver.expires_at = max(driver.expires_at, CLOCK.now + LEASE_SECONDS * (not driver.holds_the_run))
         if any(self.location.size(path) is None for path in attempt.objects):
             # Another attempt counts, and gc has deleted this one.
             with pytest.raises(UnitError) as gone:
@@ -197,6 +201,12 @@ class StoreMachine(RuleBasedStateMachine):
         record = commit_unit(location, driver.held, attempt.manifest)
         assert record.manifest.row_block == self.committed.setdefault(attempt.unit_id, attempt.row_block)
         driver.keeper.add(record)
+
+    def _may_renew(self, driver: DriverOf) -> bool:
+        newest = newest_lease(self.location)
+        if driver.is_lost or newest is None or newest.generation != driver.held.generation:
+            return False
+        return range(newest.first_row_block, newest.end_row_block) == driver.held.row_blocks
 
     @precondition(lambda self: any(not attempt.driver.holds_the_run for attempt in self.attempts))
     @rule(data=st.data())
