@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import Question
-from persona_atlas.jobs.plan import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, Plan, make_plan
+from persona_atlas.jobs.plan import Plan, make_plan
+from persona_atlas.jobs.unit_size import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE
 from persona_atlas.jobs.units import RolloutAddress
 
 from fakes import FACTS, small_plan, small_spec
