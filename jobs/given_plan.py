@@ -123,7 +123,7 @@ def make_given_plan(spec: JobSpec, conversations: Sequence[Conversation], facts:
     plan = GivenPlan(spec, nobody, facts, layers, token_layers, tuple(units), widest, 0, tuple(conversations))
     if not token_layers:
         return plan
-    # No text has more tokens than bytes. Room that a unit leaves empty takes no space.
+    # Room that a unit leaves empty takes no space.
     most = max(sum(_most_tokens(given, facts) for given in plan.conversations_of(unit)) for unit in units)
     return replace(plan, tokens_per_block=whole_chunks(most))
 
@@ -178,5 +178,6 @@ def _about_tokens(given: Conversation, facts: ModelFacts) -> int:
 
 
 def _most_tokens(given: Conversation, facts: ModelFacts) -> int:
-    said = sum(len(message.content.encode()) for message in given.messages if message.role == "assistant")
+    """No text has more tokens than bytes; at each end of a response a token of the template's may count to it."""
+    said = sum(len(message.content.encode()) + 2 for message in given.messages if message.role == "assistant")
     return min(said, facts.max_context)
