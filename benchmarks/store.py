@@ -24,6 +24,7 @@ import numpy.typing as npt
 from numcodecs import Blosc
 from persona_atlas.jobs.block import UnitBlock
 from persona_atlas.jobs.catalog import load_catalog
+from persona_atlas.jobs.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.spec import CaptureSpec, JobSpec
 from persona_atlas.jobs.units import UnitOrder
@@ -163,7 +164,7 @@ def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> TransformersEngine:
         dtype="float32",
         device="cpu",
         threads=2,
-        batch_tokens=6144,
+        batch_tokens=DEFAULT_BATCH_TOKENS,
         layers=plan.layers,
         sampling=plan.spec.sampling,
         capture=CaptureSpec.model_validate({"poolings": list(poolings)}),

@@ -214,7 +214,7 @@ class PlacementSpec(_Part):
         tensor_parallel: GPUs of one replica, each holding a slice of every matrix. Can be planned, priced and rendered;
             ``run`` and ``submit`` take 1 alone so far.
         device: ``auto`` takes GPUs when the cluster has them.
-        batch_tokens: Tokens, prompts and responses together, that one batch may hold; null is 6144, a CPU's measure:
+        batch_tokens: Tokens, prompts and responses together, that one batch may hold; null is 12288, a CPU's measure:
             raise it on a GPU.
         threads: CPU threads per replica; null divides the machine's cores among the replicas.
     """

@@ -27,8 +27,11 @@ ATTENTION = "persona_atlas_packed"
 """The name of this attention in transformers' registry."""
 
 _FEW_QUERIES = 16
-"""Queries a head up to which a processor is quicker with two plain products: torch's kernel guards against rows in
-which everything is masked, and there are none here."""
+"""Queries a head up to which a processor would spend more on turning the keys round than on multiplying them."""
+
+_FEW_SCORES_BYTES = 2 * 2**20
+"""Scores of a segment up to which a processor is quicker with two plain products than with torch's kernel, which guards
+against rows in which everything is masked (there are none here). Beyond, they leave its cache."""
 
 _running: ContextVar[PackedPass | None] = ContextVar("persona_atlas_pass", default=None)
 
@@ -80,7 +83,7 @@ class PackedPass:
         self._rows_A = torch.arange(self._num_decoded, device=device)
         self._positions_A = torch.tensor(list(decoded_positions), dtype=torch.long, device=device)
         self._num_keys = max(decoded_positions, default=-1) + 1
-        self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
         self._rules: list[_Rule] = []
 
     def run(self, model: Any, token_ids: Sequence[int], wanted: Sequence[int] | None) -> torch.Tensor:
@@ -135,18 +138,37 @@ class PackedPass:
             if segment.row is not None:
                 assert self._cache is not None
                 key_KTD, value_KTD = self._cache.extend(layer, segment.row, segment.start, key_KTD, value_KTD)
-            groups = query_HSD.shape[0] // key_KTD.shape[0]
-            plain = segment.start == 0 and (rule.reach is None or segment.length <= rule.reach)
-            output_1HSD = _attention(
-                query_HSD[None],
-                key_KTD.repeat_interleave(groups, dim=0)[None],
-                value_KTD.repeat_interleave(groups, dim=0)[None],
-                None if plain and softcap is None else self._segment_mask(rule, segment, query_HND.dtype),
-                scaling,
-                softcap,
-            )
-            outputs_NHD.append(output_1HSD[0].transpose(0, 1))
+            outputs_NHD.append(self._attend_segment(segment, query_HSD, key_KTD, value_KTD, rule, scaling, softcap))
         return outputs_NHD[0] if len(outputs_NHD) == 1 else torch.cat(outputs_NHD)
+
+    def _attend_segment(
+        self,
+        segment: Segment,
+        query_HSD: torch.Tensor,
+        key_KTD: torch.Tensor,
+        value_KTD: torch.Tensor,
+        rule: _Rule,
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        heads, length, groups = len(query_HSD), segment.length, len(query_HSD) // len(key_KTD)
+        scores_bytes = heads * length * key_KTD.shape[1] * query_HSD.element_size()
+        if query_HSD.device.type == "cpu" and scores_bytes <= _FEW_SCORES_BYTES:
+            # The queries that share a key head one after the other: nothing is repeated for them.
+            query_KQD = query_HSD.unflatten(0, (-1, groups)).flatten(1, 2)
+            mask_QT = self._segment_mask(rule, segment, query_HSD.dtype, groups)
+            output_KQD = _products(query_KQD, key_KTD, value_KTD, mask_QT, scaling, softcap)
+            return output_KQD.unflatten(1, (groups, length)).flatten(0, 1).transpose(0, 1)
+        plain = segment.start == 0 and (rule.reach is None or length <= rule.reach) and softcap is None
+        output_1HSD = _attention(
+            query_HSD[None],
+            key_KTD.repeat_interleave(groups, dim=0)[None],
+            value_KTD.repeat_interleave(groups, dim=0)[None],
+            None if plain else self._segment_mask(rule, segment, query_HSD.dtype, 1),
+            scaling,
+            softcap,
+        )
+        return output_1HSD[0].transpose(0, 1)
 
     def _attend_decoded(
         self,
@@ -165,7 +187,8 @@ class PackedPass:
         # the cache has to be repeated for them.
         query_AKGD = query_HAD.transpose(0, 1).unflatten(1, (heads, -1))
         mask_A11T = self._decoded_mask(rule, query_HAD.dtype)
-        output_AKGD = _attention(
+        attention = _products if query_AKGD.device.type == "cpu" else _attention
+        output_AKGD = attention(
             query_AKGD,
             key_RKTD[:rows, :, :num_keys],
             value_RKTD[:rows, :, :num_keys],
@@ -176,7 +199,7 @@ class PackedPass:
         return output_AKGD.flatten(1, 2)
 
     def _decoded_mask(self, rule: _Rule, dtype: torch.dtype) -> torch.Tensor:
-        key = (self._rules.index(rule), -1, 0)
+        key = (self._rules.index(rule), -1, 0, 1)
         if key not in self._masks:
             rows_A111, queries_A111 = self._rows_A[:, None, None, None], self._positions_A[:, None, None, None]
             keys_T = torch.arange(self._num_keys, device=self._device)
@@ -184,13 +207,14 @@ class PackedPass:
             self._masks[key] = _additive(allowed_A11T, dtype)
         return self._masks[key]
 
-    def _segment_mask(self, rule: _Rule, segment: Segment, dtype: torch.dtype) -> torch.Tensor:
-        key = (self._rules.index(rule), segment.start, segment.length)
+    def _segment_mask(self, rule: _Rule, segment: Segment, dtype: torch.dtype, times: int) -> torch.Tensor:
+        """Give the mask ``(times * S, T)``: the segment's own, so many times."""
+        key = (self._rules.index(rule), segment.start, segment.length, times)
         if key not in self._masks:
             keys_T = torch.arange(segment.start + segment.length, device=self._device)
             queries_11S1 = keys_T[segment.start :][None, None, :, None]
             zero = torch.zeros_like(queries_11S1)
-            self._masks[key] = _additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)
+            self._masks[key] = _additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0].repeat(times, 1)
         return self._masks[key]
 
     def rule_of(self, allows: Callable[..., torch.Tensor], reach: int | None) -> _Rule:
@@ -212,14 +236,29 @@ def _attention(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attention; no mask means plainly causal. Scores are capped the way Gemma 2 does it, before the mask."""
+    """Attention; no mask means plainly causal. Torch's kernel knows no softcap."""
+    if mask is not None and softcap is not None:
+        return _products(query, key, value, mask, scaling, softcap)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
+
+
+def _products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention as two plain products. Scores are capped the way Gemma 2 does it, before the mask."""
+    query = query * scaling
+    # Few queries by many keys: a processor that multiplies keys by queries need not turn the keys round first.
     few = query.shape[-2] <= _FEW_QUERIES and query.device.type == "cpu"
-    if mask is None or (softcap is None and not few):
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
-    scores = (query * scaling) @ key.transpose(-1, -2)
+    scores = (key @ query.mT).mT.contiguous() if few else query @ key.mT
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    return (scores + mask).softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    # Sums of a softmax are float32 inside, whatever goes in and comes out.
+    return (scores + mask).softmax(dim=-1) @ value
 
 
 class _KeptElsewhere(Cache):

@@ -26,7 +26,7 @@ from .streaming import LoadedModel
 
 _Arrays = dict[ArrayName, npt.NDArray[np.float32]]
 
-_PASS_TOKENS = 8192
+_PASS_TOKENS = 4096
 """Tokens of one pass at most, a single longer text aside: more make no pass quicker and take memory."""
 
 
