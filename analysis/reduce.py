@@ -6,7 +6,7 @@ Two passes over the committed activations, a group of layers at a time so that m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..jobs.errors import InputError, JobError
 from ..jobs.personas import DEFAULT_PERSONA
-from ..jobs.spec import digest_of
+from ..jobs.spec import TOKENS, CaptureSpec, digest_of
 from ..storage.query import Run
 from ..storage.reductions import Reduction, make_current, read_current_reduction, write_reduction
 from .axis import assistant_axis, cosine, project
@@ -33,22 +33,25 @@ Say = Callable[[str], None]
 
 
 def reduce_run(
-    run: Run, *, hook_point: str = "resid_post", pooling: str | None = None, say: Say | None = None
+    run: Run, *, hook_point: str | None = None, pooling: str | None = None, say: Say | None = None
 ) -> Reduction:
     """Reduce what is committed and make the result current; the same input is not reduced twice.
 
     Args:
         run: An open run; only units committed when it was opened count.
-        hook_point: Which hook point.
+        hook_point: Which hook point; ``resid_post`` or the first that was captured when None.
         pooling: Which pooling; ``response_mean`` or the first that was captured when None.
         say: Told how far it is.
 
     Raises:
-        InputError: Nothing is committed, or the pooling was not captured.
+        InputError: Nothing is committed, or the pooling was not captured or is ``tokens``.
         StoreError: A committed number is missing or damaged.
         JobError: The vectors of some layers are all the same.
     """
-    pooling = pooling or _preferred_pooling(run, hook_point)
+    capture = run.record.spec.capture
+    _refuse_tokens(capture, pooling)
+    hook_point = hook_point or _preferred("resid_post", capture.hook_points)
+    pooling = pooling or _preferred("response_mean", capture.pooled)
     if not run.committed:
         raise InputError(
             f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", mend="Run the job first."
@@ -89,9 +92,19 @@ def reduce_run(
     return reduction
 
 
-def _preferred_pooling(run: Run, hook_point: str) -> str:
-    captured = [pooling for hook, pooling in run.record.arrays if hook == hook_point]
-    return "response_mean" if "response_mean" in captured else captured[0]
+def _preferred(usual: str, captured: Sequence[str]) -> str:
+    return usual if usual in captured else captured[0]
+
+
+def _refuse_tokens(capture: CaptureSpec, pooling: str | None) -> None:
+    """A reduction takes one vector a rollout; every token of a few layers is for other questions."""
+    if pooling == TOKENS or not capture.pooled:
+        raise InputError(
+            f"a reduction takes one vector a rollout, and {TOKENS} are many.",
+            code="nothing_to_reduce",
+            field="pooling",
+            mend=f"Reduce {' or '.join(capture.pooled) or 'a run that captures response_mean'}.",
+        )
 
 
 def _groups(index: Any) -> list[Group]:

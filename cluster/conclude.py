@@ -52,7 +52,12 @@ def conclude(job: Job, progress: Progress, board: Board) -> Conclusion:
 
 
 def _says_something(store: Run) -> bool:
-    """Whether there is anything to reduce: given conversations are, when they are those of roles and the default."""
+    """Whether there is anything to reduce: given conversations are, when they are those of roles and the default.
+
+    Where every token is kept and nothing is pooled there is no vector a rollout to take means of.
+    """
+    if not store.record.spec.capture.pooled:
+        return False
     if not store.record.of_conversations:
         return True
     return {"role", "default"} <= set(store.index["kind"].unique().to_pylist())

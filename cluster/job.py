@@ -270,8 +270,9 @@ def _worker_settings(job: Job, placement: Placement, landmark: str) -> WorkerSet
             layers=job.plan.layers,
             sampling=spec.sampling,
             capture=spec.capture,
+            token_layers=job.plan.token_layers,
         ),
-        needed_bytes=job.estimate.replica_bytes,
+        needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
         store_url=job.location.url,
         endpoint_url=job.location.endpoint_url,
         rows_per_block=job.plan.rows_per_block,
@@ -281,6 +282,7 @@ def _worker_settings(job: Job, placement: Placement, landmark: str) -> WorkerSet
         generation=spec.generation,
         served_model=spec.served_model,
         landmark=landmark,
+        tokens_per_block=job.plan.tokens_per_block,
     )
 
 
@@ -314,4 +316,4 @@ def _refuse_what_cannot_fit(job: Job) -> None:
     """On this machine, before Ray is started: room for the replicas, and on the CPU memory for all of them."""
     placement = place(job.plan.spec.placement, local_resources())
     if placement.device == "cpu":
-        require_memory(job.estimate.replica_bytes, placement.replicas, "cpu")
+        require_memory(job.estimate.machine_bytes, placement.replicas, "cpu")

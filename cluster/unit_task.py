@@ -31,6 +31,9 @@ from ..workers.model_files import find_model
 from ..workers.run_units import failure_of, run_units
 from .patience import patiently
 
+_TOKENS_AHEAD = 2048
+"""Where every token is kept, a quarter of the tokens of given texts that are taken up at a time: one pass's worth."""
+
 _BLOCKS_WAITING = 2
 """Finished blocks that may wait to be written; then generation waits for the store, and memory does not grow."""
 
@@ -47,6 +50,7 @@ class WorkerSettings:
         store_url: Where blocks go.
         endpoint_url: Of an S3-compatible server.
         rows_per_block: Of the run.
+        tokens_per_block: Of the run; 0 when it keeps no tokens.
         mantissa_bits: Of the run.
         model: Which model, for a machine that does not have its files where the driver has them; None: all have.
         reads_given: Whether the orders bring their texts.
@@ -66,6 +70,7 @@ class WorkerSettings:
     generation: GenerationSpec | None = None
     served_model: str = ""
     landmark: str = ""
+    tokens_per_block: int = 0
 
 
 def load_engine(settings: WorkerSettings) -> Engine:
@@ -95,7 +100,9 @@ def load_engine(settings: WorkerSettings) -> Engine:
         return TransformersEngine(engine)
     conversations = load_renderer(engine.directory)
     if settings.generation is None:
-        return GivenEngine(TransformersEngine(engine), conversations, engine.batch_tokens)
+        # What it reads at a time it holds: of every token that is much, so then it sorts fewer texts by length.
+        ahead = min(engine.batch_tokens, _TOKENS_AHEAD) if engine.token_layers else engine.batch_tokens
+        return GivenEngine(TransformersEngine(engine), conversations, ahead)
     # Only where there is a server to ask is its client loaded.
     from ..workers.endpoint_engine import EndpointEngine, check_endpoint
 
@@ -248,6 +255,7 @@ class UnitTask:
             self._location,
             block,
             rows_per_block=self._settings.rows_per_block,
+            tokens_per_block=self._settings.tokens_per_block,
             mantissa_bits=self._settings.mantissa_bits,
             worker=self._name,
         )

@@ -1,11 +1,12 @@
 """What a worker makes of a unit: its rollouts and their pooled activations. Plain values and numpy arrays.
 
-Axes: B rollouts of the unit, L captured layers, D d_model.
+Axes: B rollouts of the unit, N content tokens of all of them, L captured layers, K those of which every token is kept,
+D d_model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -77,6 +78,8 @@ class UnitBlock:
         arrays_BLD: float32 per (hook point, pooling); NaN in the rows that have no vector, nowhere else.
         seconds: Time the model took for it.
         canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
+        tokens_NKD: float32 per (hook point, ``tokens``): every content token, one rollout's after another's in row
+            order; all of them finite.
     """
 
     order: UnitOrder
@@ -84,6 +87,7 @@ class UnitBlock:
     arrays_BLD: dict[ArrayName, npt.NDArray[np.float32]]
     seconds: float
     canary: Canary | None = None
+    tokens_NKD: dict[ArrayName, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .given_plan import GivenPlan
-from .plan import STORED_BYTES_PER_VALUE, Plan
+from .plan import Plan
 from .spec import PlacementSpec
+from .unit_size import STORED_BYTES_PER_VALUE
 
 TOKENS_PER_WORD = 1.35
 """English prose under the usual byte-pair vocabularies."""
@@ -18,6 +19,9 @@ BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 HEADROOM = 1.2
 """What a device needs over weights, cache and captured sums: activations, the allocator's waste."""
+
+UNITS_HELD = 4
+"""Units whose rollouts have ended, in part or all, and that are not written yet."""
 
 DEFAULT_BATCH_TOKENS = 12_288
 """Tokens of one batch where the spec does not say: about 90 short rollouts, where decoding on a CPU levels off."""
@@ -31,13 +35,16 @@ class Estimate:
         prompt_tokens: Read, about.
         response_tokens: Written, at most; of given texts those that are read, about.
         canary_tokens: Read once more, at most: one rollout of every unit is recomputed the plain way.
-        stored_bytes: Activations in the store, about; texts come to a few per cent of it.
+        stored_bytes: Activations in the store, about, those of every token included; texts come to a few per cent.
+        stored_token_bytes: Of that, every token of the layers of which they are kept, responses at their longest.
         objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
         weight_bytes: Of one replica, all its devices together.
         cache_bytes: KV cache of one batch, likewise; a pass over given texts needs none.
         rows_per_batch: Rollouts that one batch holds, about.
         row_tokens: Prompt and response of the longest rollout.
         capture_bytes: Pooled sums of one batch, float32.
+        held_token_bytes: Of the machine's memory and not the device's: every kept token of the rollouts under way and
+            of the units that are put together or wait to be written, float32.
         tensor_parallel: Devices of one replica.
     """
 
@@ -45,12 +52,14 @@ class Estimate:
     response_tokens: int
     canary_tokens: int
     stored_bytes: int
+    stored_token_bytes: int
     objects: int
     weight_bytes: int
     cache_bytes: int
     rows_per_batch: int
     row_tokens: int
     capture_bytes: int
+    held_token_bytes: int
     tensor_parallel: int = 1
 
     @property
@@ -68,27 +77,39 @@ class Estimate:
         """Memory that one replica needs, all its devices together."""
         return self.tensor_parallel * self.device_bytes
 
+    @property
+    def machine_bytes(self) -> int:
+        """Memory that one replica needs where the machine's memory is its device."""
+        return self.replica_bytes + self.held_token_bytes
+
 
 def estimate(plan: Plan) -> Estimate:
     """Estimate what a plan takes."""
     spec, facts = plan.spec, plan.facts
     texts = _of_given(plan) if isinstance(plan, GivenPlan) else _of_personas(plan)
     rollouts = plan.num_rollouts
-    arrays = len(spec.capture.hook_points) * len(spec.capture.poolings)
+    hook_points = len(spec.capture.hook_points)
+    arrays = hook_points * len(spec.capture.poolings)
+    vector_values = hook_points * len(spec.capture.pooled) * len(plan.layers) * facts.d_model
+    token_values = hook_points * len(plan.token_layers) * facts.d_model
+    token_bytes = texts.response_tokens * token_values * STORED_BYTES_PER_VALUE
     width = parameter_bytes(plan)
     budget = batch_tokens(spec.placement)
     rows = max(1, budget // max(1, texts.row_tokens))
+    held = rows + UNITS_HELD * plan.rows_per_block
     return Estimate(
         prompt_tokens=texts.prompt_tokens,
         response_tokens=texts.response_tokens,
         canary_tokens=len(plan.units) * texts.row_tokens,
-        stored_bytes=rollouts * arrays * len(plan.layers) * facts.d_model * STORED_BYTES_PER_VALUE,
+        stored_bytes=rollouts * vector_values * STORED_BYTES_PER_VALUE + token_bytes,
+        stored_token_bytes=token_bytes,
         objects=len(plan.units) * (arrays + 2),
         weight_bytes=facts.num_parameters * width,
         cache_bytes=0 if isinstance(plan, GivenPlan) else budget * facts.kv_values_per_token * width,
         rows_per_batch=rows,
         row_tokens=texts.row_tokens,
-        capture_bytes=rows * arrays * len(plan.layers) * facts.d_model * 4,
+        capture_bytes=rows * vector_values * 4,
+        held_token_bytes=int(held * texts.response_tokens / max(1, rollouts)) * token_values * 4,
         tensor_parallel=spec.placement.tensor_parallel,
     )
 

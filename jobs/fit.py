@@ -65,7 +65,7 @@ def largest_batch(plan: Plan, figures: Estimate, device: Device, tensor_parallel
     room = device.memory_bytes / HEADROOM - figures.weight_bytes / tensor_parallel
     cache_per_token = figures.cache_bytes / batch_tokens(plan.spec.placement) / tensor_parallel
     per_row = figures.row_tokens * cache_per_token + figures.capture_bytes / figures.rows_per_batch
-    rows = int(room // per_row)
+    rows = int(room // per_row) if per_row else 0
     return rows * figures.row_tokens if rows > 0 and tensor_parallel <= device.per_node else None
 
 
@@ -91,7 +91,7 @@ def ways_to_fit(plan: Plan, figures: Estimate, name: str, device: Device) -> lis
         if batch is not None:
             ways.append(Way(name, batch_tokens=batch))
         room = device.memory_bytes / HEADROOM - (figures.weight_bytes + figures.cache_bytes) / size
-        layers = int(room // (figures.capture_bytes / len(plan.layers)))
+        layers = int(room // (figures.capture_bytes / len(plan.layers))) if figures.capture_bytes else 0
         if layers > 0:
             ways.append(Way(name, layers=layers))
         halved = replace(figures, weight_bytes=figures.weight_bytes // 2, cache_bytes=figures.cache_bytes // 2)

@@ -11,19 +11,23 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .catalog import Catalog
 from .errors import InputError
 from .given import Conversation
 from .personas import Persona
-from .plan import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, ModelFacts, Plan, captured_layers
+from .plan import ModelFacts, Plan, captured_layers
 from .spec import JobSpec, digest_of
+from .unit_size import RowSizes, whole_chunks
 from .units import ConversationUnit, RolloutAddress, RolloutRequest, WorkUnit
 
 ROWS_PER_UNIT = 256
 """What a unit holds where its size would allow for more: a stop loses that much at most."""
+
+BYTES_PER_TOKEN = 3
+"""Of UTF-8, for sizing where no tokenizer is at hand: English has four and more, code and Chinese about three."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,7 @@ class GivenPlan(Plan):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the identity of the spec, the model and every text that is read."""
-        head = digest_of([self.spec.identity(), self.facts.fingerprint, self.rows_per_block])
-        digest = hashlib.sha256(head.encode())
+        digest = hashlib.sha256(digest_of(self.identity()).encode())
         for unit in self.units:
             for given in self.conversations_of(unit):
                 said = [[message.role, message.content, message.extra] for message in given.messages]
@@ -88,25 +91,19 @@ def make_given_plan(spec: JobSpec, conversations: Sequence[Conversation], facts:
         facts: Of the model that reads them.
 
     Raises:
-        InputError: A layer that the model lacks, or a conversation of more turns than a unit can hold.
+        InputError: A layer that the model lacks, or a conversation of more turns or tokens than a unit can hold.
     """
-    layers = captured_layers(spec, facts)
-    most_rows = BLOCK_BYTES_LIMIT // (len(layers) * facts.d_model * STORED_BYTES_PER_VALUE)
+    layers, token_layers = captured_layers(spec, facts)
+    sizes = RowSizes.of(spec, facts.d_model, len(layers), len(token_layers))
     for given in conversations:
-        if given.num_turns > most_rows:
-            raise InputError(
-                f"has {given.num_turns} messages of the assistant; a unit of 64 MiB holds {most_rows} ({given.place}).",
-                code="too_many",
-                field="messages",
-                mend="Cut the conversation in two, or capture fewer layers.",
-            )
+        _refuse_too_long(given, sizes, facts)
     names: dict[str, tuple[str, str]] = {}
     units: list[WorkUnit] = []
     ordered = sorted(conversations, key=lambda given: _address(given, 0))
     groups = itertools.groupby(ordered, key=lambda g: (g.kind, g.persona, g.polarity, g.prompt_index))
     for (kind, persona, polarity, prompt), group in groups:
         name = _file_name(kind, persona, names)
-        for number, block in enumerate(_blocks(list(group), min(ROWS_PER_UNIT, most_rows))):
+        for number, block in enumerate(_blocks(list(group), sizes, facts)):
             units.append(
                 ConversationUnit(
                     unit_id=f"{kind}.{name}.{polarity}.p{prompt}.b{number}",
@@ -123,7 +120,12 @@ def make_given_plan(spec: JobSpec, conversations: Sequence[Conversation], facts:
             )
     widest = max(unit.num_rollouts for unit in units)
     nobody = Catalog("", {}, (), _nobody)
-    return GivenPlan(spec, nobody, facts, layers, tuple(units), widest, tuple(conversations))
+    plan = GivenPlan(spec, nobody, facts, layers, token_layers, tuple(units), widest, 0, tuple(conversations))
+    if not token_layers:
+        return plan
+    # Room that a unit leaves empty takes no space.
+    most = max(sum(_most_tokens(given, facts) for given in plan.conversations_of(unit)) for unit in units)
+    return replace(plan, tokens_per_block=whole_chunks(most))
 
 
 def _nobody(*_: object) -> Persona:
@@ -139,15 +141,43 @@ def _file_name(kind: str, persona: str, taken: dict[str, tuple[str, str]]) -> st
     return name
 
 
-def _blocks(conversations: Sequence[Conversation], rows: int) -> Iterator[list[Conversation]]:
-    """Cut conversations into blocks of at most so many turns, or of one conversation that has more."""
+def _blocks(conversations: Sequence[Conversation], sizes: RowSizes, facts: ModelFacts) -> Iterator[list[Conversation]]:
+    """Cut conversations into blocks that a unit holds, or of one conversation that has more turns than most units."""
+    most_rows = min(ROWS_PER_UNIT, sizes.most_rollouts)
     block: list[Conversation] = []
-    taken = 0
+    rows = tokens = 0
     for given in conversations:
-        if block and taken + given.num_turns > rows:
+        more = _about_tokens(given, facts)
+        if block and (rows + given.num_turns > most_rows or tokens + more > sizes.most_tokens):
             yield block
-            block, taken = [], 0
+            block, rows, tokens = [], 0, 0
         block.append(given)
-        taken += given.num_turns
+        rows, tokens = rows + given.num_turns, tokens + more
     if block:
         yield block
+
+
+def _refuse_too_long(given: Conversation, sizes: RowSizes, facts: ModelFacts) -> None:
+    """A conversation is never cut: its turns share one pass and one unit."""
+    if given.num_turns > sizes.most_rollouts:
+        raise InputError(
+            f"has {given.num_turns} messages of the assistant; a unit of 64 MiB holds {sizes.most_rollouts} "
+            f"({given.place}).",
+            code="too_many",
+            field="messages",
+            mend="Cut the conversation in two, or capture fewer layers.",
+        )
+    tokens = _about_tokens(given, facts)
+    if tokens > sizes.most_tokens:
+        raise sizes.refuse_tokens(tokens, f"the assistant's messages in {given.place}", "cut the conversation")
+
+
+def _about_tokens(given: Conversation, facts: ModelFacts) -> int:
+    """Tokens of a conversation's responses, about; what is longer than the context is refused when it is read."""
+    return min(-(-_most_tokens(given, facts) // BYTES_PER_TOKEN), facts.max_context)
+
+
+def _most_tokens(given: Conversation, facts: ModelFacts) -> int:
+    """No text has more tokens than bytes; at each end of a response a token of the template's may count to it."""
+    said = sum(len(message.content.encode()) + 2 for message in given.messages if message.role == "assistant")
+    return min(said, facts.max_context)

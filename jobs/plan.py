@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,13 +15,11 @@ from .catalog import Catalog
 from .errors import InputError
 from .personas import DEFAULT_PERSONA, POLARITIES, Kind, Persona, Question
 from .spec import DefaultSelection, JobSpec, Selection, digest_of
+from .unit_size import RowSizes, whole_chunks
 from .units import RolloutRequest, WorkUnit
 
-BLOCK_BYTES_LIMIT = 64 * 2**20
-"""A unit's rows become one object of the store; its stored size stays under this."""
-
-STORED_BYTES_PER_VALUE = 2
-"""What one value takes in the store, for sizing: 2.04 measured at 10 mantissa bits."""
+_RETOKENISED = 2
+"""Room, in times ``max_new_tokens``, for the text of a server whose tokens are counted anew here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +57,20 @@ class Plan:
         catalog: Where its texts come from.
         facts: Of the model.
         layers: The captured blocks, 0-based, ascending.
+        token_layers: Those of which every token is kept, ascending; none unless ``tokens`` is among the poolings.
         units: In order: default, roles, traits; by name, polarity, prompt, question block.
         rows_per_block: Rows of a unit's block; a shorter unit leaves the rest empty.
+        tokens_per_block: Content tokens that a unit's responses may come to in all; 0 when none are kept.
     """
 
     spec: JobSpec
     catalog: Catalog
     facts: ModelFacts
     layers: tuple[int, ...]
+    token_layers: tuple[int, ...]
     units: tuple[WorkUnit, ...]
     rows_per_block: int
+    tokens_per_block: int
 
     @cached_property
     def by_id(self) -> dict[str, WorkUnit]:
@@ -106,6 +108,11 @@ class Plan:
             for address in unit.addresses()
         )
 
+    def identity(self) -> list[Any]:
+        """Give what decides what the run's numbers mean and where they lie, but for the texts."""
+        sizes = [self.rows_per_block, *([self.tokens_per_block] if self.tokens_per_block else [])]
+        return [self.spec.identity(), self.facts.fingerprint, *sizes]
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the identity of the spec, the model and every text that will be sent.
@@ -120,8 +127,7 @@ class Plan:
                 field="model.source",
                 mend="Plan it where the model's files are; a run needs them.",
             )
-        head = digest_of([self.spec.identity(), self.facts.fingerprint, self.rows_per_block])
-        digest = hashlib.sha256(head.encode())
+        digest = hashlib.sha256(digest_of(self.identity()).encode())
         for unit in self.units:
             digest.update(json.dumps([unit.unit_id, self.system_prompt(unit), self.questions(unit)]).encode())
         return digest.hexdigest()
@@ -136,10 +142,11 @@ def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
         facts: Of the model it names.
 
     Raises:
-        InputError: A persona, a layer, or more prompts or questions than there are; names the field.
+        InputError: A persona, a layer, or more prompts or questions than there are, or more activations of one
+            question than a unit holds; names the field.
     """
-    layers = captured_layers(spec, facts)
-    row_values = len(layers) * facts.d_model
+    layers, token_layers = captured_layers(spec, facts)
+    sizes = RowSizes.of(spec, facts.d_model, len(layers), len(token_layers))
     units: list[WorkUnit] = []
     widest = 0
     for kind, selection, names in _selected(spec, catalog):
@@ -152,7 +159,8 @@ def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
                 f"{_field(kind)}.questions",
                 f"{kind} {name!r}",
             )
-            blocks = list(_question_blocks(questions, selection.samples, row_values, f"{_field(kind)}.samples"))
+            at_once = _questions_per_block(spec, selection.samples, sizes, f"{_field(kind)}.samples")
+            blocks = list(_question_blocks(questions, at_once))
             for polarity in POLARITIES[kind]:
                 for prompt_index in range(prompts):
                     for block_index, block in enumerate(blocks):
@@ -160,7 +168,9 @@ def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
                         unit = WorkUnit(unit_id, kind, name, polarity, prompt_index, block, selection.samples)
                         widest = max(widest, unit.num_rollouts)
                         units.append(unit)
-    return Plan(spec, catalog, facts, layers, tuple(units), widest)
+    room = spec.sampling.max_new_tokens * (_RETOKENISED if spec.generation else 1)
+    tokens_per_block = whole_chunks(widest * room) if token_layers else 0
+    return Plan(spec, catalog, facts, layers, token_layers, tuple(units), widest, tokens_per_block)
 
 
 def _field(kind: Kind) -> str:
@@ -199,32 +209,61 @@ def _limit(available: int, asked: int | None, field: str, what: str) -> int:
     return wanted
 
 
-def _question_blocks(num_questions: int, samples: int, row_values: int, field: str) -> Iterator[tuple[int, ...]]:
-    """Cut 0..num_questions into the fewest blocks of near-equal length whose rows stay under the size limit."""
-    row_bytes = row_values * STORED_BYTES_PER_VALUE
-    questions_per_block = BLOCK_BYTES_LIMIT // (samples * row_bytes)
-    if not questions_per_block:
+def _questions_per_block(spec: JobSpec, samples: int, sizes: RowSizes, field: str) -> int:
+    """Say how many questions' rollouts stay under the size limit, every response at its longest."""
+    longest = spec.sampling.max_new_tokens
+    if samples > sizes.most_rollouts:
         raise InputError(
-            f"{samples} samples of one question come to {samples * row_bytes / 2**20:.0f} MiB; a unit holds 64.",
+            f"{samples} samples of one question come to {samples * sizes.rollout_bytes / 2**20:.0f} MiB; a unit holds "
+            "64.",
             code="too_many",
             field=field,
-            mend=f"Ask for at most {BLOCK_BYTES_LIMIT // row_bytes}, or capture fewer layers.",
+            mend=f"Ask for at most {sizes.most_rollouts}, or capture fewer layers.",
         )
+    if samples * longest > sizes.most_tokens:
+        most = sizes.most_tokens // samples
+        fewer = f" or ask for at most {sizes.most_tokens // longest} samples" if sizes.most_tokens >= longest else ""
+        ways = f"set sampling.max_new_tokens to at most {most}{fewer}" if most else "ask for fewer samples"
+        whose = f"{samples} responses" if samples > 1 else "one response"
+        raise sizes.refuse_tokens(samples * longest, f"{whose} of up to {longest} tokens", ways)
+    return min(sizes.most_rollouts // samples, sizes.most_tokens // (samples * longest))
+
+
+def _question_blocks(num_questions: int, questions_per_block: int) -> Iterator[tuple[int, ...]]:
+    """Cut 0..num_questions into the fewest blocks of near-equal length."""
     num_blocks = math.ceil(num_questions / questions_per_block)
     edges = [round(i * num_questions / num_blocks) for i in range(num_blocks + 1)]
     for start, stop in itertools.pairwise(edges):
         yield tuple(range(start, stop))
 
 
-def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[int, ...]:
-    """Say which blocks a spec captures, ascending.
+def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Say which blocks a spec captures, and of which of these it keeps every token, both ascending.
+
+    Where tokens are all that is kept, no other layer is captured.
 
     Raises:
-        InputError: The model has no such block.
+        InputError: The model has no such block, or tokens are asked of one that is not captured.
     """
-    asked: Any = spec.capture.layers
+    layers = _blocks(spec.capture.layers, range(facts.n_layers), facts, "capture.layers")
+    if spec.capture.token_layers is None:
+        return layers, ()
+    token_layers = _blocks(spec.capture.token_layers, layers, facts, "capture.token_layers")
+    left_out = [layer for layer in token_layers if layer not in layers]
+    if left_out:
+        raise InputError(
+            f"asks for the tokens of layer {left_out[0]}, which capture.layers leaves out.",
+            code="no_such_layer",
+            field="capture.token_layers",
+            mend=f"Capture layer {left_out[0]} too, or choose among {', '.join(map(str, layers))}.",
+        )
+    return (layers if spec.capture.pooled else token_layers), token_layers
+
+
+def _blocks(asked: Any, every: Sequence[int], facts: ModelFacts, field: str) -> tuple[int, ...]:
+    """Turn ``all``, ``middle`` or a list into blocks that the model has, ascending."""
     if asked == "all":
-        return tuple(range(facts.n_layers))
+        return tuple(every)
     if asked == "middle":
         return (facts.n_layers // 2,)
     beyond = [layer for layer in asked if layer >= facts.n_layers]
@@ -232,7 +271,7 @@ def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[int, ...]:
         raise InputError(
             f"asks for layer {beyond[0]}, but the model has {facts.n_layers}.",
             code="no_such_layer",
-            field="capture.layers",
+            field=field,
             mend=f"Layers are counted from 0 to {facts.n_layers - 1}.",
         )
     return tuple(sorted(asked))

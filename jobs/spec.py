@@ -11,17 +11,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from .catalog import BUILTIN
 from .yaml_file import parse_yaml, read_text, set_by_path, validate
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-Pooling = Literal["response_mean", "response_last", "prompt_mean", "prompt_last"]
+Pooling = Literal["response_mean", "response_last", "prompt_mean", "prompt_last", "tokens"]
 CaptureMode = Literal["during_generation", "prefill_pass"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+TOKENS: Final = "tokens"
+"""The pooling that pools nothing: every content token of a response, at chosen layers."""
 
 PACKAGE_SCHEME = "package://"
 
@@ -160,7 +163,9 @@ class CaptureSpec(_Part):
         hook_points: Places in a block; ``resid_post`` is the residual stream after its MLP, before any final norm. A
             model whose blocks have no such place is refused by name.
         layers: 0-based blocks, ``all``, or ``middle`` (block n_layers // 2).
-        poolings: How a rollout's tokens become one vector.
+        poolings: How a rollout's tokens become one vector; ``tokens`` keeps each content token of the response instead.
+        token_layers: Of which of ``layers`` every token is kept: blocks, ``middle`` or ``all``; said exactly when
+            ``tokens`` is among the poolings, for it is what makes a store large.
         mode: ``during_generation``: no second pass; ``prefill_pass``: one over texts that are given or that a server
             generated. Follows from the rest of the spec.
     """
@@ -168,9 +173,31 @@ class CaptureSpec(_Part):
     hook_points: Annotated[list[HookPoint], Field(min_length=1)] = ["resid_post"]
     layers: Literal["all", "middle"] | Annotated[list[_Layer], Field(min_length=1)] = "all"
     poolings: Annotated[list[Pooling], Field(min_length=1)] = ["response_mean"]
+    token_layers: Annotated[
+        Literal["all", "middle"] | Annotated[list[_Layer], Field(min_length=1)] | None, Field(validate_default=True)
+    ] = None
     mode: CaptureMode = "during_generation"
 
-    @field_validator("hook_points", "layers", "poolings")
+    @property
+    def pooled(self) -> list[Pooling]:
+        """The poolings that give one vector a rollout: all but ``tokens``."""
+        return [pooling for pooling in self.poolings if pooling != TOKENS]
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether every token of some layers is kept."""
+        return TOKENS in self.poolings
+
+    @field_validator("token_layers")
+    @classmethod
+    def _said_with_tokens(cls, layers: Any, info: ValidationInfo) -> Any:
+        if "poolings" in info.data and (TOKENS in info.data["poolings"]) != (layers is not None):
+            if layers is None:
+                raise ValueError("poolings has tokens: say of which layers every token is kept, as [12] or middle")
+            raise ValueError("means nothing unless poolings has tokens: add tokens there, or leave it out")
+        return layers
+
+    @field_validator("hook_points", "layers", "poolings", "token_layers")
     @classmethod
     def _each_once(cls, value: Any) -> Any:
         if isinstance(value, list) and len(set(value)) != len(value):
@@ -284,6 +311,9 @@ class JobSpec(_Part):
         whole = self.model_dump(mode="json")
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
+        if not self.capture.keeps_tokens:
+            # A run that keeps none is what it was before there was such a choice.
+            del keep["capture"]["token_layers"]
         # Where texts lie, or are generated, is no part of it: they are, and the plan's digest covers those.
         if self.conversations is not None:
             return keep | {"conversations": True}

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..jobs.block import UnitBlock
 from ..jobs.errors import UnitError
+from ..jobs.spec import TOKENS
+from ..jobs.unit_size import TOKENS_PER_CHUNK
 from . import layout
 from .codec import encode_block
 from .location import Location
@@ -18,7 +20,13 @@ from .texts import rollout_table, to_parquet
 
 
 def write_block(
-    location: Location, block: UnitBlock, *, rows_per_block: int, mantissa_bits: int, worker: str
+    location: Location,
+    block: UnitBlock,
+    *,
+    rows_per_block: int,
+    mantissa_bits: int,
+    worker: str,
+    tokens_per_block: int = 0,
 ) -> Manifest:
     """Write a finished unit and say what was written.
 
@@ -28,6 +36,7 @@ def write_block(
         rows_per_block: Of the run.
         mantissa_bits: Of the run.
         worker: Who worked it, for people.
+        tokens_per_block: Of the run; 0 when it keeps no tokens.
 
     Returns:
         The manifest that the driver commits.
@@ -40,6 +49,8 @@ def write_block(
     unit_id = order.unit.unit_id
     for (hook_point, pooling), values_BLD in block.arrays_BLD.items():
         _check_finite(block, values_BLD, hook_point, pooling)
+    for (hook_point, _), tokens_NKD in block.tokens_NKD.items():
+        _check_tokens(block, tokens_NKD, hook_point, tokens_per_block)
     if block.canary and not np.isfinite([*block.canary.relative_error_L, *block.canary.cosine_L]).all():
         raise UnitError("the canary's figures are not finite.", code="canary")
     texts_path = layout.rollouts_path(unit_id, order.row_block)
@@ -47,9 +58,12 @@ def write_block(
     texts = StoredObject.of(texts_path, data)
     location.write(texts_path, data)
     blocks: list[StoredBlock] = []
-    for (hook_point, pooling), values_BLD in sorted(block.arrays_BLD.items()):
+    for (hook_point, pooling), values in sorted([*block.arrays_BLD.items(), *block.tokens_NKD.items()]):
         # One at a time, so that no more than one is ever held encoded.
-        encoded = encode_block(values_BLD, rows_per_block, mantissa_bits)
+        if pooling == TOKENS:
+            encoded = encode_block(values, tokens_per_block, mantissa_bits, TOKENS_PER_CHUNK)
+        else:
+            encoded = encode_block(values, rows_per_block, mantissa_bits)
         if encoded is None:
             continue
         path = layout.shard_path(hook_point, pooling, order.row_block)
@@ -84,3 +98,21 @@ def _check_finite(block: UnitBlock, values_BLD: np.ndarray, hook_point: str, poo
             )
         if not expected and not np.isnan(values_BLD[row]).all():
             raise UnitError(f"{rollout.address}: an empty response has numbers.", code="empty_response")
+
+
+def _check_tokens(block: UnitBlock, tokens_NKD: np.ndarray, hook_point: str, tokens_per_block: int) -> None:
+    """There is a row for every content token and no other, each has numbers, and the block has room for them."""
+    counts = [rollout.num_content_tokens for rollout in block.rollouts]
+    if len(tokens_NKD) != sum(counts):
+        raise UnitError(
+            f"{hook_point}/{TOKENS} has {len(tokens_NKD)} tokens; the responses have {sum(counts)}.", code="rows_mixed"
+        )
+    if len(tokens_NKD) > tokens_per_block:
+        raise UnitError(
+            f"the responses have {len(tokens_NKD)} tokens; a block of this run holds {tokens_per_block}.",
+            code="too_many_tokens",
+        )
+    finite_N = np.isfinite(tokens_NKD).all(axis=(1, 2))
+    if not finite_N.all():
+        row = int(np.searchsorted(np.cumsum(counts), np.argmin(finite_N), side="right"))
+        raise UnitError(f"{block.rollouts[row].address}: {hook_point}/{TOKENS} is not finite.", code="not_finite")

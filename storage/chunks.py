@@ -1,7 +1,7 @@
-"""``chunks.parquet``: how long each layer's chunk is in every committed activation object.
+"""``chunks.parquet``: how long each chunk is in every committed activation object.
 
 With it a reader fetches one layer with one request, where a Zarr reader asks each object for its own index first. A
-convenience like ``index.parquet``: commit records hold the same lengths. Axes: U units, L captured layers.
+convenience like ``index.parquet``: commit records hold the same lengths. Axes: U units, L layers, C chunks of a layer.
 """
 
 from __future__ import annotations
@@ -63,15 +63,19 @@ class ChunkLengths:
         location: The run's store.
         hook_point: Of the array.
         pooling: Of the array.
-        num_layers: Captured.
+        num_layers: Of the array.
+        chunks_per_block: That a layer has at most.
     """
 
     _FEW = 32
     """So many commit records are read one by one before the whole of ``chunks.parquet`` is."""
 
-    def __init__(self, location: Location, hook_point: str, pooling: str, num_layers: int) -> None:
+    def __init__(
+        self, location: Location, hook_point: str, pooling: str, num_layers: int, chunks_per_block: int = 1
+    ) -> None:
         self._location = location
         self._num_layers = num_layers
+        self._chunks_per_block = chunks_per_block
         self._array = (hook_point, pooling)
         self._known: dict[int, np.ndarray] = {}
         self._has_stored = False
@@ -81,11 +85,12 @@ class ChunkLengths:
         """Take note of commit records that were read for another reason."""
         for commit in commits:
             for block in commit.manifest.blocks:
-                if (block.hook_point, block.pooling) == self._array and len(block.chunk_bytes) == self._num_layers:
-                    self._known[commit.manifest.row_block] = np.array(block.chunk_bytes, dtype=np.int64)
+                if (block.hook_point, block.pooling) == self._array and self._fits(block.chunk_bytes):
+                    lengths = np.array(block.chunk_bytes, dtype=np.int64)
+                    self._known[commit.manifest.row_block] = lengths.reshape(self._num_layers, -1)
 
     def of(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[np.ndarray]:
-        """Give int64 ``(L,)`` of each row block.
+        """Give int64 ``(L, C)`` of each row block, C chunks of a layer.
 
         Args:
             row_blocks: Which.
@@ -107,7 +112,7 @@ class ChunkLengths:
         return [self._known[row_block] for row_block in row_blocks]
 
     def confirmed(self, row_block: int, unit_id: str) -> np.ndarray:
-        """Give the lengths of one row block by its unit's commit record, whatever was known before.
+        """Give the lengths ``(L, C)`` of one row block by its unit's commit record, whatever was known before.
 
         Raises:
             StoreError: The record is missing, damaged, or names no such object.
@@ -117,6 +122,10 @@ class ChunkLengths:
         if commit.manifest.row_block != row_block or row_block not in self._known:
             raise self._no_such_object(row_block, unit_id)
         return self._known[row_block]
+
+    def _fits(self, chunk_bytes: Sequence[int] | np.ndarray) -> bool:
+        chunks, rest = divmod(len(chunk_bytes), self._num_layers)
+        return not rest and 1 <= chunks <= self._chunks_per_block
 
     def _no_such_object(self, row_block: int, unit_id: str) -> StoreError:
         return StoreError(
@@ -140,5 +149,9 @@ class ChunkLengths:
         table = table.filter((pc.field("hook_point") == hook_point) & (pc.field("pooling") == pooling))
         # A line that does not fit is as good as none: the commit has it.
         pairs = zip(table["row_block"].to_pylist(), table["chunk_bytes"].to_numpy(), strict=True)
-        fitting = {block: lengths.astype(np.int64) for block, lengths in pairs if len(lengths) == self._num_layers}
+        fitting = {
+            block: lengths.astype(np.int64).reshape(self._num_layers, -1)
+            for block, lengths in pairs
+            if self._fits(lengths)
+        }
         self._known = fitting | self._known

@@ -1,13 +1,14 @@
 """Read a run: what is in it, activations by persona and layer, texts, and what a reduction found.
 
 Works while the run is running: only committed units exist for a reader. Rollouts always come in address order: kind,
-persona, polarity, prompt, question, sample, turn. Axes: N rollouts, L layers, D d_model.
+persona, polarity, prompt, question, sample, turn. Axes: N rows of an answer, one a rollout or, of ``tokens``, one a
+token; L layers, D d_model.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..jobs.errors import InputError, StoreError
+from ..jobs.spec import TOKENS
 from . import layout
 from .chunks import ChunkLengths
 from .commits import PARALLEL_READS, read_commits, read_rollouts
+from .geometry import geometry_of
 from .index import Index, load_index
 from .location import Location, open_location
 from .reader import ActivationReader
@@ -30,6 +33,7 @@ from .run_store import read_run_record
 from .scores import with_scores
 from .selection import Filters, Layers, is_single_layer, layer_positions, select, strangers, wants_scores
 from .texts import rollout_schema
+from .token_rows import TokenRows
 
 if TYPE_CHECKING:
     import xarray
@@ -64,10 +68,12 @@ class Activations:
     """The answer to a query.
 
     Attributes:
-        values: float32 ``(n, d_model)`` for one layer, else ``(n, layers, d_model)``.
+        values: float32 ``(n, d_model)`` for one layer, else ``(n, layers, d_model)``; of ``tokens`` the tokens of all n
+            rollouts, one's after another's, in the place of n.
         rollouts: n lines in the same order: address, row, token counts.
         layers: The layers of ``values``, 0-based.
         completeness: Of the run, when it was asked.
+        offsets: Of ``tokens``, int64 ``(n + 1)``: rollout i has ``values[offsets[i]:offsets[i + 1]]``; else None.
         note: What the asker may not have meant: that nothing matches, or that a persona is not there; else empty.
     """
 
@@ -75,7 +81,14 @@ class Activations:
     rollouts: pa.Table
     layers: tuple[int, ...]
     completeness: Completeness
+    offsets: npt.NDArray[np.int64] | None = None
     note: str = ""
+
+    def per_rollout(self) -> list[npt.NDArray[np.float32]]:
+        """Give each rollout's part of ``values``, in order: its vector, or of ``tokens`` its tokens, first to last."""
+        if self.offsets is None:
+            return list(self.values)
+        return np.split(self.values, self.offsets[1:-1])[: self.rollouts.num_rows]
 
 
 class Query:
@@ -86,6 +99,7 @@ class Query:
         layers: The layers asked for, 0-based.
         hook_point: Of the array.
         pooling: Of the array.
+        offsets: Of ``tokens``, where each rollout's rows begin and end, as in ``Activations``; else None.
         completeness: Of the run, when it was asked.
         note: What the asker may not have meant: that nothing matches, or that a persona is not there; else empty.
     """
@@ -93,13 +107,19 @@ class Query:
     def __init__(
         self, run: Run, rollouts: pa.Table, layer: Layers, hook_point: str, pooling: str, note: str = ""
     ) -> None:
-        asked = run.middle_layer if isinstance(layer, str) and layer == "middle" else layer
-        self._positions = layer_positions(asked, run.layers, run.record.model.n_layers)
+        self._reader = run.reader(hook_point, pooling)
+        held = geometry_of(run.record, pooling).layers
+        is_middle = isinstance(layer, str) and layer == "middle"
+        asked = _nearest(held, run.record.model.n_layers // 2) if is_middle else layer
+        self._positions = layer_positions(asked, held, run.record.model.n_layers)
         self._is_single = is_single_layer(layer)
         self._d_model = run.record.model.d_model
-        self._reader = run.reader(hook_point, pooling)
+        self._tokens = None
+        if pooling == TOKENS:
+            self._tokens = TokenRows(run.index, rollouts, run.record.rows_per_block, run.record.tokens_per_block)
         self.rollouts = rollouts
-        self.layers = tuple(run.layers[position] for position in self._positions)
+        self.offsets = self._tokens.offsets if self._tokens is not None else None
+        self.layers = tuple(held[position] for position in self._positions)
         self.hook_point = hook_point
         self.pooling = pooling
         self.completeness = run.completeness
@@ -107,8 +127,8 @@ class Query:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``(n, d_model)`` for one layer, else ``(n, layers, d_model)``."""
-        return self._shape(self.rollouts.num_rows)
+        """``(n, d_model)`` for one layer, else ``(n, layers, d_model)``; of ``tokens`` with their number for n."""
+        return self._shape(self._num_rows(0, self.rollouts.num_rows))
 
     def read(self) -> Activations:
         """Read all of it.
@@ -116,10 +136,11 @@ class Query:
         Raises:
             StoreError: A committed number is missing or damaged.
         """
-        return Activations(self._read(self.rollouts), self.rollouts, self.layers, self.completeness, self.note)
+        values = self._read(0, self.rollouts.num_rows)
+        return Activations(values, self.rollouts, self.layers, self.completeness, self.offsets, self.note)
 
     def blocks(self, max_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[pa.Table, npt.NDArray[np.float32]]]:
-        """Read it a bounded number of rollouts at a time, in order.
+        """Read it a bounded number of rollouts at a time, in order; whole ones, whatever is kept of each.
 
         Args:
             max_bytes: Of activations in a block; one unit at least.
@@ -130,7 +151,7 @@ class Query:
         limit = max(1, max_bytes // (len(self.layers) * self._d_model * 4))
         start = last = 0
         for stop in _unit_ends(self.rollouts):
-            if stop - start > limit and last > start:
+            if self._num_rows(start, stop) > limit and last > start:
                 yield self._part(start, last)
                 start = last
             last = stop
@@ -138,15 +159,23 @@ class Query:
             yield self._part(start, self.rollouts.num_rows)
 
     def _part(self, start: int, stop: int) -> tuple[pa.Table, npt.NDArray[np.float32]]:
-        lines = self.rollouts.slice(start, stop - start)
-        return lines, self._read(lines)
+        return self.rollouts.slice(start, stop - start), self._read(start, stop)
+
+    def _num_rows(self, start: int, stop: int) -> int:
+        """Rows that the rollouts ``[start, stop)`` have in the answer."""
+        return stop - start if self.offsets is None else int(self.offsets[stop] - self.offsets[start])
 
     def _shape(self, num_rows: int) -> tuple[int, ...]:
         return (num_rows, self._d_model) if self._is_single else (num_rows, len(self.layers), self._d_model)
 
-    def _read(self, lines: pa.Table) -> npt.NDArray[np.float32]:
-        values_NLD = self._reader.read(lines["row"].to_numpy(), lines["unit_id"].to_pylist(), self._positions)
-        return values_NLD.reshape(self._shape(lines.num_rows))
+    def _read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        lines = self.rollouts.slice(start, stop - start)
+        rows_N, unit_ids = lines["row"].to_numpy(), lines["unit_id"].to_pylist()
+        if self._tokens is not None:
+            rows_N = self._tokens.rows(start, stop)
+            unit_ids = np.repeat(np.array(unit_ids, dtype=object), lines["num_content_tokens"].to_numpy()).tolist()
+        values_NLD = self._reader.read(rows_N, unit_ids, self._positions)
+        return values_NLD.reshape(self._shape(len(rows_N)))
 
 
 class Run:
@@ -180,8 +209,7 @@ class Run:
     @property
     def middle_layer(self) -> int:
         """The layer most analyses look at: block n_layers // 2, or the captured one nearest to it."""
-        middle = self.record.model.n_layers // 2
-        return min(self.layers, key=lambda layer: (abs(layer - middle), layer))
+        return _nearest(self.layers, self.record.model.n_layers // 2)
 
     def refresh(self) -> Run:
         """Look again at what is committed."""
@@ -208,12 +236,12 @@ class Run:
         pooling: str = "response_mean",
         **filters: Unpack[Filters],
     ) -> Query:
-        """Choose pooled activations without reading them yet; rollouts without a vector (empty responses) are left out.
+        """Choose activations without reading them yet; rollouts without a vector (empty responses) are left out.
 
         Args:
             layer: A 0-based block, several, a range such as ``"10:20"``, ``"middle"`` or ``"all"``.
             hook_point: Which hook point.
-            pooling: Which pooling.
+            pooling: Which pooling; ``tokens`` gives every content token of each response.
             **filters: Which rollouts; see ``Filters``.
 
         Raises:
@@ -273,7 +301,7 @@ class Run:
         """Give activations as a labelled dataset that reads nothing until its values are asked for.
 
         One variable per pooling, with dimensions ``rollout``, ``layer`` and ``d_model``; ``layer`` and the parts of a
-        rollout's address are coordinates.
+        rollout's address are coordinates. ``tokens`` are left out: as many as a response has fit no such array.
 
         Args:
             hook_point: Which hook point.
@@ -288,7 +316,7 @@ class Run:
         """
         from .labelled import labelled
 
-        poolings = [pooling for hook, pooling in self.record.arrays if hook == hook_point]
+        poolings = [pooling for hook, pooling in self.record.arrays if hook == hook_point and pooling != TOKENS]
         readers = {pooling: self.reader(hook_point, pooling) for pooling in poolings or ["response_mean"]}
         chosen = self._select(filters)
         return labelled(readers, chosen.filter(chosen["has_vector"]), self.layers, self.record.model.d_model)
@@ -313,7 +341,9 @@ class Run:
                 mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
             )
         if array not in self._lengths:
-            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling, len(self.layers))
+            cut = geometry_of(self.record, pooling)
+            chunks = cut.chunks_per_block
+            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling, len(cut.layers), chunks)
         lengths = self._lengths[array]
         lengths.learn(self._index.read_one_by_one)
         return ActivationReader(self.location, self.record, hook_point, pooling, lengths)
@@ -337,6 +367,10 @@ class Run:
         if notes and not self.completeness.is_complete:
             notes.append(f"The run has {self.completeness} so far.")
         return " ".join(notes)
+
+
+def _nearest(layers: Sequence[int], wanted: int) -> int:
+    return min(layers, key=lambda layer: (abs(layer - wanted), layer))
 
 
 def _unit_ends(rollouts: pa.Table) -> list[int]:

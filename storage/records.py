@@ -58,6 +58,8 @@ class RunRecord(_Sealed):
         units_sha256: Over ``units.parquet``, the list of them.
         num_rollouts: Planned.
         rows_per_block: Rows of a shard.
+        token_layers: Captured blocks of which every token is kept.
+        tokens_per_block: Tokens of a shard of those; 0 when none are kept.
         rendering: How prompts become tokens: hash of the chat template, what it does with a system prompt.
         versions: Of the software that began the run.
         created_at: ISO 8601, UTC.
@@ -75,6 +77,8 @@ class RunRecord(_Sealed):
     rendering: dict[str, Any]
     versions: dict[str, str]
     created_at: str
+    token_layers: tuple[int, ...] = ()
+    tokens_per_block: int = 0
 
     @classmethod
     def of(
@@ -100,6 +104,8 @@ class RunRecord(_Sealed):
             rendering=rendering,
             versions=versions,
             created_at=created_at,
+            token_layers=plan.token_layers,
+            tokens_per_block=plan.tokens_per_block,
         )
 
     @property
@@ -139,7 +145,8 @@ class StoredBlock(StoredObject):
     Attributes:
         hook_point: Of the array.
         pooling: Of the array.
-        chunk_bytes: Length of each captured layer's chunk; they follow one another from the object's start.
+        chunk_bytes: Length of each chunk; they follow one another from the object's start, layer by layer. A layer is
+            one chunk, but for ``tokens``, where it is one for every ``TOKENS_PER_CHUNK`` tokens.
     """
 
     hook_point: str

@@ -11,6 +11,7 @@ from ..jobs.errors import InputError, StoreError
 from ..jobs.plan import Plan
 from . import layout
 from .codec import create_array
+from .geometry import geometry_of
 from .location import Location
 from .records import RunRecord, parse_record
 
@@ -113,8 +114,11 @@ def reserved_row_blocks(location: Location) -> int:
     if data is None:
         return 0
     record = parse_record(RunRecord, data, f"{location.url}/{layout.RUN_RECORD}")
-    lengths = [_num_rows(location.read(f"{layout.array_path(*array)}/zarr.json")) for array in record.arrays]
-    return max(lengths, default=0) // record.rows_per_block
+    return max(
+        _num_rows(location.read(f"{layout.array_path(point, pooling)}/zarr.json"))
+        // geometry_of(record, pooling).rows_per_block
+        for point, pooling in record.arrays
+    )
 
 
 def _num_rows(metadata: bytes | None) -> int:
@@ -131,22 +135,25 @@ def reserve_rows(location: Location, record: RunRecord, num_row_blocks: int) -> 
     Empty blocks take no space. The caller holds the lease; nobody else writes the arrays' metadata.
     """
     with location.errors():
-        _reserve(location.zarr(read_only=False), record, num_row_blocks * record.rows_per_block)
+        _reserve(location.zarr(read_only=False), record, num_row_blocks)
 
 
-def _reserve(store: Store, record: RunRecord, num_rows: int) -> None:
+def _reserve(store: Store, record: RunRecord, num_row_blocks: int) -> None:
     root = zarr.open_group(store, mode="a")
     for hook_point, pooling in record.arrays:
         path = layout.array_path(hook_point, pooling)
+        cut = geometry_of(record, pooling)
+        num_rows = num_row_blocks * cut.rows_per_block
         if path not in root:
             create_array(
                 store,
                 path,
                 num_rows=num_rows,
-                rows_per_block=record.rows_per_block,
-                layers=record.layers,
-                d_model=record.model.d_model,
+                rows_per_block=cut.rows_per_block,
+                layers=cut.layers,
+                d_model=cut.d_model,
                 mantissa_bits=record.spec.store.mantissa_bits,
+                rows_per_chunk=cut.rows_per_chunk,
             )
             continue
         array = root[path]

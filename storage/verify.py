@@ -18,6 +18,7 @@ from . import layout
 from .chunks import chunk_table, read_chunks
 from .commits import committed_units
 from .dead import find_dead
+from .geometry import geometry_of
 from .index import index_lines, read_stored_index
 from .location import Location
 from .planned import read_units
@@ -155,9 +156,9 @@ def _shared_row_blocks(commits: Iterable[CommitRecord]) -> Iterator[Problem]:
 def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecord]) -> Iterator[Problem]:
     """Check what Zarr readers go by; our own reader goes by the commits."""
     num_blocks = max((commit.manifest.row_block + 1 for commit in commits), default=0)
-    num_layers, d_model, rows = len(record.layers), record.model.d_model, record.rows_per_block
     for hook_point, pooling in record.arrays:
         path = layout.array_path(hook_point, pooling)
+        cut = geometry_of(record, pooling)
         # Inside: an array that is not there is a missing file to us, and no trouble of the store's.
         with location.errors():
             try:
@@ -168,11 +169,11 @@ def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecor
                 what = f"the array's metadata cannot be read: {error}."
                 yield Problem("damage", "bad_array", f"{path}/zarr.json", what)
                 continue
-        shard = (rows, num_layers, d_model)
-        expected = (shard[1:], shard, (rows, 1, d_model), "float32", list(record.layers))
+        shard, chunk = (cut.rows_per_block, len(cut.layers), cut.d_model), (cut.rows_per_chunk, 1, cut.d_model)
+        expected = (shard[1:], shard, chunk, "float32", list(cut.layers))
         if facts != expected or not is_nan_filled:
             yield Problem("damage", "bad_array", f"{path}/zarr.json", "the array's metadata does not fit the run.")
-        elif array.shape[0] < num_blocks * rows:
+        elif array.shape[0] < num_blocks * cut.rows_per_block:
             # A dead driver's write may arrive late; queries go by the commits and do not mind.
             what = f"the array ends at row {array.shape[0]}, and Zarr readers see no further; gc --yes lengthens it."
             yield Problem("lag", "short_array", f"{path}/zarr.json", what)

@@ -1,7 +1,7 @@
 """Check one committed unit: its record against the plan, its objects against the record, their content against both.
 
 What is wrong is *damage* (a number, text or record that cannot be trusted) or *lag* (the index does not know a commit
-yet, which costs readers requests and no truth). Axes: R rows of a block, D d_model.
+yet, which costs readers requests and no truth). Axes: C chunks of a layer, R rows of a chunk, D d_model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..jobs.errors import StoreError
+from ..jobs.spec import TOKENS
 from ..jobs.units import WorkUnit
 from . import layout
 from .codec import decode_chunk, decode_chunk_lengths
 from .commits import read_commit
+from .geometry import geometry_of
 from .location import Location
 from .records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
 from .texts import from_parquet, index_table, rollout_schema
@@ -161,22 +163,31 @@ class UnitCheck:
             yield "a response's span does not fit its token ids."
 
     def _block_problems(self, data: bytes, stored: StoredBlock, manifest: Manifest) -> Iterator[str]:
-        rows, d_model = self._record.rows_per_block, self._record.model.d_model
-        has_numbers_R = np.zeros(rows, dtype=bool)
-        is_prompt = stored.pooling.startswith("prompt_")
-        has_numbers_R[: manifest.num_rows] = [tokens > 0 or is_prompt for tokens in manifest.content_tokens]
+        cut = geometry_of(self._record, stored.pooling)
+        filled = _filled_rows(stored.pooling, manifest)
+        num_chunks = -(-len(filled) // cut.rows_per_chunk)
+        has_numbers_CR = np.zeros((num_chunks, cut.rows_per_chunk), dtype=bool)
+        has_numbers_CR.flat[: len(filled)] = filled
         try:
-            lengths = decode_chunk_lengths(data, len(self._record.layers))
-            if lengths != stored.chunk_bytes:
+            lengths = decode_chunk_lengths(data, len(cut.layers), cut.chunks_per_block)
+            if lengths != stored.chunk_bytes or len(lengths) != len(cut.layers) * num_chunks:
                 yield "its layers do not lie where the commit record says."
                 return
             end = 0
-            for layer, num_bytes in zip(self._record.layers, lengths, strict=True):
+            for place, num_bytes in enumerate(lengths):
+                layer, has_numbers_R = cut.layers[place // num_chunks], has_numbers_CR[place % num_chunks]
                 begin, end = end, end + num_bytes
-                chunk_RD = decode_chunk(data[begin:end], rows, d_model)
+                chunk_RD = decode_chunk(data[begin:end], cut.rows_per_chunk, cut.d_model)
                 if not np.isfinite(chunk_RD[has_numbers_R]).all():
                     yield f"a row of layer {layer} has numbers that are missing or not finite."
                 if not np.isnan(chunk_RD[~has_numbers_R]).all():
                     yield f"a row of layer {layer} has numbers where there was nothing to pool."
         except ValueError as error:
             yield f"it cannot be decoded: {error}."
+
+
+def _filled_rows(pooling: str, manifest: Manifest) -> list[bool]:
+    """Say which of a block's first rows have numbers: a row is a rollout, of ``tokens`` a token."""
+    if pooling == TOKENS:
+        return [True] * manifest.num_response_tokens
+    return [tokens > 0 or pooling.startswith("prompt_") for tokens in manifest.content_tokens]

@@ -50,6 +50,9 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     refresh_index(location, record_of(plan))
     talks = given_plan(conversation("Hi", "Hello", "So?", "So."), facts=plan.facts)
     store_run(str(folder / "runs" / "talks"), talks, engine=engine)
+    keeps = {"poolings": ["response_mean", "tokens"], "token_layers": [15, 20]}
+    keeping = small_plan(small_spec(personas=personas, capture=keeps), facts=plan.facts)
+    store_run(str(folder / "runs" / "tokens"), keeping, engine=replace(engine, token_layers=(15, 20)))
     return folder
 
 

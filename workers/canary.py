@@ -1,7 +1,7 @@
 """The canary: one rollout of every unit, recomputed the plain way and held against what was captured of it.
 
 The arithmetic and the limits; the recomputing is ``plain_pass``. Imports no torch.
-Axes: L captured layers, D d_model.
+Axes: L captured layers, K those of which every token is kept, T tokens, D d_model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..jobs.block import ArrayName, Canary
 from ..jobs.errors import UnitError
+from ..jobs.spec import TOKENS
 
 LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 """Relative error above which a unit fails, by parameter type. Measured on SmolLM2: up to 4e-7 in float32 and 1e-2 in
@@ -20,28 +21,37 @@ bfloat16; a vector of another rollout, layer or span is off by 1e-1 and more."""
 
 
 def compare(
-    captured: Mapping[ArrayName, npt.NDArray[np.float32]], plain: Mapping[ArrayName, npt.NDArray[np.float64]]
+    captured: Mapping[ArrayName, npt.NDArray[np.float32]],
+    plain: Mapping[ArrayName, npt.NDArray[np.float64]],
+    token_positions: Sequence[int] = (),
 ) -> Canary:
-    """Hold one rollout's captured vectors against the plain ones.
+    """Hold one rollout's captured vectors against the plain ones; a layer's tokens count as one long vector.
 
     Args:
-        captured: ``(L, D)`` per array.
-        plain: The same arrays.
+        captured: ``(L, D)`` per array, of ``tokens`` ``(K, T, D)``.
+        plain: The same arrays, of all L layers.
+        token_positions: Places of the K layers among the L.
 
     Returns:
         The worst figures over the arrays, per layer. A number that is not finite makes the error infinite.
     """
     errors, cosines = [], []
-    for array, expected_LD in plain.items():
-        got_LD = captured[array].astype(np.float64)
+    for array, expected in plain.items():
+        positions = list(token_positions) if array[1] == TOKENS else list(range(len(expected)))
+        expected_LD = expected[positions].reshape(len(positions), -1)
+        got_LD = captured[array].astype(np.float64).reshape(expected_LD.shape)
         norms_L, off_L = np.linalg.norm(expected_LD, axis=1), np.linalg.norm(got_LD - expected_LD, axis=1)
         with np.errstate(all="ignore"):
             # A stream may be zero: the embedding of a padding token is.
             error_L = np.where(off_L == 0, 0.0, off_L / norms_L)
             cosine_L = (got_LD * expected_LD).sum(axis=1) / (np.linalg.norm(got_LD, axis=1) * norms_L)
             cosine_L = np.where(off_L == 0, 1.0, cosine_L)
-        errors.append(np.where(np.isfinite(error_L), error_L, np.inf))
-        cosines.append(np.where(np.isfinite(cosine_L), cosine_L, -1.0))
+        # Of layers whose tokens are not kept nothing is said here.
+        whole_error_L, whole_cosine_L = np.zeros(len(expected)), np.ones(len(expected))
+        whole_error_L[positions] = np.where(np.isfinite(error_L), error_L, np.inf)
+        whole_cosine_L[positions] = np.where(np.isfinite(cosine_L), cosine_L, -1.0)
+        errors.append(whole_error_L)
+        cosines.append(whole_cosine_L)
     worst_L, least_L = np.max(errors, axis=0), np.min(cosines, axis=0)
     return Canary(1, tuple(float(value) for value in worst_L), tuple(float(value) for value in least_L))
 

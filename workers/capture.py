@@ -1,8 +1,10 @@
 """Look at a model's residual stream while a packed pass runs: some tokens as they are, some spans summed.
 
 What is kept of a pass is small whatever the pass: every look gathers the wanted tokens and adds up the wanted spans at
-once, on the device, in float32. Knows nothing of rollouts; it is told which tokens matter.
-Axes: L captured layers, N tokens of the pass, E wanted tokens, P wanted spans, D d_model.
+once, on the device, in float32. Where every token of some layers is wanted they leave the device at once too. Knows
+nothing of rollouts; it is told which tokens matter.
+Axes: L captured layers, K those of which tokens are wanted as they are, N tokens of the pass, E tokens wanted of every
+layer, W tokens wanted of K layers, P wanted spans, D d_model.
 """
 
 from __future__ import annotations
@@ -27,10 +29,19 @@ class Seen:
     Attributes:
         tokens_LED: float32, the wanted tokens.
         sums_LPD: float32, the sum over each wanted span.
+        whole_KWD: float32, in the machine's memory: the tokens wanted of K layers.
     """
 
     tokens_LED: torch.Tensor
     sums_LPD: torch.Tensor
+    whole_KWD: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Look:
+    tokens_ED: torch.Tensor
+    sums_PD: torch.Tensor | None
+    whole_WD: torch.Tensor | None
 
 
 class Capture:
@@ -40,12 +51,20 @@ class Capture:
         taps: For every hook point one place per captured layer.
         layers: The captured layers, to name them.
         top: The block of the highest of them.
+        whole: Places among ``layers`` of the K of which ``watch`` may be asked for more tokens.
     """
 
-    def __init__(self, taps: Mapping[HookPoint, Sequence[Tap]], layers: Sequence[int], top: nn.Module) -> None:
+    def __init__(
+        self,
+        taps: Mapping[HookPoint, Sequence[Tap]],
+        layers: Sequence[int],
+        top: nn.Module,
+        whole: Sequence[int] = (),
+    ) -> None:
         self._taps = taps
         self._layers = list(layers)
         self._top = top
+        self._whole = frozenset(whole)
 
     def watch(
         self,
@@ -55,6 +74,7 @@ class Capture:
         spans: Sequence[tuple[int, int]],
         num_tokens: int,
         device: str,
+        whole: Sequence[int] = (),
         stop_at_top: bool = False,
     ) -> tuple[torch.Tensor | None, dict[HookPoint, Seen]]:
         """Run a pass and look.
@@ -65,6 +85,7 @@ class Capture:
             spans: P wanted spans of the line, end exclusive.
             num_tokens: N.
             device: Where the model is.
+            whole: W places in the line, wanted of K layers alone.
             stop_at_top: End the pass above the highest captured block: nobody needs logits.
 
         Returns:
@@ -75,12 +96,14 @@ class Capture:
         """
         tokens_E = torch.tensor(list(tokens), dtype=torch.long, device=device)
         sums_of = _summing(spans, num_tokens, device) if spans else None
-        kept: dict[tuple[HookPoint, int], list[tuple[torch.Tensor, torch.Tensor | None]]] = {}
+        whole_W = torch.tensor(list(whole), dtype=torch.long, device=device)
+        kept: dict[tuple[HookPoint, int], list[_Look]] = {}
 
         def look(point: HookPoint, position: int, resid: torch.Tensor) -> None:
             resid_ND = resid.reshape(num_tokens, -1)
             sums_PD = None if sums_of is None else sums_of(resid_ND)
-            kept.setdefault((point, position), []).append((resid_ND[tokens_E], sums_PD))
+            whole_WD = resid_ND[whole_W].float().cpu() if whole and position in self._whole else None
+            kept.setdefault((point, position), []).append(_Look(resid_ND[tokens_E], sums_PD, whole_WD))
 
         handles: list[Any] = [
             tap.attach(partial(look, point, position))
@@ -98,10 +121,8 @@ class Capture:
                 handle.remove()
         return output, {point: self._seen(point, kept) for point in self._taps}
 
-    def _seen(
-        self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[tuple[torch.Tensor, torch.Tensor | None]]]
-    ) -> Seen:
-        looks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    def _seen(self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[_Look]]) -> Seen:
+        looks: list[_Look] = []
         for position, layer in enumerate(self._layers):
             of_layer = kept.get((point, position), [])
             if len(of_layer) != 1:
@@ -109,9 +130,12 @@ class Capture:
                     f"layer {layer}: {point} was seen {len(of_layer)} times in one forward pass.", code="hook_not_fired"
                 )
             looks += of_layer
-        tokens_LED = torch.stack([tokens_ED for tokens_ED, _ in looks]).float()
-        sums = [sums_PD for _, sums_PD in looks if sums_PD is not None]
-        return Seen(tokens_LED, torch.stack(sums) if sums else tokens_LED.new_empty(len(looks), 0, 0))
+        tokens_LED = torch.stack([look.tokens_ED for look in looks]).float()
+        sums = [look.sums_PD for look in looks if look.sums_PD is not None]
+        whole = [look.whole_WD for look in looks if look.whole_WD is not None]
+        sums_LPD = torch.stack(sums) if sums else tokens_LED.new_empty(len(looks), 0, 0)
+        whole_KWD = torch.stack(whole) if whole else torch.empty(len(self._whole), 0, tokens_LED.shape[2])
+        return Seen(tokens_LED, sums_LPD, whole_KWD)
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: it ends a pass of which all that matters was seen

@@ -104,7 +104,7 @@ class EndpointEngine:
             for rollout in rollouts
         ]
         for rollout, captured in zip(rollouts, self._reader.capture(texts) if texts else [], strict=True):
-            yield CapturedRollout(rollout, captured.vectors_LD[0])
+            yield CapturedRollout(rollout, captured.vectors_LD[0], captured.tokens_KTD[0])
 
     def _rollout(self, answer: _Answered) -> Rollout:
         request, completion = answer.request, answer.completion

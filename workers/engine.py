@@ -1,12 +1,13 @@
 """What every engine is told and promises: requests in, captured rollouts out, each as it is finished.
 
 Knows nothing of how it is done, nor of units or stores; imports no torch.
+Axes: L captured layers, K those of which every token is kept, T content tokens of one response, D d_model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -25,10 +26,12 @@ class CapturedRollout:
     Attributes:
         rollout: What was said.
         vectors_LD: float32 ``(L, D)`` per (hook point, pooling); all NaN where the rollout has no vector.
+        tokens_KTD: float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where none are kept.
     """
 
     rollout: Rollout
     vectors_LD: dict[ArrayName, npt.NDArray[np.float32]]
+    tokens_KTD: dict[ArrayName, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,11 @@ class CapturedText:
     Attributes:
         vectors_LD: For each response span, float32 ``(L, D)`` per (hook point, pooling); all NaN in the response
             poolings of an empty span.
+        tokens_KTD: For each response span, float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where none are.
     """
 
     vectors_LD: tuple[dict[ArrayName, npt.NDArray[np.float32]], ...]
+    tokens_KTD: tuple[dict[ArrayName, npt.NDArray[np.float32]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class EngineSettings:
         layers: Captured blocks.
         sampling: How tokens are chosen.
         capture: Hook points and poolings.
+        token_layers: Those of ``layers`` of which every token is kept.
     """
 
     directory: Path
@@ -82,6 +88,12 @@ class EngineSettings:
     layers: tuple[int, ...]
     sampling: SamplingSpec
     capture: CaptureSpec
+    token_layers: tuple[int, ...] = ()
+
+    @property
+    def token_positions(self) -> list[int]:
+        """Places of ``token_layers`` among ``layers``."""
+        return [self.layers.index(layer) for layer in self.token_layers]
 
 
 class Engine(Protocol):

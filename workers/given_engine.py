@@ -57,7 +57,8 @@ class GivenEngine:
                 readings, self._reader.capture([reading.text for reading in readings]), strict=True
             ):
                 for position, request in enumerate(reading.requests):
-                    yield CapturedRollout(_rollout(request, reading.text, position), captured.vectors_LD[position])
+                    rollout = _rollout(request, reading.text, position)
+                    yield CapturedRollout(rollout, captured.vectors_LD[position], captured.tokens_KTD[position])
 
     def _take(self, next_request: Callable[[], RolloutRequest | None]) -> list[_Reading]:
         """Take conversations until there are tokens enough; the turns of one stay together."""

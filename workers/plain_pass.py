@@ -2,7 +2,7 @@
 
 What transformers offers as hidden states is taken from there; the stream above the last block and the places inside a
 block are not among them and are read off by a hook that keeps whole tensors. Means are numpy's, in float64.
-Axes: L captured layers, T tokens of the conversation, D d_model.
+Axes: L captured layers, T tokens of the conversation, N of its response's content, D d_model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ..jobs.block import ArrayName, Rollout
-from ..jobs.spec import HookPoint
+from ..jobs.spec import TOKENS, HookPoint
 from .hook_points import Tap
 
 
@@ -32,7 +32,7 @@ def plain_vectors(
         model: A causal language model with its own attention.
         taps: The places of the hook points, one per captured layer.
         layers: The captured layers.
-        arrays: Which vectors.
+        arrays: Which vectors; ``tokens`` are the response's, of every captured layer, ``(L, N, D)``.
         rollout: One that has content.
     """
     prompt = len(rollout.prompt_token_ids)
@@ -63,6 +63,9 @@ def plain_vectors(
             index = {"resid_pre": layer, "resid_post": layer + 1}.get(point, len(hidden))
             states.append(hidden[index] if index < len(hidden) - 1 else seen[point, i])
         states_LTD = np.stack([state[0].double().cpu().numpy() for state in states])
+        if pooling == TOKENS:
+            vectors[point, pooling] = states_LTD[:, prompt:]
+            continue
         span = states_LTD[:, prompt:] if pooling.startswith("response_") else states_LTD[:, :prompt]
         vectors[point, pooling] = span.mean(axis=1) if pooling.endswith("_mean") else span[:, -1]
     return vectors

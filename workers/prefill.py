@@ -2,12 +2,14 @@
 
 No LM head, no block above the highest captured one, no cache, no padding. Texts go from the longest to the shortest, as
 many to a pass as its token budget holds.
-Axes: L captured layers, P spans of a pass, E tokens of a pass that are looked at, D d_model.
+Axes: L captured layers, K those of which every token is kept, P spans of a pass, E tokens of a pass that are looked at,
+W content tokens of all its responses, T of one, D d_model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,13 @@ import torch
 
 from ..jobs.block import ArrayName
 from ..jobs.errors import UnitError
+from ..jobs.spec import TOKENS
 from .capture import Seen, require_finite
 from .engine import CapturedText, EngineSettings, TokenisedText
 from .packed import PackedPass, Segment
 from .streaming import LoadedModel
 
-_Vectors = dict[ArrayName, npt.NDArray[np.float32]]
+_Arrays = dict[ArrayName, npt.NDArray[np.float32]]
 
 _PASS_TOKENS = 4096
 """Tokens of one pass at most, a single longer text aside: more make no pass quicker and take memory."""
@@ -34,8 +37,7 @@ def capture_texts(loaded: LoadedModel, settings: EngineSettings, texts: Sequence
     captured: dict[int, CapturedText] = {}
     with torch.inference_mode():
         for places in _passes([_length(text) for text in texts], min(settings.batch_tokens, _PASS_TOKENS)):
-            for place, vectors in zip(places, _read(loaded, settings, [texts[place] for place in places]), strict=True):
-                captured[place] = CapturedText(vectors)
+            captured |= zip(places, _read(loaded, settings, [texts[place] for place in places]), strict=True)
     return [captured[place] for place in range(len(texts))]
 
 
@@ -74,11 +76,12 @@ def _passes(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield places
 
 
-def _read(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[TokenisedText]) -> list[tuple[_Vectors, ...]]:
+def _read(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[TokenisedText]) -> list[CapturedText]:
     segments: list[Segment] = []
     token_ids: list[int] = []
     spans: list[tuple[int, int]] = []
     ends: list[int] = []
+    content: list[int] = []
     for text in texts:
         begin = len(token_ids)
         if _length(text):
@@ -90,10 +93,12 @@ def _read(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[Tokenis
             spans.append(
                 (begin + start, begin + stop if "response_mean" in settings.capture.poolings else begin + start)
             )
+            if settings.token_layers:
+                content += range(begin + start, begin + stop)
             # The last token of an empty response is none; the prompt's stands in and is not used.
             ends += [begin + start - 1, begin + max(start, stop - 1) if stop > start else begin + start - 1]
     if not segments:
-        return [() for _ in texts]
+        return [CapturedText((), ()) for _ in texts]
     layout = PackedPass(settings.device, segments)
     _, seen = loaded.capture.watch(
         lambda: layout.run(loaded.model, token_ids, None),
@@ -101,26 +106,39 @@ def _read(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[Tokenis
         spans=spans if any(name.endswith("_mean") for name in settings.capture.poolings) else [],
         num_tokens=len(token_ids),
         device=settings.device,
+        whole=content,
         stop_at_top=True,
     )
+    whose = f"{texts[0].name} or a text beside it"
     for point, shown in seen.items():
-        require_finite(shown.tokens_LED, settings.layers, f"{point} of a token of {texts[0].name} or a text beside it")
-        require_finite(shown.sums_LPD, settings.layers, f"{point} of a span of {texts[0].name} or a text beside it")
-    kept = {point: Seen(shown.tokens_LED.cpu(), shown.sums_LPD.cpu()) for point, shown in seen.items()}
-    vectors: list[tuple[_Vectors, ...]] = []
-    first = 0
+        require_finite(shown.tokens_LED, settings.layers, f"{point} of a token of {whose}")
+        require_finite(shown.sums_LPD, settings.layers, f"{point} of a span of {whose}")
+        require_finite(shown.whole_KWD, settings.token_layers, f"{point} of a token of {whose}")
+    kept = {point: replace(s, tokens_LED=s.tokens_LED.cpu(), sums_LPD=s.sums_LPD.cpu()) for point, s in seen.items()}
+    captured: list[CapturedText] = []
+    first = token = 0
     for text in texts:
-        vectors.append(tuple(_vectors(settings, kept, first + i, span) for i, span in enumerate(text.responses)))
+        vectors = tuple(_vectors(settings, kept, first + i, span) for i, span in enumerate(text.responses))
+        tokens: list[_Arrays] = []
+        for start, stop in text.responses:
+            tokens.append(_tokens(kept, token, stop - start) if settings.token_layers else {})
+            token += stop - start
+        captured.append(CapturedText(vectors, tuple(tokens)))
         first += len(text.responses)
-    return vectors
+    return captured
 
 
-def _vectors(settings: EngineSettings, seen: dict[Any, Seen], index: int, span: tuple[int, int]) -> _Vectors:
+def _tokens(seen: dict[Any, Seen], first: int, length: int) -> _Arrays:
+    """Take one response's tokens out of those of the pass; a copy, so that the others do not stay with it."""
+    return {(point, TOKENS): shown.whole_KWD[:, first : first + length].numpy().copy() for point, shown in seen.items()}
+
+
+def _vectors(settings: EngineSettings, seen: dict[Any, Seen], index: int, span: tuple[int, int]) -> _Arrays:
     """Pool one response and its prompt; they are entries 2 i + 1 and 2 i of what was seen."""
     start, stop = span
-    vectors: _Vectors = {}
+    vectors: _Arrays = {}
     for point in settings.capture.hook_points:
-        for name in settings.capture.poolings:
+        for name in settings.capture.pooled:
             of_response = name.startswith("response_")
             entry, length = (2 * index + 1, stop - start) if of_response else (2 * index, start)
             if length == 0:

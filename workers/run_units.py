@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ..jobs.block import Canary, UnitBlock
 from ..jobs.errors import UnitError
@@ -160,7 +161,8 @@ class _Stream:
             return failure_of(unit.order, error)
         share += time.perf_counter() - started
         arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in rows[0].vectors_LD}
-        return UnitBlock(unit.order, tuple(row.rollout for row in rows), arrays, share, canary)
+        tokens = {name: _one_after_another([row.tokens_KTD[name] for row in rows]) for name in rows[0].tokens_KTD}
+        return UnitBlock(unit.order, tuple(row.rollout for row in rows), arrays, share, canary, tokens)
 
     def _canary(self, rows: list[CapturedRollout]) -> Canary | None:
         # The longest has been through the most: the most passes, the most batch mates.
@@ -169,6 +171,11 @@ class _Stream:
         if canary is not None:
             require_close(canary, self._engine.layers, self._engine.canary_limit)
         return canary
+
+
+def _one_after_another(tokens_KTD: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Put the tokens of several rollouts into one array ``(N, K, D)``."""
+    return np.concatenate([one_KTD.transpose(1, 0, 2) for one_KTD in tokens_KTD])
 
 
 def _fault_of(error: BaseException) -> _Fault:

@@ -5,7 +5,8 @@ joining rollout costs its tokens and no pass of its own. A system prompt that se
 first of them; the others start from a copy of its keys and values, one pass later. The last content token is fed back
 too, so that the mean over a response is over all of its content tokens, as in one forward pass over the finished
 conversation.
-Axes: L captured layers, R places in the batch, A running rollouts, E tokens of a pass that are looked at, D d_model.
+Axes: L captured layers, K those of which every token is kept, R places in the batch, A running rollouts, E tokens of a
+pass that are looked at, T content tokens of a response, D d_model.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..jobs.block import ArrayName, Rollout
 from ..jobs.errors import UnitError
-from ..jobs.spec import HookPoint
+from ..jobs.spec import TOKENS, HookPoint
 from ..jobs.units import RolloutRequest
 from .capture import Capture, Seen, require_finite
 from .chat import ChatRenderer
@@ -50,6 +53,7 @@ class LoadedModel:
         stop_ids: Ids that end a response.
         num_layers: Its blocks.
         max_context: Longest conversation, in tokens.
+        d_model: Width of the residual stream.
     """
 
     model: Any
@@ -59,6 +63,7 @@ class LoadedModel:
     stop_ids: frozenset[int]
     num_layers: int
     max_context: int
+    d_model: int
 
 
 @dataclass(eq=False)
@@ -77,6 +82,7 @@ class _Row:
     Attributes:
         leads: Whether it reads the shared beginning for the others.
         prompt: Its prompt poolings, ``(L, D)`` each.
+        content: Of each content token ``(K, D)``, in the machine's memory, where every token is kept.
     """
 
     request: RolloutRequest
@@ -87,6 +93,7 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     num_content: int = 0
     prompt: dict[ArrayName, torch.Tensor] = field(default_factory=dict)
+    content: dict[HookPoint, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
 
     @property
     def begins_at(self) -> int:
@@ -106,6 +113,7 @@ class Generation:
         self._loaded = loaded
         self._settings = settings
         self._max_new = settings.sampling.max_new_tokens
+        self._token_positions = settings.token_positions
         self._cache = RowCache(loaded.num_layers, settings.batch_tokens)
         self._rows: list[_Row] = []
         self._waiting: list[_Row] = []
@@ -241,6 +249,8 @@ class Generation:
                         pooled_LRD[:, :running] += shown.tokens_LED[:, :running]
                     else:
                         pooled_LRD[:, :running] = shown.tokens_LED[:, :running]
+            if self._token_positions and running:
+                self._keep_tokens(point, shown.tokens_LED[self._token_positions, :running])
             for index, row in enumerate(joining):
                 if self._wants("prompt_last"):
                     row.prompt[point, "prompt_last"] = shown.tokens_LED[:, running + index].clone()
@@ -254,6 +264,11 @@ class Generation:
         for place, row in enumerate(joining, start=running):
             if row.shared is not None and row.leads:
                 row.shared.kept = self._cache.beginning(place, row.shared.length)
+
+    def _keep_tokens(self, point: HookPoint, tokens_KAD: torch.Tensor) -> None:
+        """Keep what each running row's last token showed; a copy each, so that none outlives its rollout."""
+        for row, token_KD in zip(self._rows, tokens_KAD.transpose(0, 1).cpu().numpy(), strict=True):
+            row.content.setdefault(point, []).append(token_KD.copy())
 
     def _places(self, array: ArrayName, rows: int, like_LED: torch.Tensor) -> torch.Tensor:
         """Give an array's sums, with room for at least so many rows."""
@@ -314,14 +329,26 @@ class Generation:
             finish_reason="stop" if len(row.token_ids) > row.num_content else "length",
             seed=row.request.seed,
         )
-        vectors = {}
+        vectors, tokens = {}, {}
         for point in self._settings.capture.hook_points:
-            for name in self._settings.capture.poolings:
+            for name in self._settings.capture.pooled:
                 vector_LD = self._vector(place, point, name)
                 if rollout.has_vector or not name.startswith("response_"):
                     require_finite(vector_LD, self._settings.layers, f"{point}/{name} of {rollout.address}")
                 vectors[point, name] = vector_LD.cpu().numpy()
-        return CapturedRollout(rollout, vectors)
+            if self._token_positions:
+                tokens[point, TOKENS] = self._tokens(row, point)
+        return CapturedRollout(rollout, vectors, tokens)
+
+    def _tokens(self, row: _Row, point: HookPoint) -> npt.NDArray[np.float32]:
+        """Put together what was kept of a row: ``(K, T, D)``."""
+        content = row.content.pop(point, [])
+        if not content:
+            return np.empty((len(self._token_positions), 0, self._loaded.d_model), dtype=np.float32)
+        tokens_KTD = np.stack(content, axis=1)
+        what = f"{point} of a token of {row.request.address}"
+        require_finite(torch.from_numpy(tokens_KTD), self._settings.token_layers, what)
+        return tokens_KTD
 
     def _vector(self, place: int, point: HookPoint, name: str) -> torch.Tensor:
         row = self._rows[place]

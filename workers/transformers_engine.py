@@ -98,10 +98,11 @@ class TransformersEngine:
             model=self.model,
             tokenizer=tokenizer,
             renderer=self.renderer,
-            capture=Capture(self._taps, settings.layers, blocks[max(settings.layers)]),
+            capture=Capture(self._taps, settings.layers, blocks[max(settings.layers)], settings.token_positions),
             stop_ids=stop_token_ids(tokenizer, self.model.config, self.model.generation_config),
             num_layers=len(blocks),
             max_context=int(getattr(config, "max_position_embeddings", None) or 2**31),
+            d_model=int(config.hidden_size),
         )
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
@@ -116,10 +117,10 @@ class TransformersEngine:
         """Recompute a rollout; see ``Engine.canary``."""
         if not captured.rollout.has_vector:
             return None
-        arrays = list(captured.vectors_LD)
+        arrays = captured.vectors_LD | captured.tokens_KTD
         with plain_attention(self.model, self.own_attention):
-            plain = plain_vectors(self.model, self._taps, self.layers, arrays, captured.rollout)
-        return compare(captured.vectors_LD, plain)
+            plain = plain_vectors(self.model, self._taps, self.layers, list(arrays), captured.rollout)
+        return compare(arrays, plain, self._settings.token_positions)
 
     def _probe(self) -> None:
         """Run a few tokens through the model."""

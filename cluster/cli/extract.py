@@ -23,8 +23,9 @@ from .work import work
     "poolings",
     multiple=True,
     type=click.Choice(get_args(Pooling)),
-    help="What becomes one vector; may be repeated. Without it, response_mean.",
+    help="What becomes one vector; may be repeated. Without it, response_mean. 'tokens' keeps every token instead.",
 )
+@click.option("--token-layers", default=None, help="Of which layers 'tokens' keeps them: as --layers.")
 @set_option
 @join_option
 @endpoint_option
@@ -35,6 +36,7 @@ def extract(
     store_url: str,
     layers: str,
     poolings: tuple[str, ...],
+    token_layers: str | None,
     overrides: tuple[str, ...],
     address: str | None,
     endpoint_url: str | None,
@@ -49,17 +51,21 @@ def extract(
     data: dict[str, Any] = {
         "model": {"source": model},
         "conversations": {"source": conversations},
-        "capture": {"layers": _layers(layers), "poolings": list(poolings) or ["response_mean"]},
+        "capture": {
+            "layers": _layers(layers, "--layers"),
+            "poolings": list(poolings) or ["response_mean"],
+            "token_layers": _layers(token_layers, "--token-layers") if token_layers else None,
+        },
         "store": {"url": store_url, "endpoint_url": endpoint_url},
     }
     return work(make_spec(data, overrides), address, as_json=as_json)
 
 
-def _layers(text: str) -> str | list[int]:
+def _layers(text: str, option: str) -> str | list[int]:
     if text in ("all", "middle"):
         return text
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         message = f"{text!r} is not 'all', 'middle' or a list such as 3,5."
-        raise click.BadParameter(message, param_hint="--layers") from None
+        raise click.BadParameter(message, param_hint=option) from None

@@ -102,12 +102,26 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
         ["tokens out", f"at most {figures.response_tokens:,}"],
         ["layers", f"{len(planned.layers)} of {facts.n_layers}"],
         ["stored", f"about {output.size(figures.stored_bytes)} in {figures.objects:,} objects"],
+        *_token_lines(planned, figures),
         ["memory a replica", f"about {whole}{each}"],
         [
             "  of that",
             f"weights {output.size(figures.weight_bytes)}, cache {output.size(figures.cache_bytes)} for "
             f"{figures.rows_per_batch} rollouts at a time, captured {output.size(figures.capture_bytes)}",
         ],
+    ]
+
+
+def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
+    """Say what it costs to keep every token, where that is asked."""
+    if not planned.token_layers:
+        return []
+    return [
+        [
+            "  of that",
+            f"at most {output.size(figures.stored_token_bytes)} are every token of {len(planned.token_layers)} layers",
+        ],
+        ["held tokens", f"about {output.size(figures.held_token_bytes)} of the machine's memory, a replica"],
     ]
 
 
@@ -121,6 +135,8 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "rollouts_by_kind": planned.rollouts_by_kind(),
         "rows_per_block": planned.rows_per_block,
         "layers": list(planned.layers),
+        "token_layers": list(planned.token_layers),
+        "tokens_per_block": planned.tokens_per_block,
         "n_layers": planned.facts.n_layers,
         "d_model": planned.facts.d_model,
         "num_parameters": planned.facts.num_parameters,
@@ -128,12 +144,14 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "response_tokens_at_most": figures.response_tokens,
         "canary_tokens_at_most": figures.canary_tokens,
         "stored_bytes": figures.stored_bytes,
+        "stored_token_bytes": figures.stored_token_bytes,
         "objects": figures.objects,
         "rows_per_batch": figures.rows_per_batch,
         "tensor_parallel": figures.tensor_parallel,
         "weight_bytes": figures.weight_bytes,
         "cache_bytes": figures.cache_bytes,
         "capture_bytes": figures.capture_bytes,
+        "held_token_bytes": figures.held_token_bytes,
         "device_bytes": figures.device_bytes,
         "replica_bytes": figures.replica_bytes,
         # Without the model's files nobody knows which model it is.

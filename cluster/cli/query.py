@@ -33,7 +33,7 @@ from .options import endpoint_option, json_option, store_argument
     "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."
 )
 @click.option("--hook-point", default="resid_post", show_default=True)
-@click.option("--pooling", default="response_mean", show_default=True)
+@click.option("--pooling", default="response_mean", show_default=True, help="'tokens' is every token, a line each.")
 @click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
 @endpoint_option
 @json_option
@@ -58,12 +58,12 @@ def query(
     endpoint_url: str | None,
     as_json: bool,
 ) -> None:
-    """Read pooled activations of the run at STORE: float32, one line a rollout, in address order.
+    """Read activations of the run at STORE: float32, one line a rollout, in address order.
 
     With --out they are written beside a table of their rollouts; without it, what would be is shown.
     """
     if out:
-        check_target(Path(out))
+        check_target(Path(out), pooling)
     run = open_run(store_url, endpoint_url)
     found = run.query(
         kind=kind or None,
@@ -87,6 +87,7 @@ def query(
     written = write_query(found, Path(out)) if out and shape[0] else []
     facts: dict[str, Any] = {
         "shape": list(shape),
+        "rollouts": found.rollouts.num_rows,
         "dtype": "float32",
         "layers": list(found.layers),
         "units_done": found.completeness.done,
@@ -108,5 +109,5 @@ def query(
         place = ["conversation_index", "turn_index"] if run.record.of_conversations else ["polarity", "sample_index"]
         columns = ["kind", "persona", "prompt_index", "question_index", *place, "num_content_tokens"]
         lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
-        title = f"The first {len(lines)} of {shape[0]} rollouts; --out FILE writes the numbers"
+        title = f"The first {len(lines)} of {found.rollouts.num_rows} rollouts; --out FILE writes the numbers"
         output.table(title, [c.removesuffix("_index").removeprefix("num_").replace("_", " ") for c in columns], lines)

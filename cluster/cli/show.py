@@ -64,6 +64,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "personas": personas,
         "arrays": ["/".join(pair) for pair in record.arrays],
         "layers": list(run.layers),
+        "token_layers": list(record.token_layers),
         "mantissa_bits": record.spec.store.mantissa_bits,
         "reduction": current_reduction_id(run.location),
         "created_at": record.created_at,

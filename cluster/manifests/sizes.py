@@ -41,11 +41,12 @@ def worker_size(request: ClusterRequest) -> Size:
     """Size one replica: on GPUs, room to load and to write; on CPUs, the whole replica in memory."""
     gpus = request.gpus_per_replica
     if not gpus:
-        held = math.ceil(request.figures.replica_bytes / _GIB)
+        held = math.ceil(request.figures.machine_bytes / _GIB)
         return Size(request.spec.placement.threads or 8, held + 6, 2, _disk_gib(request))
     shm = 2 if gpus == 1 else 8
     cpus = max(request.spec.placement.threads or 0, 8 * gpus if gpus == 1 else 6 * gpus)
-    return Size(cpus, 24 * gpus + shm, shm, _disk_gib(request), gpus)
+    tokens = math.ceil(request.figures.held_token_bytes / _GIB)
+    return Size(cpus, 24 * gpus + shm + tokens, shm, _disk_gib(request), gpus)
 
 
 def _disk_gib(request: ClusterRequest) -> int:

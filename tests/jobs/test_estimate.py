@@ -51,3 +51,34 @@ def test_a_larger_batch_takes_more_cache_and_nothing_more_of_the_store():
 def test_every_unit_makes_its_arrays_its_texts_and_its_commit():
     plan = small_plan(small_spec(capture={"poolings": ["response_mean", "prompt_last"]}))
     assert estimate(plan).objects == 4 * len(plan.units)
+
+
+def test_every_kept_token_is_counted_in_the_store_and_in_memory():
+    def of(**capture: object):
+        counts = {"names": ["pirate"], "prompts": 1, "questions": 4}
+        personas = {"roles": counts, "default": {"prompts": 0}}
+        return estimate(small_plan(small_spec(personas=personas, capture=capture, sampling={"max_new_tokens": 100})))
+
+    pooled = of(poolings=["response_mean"])
+    both = of(poolings=["response_mean", "tokens"], token_layers=[1, 2])
+    assert (pooled.stored_token_bytes, pooled.held_token_bytes) == (0, 0)
+    assert both.stored_token_bytes == 4 * 100 * 2 * FACTS.d_model * 2
+    assert both.stored_bytes == pooled.stored_bytes + both.stored_token_bytes
+    assert both.objects == pooled.objects + 1
+    assert both.capture_bytes == pooled.capture_bytes, "they leave the device at once"
+    # Of the batch, and of four units of four.
+    assert both.held_token_bytes == (both.rows_per_batch + 16) * 100 * 2 * FACTS.d_model * 4
+    assert both.machine_bytes == both.replica_bytes + both.held_token_bytes
+    alone = of(poolings=["tokens"], token_layers=[1, 2])
+    assert (alone.stored_bytes, alone.capture_bytes) == (both.stored_token_bytes, 0)
+
+
+def test_every_token_of_every_layer_of_a_large_run_comes_to_what_nobody_wants():
+    roles = {"names": ["*"], "samples": 1}
+    spec = small_spec(
+        personas={"roles": roles, "default": {"prompts": 0}},
+        capture={"poolings": ["tokens"], "token_layers": list(range(8))},
+    )
+    found = estimate(small_plan(spec, facts=replace(FACTS, n_layers=80, d_model=8192)))
+    # 275 roles x 5 prompts x 240 questions x 512 tokens x 8 layers x 8192 x 2 bytes.
+    assert found.stored_token_bytes == 330_000 * 512 * 8 * 8192 * 2

@@ -14,6 +14,7 @@ from persona_atlas.jobs.estimate import estimate
 from persona_atlas.jobs.given import Conversation, Message
 from persona_atlas.jobs.given_plan import ROWS_PER_UNIT
 from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.unit_size import TOKENS_PER_CHUNK
 
 from conversations import given_plan
 from fakes import FACTS
@@ -125,3 +126,22 @@ def test_a_servers_address_is_no_part_of_a_run_but_the_model_it_serves_is():
 def test_an_endpoint_is_a_plain_url(endpoint: str):
     with pytest.raises(ValueError, match="endpoint"):
         JobSpec.model_validate({"model": {"source": "m"}, "generation": {"endpoint": endpoint}, "store": {"url": "s"}})
+
+
+def test_units_of_given_texts_are_cut_by_the_tokens_that_their_bytes_may_come_to():
+    large = replace(FACTS, d_model=8192, max_context=100_000)
+    keeps = {"poolings": ["response_mean", "tokens"], "token_layers": [1]}
+    # About 1200 tokens each of the 4096 that a unit holds, and never more than 3600.
+    talks = [talk(i, 1, messages=(Message("user", "Hi"), Message("assistant", "abcd" * 900))) for i in range(7)]
+    plan = given_plan(*talks, facts=large, capture=keeps)
+    assert [unit.num_rollouts for unit in plan.units] == [3, 3, 1]
+    assert 3 * 3600 <= plan.tokens_per_block < 3 * 3600 + TOKENS_PER_CHUNK
+    short = given_plan(*talks, facts=replace(large, max_context=512), capture=keeps)
+    assert [unit.num_rollouts for unit in short.units] == [7]
+    assert short.tokens_per_block == 7 * 512
+    assert given_plan(*talks, facts=large).tokens_per_block == 0
+    with pytest.raises(
+        InputError, match=r"every token of the assistant's messages in talks, line 3 .* 188 MiB"
+    ) as caught:
+        given_plan(talk(3, 1, messages=(Message("assistant", "abc" * 12_000),)), facts=large, capture=keeps)
+    assert (caught.value.code, caught.value.field) == ("too_many_tokens", "capture.token_layers")

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import Question
-from persona_atlas.jobs.plan import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, Plan, make_plan
+from persona_atlas.jobs.plan import Plan, make_plan
+from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.unit_size import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, TOKENS_PER_CHUNK
 from persona_atlas.jobs.units import RolloutAddress
 
 from fakes import FACTS, small_plan, small_spec
@@ -230,3 +232,81 @@ def test_more_samples_of_one_question_than_a_unit_holds_are_refused():
         small_plan(small_spec(personas=personas), facts=wide)
     assert refused.value.field == "personas.roles.samples"
     assert "at most 51" in str(refused.value)
+
+
+def token_spec(questions: int = 240, samples: int = 1, max_new_tokens: int = 512, **capture: object):
+    roles = {"names": ["pirate"], "prompts": 1, "questions": questions, "samples": samples}
+    return small_spec(
+        personas={"roles": roles, "default": {"prompts": 0}},
+        capture={"poolings": ["response_mean", "tokens"], "token_layers": [1]} | capture,
+        sampling={"max_new_tokens": max_new_tokens},
+    )
+
+
+@given(
+    questions=st.integers(1, 240),
+    samples=st.integers(1, 3),
+    max_new_tokens=st.integers(1, 600),
+    d_model=st.sampled_from([576, 4096, 8192]),
+    layers=st.integers(1, 2),
+)
+@settings(max_examples=40, deadline=None)
+def test_units_are_cut_so_that_every_token_of_their_longest_responses_fits(
+    catalog: Catalog, questions: int, samples: int, max_new_tokens: int, d_model: int, layers: int
+):
+    spec = token_spec(questions, samples, max_new_tokens, token_layers=list(range(layers)))
+    plan = make_plan(spec, catalog, replace(FACTS, d_model=d_model))
+    assert plan.token_layers == tuple(range(layers))
+    assert sum(unit.num_rollouts for unit in plan.units) == questions * samples
+    for unit in plan.units:
+        tokens = unit.num_rollouts * max_new_tokens
+        assert tokens * layers * d_model * STORED_BYTES_PER_VALUE <= BLOCK_BYTES_LIMIT
+        assert tokens <= plan.tokens_per_block
+    assert plan.tokens_per_block % TOKENS_PER_CHUNK == 0
+    assert plan.tokens_per_block < plan.rows_per_block * max_new_tokens + TOKENS_PER_CHUNK
+
+
+def test_tokens_of_a_large_model_take_small_units_and_those_of_all_its_layers_are_refused():
+    assert small_plan(token_spec(), facts=LARGE).rows_per_block == 8
+    with pytest.raises(InputError) as caught:
+        small_plan(token_spec(token_layers="all"), facts=LARGE)
+    error = caught.value
+    assert (error.code, error.field) == ("too_many_tokens", "capture.token_layers")
+    assert "640 MiB (512 tokens); a unit holds 64" in error.message
+    assert "at most 8 layers" in (error.mend or "")
+    assert small_plan(token_spec(token_layers=list(range(8))), facts=LARGE).rows_per_block == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"samples": 9}, "at most 455 or ask for at most 8 samples"),
+        ({"max_new_tokens": 5000}, "at most 4096"),
+    ],
+)
+def test_what_one_layer_cannot_hold_is_refused_with_what_would_do(changes: dict[str, Any], mend: str):
+    with pytest.raises(InputError) as caught:
+        small_plan(token_spec(**changes), facts=LARGE)
+    assert mend in (caught.value.mend or "")
+    assert "layers, or" not in (caught.value.mend or ""), "there is one layer only"
+
+
+def test_the_layers_of_tokens_are_among_those_that_are_captured():
+    assert small_plan(token_spec(token_layers="middle")).token_layers == (2,)
+    assert small_plan(token_spec(layers=[3, 0], token_layers="all")).token_layers == (0, 3)
+    alone = small_plan(token_spec(poolings=["tokens"], token_layers=[3, 1]))
+    assert alone.layers == alone.token_layers == (1, 3), "nothing is kept of the others"
+    for asked in ([2], "middle"):
+        with pytest.raises(InputError, match="layer 2") as caught:
+            small_plan(token_spec(layers=[0, 1], token_layers=asked))
+        assert caught.value.field == "capture.token_layers"
+    with pytest.raises(InputError, match="layer 4") as caught:
+        small_plan(token_spec(token_layers=[4]))
+    assert caught.value.field == "capture.token_layers"
+
+
+def test_a_server_that_counts_other_tokens_has_room_for_them():
+    served = token_spec(questions=3).model_dump(exclude={"capture": {"mode"}}) | {
+        "generation": {"endpoint": "http://s"}
+    }
+    assert small_plan(JobSpec.model_validate(served)).tokens_per_block == 2 * 3 * 512

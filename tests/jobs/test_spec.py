@@ -66,6 +66,10 @@ def test_an_unknown_key_far_from_all_others_lists_those_that_are_known(tmp_path:
         ("capture: {layers: [0, 0]}", "capture.layers"),
         ("capture: {layers: []}", "capture.layers"),
         ("capture: {poolings: [sum]}", "capture.poolings.0"),
+        ("capture: {poolings: [response_mean, tokens]}", "capture.token_layers"),
+        ("capture: {poolings: [response_mean], token_layers: [1]}", "capture.token_layers"),
+        ("capture: {token_layers: middle}", "capture.token_layers"),
+        ("capture: {poolings: [tokens], token_layers: [1, 1]}", "capture.token_layers"),
         ("capture: {hook_points: []}", "capture.hook_points"),
         ("placement: {replicas: 0}", "placement.replicas"),
         ("seed: -1", "seed"),
@@ -219,3 +223,11 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path):
     assert refused.value.code == "repeated_key"
     assert refused.value.field == "store"
     assert "lines 2 and 5" in refused.value.message
+
+
+def test_a_run_that_keeps_no_tokens_is_what_it_was_before_there_was_the_choice(tmp_path: Path):
+    spec = load(tmp_path, GOOD)
+    assert "token_layers" not in spec.identity()["capture"]
+    keeping = load(tmp_path, GOOD + "capture: {poolings: [tokens], token_layers: [2]}\n")
+    assert keeping.identity()["capture"]["token_layers"] == [2]
+    assert (keeping.capture.pooled, keeping.capture.keeps_tokens) == ([], True)

@@ -53,9 +53,9 @@ def asked_of(commits: list[CommitRecord]) -> tuple[list[int], list[str]]:
 
 
 def assert_right(found: list[np.ndarray], commits: list[CommitRecord], array: tuple[str, str] = MEAN) -> None:
-    for lengths_L, commit in zip(found, commits, strict=True):
+    for lengths_L1, commit in zip(found, commits, strict=True):
         (block,) = [b for b in commit.manifest.blocks if (b.hook_point, b.pooling) == array]
-        assert tuple(lengths_L.tolist()) == block.chunk_bytes
+        assert tuple(lengths_L1.ravel().tolist()) == block.chunk_bytes
 
 
 def test_the_table_has_a_line_for_every_object_of_every_unit(location: Location, commits: list[CommitRecord]):

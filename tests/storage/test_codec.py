@@ -149,6 +149,66 @@ def test_each_layer_is_decoded_from_its_own_bytes(num_rows: int, spare: int, num
         assert np.isnan(chunk_RD[num_rows:]).all()
 
 
+@given(
+    num_rows=st.integers(1, 20),
+    spare=st.integers(0, 2),
+    step=st.sampled_from([1, 4, 7]),
+    num_layers=st.integers(1, 3),
+    row_block=st.integers(0, 2),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_shard_of_several_chunks_a_layer_is_read_by_zarr_and_lies_layer_by_layer(
+    tmp_path_factory: pytest.TempPathFactory,
+    num_rows: int,
+    spare: int,
+    step: int,
+    num_layers: int,
+    row_block: int,
+    seed: int,
+):
+    values = normal_block(num_rows, num_layers, 8, seed=seed)
+    num_chunks = -(-num_rows // step)
+    rows = (num_chunks + spare) * step
+    root = tmp_path_factory.mktemp("zarr")
+    array = create_array(
+        LocalStore(root),
+        "x",
+        num_rows=3 * rows,
+        rows_per_block=rows,
+        layers=range(num_layers),
+        d_model=8,
+        mantissa_bits=10,
+        rows_per_chunk=step,
+    )
+    block = encode_block(values, rows, 10, step)
+    assert block is not None
+    shard = root / "x" / "c" / str(row_block) / "0" / "0"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(block.data)
+    expected = np.full(array.shape, np.nan, dtype=np.float32)
+    expected[row_block * rows : row_block * rows + num_rows] = round_mantissa(values, 10)
+    assert np.array_equal(np.asarray(array[...]), expected, equal_nan=True)
+    assert block.chunk_bytes == decode_chunk_lengths(block.data, num_layers, num_chunks + spare)
+    assert len(block.chunk_bytes) == num_layers * num_chunks, "chunks without a row are left out"
+    second = sum(block.chunk_bytes[:num_chunks])
+    first = decode_chunk(block.data[: block.chunk_bytes[0]], step, 8)
+    assert np.array_equal(first[: min(step, num_rows)], round_mantissa(values[:step, 0], 10))
+    if num_layers > 1:
+        chunk = decode_chunk(block.data[second : second + block.chunk_bytes[num_chunks]], step, 8)
+        assert np.array_equal(chunk[: min(step, num_rows)], round_mantissa(values[:step, 1], 10))
+
+
+def test_a_hole_between_the_chunks_of_a_layer_is_refused():
+    block = encode_block(normal_block(3, 1, 8), 4, 10, 1)
+    assert block is not None
+    index = np.frombuffer(block.data[sum(block.chunk_bytes) : -4], dtype="<u8").reshape(4, 1, 2).copy()
+    index[1] = 2**64 - 1
+    data = index.tobytes()
+    with pytest.raises(ValueError, match="follow"):
+        decode_chunk_lengths(b"x" + data + google_crc32c.value(data).to_bytes(4, "little"), 1, 4)
+
+
 def flips(data: bytes) -> list[bytes]:
     """Every other byte string that differs in one bit."""
     return [

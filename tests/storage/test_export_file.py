@@ -141,7 +141,7 @@ def test_the_layers_stand_in_the_file_where_the_format_has_room(tmp_path: Path, 
 )
 def test_what_cannot_be_written_is_refused_before_a_file_appears(tmp_path: Path, run: Run, name: str, code: str):
     asked = run.query(persona="poet")
-    for act in (lambda: check_target(tmp_path / name), lambda: write_query(asked, tmp_path / name)):
+    for act in (lambda: check_target(tmp_path / name, asked.pooling), lambda: write_query(asked, tmp_path / name)):
         with pytest.raises(InputError) as caught:
             act()
         assert (caught.value.code, caught.value.field) == (code, "--out")

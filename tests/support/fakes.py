@@ -39,6 +39,12 @@ def vector_of(address: RolloutAddress, array: ArrayName, num_layers: int, d_mode
     return (3 * persona + own).astype(np.float32)
 
 
+def tokens_of(address: RolloutAddress, num_tokens: int, num_layers: int, d_model: int) -> np.ndarray:
+    """The float32 (num_layers, num_tokens, d_model) that FakeEngine keeps of an address."""
+    seed = int.from_bytes(hashlib.sha256(f"{address}|tokens".encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).standard_normal((num_layers, num_tokens, d_model)).astype(np.float32)
+
+
 @dataclass
 class FakeEngine:
     """An engine that answers at once; told to, it fails on given calls or answers some addresses with nothing.
@@ -47,6 +53,7 @@ class FakeEngine:
         fail_on_calls: 1-based calls of ``generate`` that raise.
         fail_personas: Personas that always raise.
         empty: Addresses whose response is empty.
+        token_layers: Of which every token is kept.
         more: Said after every other response.
         canary_error: What every canary shows.
         calls: What was asked, call by call; a call with nothing to do is none.
@@ -55,6 +62,7 @@ class FakeEngine:
     layers: tuple[int, ...] = (0, 1, 2, 3)
     d_model: int = 16
     arrays: tuple[ArrayName, ...] = (("resid_post", "response_mean"),)
+    token_layers: tuple[int, ...] = ()
     fail_on_calls: frozenset[int] = frozenset()
     fail_personas: frozenset[str] = frozenset()
     empty: frozenset[RolloutAddress] = frozenset()
@@ -106,7 +114,11 @@ class FakeEngine:
             conversation_index=given.conversation_index if given else None,
             extra=given.extra_of(turn or 0) if given else "",
         )
-        return CapturedRollout(rollout, vectors)
+        tokens: dict[ArrayName, np.ndarray] = {}
+        if self.token_layers:
+            kept = tokens_of(request.address, len(content), len(self.token_layers), self.d_model)
+            tokens["resid_post", "tokens"] = kept
+        return CapturedRollout(rollout, vectors, tokens)
 
 
 def small_spec(store_url: str = "unused", **changes: object) -> JobSpec:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_atlas.jobs.block import Rollout
-from persona_atlas.jobs.spec import CaptureSpec, SamplingSpec
+from persona_atlas.jobs.spec import TOKENS, CaptureSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, Engine, EngineSettings, TokenisedText
 
@@ -55,9 +55,12 @@ def engine_settings(
     poolings: Sequence[str] = POOLINGS,
     hook_points: Sequence[str] = ("resid_post",),
     dtype: str = "float32",
+    token_layers: Sequence[int] = (),
 ) -> EngineSettings:
-    """Settings of an engine on the CPU."""
+    """Settings of an engine on the CPU; with ``token_layers`` every token of those is kept besides the poolings."""
     capture: dict[str, Any] = {"poolings": list(poolings), "hook_points": list(hook_points)}
+    if token_layers:
+        capture |= {"poolings": [*poolings, TOKENS], "token_layers": list(token_layers)}
     return EngineSettings(
         directory=directory,
         dtype=dtype,
@@ -67,4 +70,5 @@ def engine_settings(
         layers=tuple(layers),
         sampling=SamplingSpec(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens),
         capture=CaptureSpec.model_validate(capture),
+        token_layers=tuple(token_layers),
     )

@@ -40,6 +40,7 @@ def write_unit(
         location,
         block,
         rows_per_block=plan.rows_per_block,
+        tokens_per_block=plan.tokens_per_block,
         mantissa_bits=plan.spec.store.mantissa_bits,
         worker="test",
     )

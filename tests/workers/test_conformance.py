@@ -49,15 +49,25 @@ def as_generated(engine: TransformersEngine, rows: Sequence[CapturedRollout]) ->
 def as_read(engine: TransformersEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
     """The vectors of a prefill pass over the same conversations."""
     texts = engine.capture(texts_of([row.rollout for row in rows]))
-    return [CapturedRollout(row.rollout, text.vectors_LD[0]) for row, text in zip(rows, texts, strict=True)]
+    return [
+        CapturedRollout(row.rollout, text.vectors_LD[0], text.tokens_KTD[0])
+        for row, text in zip(rows, texts, strict=True)
+    ]
 
 
 MODES = pytest.mark.parametrize("mode", [as_generated, as_read])
 
 
-def assert_equal_to_plain(rows: Sequence[CapturedRollout], plain: PlainModel) -> None:
+def assert_equal_to_plain(rows: Sequence[CapturedRollout], plain: PlainModel, token_layers: Sequence[int] = ()) -> None:
     for row in rows:
         states = plain.places(conversation_ids(row.rollout))
+        assert len(row.tokens_KTD) == (len({point for point, _ in row.vectors_LD}) if token_layers else 0)
+        for (point, pooling), got_KTD in row.tokens_KTD.items():
+            expected_KTD = states[point][list(token_layers), len(row.rollout.prompt_token_ids) :]
+            assert (pooling, got_KTD.dtype, got_KTD.shape) == ("tokens", np.float32, expected_KTD.shape)
+            # Of every single token.
+            worst = relative_errors(got_KTD, expected_KTD).max(initial=0)
+            assert worst < TOLERANCE, (row.rollout.address, point)
         for (point, pooling), got_LD in row.vectors_LD.items():
             expected_LD = pool(states[point], row.rollout)[pooling]
             assert got_LD.dtype == np.float32
@@ -75,14 +85,35 @@ def test_every_hook_point_and_pooling_equals_a_plain_forward_pass_in_every_famil
 ):
     directory = directory_of(family)
     # Room for about eight rollouts: most of them join while others run.
-    settings = engine_settings(directory, layers=range(N_LAYERS), hook_points=POINTS, batch_tokens=1000)
+    settings = engine_settings(
+        directory, layers=range(N_LAYERS), hook_points=POINTS, batch_tokens=1000, token_layers=(1, N_LAYERS - 1)
+    )
     engine = TransformersEngine(settings)
     rows = generate(engine, requests_of(40))
     lengths = {row.rollout.num_content_tokens for row in rows}
     assert {0, 1, MAX_NEW} <= lengths, "there should be an empty, a one-token and a cut response"
     assert len(lengths) >= 6
     assert len({len(row.rollout.prompt_token_ids) for row in rows}) >= 6
-    assert_equal_to_plain(mode(engine, rows), PlainModel(directory))
+    assert_equal_to_plain(mode(engine, rows), PlainModel(directory), settings.token_layers)
+
+
+@MODES
+def test_tokens_alone_are_kept_of_their_layers_and_no_other_array_is_made(
+    directory_of: Callable[[str], Path], mode: Mode
+):
+    directory = directory_of("qwen3")
+    settings = engine_settings(directory, layers=(2,), poolings=(), token_layers=(2,), batch_tokens=600)
+    engine = TransformersEngine(settings)
+    rows = mode(engine, generate(engine, requests_of(12)))
+    plain = PlainModel(directory)
+    for row in rows:
+        assert row.vectors_LD == {}
+        expected_TD = plain.places(conversation_ids(row.rollout))["resid_post"][2, len(row.rollout.prompt_token_ids) :]
+        got_KTD = row.tokens_KTD["resid_post", "tokens"]
+        assert got_KTD.shape == (1, *expected_TD.shape)
+        assert relative_errors(got_KTD[0], expected_TD).max(initial=0) < TOLERANCE
+    # Nothing of the batch or the pass stays with a rollout: it could be kept for long.
+    assert all(array.base is None for row in rows for array in row.tokens_KTD.values())
 
 
 @MODES
@@ -145,6 +176,26 @@ def test_every_row_of_a_full_batch_belongs_to_its_rollout(directory_of: Callable
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+@pytest.mark.parametrize("change", ["another token's", "another layer's", "one that is missing"])
+def test_the_canary_sees_tokens_that_are_not_the_rollouts_own(directory_of: Callable[[str], Path], change: str):
+    settings = engine_settings(directory_of("llama"), layers=range(N_LAYERS), token_layers=(1, 3))
+    engine = TransformersEngine(settings)
+    row = max(generate(engine, requests_of(8)), key=lambda row: row.rollout.num_content_tokens)
+    canary = engine.canary(row)
+    assert canary is not None
+    assert max(canary.relative_error_L) < TOLERANCE
+    tokens_KTD = row.tokens_KTD["resid_post", "tokens"].copy()
+    if change == "another token's":
+        tokens_KTD[1, 5] = tokens_KTD[1, 6]
+    elif change == "another layer's":
+        tokens_KTD[1] = tokens_KTD[0]
+    else:
+        tokens_KTD[1, -1] = 0
+    wrong = engine.canary(CapturedRollout(row.rollout, row.vectors_LD, {("resid_post", "tokens"): tokens_KTD}))
+    assert wrong is not None
+    assert wrong.relative_error_L[3] > engine.canary_limit > wrong.relative_error_L[1]
 
 
 @MODES
@@ -241,6 +292,23 @@ def test_a_number_that_is_not_finite_fails_the_call_and_names_the_layer_where_it
     assert caught.value.code == "not_finite"
     with pytest.raises(UnitError, match="layer 2") as caught:
         engine.capture([TokenisedText("a text", tuple(range(40, 60)), ((5, 9),))])
+    assert caught.value.code == "not_finite"
+
+
+def test_a_token_that_is_not_finite_fails_the_call_though_no_pooling_shows_it(
+    directory_of: Callable[[str], Path], tmp_path: Path
+):
+    directory = tmp_path / "broken"
+    shutil.copytree(directory_of("llama"), directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][45, 7] = torch.nan
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    # Below the first block a token knows nothing of the others: only the one in the middle is wrong.
+    settings = engine_settings(directory, layers=[0], poolings=(), token_layers=[0], hook_points=["resid_pre"])
+    engine = TransformersEngine(settings)
+    assert engine.capture([TokenisedText("a text", tuple(range(40, 60)), ((7, 10),))])
+    with pytest.raises(UnitError, match="layer 0") as caught:
+        engine.capture([TokenisedText("a text", tuple(range(40, 60)), ((4, 9),))])
     assert caught.value.code == "not_finite"
 
 
