@@ -29,6 +29,7 @@ from ..workers.memory import require_memory
 from ..workers.model_files import find_model, read_facts
 from .board import Board
 from .drive import drive
+from .executor import Executor
 from .patience import patiently
 from .progress import Progress
 from .session import Placement, local_resources, place, ray_session
@@ -186,14 +187,37 @@ def work_job(job: Job, progress: Progress, board: Board, address: str | None = N
 def _work_under_lease(
     job: Job, lease: HeldLease, placement: Placement, rendering: dict[str, object], progress: Progress, board: Board
 ) -> Outcome:
-    """Load the models, and only when one stands begin the run; drive; bring the index up to date."""
     from .ray_executor import RayExecutor
 
     progress.say(
         f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
     )
-    board.doing("loading")
     executor = RayExecutor(_worker_settings(job, placement), placement, replicas=job.plan.spec.placement.replicas)
+    return work_units(job, lease, executor, rendering, progress, board)
+
+
+def work_units(
+    job: Job, lease: HeldLease, executor: Executor, rendering: dict[str, object], progress: Progress, board: Board
+) -> Outcome:
+    """Load the models, and only when one stands begin the run; drive; bring the index up to date.
+
+    Args:
+        job: Prepared.
+        lease: On its run.
+        executor: Its workers, not started; closed when this returns.
+        rendering: How prompts become tokens, for the run's record.
+        progress: Told how far it is.
+        board: Where its news stand, and where it is told to stop.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        TransientError: The store failed for good.
+        JobError: No worker could be had.
+        JobStoppedError: The job was told to end.
+    """
+    board.doing("loading")
     try:
         executor.start(board.raise_if_stopped)
         units = encode_units(job.plan.units)

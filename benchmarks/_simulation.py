@@ -1,0 +1,249 @@
+"""A whole job with the real driver and stand-in workers, in a process of its own so that its memory can be told.
+
+The driver is the one that `persona-atlas run` has: lease, ledger, run loop, commits, index and news, on a real
+directory whose every request takes as long as one to S3.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from persona_atlas.cluster import ray_executor as _as_in_a_driver  # noqa: F401 - Ray's memory is the driver's too
+from persona_atlas.cluster.board import Board
+from persona_atlas.cluster.job import Job, work_units
+from persona_atlas.cluster.progress import Progress
+from persona_atlas.jobs.catalog import load_catalog
+from persona_atlas.jobs.devices import load_devices
+from persona_atlas.jobs.estimate import estimate
+from persona_atlas.jobs.known_models import known_models
+from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
+from persona_atlas.jobs.plan import Plan, make_plan
+from persona_atlas.jobs.pricing import price
+from persona_atlas.jobs.spec import load_spec
+from persona_atlas.storage.commits import committed_units, read_commits
+from persona_atlas.storage.lease import acquire
+from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.records import Manifest
+from rich.console import Console
+
+from _stand_ins import Clock, StandIns
+from _weather import Cluster, bad_day
+from _workers_side import CUT, MAX_TOKENS, WorkersSide
+
+SPEC = Path(__file__).parent.parent / "examples" / "llama-3.3-70b.yaml"
+REQUEST_S = 0.03
+"""What a small request to S3 takes, about."""
+
+_REQUESTS = ("size", "read", "read_range", "write", "create", "names", "sizes")
+
+Seconds = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A job, and what befalls it.
+
+    Attributes:
+        name: For people.
+        workers: Replicas.
+        slower: So many times as long as the table of devices says does everything take that workers do.
+        questions: Of each persona; None takes all.
+        failures_per_node_hour: Single nodes that fail.
+        bulk_at: Shares of the job's length after which a fifth of the nodes goes.
+        away_s: How long a lost node stays away.
+        device: Of the table.
+    """
+
+    name: str
+    workers: int
+    slower: float = 1.0
+    questions: int | None = None
+    failures_per_node_hour: float = 0.01
+    bulk_at: tuple[float, ...] = ()
+    away_s: float = 0.0
+    device: str = "H100"
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """What came of it. Times are simulated seconds since the first worker was ready.
+
+    Attributes:
+        units: Planned.
+        rows: Rollouts that a batch holds.
+        nodes: Of the cluster.
+        length_s: Until the last unit was committed.
+        dealt_out_s: When the last unit was handed out that had not failed before.
+        ready_at: Of each replica that ever was.
+        gone_at: Of each; ``length_s`` for those that saw the end.
+        began: Of each replica, when its rollouts began.
+        ended: Likewise; cut where the replica went.
+        units_lost: Units that were in flight on nodes that went.
+        nodes_lost: When, and how many.
+        committed_at: Of each commit, as the run loop heard of it.
+        skipped_s: Of the length, not lived through.
+        stopped_s: Lived through and not counted: the stand-ins' own doing.
+        driver_s: Processor time of the driver's process, all threads.
+        peak_bytes: Its memory at the most.
+        index_s: From the last commit until the index was written, seconds.
+        once: Whether every planned unit has one commit record, each with a row block of its own.
+    """
+
+    units: int
+    rows: int
+    nodes: int
+    length_s: float
+    dealt_out_s: float
+    ready_at: Seconds
+    gone_at: Seconds
+    began: list[Seconds]
+    ended: list[Seconds]
+    committed_at: Seconds
+    units_lost: int
+    nodes_lost: list[tuple[float, int]]
+    skipped_s: float
+    stopped_s: float
+    driver_s: float
+    peak_bytes: int
+    index_s: float
+    once: bool
+
+
+def plan_of(scenario: Scenario) -> Plan:
+    """Plan the example's job with the facts of the table of known models."""
+    kinds = ("roles", "traits", "default") if scenario.questions is not None else ()
+    spec = load_spec(SPEC, [f"personas.{kind}.questions={scenario.questions}" for kind in kinds])
+    facts = known_models()[spec.model.source]
+    return make_plan(spec, load_catalog(), replace(facts, fingerprint="0" * 64))
+
+
+def cluster_of(scenario: Scenario, plan: Plan) -> tuple[Cluster, float]:
+    """Lay out the cluster; gives with it how long the job would take if nothing were ever lost, in seconds."""
+    figures = estimate(plan)
+    parallel = plan.spec.placement.tensor_parallel
+    device = load_devices().devices[scenario.device]
+    priced = price(plan, figures, scenario.device, device, tensor_parallel=parallel)
+    reading = 1 + priced.prefill_hours / priced.decode_hours
+    rollout_s = priced.step_s * plan.spec.sampling.max_new_tokens * reading * scenario.slower
+    mean_share = CUT + (1 - CUT) * 9 / 16
+    ideal_s = plan.num_rollouts * rollout_s * mean_share / (scenario.workers * figures.rows_per_batch)
+    per_node = device.per_node // parallel
+    nodes = -(-scenario.workers // per_node)
+    losses = bad_day(
+        nodes,
+        2 * ideal_s,
+        per_node_hour=scenario.failures_per_node_hour,
+        away_s=scenario.away_s,
+        bulk_at_s=[share * ideal_s for share in scenario.bulk_at],
+        share=0.2,
+    )
+    # 2 GB/s from a disk or the network; a node that vanishes is missed by Ray's health checks.
+    load_s = figures.weight_bytes / 2e9
+    return Cluster(scenario.workers, per_node, figures.rows_per_batch, rollout_s, load_s, 20.0, losses), ideal_s
+
+
+def simulate(scenario: Scenario) -> Simulated:
+    """Run a scenario in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_simulate, scenario).result()
+
+
+def _simulate(scenario: Scenario) -> Simulated:
+    plan = plan_of(scenario)
+    cluster, _ = cluster_of(scenario, plan)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, WorkersSide(Path(folder), len(plan.layers)) as side:
+        stand_ins = StandIns(cluster, side, clock)
+        watch = _Watch(stand_ins, clock)
+        location = cast(Location, _Distant(open_location(folder)))
+        job = Job(plan, estimate(plan), Path("none"), location, None, frozenset())
+        with acquire(location, row_blocks_needed(plan, ())) as lease, Board() as board:
+            board.open(location, lease.generation)
+            work_units(job, lease, stand_ins, {}, watch, board)
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        length_s = watch.committed_at[-1]
+        return Simulated(
+            units=len(plan.units),
+            rows=cluster.rows,
+            nodes=-(-cluster.workers // cluster.per_node),
+            length_s=length_s,
+            dealt_out_s=max(at for at, _ in stand_ins.handed_out),
+            ready_at=np.array([replica.ready_at for replica in stand_ins.replicas]),
+            gone_at=np.minimum([replica.gone_at for replica in stand_ins.replicas], length_s),
+            began=[np.array(replica.began) for replica in stand_ins.replicas],
+            ended=[np.minimum(replica.ended, replica.gone_at) for replica in stand_ins.replicas],
+            committed_at=np.array(watch.committed_at),
+            units_lost=stand_ins.units_lost,
+            nodes_lost=[(loss.at_s, len(loss.nodes)) for loss in cluster.losses if loss.at_s < length_s],
+            skipped_s=clock.skipped_s,
+            stopped_s=clock.stopped_s,
+            driver_s=watch.processor_s,
+            peak_bytes=peak_bytes,
+            index_s=watch.index_s(),
+            once=_is_committed_once(folder, plan),
+        )
+
+
+class _Watch(Progress):
+    """Hears of each commit when the run loop does, and tells nobody."""
+
+    def __init__(self, stand_ins: StandIns, clock: Clock) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self._stand_ins = stand_ins
+        self._clock = clock
+        self._began_s = 0.0
+        self._last = 0.0
+        self.processor_s = 0.0
+        self.committed_at: list[float] = []
+
+    def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
+        """Take note of a commit."""
+        super().units(ledger, manifest)
+        if manifest is None:
+            self._began_s = time.process_time()
+            return
+        self._stand_ins.committed()
+        self.committed_at.append(self._clock.now)
+        if ledger.num_done == len(ledger.plan.units):
+            self._last = time.perf_counter()
+            self.processor_s = time.process_time() - self._began_s
+
+    def index_s(self) -> float:
+        """Seconds since the last commit; asked when the index is written."""
+        return time.perf_counter() - self._last
+
+
+class _Distant:
+    """A directory as far away as S3."""
+
+    def __init__(self, near: Location) -> None:
+        self._near = near
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._near, name)
+        if name not in _REQUESTS:
+            return found
+
+        def ask(*args: Any) -> Any:
+            time.sleep(REQUEST_S)
+            return found(*args)
+
+        return ask
+
+
+def _is_committed_once(url: str, plan: Plan) -> bool:
+    location = open_location(url)
+    commits = read_commits(location, sorted(committed_units(location)))
+    blocks = Counter(commit.manifest.row_block for commit in commits)
+    return {commit.manifest.unit_id for commit in commits} == set(plan.by_id) and max(blocks.values()) == 1
