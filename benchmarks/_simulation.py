@@ -1,7 +1,7 @@
 """A whole job with the real driver and stand-in workers, in a process of its own so that its memory can be told.
 
 The driver is the one that `persona-atlas run` has: lease, ledger, run loop, commits, index and news, on a real
-directory whose every request takes as long as one to S3.
+directory whose every request takes as long as it is told.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from persona_atlas.cluster import ray_executor as _as_in_a_driver  # noqa: F401 - Ray's memory is the driver's too
 from persona_atlas.cluster.board import Board
 from persona_atlas.cluster.job import Job, work_units
 from persona_atlas.cluster.progress import Progress
@@ -39,12 +39,9 @@ from rich.console import Console
 
 from _stand_ins import Clock, StandIns
 from _weather import Cluster, bad_day
-from _workers_side import CUT, MAX_TOKENS, WorkersSide
+from _workers_side import CUT, WorkersSide, response_share
 
 SPEC = Path(__file__).parent.parent / "examples" / "llama-3.3-70b.yaml"
-REQUEST_S = 0.03
-"""What a small request to S3 takes, about."""
-
 _REQUESTS = ("size", "read", "read_range", "write", "create", "names", "sizes")
 
 Seconds = npt.NDArray[np.float64]
@@ -62,6 +59,7 @@ class Scenario:
         failures_per_node_hour: Single nodes that fail.
         bulk_at: Shares of the job's length after which a fifth of the nodes goes.
         away_s: How long a lost node stays away.
+        request_s: What a request to the store takes besides; time is lived through while one is under way.
         device: Of the table.
     """
 
@@ -72,6 +70,7 @@ class Scenario:
     failures_per_node_hour: float = 0.01
     bulk_at: tuple[float, ...] = ()
     away_s: float = 0.0
+    request_s: float = 0.0
     device: str = "H100"
 
 
@@ -89,6 +88,7 @@ class Simulated:
         gone_at: Of each; ``length_s`` for those that saw the end.
         began: Of each replica, when its rollouts began.
         ended: Likewise; cut where the replica went.
+        unit_seconds: Of each unit in the plan's order, what each of its rollouts takes.
         units_lost: Units that were in flight on nodes that went.
         nodes_lost: When, and how many.
         committed_at: Of each commit, as the run loop heard of it.
@@ -110,6 +110,7 @@ class Simulated:
     began: list[Seconds]
     ended: list[Seconds]
     committed_at: Seconds
+    unit_seconds: list[Seconds]
     units_lost: int
     nodes_lost: list[tuple[float, int]]
     skipped_s: float
@@ -160,13 +161,15 @@ def simulate(scenario: Scenario) -> Simulated:
 
 
 def _simulate(scenario: Scenario) -> Simulated:
+    # A driver has it loaded, and its memory counts.
+    import_module("persona_atlas.cluster.ray_executor")
     plan = plan_of(scenario)
     cluster, _ = cluster_of(scenario, plan)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, WorkersSide(Path(folder), len(plan.layers)) as side:
         stand_ins = StandIns(cluster, side, clock)
         watch = _Watch(stand_ins, clock)
-        location = cast(Location, _Distant(open_location(folder)))
+        location = cast(Location, _Distant(open_location(folder), scenario.request_s))
         job = Job(plan, estimate(plan), Path("none"), location, None, frozenset())
         with acquire(location, row_blocks_needed(plan, ())) as lease, Board() as board:
             board.open(location, lease.generation)
@@ -184,6 +187,7 @@ def _simulate(scenario: Scenario) -> Simulated:
             began=[np.array(replica.began) for replica in stand_ins.replicas],
             ended=[np.minimum(replica.ended, replica.gone_at) for replica in stand_ins.replicas],
             committed_at=np.array(watch.committed_at),
+            unit_seconds=[cluster.rollout_s * share for share in _shares(plan)],
             units_lost=stand_ins.units_lost,
             nodes_lost=[(loss.at_s, len(loss.nodes)) for loss in cluster.losses if loss.at_s < length_s],
             skipped_s=clock.skipped_s,
@@ -193,6 +197,12 @@ def _simulate(scenario: Scenario) -> Simulated:
             index_s=watch.index_s(),
             once=_is_committed_once(folder, plan),
         )
+
+
+def _shares(plan: Plan) -> list[Seconds]:
+    """Give what part of the longest response each rollout of each unit is."""
+    seed = plan.spec.seed
+    return [np.array([response_share(address.seed(seed)) for address in unit.addresses()]) for unit in plan.units]
 
 
 class _Watch(Progress):
@@ -225,10 +235,11 @@ class _Watch(Progress):
 
 
 class _Distant:
-    """A directory as far away as S3."""
+    """A directory some way off."""
 
-    def __init__(self, near: Location) -> None:
+    def __init__(self, near: Location, seconds: float) -> None:
         self._near = near
+        self._seconds = seconds
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._near, name)
@@ -236,7 +247,7 @@ class _Distant:
             return found
 
         def ask(*args: Any) -> Any:
-            time.sleep(REQUEST_S)
+            time.sleep(self._seconds)
             return found(*args)
 
         return ask

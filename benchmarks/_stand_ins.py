@@ -25,8 +25,8 @@ from persona_atlas.jobs.units import UnitOrder
 from _weather import Cluster, Loss
 from _workers_side import WorkersSide, response_share
 
-_IN_FLIGHT = 2
-"""Assignments of a worker, as with Ray."""
+_BATCHES_IN_FLIGHT, _CALLS_IN_FLIGHT = 2, 8
+"""Of a worker, as with Ray."""
 
 
 class Clock:
@@ -81,6 +81,7 @@ class Replica:
     began: array[float] = field(default_factory=lambda: array("d"))
     ended: array[float] = field(default_factory=lambda: array("d"))
     in_flight: dict[int, tuple[UnitOrder, ...]] = field(default_factory=dict)
+    rollouts: int = 0
 
     def take(self, now: float, seconds: Sequence[float]) -> float:
         """Let rollouts join the batch in their order as places come free; give the time when all are done."""
@@ -97,7 +98,7 @@ class Replica:
     @property
     def works_retry(self) -> bool:
         """Whether it works a unit that failed before."""
-        return any(order.attempt > 1 for orders in self.in_flight.values() for order in orders)
+        return any(orders[0].attempt > 1 for orders in self.in_flight.values())
 
 
 class StandIns:
@@ -147,13 +148,15 @@ class StandIns:
         return [name for name, worker in self._workers.items() if not worker.in_flight]
 
     @property
+    def hungry(self) -> list[str]:
+        """Those at work whose batch has room."""
+        return self._takers(lambda worker: worker.rollouts < self._cluster.rows)
+
+    @property
     def ahead(self) -> list[str]:
-        """Those that could be given a second assignment."""
-        return [
-            name
-            for name, worker in self._workers.items()
-            if 0 < len(worker.in_flight) < _IN_FLIGHT and not worker.works_retry
-        ]
+        """Those that hold less than two batches."""
+        limit = (_BATCHES_IN_FLIGHT - 0.5) * self._cluster.rows
+        return self._takers(lambda worker: len(worker.in_flight) == 1 or worker.rollouts <= limit)
 
     @property
     def views(self) -> list[WorkerView]:
@@ -175,11 +178,12 @@ class StandIns:
         return {}
 
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to one of ``idle`` or ``ahead``; it is serialised as it would be for Ray."""
+        """Give an assignment; it is serialised as it would be for Ray."""
         taker = self._workers[worker]
         number = self._num_handed_out
         self._num_handed_out += 1
         taker.in_flight[number] = tuple(orders)
+        taker.rollouts += sum(order.unit.num_rollouts for order in orders)
         self._side.work(self._clock, number, worker, orders)
         now = self._clock.now
         self.handed_out.append((now, len(orders)))
@@ -216,6 +220,14 @@ class StandIns:
         """End; what still runs is cut."""
         for worker in self._workers.values():
             worker.gone_at = min(worker.gone_at, self._clock.now)
+
+    def _takers(self, has_room: Callable[[Replica], bool]) -> list[str]:
+        takers = [
+            worker
+            for worker in self._workers.values()
+            if 0 < len(worker.in_flight) < _CALLS_IN_FLIGHT and not worker.works_retry and has_room(worker)
+        ]
+        return [worker.name for worker in sorted(takers, key=lambda worker: worker.rollouts)]
 
     def _at(self, seconds: float, event: Callable[[], Answer | None]) -> None:
         self._num_events += 1
@@ -265,7 +277,7 @@ class StandIns:
     def _answer(self, worker: Replica, number: int) -> Answer | None:
         if worker.gone_at < self._clock.now:
             return None
-        del worker.in_flight[number]
+        worker.rollouts -= sum(order.unit.num_rollouts for order in worker.in_flight.pop(number))
         manifests = self._side.manifests(self._clock, number)
         with self._lock:
             self._uncommitted += len(manifests)

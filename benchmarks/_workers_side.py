@@ -7,13 +7,13 @@ the manifests say of a unit is as long as for a real one.
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import queue
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,16 +69,16 @@ class WorkersSide:
 
     def work(self, clock: Stopwatch, number: int, worker: str, orders: Sequence[UnitOrder]) -> None:
         """Send an assignment. Packing it takes time; that the other side listens does not."""
-        data = ForkingPickler.dumps((number, worker, tuple(orders)))
+        data = pickle.dumps((number, worker, tuple(orders)))
         with clock.stopped():
             self._ours.send_bytes(data)
 
     def manifests(self, clock: Stopwatch, number: int) -> list[Manifest]:
         """Ask for what was answered to an assignment. Unpacking takes time; waiting for the other side does not."""
         with clock.stopped():
-            self._ours.send_bytes(ForkingPickler.dumps(number))
+            self._ours.send_bytes(pickle.dumps(number))
             data = self._ours.recv_bytes()
-        return ForkingPickler.loads(data)
+        return pickle.loads(data)  # noqa: S301 - from our own process
 
 
 def _serve(connection: Connection, root: Path, layers: int) -> None:
@@ -88,12 +88,12 @@ def _serve(connection: Connection, root: Path, layers: int) -> None:
     reader.start()
     answers: dict[int, bytes] = {}
     while (data := inbox.get()) is not None:
-        asked = ForkingPickler.loads(data)
+        asked = pickle.loads(data)  # noqa: S301 - likewise
         if isinstance(asked, int):
             connection.send_bytes(answers.pop(asked))
         else:
             number, worker, orders = asked
-            answers[number] = bytes(ForkingPickler.dumps([_work(root, layers, worker, order) for order in orders]))
+            answers[number] = pickle.dumps([_work(root, layers, worker, order) for order in orders])
 
 
 def _read(connection: Connection, inbox: queue.SimpleQueue[Any]) -> None:

@@ -17,8 +17,9 @@ _WAIT_S = 0.5
 _COMMITTING_WAIT_S = 0.02
 """Commits are looked at between answers; a worker never waits for one."""
 
-_COMMITTERS = 16
-"""Commits at a time: each is a few small requests, and a large cluster finishes many units a second."""
+_COMMITTERS = 64
+"""Commits at a time: each is three small requests one after the other, a tenth of a second on S3, and a thousand
+workers finish three hundred units in one."""
 
 
 def drive(
@@ -70,12 +71,15 @@ def _hand_out(ledger: Ledger, executor: Executor) -> None:
     for worker in executor.idle:
         if orders := ledger.next_assignment(worker, ready):
             executor.hand_out(worker, orders)
-    # Ahead of time only while there is plenty: at the end nobody may hold what another could begin.
-    for worker in executor.ahead:
-        if ledger.assignments_left < len(ready):
-            return
-        if orders := ledger.next_assignment(worker, ready, retries=False):
-            executor.hand_out(worker, orders)
+    is_more = bool(ledger.pending)
+    while is_more:
+        is_more = False
+        # Ahead of time only while there is plenty: at the end nobody may hold what another could begin.
+        is_plenty = ledger.assignments_left >= len(ready)
+        for worker in executor.ahead if is_plenty else executor.hungry:
+            if orders := ledger.next_assignment(worker, ready, retries=False):
+                executor.hand_out(worker, orders)
+                is_more = True
 
 
 def _commit(

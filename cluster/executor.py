@@ -72,11 +72,16 @@ class Executor(Protocol):
         ...
 
     @property
-    def ahead(self) -> list[str]:
-        """Those at work that could be given a second assignment, to begin it while the first is written.
+    def hungry(self) -> list[str]:
+        """Those at work whose batch has room for more now, the emptiest first.
 
         None that works a unit that failed before: should it die again, it takes nothing else with it.
         """
+        ...
+
+    @property
+    def ahead(self) -> list[str]:
+        """Those, and who could be given what their batch has no room for yet, so that it never runs empty."""
         ...
 
     @property
@@ -90,7 +95,7 @@ class Executor(Protocol):
         ...
 
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to one of ``idle`` or ``ahead``."""
+        """Give an assignment to one of ``idle``, ``hungry`` or ``ahead``."""
         ...
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -133,8 +138,13 @@ class LocalExecutor:
         return [] if self._waiting else [_LOCAL]
 
     @property
-    def ahead(self) -> list[str]:
+    def hungry(self) -> list[str]:
         """None: it does one thing at a time."""
+        return []
+
+    @property
+    def ahead(self) -> list[str]:
+        """None."""
         return []
 
     @property

@@ -192,7 +192,12 @@ def _work_under_lease(
     progress.say(
         f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
     )
-    executor = RayExecutor(_worker_settings(job, placement), placement, replicas=job.plan.spec.placement.replicas)
+    executor = RayExecutor(
+        _worker_settings(job, placement),
+        placement,
+        replicas=job.plan.spec.placement.replicas,
+        batch_rollouts=job.estimate.rows_per_batch,
+    )
     return work_units(job, lease, executor, rendering, progress, board)
 
 
@@ -232,7 +237,7 @@ def work_units(
         patiently(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Looked at again: another driver may have worked between planning and this lease.
         committed = patiently(lambda: committed_units(job.location), progress.say)
-        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_batch)
+        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
         with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:

@@ -24,8 +24,11 @@ from .executor import Answer, WorkerView
 from .session import Placement, count_places
 from .unit_task import UnitTask, WorkerSettings
 
-_ASSIGNMENTS_IN_FLIGHT = 2
-"""Of a worker: one is written while the next is generated."""
+_BATCHES_IN_FLIGHT = 2
+"""Of a worker, at most: what fills its batch, and what joins as places come free."""
+
+_CALLS_IN_FLIGHT = 8
+"""Of a worker, at most: assignments that are small for being the last, or retries."""
 
 _LOOK_EVERY_S = 3.0
 """How often the pool is held against what the cluster has."""
@@ -77,6 +80,18 @@ class _Worker:
     asked_at: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.time)
     in_flight: dict[Any, tuple[UnitOrder, ...]] = field(default_factory=dict)
+    rollouts: int = 0
+
+    def take(self, reference: Any, orders: tuple[UnitOrder, ...]) -> None:
+        """Remember what it was handed."""
+        self.in_flight[reference] = orders
+        self.rollouts += _num_rollouts(orders)
+
+    def give_back(self, reference: Any) -> tuple[UnitOrder, ...]:
+        """Forget what it answered."""
+        orders = self.in_flight.pop(reference, ())
+        self.rollouts -= _num_rollouts(orders)
+        return orders
 
     @property
     def is_idle(self) -> bool:
@@ -84,11 +99,12 @@ class _Worker:
 
     @property
     def works_retry(self) -> bool:
-        return any(order.attempt > 1 for orders in self.in_flight.values() for order in orders)
+        # Handed out alone, so the first of an assignment tells.
+        return any(orders[0].attempt > 1 for orders in self.in_flight.values())
 
     @property
-    def has_room_ahead(self) -> bool:
-        return self.is_ready and 0 < len(self.in_flight) < _ASSIGNMENTS_IN_FLIGHT and not self.works_retry
+    def may_take_more(self) -> bool:
+        return self.is_ready and 0 < len(self.in_flight) < _CALLS_IN_FLIGHT and not self.works_retry
 
     @property
     def doing(self) -> str:
@@ -105,6 +121,7 @@ class RayExecutor:
         placement: What each takes.
         replicas: How many; those without a place wait for one. None: as many as the cluster has room for, more when
             nodes join and fewer when they leave.
+        batch_rollouts: How many a worker's batch holds, about.
         start_timeout_s: How long to wait for the first model to be loaded.
     """
 
@@ -114,11 +131,13 @@ class RayExecutor:
         placement: Placement,
         *,
         replicas: int | None = None,
+        batch_rollouts: int = 1,
         start_timeout_s: float = 1800.0,
     ) -> None:
         self._settings = settings
         self._placement = placement
         self._replicas = replicas
+        self._batch_rollouts = batch_rollouts
         self._start_timeout_s = start_timeout_s
         self._actor_class: Any = ray.remote(UnitActor)
         self._workers: dict[str, _Worker] = {}
@@ -154,9 +173,16 @@ class RayExecutor:
         return [worker.name for worker in self._workers.values() if worker.is_idle]
 
     @property
+    def hungry(self) -> list[str]:
+        """Those at work whose batch has room for more now, the emptiest first."""
+        return self._takers(lambda worker: worker.rollouts < self._batch_rollouts)
+
+    @property
     def ahead(self) -> list[str]:
-        """Those at work that could be given a second assignment."""
-        return [worker.name for worker in self._workers.values() if worker.has_room_ahead]
+        """Those at work that hold less than two batches, or a single assignment however long, the emptiest first."""
+        # An assignment is half a batch.
+        limit = (_BATCHES_IN_FLIGHT - 0.5) * self._batch_rollouts
+        return self._takers(lambda worker: len(worker.in_flight) == 1 or worker.rollouts <= limit)
 
     @property
     def views(self) -> list[WorkerView]:
@@ -178,11 +204,11 @@ class RayExecutor:
         return dict(self._health.left_out)
 
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to one of ``idle`` or ``ahead``."""
+        """Give an assignment to one of ``idle``, ``hungry`` or ``ahead``."""
         taker = self._workers[worker]
         taker.since = time.time()
         reference = taker.actor.work.remote(tuple(orders))
-        taker.in_flight[reference] = tuple(orders)
+        taker.take(reference, tuple(orders))
         self._calls[reference] = ("work", taker)
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -203,6 +229,10 @@ class RayExecutor:
         for worker in list(self._workers.values()):
             self._drop(worker)
 
+    def _takers(self, has_room: Callable[[_Worker], bool]) -> list[str]:
+        takers = [worker for worker in self._workers.values() if worker.may_take_more and has_room(worker)]
+        return [worker.name for worker in sorted(takers, key=lambda worker: worker.rollouts)]
+
     def _take(self, reference: Any) -> list[Answer]:
         call, worker = self._calls.pop(reference, ("", None))
         if worker is None:
@@ -212,10 +242,10 @@ class RayExecutor:
         except RayActorError as error:
             return self._died(worker, str(error))
         except RayError as error:
-            orders = worker.in_flight.pop(reference, ())
+            orders = worker.give_back(reference)
             return [Answer(worker.name, _failures(orders, "the worker failed", str(error)))]
         if call == "work":
-            del worker.in_flight[reference]
+            worker.give_back(reference)
             worker.since = time.time()
             return [Answer(worker.name, tuple(answer))]
         if call == "where":
@@ -232,7 +262,7 @@ class RayExecutor:
             "num_gpus": self._placement.num_gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "max_concurrency": _ASSIGNMENTS_IN_FLIGHT + 2,
+            "max_concurrency": _CALLS_IN_FLIGHT + 2,
         }
         if self._health.left_out:
             options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(self._health.left_out))})"}
@@ -301,6 +331,10 @@ class RayExecutor:
         placeless = [w for w in self._workers.values() if not w.node and now - w.asked_at > _PLACE_PATIENCE_S]
         for worker in placeless[: max(0, len(self._workers) - wanted)]:
             self._drop(worker)
+
+
+def _num_rollouts(orders: Sequence[UnitOrder]) -> int:
+    return sum(order.unit.num_rollouts for order in orders)
 
 
 def _failures(orders: Sequence[UnitOrder], message: str, detail: str) -> tuple[Failure, ...]:

@@ -54,6 +54,11 @@ class Estimate:
     tensor_parallel: int = 1
 
     @property
+    def rows_per_assignment(self) -> int:
+        """Rollouts handed out at a time: half a batch, for an answer comes when the last of them is done."""
+        return max(1, self.rows_per_batch // 2)
+
+    @property
     def device_bytes(self) -> int:
         """Memory that one device of a replica needs, see :func:`device_bytes`."""
         return device_bytes(self, self.tensor_parallel)

@@ -1,8 +1,8 @@
 """The states of a job's units, as a pure machine: events in, orders out. No I/O, no clock, no Ray.
 
-A unit is pending, in flight, committed or failed. A worker is handed *assignments*: units enough to fill its batch,
-each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it again,
-and to a worker it has not failed on, as long as there is one: three failures are the unit's, not a worker's.
+A unit is pending, in flight, committed or failed. A worker is handed *assignments*: units enough to fill some of its
+batch, each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it
+again, and to a worker it has not failed on, as long as there is one: three failures are the unit's, not a worker's.
 Every attempt gets a row block that no other attempt ever gets.
 """
 
@@ -44,7 +44,7 @@ class Ledger:
         plan: The job.
         committed: Ids of the units that were committed before this start.
         row_blocks: Row blocks this start may hand out, each once; at least ``row_blocks_needed`` of them.
-        rollouts_per_assignment: Rollouts that fill a worker's batch.
+        rollouts_per_assignment: Rollouts that a worker is given at a time, unless one unit has more.
 
     Attributes:
         failed: Units given up, with the last failure of each.

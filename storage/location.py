@@ -24,8 +24,8 @@ from ..jobs.errors import AtlasError, InputError, TransientError
 
 _FIELD = "store.url"
 
-_CONNECTIONS = 32
-"""Requests in flight at a time; the client's own 10 would hold readers back."""
+_CONNECTIONS = 64
+"""Requests in flight at a time; the client's own 10 would hold readers and the driver's commits back."""
 
 _DELETED_AT_ONCE = 1000
 """What S3 takes in one request."""

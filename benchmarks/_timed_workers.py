@@ -1,0 +1,104 @@
+"""Ray actors whose engine takes a known time: everything about a worker is real, but for the model.
+
+The arrays are as large for the time they take as those of a 70B replica, and are encoded and written like any.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from persona_atlas.cluster.ray_executor import RayExecutor, UnitActor
+from persona_atlas.cluster.session import Placement
+from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
+from persona_atlas.jobs.block import Canary, Rollout
+from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
+
+ARRAY = ("resid_post", "response_mean")
+
+
+@cache
+def _drawn(layers: int, d_model: int) -> npt.NDArray[np.float32]:
+    """Give a float32 ``(L, D)``, the same for every rollout."""
+    return np.random.default_rng(0).standard_normal((layers, d_model), dtype=np.float32)
+
+
+class TimedEngine:
+    """Answers one rollout after another, each after a fixed time.
+
+    Args:
+        layers: Captured.
+        d_model: Width.
+        rollout_s: Seconds of one rollout.
+    """
+
+    def __init__(self, layers: tuple[int, ...], d_model: int, rollout_s: float) -> None:
+        self.layers = layers
+        self.canary_limit = 1.0
+        self._d_model = d_model
+        self._rollout_s = rollout_s
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        """Take the time, answer."""
+        for request in iter(next_request, None):
+            time.sleep(self._rollout_s)
+            rollout = Rollout(
+                address=request.address,
+                system_prompt=request.system_prompt,
+                question=request.question,
+                response="What a model would say here is of no length to speak of.",
+                prompt_token_ids=tuple(range(74)),
+                response_token_ids=tuple(range(360)),
+                num_content_tokens=360,
+                finish_reason="stop",
+                seed=request.seed,
+            )
+            yield CapturedRollout(rollout, {ARRAY: _drawn(len(self.layers), self._d_model)})
+
+    def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def canary(self, captured: CapturedRollout) -> Canary | None:
+        """Find nothing wrong."""
+        del captured
+        return Canary(1, (0.0,) * len(self.layers), (1.0,) * len(self.layers))
+
+
+class TimedExecutor(RayExecutor):
+    """The real executor, with actors that have such an engine; starts when all of them are ready.
+
+    Args:
+        settings: What each worker is told.
+        replicas: Workers, of one core each.
+        batch_rollouts: How many a worker's batch holds.
+        load: Makes the engine.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        replicas: int,
+        batch_rollouts: int,
+        load: Callable[[WorkerSettings], TimedEngine],
+    ) -> None:
+        placement = Placement(replicas, "cpu", 1, 0)
+        super().__init__(settings, placement, replicas=replicas, batch_rollouts=batch_rollouts)
+
+        class TimedActor(UnitActor):
+            def __init__(self, settings: WorkerSettings, name: str) -> None:
+                self._task = UnitTask(settings, name, load)
+
+        self._wanted = replicas
+        self._actor_class = ray.remote(TimedActor)
+
+    def start(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Load the models, of every worker."""
+        super().start(tick)
+        while len(self.ready) < self._wanted:
+            self.wait(0.1)

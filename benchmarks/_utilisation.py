@@ -1,0 +1,186 @@
+"""How busy simulated workers were: figures and a picture of utilisation over time.
+
+A worker is busy while any rollout of its batch runs. Its batch is full while all places are taken.
+"""
+
+from __future__ import annotations
+
+import heapq
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from _simulation import Seconds, Simulated
+
+_BINS = 400
+_WIDTH, _HEIGHT = 1000, 720
+_LONG_ENOUGH = 0.1
+"""A worker that was there for a smaller share of the job is no measure of anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busyness:
+    """What part of their time workers had something to do.
+
+    Attributes:
+        mean: Of all workers' time while there was something to hand out.
+        least: Of the worker with the least.
+        idle_at_end: Of all workers' time, what they were idle after the last unit was handed out.
+        tail: Of the job's length, from the first idle worker of the end to the last commit.
+        full: Places of the batches that were taken while there was something to hand out.
+    """
+
+    mean: float
+    least: float
+    idle_at_end: float
+    tail: float
+    full: float
+
+
+def busyness(found: Simulated) -> Busyness:
+    """Work the figures out."""
+    dealt, alive_s, before_s = found.dealt_out_s, 0.0, 0.0
+    idle_before_s = idle_after_s = row_s = 0.0
+    least, first_idle = 1.0, found.length_s
+    for ready, gone, began, ended in zip(found.ready_at, found.gone_at, found.began, found.ended, strict=True):
+        free_from, free_until = idle_spans(float(ready), float(gone), began, ended)
+        before = max(0.0, min(gone, dealt) - ready)
+        idle = np.sum(np.minimum(free_until, dealt) - np.minimum(free_from, dealt))
+        idle_before_s += idle
+        idle_after_s += np.sum(free_until - free_from) - idle
+        before_s += before
+        alive_s += gone - ready
+        row_s += np.sum(np.minimum(ended, dealt) - np.minimum(began, np.minimum(ended, dealt)))
+        if before > _LONG_ENOUGH * found.length_s:
+            least = min(least, 1 - idle / before)
+        if gone >= found.length_s and len(ended):
+            first_idle = min(first_idle, max(ended.max(), dealt))
+    return Busyness(
+        mean=1 - idle_before_s / before_s,
+        least=least,
+        idle_at_end=idle_after_s / alive_s,
+        tail=1 - first_idle / found.length_s,
+        full=row_s / before_s / found.rows,
+    )
+
+
+def idle_spans(ready: float, gone: float, began: Seconds, ended: Seconds) -> tuple[Seconds, Seconds]:
+    """Give when one worker had nothing to do: from when and until when.
+
+    Example:
+        >>> idle_spans(0.0, 10.0, np.array([1.0, 2.0, 6.0]), np.array([3.0, 5.0, 9.0]))
+        (array([0., 5., 9.]), array([ 1.,  6., 10.]))
+    """
+    ran = began < ended
+    order = np.argsort(began[ran])
+    began, ended = began[ran][order], ended[ran][order]
+    free_from = np.maximum.accumulate(np.concatenate([[ready], ended]))
+    free_until = np.concatenate([began, [gone]])
+    idle = free_until > free_from
+    return free_from[idle], free_until[idle]
+
+
+def foreseen_s(found: Simulated) -> float:
+    """Say how long the job takes when who lasts how long, and every length, are known before.
+
+    Unit after unit goes to the worker that can begin it first, if it lives to finish it; nothing is ever asked or lost.
+    """
+    queue = [(float(ready), number) for number, ready in enumerate(found.ready_at)]
+    places = [[float(ready)] * found.rows for ready in found.ready_at]
+    heapq.heapify(queue)
+    longest = 0.0
+    for unit_seconds in found.unit_seconds:
+        while True:
+            _, number = heapq.heappop(queue)
+            tried, end = list(places[number]), 0.0
+            for seconds in unit_seconds:
+                done = tried[0] + seconds
+                heapq.heapreplace(tried, done)
+                end = max(end, done)
+            # Those that saw the end would have lived on.
+            if end <= found.gone_at[number] or found.gone_at[number] >= found.length_s:
+                break
+        places[number] = tried
+        heapq.heappush(queue, (tried[0], number))
+        longest = max(longest, end)
+    return longest
+
+
+def over_time(found: Simulated) -> tuple[Seconds, dict[str, npt.NDArray[np.float64]]]:
+    """Give moments of the job, and for each the workers alive and busy, the places taken and the commits."""
+    moments = np.linspace(0, found.length_s, _BINS)
+    alive = _count(moments, found.ready_at, found.gone_at)
+    busy = alive.copy()
+    taken = np.zeros(_BINS)
+    for ready, gone, began, ended in zip(found.ready_at, found.gone_at, found.began, found.ended, strict=True):
+        busy -= _count(moments, *idle_spans(float(ready), float(gone), began, ended))
+        ran = began < ended
+        taken += _count(moments, began[ran], ended[ran])
+    done = np.searchsorted(np.sort(found.committed_at), moments, side="right")
+    return moments, {"alive": alive, "busy": busy, "taken": taken / found.rows, "done": done.astype(float)}
+
+
+def _count(moments: Seconds, began: Seconds, ended: Seconds) -> npt.NDArray[np.float64]:
+    begun = np.searchsorted(np.sort(began), moments, side="right")
+    return (begun - np.searchsorted(np.sort(ended), moments, side="right")).astype(float)
+
+
+def draw(found: dict[str, Simulated], path: Path) -> Path | None:
+    """Draw each simulation into one HTML file, and where Chromium is installed into a PNG beside it.
+
+    Args:
+        found: By name.
+        path: Of the HTML file.
+
+    Returns:
+        The PNG's path, if there is one.
+    """
+    figure = make_subplots(rows=len(found), cols=1, subplot_titles=list(found), vertical_spacing=0.12)
+    styles = {
+        "alive": ("workers alive", "#9aa5b1", "dot"),
+        "busy": ("workers with a rollout to run", "#1f6feb", "solid"),
+        "taken": ("full batches' worth of rollouts", "#d97706", "solid"),
+    }
+    for row, simulated in enumerate(found.values(), 1):
+        moments, counts = over_time(simulated)
+        in_minutes = simulated.length_s > 600
+        times = moments / 60 if in_minutes else moments
+        for name, (label, color, dash) in styles.items():
+            line = {"color": color, "dash": dash, "width": 1.8}
+            trace = go.Scatter(x=times, y=counts[name], name=label, line=line, showlegend=row == 1)
+            figure.add_trace(trace, row=row, col=1)
+        share = counts["done"] / simulated.units * counts["alive"].max()
+        line = {"color": "#2e7d32", "width": 1.8}
+        done = go.Scatter(x=times, y=share, name="units committed, of all", line=line, showlegend=row == 1)
+        figure.add_trace(done, row=row, col=1)
+        unit = "minutes" if in_minutes else "seconds"
+        figure.update_xaxes(title_text=f"{unit} since the first worker was ready", row=row, col=1)
+        figure.update_yaxes(title_text="workers", rangemode="tozero", row=row, col=1)
+    figure.update_layout(
+        template="plotly_white",
+        width=_WIDTH,
+        height=_HEIGHT,
+        margin={"l": 70, "r": 20, "t": 70, "b": 60},
+        legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(path, include_plotlyjs=True)
+    return _photograph(path)
+
+
+def _photograph(path: Path) -> Path | None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        return None
+    picture = path.with_suffix(".png")
+    size = f"--window-size={_WIDTH + 20},{_HEIGHT + 20}"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size]
+    command += ["--virtual-time-budget=10000", f"--screenshot={picture}", path.absolute().as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return picture

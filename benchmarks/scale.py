@@ -1,0 +1,120 @@
+"""How well one driver keeps many workers busy: measured on this machine, and simulated for a thousand replicas.
+
+    python benchmarks/scale.py [--json] [--quick] [--out FILE.html]
+
+Measured: one and two actors of a real Ray whose engine takes a known time, with arrays as large for that time as those
+of a 70B replica. Simulated: the whole of examples/llama-3.3-70b.yaml on stand-in workers. A replica's time is what
+`persona-atlas plan` prices it at; a third of the responses reach their limit, the others are of any length from an
+eighth of it. The driver, its scheduler, lease, commits, index and news are the real ones, on a directory, and their
+own time counts. --out draws the workers' utilisation over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from persona_atlas.cluster.session import ray_session
+
+from _real_run import UNIT_S, Worked, work
+from _report import Report
+from _simulation import Scenario, Simulated, simulate
+from _utilisation import Busyness, busyness, draw, foreseen_s
+
+MINUTE = Scenario("1,000 workers", 1000, request_s=0.03)
+SPOT = Scenario("100 workers, a fifth of the nodes lost twice", 100, bulk_at=(0.25, 0.6), away_s=30)
+HOUR = Scenario(
+    "1,000 workers, everything 60 times as slow, a fifth of the nodes lost twice",
+    1000,
+    slower=60,
+    bulk_at=(0.25, 0.6),
+    away_s=300,
+)
+GB = 1e9
+
+
+def measured(report: Report, units_each: int) -> None:
+    """Work for a known time with one actor and with two."""
+    with ray_session(None):
+        work(1, 5)
+        found = [work(workers, units_each) for workers in (1, 2)]
+    rows = [_measured_row(worked) for worked in found]
+    header = ("actors", "units", "seconds", "units/s", "not the engine's", "driver's processor")
+    report.table(f"Real Ray, units of {UNIT_S} s", header, rows)
+    one, two = found
+    report.least("throughput of two actors, of twice that of one", _pace(two) / _pace(one) / 2, "ratio", 0.97)
+    for worked in found:
+        what = f"driver, commits and store, share of worker time, {worked.workers} actor{'s' * (worked.workers > 1)}"
+        report.most(what, worked.overhead, "ratio", 0.02)
+
+
+def _pace(worked: Worked) -> float:
+    return worked.units / worked.wall_s
+
+
+def _measured_row(worked: Worked) -> tuple[str, ...]:
+    share = worked.driver_s / (worked.workers * worked.wall_s)
+    return (
+        str(worked.workers),
+        str(worked.units),
+        f"{worked.wall_s:.1f}",
+        f"{_pace(worked):.2f}",
+        f"{worked.overhead:.2%}",
+        f"{share:.2%}",
+    )
+
+
+def simulated(report: Report, scenario: Scenario) -> Simulated:
+    """Simulate a job and note what its driver reached."""
+    report.say(f"Simulating {scenario.name}.")
+    found = simulate(scenario)
+    busy, foreseen = busyness(found), foreseen_s(found)
+    report.table(scenario.name, ("", ""), _simulated_rows(found, busy, foreseen))
+    name = scenario.name
+    report.least(f"busy while there is work, all workers: {name}", busy.mean, "ratio", 0.98)
+    report.least(f"busy while there is work, the worst worker: {name}", busy.least, "ratio")
+    report.most(f"idle after the last unit was dealt, share of worker time: {name}", busy.idle_at_end, "ratio")
+    report.most(f"length, of that of a deal that foresees all: {name}", found.length_s / foreseen, "ratio")
+    report.most(f"the driver's memory: {name}", found.peak_bytes / GB, "GB", 1.0)
+    report.least(f"every unit is committed exactly once: {name}", float(found.once), "yes", 1.0)
+    return found
+
+
+def _simulated_rows(found: Simulated, busy: Busyness, foreseen: float) -> list[tuple[str, str]]:
+    single = sum(1 for _, number in found.nodes_lost if number == 1)
+    bulk = [str(number) for _, number in found.nodes_lost if number > 1]
+    return [
+        ("units, workers ever there, nodes", f"{found.units:,}, {len(found.ready_at):,}, {found.nodes:,}"),
+        ("nodes lost one by one; at once", f"{single}; {', '.join(bulk) or 'none'}"),
+        ("units in flight on them, done again", f"{found.units_lost:,}"),
+        ("length; if everything were foreseen", f"{found.length_s:,.1f} s; {foreseen:,.1f} s"),
+        ("last unit dealt; first worker idle for good", f"{found.dealt_out_s:,.1f} s; tail of {busy.tail:.1%}"),
+        ("places of batches taken till then", f"{busy.full:.1%}"),
+        ("driver's processor time", f"{found.driver_s:.1f} s, {1e3 * found.driver_s / found.units:.2f} ms a unit"),
+        ("time skipped; the stand-ins' own", f"{found.skipped_s:,.1f} s; {found.stopped_s:.1f} s"),
+        ("index written after the last commit", f"{found.index_s:.1f} s"),
+    ]
+
+
+def main() -> int:
+    """Measure and simulate; exit status 1 when a floor does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the units and of the workers")
+    parser.add_argument("--out", type=Path, help="HTML file to draw utilisation into, with a PNG beside it")
+    asked = parser.parse_args()
+    report = Report(asked.json)
+    measured(report, 10 if asked.quick else 50)
+    scenarios = [MINUTE, SPOT, HOUR]
+    if asked.quick:
+        scenarios = [replace(s, workers=s.workers // 10, questions=24) for s in scenarios]
+    found = {scenario.name: simulated(report, scenario) for scenario in scenarios}
+    if asked.out is not None:
+        report.say(f"Drawn: {draw(found, asked.out) or asked.out}.")
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
