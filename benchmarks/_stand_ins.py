@@ -97,8 +97,8 @@ class Replica:
 
     @property
     def works_retry(self) -> bool:
-        """Whether it works a unit that failed before."""
-        return any(orders[0].attempt > 1 for orders in self.in_flight.values())
+        """Whether it works a unit that may be to blame for an earlier failure."""
+        return any(orders[0].is_suspect for orders in self.in_flight.values())
 
 
 class StandIns:
@@ -271,7 +271,7 @@ class StandIns:
         self.units_lost += len(orders)
         return Answer(
             worker.name,
-            tuple(Failure(o.unit.unit_id, o.attempt, "the worker died", "its node went") for o in orders),
+            tuple(Failure(o.unit.unit_id, o.attempt, "the worker's node is gone", is_nodes_fault=True) for o in orders),
         )
 
     def _answer(self, worker: Replica, number: int) -> Answer | None:

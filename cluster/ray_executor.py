@@ -100,7 +100,7 @@ class _Worker:
     @property
     def works_retry(self) -> bool:
         # Handed out alone, so the first of an assignment tells.
-        return any(orders[0].attempt > 1 for orders in self.in_flight.values())
+        return any(orders[0].is_suspect for orders in self.in_flight.values())
 
     @property
     def may_take_more(self) -> bool:
@@ -310,6 +310,8 @@ class RayExecutor:
                 raise _no_worker(f"{worker.name}: {reason}")
         if worker.node and self._health.died(worker.node, time.monotonic(), reason, is_unit_suspect=was_suspect):
             self._leave_out(worker.node, self._health.left_out[worker.node])
+        if _is_gone(worker.node):
+            return [Answer(worker.name, _failures(orders, "the worker's node is gone", reason, is_nodes_fault=True))]
         return [Answer(worker.name, _failures(orders, "the worker died", reason))]
 
     def _leave_out(self, node: str, reason: str) -> None:
@@ -337,8 +339,14 @@ def _num_rollouts(orders: Sequence[UnitOrder]) -> int:
     return sum(order.unit.num_rollouts for order in orders)
 
 
-def _failures(orders: Sequence[UnitOrder], message: str, detail: str) -> tuple[Failure, ...]:
-    return tuple(Failure(order.unit.unit_id, order.attempt, message, detail) for order in orders)
+def _failures(
+    orders: Sequence[UnitOrder], message: str, detail: str, *, is_nodes_fault: bool = False
+) -> tuple[Failure, ...]:
+    return tuple(Failure(order.unit.unit_id, order.attempt, message, detail, is_nodes_fault) for order in orders)
+
+
+def _is_gone(node: str) -> bool:
+    return any(known["NodeID"] == node and not known["Alive"] for known in ray.nodes())
 
 
 def _no_worker(reason: str) -> JobError:

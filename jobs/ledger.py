@@ -3,6 +3,7 @@
 A unit is pending, in flight, committed or failed. A worker is handed *assignments*: units enough to fill some of its
 batch, each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it
 again, and to a worker it has not failed on, as long as there is one: three failures are the unit's, not a worker's.
+One that went with its node is not to blame, the first time: it is handed out again before all others, and in company.
 Every attempt gets a row block that no other attempt ever gets.
 """
 
@@ -28,12 +29,14 @@ class Failure:
         attempt: Which attempt.
         message: One line.
         detail: All that is known, a traceback usually.
+        is_nodes_fault: Whether the whole node went, with whatever was on it.
     """
 
     unit_id: str
     attempt: int
     message: str
     detail: str = ""
+    is_nodes_fault: bool = False
 
 
 @dataclass
@@ -91,8 +94,8 @@ class Ledger:
         rollouts = 0
         while self._pending:
             unit_id = self._pending[0]
-            # What failed goes to the end of the queue: behind the first of these there are only such.
-            is_retry = unit_id in self.attempts
+            # A suspect goes to the end of the queue: behind the first of these there are only such.
+            is_retry = unit_id in self._failed_on
             if is_retry:
                 unit_id = self._retry_for(worker, workers) if retries and not orders else None
                 if unit_id is None:
@@ -104,7 +107,7 @@ class Ledger:
             self._pending_rollouts -= unit.num_rollouts
             attempt = self.attempts.get(unit.unit_id, 0) + 1
             self.attempts[unit.unit_id] = attempt
-            order = UnitOrder(unit, self.plan.requests(unit), attempt, next(self.row_blocks))
+            order = UnitOrder(unit, self.plan.requests(unit), attempt, next(self.row_blocks), is_retry)
             self._in_flight[unit.unit_id] = order
             orders.append(order)
             rollouts += unit.num_rollouts
@@ -142,16 +145,21 @@ class Ledger:
             worker: On whom.
 
         Returns:
-            Whether the unit will be tried again; it goes to the end of the queue.
+            Whether the unit will be tried again; a suspect goes to the end of the queue.
         """
         self._in_flight.pop(failure.unit_id, None)
         if failure.unit_id in self.committed:
             return False
         self.first_failure = self.first_failure or failure
         self.last_failure[failure.unit_id] = failure
-        self._failed_on.setdefault(failure.unit_id, set()).add(worker)
+        is_suspect = not failure.is_nodes_fault or self.attempts[failure.unit_id] > 1
+        if is_suspect:
+            self._failed_on.setdefault(failure.unit_id, set()).add(worker)
         if self.attempts[failure.unit_id] < MAX_ATTEMPTS:
-            self._pending.append(failure.unit_id)
+            if is_suspect:
+                self._pending.append(failure.unit_id)
+            else:
+                self._pending.appendleft(failure.unit_id)
             self._pending_rollouts += self.plan.by_id[failure.unit_id].num_rollouts
             return True
         self.failed[failure.unit_id] = failure

@@ -136,9 +136,11 @@ class UnitOrder:
     Attributes:
         attempt: 1 for the first.
         row_block: The block of store rows that this attempt alone may write.
+        is_suspect: Whether it failed before and may have been to blame; its worker is given nothing beside it.
     """
 
     unit: WorkUnit
     requests: tuple[RolloutRequest, ...]
     attempt: int
     row_block: int
+    is_suspect: bool = False

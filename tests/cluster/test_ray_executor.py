@@ -100,6 +100,37 @@ def test_a_worker_that_dies_answers_with_failures_and_another_takes_its_place(se
     assert executor.views == []
 
 
+def test_a_worker_is_offered_work_until_it_holds_two_batches_and_none_beside_a_retry(settings: WorkerSettings):
+    from dataclasses import replace
+
+    from persona_atlas.cluster.ray_executor import RayExecutor
+
+    url = settings.store_url
+    plan = small_plan(small_spec(url))
+    location = open_location(url)
+    executor = RayExecutor(settings, ONE_CORE, replicas=1, batch_rollouts=6)
+    worker = ["worker-0"]
+    try:
+        executor.start()
+        with acquire(location, 40) as lease:
+            begin(location, plan, lease)
+            ledger = Ledger(plan, set(), iter(lease.row_blocks))
+            assert (executor.idle, executor.hungry, executor.ahead) == (worker, [], [])
+            # Units of three rollouts; what has come back counts when it is waited for.
+            for hungry, ahead in ((worker, worker), ([], worker), ([], worker), ([], [])):
+                executor.hand_out("worker-0", orders_of(plan, ledger, "worker-0"))
+                assert (executor.idle, executor.hungry, executor.ahead) == ([], hungry, ahead)
+            answered = 0
+            while answered < 4:
+                answered += len(executor.wait(1.0))
+            assert executor.idle == worker
+            (order,) = orders_of(plan, ledger, "worker-0")
+            executor.hand_out("worker-0", [replace(order, attempt=2, is_suspect=True)])
+            assert (executor.idle, executor.hungry, executor.ahead) == ([], [], [])
+    finally:
+        executor.close()
+
+
 def test_an_idle_worker_s_death_is_noticed_and_costs_no_unit_an_attempt(settings: WorkerSettings):
     from persona_atlas.cluster.ray_executor import RayExecutor
 

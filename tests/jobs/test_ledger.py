@@ -30,8 +30,8 @@ def uneven_plan() -> Plan:
     return small_plan(small_spec(personas=personas))
 
 
-def fail(ledger: Ledger, order: UnitOrder, why: str = "scripted") -> bool:
-    return ledger.fail(Failure(order.unit.unit_id, order.attempt, why))
+def fail(ledger: Ledger, order: UnitOrder, why: str = "scripted", *, node: bool = False) -> bool:
+    return ledger.fail(Failure(order.unit.unit_id, order.attempt, why, is_nodes_fault=node))
 
 
 @given(data=st.data(), per_assignment=st.integers(1, 12), num_workers=st.integers(1, 4))
@@ -54,10 +54,11 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
         assert ledger.in_flight == sum(map(len, working))
         orders = working.pop(data.draw(st.integers(0, len(working) - 1), label="who answers"))
         worker_lost = data.draw(st.booleans(), label="worker lost")
+        node_lost = worker_lost and data.draw(st.booleans(), label="with its node")
         for order in orders:
             if worker_lost or data.draw(st.booleans(), label="fails"):
                 failures[order.unit.unit_id] = failures.get(order.unit.unit_id, 0) + 1
-                again = fail(ledger, order)
+                again = fail(ledger, order, node=node_lost)
                 assert again == (failures[order.unit.unit_id] < MAX_ATTEMPTS)
             else:
                 ledger.commit(order.unit.unit_id)
@@ -166,3 +167,28 @@ def test_a_unit_that_was_given_up_for_lost_and_comes_after_all_is_not_done_again
     while orders := ledger.next_assignment():
         handed_out += [o.unit.unit_id for o in orders]
     assert order.unit.unit_id not in handed_out
+
+
+def test_units_that_went_with_their_node_come_next_and_together(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=6)
+    lost = ledger.next_assignment("worker")
+    assert len(lost) == 2
+    assert all(fail(ledger, order, node=True) for order in reversed(lost))
+    again = ledger.next_assignment("other")
+    assert [(order.unit, order.attempt, order.is_suspect) for order in again] == [(o.unit, 2, False) for o in lost]
+    assert not {order.row_block for order in again} & {order.row_block for order in lost}
+
+
+def test_a_unit_that_went_with_two_nodes_is_a_suspect_and_the_third_time_given_up(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=6)
+    (order, mate), rest = ledger.next_assignment("worker"), []
+    ledger.commit(mate.unit.unit_id)
+    fail(ledger, order, node=True)
+    order, mate = ledger.next_assignment("worker")
+    ledger.commit(mate.unit.unit_id)
+    fail(ledger, order, node=True)
+    while orders := ledger.next_assignment("other"):
+        rest.append(orders)
+    assert [(o.unit, o.attempt, o.is_suspect) for o in rest[-1]] == [(order.unit, 3, True)], "alone, and last"
+    assert not fail(ledger, rest[-1][0], node=True)
+    assert set(ledger.failed) == {order.unit.unit_id}
