@@ -12,6 +12,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -31,6 +32,7 @@ from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.pricing import price
 from persona_atlas.jobs.spec import load_spec
+from persona_atlas.storage import layout
 from persona_atlas.storage.commits import committed_units, read_commits
 from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import Location, open_location
@@ -168,8 +170,8 @@ def _simulate(scenario: Scenario) -> Simulated:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, WorkersSide(Path(folder), len(plan.layers)) as side:
         stand_ins = StandIns(cluster, side, clock)
-        watch = _Watch(stand_ins, clock)
-        location = cast(Location, _Distant(open_location(folder), scenario.request_s))
+        watch = _Watch(clock)
+        location = cast(Location, _Distant(open_location(folder), scenario.request_s, stand_ins.committed))
         job = Job(plan, estimate(plan), Path("none"), location, None, frozenset())
         with acquire(location, row_blocks_needed(plan, ())) as lease, Board() as board:
             board.open(location, lease.generation)
@@ -208,9 +210,8 @@ def _shares(plan: Plan) -> list[Seconds]:
 class _Watch(Progress):
     """Hears of each commit when the run loop does, and tells nobody."""
 
-    def __init__(self, stand_ins: StandIns, clock: Clock) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__(Console(file=io.StringIO()))
-        self._stand_ins = stand_ins
         self._clock = clock
         self._began_s = 0.0
         self._last = 0.0
@@ -223,7 +224,6 @@ class _Watch(Progress):
         if manifest is None:
             self._began_s = time.process_time()
             return
-        self._stand_ins.committed()
         self.committed_at.append(self._clock.now)
         if ledger.num_done == len(ledger.plan.units):
             self._last = time.perf_counter()
@@ -235,11 +235,12 @@ class _Watch(Progress):
 
 
 class _Distant:
-    """A directory some way off."""
+    """A directory some way off; tells of commits."""
 
-    def __init__(self, near: Location, seconds: float) -> None:
+    def __init__(self, near: Location, seconds: float, committed: Callable[[], None]) -> None:
         self._near = near
         self._seconds = seconds
+        self._committed = committed
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._near, name)
@@ -248,7 +249,10 @@ class _Distant:
 
         def ask(*args: Any) -> Any:
             time.sleep(self._seconds)
-            return found(*args)
+            answer = found(*args)
+            if name == "create" and args[0].startswith(layout.COMMITS):
+                self._committed()
+            return answer
 
         return ask
 

@@ -29,6 +29,10 @@ _BATCHES_IN_FLIGHT, _CALLS_IN_FLIGHT = 2, 8
 """Of a worker, as with Ray."""
 
 
+_LOOK_S = 0.002
+"""How often it is looked whether anything keeps time from being skipped."""
+
+
 class Clock:
     """Simulated time in seconds: real time, and what was skipped of it."""
 
@@ -201,18 +205,18 @@ class StandIns:
         while True:
             if answers := self._pass_to(self._clock.now):
                 return answers
+            if self._clock.now >= deadline:
+                return []
             until = min(deadline, self._events[0][0]) if self._events else deadline
             seconds = until - self._clock.now
             if seconds > 0:
                 if self._uncommitted:
-                    time.sleep(seconds)
-                else:
-                    self._clock.skip(seconds)
-            if until == deadline:
-                return self._pass_to(self._clock.now)
+                    time.sleep(min(seconds, _LOOK_S))
+                    continue
+                self._clock.skip(seconds)
 
     def committed(self) -> None:
-        """Take note that what a worker answered is committed; from any thread."""
+        """Take note that a commit record is written; from any thread."""
         with self._lock:
             self._uncommitted -= 1
 

@@ -223,16 +223,17 @@ def work_units(
         JobStoppedError: The job was told to end.
     """
     board.doing("loading")
+    # Seconds for a large plan: before there are workers to wait for it.
+    units = encode_units(job.plan.units)
+    record = job.record or RunRecord.of(
+        job.plan,
+        units_sha256=sha256(units).hexdigest(),
+        rendering=rendering,
+        versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+        created_at=now_iso(),
+    )
     try:
         executor.start(board.raise_if_stopped)
-        units = encode_units(job.plan.units)
-        record = job.record or RunRecord.of(
-            job.plan,
-            units_sha256=sha256(units).hexdigest(),
-            rendering=rendering,
-            versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-            created_at=now_iso(),
-        )
         patiently(lambda: begin_run(job.location, record, units), progress.say)
         patiently(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Looked at again: another driver may have worked between planning and this lease.
