@@ -54,7 +54,7 @@ class Scenario:
     """A job, and what befalls it.
 
     Attributes:
-        name: For people.
+        name: What befalls it, for people.
         workers: Replicas.
         slower: So many times as long as the table of devices says does everything take that workers do.
         questions: Of each persona; None takes all.
@@ -75,6 +75,9 @@ class Scenario:
     request_s: float = 0.0
     device: str = "H100"
 
+    def __str__(self) -> str:
+        return f"{self.workers:,} workers, {self.name}"
+
 
 @dataclass(frozen=True, eq=False)
 class Simulated:
@@ -84,6 +87,7 @@ class Simulated:
         units: Planned.
         rows: Rollouts that a batch holds.
         nodes: Of the cluster.
+        rollout_s: What the longest response takes.
         length_s: Until the last unit was committed.
         dealt_out_s: When the last unit was handed out that had not failed before.
         ready_at: Of each replica that ever was.
@@ -105,6 +109,7 @@ class Simulated:
     units: int
     rows: int
     nodes: int
+    rollout_s: float
     length_s: float
     dealt_out_s: float
     ready_at: Seconds
@@ -182,6 +187,7 @@ def _simulate(scenario: Scenario) -> Simulated:
             units=len(plan.units),
             rows=cluster.rows,
             nodes=-(-cluster.workers // cluster.per_node),
+            rollout_s=cluster.rollout_s,
             length_s=length_s,
             dealt_out_s=max(at for at, _ in stand_ins.handed_out),
             ready_at=np.array([replica.ready_at for replica in stand_ins.replicas]),

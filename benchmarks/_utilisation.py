@@ -170,7 +170,7 @@ def draw(found: dict[str, Simulated], path: Path) -> Path | None:
         legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True)
+    figure.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
     return _photograph(path)
 
 

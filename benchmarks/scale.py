@@ -23,16 +23,18 @@ from _report import Report
 from _simulation import Scenario, Simulated, simulate
 from _utilisation import Busyness, busyness, draw, foreseen_s
 
-MINUTE = Scenario("1,000 workers", 1000, request_s=0.03)
-SPOT = Scenario("100 workers, a fifth of the nodes lost twice", 100, bulk_at=(0.25, 0.6), away_s=30)
+MINUTE = Scenario("failures one by one", 1000, request_s=0.03)
+SPOT = Scenario("a fifth of the nodes lost twice", 100, bulk_at=(0.25, 0.6), away_s=30)
 HOUR = Scenario(
-    "1,000 workers, everything 60 times as slow, a fifth of the nodes lost twice",
+    "60 times as slow, a fifth of the nodes lost twice",
     1000,
     slower=60,
     bulk_at=(0.25, 0.6),
     away_s=300,
 )
 GB = 1e9
+DEEP = 0.05
+"""Where the longest response is a smaller share of the job, the tail is the driver's; else it is that response's."""
 
 
 def measured(report: Report, units_each: int) -> None:
@@ -68,14 +70,15 @@ def _measured_row(worked: Worked) -> tuple[str, ...]:
 
 def simulated(report: Report, scenario: Scenario) -> Simulated:
     """Simulate a job and note what its driver reached."""
-    report.say(f"Simulating {scenario.name}.")
+    report.say(f"Simulating {scenario}.")
     found = simulate(scenario)
     busy, foreseen = busyness(found), foreseen_s(found)
-    report.table(scenario.name, ("", ""), _simulated_rows(found, busy, foreseen))
-    name = scenario.name
+    name = str(scenario)
+    report.table(name, ("", ""), _simulated_rows(found, busy, foreseen))
+    limit = 0.02 if found.rollout_s < DEEP * found.length_s else None
     report.least(f"busy while there is work, all workers: {name}", busy.mean, "ratio", 0.98)
     report.least(f"busy while there is work, the worst worker: {name}", busy.least, "ratio")
-    report.most(f"idle after the last unit was dealt, share of worker time: {name}", busy.idle_at_end, "ratio")
+    report.most(f"idle after the last unit was dealt, share of worker time: {name}", busy.idle_at_end, "ratio", limit)
     report.most(f"length, of that of a deal that foresees all: {name}", found.length_s / foreseen, "ratio")
     report.most(f"the driver's memory: {name}", found.peak_bytes / GB, "GB", 1.0)
     report.least(f"every unit is committed exactly once: {name}", float(found.once), "yes", 1.0)
@@ -110,7 +113,7 @@ def main() -> int:
     scenarios = [MINUTE, SPOT, HOUR]
     if asked.quick:
         scenarios = [replace(s, workers=s.workers // 10, questions=24) for s in scenarios]
-    found = {scenario.name: simulated(report, scenario) for scenario in scenarios}
+    found = {str(scenario): simulated(report, scenario) for scenario in scenarios}
     if asked.out is not None:
         report.say(f"Drawn: {draw(found, asked.out) or asked.out}.")
     return report.finish()
