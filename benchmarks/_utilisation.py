@@ -62,11 +62,11 @@ def busyness(found: Simulated) -> Busyness:
         if gone >= found.length_s and len(ended):
             first_idle = min(first_idle, max(ended.max(), dealt))
     return Busyness(
-        mean=1 - idle_before_s / before_s,
-        least=least,
-        idle_at_end=idle_after_s / alive_s,
-        tail=1 - first_idle / found.length_s,
-        full=row_s / before_s / found.rows,
+        mean=float(1 - idle_before_s / before_s),
+        least=float(least),
+        idle_at_end=float(idle_after_s / alive_s),
+        tail=float(1 - first_idle / found.length_s),
+        full=float(row_s / before_s / found.rows),
     )
 
 
