@@ -163,10 +163,10 @@ class _Requests:
         return answered
 
     async def _answer(self, request: RolloutRequest) -> None:
-        said = [{"role": "user", "content": request.question}]
-        messages = self._renderer.messages(request.system_prompt, said)
         name = str(request.address)
         try:
+            said = [{"role": "user", "content": request.question}]
+            messages = self._renderer.messages(request.system_prompt, said)
             answered = _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))
         except UnitError as error:
             answered = _Answered(request, None, error)
