@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from persona_atlas.cluster.executor import Answer, WorkerView
+from persona_atlas.cluster.load import Load
 from persona_atlas.jobs.ledger import Failure
 from persona_atlas.jobs.units import UnitOrder
 
 from _weather import Cluster, Loss
 from _workers_side import WorkersSide, response_share
 
-_BATCHES_IN_FLIGHT, _CALLS_IN_FLIGHT = 2, 8
 """Of a worker, as with Ray."""
 
 
@@ -84,8 +84,7 @@ class Replica:
     gone_at: float = float("inf")
     began: array[float] = field(default_factory=lambda: array("d"))
     ended: array[float] = field(default_factory=lambda: array("d"))
-    in_flight: dict[int, tuple[UnitOrder, ...]] = field(default_factory=dict)
-    rollouts: int = 0
+    load: Load = field(default_factory=Load)
 
     def take(self, now: float, seconds: Sequence[float]) -> float:
         """Let rollouts join the batch in their order as places come free; give the time when all are done."""
@@ -98,11 +97,6 @@ class Replica:
             self.ended.append(end)
             last = max(last, end)
         return last
-
-    @property
-    def works_retry(self) -> bool:
-        """Whether it works a unit that may be to blame for an earlier failure."""
-        return any(orders[0].is_suspect for orders in self.in_flight.values())
 
 
 class StandIns:
@@ -149,18 +143,22 @@ class StandIns:
     @property
     def idle(self) -> list[str]:
         """Those that have nothing to do."""
-        return [name for name, worker in self._workers.items() if not worker.in_flight]
+        return [name for name, worker in self._workers.items() if worker.load.is_empty]
 
     @property
     def hungry(self) -> list[str]:
         """Those at work whose batch has room."""
-        return self._takers(lambda worker: worker.rollouts < self._cluster.rows)
+        return self._emptiest(lambda load: load.has_room_now(self._cluster.rows))
 
     @property
     def ahead(self) -> list[str]:
         """Those that hold less than two batches."""
-        limit = (_BATCHES_IN_FLIGHT - 0.5) * self._cluster.rows
-        return self._takers(lambda worker: len(worker.in_flight) == 1 or worker.rollouts <= limit)
+        return self._emptiest(lambda load: load.has_room_ahead(self._cluster.rows))
+
+    @property
+    def num_working(self) -> int:
+        """All that the driver believes to be alive."""
+        return len(self._workers)
 
     @property
     def views(self) -> list[WorkerView]:
@@ -169,8 +167,8 @@ class StandIns:
             WorkerView(
                 worker.name,
                 f"node-{worker.node}",
-                "working" if worker.in_flight else "idle",
-                tuple(order.unit.unit_id for orders in worker.in_flight.values() for order in orders),
+                "idle" if worker.load.is_empty else "working",
+                tuple(order.unit.unit_id for order in worker.load.orders),
                 worker.ready_at,
             )
             for worker in self._workers.values()
@@ -186,8 +184,7 @@ class StandIns:
         taker = self._workers[worker]
         number = self._num_handed_out
         self._num_handed_out += 1
-        taker.in_flight[number] = tuple(orders)
-        taker.rollouts += sum(order.unit.num_rollouts for order in orders)
+        taker.load.take(number, orders)
         self._side.work(self._clock, number, worker, orders)
         now = self._clock.now
         self.handed_out.append((now, len(orders)))
@@ -225,13 +222,9 @@ class StandIns:
         for worker in self._workers.values():
             worker.gone_at = min(worker.gone_at, self._clock.now)
 
-    def _takers(self, has_room: Callable[[Replica], bool]) -> list[str]:
-        takers = [
-            worker
-            for worker in self._workers.values()
-            if 0 < len(worker.in_flight) < _CALLS_IN_FLIGHT and not worker.works_retry and has_room(worker)
-        ]
-        return [worker.name for worker in sorted(takers, key=lambda worker: worker.rollouts)]
+    def _emptiest(self, has_room: Callable[[Load], bool]) -> list[str]:
+        takers = [worker for worker in self._workers.values() if has_room(worker.load)]
+        return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
 
     def _at(self, seconds: float, event: Callable[[], Answer | None]) -> None:
         self._num_events += 1
@@ -271,17 +264,17 @@ class StandIns:
 
     def _notice(self, worker: Replica) -> Answer:
         del self._workers[worker.name]
-        orders = [order for orders in worker.in_flight.values() for order in orders]
+        orders = worker.load.orders
         self.units_lost += len(orders)
         return Answer(
             worker.name,
-            tuple(Failure(o.unit.unit_id, o.attempt, "the worker's node is gone", is_nodes_fault=True) for o in orders),
+            tuple(Failure(o.unit.unit_id, o.attempt, "the worker's node is gone", is_innocent=True) for o in orders),
         )
 
     def _answer(self, worker: Replica, number: int) -> Answer | None:
         if worker.gone_at < self._clock.now:
             return None
-        worker.rollouts -= sum(order.unit.num_rollouts for order in worker.in_flight.pop(number))
+        worker.load.give_back(number)
         manifests = self._side.manifests(self._clock, number)
         with self._lock:
             self._uncommitted += len(manifests)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from ..jobs.errors import AtlasError, JobError
-from ..jobs.ledger import Ledger
+from ..jobs.ledger import Failure, Ledger
 from ..jobs.states import JobState
 from ..storage.location import Location
 from ..storage.records import Manifest
@@ -202,6 +202,10 @@ def _pool(executor: Executor) -> dict[str, object]:
     return {"workers": tuple(workers), "nodes_left_out": executor.nodes_left_out}
 
 
+def _detail(failure: Failure, first: Failure | None) -> str:
+    return (first.detail if first is not None and first.unit_id == failure.unit_id else "") or failure.detail
+
+
 def _failures(ledger: Ledger) -> tuple[FailureNews, ...]:
     first = ledger.first_failure
     told = sorted(ledger.last_failure.values(), key=lambda failure: failure.unit_id not in ledger.failed)
@@ -213,9 +217,7 @@ def _failures(ledger: Ledger) -> tuple[FailureNews, ...]:
             attempts=failure.attempt,
             error=failure.message,
             # In full for one: the first of all, which tells most, or the first that is left.
-            detail=(first if failure.unit_id == first.unit_id else failure).detail[-_DETAIL_CHARS:]
-            if number == 0 and first is not None
-            else "",
+            detail=_detail(failure, first)[-_DETAIL_CHARS:] if number == 0 else "",
             is_given_up=failure.unit_id in ledger.failed,
         )
         for number, failure in enumerate(told[:_FAILURES_TOLD])

@@ -75,9 +75,9 @@ def _hand_out(ledger: Ledger, executor: Executor) -> None:
     while is_more:
         is_more = False
         # Ahead of time only while there is plenty: at the end nobody may hold what another could begin.
-        is_plenty = ledger.assignments_left >= len(ready)
+        is_plenty = ledger.assignments_left >= executor.num_working
         for worker in executor.ahead if is_plenty else executor.hungry:
-            if orders := ledger.next_assignment(worker, ready, retries=False):
+            if orders := ledger.next_assignment(worker, ready, suspects=False):
                 executor.hand_out(worker, orders)
                 is_more = True
 

@@ -72,10 +72,15 @@ class Executor(Protocol):
         ...
 
     @property
+    def num_working(self) -> int:
+        """How many work, or load their model and soon will."""
+        ...
+
+    @property
     def hungry(self) -> list[str]:
         """Those at work whose batch has room for more now, the emptiest first.
 
-        None that works a unit that failed before: should it die again, it takes nothing else with it.
+        None that works a suspect: should it die again, it takes nothing else with it.
         """
         ...
 
@@ -136,6 +141,11 @@ class LocalExecutor:
     def idle(self) -> list[str]:
         """It, while nothing waits."""
         return [] if self._waiting else [_LOCAL]
+
+    @property
+    def num_working(self) -> int:
+        """This process."""
+        return 1
 
     @property
     def hungry(self) -> list[str]:

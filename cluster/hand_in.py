@@ -13,7 +13,7 @@ from typing import Literal
 
 from .. import __version__
 from ..jobs.errors import InputError
-from ..jobs.estimate import estimate
+from ..jobs.estimate import Estimate, estimate
 from ..jobs.plan import Plan
 from ..jobs.spec import PACKAGE_SCHEME, JobSpec
 from ..storage.lease import refuse_if_driven
@@ -72,7 +72,7 @@ def hand_in(spec: JobSpec, cluster: Cluster, how: HowToRun, progress: Progress) 
     facts = cluster.facts()
     refuse_cluster(facts, spec, how)
     if not how.may_scale_up:
-        refuse_what_fits_no_node(facts, spec, estimate(plan).replica_bytes if plan else 0)
+        refuse_what_fits_no_node(facts, spec, estimate(plan) if plan else None)
     if facts.is_open:
         progress.say(
             f"Warning: {cluster.address} takes jobs from whoever reaches it; docs/cluster.md says what to close."
@@ -134,13 +134,13 @@ def refuse_cluster(facts: ClusterFacts, spec: JobSpec, how: HowToRun) -> None:
         )
 
 
-def refuse_what_fits_no_node(facts: ClusterFacts, spec: JobSpec, needed_bytes: int) -> None:
+def refuse_what_fits_no_node(facts: ClusterFacts, spec: JobSpec, figures: Estimate | None) -> None:
     """Refuse a job of which no node of the cluster could hold a replica; a worker asks its own machine once more.
 
     Args:
         facts: Of the cluster.
         spec: What to run.
-        needed_bytes: Memory of one replica; 0 when it is not known here.
+        figures: Of its plan; None when it could not be planned here.
 
     Raises:
         InputError: Names what is needed and what there is.
@@ -155,7 +155,10 @@ def refuse_what_fits_no_node(facts: ClusterFacts, spec: JobSpec, needed_bytes: i
         )
     uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and facts.num_gpus > 0)
     there = facts.gpu_bytes if uses_gpu else facts.memory_bytes
-    if there is not None and needed_bytes > there:
+    if figures is None or there is None:
+        return
+    needed_bytes = figures.replica_bytes if uses_gpu else figures.machine_bytes
+    if needed_bytes > there:
         what = "GPU" if uses_gpu else "node"
         raise InputError(
             f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB, and the largest {what} of the "

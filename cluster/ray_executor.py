@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from ..jobs.errors import AtlasError, InputError, JobError
 from ..jobs.ledger import Failure
@@ -22,14 +22,9 @@ from ..jobs.units import UnitOrder
 from ..jobs.worker_health import FailureStreaks, is_hung
 from ..storage.records import Manifest
 from .executor import Answer, WorkerView
+from .load import CALLS_IN_FLIGHT, Load
 from .session import Placement, count_places
 from .unit_task import UnitTask, WorkerSettings
-
-_BATCHES_IN_FLIGHT = 2
-"""Of a worker, at most: what fills its batch, and what joins as places come free."""
-
-_CALLS_IN_FLIGHT = 8
-"""Of a worker, at most: assignments that are small for being the last, or retries."""
 
 _LOOK_EVERY_S = 3.0
 """How often the pool is held against what the cluster has."""
@@ -92,38 +87,17 @@ class _Worker:
     asked_at: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.time)
     heard_at: float = field(default_factory=time.monotonic)
-    in_flight: dict[Any, tuple[UnitOrder, ...]] = field(default_factory=dict)
-    rollouts: int = 0
-
-    def take(self, reference: Any, orders: tuple[UnitOrder, ...]) -> None:
-        """Remember what it was handed."""
-        self.in_flight[reference] = orders
-        self.rollouts += _num_rollouts(orders)
-
-    def give_back(self, reference: Any) -> tuple[UnitOrder, ...]:
-        """Forget what it answered."""
-        orders = self.in_flight.pop(reference, ())
-        self.rollouts -= _num_rollouts(orders)
-        return orders
+    load: Load = field(default_factory=Load)
 
     @property
     def is_idle(self) -> bool:
-        return self.is_ready and not self.in_flight
-
-    @property
-    def works_retry(self) -> bool:
-        # Handed out alone, so the first of an assignment tells.
-        return any(orders[0].is_suspect for orders in self.in_flight.values())
-
-    @property
-    def may_take_more(self) -> bool:
-        return self.is_ready and 0 < len(self.in_flight) < _CALLS_IN_FLIGHT and not self.works_retry
+        return self.is_ready and self.load.is_empty
 
     @property
     def doing(self) -> str:
         if not self.is_ready:
             return "loading" if self.node else "waiting"
-        return "working" if self.in_flight else "idle"
+        return "idle" if self.load.is_empty else "working"
 
 
 class RayExecutor:
@@ -163,6 +137,7 @@ class RayExecutor:
         self._deaths_nowhere = 0
         self._refusals = 0
         self._num_made = 0
+        self._wanted = 1
         self._any_was_ready = False
         self._loading_deaths = 0
         self._next_look = 0.0
@@ -197,14 +172,17 @@ class RayExecutor:
     @property
     def hungry(self) -> list[str]:
         """Those at work whose batch has room for more now, the emptiest first."""
-        return self._takers(lambda worker: worker.rollouts < self._batch_rollouts)
+        return self._emptiest(lambda load: load.has_room_now(self._batch_rollouts))
 
     @property
     def ahead(self) -> list[str]:
-        """Those at work that hold less than two batches, or a single assignment however long, the emptiest first."""
-        # An assignment is half a batch.
-        limit = (_BATCHES_IN_FLIGHT - 0.5) * self._batch_rollouts
-        return self._takers(lambda worker: len(worker.in_flight) == 1 or worker.rollouts <= limit)
+        """Those, and who could be given what their batch has no room for yet; the emptiest first."""
+        return self._emptiest(lambda load: load.has_room_ahead(self._batch_rollouts))
+
+    @property
+    def num_working(self) -> int:
+        """How many work, or load their model and soon will."""
+        return sum(bool(worker.node) for worker in self._workers.values())
 
     @property
     def views(self) -> list[WorkerView]:
@@ -214,7 +192,7 @@ class RayExecutor:
                 worker.name,
                 worker.node,
                 worker.doing,
-                tuple(order.unit.unit_id for orders in worker.in_flight.values() for order in orders),
+                tuple(order.unit.unit_id for order in worker.load.orders),
                 worker.since,
             )
             for worker in self._workers.values()
@@ -232,31 +210,33 @@ class RayExecutor:
         if taker.is_idle:
             taker.heard_at = time.monotonic()
         reference = taker.actor.work.remote(tuple(orders))
-        taker.take(reference, tuple(orders))
+        taker.load.take(reference, orders)
         self._calls[reference] = ("work", taker)
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; a worker that died, or is of no use, answers with failures."""
-        if lost := self._follow_the_cluster():
-            return lost
+        self._follow_the_cluster()
         waiting = list(self._calls)
         if not waiting:
             time.sleep(timeout_s)
             return []
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
-        if ready:
-            # Whatever else has come by now is taken along.
-            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        return [answer for reference in ready for answer in self._take(reference)]
+        come, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+        if come:
+            # Whatever else has come by now is taken along; answers before deaths, which would make them void.
+            come, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+            come.sort(key=lambda reference: self._calls[reference][0] != "work")
+        answers = [answer for reference in come for answer in self._take(reference)]
+        # Last, for an answer may have waited here as long.
+        return answers + self._end_the_hung(time.monotonic())
 
     def close(self) -> None:
         """Kill the actors."""
         for worker in list(self._workers.values()):
             self._drop(worker)
 
-    def _takers(self, has_room: Callable[[_Worker], bool]) -> list[str]:
-        takers = [worker for worker in self._workers.values() if worker.may_take_more and has_room(worker)]
-        return [worker.name for worker in sorted(takers, key=lambda worker: worker.rollouts)]
+    def _emptiest(self, has_room: Callable[[Load], bool]) -> list[str]:
+        takers = [worker for worker in self._workers.values() if has_room(worker.load)]
+        return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
 
     @property
     def _any_has_place(self) -> bool:
@@ -270,13 +250,15 @@ class RayExecutor:
         try:
             answer: Any = ray.get(reference)
         except RayActorError as error:
-            return self._died(worker, str(error))
+            # Ray tells of a node's death only after a while; that it cannot be reached is known at once.
+            return self._died(worker, str(error), is_unreachable=isinstance(error, ActorUnavailableError))
         except RayError as error:
-            orders = worker.give_back(reference)
-            return self._answered(worker, _failures(orders, "the worker failed", str(error)))
+            if call != "work":
+                return self._died(worker, str(error))
+            orders = worker.load.give_back(reference)
+            return self._answered(worker, orders, _failures(orders, "the worker failed", str(error)))
         if call == "work":
-            worker.give_back(reference)
-            return self._answered(worker, tuple(answer))
+            return self._answered(worker, worker.load.give_back(reference), tuple(answer))
         if call == "where":
             self._placed(worker, answer)
         elif call == "prepare":
@@ -291,7 +273,7 @@ class RayExecutor:
             "num_gpus": self._placement.num_gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "max_concurrency": _CALLS_IN_FLIGHT + 2,
+            "max_concurrency": CALLS_IN_FLIGHT + 2,
         }
         if self._health.left_out:
             options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(self._health.left_out))})"}
@@ -322,62 +304,78 @@ class RayExecutor:
             return
         self._drop(worker)
         self._refusals += 1
-        limit = _LATE_REFUSALS if self._any_was_ready else _REFUSALS
+        limit = _LATE_REFUSALS if self._any_was_ready or refused.retryable else _REFUSALS
         others = count_places(self._placement, {*self._health.left_out, worker.node})
-        if not self._any_has_place and (self._refusals >= limit or not (others or self._any_was_ready)):
+        is_asked_again = bool(others) or self._any_was_ready or refused.retryable
+        if not self._any_has_place and (self._refusals >= limit or not is_asked_again):
             raise refused if isinstance(refused, InputError) else _no_worker(f"{worker.name}: {refused}")
+        if refused.retryable:
+            self._next_look = time.monotonic() + _REFUSED_PAUSE_S
+            return
         # What another may load and this one cannot is that machine's trouble, not the job's.
         self._leave_out(worker.node, str(refused))
         self._next_look = 0.0 if others else time.monotonic() + _REFUSED_PAUSE_S
 
-    def _answered(self, worker: _Worker, results: tuple[Manifest | Failure, ...]) -> list[Answer]:
+    def _answered(
+        self, worker: _Worker, orders: tuple[UnitOrder, ...], results: tuple[Manifest | Failure, ...]
+    ) -> list[Answer]:
         now = time.monotonic()
         self._longest_s = max(self._longest_s, now - worker.heard_at)
         worker.since, worker.heard_at = time.time(), now
         answers = [Answer(worker.name, results)]
-        # All are counted, whatever the first of them say.
-        verdicts = [self._streaks.is_broken(worker.name, isinstance(result, Failure)) for result in results]
+        # All are counted, whatever the first of them say; a suspect's failure says nothing of who worked it.
+        verdicts = [
+            self._streaks.is_broken(worker.name, f"{order.unit.kind}.{order.unit.persona}", isinstance(result, Failure))
+            for order, result in zip(orders, results, strict=True)
+            if not (order.is_suspect and isinstance(result, Failure))
+        ]
         if verdicts and verdicts[-1]:
             failure = next(result for result in reversed(results) if isinstance(result, Failure))
             what = "the worker failed unit after unit and was replaced"
-            answers += self._lost(worker, what, failure.message, is_unit_suspect=failure.attempt > 1)
+            answers += self._lost(worker, what, failure.message, is_innocent=True)
         return answers
 
     def _end_the_hung(self, now: float) -> list[Answer]:
         answers: list[Answer] = []
         for worker in list(self._workers.values()):
             silent_s = now - worker.heard_at
-            if worker.in_flight and is_hung(silent_s, self._longest_s):
+            if not worker.load.is_empty and is_hung(silent_s, self._longest_s):
                 reason = f"silent for {silent_s:.0f} s; the longest before was {self._longest_s:.0f} s"
-                answers += self._lost(worker, "the worker hung and was replaced", reason, worker.works_retry)
+                answers += self._lost(worker, "the worker hung and was replaced", reason)
             elif worker.node and not worker.is_ready and silent_s > self._load_timeout_s:
                 self._drop(worker)
                 self._leave_out(worker.node, f"the model was not loaded in {self._load_timeout_s:.0f} s")
         return answers
 
-    def _died(self, worker: _Worker, reason: str) -> list[Answer]:
-        if not worker.is_ready:
+    def _died(self, worker: _Worker, reason: str, *, is_unreachable: bool = False) -> list[Answer]:
+        is_nodes_fault = is_unreachable or _is_gone(worker.node)
+        if not worker.is_ready and not is_nodes_fault:
             self._loading_deaths += 1
-            if self._loading_deaths >= _LOADING_DEATHS * len(self._workers) and not self.ready:
+            if self._loading_deaths >= _LOADING_DEATHS * self._wanted and not self.ready:
                 self._drop(worker)
                 raise _no_worker(f"{worker.name}: {reason}")
-        answers = self._lost(worker, "the worker died", reason, worker.works_retry)
+        if is_nodes_fault:
+            return self._lost(worker, "the worker's node is gone", reason, is_innocent=True, charges_node=False)
+        answers = self._lost(worker, "the worker died", reason)
         if not worker.node:
             self._deaths_nowhere += 1
-            self._next_look = time.monotonic() + min(2.0**self._deaths_nowhere, _LONGEST_PAUSE_S)
+            pause_s = min(2.0 ** min(self._deaths_nowhere, 10), _LONGEST_PAUSE_S)
+            self._next_look = time.monotonic() + pause_s
         return answers
 
-    def _lost(self, worker: _Worker, what: str, reason: str, is_unit_suspect: bool) -> list[Answer]:
-        orders = [order for orders in worker.in_flight.values() for order in orders]
+    def _lost(
+        self, worker: _Worker, what: str, reason: str, *, is_innocent: bool = False, charges_node: bool = True
+    ) -> list[Answer]:
+        """Let a worker go; its units failed, through no fault of theirs where ``is_innocent``."""
+        orders, works_suspect = worker.load.orders, worker.load.works_suspect
         self._drop(worker)
         self._next_look = 0.0
-        if worker.node and self._health.died(worker.node, time.monotonic(), reason, is_unit_suspect=is_unit_suspect):
+        is_charged = charges_node and bool(worker.node)
+        if is_charged and self._health.died(worker.node, time.monotonic(), reason, is_unit_suspect=works_suspect):
             self._leave_out(worker.node, self._health.left_out[worker.node])
         if not orders:
             return []
-        if _is_gone(worker.node):
-            return [Answer(worker.name, _failures(orders, "the worker's node is gone", reason, is_nodes_fault=True))]
-        return [Answer(worker.name, _failures(orders, what, reason))]
+        return [Answer(worker.name, _failures(orders, what, reason, is_innocent=is_innocent))]
 
     def _leave_out(self, node: str, reason: str) -> None:
         if not node:
@@ -389,29 +387,23 @@ class RayExecutor:
             if not self._any_was_ready and not self._any_has_place:
                 raise _no_worker(reason)
 
-    def _follow_the_cluster(self) -> list[Answer]:
+    def _follow_the_cluster(self) -> None:
         now = time.monotonic()
         if now < self._next_look:
-            return []
-        lost = self._end_the_hung(now)
+            return
         self._next_look = now + _LOOK_EVERY_S
-        wanted = self._replicas or max(1, count_places(self._placement, self._health.left_out))
+        wanted = self._wanted = self._replicas or max(1, count_places(self._placement, self._health.left_out))
         for _ in range(wanted - len(self._workers)):
             self._add()
         placeless = [w for w in self._workers.values() if not w.node and now - w.asked_at > _PLACE_PATIENCE_S]
         for worker in placeless[: max(0, len(self._workers) - wanted)]:
             self._drop(worker)
-        return lost
-
-
-def _num_rollouts(orders: Sequence[UnitOrder]) -> int:
-    return sum(order.unit.num_rollouts for order in orders)
 
 
 def _failures(
-    orders: Sequence[UnitOrder], message: str, detail: str, *, is_nodes_fault: bool = False
+    orders: Sequence[UnitOrder], message: str, detail: str, *, is_innocent: bool = False
 ) -> tuple[Failure, ...]:
-    return tuple(Failure(order.unit.unit_id, order.attempt, message, detail, is_nodes_fault) for order in orders)
+    return tuple(Failure(order.unit.unit_id, order.attempt, message, detail, is_innocent) for order in orders)
 
 
 def _is_gone(node: str) -> bool:

@@ -20,7 +20,7 @@ from .given import Conversation
 from .personas import Persona
 from .plan import ModelFacts, Plan, captured_layers
 from .spec import JobSpec, digest_of
-from .unit_size import RowSizes, whole_chunks
+from .unit_size import BLOCK_BYTES_LIMIT, RowSizes, whole_chunks
 from .units import ConversationUnit, RolloutAddress, RolloutRequest, WorkUnit
 
 ROWS_PER_UNIT = 256
@@ -161,8 +161,8 @@ def _refuse_too_long(given: Conversation, sizes: RowSizes, facts: ModelFacts) ->
     """A conversation is never cut: its turns share one pass and one unit."""
     if given.num_turns > sizes.most_rollouts:
         raise InputError(
-            f"has {given.num_turns} messages of the assistant; a unit of 64 MiB holds {sizes.most_rollouts} "
-            f"({given.place}).",
+            f"has {given.num_turns} messages of the assistant; a unit of {BLOCK_BYTES_LIMIT // 2**20} MiB holds "
+            f"{sizes.most_rollouts} ({given.place}).",
             code="too_many",
             field="messages",
             mend="Cut the conversation in two, or capture fewer layers.",

@@ -29,14 +29,14 @@ class Failure:
         attempt: Which attempt.
         message: One line.
         detail: All that is known, a traceback usually.
-        is_nodes_fault: Whether the whole node went, with whatever was on it.
+        is_innocent: Whether the unit cannot be to blame: its node went, or its worker failed others before it.
     """
 
     unit_id: str
     attempt: int
     message: str
     detail: str = ""
-    is_nodes_fault: bool = False
+    is_innocent: bool = False
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Ledger:
     Attributes:
         failed: Units given up, with the last failure of each.
         last_failure: Of each unit that failed and is not committed, given up or not.
-        first_failure: The first of all, which tells most about what is wrong.
+        first_failure: The first that a unit may be to blame for: tells most about what is wrong.
         num_done: Units of the plan that are committed.
         rollouts_done: Rollouts of those.
     """
@@ -69,53 +69,54 @@ class Ledger:
     rollouts_done: int = 0
     _failed_on: dict[str, set[str]] = field(default_factory=dict)
     _pending: deque[str] = field(default_factory=deque)
-    _pending_rollouts: int = 0
+    _fresh_rollouts: int = 0
     _in_flight: dict[str, UnitOrder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [unit for unit in self.plan.units if unit.unit_id not in self.committed]
         # The longest first, so that no straggler is left at the end; sorting is stable, the plan's order holds.
         self._pending.extend(unit.unit_id for unit in sorted(missing, key=lambda u: -u.num_rollouts))
-        self._pending_rollouts = sum(unit.num_rollouts for unit in missing)
+        self._fresh_rollouts = sum(unit.num_rollouts for unit in missing)
         self.num_done = len(self.plan.units) - len(missing)
-        self.rollouts_done = self.plan.num_rollouts - self._pending_rollouts
+        self.rollouts_done = self.plan.num_rollouts - self._fresh_rollouts
 
     def next_assignment(
-        self, worker: str = "", workers: Collection[str] = (), *, retries: bool = True
+        self, worker: str = "", workers: Collection[str] = (), *, suspects: bool = True
     ) -> tuple[UnitOrder, ...]:
         """Take the next units for one worker; empty when there is nothing to hand out to it.
 
         Args:
             worker: Who.
             workers: All that work now; a unit that failed on this one is kept for another of them.
-            retries: Whether it may be a unit that failed before; that one wants a worker to itself.
+            suspects: Whether it may be a unit that may be to blame for a failure; that one wants a worker to itself.
         """
         orders: list[UnitOrder] = []
         rollouts = 0
         while self._pending:
             unit_id = self._pending[0]
             # A suspect goes to the end of the queue: behind the first of these there are only such.
-            is_retry = unit_id in self._failed_on
-            if is_retry:
-                unit_id = self._retry_for(worker, workers) if retries and not orders else None
+            is_suspect = unit_id in self._failed_on
+            if is_suspect:
+                unit_id = self._suspect_for(worker, workers) if suspects and not orders else None
                 if unit_id is None:
                     break
             unit = self.plan.by_id[unit_id]
             if orders and rollouts + unit.num_rollouts > self.rollouts_per_assignment:
                 break
             self._pending.remove(unit_id)
-            self._pending_rollouts -= unit.num_rollouts
+            if not is_suspect:
+                self._fresh_rollouts -= unit.num_rollouts
             attempt = self.attempts.get(unit.unit_id, 0) + 1
             self.attempts[unit.unit_id] = attempt
-            order = UnitOrder(unit, self.plan.requests(unit), attempt, next(self.row_blocks), is_retry)
+            order = UnitOrder(unit, self.plan.requests(unit), attempt, next(self.row_blocks), is_suspect)
             self._in_flight[unit.unit_id] = order
             orders.append(order)
             rollouts += unit.num_rollouts
-            if is_retry:
+            if is_suspect:
                 break
         return tuple(orders)
 
-    def _retry_for(self, worker: str, workers: Collection[str]) -> str | None:
+    def _suspect_for(self, worker: str, workers: Collection[str]) -> str | None:
         for unit_id in self._pending:
             failed_on = self._failed_on.get(unit_id, set())
             if worker not in failed_on or failed_on.issuperset(workers):
@@ -127,14 +128,15 @@ class Ledger:
         self._in_flight.pop(unit_id, None)
         self.failed.pop(unit_id, None)
         has_failed = self.last_failure.pop(unit_id, None) is not None
-        self._failed_on.pop(unit_id, None)
+        was_suspect = self._failed_on.pop(unit_id, None) is not None
         if unit_id not in self.committed and unit_id in self.plan.by_id:
             self.num_done += 1
             self.rollouts_done += self.plan.by_id[unit_id].num_rollouts
         if has_failed and unit_id in self._pending:
             # It was given up for lost, queued again, and has come after all.
             self._pending.remove(unit_id)
-            self._pending_rollouts -= self.plan.by_id[unit_id].num_rollouts
+            if not was_suspect:
+                self._fresh_rollouts -= self.plan.by_id[unit_id].num_rollouts
         self.committed.add(unit_id)
 
     def fail(self, failure: Failure, worker: str = "") -> bool:
@@ -150,9 +152,10 @@ class Ledger:
         self._in_flight.pop(failure.unit_id, None)
         if failure.unit_id in self.committed:
             return False
-        self.first_failure = self.first_failure or failure
+        if not failure.is_innocent:
+            self.first_failure = self.first_failure or failure
         self.last_failure[failure.unit_id] = failure
-        is_suspect = not failure.is_nodes_fault or self.attempts[failure.unit_id] > 1
+        is_suspect = not failure.is_innocent or self.attempts[failure.unit_id] > 1
         if is_suspect:
             self._failed_on.setdefault(failure.unit_id, set()).add(worker)
         if self.attempts[failure.unit_id] < MAX_ATTEMPTS:
@@ -160,7 +163,7 @@ class Ledger:
                 self._pending.append(failure.unit_id)
             else:
                 self._pending.appendleft(failure.unit_id)
-            self._pending_rollouts += self.plan.by_id[failure.unit_id].num_rollouts
+                self._fresh_rollouts += self.plan.by_id[failure.unit_id].num_rollouts
             return True
         self.failed[failure.unit_id] = failure
         return False
@@ -177,8 +180,8 @@ class Ledger:
 
     @property
     def assignments_left(self) -> float:
-        """About how many assignments what is pending comes to."""
-        return self._pending_rollouts / self.rollouts_per_assignment
+        """About how many assignments what is pending comes to; suspects, each alone, are not counted."""
+        return self._fresh_rollouts / self.rollouts_per_assignment
 
     @property
     def is_over(self) -> bool:

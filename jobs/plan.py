@@ -15,7 +15,7 @@ from .catalog import Catalog
 from .errors import InputError
 from .personas import DEFAULT_PERSONA, POLARITIES, Kind, Persona, Question
 from .spec import DefaultSelection, JobSpec, Selection, digest_of
-from .unit_size import RowSizes, whole_chunks
+from .unit_size import BLOCK_BYTES_LIMIT, RowSizes, whole_chunks
 from .units import RolloutRequest, WorkUnit
 
 _RETOKENISED = 2
@@ -168,8 +168,7 @@ def make_plan(spec: JobSpec, catalog: Catalog, facts: ModelFacts) -> Plan:
                         unit = WorkUnit(unit_id, kind, name, polarity, prompt_index, block, selection.samples)
                         widest = max(widest, unit.num_rollouts)
                         units.append(unit)
-    room = spec.sampling.max_new_tokens * (_RETOKENISED if spec.generation else 1)
-    tokens_per_block = whole_chunks(widest * room) if token_layers else 0
+    tokens_per_block = whole_chunks(widest * _longest_response(spec)) if token_layers else 0
     return Plan(spec, catalog, facts, layers, token_layers, tuple(units), widest, tokens_per_block)
 
 
@@ -209,13 +208,18 @@ def _limit(available: int, asked: int | None, field: str, what: str) -> int:
     return wanted
 
 
+def _longest_response(spec: JobSpec) -> int:
+    """Give the most tokens of a response; what a server wrote may be more of them when it is read here."""
+    return spec.sampling.max_new_tokens * (_RETOKENISED if spec.generation else 1)
+
+
 def _questions_per_block(spec: JobSpec, samples: int, sizes: RowSizes, field: str) -> int:
     """Say how many questions' rollouts stay under the size limit, every response at its longest."""
-    longest = spec.sampling.max_new_tokens
+    longest = _longest_response(spec)
     if samples > sizes.most_rollouts:
         raise InputError(
             f"{samples} samples of one question come to {samples * sizes.rollout_bytes / 2**20:.0f} MiB; a unit holds "
-            "64.",
+            f"{BLOCK_BYTES_LIMIT // 2**20}.",
             code="too_many",
             field=field,
             mend=f"Ask for at most {sizes.most_rollouts}, or capture fewer layers.",

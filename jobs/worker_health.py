@@ -10,7 +10,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 FAILURES_IN_A_ROW = 5
-"""So many, with no success between, and a worker is suspected."""
+"""So many, of two personas or more, with no success between, and a worker is suspected."""
+
+OF_ONE_PERSONA = 15
+"""So many, where all are of one: a persona may be at fault in each of its units."""
 
 SILENCE_S = 1800.0
 """No worker is taken for hung sooner; one that waits for a store that is away is silent for ten minutes and more."""
@@ -27,25 +30,27 @@ class FailureStreaks:
     first unit on is the job's fault, and no other worker would mend it.
     """
 
-    _in_a_row: Counter[str] = field(default_factory=Counter)
+    _in_a_row: dict[str, list[str]] = field(default_factory=dict)
     _succeeded_before: dict[str, int] = field(default_factory=dict)
     _successes: Counter[str] = field(default_factory=Counter)
 
-    def is_broken(self, worker: str, failed: bool) -> bool:
+    def is_broken(self, worker: str, persona: str, failed: bool) -> bool:
         """Take note of how one unit went, and say whether its worker is to be replaced.
 
         Args:
             worker: Who worked it.
+            persona: Whose unit it was.
             failed: Whether it failed.
         """
         if not failed:
             self._in_a_row.pop(worker, None)
             self._successes[worker] += 1
             return False
-        if not self._in_a_row[worker]:
+        if worker not in self._in_a_row:
             self._succeeded_before[worker] = self._successes.total()
-        self._in_a_row[worker] += 1
-        if self._in_a_row[worker] < FAILURES_IN_A_ROW:
+        failures = self._in_a_row.setdefault(worker, [])
+        failures.append(persona)
+        if len(failures) < (FAILURES_IN_A_ROW if len(set(failures)) > 1 else OF_ONE_PERSONA):
             return False
         has_worked = self._successes[worker] > 0
         return has_worked or self._successes.total() > self._succeeded_before[worker]

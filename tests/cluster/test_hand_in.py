@@ -18,11 +18,12 @@ from persona_atlas.cluster.progress import Progress
 from persona_atlas.cluster.shipping import stage_code, stage_order
 from persona_atlas.cluster.submission import Cluster, ClusterFacts
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.estimate import HEADROOM, Estimate, estimate
 from persona_atlas.jobs.spec import make_spec
 from persona_atlas.jobs.states import JobState
 from persona_atlas.storage.status import RunStatus, read_status, write_status
 
-from fakes import small_spec
+from fakes import small_plan, small_spec
 from stored_runs import small_run
 
 PYTHON = ".".join(platform.python_version_tuple()[:2])
@@ -100,6 +101,13 @@ def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
     refuse_cluster(facts(), spec, HowToRun(may_scale_up=True))
 
 
+def figures(replica_gb: int, tokens_gb: int = 0) -> Estimate:
+    """An estimate of which only the memory matters."""
+    plain = estimate(small_plan(small_spec()))
+    weights = int(replica_gb * 1e9 / HEADROOM)
+    return replace(plain, weight_bytes=weights, cache_bytes=0, capture_bytes=0, held_token_bytes=tokens_gb * 10**9)
+
+
 @pytest.mark.parametrize(
     ("placement", "gpus", "needed_gb", "field", "told"),
     [
@@ -113,16 +121,23 @@ def test_a_job_that_fits_no_node_is_refused_with_what_it_needs_and_what_there_is
     placement: dict[str, Any], gpus: int, needed_gb: int, field: str, told: tuple[str, ...]
 ):
     with pytest.raises(InputError) as caught:
-        refuse_what_fits_no_node(facts(gpus=gpus), small_spec(placement=placement), needed_gb * 10**9)
+        refuse_what_fits_no_node(facts(gpus=gpus), small_spec(placement=placement), figures(needed_gb))
     assert (caught.value.code, caught.value.field) == ("does_not_fit", field)
     assert all(word in caught.value.message for word in told)
 
 
+def test_every_token_that_is_kept_takes_the_machines_memory_and_not_the_gpus():
+    refuse_what_fits_no_node(facts(gpus=1), small_spec(), figures(80, tokens_gb=10))
+    with pytest.raises(InputError, match=r"17\.0 GB"):
+        refuse_what_fits_no_node(facts(), small_spec(), figures(7, tokens_gb=10))
+
+
 def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
-    refuse_what_fits_no_node(facts(), small_spec(placement={"threads": 8}), 16 * 10**9)
-    refuse_what_fits_no_node(facts(gpus=1), small_spec(), 80 * 10**9)
+    refuse_what_fits_no_node(facts(), small_spec(placement={"threads": 8}), figures(16))
+    refuse_what_fits_no_node(facts(gpus=1), small_spec(), figures(80))
+    refuse_what_fits_no_node(facts(), small_spec(), None)
     untold = ClusterFacts("2.60.0", "3.11.4", 0, is_open=False, cores=1)
-    refuse_what_fits_no_node(untold, small_spec(), 10**15)
+    refuse_what_fits_no_node(untold, small_spec(), figures(10**6))
 
 
 @pytest.mark.parametrize(

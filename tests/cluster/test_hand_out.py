@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from persona_atlas.cluster.drive import drive
 from persona_atlas.cluster.executor import Answer, WorkerView
+from persona_atlas.cluster.load import Load
 from persona_atlas.cluster.progress import Progress
 from persona_atlas.jobs.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan
@@ -29,7 +31,8 @@ class Pool:
 
     def __init__(self, work: Callable[[UnitOrder], Answer]) -> None:
         self._work = work
-        self._held: dict[str, list[tuple[UnitOrder, ...]]] = {"quick": [], "slow": []}
+        self._held = {"quick": Load(), "slow": Load()}
+        self._waiting: dict[str, deque[tuple[int, tuple[UnitOrder, ...]]]] = {name: deque() for name in self._held}
         self.handed_out: list[tuple[str, str, int]] = []
         self.ready = list(self._held)
         self.nodes_left_out: dict[str, str] = {}
@@ -37,24 +40,25 @@ class Pool:
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         del tick
 
-    def rollouts(self, worker: str) -> int:
-        return sum(order.unit.num_rollouts for orders in self._held[worker] for order in orders)
-
-    def _takers(self, limit: int) -> list[str]:
-        working = [worker for worker in self.ready if self._held[worker] and self.rollouts(worker) < limit]
-        return sorted(working, key=self.rollouts)
+    def _takers(self, has_room: Callable[[Load], bool]) -> list[str]:
+        takers = [worker for worker in self.ready if has_room(self._held[worker])]
+        return sorted(takers, key=lambda worker: self._held[worker].rollouts)
 
     @property
     def idle(self) -> list[str]:
-        return [worker for worker in self.ready if not self._held[worker]]
+        return [worker for worker in self.ready if self._held[worker].is_empty]
+
+    @property
+    def num_working(self) -> int:
+        return len(self.ready)
 
     @property
     def hungry(self) -> list[str]:
-        return self._takers(BATCH)
+        return self._takers(lambda load: load.has_room_now(BATCH))
 
     @property
     def ahead(self) -> list[str]:
-        return self._takers(2 * BATCH)
+        return self._takers(lambda load: load.has_room_ahead(BATCH))
 
     @property
     def views(self) -> list[WorkerView]:
@@ -62,13 +66,19 @@ class Pool:
 
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
         for order in orders:
-            self.handed_out.append((worker, order.unit.unit_id, self.rollouts(worker)))
-        self._held[worker].append(tuple(orders))
+            self.handed_out.append((worker, order.unit.unit_id, self._held[worker].rollouts))
+        call = len(self.handed_out)
+        self._held[worker].take(call, orders)
+        self._waiting[worker].append((call, tuple(orders)))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         del timeout_s
-        worker = "quick" if self._held["quick"] else "slow"
-        return [self._work(order) for order in self._held[worker].pop(0)] if self._held[worker] else []
+        worker = next((worker for worker in self.ready if self._waiting[worker]), None)
+        if worker is None:
+            return []
+        call, orders = self._waiting[worker].popleft()
+        self._held[worker].give_back(call)
+        return [self._work(order) for order in orders]
 
     def close(self) -> None:
         self._held.clear()

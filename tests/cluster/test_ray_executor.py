@@ -278,6 +278,33 @@ def test_a_node_whose_workers_die_again_and_again_is_left_out(nodes: Nodes, sett
     assert len(fault.notes()) == 3
 
 
+def test_what_was_on_a_node_that_goes_is_innocent_and_the_node_is_not_blamed(
+    nodes: Nodes, settings: WorkerSettings, folder: Path
+):
+    third = nodes.cluster.add_node(num_cpus=1)
+    fault = Fault(folder, "hangs", node=third.node_id)
+    plan = plan_of(settings, "pirate poet pilot")
+    location = open_location(settings.store_url)
+    executor = pool(settings, fault)
+    try:
+        executor.start()
+        wait_until(executor, lambda: len(executor.ready) == 3)
+        (worker,) = [view.name for view in executor.views if view.node == third.node_id]
+        with acquire(location, 40) as lease:
+            begin(location, plan, lease)
+            ledger = Ledger(plan, set(), iter(lease.row_blocks))
+            orders = orders_of(ledger, worker)
+            executor.hand_out(worker, orders)
+            wait_until(executor, lambda: bool(fault.notes()))
+            nodes.cluster.remove_node(third, allow_graceful=False)
+            answer = answer_of(executor)
+        assert answer.worker == worker
+        assert [isinstance(result, Failure) and result.is_innocent for result in answer.results] == [True] * len(orders)
+        assert executor.nodes_left_out == {}
+    finally:
+        executor.close()
+
+
 def test_a_worker_that_fails_every_unit_at_once_does_not_eat_the_queue(
     nodes: Nodes, settings: WorkerSettings, folder: Path
 ):

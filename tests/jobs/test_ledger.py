@@ -31,7 +31,7 @@ def uneven_plan() -> Plan:
 
 
 def fail(ledger: Ledger, order: UnitOrder, why: str = "scripted", *, node: bool = False) -> bool:
-    return ledger.fail(Failure(order.unit.unit_id, order.attempt, why, is_nodes_fault=node))
+    return ledger.fail(Failure(order.unit.unit_id, order.attempt, why, is_innocent=node))
 
 
 @given(data=st.data(), per_assignment=st.integers(1, 12), num_workers=st.integers(1, 4))
