@@ -31,7 +31,7 @@ from ..workers.model_files import find_model
 from ..workers.run_units import failure_of, run_units
 from .patience import patiently
 
-_TOKENS_AHEAD = 2048
+_TOKENS_AHEAD = 1024
 """Where every token is kept, a quarter of the tokens of given texts that are taken up at a time: one pass's worth."""
 
 _BLOCKS_WAITING = 2

@@ -50,9 +50,7 @@ class DirectoryLocation:
         with self.errors():
             try:
                 return (self._root / path).read_bytes()
-            except FileNotFoundError:
-                return None
-            except NotADirectoryError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def read_range(self, path: str, start: int, num_bytes: int) -> bytes | None:

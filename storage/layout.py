@@ -4,7 +4,7 @@ run.json                             what the run is; written once
 units-<sha256>.parquet               every planned unit; written once, before run.json
 drivers/<generation>.json            leases: who may commit, and which row blocks it may hand out
 status/<generation>.json             what that driver said last of how it goes; news, never the truth
-activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), a shard a row block; of ``tokens`` a row is one
+activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), a shard a row block; ``tokens``: a row a token
 rollouts/<unit>-<row_block>.parquet  texts, token ids, spans of one attempt
 commits/<unit>.json                  written last: the attempt that counts
 index.parquet                        all committed rollouts; a convenience, commits are the truth

@@ -86,7 +86,9 @@ class HeldLease:
             released = self._lease.model_copy(update={"released": True})
             # One that cannot be given back runs out by itself, and must not hide how the run ended.
             with suppress(AtlasError):
-                self._location.write(layout.driver_path(self.generation), released.to_bytes())
+                # Deleted by hand, its number may be another's by now.
+                if self._is_still_there():
+                    self._location.write(layout.driver_path(self.generation), released.to_bytes())
 
     def _renew(self) -> None:
         while not self._done.wait(RENEW_SECONDS) and self._lost is None:

@@ -50,8 +50,9 @@ def _close_all() -> None:
 
 def _begin_to_close(key: int) -> None:
     """Not waited for where a location is collected: that may be in the loop's own thread."""
-    filesystem, loop = _open.pop(key)
-    if loop.is_running():
+    # Closed already, where the process ends before its owner does.
+    filesystem, loop = _open.pop(key, (None, None))
+    if loop is not None and loop.is_running():
         closing = asyncio.run_coroutine_threadsafe(_close(filesystem), loop)
         _closing.add(closing)
         closing.add_done_callback(_closing.discard)

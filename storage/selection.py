@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import SupportsIndex, TypedDict, cast
@@ -89,7 +90,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
                     field=name,
                     mend="Only runs of given conversations have conversations and turns.",
                 )
-            wanted = _numbers(numbers)
+            wanted = _numbers(numbers, name)
             index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
     for column, least, most in (
         ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
@@ -114,10 +115,15 @@ def _listed(names: Names) -> list[str]:
     return [] if names is None else [names] if isinstance(names, str) else list(names)
 
 
-def _numbers(asked: SupportsIndex | Iterable[SupportsIndex]) -> list[int]:
+def _numbers(asked: SupportsIndex | Iterable[SupportsIndex], field: str) -> list[int]:
     # An array has __index__ too.
     several = [asked] if isinstance(asked, int | np.integer) else cast(Iterable[SupportsIndex], asked)
-    return [int(number) for number in several]
+    try:
+        return [operator.index(number) for number in several]
+    except TypeError as error:
+        raise InputError(
+            f"{asked!r} is not a whole number, nor several.", code="not_a_number", field=field, mend="Give 3 or [3, 5]."
+        ) from error
 
 
 def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> list[int]:
@@ -137,7 +143,7 @@ def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> li
         [2, 3]
     """
     layers = _parse_layers(asked, captured, n_layers) if isinstance(asked, str) else asked
-    wanted = _numbers(layers)
+    wanted = _numbers(layers, "layer")
     missing = [layer for layer in wanted if layer not in captured]
     if missing or not wanted:
         span = f"{captured[0]} to {captured[-1]}" if len(captured) > 1 else str(captured[0])

@@ -29,16 +29,18 @@ def compare(
 
     Args:
         captured: ``(L, D)`` per array, of ``tokens`` ``(K, T, D)``.
-        plain: The same arrays, of all L layers.
+        plain: The same arrays.
         token_positions: Places of the K layers among the L.
 
     Returns:
         The worst figures over the arrays, per layer. A number that is not finite makes the error infinite.
     """
     errors, cosines = [], []
+    # Pooled arrays have all of the layers; where there are none, tokens have.
+    num_layers = max(len(expected) for expected in plain.values())
     for array, expected in plain.items():
-        positions = list(token_positions) if array[1] == TOKENS else list(range(len(expected)))
-        expected_LD = expected[positions].reshape(len(positions), -1)
+        positions = list(token_positions) if array[1] == TOKENS else list(range(num_layers))
+        expected_LD = expected.reshape(len(positions), -1)
         got_LD = captured[array].astype(np.float64).reshape(expected_LD.shape)
         norms_L, off_L = np.linalg.norm(expected_LD, axis=1), np.linalg.norm(got_LD - expected_LD, axis=1)
         with np.errstate(all="ignore"):
@@ -47,7 +49,7 @@ def compare(
             cosine_L = (got_LD * expected_LD).sum(axis=1) / (np.linalg.norm(got_LD, axis=1) * norms_L)
             cosine_L = np.where(off_L == 0, 1.0, cosine_L)
         # Of layers whose tokens are not kept nothing is said here.
-        whole_error_L, whole_cosine_L = np.zeros(len(expected)), np.ones(len(expected))
+        whole_error_L, whole_cosine_L = np.zeros(num_layers), np.ones(num_layers)
         whole_error_L[positions] = np.where(np.isfinite(error_L), error_L, np.inf)
         whole_cosine_L[positions] = np.where(np.isfinite(cosine_L), cosine_L, -1.0)
         errors.append(whole_error_L)

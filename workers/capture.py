@@ -96,13 +96,14 @@ class Capture:
         """
         tokens_E = torch.tensor(list(tokens), dtype=torch.long, device=device)
         sums_of = _summing(spans, num_tokens, device) if spans else None
-        whole_W = torch.tensor(list(whole), dtype=torch.long, device=device)
+        whole_W = torch.tensor(list(whole), dtype=torch.long, device=device) if whole else None
         kept: dict[tuple[HookPoint, int], list[_Look]] = {}
 
         def look(point: HookPoint, position: int, resid: torch.Tensor) -> None:
             resid_ND = resid.reshape(num_tokens, -1)
             sums_PD = None if sums_of is None else sums_of(resid_ND)
-            whole_WD = resid_ND[whole_W].float().cpu() if whole and position in self._whole else None
+            is_wanted = whole_W is not None and position in self._whole
+            whole_WD = resid_ND[whole_W].float().cpu() if is_wanted else None
             kept.setdefault((point, position), []).append(_Look(resid_ND[tokens_E], sums_PD, whole_WD))
 
         handles: list[Any] = [

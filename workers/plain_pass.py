@@ -25,6 +25,7 @@ def plain_vectors(
     layers: Sequence[int],
     arrays: Sequence[ArrayName],
     rollout: Rollout,
+    token_positions: Sequence[int] = (),
 ) -> dict[ArrayName, npt.NDArray[np.float64]]:
     """Recompute a rollout's vectors.
 
@@ -32,8 +33,9 @@ def plain_vectors(
         model: A causal language model with its own attention.
         taps: The places of the hook points, one per captured layer.
         layers: The captured layers.
-        arrays: Which vectors; ``tokens`` are the response's, of every captured layer, ``(L, N, D)``.
+        arrays: Which vectors; ``tokens`` are the response's, ``(K, N, D)``.
         rollout: One that has content.
+        token_positions: Places of the K layers among the L.
     """
     prompt = len(rollout.prompt_token_ids)
     ids = [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
@@ -55,17 +57,27 @@ def plain_vectors(
         for handle in handles:
             handle.remove()
     hidden = output.hidden_states
-    vectors: dict[ArrayName, npt.NDArray[np.float64]] = {}
-    for point, pooling in arrays:
-        states: list[torch.Tensor] = []
-        for i, layer in enumerate(layers):
-            # One more than there are blocks; the last one is behind the final norm.
-            index = {"resid_pre": layer, "resid_post": layer + 1}.get(point, len(hidden))
-            states.append(hidden[index] if index < len(hidden) - 1 else seen[point, i])
-        states_LTD = np.stack([state[0].double().cpu().numpy() for state in states])
-        if pooling == TOKENS:
-            vectors[point, pooling] = states_LTD[:, prompt:]
-            continue
-        span = states_LTD[:, prompt:] if pooling.startswith("response_") else states_LTD[:, :prompt]
-        vectors[point, pooling] = span.mean(axis=1) if pooling.endswith("_mean") else span[:, -1]
-    return vectors
+
+    def stream(point: HookPoint | str, i: int) -> npt.NDArray[np.float64]:
+        # One more than there are blocks; the last one is behind the final norm.
+        index = {"resid_pre": layers[i], "resid_post": layers[i] + 1}.get(point, len(hidden))
+        states = hidden[index] if index < len(hidden) - 1 else seen[point, i]
+        return states[0].double().cpu().numpy()
+
+    return {
+        (point, pooling): np.stack(
+            [
+                _pooled(stream(point, i), prompt, pooling)
+                for i in (token_positions if pooling == TOKENS else range(len(layers)))
+            ]
+        )
+        for point, pooling in arrays
+    }
+
+
+def _pooled(states_TD: npt.NDArray[np.float64], prompt: int, pooling: str) -> npt.NDArray[np.float64]:
+    """Pool one layer: ``(D,)``, of ``tokens`` the response's ``(N, D)``."""
+    if pooling == TOKENS:
+        return states_TD[prompt:]
+    span_TD = states_TD[prompt:] if pooling.startswith("response_") else states_TD[:prompt]
+    return span_TD.mean(axis=0) if pooling.endswith("_mean") else span_TD[-1]

@@ -119,8 +119,9 @@ class TransformersEngine:
             return None
         arrays = captured.vectors_LD | captured.tokens_KTD
         with plain_attention(self.model, self.own_attention):
-            plain = plain_vectors(self.model, self._taps, self.layers, list(arrays), captured.rollout)
-        return compare(arrays, plain, self._settings.token_positions)
+            positions = self._settings.token_positions
+            plain = plain_vectors(self.model, self._taps, self.layers, list(arrays), captured.rollout, positions)
+        return compare(arrays, plain, positions)
 
     def _probe(self) -> None:
         """Run a few tokens through the model."""

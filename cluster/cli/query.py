@@ -33,7 +33,7 @@ from .options import endpoint_option, json_option, store_argument
     "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."
 )
 @click.option("--hook-point", default="resid_post", show_default=True)
-@click.option("--pooling", default="response_mean", show_default=True, help="'tokens' is every token, a line each.")
+@click.option("--pooling", default="response_mean", show_default=True, help="'tokens' is every token.")
 @click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
 @endpoint_option
 @json_option

@@ -192,6 +192,10 @@ def test_numbers_of_numpy_are_numbers(run: Run):
     expected = addresses_of(run.activations(prompt=1, question=[0, 2]).rollouts)
     assert expected
     assert addresses_of(run.activations(prompt=np.int64(1), question=np.array([0, 2])).rollouts) == expected
+    for wrong in ([1.9], 1.5, np.array(1.0)):
+        with pytest.raises(InputError) as caught:
+            run.activations(question=wrong)  # type: ignore[arg-type]
+        assert (caught.value.code, caught.value.field) == ("not_a_number", "question")
 
 
 def test_an_index_of_other_rows_is_an_error_with_its_mend(damaged: Path, run: Run):
