@@ -25,7 +25,7 @@ from .thresholds import thresholds
 _SUMS_BYTES = 512 * 2**20
 """Sums that one pass may hold."""
 
-_METHOD = 1
+_METHOD = 2
 """Part of a reduction's id; raised when the same activations would give other numbers."""
 
 Group = tuple[str, str, str]
@@ -56,7 +56,7 @@ def reduce_run(
         raise InputError(
             f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", mend="Run the job first."
         )
-    reduction_id = digest_of([_METHOD, run.record.plan_digest, sorted(run.committed), hook_point, pooling])[:16]
+    reduction_id = digest_of([_METHOD, run.record.plan_digest, _attempts(run), hook_point, pooling])[:16]
     if make_current(run.location, reduction_id):
         stored = read_current_reduction(run.location)
         if stored is not None:
@@ -90,6 +90,12 @@ def reduce_run(
     reduction = _join(parts, run, reduction_id, roles, traits, hook_point, pooling)
     write_reduction(run.location, reduction)
     return reduction
+
+
+def _attempts(run: Run) -> list[tuple[str, int]]:
+    """Give each committed unit with its row block: one that was done again has other rows under the same id."""
+    row_blocks_U, first_U = np.unique(run.index["row"].to_numpy() // run.record.rows_per_block, return_index=True)
+    return sorted(zip(run.index["unit_id"].take(first_U).to_pylist(), row_blocks_U.tolist(), strict=True))
 
 
 def _preferred(usual: str, captured: Sequence[str]) -> str:

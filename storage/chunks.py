@@ -125,7 +125,7 @@ class ChunkLengths:
 
     def _fits(self, chunk_bytes: Sequence[int] | np.ndarray) -> bool:
         chunks, rest = divmod(len(chunk_bytes), self._num_layers)
-        return not rest and 1 <= chunks <= self._chunks_per_block
+        return not rest and 1 <= chunks <= self._chunks_per_block and int(np.min(chunk_bytes)) >= 1
 
     def _no_such_object(self, row_block: int, unit_id: str) -> StoreError:
         return StoreError(

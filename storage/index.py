@@ -1,8 +1,9 @@
 """``index.parquet``: every committed rollout with its row. It spares a reader one request a unit.
 
-A convenience: commit records are the truth, and whatever the file lacks is read from those. It can only lag, for a
-commit is never taken back. Only one that holds every planned unit is taken at its word; else the commits are listed,
-for a record may arrive later than anybody would think.
+A convenience: commit records are the truth, and whatever the file lacks is read from those. It can only lag, for no
+program takes a commit back; when a person does, the next driver drops its lines before it commits anything. Only one
+that holds every planned unit is taken at its word; else the commits are listed, for a record may arrive later than
+anybody would think.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ class Index:
         table: A line a rollout (``index_schema``), in address order.
         committed: Ids of the units in it.
         read_one_by_one: The commit records that the stored index lacked.
+        has_dropped: Whether the stored index had units that are not committed any more.
     """
 
     table: pa.Table
     committed: frozenset[str]
     read_one_by_one: tuple[CommitRecord, ...] = ()
+    has_dropped: bool = False
 
 
 def load_index(location: Location, record: RunRecord, *, ask_commits: bool = False) -> Index:
@@ -56,16 +59,17 @@ def load_index(location: Location, record: RunRecord, *, ask_commits: bool = Fal
     if len(indexed) == record.num_units and not ask_commits:
         return Index(table, frozenset(indexed))
     committed = committed_units(location)
-    if not indexed <= committed:
+    has_dropped = not indexed <= committed
+    if has_dropped:
         indexed &= committed
         table = table.filter(pc.field("unit_id").isin(pa.array(sorted(indexed), pa.string())))
     missing = sorted(committed - indexed)
     if not missing:
-        return Index(table, frozenset(indexed))
+        return Index(table, frozenset(indexed), has_dropped=has_dropped)
     commits = read_commits(location, missing)
     added = index_lines(record, commits)
     table = in_address_order(pa.concat_tables([table, added]))
-    return Index(table, frozenset(indexed.union(missing)), tuple(commits))
+    return Index(table, frozenset(indexed.union(missing)), tuple(commits), has_dropped)
 
 
 def index_lines(record: RunRecord, commits: Iterable[CommitRecord]) -> pa.Table:

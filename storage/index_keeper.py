@@ -27,12 +27,16 @@ class IndexKeeper:
     """Takes commits as they come and writes them into the index now and then. Use as a context manager.
 
     Leaving it writes what is left. A store that fails then costs readers some requests and no truth, so it is said and
-    not raised.
+    not raised. Lines of units whose commits were deleted are another matter: those leave the store's index at once.
 
     Args:
         location: The run's store.
         record: Of the run.
         say: Told when the index could not be written.
+
+    Raises:
+        StoreError: A commit record is damaged.
+        TransientError: The store failed.
     """
 
     def __init__(self, location: Location, record: RunRecord, say: Callable[[str], None] = lambda _: None) -> None:
@@ -44,6 +48,9 @@ class IndexKeeper:
         self._known = set(index.committed)
         chunks = _only_of(index.table, read_chunks(location), record.rows_per_block)
         self._chunks = _with_new(chunks, index.read_one_by_one)
+        if index.has_dropped:
+            # Before a unit is done again: its old line would pass for the new attempt's, for both have one id.
+            _write_both(location, record, self._table, self._chunks)
         self._added: list[CommitRecord] = []
         self._lock = threading.Lock()
         self._done = threading.Event()

@@ -106,11 +106,11 @@ class ActivationReader:
                 # The table of lengths is a convenience: before an object is called damaged, its commit is asked.
                 chunks = self._chunk_span(rows_N[places])
                 lengths_KC = self._confirmed(piece.row_block, unit_ids[int(places[0])], chunks)
-                again = _pieces(piece.row_block, lengths_KC, positions, chunks)
-                mine = [other for other in again if (other.slots, other.chunks) == (piece.slots, piece.chunks)]
-                if mine == [piece]:
+                again = list(_pieces(piece.row_block, lengths_KC, positions, chunks))
+                if piece in again:
                     raise
-                for other in mine:
+                # All of the block: with another number of chunks a layer its runs are cut elsewhere.
+                for other in again:
                     self._fill(values_NLD, rows_N, unit_ids, other, places)
 
         if len(tasks) == 1:

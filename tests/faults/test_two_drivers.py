@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from persona_atlas.analysis.reduce import reduce_run
+from persona_atlas.analysis.report import render_report
 from persona_atlas.storage.commits import committed_units
 from persona_atlas.storage.location import open_location
 
@@ -64,10 +66,16 @@ def test_a_spec_that_was_changed_between_two_starts_is_refused_and_changes_nothi
 
 
 @pytest.mark.parametrize("deleted", ["role.pirate.pos.p0.b0", "*"])
-def test_units_whose_records_were_deleted_by_hand_are_done_again_and_the_index_follows(tmp_path: Path, deleted: str):
+def test_units_whose_records_were_deleted_by_hand_are_done_again_and_what_is_read_follows(tmp_path: Path, deleted: str):
     spec = small_job(str(tmp_path / "run"))
     finish(spec)
+    before = reduce_run(assert_whole(spec))
     for record in (tmp_path / "run" / "commits").glob(f"{deleted}.json"):
         record.unlink()
     assert finish(spec).worked == (12 if deleted == "*" else 1)
-    assert_whole(spec)
+    run = assert_whole(spec)
+    after = reduce_run(run)
+    assert after.reduction_id != before.reduction_id
+    assert after.projection_rows is not None
+    assert set(after.projection_rows.tolist()) == set(run.index["row"].to_pylist())
+    assert after.reduction_id in render_report(run, after)

@@ -134,7 +134,7 @@ def test_a_damaged_table_is_as_good_as_none(tmp_path: Path, stored: Path, monkey
     assert np.array_equal(open_run(str(tmp_path / "run")).activations(layer="all").values, expected)
 
 
-@pytest.mark.parametrize("wrong", [[], [10], [1, 1, 1, 1], [70, 80, 90, 100], [9, 9, 9, 9, 9]])
+@pytest.mark.parametrize("wrong", [[], [10], [0, 0, 0, 0], [1, 1, 1, 1], [70, 80, 90, 100], [9, 9, 9, 9, 9]])
 def test_a_table_that_is_wrong_spoils_no_reading(
     tmp_path: Path, stored: Path, commits: list[CommitRecord], wrong: list[int], monkeypatch: pytest.MonkeyPatch
 ):

@@ -239,6 +239,27 @@ def test_a_keeper_writes_now_and_then_while_a_driver_works(
     assert seen[-1] == 9
 
 
+def test_a_unit_done_again_by_a_driver_that_is_killed_is_not_read_where_it_was(
+    location: Location, plan: Plan, record: RunRecord
+):
+    drive(location, plan, plan.by_id)
+    again = LEFT_OUT[0]
+    location.delete([layout.commit_path(again)])
+    with acquire(location, 1) as lease:
+        begin(location, plan, lease)
+        # Killed before it writes anything more: it is never left.
+        keeper = IndexKeeper(location, record)
+        assert again not in set(read_stored_index(location, record)["unit_id"].to_pylist())
+        assert read_chunks(location).num_rows == 11
+        keeper.add(commit_unit(location, lease, write_unit(location, plan, again, lease.row_blocks[0])))
+    make_it_look_killed(location)
+    assert opened(location)[0].index.equals(truth(location, record))
+    drive(location, plan, [])
+    run, counted = opened(location)
+    assert run.index.equals(truth(location, record))
+    assert len(counted.asked) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "written"),
     [

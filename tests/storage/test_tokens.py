@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
@@ -16,6 +17,7 @@ from persona_atlas.jobs.unit_size import TOKENS_PER_CHUNK
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
 from persona_atlas.storage import layout
 from persona_atlas.storage.blocks import write_block
+from persona_atlas.storage.chunks import CHUNK_SCHEMA, ChunkLengths, read_chunks, write_chunks
 from persona_atlas.storage.codec import round_mantissa
 from persona_atlas.storage.commits import committed_units, read_commit, read_commits
 from persona_atlas.storage.dead import find_dead, remove_dead
@@ -227,6 +229,22 @@ def test_a_reader_refuses_what_is_damaged(folder_run: Run, how: str):
         folder_run.activations(layer="all", pooling="tokens")
     assert (caught.value.file or "").endswith(path)
     assert [problem.path for problem in verify_run(folder_run.location).problems] == [path]
+
+
+def test_a_table_with_more_chunks_a_layer_than_there_are_spoils_no_reading(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    truth = folder_run.activations(layer="all", pooling="tokens").values
+    monkeypatch.setattr(ChunkLengths, "_FEW", 2)
+    lines = read_chunks(folder_run.location).to_pylist()
+    long = [line for line in lines if len(line["chunk_bytes"]) == 3 * len(TOKEN_LAYERS)]
+    assert {line["pooling"] for line in long} == {"tokens"}
+    for line in long:
+        # One more for each layer: the asked chunks of two layers no longer lie beside each other.
+        line["chunk_bytes"] = [100, *line["chunk_bytes"], 100]
+    write_chunks(folder_run.location, pa.Table.from_pylist(lines, schema=CHUNK_SCHEMA))
+    found = open_run(folder_run.url).activations(layer="all", pooling="tokens")
+    assert np.array_equal(found.values, truth)
 
 
 def test_verify_sees_an_array_that_is_cut_otherwise(folder_run: Run):
