@@ -23,8 +23,8 @@ demo: setup
 
 # What starts a Ray wants the machine to itself; the rest runs in as many processes as there are cores.
 test: setup
-	$(BIN)/python -m pytest -n auto -m 'not ray'
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n auto --durations=10 -m 'not ray'
+	$(BIN)/python -m pytest --durations=10 -m ray
 
 # What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
 # gateway is installed and this is root, the S3 ones against that.
