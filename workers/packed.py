@@ -41,14 +41,16 @@ class Segment:
     """Consecutive tokens of one row.
 
     Attributes:
-        start: Position of the first; what comes before it is in the row's cache already.
+        start: Position of the first; what comes before it is in the row's cache already, or in the line.
         length: How many.
-        row: The cache row they are kept in; None keeps nothing (then ``start`` is 0).
+        row: The cache row they are kept in; None keeps nothing.
+        begins_at: Without a row, the place in the line of the ``start`` tokens that come before, another segment's.
     """
 
     start: int
     length: int
     row: int | None = None
+    begins_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,10 @@ class PackedPass:
             if segment.row is not None:
                 assert self._cache is not None
                 key_KTD, value_KTD = self._cache.extend(layer, segment.row, segment.start, key_KTD, value_KTD)
+            elif segment.start:
+                before = slice(segment.begins_at, segment.begins_at + segment.start)
+                key_KTD = torch.cat([key_KND[:, before], key_KTD], dim=1)
+                value_KTD = torch.cat([value_KND[:, before], value_KTD], dim=1)
             outputs_NHD.append(self._attend_segment(segment, query_HSD, key_KTD, value_KTD, rule, scaling, softcap))
         return outputs_NHD[0] if len(outputs_NHD) == 1 else torch.cat(outputs_NHD)
 

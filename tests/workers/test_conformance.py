@@ -234,13 +234,22 @@ def test_the_canary_sees_what_is_right_and_what_is_wrong(directory_of: Callable[
     assert min(wrong_layer.relative_error_L) > engine.canary_limit
 
 
-def test_a_text_of_several_turns_gives_a_vector_for_each(directory_of: Callable[[str], Path]):
-    directory = directory_of("mistral")
+@pytest.mark.parametrize("alike", [0, 20])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_text_of_several_turns_gives_a_vector_for_each(directory_of: Callable[[str], Path], family: str, alike: int):
+    directory = directory_of(family)
     engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), hook_points=POINTS))
     plain = PlainModel(directory)
     rng = random.Random(0)
+    # Two halves that begin alike, as the rollouts of two system prompts do.
+    beginnings = [[rng.randrange(40, 200) for _ in range(alike)] for _ in range(2)]
+    turns = ((3, 9), (20, 20), (30, 31))
     texts = [
-        TokenisedText(f"text {n}", tuple(rng.randrange(40, 200) for _ in range(60)), ((3, 9), (20, 20), (30, 31 + n)))
+        TokenisedText(
+            f"text {n}",
+            (*beginnings[n % 2], *(rng.randrange(40, 200) for _ in range(60))),
+            tuple((alike + start, alike + stop + n * (start == 30)) for start, stop in turns),
+        )
         for n in range(8)
     ]
     for text, captured in zip(texts, engine.capture(texts), strict=True):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from persona_atlas.jobs.errors import InputError, UnitError
 from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.transformers_engine import TransformersEngine
 
 from plain_forward import PlainModel, conversation_ids, pool, relative_errors
@@ -194,6 +195,22 @@ def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monke
     shared = len(engine.renderer.shared_beginning(requests[0].system_prompt))
     fed = sum(row.rollout.num_content_tokens for row in rows)
     assert sum(seen) == prompt_tokens - 11 * shared + fed
+
+
+def test_texts_that_begin_alike_read_their_beginning_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS)))
+    beginnings = (tuple(range(40, 70)), tuple(range(80, 110)))
+    texts = [TokenisedText(f"text {n}", (*beginnings[n % 2], 150 + n, *range(50, 60)), ((35, 41),)) for n in range(6)]
+    seen: list[int] = []
+    forward = engine.model.forward
+
+    def counting(*args: Any, **options: Any) -> Any:
+        seen.append(options["input_ids"].numel())
+        return forward(*args, **options)
+
+    monkeypatch.setattr(engine.model, "forward", counting)
+    engine.capture(texts)
+    assert sum(seen) == 6 * 41 - 4 * 30
 
 
 def test_a_consumer_that_stops_early_leaves_the_engine_usable(engine: TransformersEngine):
