@@ -96,7 +96,8 @@ class Progress:
     def _pace(self, done: int, planned: int) -> str:
         seconds = time.monotonic() - self._began
         fresh = done - (self._first_done or 0)
-        if fresh <= 0 or seconds < 1:
+        # Units end in waves: the first few say nothing of the pace.
+        if fresh < max(3, planned // 20) or seconds < 1:
             return ""
         left = seconds / fresh * (planned - done)
         return f"{self._tokens / seconds:.0f} tokens/s, {span(left)} left"

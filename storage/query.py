@@ -338,7 +338,7 @@ class Run:
                 f"{hook_point}/{pooling} was not captured.",
                 code="not_captured",
                 field="pooling",
-                mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
+                mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}; name one of them.",
             )
         if array not in self._lengths:
             cut = geometry_of(self.record, pooling)

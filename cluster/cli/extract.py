@@ -23,9 +23,9 @@ from .work import work
     "poolings",
     multiple=True,
     type=click.Choice(get_args(Pooling)),
-    help="What becomes one vector; may be repeated. Without it, response_mean. 'tokens' keeps every token instead.",
+    help="What is kept of a turn; may be repeated. Without it, response_mean. 'tokens' is every token, no vector.",
 )
-@click.option("--token-layers", default=None, help="Of which layers 'tokens' keeps them: as --layers.")
+@click.option("--token-layers", default=None, help="Of which layers --pooling tokens keeps them: as --layers.")
 @set_option
 @join_option
 @endpoint_option

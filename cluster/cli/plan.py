@@ -119,9 +119,13 @@ def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
     return [
         [
             "  of that",
-            f"at most {output.size(figures.stored_token_bytes)} are every token of {len(planned.token_layers)} layers",
+            f"at most {output.size(figures.stored_token_bytes)} are every token of layers "
+            f"{', '.join(map(str, planned.token_layers))}",
         ],
-        ["held tokens", f"about {output.size(figures.held_token_bytes)} of the machine's memory, a replica"],
+        [
+            "tokens in memory",
+            f"about {output.size(figures.held_token_bytes)} a replica, of the machine and not the GPU",
+        ],
     ]
 
 
@@ -192,5 +196,7 @@ def _price_line(name: str, table: DeviceTable, figures: Estimate, found: Price |
 
 
 def _figure(value: float) -> str:
-    """Write a number for people: two digits where it is small, whole where it is large."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    """Write a number for people: hundredths where it is small, whole where it is large."""
+    if 0 < value < 0.01:
+        return "< 0.01"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"

@@ -9,10 +9,10 @@ from . import output
 def print_summary(found: Summary) -> None:
     """Print who lies where on the axis, and what PCA says."""
     if found.roles:
-        lines = [[name, f"{value:+.2f}", f"{z:+.2f}"] for name, value, z in found.assistant_end]
+        lines = [[name, f"{value:+.2f}", _z(z, found)] for name, value, z in found.assistant_end]
         if found.default_projection is not None and found.default_z is not None:
-            lines.insert(0, ["(the default Assistant)", f"{found.default_projection:+.2f}", f"{found.default_z:+.2f}"])
-        far = [[name, f"{value:+.2f}", f"{z:+.2f}"] for name, value, z in reversed(found.far_end)]
+            lines.insert(0, ["(the default Assistant)", f"{found.default_projection:+.2f}", _z(found.default_z, found)])
+        far = [[name, f"{value:+.2f}", _z(z, found)] for name, value, z in reversed(found.far_end)]
         lines += [["...", "", ""], *far] if far else []
         title = f"The Assistant Axis at layer {found.layer} (the higher, the nearer the Assistant; zero means nothing)"
         output.table(title, ["persona", "projection", "z among roles"], lines)
@@ -29,3 +29,8 @@ def print_summary(found: Summary) -> None:
     output.text(found.filter_note)
     if found.units_done < found.units_planned:
         output.text(f"From {found.units_done} of {found.units_planned} units: the run is not complete.")
+
+
+def _z(z: float, found: Summary) -> str:
+    # One role has no spread to be measured by.
+    return f"{z:+.2f}" if len(found.roles) > 1 else "-"
