@@ -193,12 +193,8 @@ class CaptureSpec(_Part):
     def _said_with_tokens(cls, layers: Any, info: ValidationInfo) -> Any:
         if "poolings" in info.data and (TOKENS in info.data["poolings"]) != (layers is not None):
             if layers is None:
-                raise ValueError(
-                    "poolings has tokens: say of which layers, as [12] or middle (extract: --token-layers)"
-                )
-            raise ValueError(
-                "means nothing unless poolings has tokens (extract: --pooling tokens): add it, or leave this out"
-            )
+                raise ValueError("poolings has tokens: name the layers, as [12] or middle (extract: --token-layers)")
+            raise ValueError("means nothing unless poolings has tokens (extract: --pooling tokens)")
         return layers
 
     @field_validator("hook_points", "layers", "poolings", "token_layers")
