@@ -348,13 +348,13 @@ class RayExecutor:
         return answers
 
     def _died(self, worker: _Worker, reason: str, *, is_unreachable: bool = False) -> list[Answer]:
-        is_nodes_fault = is_unreachable or _is_gone(worker.node)
-        if not worker.is_ready and not is_nodes_fault:
+        is_nodes_loss = is_unreachable or _is_gone(worker.node)
+        if not worker.is_ready and not is_nodes_loss:
             self._loading_deaths += 1
             if self._loading_deaths >= _LOADING_DEATHS * self._wanted and not self.ready:
                 self._drop(worker)
                 raise _no_worker(f"{worker.name}: {reason}")
-        if is_nodes_fault:
+        if is_nodes_loss:
             return self._lost(worker, "the worker's node is gone", reason, is_innocent=True, charges_node=False)
         answers = self._lost(worker, "the worker died", reason)
         if not worker.node:

@@ -13,7 +13,7 @@ from .chat_spans import ConversationRenderer
 from .engine import CapturedRollout, CapturedText, Engine, TokenisedText
 
 _PASSES_AHEAD = 4
-"""Passes' worth of tokens that are sorted by length together."""
+"""Passes' worth of tokens that are taken up together, so that texts which begin alike meet in one."""
 
 
 @dataclass(frozen=True, slots=True)

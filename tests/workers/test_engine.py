@@ -179,10 +179,8 @@ def test_a_pause_in_the_requests_is_no_end_while_rollouts_are_under_way(engine: 
     assert len(rows) == 5
 
 
-def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
-    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=2))
-    requests = [dataclasses.replace(request, system_prompt="You are a pirate. " * 8) for request in requests_of(12)]
-    prompt_tokens = sum(len(engine.renderer.render(r.system_prompt, r.question)) for r in requests)
+def count_tokens(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have a list grow by the tokens of each pass."""
     seen: list[int] = []
     forward = engine.model.forward
 
@@ -191,6 +189,14 @@ def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monke
         return forward(*args, **options)
 
     monkeypatch.setattr(engine.model, "forward", counting)
+    return seen
+
+
+def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=2))
+    requests = [dataclasses.replace(request, system_prompt="You are a pirate. " * 8) for request in requests_of(12)]
+    prompt_tokens = sum(len(engine.renderer.render(r.system_prompt, r.question)) for r in requests)
+    seen = count_tokens(engine, monkeypatch)
     rows = generate(engine, requests)
     shared = len(engine.renderer.shared_beginning(requests[0].system_prompt))
     fed = sum(row.rollout.num_content_tokens for row in rows)
@@ -201,14 +207,7 @@ def test_texts_that_begin_alike_read_their_beginning_once(directory: Path, monke
     engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS)))
     beginnings = (tuple(range(40, 70)), tuple(range(80, 110)))
     texts = [TokenisedText(f"text {n}", (*beginnings[n % 2], 150 + n, *range(50, 60)), ((35, 41),)) for n in range(6)]
-    seen: list[int] = []
-    forward = engine.model.forward
-
-    def counting(*args: Any, **options: Any) -> Any:
-        seen.append(options["input_ids"].numel())
-        return forward(*args, **options)
-
-    monkeypatch.setattr(engine.model, "forward", counting)
+    seen = count_tokens(engine, monkeypatch)
     engine.capture(texts)
     assert sum(seen) == 6 * 41 - 4 * 30
 
