@@ -14,9 +14,10 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from persona_atlas.cluster.executor import Answer, WorkerView
 from persona_atlas.cluster.load import Load
@@ -86,8 +87,8 @@ class Replica:
     ended: array[float] = field(default_factory=lambda: array("d"))
     load: Load = field(default_factory=Load)
 
-    def take(self, now: float, seconds: Sequence[float]) -> float:
-        """Let rollouts join the batch in their order as places come free; give the time when all are done."""
+    def take(self, now: float, seconds: Iterable[float]) -> float:
+        """Let a unit's rollouts join the batch in their order as places come free; give the time when all are done."""
         last = now
         for duration in seconds:
             begin = max(now, self.places[0])
@@ -191,10 +192,11 @@ class StandIns:
         if taker.gone_at < now:
             # Nobody there any more; the driver has not heard of it.
             return
-        with self._clock.stopped():
-            shares = (response_share(request.seed) for order in orders for request in order.requests)
-            done_at = taker.take(now, [share * self._cluster.rollout_s for share in shares])
-        self._at(done_at, lambda: self._answer(taker, number))
+        for order in orders:
+            with self._clock.stopped():
+                shares = (response_share(request.seed) for request in order.requests())
+                done_at = taker.take(now, (share * self._cluster.rollout_s for share in shares))
+            self._at(done_at, partial(self._answer, taker, number, order.unit.unit_id))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; skips the time until the first, unless a commit is under way."""
@@ -271,11 +273,11 @@ class StandIns:
             tuple(Failure(o.unit.unit_id, o.attempt, "the worker's node is gone", is_innocent=True) for o in orders),
         )
 
-    def _answer(self, worker: Replica, number: int) -> Answer | None:
+    def _answer(self, worker: Replica, number: int, unit_id: str) -> Answer | None:
         if worker.gone_at < self._clock.now:
             return None
-        worker.load.give_back(number)
-        manifests = self._side.manifests(self._clock, number)
+        worker.load.answered(number, unit_id)
+        manifest = self._side.manifest(self._clock, number, unit_id)
         with self._lock:
-            self._uncommitted += len(manifests)
-        return Answer(worker.name, tuple(manifests))
+            self._uncommitted += 1
+        return Answer(worker.name, (manifest,))

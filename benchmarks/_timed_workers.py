@@ -12,7 +12,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import ray
-from persona_atlas.cluster.ray_executor import RayExecutor, UnitActor
+from persona_atlas.cluster.ray_executor import RayExecutor
+from persona_atlas.cluster.ray_worker import UnitActor
 from persona_atlas.cluster.session import Placement
 from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
 from persona_atlas.jobs.block import Canary, Rollout

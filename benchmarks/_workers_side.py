@@ -73,10 +73,10 @@ class WorkersSide:
         with clock.stopped():
             self._ours.send_bytes(data)
 
-    def manifests(self, clock: Stopwatch, number: int) -> list[Manifest]:
-        """Ask for what was answered to an assignment. Unpacking takes time; waiting for the other side does not."""
+    def manifest(self, clock: Stopwatch, number: int, unit_id: str) -> Manifest:
+        """Ask what was answered for a unit. Unpacking takes time; waiting for the other side does not."""
         with clock.stopped():
-            self._ours.send_bytes(pickle.dumps(number))
+            self._ours.send_bytes(pickle.dumps((number, unit_id, None)))
             data = self._ours.recv_bytes()
         return pickle.loads(data)  # noqa: S301 - from our own process
 
@@ -86,14 +86,14 @@ def _serve(connection: Connection, root: Path, layers: int) -> None:
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(connection, inbox), daemon=True)
     reader.start()
-    answers: dict[int, bytes] = {}
+    answers: dict[tuple[int, str], bytes] = {}
     while (data := inbox.get()) is not None:
-        asked = pickle.loads(data)  # noqa: S301 - likewise
-        if isinstance(asked, int):
-            connection.send_bytes(answers.pop(asked))
+        number, asked, orders = pickle.loads(data)  # noqa: S301 - likewise
+        if orders is None:
+            connection.send_bytes(answers.pop((number, asked)))
         else:
-            number, worker, orders = asked
-            answers[number] = pickle.dumps([_work(root, layers, worker, order) for order in orders])
+            for order in orders:
+                answers[number, order.unit.unit_id] = pickle.dumps(_work(root, layers, asked, order))
 
 
 def _read(connection: Connection, inbox: queue.SimpleQueue[Any]) -> None:
@@ -111,7 +111,7 @@ def _work(root: Path, layers: int, worker: str, order: UnitOrder) -> Manifest:
     for path in (texts, shard):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(_CONTENT)
-    tokens = tuple(max(1, round(MAX_TOKENS * response_share(request.seed))) for request in order.requests)
+    tokens = tuple(max(1, round(MAX_TOKENS * response_share(request.seed))) for request in order.requests())
     block = StoredBlock(
         path=shard,
         num_bytes=len(_CONTENT),

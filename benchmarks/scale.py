@@ -105,12 +105,12 @@ def main() -> int:
     """Measure and simulate; exit status 1 when a floor does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the units and of the workers")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the simulated units and of the workers")
     parser.add_argument("--hour", action="store_true", help="a job of an hour too, so that single nodes fail")
     parser.add_argument("--out", type=Path, help="HTML file to draw utilisation into, with a PNG beside it")
     asked = parser.parse_args()
     report = Report(asked.json)
-    measured(report, 10 if asked.quick else 50)
+    measured(report, 30 if asked.quick else 50)
     scenarios = [MINUTE, SPOT, HOUR] if asked.hour else [MINUTE, SPOT]
     if asked.quick:
         scenarios = [replace(s, workers=s.workers // 10, questions=24) for s in scenarios]

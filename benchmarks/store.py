@@ -174,7 +174,7 @@ def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> TransformersEngine:
 
 def generate(engine: TransformersEngine, plan: Plan) -> list[UnitBlock]:
     """Work every unit of a plan."""
-    orders = (UnitOrder(unit, plan.requests(unit), 1, number) for number, unit in enumerate(plan.units))
+    orders = (UnitOrder(unit, plan.texts(unit), 1, number) for number, unit in enumerate(plan.units))
     blocks = list(run_units(engine, lambda: next(orders, None)))
     failed = [block for block in blocks if not isinstance(block, UnitBlock)]
     if failed:

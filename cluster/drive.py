@@ -74,10 +74,11 @@ def _hand_out(ledger: Ledger, executor: Executor) -> None:
     is_more = bool(ledger.pending)
     while is_more:
         is_more = False
-        # Ahead of time only while there is plenty: at the end nobody may hold what another could begin.
+        # Ahead of time only while there is plenty: at the end nobody may hold what another could begin, and little is
+        # dealt at a time, so that all end together.
         is_plenty = ledger.assignments_left >= executor.num_working
         for worker in executor.ahead if is_plenty else executor.hungry:
-            if orders := ledger.next_assignment(worker, ready, suspects=False):
+            if orders := ledger.next_assignment(worker, ready, suspects=False, is_small=not is_plenty):
                 executor.hand_out(worker, orders)
                 is_more = True
 

@@ -16,11 +16,11 @@ from .unit_task import UnitTask
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer to one assignment; also what is said for it when the worker is lost.
+    """What a worker answers for some of its units; also what is said for them when it is lost.
 
     Attributes:
         worker: Who.
-        results: A manifest or a failure for each unit of the assignment.
+        results: A manifest or a failure for each of these units.
     """
 
     worker: str

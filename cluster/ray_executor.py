@@ -6,10 +6,8 @@ anew by the ledger, never by Ray: arrays and half-written units do not travel, o
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -23,8 +21,9 @@ from ..jobs.worker_health import FailureStreaks, is_hung
 from ..storage.records import Manifest
 from .executor import Answer, WorkerView
 from .load import CALLS_IN_FLIGHT, Load
+from .ray_worker import RayWorker, UnitActor
 from .session import Placement, count_places
-from .unit_task import UnitTask, WorkerSettings
+from .unit_task import WorkerSettings
 
 _LOOK_EVERY_S = 3.0
 """How often the pool is held against what the cluster has."""
@@ -47,57 +46,6 @@ _LONGEST_PAUSE_S = 60.0
 """Between workers that die before they can say where they are: nobody knows which node is to blame."""
 
 _NODE_LABEL = "ray.io/node-id"
-
-
-class UnitActor:
-    """A replica: a ``UnitTask`` in a process of its own."""
-
-    def __init__(self, settings: WorkerSettings, name: str) -> None:
-        self._task = UnitTask(settings, name)
-
-    def where(self) -> str:
-        """Give the id of the node this runs on."""
-        return ray.get_runtime_context().get_node_id()
-
-    def live(self) -> None:
-        """Never answer: that this call fails is how the driver hears of a death, whatever the worker was doing."""
-        threading.Event().wait()
-
-    def prepare(self) -> AtlasError | None:
-        """Load the model; gives the error rather than raising it, so that it arrives as itself."""
-        try:
-            self._task.prepare()
-        except AtlasError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - a library's own error would reach the driver as a lost worker
-            return JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
-        return None
-
-    def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:
-        """Work an assignment."""
-        return self._task.work(orders)
-
-
-@dataclass
-class _Worker:
-    name: str
-    actor: Any
-    node: str = ""
-    is_ready: bool = False
-    asked_at: float = field(default_factory=time.monotonic)
-    since: float = field(default_factory=time.time)
-    heard_at: float = field(default_factory=time.monotonic)
-    load: Load = field(default_factory=Load)
-
-    @property
-    def is_idle(self) -> bool:
-        return self.is_ready and self.load.is_empty
-
-    @property
-    def doing(self) -> str:
-        if not self.is_ready:
-            return "loading" if self.node else "waiting"
-        return "idle" if self.load.is_empty else "working"
 
 
 class RayExecutor:
@@ -129,8 +77,8 @@ class RayExecutor:
         self._batch_rollouts = batch_rollouts
         self._load_timeout_s = load_timeout_s
         self._actor_class: Any = ray.remote(actor_class)
-        self._workers: dict[str, _Worker] = {}
-        self._calls: dict[Any, tuple[str, _Worker]] = {}
+        self._workers: dict[str, RayWorker] = {}
+        self._calls: dict[Any, tuple[str, RayWorker]] = {}
         self._health = NodeHealth()
         self._streaks = FailureStreaks()
         self._longest_s = 0.0
@@ -206,12 +154,7 @@ class RayExecutor:
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
         """Give an assignment to one of ``idle``, ``hungry`` or ``ahead``."""
         taker = self._workers[worker]
-        taker.since = time.time()
-        if taker.is_idle:
-            taker.heard_at = time.monotonic()
-        reference = taker.actor.work.remote(tuple(orders))
-        taker.load.take(reference, orders)
-        self._calls[reference] = ("work", taker)
+        self._calls[taker.hand_out(orders)] = ("work", taker)
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; a worker that died, or is of no use, answers with failures."""
@@ -225,7 +168,7 @@ class RayExecutor:
             # Whatever else has come by now is taken along; answers before deaths, which would make them void.
             come, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
             come.sort(key=lambda reference: self._calls[reference][0] != "work")
-        answers = [answer for reference in come for answer in self._take(reference)]
+        answers = [answer for reference in come for answer in self._take_all(reference)]
         # Last, for an answer may have waited here as long.
         return answers + self._end_the_hung(time.monotonic())
 
@@ -243,22 +186,33 @@ class RayExecutor:
         """Whether a worker loads or works, whatever has become of the others."""
         return any(worker.node for worker in self._workers.values())
 
+    def _take_all(self, reference: Any) -> Iterator[Answer]:
+        """Take what has come of a call: of an assignment, every answer that is there."""
+        yield from self._take(reference)
+        while self._calls.get(reference, ("", None))[0] == "work" and reference.next_ready():
+            yield from self._take(reference)
+
     def _take(self, reference: Any) -> list[Answer]:
-        call, worker = self._calls.pop(reference, ("", None))
+        call, worker = self._calls.get(reference, ("", None))
         if worker is None:
             return []
         try:
-            answer: Any = ray.get(reference)
+            answer: Any = ray.get(next(reference) if call == "work" else reference)
         except RayActorError as error:
             # Ray tells of a node's death only after a while; that it cannot be reached is known at once.
             return self._died(worker, str(error), is_unreachable=isinstance(error, ActorUnavailableError))
         except RayError as error:
             if call != "work":
                 return self._died(worker, str(error))
+            del self._calls[reference]
             orders = worker.load.give_back(reference)
             return self._answered(worker, orders, _failures(orders, "the worker failed", str(error)))
         if call == "work":
-            return self._answered(worker, worker.load.give_back(reference), tuple(answer))
+            order = worker.load.answered(reference, answer.unit_id)
+            if not worker.load.holds(reference):
+                del self._calls[reference]
+            return self._answered(worker, [order], (answer,))
+        del self._calls[reference]
         if call == "where":
             self._placed(worker, answer)
         elif call == "prepare":
@@ -278,17 +232,17 @@ class RayExecutor:
         if self._health.left_out:
             options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(self._health.left_out))})"}
         actor = self._actor_class.options(**options).remote(self._settings, name)
-        worker = self._workers[name] = _Worker(name, actor)
+        worker = self._workers[name] = RayWorker(name, actor)
         self._calls[actor.live.remote()] = ("live", worker)
         self._calls[actor.where.remote()] = ("where", worker)
         self._calls[actor.prepare.remote()] = ("prepare", worker)
 
-    def _drop(self, worker: _Worker) -> None:
+    def _drop(self, worker: RayWorker) -> None:
         self._workers.pop(worker.name, None)
         self._calls = {call: of for call, of in self._calls.items() if of[1] is not worker}
         ray.kill(worker.actor, no_restart=True)
 
-    def _placed(self, worker: _Worker, node: str) -> None:
+    def _placed(self, worker: RayWorker, node: str) -> None:
         if node in self._health.left_out:
             # Asked for before the node was left out; another takes its place.
             self._drop(worker)
@@ -296,7 +250,7 @@ class RayExecutor:
         self._deaths_nowhere = 0
         worker.node, worker.since, worker.heard_at = node, time.time(), time.monotonic()
 
-    def _prepared(self, worker: _Worker, refused: AtlasError | None) -> None:
+    def _prepared(self, worker: RayWorker, refused: AtlasError | None) -> None:
         worker.since = time.time()
         if refused is None:
             self._loading_deaths = self._refusals = 0
@@ -317,11 +271,9 @@ class RayExecutor:
         self._next_look = 0.0 if others else time.monotonic() + _REFUSED_PAUSE_S
 
     def _answered(
-        self, worker: _Worker, orders: tuple[UnitOrder, ...], results: tuple[Manifest | Failure, ...]
+        self, worker: RayWorker, orders: Sequence[UnitOrder], results: tuple[Manifest | Failure, ...]
     ) -> list[Answer]:
-        now = time.monotonic()
-        self._longest_s = max(self._longest_s, now - worker.heard_at)
-        worker.since, worker.heard_at = time.time(), now
+        self._longest_s = max(self._longest_s, worker.heard())
         answers = [Answer(worker.name, results)]
         # All are counted, whatever the first of them say; a suspect's failure says nothing of who worked it.
         verdicts = [
@@ -347,7 +299,7 @@ class RayExecutor:
                 self._leave_out(worker.node, f"the model was not loaded in {self._load_timeout_s:.0f} s")
         return answers
 
-    def _died(self, worker: _Worker, reason: str, *, is_unreachable: bool = False) -> list[Answer]:
+    def _died(self, worker: RayWorker, reason: str, *, is_unreachable: bool = False) -> list[Answer]:
         is_nodes_loss = is_unreachable or _is_gone(worker.node)
         if not worker.is_ready and not is_nodes_loss:
             self._loading_deaths += 1
@@ -364,7 +316,7 @@ class RayExecutor:
         return answers
 
     def _lost(
-        self, worker: _Worker, what: str, reason: str, *, is_innocent: bool = False, charges_node: bool = True
+        self, worker: RayWorker, what: str, reason: str, *, is_innocent: bool = False, charges_node: bool = True
     ) -> list[Answer]:
         """Let a worker go; its units failed, through no fault of theirs where ``is_innocent``."""
         orders, works_suspect = worker.load.orders, worker.load.works_suspect

@@ -10,8 +10,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -185,8 +185,8 @@ class UnitTask:
                 require_same_store(self._location, self._settings.landmark)
                 self._engine = self._load(self._settings)
 
-    def work(self, orders: Sequence[UnitOrder]) -> list[Manifest | Failure]:
-        """Run units and write their blocks; one answer for each, in order.
+    def work(self, orders: Sequence[UnitOrder]) -> Iterator[Manifest | Failure]:
+        """Run units and write their blocks; gives an answer for each, the first that is known first.
 
         May be called from another thread meanwhile: one thread has the model, and takes up what both asked for.
         """
@@ -198,7 +198,8 @@ class UnitTask:
                 # Set after: a thread that cannot be started leaves the next caller to try.
                 threading.Thread(target=self._generate, name="model", daemon=True).start()
                 self._is_generating = True
-        return [one.answer.result() for one in asked]
+        for answer in as_completed(one.answer for one in asked):
+            yield answer.result()
 
     def _generate(self) -> None:
         """Work until the inbox is empty; the thread that has the model."""

@@ -21,7 +21,7 @@ from .personas import Persona
 from .plan import ModelFacts, Plan, captured_layers
 from .spec import JobSpec, digest_of
 from .unit_size import BLOCK_BYTES_LIMIT, RowSizes, whole_chunks
-from .units import ConversationUnit, RolloutAddress, RolloutRequest, WorkUnit
+from .units import ConversationUnit, GivenTexts, RolloutAddress, UnitTexts, WorkUnit
 
 ROWS_PER_UNIT = 256
 """What a unit holds where its size would allow for more: a stop loses that much at most."""
@@ -40,19 +40,9 @@ class GivenPlan(Plan):
 
     conversations: tuple[Conversation, ...]
 
-    def requests(self, unit: WorkUnit) -> tuple[RolloutRequest, ...]:
-        """Give a unit's rollouts with the conversations they are turns of, in row order."""
-        return tuple(
-            RolloutRequest(
-                address=_address(given, turn),
-                system_prompt=given.system_prompt,
-                question=given.question_before(turn),
-                seed=0,
-                given=given,
-            )
-            for given in self.conversations_of(unit)
-            for turn in given.turn_indices()
-        )
+    def texts(self, unit: WorkUnit) -> UnitTexts:
+        """Give the conversations of a unit."""
+        return GivenTexts(self.conversations_of(unit))
 
     def conversations_of(self, unit: WorkUnit) -> tuple[Conversation, ...]:
         """Give a unit's conversations, in order."""

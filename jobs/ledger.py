@@ -81,7 +81,7 @@ class Ledger:
         self.rollouts_done = self.plan.num_rollouts - self._fresh_rollouts
 
     def next_assignment(
-        self, worker: str = "", workers: Collection[str] = (), *, suspects: bool = True
+        self, worker: str = "", workers: Collection[str] = (), *, suspects: bool = True, is_small: bool = False
     ) -> tuple[UnitOrder, ...]:
         """Take the next units for one worker; empty when there is nothing to hand out to it.
 
@@ -89,8 +89,10 @@ class Ledger:
             worker: Who.
             workers: All that work now; a unit that failed on this one is kept for another of them.
             suspects: Whether it may be a unit that may be to blame for a failure; that one wants a worker to itself.
+            is_small: Whether to take a quarter of an assignment, one unit at the least.
         """
         orders: list[UnitOrder] = []
+        most = self.rollouts_per_assignment // (4 if is_small else 1)
         rollouts = 0
         while self._pending:
             unit_id = self._pending[0]
@@ -101,14 +103,14 @@ class Ledger:
                 if unit_id is None:
                     break
             unit = self.plan.by_id[unit_id]
-            if orders and rollouts + unit.num_rollouts > self.rollouts_per_assignment:
+            if orders and rollouts + unit.num_rollouts > most:
                 break
             self._pending.remove(unit_id)
             if not is_suspect:
                 self._fresh_rollouts -= unit.num_rollouts
             attempt = self.attempts.get(unit.unit_id, 0) + 1
             self.attempts[unit.unit_id] = attempt
-            order = UnitOrder(unit, self.plan.requests(unit), attempt, next(self.row_blocks), is_suspect)
+            order = UnitOrder(unit, self.plan.texts(unit), attempt, next(self.row_blocks), is_suspect)
             self._in_flight[unit.unit_id] = order
             orders.append(order)
             rollouts += unit.num_rollouts

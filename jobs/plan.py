@@ -16,7 +16,7 @@ from .errors import InputError
 from .personas import DEFAULT_PERSONA, POLARITIES, Kind, Persona, Question
 from .spec import DefaultSelection, JobSpec, Selection, digest_of
 from .unit_size import BLOCK_BYTES_LIMIT, RowSizes, whole_chunks
-from .units import RolloutRequest, WorkUnit
+from .units import AskedTexts, RolloutRequest, UnitTexts, WorkUnit
 
 _RETOKENISED = 2
 """Room, in times ``max_new_tokens``, for the text of a server whose tokens are counted anew here."""
@@ -99,14 +99,13 @@ class Plan:
         asked = _questions_of(self.spec, self.catalog, self.catalog.persona(unit.kind, unit.persona))
         return tuple(asked[index].text for index in unit.question_indices)
 
+    def texts(self, unit: WorkUnit) -> UnitTexts:
+        """Give the words of a unit."""
+        return AskedTexts(self.system_prompt(unit), self.questions(unit), self.spec.seed)
+
     def requests(self, unit: WorkUnit) -> tuple[RolloutRequest, ...]:
-        """Give a unit's rollouts with their texts and seeds, in row order."""
-        prompt = self.system_prompt(unit)
-        texts = dict(zip(unit.question_indices, self.questions(unit), strict=True))
-        return tuple(
-            RolloutRequest(address, prompt, texts[address.question_index], address.seed(self.spec.seed))
-            for address in unit.addresses()
-        )
+        """Give a unit's rollouts with their words and seeds, in row order."""
+        return tuple(self.texts(unit).requests(unit))
 
     def identity(self) -> list[Any]:
         """Give what decides what the run's numbers mean and where they lie, but for the texts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from .given import Conversation
 from .personas import Kind, Polarity
@@ -129,18 +130,70 @@ class RolloutRequest:
     given: Conversation | None = None
 
 
+class UnitTexts(Protocol):
+    """The words of a unit, each once: with these no worker needs the catalog or the conversations' files."""
+
+    def requests(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        """Give the unit's rollouts with their words, in row order."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class UnitOrder:
-    """One attempt at one unit, as it is handed to a worker: with texts, so that no worker needs the catalog.
+class AskedTexts:
+    """What a unit's rollouts are told and asked, where the answers are to be generated.
 
     Attributes:
+        system_prompt: Of all of them; ``""`` for none.
+        questions: By ``WorkUnit.question_indices``.
+        job_seed: Each rollout's own seed is derived from it.
+    """
+
+    system_prompt: str
+    questions: tuple[str, ...]
+    job_seed: int
+
+    def requests(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        """Give the unit's rollouts, in row order."""
+        question_of = dict(zip(unit.question_indices, self.questions, strict=True))
+        for address in unit.addresses():
+            question = question_of[address.question_index]
+            yield RolloutRequest(address, self.system_prompt, question, address.seed(self.job_seed))
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTexts:
+    """The conversations that a unit reads.
+
+    Attributes:
+        conversations: In the unit's order.
+    """
+
+    conversations: tuple[Conversation, ...]
+
+    def requests(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        """Give the assistant's turns, in row order."""
+        turns = ((given, turn) for given in self.conversations for turn in given.turn_indices())
+        for address, (given, turn) in zip(unit.addresses(), turns, strict=True):
+            yield RolloutRequest(address, given.system_prompt, given.question_before(turn), 0, given)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOrder:
+    """One attempt at one unit, as it is handed to a worker.
+
+    Attributes:
+        texts: Its words; the requests are made of them where they are needed.
         attempt: 1 for the first.
         row_block: The block of store rows that this attempt alone may write.
         is_suspect: Whether it failed before and may have been to blame; its worker is given nothing beside it.
     """
 
     unit: WorkUnit
-    requests: tuple[RolloutRequest, ...]
+    texts: UnitTexts
     attempt: int
     row_block: int
     is_suspect: bool = False
+
+    def requests(self) -> Iterator[RolloutRequest]:
+        """Give what is to be done, rollout by rollout, in row order."""
+        return self.texts.requests(self.unit)

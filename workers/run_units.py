@@ -62,7 +62,7 @@ class _Fault:
 
 @dataclass(eq=False)
 class _Unit:
-    """A unit under way, and what is there of it."""
+    """A unit under way, and what is there of it; ``requests`` are in row order."""
 
     order: UnitOrder
     requests: dict[RolloutAddress, RolloutRequest]
@@ -70,7 +70,7 @@ class _Unit:
 
     @classmethod
     def of(cls, order: UnitOrder) -> _Unit:
-        return cls(order, {request.address: request for request in order.requests})
+        return cls(order, {request.address: request for request in order.requests()})
 
     def missing(self) -> list[RolloutRequest]:
         return [request for address, request in self.requests.items() if address not in self.rows]
@@ -122,8 +122,9 @@ class _Stream:
             self._seconds -= time.perf_counter() - started
             if order is None:
                 return None
-            self.under_way.append(_Unit.of(order))
-            self._to_ask.extend(order.requests)
+            unit = _Unit.of(order)
+            self.under_way.append(unit)
+            self._to_ask.extend(unit.requests.values())
         return self._to_ask.popleft()
 
     def _keep(self, captured: CapturedRollout) -> _Unit | None:
@@ -149,7 +150,7 @@ class _Stream:
             self.fault = _fault_of(error)
 
     def _finish(self, unit: _Unit) -> UnitBlock | Failure:
-        rows = [unit.rows[request.address] for request in unit.order.requests]
+        rows = [unit.rows[address] for address in unit.requests]
         # The units of a batch share its passes: time goes by rollouts, each second to one unit.
         share = self._seconds * len(rows) / max(self._rollouts, len(rows))
         self._seconds -= share

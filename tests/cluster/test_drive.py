@@ -20,7 +20,7 @@ from persona_atlas.jobs.errors import InputError, TransientError
 from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import PlacementSpec
-from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitOrder
 from persona_atlas.storage.commits import commit_unit, committed_units
 from persona_atlas.storage.lease import acquire
 from persona_atlas.storage.location import open_location
@@ -255,6 +255,36 @@ def test_a_unit_whose_objects_the_driver_does_not_see_is_made_again(tmp_path: Pa
     assert len(removed) == 1
     assert driven.times_worked == dict.fromkeys(driven.plan.by_id, 1) | {"role.poet.pos.p0.b0": 2}
     assert_stored_numbers_are_right(driven.run, driven.plan.num_rollouts)
+
+
+class _Gated(FakeEngine):
+    """Answers as it is asked, and one persona only when the gate is open."""
+
+    def __init__(self, closed_to: str) -> None:
+        super().__init__()
+        self._closed_to = closed_to
+        self.gate = threading.Event()
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        for request in iter(next_request, None):
+            if request.address.persona == self._closed_to:
+                assert self.gate.wait(30)
+            yield self._answer(request)
+
+
+def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path: Path):
+    plan = small_plan(small_spec(str(tmp_path)))
+    engine = _Gated(closed_to="poet")
+    unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
+    task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
+    names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
+    orders = [UnitOrder(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)]
+    answers = task.work(orders)
+    first = next(answers)
+    assert isinstance(first, Manifest)
+    assert first.unit_id == names[0]
+    engine.gate.set()
+    assert sorted(answer.unit_id for answer in answers) == sorted(names[1:])
 
 
 def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(

@@ -180,6 +180,25 @@ def test_a_worker_that_dies_answers_with_failures_and_another_takes_its_place(no
     assert executor.views == []
 
 
+def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: WorkerSettings, folder: Path):
+    plan = plan_of(settings, "pirate poet teacher")
+    location = open_location(settings.store_url)
+    executor = pool(settings, Fault(folder, "dies_later", persona="poet"), replicas=1)
+    try:
+        executor.start()
+        with acquire(location, 40) as lease:
+            begin(location, plan, lease)
+            ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts_per_assignment=plan.num_rollouts)
+            orders = orders_of(ledger, "worker-0")
+            executor.hand_out("worker-0", orders)
+            answers = [answer_of(executor) for _ in orders]
+    finally:
+        executor.close()
+    results = [result for answer in answers for result in answer.results]
+    assert [type(result) for result in results] == [Manifest] * (len(orders) - 1) + [Failure]
+    assert results[-1].unit_id == "role.poet.pos.p0.b0"
+
+
 def test_a_worker_is_offered_work_until_it_holds_two_batches_and_none_beside_a_retry(
     nodes: Nodes, settings: WorkerSettings
 ):

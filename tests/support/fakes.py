@@ -146,7 +146,7 @@ def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None
     from persona_atlas.workers.run_units import run_units
 
     unit = plan.by_id[unit_id]
-    order = UnitOrder(unit, plan.requests(unit), 1, row_block)
+    order = UnitOrder(unit, plan.texts(unit), 1, row_block)
     (block,) = run_units(engine or FakeEngine(), iter([order, None]).__next__)
     assert isinstance(block, UnitBlock)
     return block

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from persona_atlas.cluster.ray_executor import UnitActor
+from persona_atlas.cluster.ray_worker import UnitActor
 from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
 from persona_atlas.jobs.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout
@@ -29,7 +29,8 @@ class Fault:
 
     Attributes:
         folder: Where notes lie; there is one such folder for a test.
-        what: ``cannot_begin``, ``other_disk``, ``dies``, ``fails``, ``hangs`` or ``nothing``.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (when all other units of its batch are answered),
+            ``fails``, ``hangs`` or ``nothing``.
         node: Id of the node where it does; empty: on every one.
         persona: Over whose units alone; empty: over all.
         pace: The others work their n-th unit when there are n times so many notes, or ``enough``.
@@ -86,7 +87,13 @@ class _FaultyEngine(FakeEngine):
         if not requests:
             return
         personas = {request.address.persona for request in requests}
-        if self.is_here and self.fault.persona in {"", *personas}:
+        goes_wrong = self.is_here and self.fault.persona in {"", *personas}
+        if goes_wrong and self.fault.what == "dies_later":
+            rest = iter([request for request in requests if request.address.persona != self.fault.persona])
+            yield from super().generate(lambda: next(rest, None))
+            # Until what was answered has left this process.
+            time.sleep(2.0)
+        if goes_wrong:
             self._go_wrong()
         self._keep_pace()
         rest = iter(requests)
@@ -94,7 +101,7 @@ class _FaultyEngine(FakeEngine):
 
     def _go_wrong(self) -> None:
         self.fault.note(self.name)
-        if self.fault.what == "dies":
+        if self.fault.what in ("dies", "dies_later"):
             os._exit(1)
         if self.fault.what == "hangs":
             time.sleep(3600)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from persona_atlas.jobs.block import UnitBlock
 from persona_atlas.jobs.errors import InputError, UnitError
 from persona_atlas.jobs.ledger import Failure
 from persona_atlas.jobs.spec import GenerationSpec
-from persona_atlas.jobs.units import RolloutRequest, UnitOrder, WorkUnit
+from persona_atlas.jobs.units import AskedTexts, RolloutRequest, UnitOrder, WorkUnit
 from persona_atlas.workers.chat_spans import ConversationRenderer, load_renderer
 from persona_atlas.workers.endpoint import Retries
 from persona_atlas.workers.endpoint_engine import EndpointEngine, check_endpoint
@@ -150,11 +149,10 @@ def test_only_the_unit_that_is_refused_fails(
 ):
     server.poison = "poison"
     orders = []
-    for number, request in enumerate(requests_of(3)):
-        address = replace(request.address, persona=f"p{number}", question_index=0)
-        asked = replace(request, address=address, question="poison" if number == 1 else "Who?")
+    for number in range(3):
+        asked = AskedTexts("", ("poison" if number == 1 else "Who?",), 0)
         unit = WorkUnit(f"u{number}", "role", f"p{number}", "pos", 0, (0,), 1)
-        orders.append(UnitOrder(unit, (asked,), 1, number))
+        orders.append(UnitOrder(unit, asked, 1, number))
     to_do = iter(orders)
     engine = engine_of(server, reader, renderer, retries=Retries(2, 0.01))
     results = list(run_units(engine, lambda: next(to_do, None)))

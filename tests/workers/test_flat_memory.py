@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from persona_atlas.jobs.block import UnitBlock
-from persona_atlas.jobs.units import RolloutRequest, UnitOrder, WorkUnit
+from persona_atlas.jobs.units import AskedTexts, UnitOrder, WorkUnit
 from persona_atlas.workers.run_units import run_units
 from persona_atlas.workers.transformers_engine import TransformersEngine
 
@@ -20,11 +20,8 @@ def order_of(number: int) -> UnitOrder:
     """Eight rollouts under a system prompt of the unit's own, of a length of its own."""
     unit = WorkUnit(f"unit{number}", "role", f"role{number}", "pos", 0, tuple(range(8)), 1)
     prompt = f"You are number {number}. " * (1 + number % 5)
-    asked = tuple(
-        RolloutRequest(address, prompt, f"Why {address.question_index}?", address.seed(0))
-        for address in unit.addresses()
-    )
-    return UnitOrder(unit, asked, 1, number)
+    questions = tuple(f"Why {number}?" for number in unit.question_indices)
+    return UnitOrder(unit, AskedTexts(prompt, questions, 0), 1, number)
 
 
 @pytest.mark.slow
