@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from persona_atlas.cluster.executor import Answer, WorkerView
-from persona_atlas.cluster.load import Load
+from persona_atlas.cluster.load import Hungry, Load
 from persona_atlas.jobs.ledger import Failure
 from persona_atlas.jobs.units import UnitOrder
 
@@ -76,6 +76,7 @@ class Replica:
         gone_at: When its node went; infinite while it lives.
         began: Of every rollout, seconds; cut at ``gone_at``.
         ended: Likewise.
+        num_units: That it was handed.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Replica:
     began: array[float] = field(default_factory=lambda: array("d"))
     ended: array[float] = field(default_factory=lambda: array("d"))
     load: Load = field(default_factory=Load)
+    num_units: int = 0
 
     def take(self, now: float, seconds: Iterable[float]) -> float:
         """Let a unit's rollouts join the batch in their order as places come free; give the time when all are done."""
@@ -149,7 +151,7 @@ class StandIns:
     @property
     def hungry(self) -> list[str]:
         """Those at work whose batch has room."""
-        return self._emptiest(lambda load: load.has_room_now(self._cluster.rows))
+        return self._emptiest(lambda load: load.has_room_now)
 
     @property
     def ahead(self) -> list[str]:
@@ -197,6 +199,9 @@ class StandIns:
                 shares = (response_share(request.seed) for request in order.requests())
                 done_at = taker.take(now, (share * self._cluster.rollout_s for share in shares))
             self._at(done_at, partial(self._answer, taker, number, order.unit.unit_id))
+        taker.num_units += len(orders)
+        # When all of it has begun, the next place that comes free is one too many.
+        self._at(taker.places[0], partial(self._hunger, taker, taker.num_units))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; skips the time until the first, unless a commit is under way."""
@@ -272,6 +277,11 @@ class StandIns:
             worker.name,
             tuple(Failure(o.unit.unit_id, o.attempt, "the worker's node is gone", is_innocent=True) for o in orders),
         )
+
+    @staticmethod
+    def _hunger(worker: Replica, num_units: int) -> None:
+        if worker.num_units == num_units:
+            worker.load.hears(Hungry(num_units))
 
     def _answer(self, worker: Replica, number: int, unit_id: str) -> Answer | None:
         if worker.gone_at < self._clock.now:

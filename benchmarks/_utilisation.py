@@ -86,15 +86,25 @@ def idle_spans(ready: float, gone: float, began: Seconds, ended: Seconds) -> tup
     return free_from[idle], free_until[idle]
 
 
-def foreseen_s(found: Simulated) -> float:
-    """Say how long the job takes when who lasts how long, and every length, are known before.
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a deal reaches that knows before who lasts how long, and every response's length.
 
-    Unit after unit goes to the worker that can begin it first, if it lives to finish it; nothing is ever asked or lost.
+    Attributes:
+        length_s: Of the job.
+        idle_at_end: Of all workers' time, what those that saw the end had nothing to do before it.
     """
+
+    length_s: float
+    idle_at_end: float
+
+
+def foreseen(found: Simulated) -> Foreseen:
+    """Deal each unit to the worker that can begin it first, if it lives to finish it; nothing is asked or lost."""
     queue = [(float(ready), number) for number, ready in enumerate(found.ready_at)]
     places = [[float(ready)] * found.rows for ready in found.ready_at]
     heapq.heapify(queue)
-    longest = 0.0
+    ends = found.ready_at.copy()
     for unit_seconds in found.unit_seconds:
         while True:
             _, number = heapq.heappop(queue)
@@ -108,8 +118,11 @@ def foreseen_s(found: Simulated) -> float:
                 break
         places[number] = tried
         heapq.heappush(queue, (tried[0], number))
-        longest = max(longest, end)
-    return longest
+        ends[number] = max(ends[number], end)
+    stays = found.gone_at >= found.length_s
+    length_s = float(ends.max())
+    alive_s = np.where(stays, length_s, found.gone_at) - found.ready_at
+    return Foreseen(length_s, float(np.sum(length_s - ends, where=stays) / np.sum(alive_s)))
 
 
 def over_time(found: Simulated) -> tuple[Seconds, dict[str, npt.NDArray[np.float64]]]:

@@ -11,6 +11,7 @@ from typing import Protocol
 from ..jobs.ledger import Failure
 from ..jobs.units import UnitOrder
 from ..storage.records import Manifest
+from .load import Hungry
 from .unit_task import UnitTask
 
 
@@ -78,7 +79,7 @@ class Executor(Protocol):
 
     @property
     def hungry(self) -> list[str]:
-        """Those at work whose batch has room for more now, the emptiest first.
+        """Those at work that could begin more now, the emptiest first.
 
         None that works a suspect: should it die again, it takes nothing else with it.
         """
@@ -177,7 +178,8 @@ class LocalExecutor:
     def wait(self, timeout_s: float) -> list[Answer]:
         """Work what was handed out; takes as long as it takes."""
         del timeout_s
-        answers = [Answer(_LOCAL, tuple(self._task.work(orders))) for orders in self._waiting]
+        said = [result for orders in self._waiting for result in self._task.work(orders)]
+        answers = [Answer(_LOCAL, (result,)) for result in said if not isinstance(result, Hungry)]
         self._waiting.clear()
         return answers
 

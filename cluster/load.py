@@ -10,13 +10,22 @@ from ..jobs.units import UnitOrder
 BATCHES_IN_FLIGHT = 2
 """Of a worker, about: what fills its batch, and what joins as places come free."""
 
-_UNTIL_ITS_LONGEST = 1.15
-"""Batches that a full worker holds, about: a unit is held until its longest response ends, and the others left their
-places to the next before. In the simulation of a thousand replicas 1.0 left 8 % of the places empty towards the end,
-and 1.3 dealt so far ahead that some had nothing to do while others ended."""
-
-CALLS_IN_FLIGHT = 8
+CALLS_IN_FLIGHT = 16
 """Of a worker, at most: assignments that are small for being the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hungry:
+    """What a worker says when nothing that it was handed waits any more and its batch asks for more.
+
+    Only the worker knows: how many rollouts a batch holds hangs on their lengths, and a unit is held until the longest
+    of its responses ends while the others left their places long before.
+
+    Attributes:
+        num_units: That it had been handed when it said so; what was handed to it since may already wait there.
+    """
+
+    num_units: int
 
 
 @dataclass
@@ -25,9 +34,12 @@ class Load:
 
     Attributes:
         rollouts: Of all units that it has not answered.
+        is_hungry: Whether it said so and was handed nothing since.
     """
 
     rollouts: int = 0
+    is_hungry: bool = False
+    _num_units: int = 0
     _assignments: dict[Hashable, dict[str, UnitOrder]] = field(default_factory=dict)
 
     def take(self, call: Hashable, orders: Sequence[UnitOrder]) -> None:
@@ -39,6 +51,12 @@ class Load:
         """
         self._assignments[call] = {order.unit.unit_id: order for order in orders}
         self.rollouts += sum(order.unit.num_rollouts for order in orders)
+        self._num_units += len(orders)
+        self.is_hungry = False
+
+    def hears(self, said: Hungry) -> None:
+        """Take note of what it said of itself."""
+        self.is_hungry = said.num_units == self._num_units
 
     def answered(self, call: Hashable, unit_id: str) -> UnitOrder:
         """Forget, and give, a unit that it answered."""
@@ -72,21 +90,21 @@ class Load:
         """Whether it works a unit that may be to blame for an earlier failure; such a unit is an assignment alone."""
         return any(order.is_suspect for order in self.orders)
 
-    def has_room_now(self, batch_rollouts: int) -> bool:
-        """Say whether it is at work and its batch has room.
-
-        Args:
-            batch_rollouts: How many a batch holds.
-        """
-        return self._may_take_more and self.rollouts < int(_UNTIL_ITS_LONGEST * batch_rollouts)
+    @property
+    def has_room_now(self) -> bool:
+        """Whether it is at work and could begin more at once."""
+        return self.is_hungry and self._may_take_more
 
     def has_room_ahead(self, batch_rollouts: int) -> bool:
         """Say whether it is at work and may be given what its batch has no room for yet, so that it never runs empty.
 
         An assignment is half a batch, so two batches are the most; where single units are longer, two assignments.
+
+        Args:
+            batch_rollouts: How many a batch holds, about.
         """
         most = (BATCHES_IN_FLIGHT - 0.5) * batch_rollouts
-        return self._may_take_more and (len(self._assignments) == 1 or self.rollouts <= most)
+        return self._may_take_more and (self.is_hungry or len(self._assignments) == 1 or self.rollouts <= most)
 
     @property
     def _may_take_more(self) -> bool:

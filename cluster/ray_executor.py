@@ -20,7 +20,7 @@ from ..jobs.units import UnitOrder
 from ..jobs.worker_health import FailureStreaks, is_hung
 from ..storage.records import Manifest
 from .executor import Answer, WorkerView
-from .load import CALLS_IN_FLIGHT, Load
+from .load import CALLS_IN_FLIGHT, Hungry, Load
 from .ray_worker import RayWorker, UnitActor
 from .session import Placement, count_places
 from .unit_task import WorkerSettings
@@ -119,8 +119,8 @@ class RayExecutor:
 
     @property
     def hungry(self) -> list[str]:
-        """Those at work whose batch has room for more now, the emptiest first."""
-        return self._emptiest(lambda load: load.has_room_now(self._batch_rollouts))
+        """Those at work that could begin more now, as they said, the emptiest first."""
+        return self._emptiest(lambda load: load.has_room_now)
 
     @property
     def ahead(self) -> list[str]:
@@ -207,6 +207,9 @@ class RayExecutor:
             del self._calls[reference]
             orders = worker.load.give_back(reference)
             return self._answered(worker, orders, _failures(orders, "the worker failed", str(error)))
+        if isinstance(answer, Hungry):
+            worker.load.hears(answer)
+            return []
         if call == "work":
             order = worker.load.answered(reference, answer.unit_id)
             if not worker.load.holds(reference):

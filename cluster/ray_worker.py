@@ -14,7 +14,7 @@ from ..jobs.errors import AtlasError, JobError
 from ..jobs.ledger import Failure
 from ..jobs.units import UnitOrder
 from ..storage.records import Manifest
-from .load import Load
+from .load import Hungry, Load
 from .unit_task import UnitTask, WorkerSettings
 
 
@@ -42,7 +42,7 @@ class UnitActor:
             return JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
         return None
 
-    def work(self, orders: Sequence[UnitOrder]) -> Iterator[Manifest | Failure]:
+    def work(self, orders: Sequence[UnitOrder]) -> Iterator[Manifest | Failure | Hungry]:
         """Work an assignment; each answer leaves when it is there."""
         yield from self._task.work(orders)
 

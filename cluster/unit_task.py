@@ -11,9 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from queue import SimpleQueue
 
 from ..jobs.block import UnitBlock
 from ..jobs.errors import InputError
@@ -29,6 +30,7 @@ from ..workers.given_engine import GivenEngine
 from ..workers.memory import require_memory
 from ..workers.model_files import find_model
 from ..workers.run_units import failure_of, run_units
+from .load import Hungry
 from .patience import patiently
 
 _TOKENS_AHEAD = 1024
@@ -146,7 +148,7 @@ def require_same_store(location: Location, landmark: str) -> None:
 @dataclass(frozen=True, eq=False)
 class _Asked:
     order: UnitOrder
-    answer: Future[Manifest | Failure]
+    mailbox: SimpleQueue[Manifest | Failure | Hungry]
 
 
 class UnitTask:
@@ -172,6 +174,9 @@ class UnitTask:
         self._lock = threading.Lock()
         self._inbox: deque[_Asked] = deque()
         self._is_generating = False
+        self._mailboxes: list[SimpleQueue[Manifest | Failure | Hungry]] = []
+        self._num_handed = 0
+        self._said_hungry = False
 
     def prepare(self) -> None:
         """Load the model now.
@@ -185,21 +190,33 @@ class UnitTask:
                 require_same_store(self._location, self._settings.landmark)
                 self._engine = self._load(self._settings)
 
-    def work(self, orders: Sequence[UnitOrder]) -> Iterator[Manifest | Failure]:
+    def work(self, orders: Sequence[UnitOrder]) -> Iterator[Manifest | Failure | Hungry]:
         """Run units and write their blocks; gives an answer for each, the first that is known first.
 
-        May be called from another thread meanwhile: one thread has the model, and takes up what both asked for.
+        Between the answers it says when it could do with more. May be called from another thread meanwhile: one thread
+        has the model, and takes up what both asked for.
         """
         self.prepare()
-        asked = [_Asked(order, Future()) for order in orders]
+        mailbox: SimpleQueue[Manifest | Failure | Hungry] = SimpleQueue()
         with self._lock:
-            self._inbox.extend(asked)
+            self._inbox.extend(_Asked(order, mailbox) for order in orders)
             if not self._is_generating:
                 # Set after: a thread that cannot be started leaves the next caller to try.
                 threading.Thread(target=self._generate, name="model", daemon=True).start()
                 self._is_generating = True
-        for answer in as_completed(one.answer for one in asked):
-            yield answer.result()
+            self._num_handed += len(orders)
+            self._mailboxes.append(mailbox)
+            self._said_hungry = False
+        left = len(orders)
+        while left:
+            said = mailbox.get()
+            left -= not isinstance(said, Hungry)
+            yield said
+        with self._lock:
+            self._mailboxes.remove(mailbox)
+            if not mailbox.empty():
+                # Nobody hears it here any more; another call that is still open does.
+                self._said_hungry = False
 
     def _generate(self) -> None:
         """Work until the inbox is empty; the thread that has the model."""
@@ -213,7 +230,7 @@ class UnitTask:
                         self._settle(result, under_way, writer)
                 except Exception as error:  # noqa: BLE001 - who waits for an answer must have one
                     for asked in under_way.values():
-                        asked.answer.set_result(failure_of(asked.order, error))
+                        asked.mailbox.put(failure_of(asked.order, error))
                     under_way.clear()
                 with self._lock:
                     if not self._inbox:
@@ -223,7 +240,7 @@ class UnitTask:
     def _settle(self, result: UnitBlock | Failure, under_way: dict[int, _Asked], writer: ThreadPoolExecutor) -> None:
         if isinstance(result, Failure):
             mine = (row_block for row_block, asked in under_way.items() if _is_of(asked.order, result))
-            under_way.pop(next(mine)).answer.set_result(result)
+            under_way.pop(next(mine)).mailbox.put(result)
             return
         asked = under_way[result.order.row_block]
         self._slots.acquire()
@@ -237,17 +254,24 @@ class UnitTask:
     def _next_order(self, under_way: dict[int, _Asked]) -> UnitOrder | None:
         with self._lock:
             asked = self._inbox.popleft() if self._inbox else None
-        if asked is None:
-            return None
+            if asked is None:
+                self._say_hungry()
+                return None
         under_way[asked.order.row_block] = asked
         return asked.order
+
+    def _say_hungry(self) -> None:
+        """Tell once, on any call that is open; holds the lock."""
+        if not self._said_hungry and self._mailboxes:
+            self._mailboxes[-1].put(Hungry(self._num_handed))
+            self._said_hungry = True
 
     def _write(self, block: UnitBlock, asked: _Asked) -> None:
         try:
             # Written again, not made again: the block is worth more than the wait.
-            asked.answer.set_result(patiently(partial(self._write_once, block)))
+            asked.mailbox.put(patiently(partial(self._write_once, block)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this unit's failure and no other's
-            asked.answer.set_result(failure_of(asked.order, error))
+            asked.mailbox.put(failure_of(asked.order, error))
         finally:
             self._slots.release()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from persona_atlas.cluster import patience, unit_task
 from persona_atlas.cluster.drive import drive
 from persona_atlas.cluster.executor import LocalExecutor
+from persona_atlas.cluster.load import Hungry
 from persona_atlas.cluster.progress import Progress
 from persona_atlas.cluster.session import Placement, Resources, place
 from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
@@ -283,8 +285,50 @@ def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path
     first = next(answers)
     assert isinstance(first, Manifest)
     assert first.unit_id == names[0]
+    assert not engine.gate.is_set()
     engine.gate.set()
-    assert sorted(answer.unit_id for answer in answers) == sorted(names[1:])
+    rest = [said for said in answers if not isinstance(said, Hungry)]
+    assert sorted(answer.unit_id for answer in rest) == sorted(names[1:])
+
+
+class _Reading(FakeEngine):
+    """Takes all that waits before it answers anything, and answers when the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        requests = iter(list(iter(next_request, None)))
+        assert self.gate.wait(30)
+        yield from super().generate(lambda: next(requests, None))
+
+
+def test_a_worker_says_once_that_nothing_waits_and_again_when_it_was_handed_more(tmp_path: Path):
+    plan = small_plan(small_spec(str(tmp_path)))
+    engine = _Reading()
+    unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
+    task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
+    names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
+    orders = [UnitOrder(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)]
+    hungry: list[int] = []
+    heard = threading.Semaphore(0)
+
+    def listen(orders: list[UnitOrder]) -> None:
+        for said in task.work(orders):
+            if isinstance(said, Hungry):
+                hungry.append(said.num_units)
+                heard.release()
+
+    with ThreadPoolExecutor(2) as calls:
+        first = calls.submit(listen, orders[:2])
+        assert heard.acquire(timeout=30)
+        second = calls.submit(listen, orders[2:])
+        assert hungry == [2]
+        engine.gate.set()
+        first.result(30)
+        second.result(30)
+    assert hungry == [2, 3]
 
 
 def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(

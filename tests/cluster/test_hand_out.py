@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from persona_atlas.cluster.drive import drive
 from persona_atlas.cluster.executor import Answer, WorkerView
-from persona_atlas.cluster.load import Load
+from persona_atlas.cluster.load import Hungry, Load
 from persona_atlas.cluster.progress import Progress
 from persona_atlas.jobs.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan
@@ -33,6 +33,7 @@ class Pool:
         self._work = work
         self._held = {"quick": Load(), "slow": Load()}
         self._waiting: dict[str, deque[tuple[int, tuple[UnitOrder, ...]]]] = {name: deque() for name in self._held}
+        self._num_units: Counter[str] = Counter()
         self.handed_out: list[tuple[str, str, int]] = []
         self.ready = list(self._held)
         self.nodes_left_out: dict[str, str] = {}
@@ -54,7 +55,7 @@ class Pool:
 
     @property
     def hungry(self) -> list[str]:
-        return self._takers(lambda load: load.has_room_now(BATCH))
+        return self._takers(lambda load: load.has_room_now)
 
     @property
     def ahead(self) -> list[str]:
@@ -69,6 +70,7 @@ class Pool:
             self.handed_out.append((worker, order.unit.unit_id, self._held[worker].rollouts))
         call = len(self.handed_out)
         self._held[worker].take(call, orders)
+        self._num_units[worker] += len(orders)
         self._waiting[worker].append((call, tuple(orders)))
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -77,7 +79,10 @@ class Pool:
         if worker is None:
             return []
         call, orders = self._waiting[worker].popleft()
-        self._held[worker].give_back(call)
+        load = self._held[worker]
+        load.give_back(call)
+        if load.rollouts < BATCH:
+            load.hears(Hungry(self._num_units[worker]))
         return [self._work(order) for order in orders]
 
     def close(self) -> None:

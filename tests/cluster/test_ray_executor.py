@@ -214,9 +214,9 @@ def test_a_worker_is_offered_work_until_it_holds_two_batches_and_none_beside_a_r
             ledger = Ledger(plan, set(), iter(lease.row_blocks))
             assert (executor.idle, executor.hungry, executor.ahead) == (worker, [], [])
             # Units of three rollouts; what has come back counts when it is waited for.
-            for hungry, ahead in ((worker, worker), ([], worker), ([], worker), ([], [])):
+            for ahead in (worker, worker, worker, []):
                 executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
-                assert (executor.idle, executor.hungry, executor.ahead) == ([], hungry, ahead)
+                assert (executor.idle, executor.hungry, executor.ahead) == ([], [], ahead)
             answered = 0
             while answered < 4:
                 answered += len(executor.wait(1.0))
@@ -224,6 +224,23 @@ def test_a_worker_is_offered_work_until_it_holds_two_batches_and_none_beside_a_r
             (order,) = orders_of(ledger, "worker-0")
             executor.hand_out("worker-0", [replace(order, attempt=2, is_suspect=True)])
             assert (executor.idle, executor.hungry, executor.ahead) == ([], [], [])
+    finally:
+        executor.close()
+
+
+def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
+    nodes: Nodes, settings: WorkerSettings, folder: Path
+):
+    del nodes
+    ledger = Ledger(small_plan(small_spec(settings.store_url)), set(), iter(range(9)))
+    executor = pool(settings, Fault(folder, "hangs"), replicas=1)
+    try:
+        executor.start()
+        executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
+        assert executor.hungry == []
+        wait_until(executor, lambda: executor.hungry == ["worker-0"])
+        executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
+        assert executor.hungry == []
     finally:
         executor.close()
 

@@ -29,8 +29,8 @@ class Fault:
 
     Attributes:
         folder: Where notes lie; there is one such folder for a test.
-        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (when all other units of its batch are answered),
-            ``fails``, ``hangs`` or ``nothing``.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (when all other units of its batch are
+            answered), ``fails``, ``hangs`` or ``nothing``.
         node: Id of the node where it does; empty: on every one.
         persona: Over whose units alone; empty: over all.
         pace: The others work their n-th unit when there are n times so many notes, or ``enough``.
