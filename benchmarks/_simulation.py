@@ -189,7 +189,7 @@ def _simulate(scenario: Scenario) -> Simulated:
             nodes=-(-cluster.workers // cluster.per_node),
             rollout_s=cluster.rollout_s,
             length_s=length_s,
-            dealt_out_s=max(at for at, _ in stand_ins.handed_out),
+            dealt_out_s=max(at for at, fresh in stand_ins.handed_out if fresh),
             ready_at=np.array([replica.ready_at for replica in stand_ins.replicas]),
             gone_at=np.minimum([replica.gone_at for replica in stand_ins.replicas], length_s),
             began=[np.array(replica.began) for replica in stand_ins.replicas],

@@ -190,7 +190,7 @@ class StandIns:
         taker.load.take(number, orders)
         self._side.work(self._clock, number, worker, orders)
         now = self._clock.now
-        self.handed_out.append((now, len(orders)))
+        self.handed_out.append((now, sum(order.attempt == 1 for order in orders)))
         if taker.gone_at < now:
             # Nobody there any more; the driver has not heard of it.
             return

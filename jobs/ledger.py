@@ -3,8 +3,9 @@
 A unit is pending, in flight, committed or failed. A worker is handed *assignments*: units enough to fill some of its
 batch, each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it
 again, and to a worker it has not failed on, as long as there is one: three failures are the unit's, not a worker's.
-One that went with its node is not to blame, the first time: it is handed out again before all others, and in company.
-Every attempt gets a row block that no other attempt ever gets.
+One that went with its node is not to blame, and is handed out again before all others: in company the first two times,
+for nodes go in numbers and often, and alone from then on, for a unit may be what takes a node with it. Every attempt
+gets a row block that no other attempt ever gets.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from dataclasses import dataclass, field
 from .plan import Plan
 from .units import UnitOrder
 
-MAX_ATTEMPTS = 3
+MAX_FAILURES = 3
 """A unit that fails is tried twice more, then reported."""
+
+MAX_ATTEMPTS = 6
+"""In all, those that went with a node included: a unit that takes its node with it each time is reported in the end."""
+
+_LOSSES_IN_COMPANY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ class Ledger:
         rollouts_per_assignment: Rollouts that a worker is given at a time, unless one unit has more.
 
     Attributes:
+        attempts: Of each unit that was handed out, how many.
+        losses: Of each, how many of them failed through no fault of the unit.
         failed: Units given up, with the last failure of each.
         last_failure: Of each unit that failed and is not committed, given up or not.
         first_failure: The first that a unit may be to blame for: tells most about what is wrong.
@@ -63,6 +71,7 @@ class Ledger:
     rollouts_per_assignment: int = 1
     failed: dict[str, Failure] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
     last_failure: dict[str, Failure] = field(default_factory=dict)
     first_failure: Failure | None = None
     num_done: int = 0
@@ -157,10 +166,13 @@ class Ledger:
         if not failure.is_innocent:
             self.first_failure = self.first_failure or failure
         self.last_failure[failure.unit_id] = failure
-        is_suspect = not failure.is_innocent or self.attempts[failure.unit_id] > 1
+        attempts, losses = self.attempts[failure.unit_id], self.losses.get(failure.unit_id, 0)
+        if failure.is_innocent:
+            losses = self.losses[failure.unit_id] = losses + 1
+        is_suspect = failure.unit_id in self._failed_on or not failure.is_innocent or losses > _LOSSES_IN_COMPANY
         if is_suspect:
             self._failed_on.setdefault(failure.unit_id, set()).add(worker)
-        if self.attempts[failure.unit_id] < MAX_ATTEMPTS:
+        if attempts - losses < MAX_FAILURES and attempts < MAX_ATTEMPTS:
             if is_suspect:
                 self._pending.append(failure.unit_id)
             else:

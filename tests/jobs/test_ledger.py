@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.ledger import MAX_ATTEMPTS, Failure, Ledger, row_blocks_needed
+from persona_atlas.jobs.ledger import MAX_ATTEMPTS, MAX_FAILURES, Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.units import UnitOrder
 
@@ -46,6 +46,7 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
     working: list[tuple[UnitOrder, ...]] = []
     handed_out: list[UnitOrder] = []
     failures: dict[str, int] = {}
+    losses: dict[str, int] = {}
     while not ledger.is_over:
         while len(working) < num_workers and (orders := ledger.next_assignment()):
             working.append(orders)
@@ -57,9 +58,11 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
         node_lost = worker_lost and data.draw(st.booleans(), label="with its node")
         for order in orders:
             if worker_lost or data.draw(st.booleans(), label="fails"):
-                failures[order.unit.unit_id] = failures.get(order.unit.unit_id, 0) + 1
+                counted = losses if node_lost else failures
+                counted[order.unit.unit_id] = counted.get(order.unit.unit_id, 0) + 1
                 again = fail(ledger, order, node=node_lost)
-                assert again == (failures[order.unit.unit_id] < MAX_ATTEMPTS)
+                is_unlucky = order.attempt == MAX_ATTEMPTS
+                assert again == (failures.get(order.unit.unit_id, 0) < MAX_FAILURES and not is_unlucky)
             else:
                 ledger.commit(order.unit.unit_id)
     assert ledger.committed | set(ledger.failed) == set(ids)
@@ -69,9 +72,11 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
     assert len(set(used)) == len(used)
     attempts = {unit_id: [o.attempt for o in handed_out if o.unit.unit_id == unit_id] for unit_id in ids}
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in attempts.values())
-    assert max(map(len, attempts.values())) <= MAX_ATTEMPTS == 3
+    assert max(map(len, attempts.values())) <= MAX_ATTEMPTS
+    assert max(failures.values(), default=0) <= MAX_FAILURES == 3
     assert all(not attempts[unit_id] for unit_id in before)
-    assert all(len(attempts[unit_id]) == 3 for unit_id in ledger.failed)
+    given_up = [(failures.get(unit_id, 0), len(attempts[unit_id])) for unit_id in ledger.failed]
+    assert all(failed == MAX_FAILURES or tried == MAX_ATTEMPTS for failed, tried in given_up)
 
 
 def test_a_unit_that_failed_once_is_handed_out_alone(plan: Plan):
@@ -154,8 +159,8 @@ def test_a_failure_of_a_unit_that_is_committed_changes_nothing(plan: Plan):
 
 def test_row_blocks_suffice_for_every_attempt_of_every_missing_unit(plan: Plan):
     known = plan.units[0].unit_id
-    assert row_blocks_needed(plan, []) == 3 * len(plan.units)
-    assert row_blocks_needed(plan, [known, known, "a.unit.of.another.plan"]) == 3 * (len(plan.units) - 1)
+    assert row_blocks_needed(plan, []) == MAX_ATTEMPTS * len(plan.units)
+    assert row_blocks_needed(plan, [known, known, "a.unit.of.another.plan"]) == MAX_ATTEMPTS * (len(plan.units) - 1)
 
 
 def test_a_unit_that_was_given_up_for_lost_and_comes_after_all_is_not_done_again(plan: Plan):
@@ -179,16 +184,37 @@ def test_units_that_went_with_their_node_come_next_and_together(plan: Plan):
     assert not {order.row_block for order in again} & {order.row_block for order in lost}
 
 
-def test_a_unit_that_went_with_two_nodes_is_a_suspect_and_the_third_time_given_up(plan: Plan):
-    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=6)
-    (order, mate), rest = ledger.next_assignment("worker"), []
-    ledger.commit(mate.unit.unit_id)
-    fail(ledger, order, node=True)
+def only_unit(plan: Plan) -> Ledger:
+    """A ledger of which one unit is left to do."""
+    return Ledger(plan, {unit.unit_id for unit in plan.units[1:]}, itertools.count())
+
+
+def test_a_unit_that_goes_with_node_after_node_is_a_suspect_the_third_time_and_given_up_after_six(plan: Plan):
+    ledger = only_unit(plan)
+    orders: list[UnitOrder] = []
+    while found := ledger.next_assignment(f"worker-{len(orders)}"):
+        orders += found
+        assert fail(ledger, orders[-1], node=True) == (len(orders) < 6)
+    assert [order.is_suspect for order in orders] == [False] * 3 + [True] * 3
+    assert set(ledger.failed) == {plan.units[0].unit_id}
+    assert ledger.is_over
+
+
+def test_the_losses_of_nodes_are_no_failures_of_a_unit(plan: Plan):
+    ledger = only_unit(plan)
+    course = [True, False, True, False, False]
+    for number, node in enumerate(course):
+        (order,) = ledger.next_assignment(f"worker-{number}")
+        assert order.is_suspect == (number > 1), "once it may have been to blame, it is alone"
+        assert fail(ledger, order, node=node) == (number < 4)
+    assert set(ledger.failed) == {plan.units[0].unit_id}
+
+
+def test_a_suspect_waits_at_the_end_of_the_queue(plan: Plan):
+    ledger, rest = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=6), []
     order, mate = ledger.next_assignment("worker")
     ledger.commit(mate.unit.unit_id)
-    fail(ledger, order, node=True)
+    fail(ledger, order)
     while orders := ledger.next_assignment("other"):
         rest.append(orders)
-    assert [(o.unit, o.attempt, o.is_suspect) for o in rest[-1]] == [(order.unit, 3, True)], "alone, and last"
-    assert not fail(ledger, rest[-1][0], node=True)
-    assert set(ledger.failed) == {order.unit.unit_id}
+    assert [(o.unit, o.attempt, o.is_suspect) for o in rest[-1]] == [(order.unit, 2, True)], "alone, and last"
