@@ -85,7 +85,6 @@ def work(workers: int, units_each: int) -> Worked:
         executor = TimedExecutor(
             settings,
             workers,
-            figures.rows_per_batch,
             lambda asked: TimedEngine(asked.engine.layers, d_model, rollout_s),
         )
         job = Job(plan, figures, Path("none"), location, None, frozenset())

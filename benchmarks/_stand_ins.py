@@ -27,9 +27,6 @@ from persona_atlas.jobs.units import UnitOrder
 from _weather import Cluster, Loss
 from _workers_side import WorkersSide, response_share
 
-"""Of a worker, as with Ray."""
-
-
 _LOOK_S = 0.002
 """How often it is looked whether anything keeps time from being skipped."""
 
@@ -150,16 +147,12 @@ class StandIns:
 
     @property
     def hungry(self) -> list[str]:
-        """Those at work whose batch has room."""
-        return self._emptiest(lambda load: load.has_room_now)
+        """Those at work that could begin more now, as they said."""
+        takers = [worker for worker in self._workers.values() if worker.load.takes_more]
+        return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
 
     @property
-    def ahead(self) -> list[str]:
-        """Those that hold less than two batches."""
-        return self._emptiest(lambda load: load.has_room_ahead(self._cluster.rows))
-
-    @property
-    def num_working(self) -> int:
+    def num_workers(self) -> int:
         """All that the driver believes to be alive."""
         return len(self._workers)
 
@@ -187,7 +180,7 @@ class StandIns:
         taker = self._workers[worker]
         number = self._num_handed_out
         self._num_handed_out += 1
-        taker.load.take(number, orders)
+        taker.load.take(orders)
         self._side.work(self._clock, number, worker, orders)
         now = self._clock.now
         self.handed_out.append((now, sum(order.attempt == 1 for order in orders)))
@@ -228,10 +221,6 @@ class StandIns:
         """End; what still runs is cut."""
         for worker in self._workers.values():
             worker.gone_at = min(worker.gone_at, self._clock.now)
-
-    def _emptiest(self, has_room: Callable[[Load], bool]) -> list[str]:
-        takers = [worker for worker in self._workers.values() if has_room(worker.load)]
-        return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
 
     def _at(self, seconds: float, event: Callable[[], Answer | None]) -> None:
         self._num_events += 1
@@ -286,7 +275,7 @@ class StandIns:
     def _answer(self, worker: Replica, number: int, unit_id: str) -> Answer | None:
         if worker.gone_at < self._clock.now:
             return None
-        worker.load.answered(number, unit_id)
+        worker.load.answered(unit_id)
         manifest = self._side.manifest(self._clock, number, unit_id)
         with self._lock:
             self._uncommitted += 1

@@ -77,7 +77,6 @@ class TimedExecutor(RayExecutor):
     Args:
         settings: What each worker is told.
         replicas: Workers, of one core each.
-        batch_rollouts: How many a worker's batch holds.
         load: Makes the engine.
     """
 
@@ -85,11 +84,10 @@ class TimedExecutor(RayExecutor):
         self,
         settings: WorkerSettings,
         replicas: int,
-        batch_rollouts: int,
         load: Callable[[WorkerSettings], TimedEngine],
     ) -> None:
         placement = Placement(replicas, "cpu", 1, 0)
-        super().__init__(settings, placement, replicas=replicas, batch_rollouts=batch_rollouts)
+        super().__init__(settings, placement, replicas=replicas)
 
         class TimedActor(UnitActor):
             def __init__(self, settings: WorkerSettings, name: str) -> None:

@@ -105,6 +105,7 @@ def foreseen(found: Simulated) -> Foreseen:
     places = [[float(ready)] * found.rows for ready in found.ready_at]
     heapq.heapify(queue)
     ends = found.ready_at.copy()
+    length_s = 0.0
     for unit_seconds in found.unit_seconds:
         while True:
             _, number = heapq.heappop(queue)
@@ -119,10 +120,12 @@ def foreseen(found: Simulated) -> Foreseen:
         places[number] = tried
         heapq.heappush(queue, (tried[0], number))
         ends[number] = max(ends[number], end)
+        length_s = max(length_s, end)
     stays = found.gone_at >= found.length_s
-    length_s = float(ends.max())
-    alive_s = np.where(stays, length_s, found.gone_at) - found.ready_at
-    return Foreseen(length_s, float(np.sum(length_s - ends, where=stays) / np.sum(alive_s)))
+    # Who comes when all is done was never there.
+    idle_s = np.maximum(length_s - ends, 0.0)
+    alive_s = np.maximum(np.where(stays, length_s, np.minimum(found.gone_at, length_s)) - found.ready_at, 0.0)
+    return Foreseen(length_s, float(np.sum(idle_s, where=stays) / np.sum(alive_s)))
 
 
 def over_time(found: Simulated) -> tuple[Seconds, dict[str, npt.NDArray[np.float64]]]:

@@ -67,20 +67,13 @@ def drive(
 
 
 def _hand_out(ledger: Ledger, executor: Executor) -> None:
+    # Nobody is dealt what another could begin; and at the end little at a time, so that all end together.
     ready = executor.ready
-    for worker in executor.idle:
-        if orders := ledger.next_assignment(worker, ready):
+    takers = [(worker, True) for worker in executor.idle] + [(worker, False) for worker in executor.hungry]
+    for worker, is_idle in takers:
+        is_small = ledger.assignments_left < executor.num_workers
+        if orders := ledger.next_assignment(worker, ready, suspects=is_idle, is_small=is_small):
             executor.hand_out(worker, orders)
-    is_more = bool(ledger.pending)
-    while is_more:
-        is_more = False
-        # Ahead of time only while there is plenty: at the end nobody may hold what another could begin, and little is
-        # dealt at a time, so that all end together.
-        is_plenty = ledger.assignments_left >= executor.num_working
-        for worker in executor.ahead if is_plenty else executor.hungry:
-            if orders := ledger.next_assignment(worker, ready, suspects=False, is_small=not is_plenty):
-                executor.hand_out(worker, orders)
-                is_more = True
 
 
 def _commit(

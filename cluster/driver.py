@@ -139,7 +139,7 @@ class Driver:
         outcome = work_job(job, self._progress, self._board, address="auto")
         conclusion = conclude(job, self._progress, self._board)
         for failure in outcome.failures:
-            self._progress.say(f"Unit {failure.unit_id} failed {failure.attempt} times: {failure.message}")
+            self._progress.say(f"Unit {failure.unit_id} failed for good (attempt {failure.attempt}): {failure.message}")
         self._progress.say(f"{outcome.done} of {outcome.planned} units are committed in {job.location.url}.")
         if conclusion.report_place is not None:
             self._progress.say(f"Report: {conclusion.report_place}")

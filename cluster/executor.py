@@ -11,7 +11,6 @@ from typing import Protocol
 from ..jobs.ledger import Failure
 from ..jobs.units import UnitOrder
 from ..storage.records import Manifest
-from .load import Hungry
 from .unit_task import UnitTask
 
 
@@ -73,8 +72,8 @@ class Executor(Protocol):
         ...
 
     @property
-    def num_working(self) -> int:
-        """How many work, or load their model and soon will."""
+    def num_workers(self) -> int:
+        """How many there are, those included that load their model or wait for a place."""
         ...
 
     @property
@@ -83,11 +82,6 @@ class Executor(Protocol):
 
         None that works a suspect: should it die again, it takes nothing else with it.
         """
-        ...
-
-    @property
-    def ahead(self) -> list[str]:
-        """Those, and who could be given what their batch has no room for yet, so that it never runs empty."""
         ...
 
     @property
@@ -101,7 +95,7 @@ class Executor(Protocol):
         ...
 
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to one of ``idle``, ``hungry`` or ``ahead``."""
+        """Give an assignment to one of ``idle`` or ``hungry``."""
         ...
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -144,18 +138,13 @@ class LocalExecutor:
         return [] if self._waiting else [_LOCAL]
 
     @property
-    def num_working(self) -> int:
+    def num_workers(self) -> int:
         """This process."""
         return 1
 
     @property
     def hungry(self) -> list[str]:
         """None: it does one thing at a time."""
-        return []
-
-    @property
-    def ahead(self) -> list[str]:
-        """None."""
         return []
 
     @property
@@ -178,8 +167,14 @@ class LocalExecutor:
     def wait(self, timeout_s: float) -> list[Answer]:
         """Work what was handed out; takes as long as it takes."""
         del timeout_s
-        said = [result for orders in self._waiting for result in self._task.work(orders)]
-        answers = [Answer(_LOCAL, (result,)) for result in said if not isinstance(result, Hungry)]
+        answers: list[Answer] = []
+        for orders in self._waiting:
+            self._task.take(orders)
+            left = len(orders)
+            while left:
+                results = self._task.said().results
+                left -= len(results)
+                answers.append(Answer(_LOCAL, results))
         self._waiting.clear()
         return answers
 

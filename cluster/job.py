@@ -200,7 +200,6 @@ def _work_under_lease(
         _worker_settings(job, placement, driver_path(lease.generation)),
         placement,
         replicas=job.plan.spec.placement.replicas,
-        batch_rollouts=job.estimate.rows_per_batch,
     )
     return work_units(job, lease, executor, rendering, progress, board)
 

@@ -1,4 +1,4 @@
-"""Workers as Ray actors, one a replica: a pool that follows the cluster. The one file that knows Ray's actors.
+"""Workers as Ray actors, one a replica: a pool that follows the cluster.
 
 An actor that dies is replaced by a new one, elsewhere if its node is to blame; its assignments fail and are handed out
 anew by the ledger, never by Ray: arrays and half-written units do not travel, only orders in and manifests out.
@@ -7,7 +7,8 @@ anew by the ledger, never by Ray: arrays and half-written units do not travel, o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,10 +21,9 @@ from ..jobs.units import UnitOrder
 from ..jobs.worker_health import FailureStreaks, is_hung
 from ..storage.records import Manifest
 from .executor import Answer, WorkerView
-from .load import CALLS_IN_FLIGHT, Hungry, Load
 from .ray_worker import RayWorker, UnitActor
 from .session import Placement, count_places
-from .unit_task import WorkerSettings
+from .unit_task import Said, WorkerSettings
 
 _LOOK_EVERY_S = 3.0
 """How often the pool is held against what the cluster has."""
@@ -45,7 +45,19 @@ _REFUSED_PAUSE_S = 30.0
 _LONGEST_PAUSE_S = 60.0
 """Between workers that die before they can say where they are: nobody knows which node is to blame."""
 
+_CALLS = 6
+"""Of a worker, at a time: it lives, it says, it takes; with some to spare for those that end."""
+
 _NODE_LABEL = "ray.io/node-id"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Call:
+    """A call of a worker that has not returned; ``orders`` are those that a ``take`` brought."""
+
+    kind: str
+    worker: RayWorker
+    orders: tuple[UnitOrder, ...] = ()
 
 
 class RayExecutor:
@@ -56,7 +68,6 @@ class RayExecutor:
         placement: What each takes.
         replicas: How many; those without a place wait for one. None: as many as the cluster has room for, more when
             nodes join and fewer when they leave.
-        batch_rollouts: How many a worker's batch holds, about.
         load_timeout_s: How long a worker may take to load its model, and the cluster to have a place for one.
         actor_class: What each worker is.
     """
@@ -67,18 +78,16 @@ class RayExecutor:
         placement: Placement,
         *,
         replicas: int | None = None,
-        batch_rollouts: int = 1,
         load_timeout_s: float = 1800.0,
         actor_class: type[UnitActor] = UnitActor,
     ) -> None:
         self._settings = settings
         self._placement = placement
         self._replicas = replicas
-        self._batch_rollouts = batch_rollouts
         self._load_timeout_s = load_timeout_s
         self._actor_class: Any = ray.remote(actor_class)
         self._workers: dict[str, RayWorker] = {}
-        self._calls: dict[Any, tuple[str, RayWorker]] = {}
+        self._calls: dict[Any, _Call] = {}
         self._health = NodeHealth()
         self._streaks = FailureStreaks()
         self._longest_s = 0.0
@@ -120,17 +129,13 @@ class RayExecutor:
     @property
     def hungry(self) -> list[str]:
         """Those at work that could begin more now, as they said, the emptiest first."""
-        return self._emptiest(lambda load: load.has_room_now)
+        takers = [worker for worker in self._workers.values() if worker.load.takes_more]
+        return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
 
     @property
-    def ahead(self) -> list[str]:
-        """Those, and who could be given what their batch has no room for yet; the emptiest first."""
-        return self._emptiest(lambda load: load.has_room_ahead(self._batch_rollouts))
-
-    @property
-    def num_working(self) -> int:
-        """How many work, or load their model and soon will."""
-        return sum(bool(worker.node) for worker in self._workers.values())
+    def num_workers(self) -> int:
+        """How many work, load their model or wait for a place."""
+        return len(self._workers)
 
     @property
     def views(self) -> list[WorkerView]:
@@ -152,9 +157,9 @@ class RayExecutor:
         return dict(self._health.left_out)
 
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
-        """Give an assignment to one of ``idle``, ``hungry`` or ``ahead``."""
+        """Give an assignment to one of ``idle`` or ``hungry``."""
         taker = self._workers[worker]
-        self._calls[taker.hand_out(orders)] = ("work", taker)
+        self._calls[taker.hand_out(orders)] = _Call("take", taker, tuple(orders))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; a worker that died, or is of no use, answers with failures."""
@@ -167,8 +172,8 @@ class RayExecutor:
         if come:
             # Whatever else has come by now is taken along; answers before deaths, which would make them void.
             come, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-            come.sort(key=lambda reference: self._calls[reference][0] != "work")
-        answers = [answer for reference in come for answer in self._take_all(reference)]
+            come.sort(key=lambda reference: self._calls[reference].kind != "said")
+        answers = [answer for reference in come for answer in self._take(reference)]
         # Last, for an answer may have waited here as long.
         return answers + self._end_the_hung(time.monotonic())
 
@@ -177,50 +182,44 @@ class RayExecutor:
         for worker in list(self._workers.values()):
             self._drop(worker)
 
-    def _emptiest(self, has_room: Callable[[Load], bool]) -> list[str]:
-        takers = [worker for worker in self._workers.values() if has_room(worker.load)]
-        return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
-
     @property
     def _any_has_place(self) -> bool:
         """Whether a worker loads or works, whatever has become of the others."""
         return any(worker.node for worker in self._workers.values())
 
-    def _take_all(self, reference: Any) -> Iterator[Answer]:
-        """Take what has come of a call: of an assignment, every answer that is there."""
-        yield from self._take(reference)
-        while self._calls.get(reference, ("", None))[0] == "work" and reference.next_ready():
-            yield from self._take(reference)
-
     def _take(self, reference: Any) -> list[Answer]:
-        call, worker = self._calls.get(reference, ("", None))
-        if worker is None:
+        call = self._calls.pop(reference, None)
+        if call is None:
             return []
+        worker = call.worker
         try:
-            answer: Any = ray.get(next(reference) if call == "work" else reference)
+            answer: Any = ray.get(reference)
         except RayActorError as error:
             # Ray tells of a node's death only after a while; that it cannot be reached is known at once.
             return self._died(worker, str(error), is_unreachable=isinstance(error, ActorUnavailableError))
         except RayError as error:
-            if call != "work":
+            if call.kind != "take":
                 return self._died(worker, str(error))
-            del self._calls[reference]
-            orders = worker.load.give_back(reference)
-            return self._answered(worker, orders, _failures(orders, "the worker failed", str(error)))
-        if isinstance(answer, Hungry):
-            worker.load.hears(answer)
-            return []
-        if call == "work":
-            order = worker.load.answered(reference, answer.unit_id)
-            if not worker.load.holds(reference):
-                del self._calls[reference]
-            return self._answered(worker, [order], (answer,))
-        del self._calls[reference]
-        if call == "where":
+            for order in call.orders:
+                worker.load.answered(order.unit.unit_id)
+            return self._answered(worker, call.orders, _failures(call.orders, "the worker failed", str(error)))
+        if call.kind == "said":
+            return self._heard(worker, answer)
+        if call.kind == "where":
             self._placed(worker, answer)
-        elif call == "prepare":
+        elif call.kind == "prepare":
             self._prepared(worker, answer)
         return []
+
+    def _heard(self, worker: RayWorker, said: Said) -> list[Answer]:
+        self._call(worker, "said")
+        if said.hungry is not None:
+            worker.load.hears(said.hungry)
+        orders = [worker.load.answered(result.unit_id) for result in said.results]
+        return self._answered(worker, orders, said.results) if orders else []
+
+    def _call(self, worker: RayWorker, kind: str) -> None:
+        self._calls[getattr(worker.actor, kind).remote()] = _Call(kind, worker)
 
     def _add(self) -> None:
         name = f"worker-{self._num_made}"
@@ -230,19 +229,18 @@ class RayExecutor:
             "num_gpus": self._placement.num_gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "max_concurrency": CALLS_IN_FLIGHT + 2,
+            "max_concurrency": _CALLS,
         }
         if self._health.left_out:
             options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(self._health.left_out))})"}
         actor = self._actor_class.options(**options).remote(self._settings, name)
         worker = self._workers[name] = RayWorker(name, actor)
-        self._calls[actor.live.remote()] = ("live", worker)
-        self._calls[actor.where.remote()] = ("where", worker)
-        self._calls[actor.prepare.remote()] = ("prepare", worker)
+        for kind in ("live", "where", "prepare"):
+            self._call(worker, kind)
 
     def _drop(self, worker: RayWorker) -> None:
         self._workers.pop(worker.name, None)
-        self._calls = {call: of for call, of in self._calls.items() if of[1] is not worker}
+        self._calls = {call: of for call, of in self._calls.items() if of.worker is not worker}
         ray.kill(worker.actor, no_restart=True)
 
     def _placed(self, worker: RayWorker, node: str) -> None:
@@ -258,6 +256,7 @@ class RayExecutor:
         if refused is None:
             self._loading_deaths = self._refusals = 0
             worker.is_ready = self._any_was_ready = True
+            self._call(worker, "said")
             return
         self._drop(worker)
         self._refusals += 1

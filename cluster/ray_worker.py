@@ -1,21 +1,23 @@
-"""One worker: the actor that works units, and the driver's handle of it."""
+"""One worker: the actor that works units, and the driver's handle of it. Knows nothing of other workers or of the pool.
+
+An answer must survive the worker that gave it. Ray keeps the result of a call that has ended, whatever becomes of the
+actor, and drops what has not been read of a stream; hence one call after another that gives what there is to say.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from ..jobs.errors import AtlasError, JobError
-from ..jobs.ledger import Failure
 from ..jobs.units import UnitOrder
-from ..storage.records import Manifest
-from .load import Hungry, Load
-from .unit_task import UnitTask, WorkerSettings
+from .load import Load
+from .unit_task import Said, UnitTask, WorkerSettings
 
 
 class UnitActor:
@@ -42,9 +44,13 @@ class UnitActor:
             return JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
         return None
 
-    def work(self, orders: Sequence[UnitOrder]) -> Iterator[Manifest | Failure | Hungry]:
-        """Work an assignment; each answer leaves when it is there."""
-        yield from self._task.work(orders)
+    def take(self, orders: Sequence[UnitOrder]) -> None:
+        """Begin to work units."""
+        self._task.take(orders)
+
+    def said(self) -> Said:
+        """Wait until there is something to say, and say it."""
+        return self._task.said()
 
 
 @dataclass
@@ -58,7 +64,7 @@ class RayWorker:
         is_ready: Whether its model is loaded.
         asked_at: When it was made, on the monotonic clock.
         since: When what it does now began, in seconds since the epoch.
-        heard_at: When it last said anything, or was given something to do after nothing; on the monotonic clock.
+        heard_at: When it last answered, or was given something to do after nothing; on the monotonic clock.
         load: What it holds.
     """
 
@@ -84,13 +90,12 @@ class RayWorker:
         return "idle" if self.load.is_empty else "working"
 
     def hand_out(self, orders: Sequence[UnitOrder]) -> Any:
-        """Give it an assignment; gives Ray's generator of its answers."""
+        """Give it an assignment; gives Ray's reference of the call, which brings nothing back but errors."""
         self.since = time.time()
         if self.is_idle:
             self.heard_at = time.monotonic()
-        answers = self.actor.work.options(num_returns="streaming").remote(tuple(orders))
-        self.load.take(answers, orders)
-        return answers
+        self.load.take(orders)
+        return self.actor.take.remote(tuple(orders))
 
     def heard(self) -> float:
         """Take note that it answered; gives how long it was silent before, seconds."""

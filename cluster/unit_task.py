@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -145,10 +145,17 @@ def require_same_store(location: Location, landmark: str) -> None:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    order: UnitOrder
-    mailbox: SimpleQueue[Manifest | Failure | Hungry]
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a worker has to say since it was asked last.
+
+    Attributes:
+        results: A manifest or a failure for each unit that has ended, in the order of their ends.
+        hungry: That it could do with more, if it could.
+    """
+
+    results: tuple[Manifest | Failure, ...]
+    hungry: Hungry | None = None
 
 
 class UnitTask:
@@ -170,11 +177,11 @@ class UnitTask:
         self._location = open_location(settings.store_url, settings.endpoint_url)
         self._loading = threading.Lock()
         self._slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
+        self._news: SimpleQueue[Manifest | Failure | Hungry] = SimpleQueue()
         # All below belongs to this lock.
         self._lock = threading.Lock()
-        self._inbox: deque[_Asked] = deque()
+        self._inbox: deque[UnitOrder] = deque()
         self._is_generating = False
-        self._mailboxes: list[SimpleQueue[Manifest | Failure | Hungry]] = []
         self._num_handed = 0
         self._said_hungry = False
 
@@ -190,88 +197,89 @@ class UnitTask:
                 require_same_store(self._location, self._settings.landmark)
                 self._engine = self._load(self._settings)
 
-    def work(self, orders: Sequence[UnitOrder]) -> Iterator[Manifest | Failure | Hungry]:
-        """Run units and write their blocks; gives an answer for each, the first that is known first.
+    def take(self, orders: Sequence[UnitOrder]) -> None:
+        """Begin to work units; returns at once. What comes of each is among the answers, some time.
 
-        Between the answers it says when it could do with more. May be called from another thread meanwhile: one thread
-        has the model, and takes up what both asked for.
+        May be called while others are worked: one thread has the model, and takes up what waits.
+
+        Raises:
+            InputError: The model cannot be loaded, as of :meth:`prepare`; nothing was taken then.
         """
         self.prepare()
-        mailbox: SimpleQueue[Manifest | Failure | Hungry] = SimpleQueue()
         with self._lock:
-            self._inbox.extend(_Asked(order, mailbox) for order in orders)
             if not self._is_generating:
-                # Set after: a thread that cannot be started leaves the next caller to try.
+                # Before anything waits: a thread that cannot be started leaves the next caller to try.
                 threading.Thread(target=self._generate, name="model", daemon=True).start()
                 self._is_generating = True
+            self._inbox.extend(orders)
             self._num_handed += len(orders)
-            self._mailboxes.append(mailbox)
             self._said_hungry = False
-        left = len(orders)
-        while left:
-            said = mailbox.get()
-            left -= not isinstance(said, Hungry)
-            yield said
-        with self._lock:
-            self._mailboxes.remove(mailbox)
-            if not mailbox.empty():
-                # Nobody hears it here any more; another call that is still open does.
-                self._said_hungry = False
+
+    def said(self) -> Said:
+        """Wait until there is something to say, and give all there is; each answer is given once.
+
+        One caller at a time.
+        """
+        news = [self._news.get()]
+        while not self._news.empty():
+            news.append(self._news.get())
+        hungry = [one for one in news if isinstance(one, Hungry)]
+        return Said(tuple(one for one in news if not isinstance(one, Hungry)), hungry[-1] if hungry else None)
 
     def _generate(self) -> None:
         """Work until the inbox is empty; the thread that has the model."""
         assert self._engine is not None
         # By row block, which is an attempt's own.
-        under_way: dict[int, _Asked] = {}
+        under_way: dict[int, UnitOrder] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
             while True:
                 try:
                     for result in run_units(self._engine, partial(self._next_order, under_way)):
                         self._settle(result, under_way, writer)
                 except Exception as error:  # noqa: BLE001 - who waits for an answer must have one
-                    for asked in under_way.values():
-                        asked.mailbox.put(failure_of(asked.order, error))
+                    for order in under_way.values():
+                        self._news.put(failure_of(order, error))
                     under_way.clear()
                 with self._lock:
                     if not self._inbox:
                         self._is_generating = False
                         return
 
-    def _settle(self, result: UnitBlock | Failure, under_way: dict[int, _Asked], writer: ThreadPoolExecutor) -> None:
+    def _settle(self, result: UnitBlock | Failure, under_way: dict[int, UnitOrder], writer: ThreadPoolExecutor) -> None:
         if isinstance(result, Failure):
-            mine = (row_block for row_block, asked in under_way.items() if _is_of(asked.order, result))
-            under_way.pop(next(mine)).mailbox.put(result)
+            mine = (row_block for row_block, order in under_way.items() if _is_of(order, result))
+            del under_way[next(mine)]
+            self._news.put(result)
             return
-        asked = under_way[result.order.row_block]
         self._slots.acquire()
         try:
-            writer.submit(self._write, result, asked)
+            writer.submit(self._write, result)
         except BaseException:
             self._slots.release()
             raise
         del under_way[result.order.row_block]
 
-    def _next_order(self, under_way: dict[int, _Asked]) -> UnitOrder | None:
+    def _next_order(self, under_way: dict[int, UnitOrder]) -> UnitOrder | None:
         with self._lock:
-            asked = self._inbox.popleft() if self._inbox else None
-            if asked is None:
+            if not self._inbox:
                 self._say_hungry()
                 return None
-        under_way[asked.order.row_block] = asked
-        return asked.order
+            order = self._inbox.popleft()
+        under_way[order.row_block] = order
+        return order
 
     def _say_hungry(self) -> None:
-        """Tell once, on any call that is open; holds the lock."""
-        if not self._said_hungry and self._mailboxes:
-            self._mailboxes[-1].put(Hungry(self._num_handed))
+        """Tell it once; holds the lock."""
+        if not self._said_hungry:
+            self._news.put(Hungry(self._num_handed))
             self._said_hungry = True
 
-    def _write(self, block: UnitBlock, asked: _Asked) -> None:
+    def _write(self, block: UnitBlock) -> None:
         try:
             # Written again, not made again: the block is worth more than the wait.
-            asked.mailbox.put(patiently(partial(self._write_once, block)))
+            self._news.put(patiently(partial(self._write_once, block)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this unit's failure and no other's
-            asked.mailbox.put(failure_of(asked.order, error))
+            self._news.put(failure_of(block.order, error))
         finally:
             self._slots.release()
 

@@ -64,7 +64,7 @@ class Estimate:
 
     @property
     def rows_per_assignment(self) -> int:
-        """Rollouts handed out at a time: half a batch, for an answer comes when the last of them is done."""
+        """Rollouts handed out at a time: half a batch; a worker that could begin more asks for it."""
         return max(1, self.rows_per_batch // 2)
 
     @property

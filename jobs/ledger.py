@@ -21,7 +21,8 @@ MAX_FAILURES = 3
 """A unit that fails is tried twice more, then reported."""
 
 MAX_ATTEMPTS = 6
-"""In all, those that went with a node included: a unit that takes its node with it each time is reported in the end."""
+"""In all, those included that were no fault of the unit, because its node went or its worker failed whatever it was
+given: a unit that takes its node with it each time is reported in the end."""
 
 _LOSSES_IN_COMPANY = 2
 

@@ -122,8 +122,10 @@ class _Stream:
             self._seconds -= time.perf_counter() - started
             if order is None:
                 return None
-            unit = _Unit.of(order)
+            unit = _Unit(order, {})
+            # First: should its requests be wrong, it is this unit that fails.
             self.under_way.append(unit)
+            unit.requests.update((request.address, request) for request in order.requests())
             self._to_ask.extend(unit.requests.values())
         return self._to_ask.popleft()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from persona_atlas.cluster.executor import LocalExecutor
 from persona_atlas.cluster.load import Hungry
 from persona_atlas.cluster.progress import Progress
 from persona_atlas.cluster.session import Placement, Resources, place
-from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
+from persona_atlas.cluster.unit_task import Said, UnitTask, WorkerSettings
 from persona_atlas.jobs.errors import InputError, TransientError
-from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
+from persona_atlas.jobs.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import PlacementSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitOrder
@@ -259,6 +258,17 @@ def test_a_unit_whose_objects_the_driver_does_not_see_is_made_again(tmp_path: Pa
     assert_stored_numbers_are_right(driven.run, driven.plan.num_rollouts)
 
 
+def results_of(task: UnitTask, number: int, hungry: list[int] | None = None) -> list[Manifest | Failure]:
+    """Listen to a worker until it has answered so many units."""
+    results: list[Manifest | Failure] = []
+    while len(results) < number:
+        said = task.said()
+        results += said.results
+        if said.hungry is not None and hungry is not None:
+            hungry.append(said.hungry.num_units)
+    return results
+
+
 class _Gated(FakeEngine):
     """Answers as it is asked, and one persona only when the gate is open."""
 
@@ -281,14 +291,12 @@ def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path
     task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     orders = [UnitOrder(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)]
-    answers = task.work(orders)
-    first = next(answers)
-    assert isinstance(first, Manifest)
-    assert first.unit_id == names[0]
+    task.take(orders)
+    first = results_of(task, 1)
+    assert [result.unit_id for result in first] == [names[0]]
     assert not engine.gate.is_set()
     engine.gate.set()
-    rest = [said for said in answers if not isinstance(said, Hungry)]
-    assert sorted(answer.unit_id for answer in rest) == sorted(names[1:])
+    assert sorted(result.unit_id for result in results_of(task, 2)) == sorted(names[1:])
 
 
 class _Reading(FakeEngine):
@@ -311,24 +319,14 @@ def test_a_worker_says_once_that_nothing_waits_and_again_when_it_was_handed_more
     task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     orders = [UnitOrder(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)]
+    task.take(orders[:2])
+    assert task.said() == Said((), Hungry(2))
+    task.take(orders[2:])
+    engine.gate.set()
     hungry: list[int] = []
-    heard = threading.Semaphore(0)
-
-    def listen(orders: list[UnitOrder]) -> None:
-        for said in task.work(orders):
-            if isinstance(said, Hungry):
-                hungry.append(said.num_units)
-                heard.release()
-
-    with ThreadPoolExecutor(2) as calls:
-        first = calls.submit(listen, orders[:2])
-        assert heard.acquire(timeout=30)
-        second = calls.submit(listen, orders[2:])
-        assert hungry == [2]
-        engine.gate.set()
-        first.result(30)
-        second.result(30)
-    assert hungry == [2, 3]
+    results = results_of(task, 3, hungry)
+    assert sorted(result.unit_id for result in results) == sorted(names)
+    assert hungry == [3]
 
 
 def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(

@@ -1,4 +1,4 @@
-"""Who is handed what: workers hold up to two batches while there is plenty, and at the end no more than they work."""
+"""Who is handed what: nobody more than it can begin, and at the end little at a time."""
 
 from __future__ import annotations
 
@@ -32,65 +32,62 @@ class Pool:
     def __init__(self, work: Callable[[UnitOrder], Answer]) -> None:
         self._work = work
         self._held = {"quick": Load(), "slow": Load()}
-        self._waiting: dict[str, deque[tuple[int, tuple[UnitOrder, ...]]]] = {name: deque() for name in self._held}
+        self._waiting: dict[str, deque[tuple[UnitOrder, ...]]] = {name: deque() for name in self._held}
         self._num_units: Counter[str] = Counter()
         self.handed_out: list[tuple[str, str, int]] = []
+        self.sizes: list[int] = []
         self.ready = list(self._held)
         self.nodes_left_out: dict[str, str] = {}
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         del tick
 
-    def _takers(self, has_room: Callable[[Load], bool]) -> list[str]:
-        takers = [worker for worker in self.ready if has_room(self._held[worker])]
-        return sorted(takers, key=lambda worker: self._held[worker].rollouts)
-
     @property
     def idle(self) -> list[str]:
         return [worker for worker in self.ready if self._held[worker].is_empty]
 
     @property
-    def num_working(self) -> int:
+    def num_workers(self) -> int:
         return len(self.ready)
 
     @property
     def hungry(self) -> list[str]:
-        return self._takers(lambda load: load.has_room_now)
-
-    @property
-    def ahead(self) -> list[str]:
-        return self._takers(lambda load: load.has_room_ahead(BATCH))
+        takers = [worker for worker in self.ready if self._held[worker].takes_more]
+        return sorted(takers, key=lambda worker: self._held[worker].rollouts)
 
     @property
     def views(self) -> list[WorkerView]:
         return []
 
     def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
+        self.sizes.append(len(orders))
         for order in orders:
             self.handed_out.append((worker, order.unit.unit_id, self._held[worker].rollouts))
-        call = len(self.handed_out)
-        self._held[worker].take(call, orders)
+        self._held[worker].take(orders)
         self._num_units[worker] += len(orders)
-        self._waiting[worker].append((call, tuple(orders)))
+        self._waiting[worker].append(tuple(orders))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         del timeout_s
+        asking = [name for name, load in self._held.items() if 0 < load.rollouts < BATCH and not load.is_hungry]
+        for name in asking:
+            self._held[name].hears(Hungry(self._num_units[name]))
+        if asking:
+            return []
         worker = next((worker for worker in self.ready if self._waiting[worker]), None)
         if worker is None:
             return []
-        call, orders = self._waiting[worker].popleft()
-        load = self._held[worker]
-        load.give_back(call)
-        if load.rollouts < BATCH:
-            load.hears(Hungry(self._num_units[worker]))
+        orders = self._waiting[worker].popleft()
+        for order in orders:
+            self._held[worker].answered(order.unit.unit_id)
         return [self._work(order) for order in orders]
 
     def close(self) -> None:
         self._held.clear()
 
 
-def drive_pool(plan: Plan, url: str, *, fail: frozenset[str] = frozenset()) -> Pool:
-    """Work a plan off with such a pool; some units fail the first time."""
+def drive_pool(plan: Plan, url: str, *, rollouts: int = 3, fail: frozenset[str] = frozenset()) -> Pool:
+    """Work a plan off with such a pool, so many rollouts an assignment; some units fail the first time."""
     location = open_location(url)
     with acquire(location, row_blocks_needed(plan, ())) as lease:
         begin(location, plan, lease)
@@ -102,24 +99,30 @@ def drive_pool(plan: Plan, url: str, *, fail: frozenset[str] = frozenset()) -> P
             return Answer("", (write_unit(location, plan, unit_id, order.row_block),))
 
         pool = Pool(work)
-        ledger = Ledger(plan, set(), iter(lease.row_blocks), 3)
+        ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts)
         drive(ledger, pool, lambda manifest: commit_unit(location, lease, manifest), Progress(Console(stderr=True)))
     return pool
 
 
-def test_workers_hold_two_batches_dealt_evenly_and_at_the_end_only_what_they_can_begin(tmp_path: Path):
+def test_nobody_is_dealt_more_than_it_can_begin_and_all_are_dealt_to_in_turn(tmp_path: Path):
     url = str(tmp_path / "run")
     plan = small_plan(small_spec(url))
     pool = drive_pool(plan, url)
-    first = pool.handed_out[:8]
-    assert [held for _, _, held in first] == [0, 0, 3, 3, 6, 6, 9, 9], "a round for everybody before the next"
-    assert [worker for worker, _, _ in first[:2]] == ["quick", "slow"]
-    rest = pool.handed_out[8:]
-    assert [worker for worker, _, _ in rest] == ["quick"] * 4
-    assert [held for _, _, held in rest[:-1]] == [9, 9, 9], "while there is plenty, its batch never runs empty"
-    assert rest[-1][2] < BATCH, "the last goes to who begins it at once"
+    assert [(worker, held) for worker, _, held in pool.handed_out[:4]] == [
+        ("quick", 0),
+        ("slow", 0),
+        ("quick", 3),
+        ("slow", 3),
+    ]
+    assert [(worker, held) for worker, _, held in pool.handed_out[4:]] == [("quick", 3)] * 8
     assert sorted(unit_id for _, unit_id, _ in pool.handed_out) == sorted(plan.by_id)
     assert open_run(url).completeness.is_complete
+
+
+def test_at_the_end_little_is_dealt_at_a_time(tmp_path: Path):
+    url = str(tmp_path / "run")
+    pool = drive_pool(small_plan(small_spec(url)), url, rollouts=12)
+    assert pool.sizes == [4, 4, 1, 1, 1, 1]
 
 
 def test_a_retry_is_handed_only_to_a_worker_that_has_nothing_else(tmp_path: Path):

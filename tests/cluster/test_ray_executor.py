@@ -30,7 +30,7 @@ from persona_atlas.storage.verify import verify_run
 from rich.console import Console
 
 from fakes import small_plan, small_spec
-from faulty_workers import Fault
+from faulty_workers import GO, Fault
 from requests_of import engine_settings
 from stored_runs import begin
 
@@ -195,39 +195,12 @@ def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: Wo
             deadline = time.monotonic() + 60
             while len(results) < len(orders) and time.monotonic() < deadline:
                 results += [result for answer in executor.wait(0.5) for result in answer.results]
+                if len(results) == len(orders) - 1:
+                    (folder / GO).touch()
     finally:
         executor.close()
     assert [type(result) for result in results] == [Manifest] * (len(orders) - 1) + [Failure]
     assert results[-1].unit_id == "role.poet.pos.p0.b0"
-
-
-def test_a_worker_is_offered_work_until_it_holds_two_batches_and_none_beside_a_retry(
-    nodes: Nodes, settings: WorkerSettings
-):
-    del nodes
-    plan = small_plan(small_spec(settings.store_url))
-    location = open_location(settings.store_url)
-    executor = pool(settings, replicas=1, batch_rollouts=6)
-    worker = ["worker-0"]
-    try:
-        executor.start()
-        with acquire(location, 40) as lease:
-            begin(location, plan, lease)
-            ledger = Ledger(plan, set(), iter(lease.row_blocks))
-            assert (executor.idle, executor.hungry, executor.ahead) == (worker, [], [])
-            # Units of three rollouts; what has come back counts when it is waited for.
-            for ahead in (worker, worker, worker, []):
-                executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
-                assert (executor.idle, executor.hungry, executor.ahead) == ([], [], ahead)
-            answered = 0
-            while answered < 4:
-                answered += len(executor.wait(1.0))
-            assert executor.idle == worker
-            (order,) = orders_of(ledger, "worker-0")
-            executor.hand_out("worker-0", [replace(order, attempt=2, is_suspect=True)])
-            assert (executor.idle, executor.hungry, executor.ahead) == ([], [], [])
-    finally:
-        executor.close()
 
 
 def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
@@ -238,11 +211,27 @@ def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
     executor = pool(settings, Fault(folder, "hangs"), replicas=1)
     try:
         executor.start()
+        assert (executor.idle, executor.hungry, executor.num_workers) == (["worker-0"], [], 1)
         executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
-        assert executor.hungry == []
+        assert (executor.idle, executor.hungry) == ([], [])
         wait_until(executor, lambda: executor.hungry == ["worker-0"])
         executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
         assert executor.hungry == []
+    finally:
+        executor.close()
+
+
+def test_a_worker_of_a_suspect_asks_in_vain(nodes: Nodes, settings: WorkerSettings, folder: Path):
+    del nodes
+    ledger = Ledger(small_plan(small_spec(settings.store_url)), set(), iter(range(9)))
+    executor = pool(settings, Fault(folder, "hangs"), replicas=1)
+    try:
+        executor.start()
+        (order,) = orders_of(ledger, "worker-0")
+        executor.hand_out("worker-0", [replace(order, attempt=2, is_suspect=True)])
+        (worker,) = executor._workers.values()
+        wait_until(executor, lambda: worker.load.is_hungry)
+        assert (executor.idle, executor.hungry) == ([], [])
     finally:
         executor.close()
 

@@ -126,6 +126,14 @@ def test_an_assignment_fills_a_batch_and_does_not_overfill_it(uneven_plan: Plan)
     assert sizes == [[4, 4], [3, 3, 2], [2]]
 
 
+def test_a_small_assignment_is_a_quarter_of_one_and_a_unit_at_the_least(plan: Plan):
+    ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=24)
+    assert len(ledger.next_assignment()) == 8
+    assert len(ledger.next_assignment(is_small=True)) == 2
+    little = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=4)
+    assert len(little.next_assignment(is_small=True)) == 1
+
+
 def test_a_unit_longer_than_a_batch_is_handed_out_all_the_same(plan: Plan):
     ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=1)
     assert len(ledger.next_assignment()) == 1

@@ -22,6 +22,9 @@ from fakes import FakeEngine
 
 _PATIENCE_S = 120.0
 
+GO = "go"
+"""The note that ``dies_later`` waits for."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -29,8 +32,8 @@ class Fault:
 
     Attributes:
         folder: Where notes lie; there is one such folder for a test.
-        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (when all other units of its batch are
-            answered), ``fails``, ``hangs`` or ``nothing``.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (all other units of its
+            batch are answered, then it waits for a note), ``fails``, ``hangs`` or ``nothing``.
         node: Id of the node where it does; empty: on every one.
         persona: Over whose units alone; empty: over all.
         pace: The others work their n-th unit when there are n times so many notes, or ``enough``.
@@ -91,8 +94,8 @@ class _FaultyEngine(FakeEngine):
         if goes_wrong and self.fault.what == "dies_later":
             rest = iter([request for request in requests if request.address.persona != self.fault.persona])
             yield from super().generate(lambda: next(rest, None))
-            # Until what was answered has left this process.
-            time.sleep(2.0)
+            # Until what was answered has been heard.
+            self._wait_for(self.fault.folder / GO)
         if goes_wrong:
             self._go_wrong()
         self._keep_pace()
@@ -109,6 +112,12 @@ class _FaultyEngine(FakeEngine):
             # As quick as a broken device answers, and slow enough for another to work meanwhile.
             time.sleep(0.2)
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    @staticmethod
+    def _wait_for(path: Path) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _keep_pace(self) -> None:
         self.worked += 1
