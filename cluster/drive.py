@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..jobs.errors import UnitError
@@ -52,11 +52,9 @@ def drive(
             look(ledger, executor)
             _hand_out(ledger, executor)
             for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
-                for result in answer.results:
-                    if isinstance(result, Failure):
-                        progress.failed(result, again=ledger.fail(result, answer.worker))
-                    else:
-                        committing[pool.submit(_commit, commit, result, progress, stop)] = result
+                for manifest in answer.manifests:
+                    committing[pool.submit(_commit, commit, manifest, progress, stop)] = manifest
+                _fail(answer.failures, answer.worker, ledger, progress)
             for future in [future for future in committing if future.done()]:
                 _settle(future, committing.pop(future), ledger, progress)
         look(ledger, executor)
@@ -74,6 +72,18 @@ def _hand_out(ledger: Ledger, executor: Executor) -> None:
         is_small = ledger.assignments_left < executor.num_workers
         if orders := ledger.next_assignment(worker, ready, suspects=is_idle, is_small=is_small):
             executor.hand_out(worker, orders)
+
+
+def _fail(failures: Sequence[Failure], worker: str, ledger: Ledger, progress: Progress) -> None:
+    lost: list[Failure] = []
+    for failure in failures:
+        again = ledger.fail(failure, worker)
+        if again and failure.is_innocent:
+            lost.append(failure)
+        else:
+            progress.failed(failure, again=again)
+    if lost:
+        progress.lost(worker, lost)
 
 
 def _commit(

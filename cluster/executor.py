@@ -26,6 +26,16 @@ class Answer:
     worker: str
     results: tuple[Manifest | Failure, ...]
 
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of the units that were worked."""
+        return [result for result in self.results if isinstance(result, Manifest)]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Of those that were not."""
+        return [result for result in self.results if isinstance(result, Failure)]
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:

@@ -49,6 +49,12 @@ class Load:
         self.rollouts -= order.unit.num_rollouts
         return order
 
+    def refused(self, orders: Sequence[UnitOrder]) -> None:
+        """Forget what did not reach it, or what it would not take."""
+        for order in orders:
+            self.answered(order.unit.unit_id)
+        self._num_handed -= len(orders)
+
     def hears(self, said: Hungry) -> None:
         """Take note of what it said of itself."""
         if said.num_units == self._num_handed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -92,6 +92,11 @@ class Progress:
         """Take note of a failed attempt."""
         what = "is tried again" if again else "is given up"
         self.say(f"Unit {failure.unit_id} failed (attempt {failure.attempt}) and {what}: {failure.message}")
+
+    def lost(self, worker: str, failures: Sequence[Failure]) -> None:
+        """Take note of units that went with their worker through no fault of theirs."""
+        units = f"{len(failures)} unit{'s' * (len(failures) != 1)}"
+        self.say(f"{worker} had {units} in flight, which come next: {failures[0].message}")
 
     def _pace(self, done: int, planned: int) -> str:
         seconds = time.monotonic() - self._began

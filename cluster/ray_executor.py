@@ -200,8 +200,7 @@ class RayExecutor:
         except RayError as error:
             if call.kind != "take":
                 return self._died(worker, str(error))
-            for order in call.orders:
-                worker.load.answered(order.unit.unit_id)
+            worker.load.refused(call.orders)
             return self._answered(worker, call.orders, _failures(call.orders, "the worker failed", str(error)))
         if call.kind == "said":
             return self._heard(worker, answer)

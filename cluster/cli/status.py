@@ -14,6 +14,8 @@ from . import output
 from .options import address_option, endpoint_option, is_store, json_option
 
 _EVERY_S = 2.0
+_SHOWN = 3
+"""Units of a worker, by name."""
 
 
 @click.command()
@@ -49,7 +51,7 @@ def status(target: str, watch: bool, address: str | None, endpoint_url: str | No
 
 
 def _line(view: JobView) -> str:
-    parts = [f"{view.state}: {view.done} of {view.planned} units"]
+    parts = [f"{view.state}: {view.done} of {view.planned} units" if view.planned else str(view.state)]
     status = view.status
     if status is not None and view.state is JobState.RUNNING:
         parts.append(status.doing)
@@ -70,6 +72,7 @@ def _print(view: JobView) -> None:
     lines += [
         [stage.name, f"{stage.done} of {stage.planned}{' units' if stage.name == 'rollouts' else ''}"]
         for stage in view.stages
+        if stage.planned
     ]
     lines.append(["store", view.url])
     if view.driver is not None:
@@ -92,6 +95,11 @@ def _print(view: JobView) -> None:
         output.text(view.ray.message.rstrip())
 
 
+def _some(unit_ids: tuple[str, ...]) -> str:
+    more = len(unit_ids) - _SHOWN
+    return ", ".join(unit_ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
 def _print_details(view: JobView, *, status_is_live: bool) -> None:
     status = view.status
     assert status is not None
@@ -102,12 +110,12 @@ def _print_details(view: JobView, *, status_is_live: bool) -> None:
                 worker.name,
                 worker.node[:8],
                 worker.doing,
-                ", ".join(worker.units[:3]),
+                _some(worker.units),
                 span(max(0.0, now - worker.since)),
             ]
             for worker in status.workers
         ]
-        output.table("Workers", ["worker", "node", "doing", "units", "for"], rows)
+        output.table("Workers", ["worker", "node", "doing", "units", "last news"], rows)
     if status.failures:
         rows = [
             [

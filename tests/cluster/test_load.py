@@ -46,6 +46,17 @@ def test_hunger_from_before_the_last_assignment_does_not_count():
     assert load.takes_more, "what comes late takes nothing back"
 
 
+def test_what_it_would_not_take_is_as_if_it_had_never_been_handed_out():
+    load = Load()
+    pirate, poet, _ = orders_of("pirate", "poet", "teacher")
+    load.take([pirate])
+    load.take([poet])
+    load.refused([poet])
+    assert load.orders == [pirate]
+    load.hears(Hungry(1))
+    assert load.takes_more
+
+
 def test_nothing_is_handed_out_beside_a_suspect():
     (pirate,) = orders_of("pirate")
     load = Load()
