@@ -267,9 +267,8 @@ class StandIns:
             tuple(Failure(o.unit.unit_id, o.attempt, "the worker's node is gone", is_innocent=True) for o in orders),
         )
 
-    @staticmethod
-    def _hunger(worker: Replica, num_units: int) -> None:
-        if worker.num_units == num_units:
+    def _hunger(self, worker: Replica, num_units: int) -> None:
+        if worker.gone_at >= self._clock.now:
             worker.load.hears(Hungry(num_units))
 
     def _answer(self, worker: Replica, number: int, unit_id: str) -> Answer | None:

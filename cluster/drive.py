@@ -65,7 +65,7 @@ def drive(
 
 
 def _hand_out(ledger: Ledger, executor: Executor) -> None:
-    # Nobody is dealt what another could begin; and at the end little at a time, so that all end together.
+    # Nobody is dealt more than it asks for, and at the end little at a time, so that all end together.
     ready = executor.ready
     takers = [(worker, True) for worker in executor.idle] + [(worker, False) for worker in executor.hungry]
     for worker, is_idle in takers:

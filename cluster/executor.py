@@ -46,7 +46,7 @@ class WorkerView:
         node: Id of its node; empty until it has a place.
         doing: ``waiting`` for a place, ``loading``, ``idle`` or ``working``.
         units: What it was handed and has not answered.
-        since: When this began, in seconds since the epoch.
+        since: When this began, or it last took or answered something; seconds since the epoch.
     """
 
     name: str
@@ -83,12 +83,12 @@ class Executor(Protocol):
 
     @property
     def num_workers(self) -> int:
-        """How many there are, those included that load their model or wait for a place."""
+        """How many work, or load their model and soon will."""
         ...
 
     @property
     def hungry(self) -> list[str]:
-        """Those at work that could begin more now, the emptiest first.
+        """Those at work that ask for more, the emptiest first.
 
         None that works a suspect: should it die again, it takes nothing else with it.
         """
@@ -184,7 +184,8 @@ class LocalExecutor:
             while left:
                 results = self._task.said().results
                 left -= len(results)
-                answers.append(Answer(_LOCAL, results))
+                if results:
+                    answers.append(Answer(_LOCAL, results))
         self._waiting.clear()
         return answers
 

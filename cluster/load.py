@@ -10,7 +10,7 @@ from ..jobs.units import UnitOrder
 
 @dataclass(frozen=True, slots=True)
 class Hungry:
-    """What a worker says when nothing that it was handed waits any more and its batch asks for more.
+    """What a worker says when its engine has asked for all that it was handed.
 
     Only the worker knows: how many rollouts a batch holds hangs on their lengths, and a unit is held until the longest
     of its responses ends while the others left their places long before.
@@ -28,25 +28,23 @@ class Load:
 
     Attributes:
         rollouts: Of all of them.
-        is_hungry: Whether it said so and was handed nothing since.
     """
 
     rollouts: int = 0
-    is_hungry: bool = False
     _orders: dict[str, UnitOrder] = field(default_factory=dict)
     _num_handed: int = 0
+    _num_asked_for: int = 0
 
     def take(self, orders: Sequence[UnitOrder]) -> None:
         """Remember what it was handed."""
         self._orders.update({order.unit.unit_id: order for order in orders})
         self.rollouts += sum(order.unit.num_rollouts for order in orders)
         self._num_handed += len(orders)
-        self.is_hungry = False
 
-    def answered(self, unit_id: str) -> UnitOrder:
-        """Forget, and give, a unit that it answered."""
-        order = self._orders.pop(unit_id)
-        self.rollouts -= order.unit.num_rollouts
+    def answered(self, unit_id: str) -> UnitOrder | None:
+        """Forget, and give, a unit that it answered; None for one that it does not hold."""
+        order = self._orders.pop(unit_id, None)
+        self.rollouts -= order.unit.num_rollouts if order is not None else 0
         return order
 
     def refused(self, orders: Sequence[UnitOrder]) -> None:
@@ -57,8 +55,12 @@ class Load:
 
     def hears(self, said: Hungry) -> None:
         """Take note of what it said of itself."""
-        if said.num_units == self._num_handed:
-            self.is_hungry = True
+        self._num_asked_for = max(self._num_asked_for, said.num_units)
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether it has asked for all that it was handed."""
+        return 0 < self._num_handed <= self._num_asked_for
 
     @property
     def orders(self) -> list[UnitOrder]:
@@ -77,7 +79,7 @@ class Load:
 
     @property
     def takes_more(self) -> bool:
-        """Whether it is at work and could begin more at once.
+        """Whether it is at work and asks for more.
 
         Not beside a suspect: should that one take the worker with it, nothing else is to go.
         """

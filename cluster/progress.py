@@ -96,7 +96,7 @@ class Progress:
     def lost(self, worker: str, failures: Sequence[Failure]) -> None:
         """Take note of units that went with their worker through no fault of theirs."""
         units = f"{len(failures)} unit{'s' * (len(failures) != 1)}"
-        self.say(f"{worker} had {units} in flight, which come next: {failures[0].message}")
+        self.say(f"{worker} had {units} in flight, which are done again: {failures[0].message}")
 
     def _pace(self, done: int, planned: int) -> str:
         seconds = time.monotonic() - self._began

@@ -128,14 +128,14 @@ class RayExecutor:
 
     @property
     def hungry(self) -> list[str]:
-        """Those at work that could begin more now, as they said, the emptiest first."""
+        """Those at work that ask for more, the emptiest first."""
         takers = [worker for worker in self._workers.values() if worker.load.takes_more]
         return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
 
     @property
     def num_workers(self) -> int:
-        """How many work, load their model or wait for a place."""
-        return len(self._workers)
+        """How many work, or load their model and soon will."""
+        return sum(bool(worker.node) for worker in self._workers.values())
 
     @property
     def views(self) -> list[WorkerView]:
@@ -214,8 +214,11 @@ class RayExecutor:
         self._call(worker, "said")
         if said.hungry is not None:
             worker.load.hears(said.hungry)
-        orders = [worker.load.answered(result.unit_id) for result in said.results]
-        return self._answered(worker, orders, said.results) if orders else []
+        pairs = [(worker.load.answered(result.unit_id), result) for result in said.results]
+        held = [(order, result) for order, result in pairs if order is not None]
+        if not held:
+            return []
+        return self._answered(worker, [order for order, _ in held], tuple(result for _, result in held))
 
     def _call(self, worker: RayWorker, kind: str) -> None:
         self._calls[getattr(worker.actor, kind).remote()] = _Call(kind, worker)

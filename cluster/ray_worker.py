@@ -1,7 +1,7 @@
 """One worker: the actor that works units, and the driver's handle of it. Knows nothing of other workers or of the pool.
 
-An answer must survive the worker that gave it. Ray keeps the result of a call that has ended, whatever becomes of the
-actor, and drops what has not been read of a stream; hence one call after another that gives what there is to say.
+What a worker has told must survive it. Ray keeps the result of a call that has ended, whatever becomes of the actor,
+and drops what has not been read of a stream; hence one call after another that gives what there is to say.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RayWorker:
         node: Id of its node; empty until it has a place.
         is_ready: Whether its model is loaded.
         asked_at: When it was made, on the monotonic clock.
-        since: When what it does now began, in seconds since the epoch.
+        since: When what it does began, or it last took or answered something; seconds since the epoch.
         heard_at: When it last answered, or was given something to do after nothing; on the monotonic clock.
         load: What it holds.
     """

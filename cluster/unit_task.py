@@ -184,6 +184,8 @@ class UnitTask:
         self._is_generating = False
         self._num_handed = 0
         self._said_hungry = False
+        # These engines ask again only when they have done what they took: then the next has to be there.
+        self._takes_in_lumps = settings.reads_given or settings.generation is not None
 
     def prepare(self) -> None:
         """Load the model now.
@@ -265,6 +267,8 @@ class UnitTask:
                 self._say_hungry()
                 return None
             order = self._inbox.popleft()
+            if not self._inbox and self._takes_in_lumps:
+                self._say_hungry()
         under_way[order.row_block] = order
         return order
 

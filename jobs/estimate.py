@@ -45,6 +45,9 @@ class Estimate:
         capture_bytes: Pooled sums of one batch, float32.
         held_token_bytes: Of the machine's memory and not the device's: every kept token of the rollouts under way and
             of the units that are put together or wait to be written, float32.
+        rows_per_assignment: Rollouts handed out at a time, about: half a batch, for a worker that could begin more
+            asks for it; of given texts two batches, so that those that begin alike are read in one go; as many as a
+            server is asked for at once.
         tensor_parallel: Devices of one replica.
     """
 
@@ -60,12 +63,8 @@ class Estimate:
     row_tokens: int
     capture_bytes: int
     held_token_bytes: int
+    rows_per_assignment: int
     tensor_parallel: int = 1
-
-    @property
-    def rows_per_assignment(self) -> int:
-        """Rollouts handed out at a time: half a batch; a worker that could begin more asks for it."""
-        return max(1, self.rows_per_batch // 2)
 
     @property
     def device_bytes(self) -> int:
@@ -110,8 +109,16 @@ def estimate(plan: Plan) -> Estimate:
         row_tokens=texts.row_tokens,
         capture_bytes=rows * vector_values * 4,
         held_token_bytes=int(held * texts.response_tokens / max(1, rollouts)) * token_values * 4,
+        rows_per_assignment=_rows_per_assignment(plan, rows),
         tensor_parallel=spec.placement.tensor_parallel,
     )
+
+
+def _rows_per_assignment(plan: Plan, rows_per_batch: int) -> int:
+    if isinstance(plan, GivenPlan):
+        return 2 * rows_per_batch
+    generation = plan.spec.generation
+    return max(1, rows_per_batch // 2, generation.concurrency if generation is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)

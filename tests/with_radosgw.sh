@@ -66,9 +66,16 @@ CONF
   ceph -c "$conf" osd new "$osd"
   ceph-osd -c "$conf" -i 0 --mkfs --osd-uuid "$osd"
   ceph -c "$conf" osd crush add osd.0 1.0 root=default host=h0 || true
-  ceph-osd -c "$conf" -i 0
+  # Its first command may leave before it has learnt the cluster's id; then it is refused, and ends.
+  for _ in 1 2 3; do
+    ceph-osd -c "$conf" -i 0
+    for _ in $(seq 20); do
+      if timeout 20 ceph -c "$conf" osd stat | grep -q "1 up"; then break 2; fi
+      kill -0 "$(cat "$home/run/osd.0.pid")" 2>/dev/null || break
+    done
+  done
   radosgw -c "$conf" -n client.rgw.a
-  radosgw-admin -c "$conf" -n client.rgw.a user create --uid atlas --display-name atlas \
+  timeout 120 radosgw-admin -c "$conf" -n client.rgw.a user create --uid atlas --display-name atlas \
     --access-key "$AWS_ACCESS_KEY_ID" --secret-key "$AWS_SECRET_ACCESS_KEY"
 } > "$home/log/start.log" 2>&1 || { cat "$home/log/start.log" >&2; exit 1; }
 

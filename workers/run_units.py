@@ -125,7 +125,7 @@ class _Stream:
             unit = _Unit(order, {})
             # First: should its requests be wrong, it is this unit that fails.
             self.under_way.append(unit)
-            unit.requests.update((request.address, request) for request in order.requests())
+            unit.requests = {request.address: request for request in order.requests()}
             self._to_ask.extend(unit.requests.values())
         return self._to_ask.popleft()
 

@@ -294,9 +294,21 @@ def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path
     task.take(orders)
     first = results_of(task, 1)
     assert [result.unit_id for result in first] == [names[0]]
-    assert not engine.gate.is_set()
     engine.gate.set()
     assert sorted(result.unit_id for result in results_of(task, 2)) == sorted(names[1:])
+
+
+def test_an_engine_that_takes_in_lumps_has_the_next_before_it_has_done_with_the_last(tmp_path: Path):
+    plan = small_plan(small_spec(str(tmp_path)))
+    engine = _Gated(closed_to="poet")
+    unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
+    settings = WorkerSettings(unused, 0, str(tmp_path), None, 3, 10, reads_given=True)
+    task = UnitTask(settings, "local", load=lambda _: engine)
+    unit = plan.by_id["role.poet.pos.p0.b0"]
+    task.take([UnitOrder(unit, plan.texts(unit), 1, 0)])
+    assert task.said() == Said((), Hungry(1))
+    engine.gate.set()
+    assert [result.unit_id for result in results_of(task, 1)] == [unit.unit_id]
 
 
 class _Reading(FakeEngine):

@@ -28,6 +28,8 @@ def test_units_are_answered_one_by_one():
     load.answered(teacher.unit.unit_id)
     load.answered(pirate.unit.unit_id)
     assert (load.rollouts, load.is_empty) == (0, True)
+    assert load.answered(pirate.unit.unit_id) is None
+    assert load.rollouts == 0
 
 
 def test_hunger_from_before_the_last_assignment_does_not_count():
@@ -51,9 +53,10 @@ def test_what_it_would_not_take_is_as_if_it_had_never_been_handed_out():
     pirate, poet, _ = orders_of("pirate", "poet", "teacher")
     load.take([pirate])
     load.take([poet])
+    load.hears(Hungry(1))
+    assert not load.takes_more
     load.refused([poet])
     assert load.orders == [pirate]
-    load.hears(Hungry(1))
     assert load.takes_more
 
 

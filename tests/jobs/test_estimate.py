@@ -48,6 +48,15 @@ def test_a_larger_batch_takes_more_cache_and_nothing_more_of_the_store():
     assert large.stored_bytes == small.stored_bytes
 
 
+def test_an_assignment_is_half_a_batch_or_all_that_a_server_is_asked_for_at_once():
+    found = estimate(small_plan(small_spec(placement={"batch_tokens": 4096})))
+    assert found.rows_per_assignment == found.rows_per_batch // 2 > 0
+    assert estimate(small_plan(small_spec(placement={"batch_tokens": 64}))).rows_per_assignment == 1
+    server = {"endpoint": "http://localhost:8000/v1", "concurrency": 500}
+    served = estimate(small_plan(small_spec(placement={"batch_tokens": 4096}, generation=server)))
+    assert served.rows_per_assignment == 500
+
+
 def test_every_unit_makes_its_arrays_its_texts_and_its_commit():
     plan = small_plan(small_spec(capture={"poolings": ["response_mean", "prompt_last"]}))
     assert estimate(plan).objects == 4 * len(plan.units)

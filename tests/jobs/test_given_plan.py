@@ -48,7 +48,9 @@ def test_every_turn_stands_in_one_unit_and_no_conversation_is_cut(shape: list[tu
         assert unit.num_rollouts == sum(talks[index].num_turns for index in whole)
         assert unit.num_rollouts <= ROWS_PER_UNIT or len(whole) == 1
         assert {request.address.persona for request in requests} == {unit.persona}
-    assert estimate(plan).stored_bytes == len(rows) * 4 * 16 * 2
+    figures = estimate(plan)
+    assert figures.stored_bytes == len(rows) * 4 * 16 * 2
+    assert figures.rows_per_assignment == 2 * figures.rows_per_batch
 
 
 def test_requests_say_what_a_turn_answers():
