@@ -6,6 +6,7 @@ The arrays are as large for the time they take as those of a 70B replica, and ar
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
@@ -22,6 +23,9 @@ from persona_atlas.workers.engine import CapturedRollout, CapturedText, Tokenise
 
 ARRAY = ("resid_post", "response_mean")
 
+_PLACES = 48
+"""Rollouts in a batch; two units."""
+
 
 @cache
 def _drawn(layers: int, d_model: int) -> npt.NDArray[np.float32]:
@@ -30,7 +34,7 @@ def _drawn(layers: int, d_model: int) -> npt.NDArray[np.float32]:
 
 
 class TimedEngine:
-    """Answers one rollout after another, each after a fixed time.
+    """A full batch as one sees it from outside: after a fixed time a rollout ends, and its place is free for the next.
 
     Args:
         layers: Captured.
@@ -46,7 +50,13 @@ class TimedEngine:
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Take the time, answer."""
-        for request in iter(next_request, None):
+        held: deque[RolloutRequest] = deque()
+        while True:
+            while len(held) < _PLACES and (asked := next_request()) is not None:
+                held.append(asked)
+            if not held:
+                return
+            request = held.popleft()
             time.sleep(self._rollout_s)
             rollout = Rollout(
                 address=request.address,
