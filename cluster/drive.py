@@ -17,6 +17,9 @@ _WAIT_S = 0.5
 _COMMITTING_WAIT_S = 0.02
 """Commits are looked at between answers; a worker never waits for one."""
 
+_PLENTY = 4
+"""Assignments for each worker, two batches: while so many are left, who asks for more is dealt a whole one."""
+
 _COMMITTERS = 64
 """Commits at a time: each is three small requests one after the other, a tenth of a second on S3, and a thousand
 workers finish three hundred units in one."""
@@ -65,12 +68,15 @@ def drive(
 
 
 def _hand_out(ledger: Ledger, executor: Executor) -> None:
-    # Nobody is dealt more than it asks for, and at the end little at a time, so that all end together.
-    ready = executor.ready
-    takers = [(worker, True) for worker in executor.idle] + [(worker, False) for worker in executor.hungry]
-    for worker, is_idle in takers:
-        is_small = ledger.assignments_left < executor.num_workers
-        if orders := ledger.next_assignment(worker, ready, suspects=is_idle, is_small=is_small):
+    # Towards the end little at a time, so that all end together: in a small job that is soon, for those who still load.
+    ready, num_workers = executor.ready, executor.num_workers
+    for worker in executor.idle:
+        is_small = ledger.assignments_left < num_workers
+        if orders := ledger.next_assignment(worker, ready, is_small=is_small):
+            executor.hand_out(worker, orders)
+    for worker in executor.hungry:
+        is_small = ledger.assignments_left < _PLENTY * num_workers
+        if orders := ledger.next_assignment(worker, ready, suspects=False, is_small=is_small):
             executor.hand_out(worker, orders)
 
 
