@@ -203,6 +203,39 @@ def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: Wo
     assert results[-1].unit_id == "role.poet.pos.p0.b0"
 
 
+def test_what_a_worker_told_before_it_died_counts_though_nobody_listened_till_after(
+    nodes: Nodes, settings: WorkerSettings, folder: Path
+):
+    import ray
+
+    del nodes
+    plan = plan_of(settings, "pirate poet teacher")
+    location = open_location(settings.store_url)
+    executor = pool(settings, Fault(folder, "dies_later", persona="poet"), replicas=1)
+    try:
+        executor.start()
+        with acquire(location, 40) as lease:
+            begin(location, plan, lease)
+            ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts_per_assignment=plan.num_rollouts)
+            orders = orders_of(ledger, "worker-0")
+            executor.hand_out("worker-0", orders)
+            wait_until(executor, lambda: executor.hungry == ["worker-0"])
+            (listening,) = [reference for reference, call in executor._calls.items() if call.kind == "said"]
+            assert ray.wait([listening], timeout=60)[0]
+            family = worker_processes()
+            (folder / GO).touch()
+            psutil.wait_procs(family, timeout=60)
+            results: list[Manifest | Failure] = []
+            deadline = time.monotonic() + 60
+            while len(results) < len(orders) and time.monotonic() < deadline:
+                results += [result for answer in executor.wait(0.5) for result in answer.results]
+    finally:
+        executor.close()
+    assert isinstance(results[0], Manifest)
+    assert isinstance(results[-1], Failure)
+    assert sorted(result.unit_id for result in results) == sorted(plan.by_id)
+
+
 def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
     nodes: Nodes, settings: WorkerSettings, folder: Path
 ):
