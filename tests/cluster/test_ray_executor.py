@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,9 @@ def test_a_worker_that_dies_answers_with_failures_and_another_takes_its_place(no
     assert executor.views == []
 
 
-def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: WorkerSettings, folder: Path):
+@contextmanager
+def doomed(settings: WorkerSettings, folder: Path) -> Iterator[tuple[Any, tuple[UnitOrder, ...]]]:
+    """A worker that has been handed a whole plan, and dies over the poet when GO is there and all else is answered."""
     plan = plan_of(settings, "pirate poet teacher")
     location = open_location(settings.store_url)
     executor = pool(settings, Fault(folder, "dies_later", persona="poet"), replicas=1)
@@ -191,16 +194,28 @@ def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: Wo
             ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts_per_assignment=plan.num_rollouts)
             orders = orders_of(ledger, "worker-0")
             executor.hand_out("worker-0", orders)
-            results: list[Manifest | Failure] = []
-            deadline = time.monotonic() + 60
-            while len(results) < len(orders) and time.monotonic() < deadline:
-                results += [result for answer in executor.wait(0.5) for result in answer.results]
-                if len(results) == len(orders) - 1:
-                    (folder / GO).touch()
+            yield executor, orders
     finally:
         executor.close()
-    assert [type(result) for result in results] == [Manifest] * (len(orders) - 1) + [Failure]
-    assert results[-1].unit_id == "role.poet.pos.p0.b0"
+
+
+def results_of(executor: Any, number: int) -> list[Manifest | Failure]:
+    results: list[Manifest | Failure] = []
+    deadline = time.monotonic() + 60
+    while len(results) < number and time.monotonic() < deadline:
+        results += [result for answer in executor.wait(0.5) for result in answer.results]
+    return results
+
+
+def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: WorkerSettings, folder: Path):
+    del nodes
+    with doomed(settings, folder) as (executor, orders):
+        results = results_of(executor, len(orders) - 1)
+        assert [type(result) for result in results] == [Manifest] * (len(orders) - 1)
+        (folder / GO).touch()
+        (failure,) = results_of(executor, 1)
+    assert isinstance(failure, Failure)
+    assert failure.unit_id == "role.poet.pos.p0.b0"
 
 
 def test_what_a_worker_told_before_it_died_counts_though_nobody_listened_till_after(
@@ -209,31 +224,18 @@ def test_what_a_worker_told_before_it_died_counts_though_nobody_listened_till_af
     import ray
 
     del nodes
-    plan = plan_of(settings, "pirate poet teacher")
-    location = open_location(settings.store_url)
-    executor = pool(settings, Fault(folder, "dies_later", persona="poet"), replicas=1)
-    try:
-        executor.start()
-        with acquire(location, 40) as lease:
-            begin(location, plan, lease)
-            ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts_per_assignment=plan.num_rollouts)
-            orders = orders_of(ledger, "worker-0")
-            executor.hand_out("worker-0", orders)
-            wait_until(executor, lambda: executor.hungry == ["worker-0"])
-            (listening,) = [reference for reference, call in executor._calls.items() if call.kind == "said"]
-            assert ray.wait([listening], timeout=60)[0]
-            family = worker_processes()
-            (folder / GO).touch()
-            psutil.wait_procs(family, timeout=60)
-            results: list[Manifest | Failure] = []
-            deadline = time.monotonic() + 60
-            while len(results) < len(orders) and time.monotonic() < deadline:
-                results += [result for answer in executor.wait(0.5) for result in answer.results]
-    finally:
-        executor.close()
+    with doomed(settings, folder) as (executor, orders):
+        wait_until(executor, lambda: executor.hungry == ["worker-0"])
+        (listening,) = [reference for reference, call in executor._calls.items() if call.kind == "said"]
+        assert ray.wait([listening], timeout=60)[0]
+        family = worker_processes()
+        (folder / GO).touch()
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive
+        results = results_of(executor, len(orders))
     assert isinstance(results[0], Manifest)
     assert isinstance(results[-1], Failure)
-    assert sorted(result.unit_id for result in results) == sorted(plan.by_id)
+    assert sorted(result.unit_id for result in results) == sorted(order.unit.unit_id for order in orders)
 
 
 def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
