@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .jobs.catalog import load_catalog
     from .jobs.plan import make_plan
     from .jobs.spec import JobSpec, load_spec
-    from .storage.query import open_run
+    from .storage.query.run import open_run
 
 _version = "0.1.0"
 __version__ = _version
@@ -29,7 +29,7 @@ _HOMES = {
     "load_catalog": "jobs.catalog",
     "load_spec": "jobs.spec",
     "make_plan": "jobs.plan",
-    "open_run": "storage.query",
+    "open_run": "storage.query.run",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..storage.reductions import Reduction
+from ..storage.derived.reductions import Reduction
 from .pca import Pca
 from .summary import VARIANCE_SHARE, standardise
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from ..jobs.errors import InputError, JobError
 from ..jobs.personas import DEFAULT_PERSONA
 from ..jobs.spec import TOKENS, CaptureSpec, digest_of
-from ..storage.query import Run
-from ..storage.reductions import Reduction, make_current, read_current_reduction, write_reduction
+from ..storage.derived.reductions import Reduction, make_current, read_current_reduction, write_reduction
+from ..storage.query.run import Run
 from .axis import assistant_axis, cosine, project
 from .moments import GroupedMeans
 from .pca import fit_pca

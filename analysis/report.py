@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..storage import layout
-from ..storage.query import Run
-from ..storage.reductions import Reduction
+from ..storage.derived.reductions import Reduction
+from ..storage.format import layout
+from ..storage.query.run import Run
 from . import plots
 from .summary import Summary, summarise
 

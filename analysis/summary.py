@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..storage.query import Run
-from ..storage.reductions import Reduction
+from ..storage.derived.reductions import Reduction
+from ..storage.query.run import Run
 from .axis import project
 from .pca import components_for
 

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from persona_atlas.jobs.plan import ModelFacts
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import WorkUnit
-from persona_atlas.storage import layout
-from persona_atlas.storage.chunks import chunk_table, write_chunks
-from persona_atlas.storage.codec import EncodedBlock, encode_block
-from persona_atlas.storage.index import write_index
-from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
-from persona_atlas.storage.run_store import reserve_rows
-from persona_atlas.storage.texts import ADDRESS_ORDER, index_table
+from persona_atlas.storage.arrays.chunks import chunk_table, write_chunks
+from persona_atlas.storage.arrays.codec import EncodedBlock, encode_block
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
+from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, index_table
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.run.index import write_index
+from persona_atlas.storage.run.run_store import reserve_rows
 
 ARRAY = ("resid_post", "response_mean")
 _PARALLEL_WRITES = 16

@@ -8,19 +8,19 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from persona_atlas.cluster.board import Board
-from persona_atlas.cluster.job import Job, work_units
-from persona_atlas.cluster.progress import Progress
-from persona_atlas.cluster.unit_task import WorkerSettings
+from persona_atlas.cluster.pool.worker_task import WorkerSettings
+from persona_atlas.cluster.run.job import Job, work_units
+from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.run.status_reporter import Board
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.estimate import estimate
-from persona_atlas.jobs.known_models import known_models
-from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan, make_plan
+from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
+from persona_atlas.jobs.sizing.estimate import estimate
+from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.spec import load_spec
-from persona_atlas.storage.lease import acquire
-from persona_atlas.storage.location import open_location
-from persona_atlas.storage.records import Manifest
+from persona_atlas.storage.format.records import Manifest
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.run.lease import acquire
 from persona_atlas.workers.engine import EngineSettings
 from rich.console import Console
 

@@ -21,22 +21,22 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from persona_atlas.cluster.board import Board
-from persona_atlas.cluster.job import Job, work_units
-from persona_atlas.cluster.progress import Progress
+from persona_atlas.cluster.run.job import Job, work_units
+from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.run.status_reporter import Board
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.devices import load_devices
-from persona_atlas.jobs.estimate import estimate
-from persona_atlas.jobs.known_models import known_models
-from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan, make_plan
-from persona_atlas.jobs.pricing import price
+from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
+from persona_atlas.jobs.sizing.devices import load_devices
+from persona_atlas.jobs.sizing.estimate import estimate
+from persona_atlas.jobs.sizing.known_models import known_models
+from persona_atlas.jobs.sizing.pricing import price
 from persona_atlas.jobs.spec import load_spec
-from persona_atlas.storage import layout
-from persona_atlas.storage.commits import committed_units, read_commits
-from persona_atlas.storage.lease import acquire
-from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.records import Manifest
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import Manifest
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.run.commits import committed_units, read_commits
+from persona_atlas.storage.run.lease import acquire
 from rich.console import Console
 
 from _stand_ins import Clock, StandIns
@@ -169,7 +169,7 @@ def simulate(scenario: Scenario) -> Simulated:
 
 def _simulate(scenario: Scenario) -> Simulated:
     # A driver has it loaded, and its memory counts.
-    import_module("persona_atlas.cluster.ray_executor")
+    import_module("persona_atlas.cluster.pool.ray_executor")
     plan = plan_of(scenario)
     cluster, _ = cluster_of(scenario, plan)
     clock = Clock()

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from persona_atlas.cluster.executor import Answer, WorkerView
-from persona_atlas.cluster.load import Hungry, Load
-from persona_atlas.jobs.ledger import Failure
+from persona_atlas.cluster.pool.executor import Answer, WorkerView
+from persona_atlas.cluster.pool.worker_load import Hungry, Load
+from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.units import UnitOrder
 
 from _weather import Cluster, Loss

@@ -13,11 +13,11 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import ray
-from persona_atlas.cluster.ray_executor import RayExecutor
-from persona_atlas.cluster.ray_worker import UnitActor
-from persona_atlas.cluster.session import Placement
-from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
-from persona_atlas.jobs.block import Canary, Rollout
+from persona_atlas.cluster.pool.ray_executor import RayExecutor
+from persona_atlas.cluster.pool.ray_worker import UnitActor
+from persona_atlas.cluster.pool.session import Placement
+from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
+from persona_atlas.jobs.rollouts import Canary, Rollout
 from persona_atlas.jobs.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
 

@@ -17,10 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from persona_atlas.jobs.block import Canary
+from persona_atlas.jobs.rollouts import Canary
 from persona_atlas.jobs.units import UnitOrder
-from persona_atlas.storage import layout
-from persona_atlas.storage.records import Manifest, StoredBlock, StoredObject
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import Manifest, StoredBlock, StoredObject
 
 ARRAY = ("resid_post", "response_mean")
 MAX_TOKENS = 512

@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.estimate import DEFAULT_BATCH_TOKENS
+from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.spec import CaptureSpec, ModelSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
-from persona_atlas.workers.capture import Capture
+from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.builtin.capture import Capture
+from persona_atlas.workers.builtin.generation import Generation
+from persona_atlas.workers.builtin.packed import plain_attention
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, TokenisedText
-from persona_atlas.workers.model_files import find_model
-from persona_atlas.workers.packed import plain_attention
-from persona_atlas.workers.streaming import Generation
-from persona_atlas.workers.transformers_engine import TransformersEngine
+from persona_atlas.workers.models.model_files import find_model
 
 from _report import Report
 

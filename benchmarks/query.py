@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from persona_atlas.storage import layout
-from persona_atlas.storage.codec import decode_chunk
-from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.query import open_run
-from persona_atlas.storage.reader import PARALLEL_REQUESTS
-from persona_atlas.storage.records import CommitRecord
+from persona_atlas.storage.arrays.codec import decode_chunk
+from persona_atlas.storage.arrays.reader import PARALLEL_REQUESTS
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import CommitRecord
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.query.run import open_run
 
 from _large_run import (
     ARRAY,

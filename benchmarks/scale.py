@@ -16,7 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from persona_atlas.cluster.session import ray_session
+from persona_atlas.cluster.pool.session import ray_session
 
 from _real_run import UNIT_S, Worked, work
 from _report import Report

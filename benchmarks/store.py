@@ -22,19 +22,19 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc
-from persona_atlas.jobs.block import UnitBlock
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.plan import Plan, make_plan
+from persona_atlas.jobs.rollouts import UnitBlock
+from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.spec import CaptureSpec, JobSpec
 from persona_atlas.jobs.units import UnitOrder
-from persona_atlas.storage.blocks import write_block
-from persona_atlas.storage.codec import round_mantissa
-from persona_atlas.storage.location import Location, open_location
+from persona_atlas.storage.arrays.codec import round_mantissa
+from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
 from persona_atlas.workers.engine import EngineSettings
-from persona_atlas.workers.model_files import cache_dir, find_model, read_facts
+from persona_atlas.workers.models.model_files import cache_dir, find_model, read_facts
 from persona_atlas.workers.run_units import run_units
-from persona_atlas.workers.transformers_engine import TransformersEngine
 
 from _report import Report, interleaved
 from _server import s3_server

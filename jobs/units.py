@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from .given import Conversation
 from .personas import Kind, Polarity
+from .sources.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .query import Activations, Query, Run, open_run
+from .query.run import Activations, Query, Run, open_run
 
 __all__ = ["Activations", "Query", "Run", "open_run"]

@@ -74,7 +74,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 def smollm2_directory() -> Path:
     """SmolLM2-135M-Instruct as safetensors, converted once on this machine."""
     from persona_atlas.jobs.spec import ModelSpec
-    from persona_atlas.workers.model_files import find_model
+    from persona_atlas.workers.models.model_files import find_model
 
     from tiny_models import SMOLLM2
 

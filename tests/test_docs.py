@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.spec import JobSpec, load_spec
-from persona_atlas.storage.index_keeper import refresh_index
+from persona_atlas.storage.run.index_keeper import refresh_index
 
 from conversations import conversation, given_plan
 from fakes import FACTS, FakeEngine, small_plan, small_spec

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.block import ArrayName, Canary
 from ..jobs.errors import UnitError
+from ..jobs.rollouts import ArrayName, Canary
 from ..jobs.spec import TOKENS
 
 LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.block import ArrayName, Canary, Rollout
+from ..jobs.rollouts import ArrayName, Canary, Rollout
 from ..jobs.spec import CaptureSpec, SamplingSpec
 from ..jobs.units import RolloutRequest
 

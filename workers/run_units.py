@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.block import Canary, UnitBlock
 from ..jobs.errors import UnitError
-from ..jobs.ledger import Failure
+from ..jobs.rollouts import Canary, UnitBlock
+from ..jobs.scheduling.ledger import Failure
 from ..jobs.units import RolloutAddress, RolloutRequest, UnitOrder
 from .canary import require_close
 from .engine import CapturedRollout, Engine

@@ -18,28 +18,9 @@ import click
 
 from ... import __version__
 from ...jobs.errors import AtlasError
-from . import (
-    cancel,
-    catalog,
-    cluster,
-    drive,
-    extract,
-    gc,
-    list_jobs,
-    logs,
-    output,
-    plan,
-    probe_store,
-    query,
-    reduce,
-    report,
-    resume,
-    run,
-    show,
-    status,
-    submit,
-    verify,
-)
+from . import catalog, output
+from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
+from .stores import gc, probe_store, query, reduce, report, show, verify
 
 EXIT_INTERRUPTED = 130
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..progress import Progress
+from ..run.progress import Progress
 
 
 def progress() -> Progress:

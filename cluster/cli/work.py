@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...jobs.scheduling.job_state import JobState
 from ...jobs.spec import JobSpec
-from ...jobs.states import JobState
-from ...storage.commits import committed_units
-from ..board import Board
-from ..conclude import Conclusion, conclude
-from ..job import Outcome, prepare_job, work_job
-from . import output, plan, summary_text
+from ...storage.run.commits import committed_units
+from ..run.conclude import Conclusion, conclude
+from ..run.job import Outcome, prepare_job, work_job
+from ..run.status_reporter import Board
+from . import output, summary_text
+from .jobs import plan
 
 
 def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:

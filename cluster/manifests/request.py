@@ -10,9 +10,9 @@ from pathlib import PurePosixPath
 
 from ... import __version__
 from ...jobs.catalog import BUILTIN
-from ...jobs.devices import Device
 from ...jobs.errors import InputError
-from ...jobs.estimate import Estimate
+from ...jobs.sizing.devices import Device
+from ...jobs.sizing.estimate import Estimate
 from ...jobs.spec import PACKAGE_SCHEME, JobSpec
 
 DEFAULT_IMAGE = f"persona-atlas:{__version__}"

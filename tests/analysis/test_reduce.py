@@ -15,8 +15,8 @@ from persona_atlas.jobs.personas import DEFAULT_PERSONA
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
-from persona_atlas.storage.query import Query, Run, open_run
-from persona_atlas.storage.reductions import Reduction
+from persona_atlas.storage.derived.reductions import Reduction
+from persona_atlas.storage.query.run import Query, Run, open_run
 from persona_atlas.workers.engine import CapturedRollout
 
 from fakes import FakeEngine, small_plan, small_spec, vector_of

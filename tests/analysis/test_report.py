@@ -12,8 +12,8 @@ import pytest
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.analysis.report import render_report, write_report
 from persona_atlas.analysis.summary import standardise, summarise
-from persona_atlas.storage.query import Run
-from persona_atlas.storage.reductions import Reduction
+from persona_atlas.storage.derived.reductions import Reduction
+from persona_atlas.storage.query.run import Run
 
 from fakes import small_plan, small_spec
 from stored_runs import small_run

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from persona_atlas.storage.commits import committed_units
-from persona_atlas.storage.location import open_location
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.run.commits import committed_units
 
 from fault_jobs import small_job
 from plain_driver import finish, run_driver

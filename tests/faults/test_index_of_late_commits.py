@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from persona_atlas.storage.commits import commit_unit, now_iso
-from persona_atlas.storage.index_keeper import IndexKeeper
-from persona_atlas.storage.lease import acquire
-from persona_atlas.storage.location import open_location
-from persona_atlas.storage.query import open_run
-from persona_atlas.storage.records import CommitRecord
+from persona_atlas.storage.format.records import CommitRecord
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.query.run import open_run
+from persona_atlas.storage.run.commits import commit_unit, now_iso
+from persona_atlas.storage.run.index_keeper import IndexKeeper
+from persona_atlas.storage.run.lease import acquire
 
 from fakes import FakeEngine, small_plan
 from fault_jobs import tiny_job

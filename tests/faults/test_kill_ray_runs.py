@@ -19,9 +19,9 @@ import psutil
 import pytest
 import yaml
 from persona_atlas import open_run
-from persona_atlas.storage.commits import committed_units
-from persona_atlas.storage.location import open_location
-from persona_atlas.storage.query import Run
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.query.run import Run
+from persona_atlas.storage.run.commits import committed_units
 
 from fault_jobs import IS_THOROUGH, KILLS, random_moments
 from whole_run import addresses_of, verified

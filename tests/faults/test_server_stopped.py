@@ -6,8 +6,8 @@ import time
 
 import pytest
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.storage.commits import committed_units
-from persona_atlas.storage.location import open_location
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.run.commits import committed_units
 
 from fault_jobs import straight
 from fault_proxy import FaultProxy

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.storage import layout
-from persona_atlas.storage import lease as lease_module
-from persona_atlas.storage.blocks import write_block
-from persona_atlas.storage.commits import commit_unit, committed_units, now_iso, read_commits
-from persona_atlas.storage.dead import find_dead, remove_dead
-from persona_atlas.storage.index_keeper import refresh_index
-from persona_atlas.storage.lease import HeldLease, acquire
-from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.query import open_run
-from persona_atlas.storage.records import CommitRecord, Lease, Manifest, parse_record
-from persona_atlas.storage.verify import verify_run
+from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import CommitRecord, Lease, Manifest, parse_record
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.query.run import open_run
+from persona_atlas.storage.run import lease as lease_module
+from persona_atlas.storage.run.commits import commit_unit, committed_units, now_iso, read_commits
+from persona_atlas.storage.run.index_keeper import refresh_index
+from persona_atlas.storage.run.lease import HeldLease, acquire
+from persona_atlas.storage.verification.garbage import find_dead, remove_dead
+from persona_atlas.storage.verification.verify import verify_run
 
 from fakes import FakeEngine, block_of, small_plan
 from fault_jobs import small_job, straight, tiny_job

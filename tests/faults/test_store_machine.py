@@ -21,17 +21,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from persona_atlas.jobs.errors import InputError, StoreError, TransientError, UnitError
-from persona_atlas.storage import layout
-from persona_atlas.storage import lease as lease_module
-from persona_atlas.storage.blocks import write_block
-from persona_atlas.storage.commits import commit_unit, now_iso, read_commits
-from persona_atlas.storage.dead import DeadObject, find_dead, remove_dead
-from persona_atlas.storage.index_keeper import IndexKeeper, refresh_index
-from persona_atlas.storage.lease import LEASE_SECONDS, HeldLease, acquire, newest_lease
-from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.query import Run, open_run
-from persona_atlas.storage.records import CommitRecord, Manifest
-from persona_atlas.storage.verify import verify_run
+from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import CommitRecord, Manifest
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.query.run import Run, open_run
+from persona_atlas.storage.run import lease as lease_module
+from persona_atlas.storage.run.commits import commit_unit, now_iso, read_commits
+from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index
+from persona_atlas.storage.run.lease import LEASE_SECONDS, HeldLease, acquire, newest_lease
+from persona_atlas.storage.verification.garbage import DeadObject, find_dead, remove_dead
+from persona_atlas.storage.verification.verify import verify_run
 
 from fakes import FakeEngine, block_of, small_plan, small_spec, vector_of
 from fault_jobs import IS_THOROUGH

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.analysis.report import render_report
-from persona_atlas.storage.commits import committed_units
-from persona_atlas.storage.location import open_location
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.run.commits import committed_units
 
 from fault_jobs import IS_THOROUGH, random_moments, small_job
 from plain_driver import finish, run_driver, start_driver

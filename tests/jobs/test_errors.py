@@ -5,15 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from persona_atlas.jobs.errors import (
-    AtlasError,
-    InputError,
-    JobError,
-    StoreError,
-    TransientError,
-    UnitError,
-    closest,
-)
+from persona_atlas.jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError, closest
 
 TREE = [AtlasError, InputError, StoreError, TransientError, UnitError, JobError]
 FACTS = {"code": "because", "field": "store.url", "file": "spec.yaml", "mend": "Mend it."}

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from persona_atlas.jobs.given import Conversation, Message
-from persona_atlas.jobs.given_plan import GivenPlan, make_given_plan
 from persona_atlas.jobs.plan import ModelFacts
+from persona_atlas.jobs.sources.conversation import Conversation, Message
+from persona_atlas.jobs.sources.conversation_source import GivenPlan, make_given_plan
 from persona_atlas.jobs.spec import JobSpec
 
 from fakes import FACTS

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-from persona_atlas.storage.location import Location
+from persona_atlas.storage.locations.location import Location
 from zarr.abc.store import Store
 
 

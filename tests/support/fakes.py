@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from persona_atlas.jobs.block import ArrayName, Canary, Rollout, UnitBlock
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.plan import ModelFacts, Plan, make_plan
+from persona_atlas.jobs.rollouts import ArrayName, Canary, Rollout, UnitBlock
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitOrder
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from persona_atlas.cluster.ray_worker import UnitActor
-from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
+from persona_atlas.cluster.pool.ray_worker import UnitActor
+from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
 from persona_atlas.jobs.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout
 

@@ -1,6 +1,6 @@
 """A driver in a process of its own, so that it can be killed: what a job does, without Ray and without a model.
 
-It goes through the steps of ``cluster/job.py`` in their order, with the real run loop, ledger, lease, commits and
+It goes through the steps of ``cluster/run/job.py`` in their order, with the real run loop, ledger, lease, commits and
 index. Its one worker is the process itself and answers with FakeEngine's numbers.
 """
 
@@ -17,25 +17,25 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from persona_atlas.cluster import patience
-from persona_atlas.cluster.drive import drive
-from persona_atlas.cluster.executor import LocalExecutor
-from persona_atlas.cluster.patience import patiently
-from persona_atlas.cluster.progress import Progress
-from persona_atlas.cluster.unit_task import UnitTask, WorkerSettings
+from persona_atlas.cluster import retry as patience
+from persona_atlas.cluster.pool.executor import LocalExecutor
+from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
+from persona_atlas.cluster.retry import patiently
+from persona_atlas.cluster.run.drive import drive
+from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import AtlasError
-from persona_atlas.jobs.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutRequest
-from persona_atlas.storage import lease
-from persona_atlas.storage.commits import commit_unit, committed_units
-from persona_atlas.storage.index_keeper import IndexKeeper, refresh_index
-from persona_atlas.storage.lease import HeldLease, acquire, refuse_if_driven
-from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.planned import encode_units
-from persona_atlas.storage.records import Manifest, RunRecord
-from persona_atlas.storage.run_store import begin_run, check_same_run, read_run_record, reserve_rows
+from persona_atlas.storage.format.planned_units import encode_units
+from persona_atlas.storage.format.records import Manifest, RunRecord
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.run import lease
+from persona_atlas.storage.run.commits import commit_unit, committed_units
+from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index
+from persona_atlas.storage.run.lease import HeldLease, acquire, refuse_if_driven
+from persona_atlas.storage.run.run_store import begin_run, check_same_run, read_run_record, reserve_rows
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings
 from rich.console import Console
 
@@ -46,9 +46,9 @@ from fakes import FakeEngine, small_plan
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
-        "persona_atlas.cluster.drive",
-        "persona_atlas.cluster.unit_task",
-        "persona_atlas.storage.verify",
+        "persona_atlas.cluster.run.drive",
+        "persona_atlas.cluster.pool.worker_task",
+        "persona_atlas.storage.verification.verify",
         "pyarrow.dataset",
         "s3fs",
     ]

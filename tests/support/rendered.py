@@ -14,8 +14,8 @@ import yaml
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.known_models import known_models
 from persona_atlas.jobs.plan import ModelFacts
+from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.spec import ModelSpec
 
 from fakes import FACTS
@@ -28,7 +28,7 @@ FEW = ("--set", "personas.roles.names=[pirate]", "--set", "personas.traits.names
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_ACCESS_KEY_ID": "AKIAHUNTER", "HF_TOKEN": "hf_hunter"}
 
-_VERB = "persona_atlas.cluster.cli.cluster"
+_VERB = "persona_atlas.cluster.cli.jobs.cluster"
 _load_catalog = cache(load_catalog)
 
 

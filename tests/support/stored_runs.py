@@ -8,14 +8,14 @@ from hashlib import sha256
 
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.storage.blocks import write_block
-from persona_atlas.storage.commits import commit_unit
-from persona_atlas.storage.lease import HeldLease, acquire
-from persona_atlas.storage.location import Location, open_location
-from persona_atlas.storage.planned import encode_units
-from persona_atlas.storage.query import Run, open_run
-from persona_atlas.storage.records import CommitRecord, Manifest, RunRecord
-from persona_atlas.storage.run_store import begin_run, reserve_rows
+from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.format.planned_units import encode_units
+from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.query.run import Run, open_run
+from persona_atlas.storage.run.commits import commit_unit
+from persona_atlas.storage.run.lease import HeldLease, acquire
+from persona_atlas.storage.run.run_store import begin_run, reserve_rows
 
 from fakes import FakeEngine, block_of, small_plan, small_spec
 

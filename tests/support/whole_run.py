@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import zarr
-from persona_atlas.jobs.block import ArrayName
+from persona_atlas.jobs.rollouts import ArrayName
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutAddress
-from persona_atlas.storage import layout
-from persona_atlas.storage.location import Location
-from persona_atlas.storage.query import Run, open_run
-from persona_atlas.storage.verify import Verification, verify_run
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.locations.location import Location
+from persona_atlas.storage.query.run import Run, open_run
+from persona_atlas.storage.verification.verify import Verification, verify_run
 
 from fakes import small_plan, vector_of
 

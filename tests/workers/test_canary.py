@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persona_atlas.jobs.block import Canary
 from persona_atlas.jobs.errors import UnitError
+from persona_atlas.jobs.rollouts import Canary
 from persona_atlas.workers.canary import LIMITS, compare, require_close
 
 MEAN, LAST = ("resid_post", "response_mean"), ("resid_post", "response_last")

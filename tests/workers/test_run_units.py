@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from persona_atlas.jobs.block import UnitBlock
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.ledger import Failure
+from persona_atlas.jobs.rollouts import UnitBlock
+from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.units import RolloutRequest, UnitOrder
 from persona_atlas.workers.engine import CapturedRollout
 from persona_atlas.workers.run_units import run_units

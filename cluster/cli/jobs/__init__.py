@@ -1,0 +1,1 @@
+"""Commands about jobs: plan, run, extract, submit and what follows."""

@@ -1,0 +1,138 @@
+"""``persona-atlas cluster``: what to apply to get a cluster. Nothing is started and no cluster is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import yaml
+
+from ....jobs.catalog import load_catalog
+from ....jobs.errors import InputError
+from ....jobs.plan import make_plan
+from ....jobs.sizing.devices import load_devices
+from ....jobs.sizing.estimate import estimate
+from ....jobs.sizing.fit import require_fit
+from ....jobs.spec import JobSpec, load_spec
+from ....workers.models.model_sketch import sketch_model
+from ...manifests.dockerfile import dockerfile
+from ...manifests.kuberay import raycluster, rayjob
+from ...manifests.launcher import Machines, how_to_use, ray_vm
+from ...manifests.request import DEFAULT_IMAGE, ClusterRequest, pair
+from .. import output
+from ..options import json_option, set_option
+
+_KINDS = ("rayjob", "raycluster", "ray-vm", "dockerfile")
+
+
+@click.group()
+def cluster() -> None:
+    """Render what makes a cluster: KubeRay manifests, a cluster-launcher file for VMs, a Dockerfile."""
+
+
+@cluster.command()
+@click.option("--kind", type=click.Choice(_KINDS), required=True, help="What to render.")
+@click.option("--spec", "spec_file", type=click.Path(), default=None, help="The job; a dockerfile needs none.")
+@set_option
+@click.option("--name", default="persona-atlas", show_default=True, help="Of the cluster and its objects.")
+@click.option("--namespace", default="default", show_default=True, help="Of Kubernetes.")
+@click.option("--image", default=DEFAULT_IMAGE, show_default=True, help="Built from the Dockerfile and pushed by you.")
+@click.option("--gpus-min", type=click.IntRange(min=0), help="GPUs at least; otherwise as many as at most.")
+@click.option("--gpus-max", type=click.IntRange(min=1), help="GPUs at most; otherwise the spec's replicas, or one.")
+@click.option("--gpu-type", default=None, metavar="NAME", help="A device of the table, such as H100.")
+@click.option("--devices", "devices_file", type=click.Path(), default=None, help="A table of devices of your own.")
+@click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Of the workers' nodes; may be repeated.")
+@click.option("--toleration", multiple=True, metavar="KEY[=VALUE]", help="Of the workers; may be repeated.")
+@click.option("--spot", is_flag=True, help="Workers on machines that may be taken away.")
+@click.option(
+    "--secret", default=None, help="Kubernetes secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN."
+)
+@click.option("--service-account", default=None, help="That may write to the store; on VMs, the instance profile.")
+@click.option("--cache-claim", default=None, help="Volume claim for model files that all pods can write.")
+@click.option("--region", default="us-east-1", show_default=True, help="Of AWS, for ray-vm.")
+@click.option("--hosts", default="", metavar="HEAD,WORKER,...", help="Machines that are there, for ray-vm.")
+@click.option("--ssh-user", default="ubuntu", show_default=True, help="For ray-vm.")
+@json_option
+def render(
+    kind: str,
+    spec_file: str | None,
+    overrides: tuple[str, ...],
+    region: str,
+    hosts: str,
+    ssh_user: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Print what to apply for the job in a spec: with kubectl, with ray up, or with docker build.
+
+    Credentials never stand in it: they come from a secret, a service account or a machine's role.
+    """
+    spec = load_spec(spec_file, overrides) if spec_file is not None else None
+    head = ""
+    if kind == "dockerfile":
+        text, documents = dockerfile(spec), []
+    elif spec is None or spec_file is None:
+        raise InputError("is missing.", code="usage", field="--spec", mend=f"A {kind} is rendered for a job.")
+    else:
+        request = _request(spec, **options)
+        if kind == "ray-vm":
+            machines = Machines(region, tuple(filter(None, hosts.split(","))), ssh_user)
+            documents = [ray_vm(request, machines, spec_file)]
+            head = how_to_use(request, overrides)
+        else:
+            documents = rayjob(request) if kind == "rayjob" else raycluster(request)
+        text = head + yaml.dump_all(documents, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
+    if as_json:
+        output.document({"kind": kind, "documents": documents, "text": text})
+    else:
+        output.text(text.rstrip())
+
+
+def _request(
+    spec: JobSpec,
+    *,
+    gpus_min: int | None,
+    gpus_max: int | None,
+    gpu_type: str | None,
+    devices_file: str | None,
+    node_selector: tuple[str, ...],
+    toleration: tuple[str, ...],
+    **named: Any,
+) -> ClusterRequest:
+    """Plan the job and refuse what fits no machine that is meant; then take the options together."""
+    say = output.progress().say
+    table = load_devices(devices_file).of_kind("cpu" if spec.placement.device == "cpu" else "cuda")
+    table = table if gpu_type is None else table.only(gpu_type, "--gpu-type")
+    planned = make_plan(spec, load_catalog(spec.personas.catalog), sketch_model(spec.model, say)[0])
+    figures = estimate(planned)
+    require_fit(planned, figures, table)
+    if named["image"] == DEFAULT_IMAGE:
+        say(f"The image {DEFAULT_IMAGE} is only where you built it: push it, and give its name with --image.")
+    most = gpus_max or figures.tensor_parallel * (spec.placement.replicas or 1)
+    if named["secret"] is None and named["service_account"] is None:
+        say("No --secret and no --service-account: the nodes' own role must be allowed to write to the store.")
+    return ClusterRequest(
+        spec,
+        figures,
+        gpus_min=most if gpus_min is None else gpus_min,
+        gpus_max=most,
+        device=table.devices[gpu_type] if gpu_type is not None else None,
+        node_selector={key: value or "" for key, value in (pair(text, "--node-selector") for text in node_selector)},
+        tolerations=tuple(pair(text, "--toleration") for text in toleration),
+        **named,
+    )
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes long texts as blocks, and no anchors: people read these files."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Repeat what is the same, rather than pointing at it."""
+        return True
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_PlainDumper.add_representer(str, _block)

@@ -1,0 +1,16 @@
+"""``persona-atlas drive``: what a job's entrypoint on a cluster runs. Not for people."""
+
+from __future__ import annotations
+
+import click
+
+from .... import __version__
+
+
+@click.command(hidden=True)
+def drive() -> int:
+    """Start the driver of the job in this directory, and follow it to its end."""
+    from ...submission.follow import follow
+    from ...submission.submitted_job import read_order
+
+    return follow(read_order(), __version__)

@@ -1,0 +1,26 @@
+"""``persona-atlas logs``: what a job has said."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ...submission.ray_cluster import Cluster
+from ..options import address_option
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the job ends.")
+@address_option
+def logs(job_id: str, follow: bool, address: str | None) -> None:
+    """Print what JOB has said."""
+    cluster = Cluster(address)
+    cluster.job(job_id)
+    if not follow:
+        sys.stdout.write(cluster.logs(job_id))
+        return
+    for piece in cluster.follow(job_id):
+        sys.stdout.write(piece)
+        sys.stdout.flush()

@@ -1,0 +1,202 @@
+"""``persona-atlas plan``: what a spec would take and cost; nothing is run, and no weights are fetched."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ....jobs.catalog import load_catalog
+from ....jobs.plan import Plan, make_plan
+from ....jobs.sizing.devices import DeviceTable, load_devices
+from ....jobs.sizing.estimate import Estimate, estimate
+from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
+from ....jobs.sizing.pricing import Price, price
+from ....jobs.spec import JobSpec, load_spec
+from ....workers.models.model_sketch import FactsFrom, sketch_model
+from ...run.job import plan_job, require_readable
+from ...run.progress import Progress
+from .. import output
+from ..options import device_options, json_option, set_option, spec_argument
+
+_FACTS_FROM = {
+    "files": "the model's files",
+    "configuration": "the model's configuration and weight index; a run needs the whole files",
+    "table": "the table of known models, not the model's files; a run needs the files",
+}
+
+
+@click.command()
+@spec_argument
+@set_option
+@device_options
+@click.option("--gpus", type=click.IntRange(min=1), help="Devices in all, for the days; otherwise the spec's replicas.")
+@json_option
+def plan(
+    spec_file: str,
+    overrides: tuple[str, ...],
+    devices_file: str | None,
+    device: str | None,
+    gpus: int | None,
+    as_json: bool,
+) -> None:
+    """Say what SPEC would take and cost: rollouts, tokens, bytes, memory, GPU-hours, money, days. Nothing is run.
+
+    What fits no device is refused, with what would fit. Prices and speeds are from a small table that you may replace.
+    """
+    spec = load_spec(spec_file, overrides)
+    table = load_devices(devices_file).of_kind(spec.placement.device)
+    table = table if device is None else table.only(device)
+    planned, facts_from = _planned(spec, output.progress())
+    figures = estimate(planned)
+    require_fit(planned, figures, table)
+    prices = price_all(planned, figures, table, gpus)
+    if as_json:
+        output.document(as_dict(planned, figures, facts_from) | _prices_as_dict(table, prices, figures))
+        return
+    output.table("Plan", ["", ""], [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]])
+    columns = ["device", "GB a device", "a replica", "tokens/s", "device-hours", table.currency, "at work", "days"]
+    output.table(
+        f"Price, with every response at its full length (table of {table.prices_as_of})",
+        columns,
+        [_price_line(name, table, figures, prices.get(name)) for name in table.devices],
+    )
+
+
+def _planned(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
+    """Plan without fetching weights; given conversations are rendered, and that takes the model's own files."""
+    if spec.conversations is not None:
+        planned, directory = plan_job(spec, progress)
+        require_readable(planned, directory, progress)
+        return planned, "files"
+    facts, facts_from = sketch_model(spec.model, progress.say)
+    return make_plan(spec, load_catalog(spec.personas.catalog), facts), facts_from
+
+
+def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | None) -> dict[str, Price]:
+    """Price a plan on every device of a table that its replicas fit.
+
+    Raises:
+        InputError: There are fewer devices than one replica takes.
+    """
+    size = figures.tensor_parallel
+    return {
+        name: price(planned, figures, name, device, tensor_parallel=size, gpus=gpus)
+        for name, device in table.devices.items()
+        if fits(figures, device, size)
+    }
+
+
+def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
+    """Give the plan as (what, figure) lines for people."""
+    facts = planned.facts
+    by_kind = ", ".join(f"{count:,} {kind}" for kind, count in planned.rollouts_by_kind().items())
+    whole, parts = output.size(figures.replica_bytes), figures.tensor_parallel
+    each = f" over {parts} devices, {output.size(figures.device_bytes)} each" if parts > 1 else ""
+    return [
+        ["model", f"{planned.spec.model.source} ({facts.n_layers} layers x {facts.d_model}, {facts.family})"],
+        ["units", f"{len(planned.units):,} of at most {planned.rows_per_block} rollouts"],
+        ["rollouts", f"{planned.num_rollouts:,} ({by_kind})"],
+        ["tokens in", f"about {figures.prompt_tokens:,}"],
+        ["tokens out", f"at most {figures.response_tokens:,}"],
+        ["layers", f"{len(planned.layers)} of {facts.n_layers}"],
+        ["stored", f"about {output.size(figures.stored_bytes)} in {figures.objects:,} objects"],
+        *_token_lines(planned, figures),
+        ["memory a replica", f"about {whole}{each}"],
+        [
+            "  of that",
+            f"weights {output.size(figures.weight_bytes)}, cache {output.size(figures.cache_bytes)} for "
+            f"{figures.rows_per_batch} rollouts at a time, captured {output.size(figures.capture_bytes)}",
+        ],
+    ]
+
+
+def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
+    """Say what it costs to keep every token, where that is asked."""
+    if not planned.token_layers:
+        return []
+    return [
+        [
+            "  of that",
+            f"at most {output.size(figures.stored_token_bytes)} are every token of layers "
+            f"{', '.join(map(str, planned.token_layers))}",
+        ],
+        [
+            "tokens in memory",
+            f"about {output.size(figures.held_token_bytes)} a replica, of the machine and not the GPU",
+        ],
+    ]
+
+
+def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str, Any]:
+    """Give the plan as plain data, for ``--json``."""
+    return {
+        "model": planned.spec.model.source,
+        "facts_from": facts_from,
+        "units": len(planned.units),
+        "rollouts": planned.num_rollouts,
+        "rollouts_by_kind": planned.rollouts_by_kind(),
+        "rows_per_block": planned.rows_per_block,
+        "layers": list(planned.layers),
+        "token_layers": list(planned.token_layers),
+        "tokens_per_block": planned.tokens_per_block,
+        "n_layers": planned.facts.n_layers,
+        "d_model": planned.facts.d_model,
+        "num_parameters": planned.facts.num_parameters,
+        "prompt_tokens": figures.prompt_tokens,
+        "response_tokens_at_most": figures.response_tokens,
+        "canary_tokens_at_most": figures.canary_tokens,
+        "stored_bytes": figures.stored_bytes,
+        "stored_token_bytes": figures.stored_token_bytes,
+        "objects": figures.objects,
+        "rows_per_batch": figures.rows_per_batch,
+        "tensor_parallel": figures.tensor_parallel,
+        "weight_bytes": figures.weight_bytes,
+        "cache_bytes": figures.cache_bytes,
+        "capture_bytes": figures.capture_bytes,
+        "held_token_bytes": figures.held_token_bytes,
+        "device_bytes": figures.device_bytes,
+        "replica_bytes": figures.replica_bytes,
+        # Without the model's files nobody knows which model it is.
+        "plan_digest": planned.digest if planned.facts.fingerprint else None,
+    }
+
+
+def _prices_as_dict(table: DeviceTable, prices: dict[str, Price], figures: Estimate) -> dict[str, Any]:
+    return {
+        "prices_as_of": table.prices_as_of.isoformat(),
+        "currency": table.currency,
+        "devices": {name: device.model_dump() for name, device in table.devices.items()},
+        "prices": [asdict(found) | {"replicas": found.replicas} for found in prices.values()],
+        "does_not_fit": [
+            {"device": name, "smallest_tensor_parallel": smallest_tensor_parallel(figures, device)}
+            for name, device in table.devices.items()
+            if name not in prices
+        ],
+    }
+
+
+def _price_line(name: str, table: DeviceTable, figures: Estimate, found: Price | None) -> list[str]:
+    device = table.devices[name]
+    if found is None:
+        smallest = smallest_tensor_parallel(figures, device)
+        cure = f"fits with tensor_parallel {smallest}" if smallest else "does not fit"
+        return [name, f"{device.memory_gb:g}", cure, "", "", "", "", ""]
+    return [
+        name,
+        f"{device.memory_gb:g}",
+        str(found.tensor_parallel),
+        f"{found.tokens_per_s:,.0f}",
+        _figure(found.gpu_hours),
+        _figure(found.money),
+        str(found.gpus),
+        _figure(found.days),
+    ]
+
+
+def _figure(value: float) -> str:
+    """Write a number for people: hundredths where it is small, whole where it is large."""
+    if 0 < value < 0.01:
+        return "< 0.01"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"

@@ -1,0 +1,22 @@
+"""``persona-atlas run``: do a job here and now, reduce it, and end with what was found."""
+
+from __future__ import annotations
+
+import click
+
+from ....jobs.spec import load_spec
+from ..options import join_option, json_option, set_option, spec_argument
+from ..work import work
+
+
+@click.command()
+@spec_argument
+@set_option
+@join_option
+@json_option
+def run(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> int:
+    """Run the job in SPEC, or what is missing of it, then reduce it and write its report.
+
+    A run that was stopped or killed goes on with the same command: committed units are never done again.
+    """
+    return work(load_spec(spec_file, overrides), address, as_json=as_json)

@@ -1,0 +1,40 @@
+"""``persona-atlas submit``: hand a job to a cluster and come back at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ....jobs.spec import load_spec
+from ...submission.ray_cluster import Cluster
+from ...submission.submit import HowToRun, hand_in
+from .. import output
+from ..options import address_option, code_options, json_option, set_option, spec_argument
+
+
+@click.command()
+@spec_argument
+@set_option
+@address_option
+@code_options
+@json_option
+def submit(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool, **how: Any) -> None:
+    """Submit the job in SPEC to a cluster; prints its id. This machine may go away then.
+
+    Submitting the same spec again does what is missing, and nothing else.
+    """
+    spec = load_spec(spec_file, overrides)
+    cluster = Cluster(address)
+    tell(hand_in(spec, cluster, HowToRun(**how), output.progress()), cluster, as_json=as_json)
+
+
+def tell(job_id: str, cluster: Cluster, *, as_json: bool) -> None:
+    """Say that a job was submitted."""
+    if as_json:
+        output.document({"job_id": job_id, "address": cluster.address})
+        return
+    output.text(job_id)
+    output.progress().say(
+        f"Submitted. Watch it with: persona-atlas status {job_id} --watch --address {cluster.address}"
+    )

@@ -1,0 +1,1 @@
+"""Commands about stores: show, query, reduce, report, verify, gc."""

@@ -1,0 +1,113 @@
+"""``persona-atlas query``: activations out of a store, into a file or as a summary."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from ....jobs.personas import Kind
+from ....storage.query.export_file import FORMATS, check_target, write_query
+from ....storage.query.run import open_run
+from .. import output
+from ..options import endpoint_option, json_option, store_argument
+
+
+@click.command()
+@store_argument
+@click.option("--kind", multiple=True, type=click.Choice(get_args(Kind)), help="May be repeated.")
+@click.option("--persona", multiple=True, help="Name or glob; may be repeated.")
+@click.option("--polarity", type=click.Choice(["pos", "neg"]), default=None)
+@click.option("--prompt", multiple=True, type=int, help="Prompt index; may be repeated.")
+@click.option("--question", multiple=True, type=int, help="Question index; may be repeated.")
+@click.option("--conversation", multiple=True, type=int, help="Conversation index, of given texts; may be repeated.")
+@click.option("--turn", multiple=True, type=int, help="Turn index, of given texts; may be repeated.")
+@click.option("--min-tokens", type=int, default=None, help="Least content tokens of a response.")
+@click.option("--max-tokens", type=int, default=None, help="Most content tokens of a response.")
+@click.option("--min-score", type=float, default=None, help="Least score that the judge gave.")
+@click.option("--max-score", type=float, default=None, help="Highest score that the judge gave.")
+@click.option("--judge", default=None, help="Whose scores, where several have judged.")
+@click.option(
+    "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."
+)
+@click.option("--hook-point", default="resid_post", show_default=True)
+@click.option("--pooling", default="response_mean", show_default=True, help="'tokens' is every token.")
+@click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
+@endpoint_option
+@json_option
+def query(
+    store_url: str,
+    kind: tuple[str, ...],
+    persona: tuple[str, ...],
+    polarity: str | None,
+    prompt: tuple[int, ...],
+    question: tuple[int, ...],
+    conversation: tuple[int, ...],
+    turn: tuple[int, ...],
+    min_tokens: int | None,
+    max_tokens: int | None,
+    min_score: float | None,
+    max_score: float | None,
+    judge: str | None,
+    layer: str,
+    hook_point: str,
+    pooling: str,
+    out: str | None,
+    endpoint_url: str | None,
+    as_json: bool,
+) -> None:
+    """Read activations of the run at STORE: float32, one line a rollout, in address order.
+
+    With --out they are written beside a table of their rollouts; without it, what would be is shown.
+    """
+    if out:
+        check_target(Path(out), pooling)
+    run = open_run(store_url, endpoint_url)
+    found = run.query(
+        kind=kind or None,
+        persona=persona or None,
+        polarity=polarity,
+        prompt=prompt or None,
+        question=question or None,
+        conversation=conversation or None,
+        turn=turn or None,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        min_score=min_score,
+        max_score=max_score,
+        judge=judge,
+        layer=layer,
+        hook_point=hook_point,
+        pooling=pooling,
+    )
+    shape = found.shape
+    # An empty answer leaves alone what an earlier one wrote.
+    written = write_query(found, Path(out)) if out and shape[0] else []
+    facts: dict[str, Any] = {
+        "shape": list(shape),
+        "rollouts": found.rollouts.num_rows,
+        "dtype": "float32",
+        "layers": list(found.layers),
+        "units_done": found.completeness.done,
+        "units_planned": found.completeness.planned,
+        "files": [str(path) for path in written],
+        "note": found.note or None,
+    }
+    if as_json:
+        output.document(facts)
+        return
+    output.text(f"{shape} float32, {output.size(4 * math.prod(shape))}, from {found.completeness}")
+    if found.note:
+        output.text(found.note)
+    if out and not written:
+        output.text("Nothing was written.")
+    for path in written:
+        output.text(f"wrote {path}")
+    if not out and shape[0]:
+        place = ["conversation_index", "turn_index"] if run.record.of_conversations else ["polarity", "sample_index"]
+        columns = ["kind", "persona", "prompt_index", "question_index", *place, "num_content_tokens"]
+        lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
+        title = f"The first {len(lines)} of {found.rollouts.num_rows} rollouts; --out FILE writes the numbers"
+        output.table(title, [c.removesuffix("_index").removeprefix("num_").replace("_", " ") for c in columns], lines)

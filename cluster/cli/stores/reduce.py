@@ -1,0 +1,32 @@
+"""``persona-atlas reduce``: means, axis, PCA, projections and thresholds of what is committed."""
+
+from __future__ import annotations
+
+import click
+
+from ....analysis.reduce import reduce_run
+from ....analysis.summary import summarise
+from ....storage.query.run import open_run
+from ....storage.query.selection import layer_positions
+from .. import output, summary_text
+from ..options import endpoint_option, json_option, store_argument
+
+
+@click.command()
+@store_argument
+@click.option("--pooling", default=None, help="Which pooling; response_mean where it was captured.")
+@click.option("--layer", type=int, default=None, help="Layer to summarise; the middle one when not given.")
+@endpoint_option
+@json_option
+def reduce(store_url: str, pooling: str | None, layer: int | None, endpoint_url: str | None, as_json: bool) -> None:
+    """Reduce the run at STORE, every captured layer, and keep the result in it."""
+    run = open_run(store_url, endpoint_url)
+    if layer is not None:
+        layer_positions(layer, run.layers, run.record.model.n_layers)
+    reduction = reduce_run(run, pooling=pooling, say=output.progress().say)
+    found = summarise(run, reduction, layer)
+    if as_json:
+        output.document({"reduction": reduction.reduction_id, "store": run.url} | found.as_dict())
+        return
+    summary_text.print_summary(found)
+    output.text(f"Reduction {reduction.reduction_id} of {run.url}")

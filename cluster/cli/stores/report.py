@@ -1,0 +1,42 @@
+"""``persona-atlas report``: one HTML file with the plots of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ....analysis.reduce import reduce_run
+from ....analysis.report import render_report, write_report
+from ....jobs.errors import InputError
+from ....storage.query.run import open_run
+from .. import output
+from ..options import endpoint_option, json_option, store_argument
+
+
+@click.command()
+@store_argument
+@click.option("--out", type=click.Path(dir_okay=False), default=None, help="Write here rather than into the store.")
+@endpoint_option
+@json_option
+def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: bool) -> None:
+    """Write the report of the run at STORE: one self-contained HTML file."""
+    run = open_run(store_url, endpoint_url)
+    reduction = reduce_run(run, say=output.progress().say)
+    if out is None:
+        place = write_report(run, reduction)
+    else:
+        try:
+            Path(out).write_text(render_report(run, reduction), encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{out} cannot be written: {error.strerror or error}.",
+                code="not_writable",
+                field="--out",
+                mend="Choose another place.",
+            ) from error
+        place = out
+    if as_json:
+        output.document({"report": place, "reduction": reduction.reduction_id})
+    else:
+        output.text(f"Report:  {place}")

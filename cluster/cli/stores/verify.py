@@ -1,0 +1,75 @@
+"""``persona-atlas verify``: re-read a run and prove it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ....storage.locations.location import open_location
+from ....storage.verification.verify import Verification, verify_run
+from .. import output
+from ..options import endpoint_option, json_option, store_argument
+
+_SHOWN = 20
+
+
+@click.command()
+@store_argument
+@click.option("--quick", is_flag=True, help="Look at records and lengths only; read no activations and no texts.")
+@click.option("--complete", is_flag=True, help="Fail when a planned unit is missing, too.")
+@endpoint_option
+@json_option
+def verify(store_url: str, quick: bool, complete: bool, endpoint_url: str | None, as_json: bool) -> int:
+    """Re-read the run at STORE and prove it: checksums, rows against texts and spans, finite numbers, canaries.
+
+    Exit status 1 when anything committed is damaged. Units that are not there yet are listed and no damage.
+    """
+    progress = output.progress()
+    with progress.checking("Checking") as tell:
+        found = verify_run(open_location(store_url, endpoint_url), quick=quick, tell=tell)
+    is_good = found.is_sound and (found.is_complete or not complete)
+    if as_json:
+        output.document(_as_dict(found))
+    else:
+        _print(found, quick=quick)
+    return 0 if is_good else 1
+
+
+def _print(found: Verification, *, quick: bool) -> None:
+    read = "lengths only" if quick else f"{output.size(found.bytes_read)} read"
+    output.text(f"{found.units_done} of {found.units_planned} units, {found.rollouts:,} rollouts, {read}")
+    if found.worst_relative_error is not None:
+        output.text(
+            f"{found.canaries} units held against a plain forward pass: relative error at most "
+            f"{found.worst_relative_error:.1e}"
+        )
+    if found.missing:
+        named = ", ".join(found.missing[:_SHOWN])
+        output.text(f"Missing: {named}{' ...' if len(found.missing) > _SHOWN else ''}")
+    if found.dead_objects:
+        size = output.size(found.dead_bytes)
+        output.text(f"{found.dead_objects} objects of attempts that do not count ({size}): persona-atlas gc")
+    if found.problems:
+        lines = [[problem.kind, problem.path, problem.what] for problem in found.problems]
+        output.table("Problems", ["kind", "object", "what"], lines)
+    state = "Sound" if found.is_sound else "DAMAGED"
+    output.text(f"{state} and {'complete' if found.is_complete else 'incomplete'}.")
+
+
+def _as_dict(found: Verification) -> dict[str, Any]:
+    return {
+        "sound": found.is_sound,
+        "complete": found.is_complete,
+        "units_done": found.units_done,
+        "units_planned": found.units_planned,
+        "missing": list(found.missing),
+        "problems": [asdict(problem) for problem in found.problems],
+        "rollouts": found.rollouts,
+        "bytes_read": found.bytes_read,
+        "canaries": found.canaries,
+        "worst_relative_error": found.worst_relative_error,
+        "dead_objects": found.dead_objects,
+        "dead_bytes": found.dead_bytes,
+    }

@@ -1,0 +1,1 @@
+"""Workers: what runs units in this process or in Ray actors, and the pool that keeps them."""

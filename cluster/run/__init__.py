@@ -1,0 +1,1 @@
+"""One job from its spec to its outcome: plan, refuse, drive, conclude."""

@@ -1,0 +1,117 @@
+"""Tell a person, on stderr, how far a job is: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+from ...jobs.scheduling.ledger import Failure, Ledger
+from ...storage.format.records import Manifest
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Prints to a console; keeps the counts that the figures need.
+
+    Args:
+        console: On stderr.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: RichProgress | None = None
+        self._task = None
+        self._began = time.monotonic()
+        self._last_line = 0.0
+        self._first_done: int | None = None
+        self._tokens = 0
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Show the bar while units are worked, where there is a terminal."""
+        self._began = time.monotonic()
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("units"),
+            TextColumn("{task.fields[pace]}"),
+            TimeElapsedColumn(),
+        )
+        with RichProgress(*columns, console=self._console) as bar:
+            self._bar = bar
+            self._task = bar.add_task("Working", total=None, pace="")
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    @contextmanager
+    def checking(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show how far a look at every unit is; yields what is told (done, of how many)."""
+        if not self._console.is_terminal:
+            yield lambda _done, _total: None
+            return
+        with RichProgress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=self._console
+        ) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
+        """Take note of a committed unit, or with None of the start."""
+        done, planned = ledger.num_done, len(ledger.plan.units)
+        if manifest is None or self._first_done is None:
+            self._first_done = done
+        if manifest is not None:
+            self._tokens += manifest.num_response_tokens
+        pace = self._pace(done, planned)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=planned, pace=pace)
+            return
+        now = time.monotonic()
+        if done == planned or now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            failed = f", {len(ledger.failed)} failed" if ledger.failed else ""
+            self.say(f"{done} of {planned} units{failed}{', ' + pace if pace else ''}")
+
+    def failed(self, failure: Failure, *, again: bool) -> None:
+        """Take note of a failed attempt."""
+        what = "is tried again" if again else "is given up"
+        self.say(f"Unit {failure.unit_id} failed (attempt {failure.attempt}) and {what}: {failure.message}")
+
+    def lost(self, worker: str, failures: Sequence[Failure]) -> None:
+        """Take note of units that went with their worker through no fault of theirs."""
+        units = f"{len(failures)} unit{'s' * (len(failures) != 1)}"
+        self.say(f"{worker} had {units} in flight, which are done again: {failures[0].message}")
+
+    def _pace(self, done: int, planned: int) -> str:
+        seconds = time.monotonic() - self._began
+        fresh = done - (self._first_done or 0)
+        # Units end in waves: the first few say nothing of the pace.
+        if fresh < max(3, planned // 20) or seconds < 1:
+            return ""
+        left = seconds / fresh * (planned - done)
+        return f"{self._tokens / seconds:.0f} tokens/s, {span(left)} left"
+
+
+def span(seconds: float) -> str:
+    """Write a time for people: 12 s, 3 min, 1.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""Jobs on a cluster: submit, follow, and the actor that drives them there."""

@@ -1,0 +1,1 @@
+"""How much a plan takes: bytes, memory, time and money, and which device holds it."""

@@ -1,0 +1,44 @@
+"""Facts of well-known models, so that a job can be planned where their files are not. A run never rests on these."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ..plan import ModelFacts
+from ..yaml_file import parse_yaml, read_text, validate
+
+_FILE = Path(__file__).with_name("models.yaml")
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_layers: int
+    d_model: int
+    num_parameters: int
+    kv_values_per_token: int
+    dtype: str
+    family: str
+    max_context: int
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[str, _Facts]
+
+
+@cache
+def known_models() -> dict[str, ModelFacts]:
+    """Give the facts of each known model by its Hugging Face id; none has a fingerprint.
+
+    Example:
+        >>> known_models()["Qwen/Qwen3-32B"].n_layers
+        64
+    """
+    text = read_text(_FILE, "the table of known models")
+    table = validate(_Table, parse_yaml(text, str(_FILE)), text=text, file=str(_FILE))
+    return {name: ModelFacts(**facts.model_dump(), fingerprint="") for name, facts in table.models.items()}

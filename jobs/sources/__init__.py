@@ -1,0 +1,1 @@
+"""Where a run's requests come from: a catalog of personas, or conversations that exist already."""

@@ -1,0 +1,68 @@
+"""``units-<sha256>.parquet``: every unit a run is to have, so that what is missing can be named without the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from hashlib import sha256
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from ...jobs.errors import StoreError
+from ...jobs.units import ConversationUnit, WorkUnit
+from ..locations.location import Location
+from . import layout
+from .records import AnyUnit, RunRecord
+from .rollout_tables import from_parquet, to_parquet
+
+UNIT_SCHEMA = pa.schema(
+    [
+        ("unit_id", pa.string()),
+        ("kind", pa.string()),
+        ("persona", pa.string()),
+        ("polarity", pa.string()),
+        ("prompt_index", pa.int32()),
+        ("question_indices", pa.list_(pa.int32())),
+        ("samples", pa.int32()),
+    ]
+)
+"""Columns: the fields of a ``WorkUnit``."""
+
+CONVERSATION_UNIT_SCHEMA = pa.schema(
+    [
+        *UNIT_SCHEMA,
+        ("sample_indices", pa.list_(pa.int32())),
+        ("conversation_indices", pa.list_(pa.int32())),
+        ("turn_indices", pa.list_(pa.list_(pa.int32()))),
+    ]
+)
+"""Columns: the fields of a ``ConversationUnit``."""
+
+
+def encode_units(units: Iterable[WorkUnit]) -> bytes:
+    """Write units as a Parquet file, in their order."""
+    listed = list(units)
+    of_conversations = any(isinstance(unit, ConversationUnit) for unit in listed)
+    schema = CONVERSATION_UNIT_SCHEMA if of_conversations else UNIT_SCHEMA
+    return to_parquet(pa.Table.from_pylist([asdict(unit) for unit in listed], schema=schema))
+
+
+def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
+    """Read the planned units of a run, by id, in the plan's order.
+
+    Raises:
+        StoreError: The list is missing or is not the one the run was begun with.
+    """
+    path = layout.units_path(record.units_sha256)
+    data = location.read(path)
+    if data is None or sha256(data).hexdigest() != record.units_sha256:
+        state = "is missing" if data is None else "is not the one the run was begun with"
+        raise StoreError(
+            f"the list of planned units {state}.",
+            code="bad_object",
+            file=f"{location.url}/{path}",
+            mend="Restore it from a copy; the spec that began the run can be run again to complete it.",
+        )
+    units: list[WorkUnit] = TypeAdapter(list[AnyUnit]).validate_python(from_parquet(data).to_pylist())
+    return {unit.unit_id: unit for unit in units}

@@ -1,0 +1,175 @@
+"""A directory as a place to keep objects; see ``Location`` for the contract. The one file that knows disks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from ...jobs.errors import AtlasError, InputError, TransientError
+
+_FIELD = "store.url"
+
+_PART = re.compile(r"\..*\.[0-9a-f]{32}\.part")
+"""Names of a directory's objects while they are written."""
+
+
+class DirectoryLocation:
+    """A ``Location`` on a file system.
+
+    Args:
+        root: The directory; need not be there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        return str(self._root)
+
+    @property
+    def endpoint_url(self) -> str | None:
+        return None
+
+    def size(self, path: str) -> int | None:
+        with self.errors():
+            try:
+                return (self._root / path).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read(self, path: str) -> bytes | None:
+        with self.errors():
+            try:
+                return (self._root / path).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read_range(self, path: str, start: int, num_bytes: int) -> bytes | None:
+        with self.errors():
+            try:
+                with (self._root / path).open("rb") as file:
+                    file.seek(start)
+                    return file.read(num_bytes)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        with self.errors():
+            temporary = self._written_aside(path, data)
+            temporary.replace(self._root / path)
+            _keep_name(self._root / path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with self.errors():
+            temporary = self._written_aside(path, data)
+            try:
+                # A link appears with its whole content or not at all, and never over another.
+                os.link(temporary, self._root / path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            _keep_name(self._root / path)
+            return True
+
+    def _written_aside(self, path: str, data: bytes) -> Path:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def names(self, folder: str) -> list[str]:
+        with self.errors():
+            try:
+                entries = list((self._root / folder).iterdir())
+            except FileNotFoundError:
+                return []
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        with self.errors():
+            files = [path for path in (self._root / folder).rglob("*") if path.is_file()]
+            return {path.relative_to(self._root).as_posix(): path.stat().st_size for path in sorted(files)}
+
+    def delete(self, paths: Iterable[str]) -> None:
+        with self.errors():
+            for path in paths:
+                (self._root / path).unlink(missing_ok=True)
+
+    def remove_empty_folder(self) -> None:
+        with self.errors():
+            for folder in sorted((path for path in self._root.rglob("*") if path.is_dir()), reverse=True):
+                folder.rmdir()
+            if self._root.is_dir():
+                self._root.rmdir()
+
+    def is_empty(self) -> bool:
+        with self.errors():
+            try:
+                # A process that died over its very first object has left folders, and perhaps a part of it.
+                return not any(
+                    not _PART.fullmatch(name) for _, _, names in os.walk(self._root, onerror=_raise) for name in names
+                )
+            except FileNotFoundError:
+                return True
+
+    def zarr(self, *, read_only: bool) -> Store:
+        return LocalStore(self._root, read_only=read_only)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        try:
+            yield
+        except AtlasError:
+            raise
+        except OSError as error:
+            raise _from_os_error(error, self.url) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _keep_name(path: Path) -> None:
+    """Make a file's new name outlast a power cut: a commit must not survive what it names."""
+    if os.name == "nt":
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _from_os_error(error: OSError, url: str) -> AtlasError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(
+            f"{url} cannot be used: {reason}.", code="store_denied", field=_FIELD, mend="Choose a place you may write."
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return InputError(
+            f"{url} is not a directory: {reason}.", code="store_not_a_directory", field=_FIELD, mend="Choose another."
+        )
+    if error.errno == errno.ENOSPC:
+        return TransientError(
+            f"the disk under {url} is full.", code="disk_full", field=_FIELD, mend="Free some space and start again."
+        )
+    return TransientError(f"{url} failed: {reason}.", code="store_io", field=_FIELD)

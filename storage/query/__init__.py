@@ -1,0 +1,1 @@
+"""Open a run, select rollouts and layers, read them, export them."""

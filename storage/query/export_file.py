@@ -1,0 +1,191 @@
+"""Write a query's answer to a file, by its extension, a block at a time: larger than memory is no trouble.
+
+A file appears whole or not at all. Beside numbers alone goes a table of their rollouts. Every token of responses is as
+many rows as they are long: formats that say where each begins take it, ``.npy`` does not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...jobs.errors import InputError
+from ...jobs.spec import TOKENS
+from .run import Query
+
+
+def write_query(query: Query, path: Path) -> list[Path]:
+    """Read a query and write it, and say which files were written.
+
+    ``.npy`` and ``.safetensors`` hold numbers only, so the rollouts go to ``<name>.rollouts.parquet`` beside; ``.npz``
+    holds the address columns too; ``.parquet`` is one table with a column of lists. Of ``tokens`` the activations are
+    those of all rollouts, one's after another's, with ``offsets`` of where each begins; in ``.parquet`` a line has the
+    list of its own.
+
+    Args:
+        query: What.
+        path: Where; nothing is written when its extension is not one of ``FORMATS``.
+
+    Raises:
+        InputError: The extension is unknown, cannot hold the answer, or the file cannot be written.
+        StoreError: A committed number is missing or damaged.
+    """
+    check_target(path, query.pooling)
+    try:
+        return FORMATS[path.suffix](query, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            code="not_writable",
+            field="--out",
+            mend="Choose another place.",
+        ) from error
+
+
+def check_target(path: Path, pooling: str) -> None:
+    """Make sure, before anything is read, that a file could be written.
+
+    Args:
+        path: Of the file.
+        pooling: What it is to hold.
+
+    Raises:
+        InputError: The extension is unknown, or its format cannot hold such numbers, or the folder is not there.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(
+            f"{path.suffix or path.name!r} is not a format known here.",
+            code="unknown_format",
+            field="--out",
+            mend=f"Use one of {', '.join(FORMATS)}.",
+        )
+    if pooling == TOKENS and path.suffix == ".npy":
+        raise InputError(
+            "a .npy file holds one array, and says nowhere which of its tokens are which rollout's.",
+            code="unknown_format",
+            field="--out",
+            mend=f"Use one of {', '.join(suffix for suffix in FORMATS if suffix != '.npy')}.",
+        )
+    if not path.parent.is_dir():
+        raise InputError(
+            f"there is no folder {str(path.parent)!r}.", code="no_folder", field="--out", mend="Make it first."
+        )
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes its name only when all of it is written."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _values(query: Query) -> Iterator[bytes]:
+    for _, values in query.blocks():
+        yield np.ascontiguousarray(values, dtype="<f4").tobytes()
+
+
+def _forget_rollouts(path: Path) -> None:
+    """Take an earlier answer's rollouts away first, so that they never lie beside other numbers."""
+    path.with_suffix(".rollouts.parquet").unlink(missing_ok=True)
+
+
+def _rollouts_beside(query: Query, path: Path) -> Path:
+    beside = path.with_suffix(".rollouts.parquet")
+    with _whole(beside) as file:
+        pq.write_table(query.rollouts, file)
+    return beside
+
+
+def _npy(query: Query, path: Path) -> list[Path]:
+    _forget_rollouts(path)
+    with _whole(path) as file:
+        _write_npy(query, file)
+    return [path, _rollouts_beside(query, path)]
+
+
+def _write_npy(query: Query, file: IO[bytes]) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": query.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for data in _values(query):
+        file.write(data)
+
+
+def _npz(query: Query, path: Path) -> list[Path]:
+    columns: dict[str, Any] = {name: _column(query.rollouts, name) for name in query.rollouts.column_names}
+    columns["layers"] = np.array(query.layers)
+    if query.offsets is not None:
+        columns["offsets"] = query.offsets
+    with _whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("activations.npy", "w", force_zip64=True) as member:
+            _write_npy(query, member)
+        for name, values in columns.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
+    return [path]
+
+
+def _column(rollouts: pa.Table, name: str) -> np.ndarray:
+    is_text = pa.types.is_string(rollouts.schema.field(name).type)
+    return np.array(rollouts[name].to_pylist(), dtype=str) if is_text else rollouts[name].to_numpy()
+
+
+def _safetensors(query: Query, path: Path) -> list[Path]:
+    # The format is a length, a JSON header and the bytes; its own library writes from memory only.
+    end = 4 * math.prod(query.shape)
+    offsets = b"" if query.offsets is None else query.offsets.astype("<i8").tobytes()
+    header: dict[str, Any] = {
+        "__metadata__": {"layers": ",".join(str(layer) for layer in query.layers)},
+        "activations": {"dtype": "F32", "shape": query.shape, "data_offsets": [0, end]},
+    }
+    if query.offsets is not None:
+        places = [end, end + len(offsets)]
+        header["offsets"] = {"dtype": "I64", "shape": query.offsets.shape, "data_offsets": places}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    _forget_rollouts(path)
+    with _whole(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for data in _values(query):
+            file.write(data)
+        file.write(offsets)
+    return [path, _rollouts_beside(query, path)]
+
+
+def _parquet(query: Query, path: Path) -> list[Path]:
+    width = math.prod(query.shape[1:])
+    vector = pa.list_(pa.float32(), width)
+    schema = query.rollouts.schema.append(
+        pa.field("activations", vector if query.offsets is None else pa.list_(vector))
+    )
+    with _whole(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for lines, values in query.blocks():
+            lists: pa.Array = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
+            if query.offsets is not None:
+                ends = np.cumsum(lines["num_content_tokens"].to_numpy(), dtype=np.int32)
+                lists = pa.ListArray.from_arrays(np.concatenate([np.zeros(1, np.int32), ends]), lists)
+            writer.write_table(lines.append_column(schema.field("activations"), lists))
+    return [path]
+
+
+FORMATS: dict[str, Callable[[Query, Path], list[Path]]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+}
+"""Writers by extension."""

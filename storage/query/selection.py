@@ -1,0 +1,181 @@
+"""What a query asks for: which rollouts, which layers. Pure; works on the index table."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import SupportsIndex, TypedDict, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...jobs.errors import InputError, closest
+
+Names = str | Sequence[str] | None
+Indices = SupportsIndex | Iterable[SupportsIndex] | None
+Layers = SupportsIndex | str | Iterable[SupportsIndex]
+
+
+class Filters(TypedDict, total=False):
+    """Filters on rollouts, as keyword arguments; what is left out or None lets everything through.
+
+    Attributes:
+        kind: ``role``, ``trait``, ``default``, ``conversation``; one or several.
+        persona: Names or globs such as ``p*``.
+        polarity: ``pos`` or ``neg``.
+        prompt: Prompt indices.
+        question: Question indices.
+        conversation: Conversation indices, in a run of given conversations.
+        turn: Turn indices, in such a run.
+        min_tokens: Least number of content tokens in the response.
+        max_tokens: Most of them.
+        min_score: Least score that the judge gave; rollouts without one are left out.
+        max_score: Highest of them.
+        judge: Whose scores; may be left out when only one has judged the run.
+    """
+
+    kind: Names
+    persona: Names
+    polarity: Names
+    prompt: Indices
+    question: Indices
+    conversation: Indices
+    turn: Indices
+    min_tokens: int | None
+    max_tokens: int | None
+    min_score: float | None
+    max_score: float | None
+    judge: str | None
+
+
+def wants_scores(filters: Filters) -> bool:
+    """Whether the filters cannot be applied without a judge's scores."""
+    return any(filters.get(name) is not None for name in ("min_score", "max_score", "judge"))
+
+
+def select(index: pa.Table, filters: Filters) -> pa.Table:
+    """Keep the matching lines of an index table, in its order.
+
+    Args:
+        index: A table of ``index_schema``, with a column ``score`` (null where there is none) when scores are asked.
+        filters: Which lines.
+
+    Raises:
+        InputError: A filter is not known.
+    """
+    for name in filters:
+        if name not in Filters.__annotations__:
+            raise InputError(
+                f"{name!r} is not a filter. {closest(name, Filters.__annotations__)}".strip(),
+                code="unknown_filter",
+                field=name,
+                mend=f"Use {', '.join(Filters.__annotations__)}.",
+            )
+    for column in ("kind", "persona", "polarity"):
+        names: Names = filters.get(column)
+        if names is not None:
+            known = index[column].unique().to_pylist()
+            matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in _listed(names))]
+            index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
+    for name in ("prompt", "question", "conversation", "turn"):
+        numbers: Indices = filters.get(name)
+        column = f"{name}_index"
+        if numbers is not None:
+            if column not in index.column_names:
+                raise InputError(
+                    f"the run has no {name}s: its texts were generated.",
+                    code="unknown_filter",
+                    field=name,
+                    mend="Only runs of given conversations have conversations and turns.",
+                )
+            wanted = _numbers(numbers, name)
+            index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
+    for column, least, most in (
+        ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
+        ("score", filters.get("min_score"), filters.get("max_score")),
+    ):
+        # A comparison with null is null, which filters out: a rollout without a score is within no bounds.
+        if least is not None:
+            index = index.filter(pc.field(column) >= least)
+        if most is not None:
+            index = index.filter(pc.field(column) <= most)
+    return index
+
+
+def strangers(index: pa.Table, personas: Names) -> str:
+    """Name the personas asked for that no line is of, with the nearest that is there; empty when there are none."""
+    known = index["persona"].unique().to_pylist()
+    unknown = [name for name in _listed(personas) if not any(fnmatchcase(k, name) for k in known)]
+    return " ".join(f"There is no persona {name!r}. {closest(name, known)}".strip() for name in unknown)
+
+
+def _listed(names: Names) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
+
+
+def _numbers(asked: SupportsIndex | Iterable[SupportsIndex], field: str) -> list[int]:
+    # An array has __index__ too.
+    several = [asked] if isinstance(asked, int | np.integer) else cast(Iterable[SupportsIndex], asked)
+    try:
+        return [operator.index(number) for number in several]
+    except TypeError as error:
+        raise InputError(
+            f"{asked!r} is not a whole number, nor several.", code="not_a_number", field=field, mend="Give 3 or [3, 5]."
+        ) from error
+
+
+def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> list[int]:
+    """Turn asked layers into positions among the captured ones.
+
+    Args:
+        asked: A 0-based block, several, ``middle`` (block n_layers // 2), ``all``, or a text such as ``3``,
+            ``3,5`` or ``10:20`` (end exclusive).
+        captured: The blocks that the store holds, in its order.
+        n_layers: Blocks of the model.
+
+    Raises:
+        InputError: A layer that was not captured, or a text that names none.
+
+    Example:
+        >>> layer_positions("2:4", captured=[0, 1, 2, 3], n_layers=4)
+        [2, 3]
+    """
+    layers = _parse_layers(asked, captured, n_layers) if isinstance(asked, str) else asked
+    wanted = _numbers(layers, "layer")
+    missing = [layer for layer in wanted if layer not in captured]
+    if missing or not wanted:
+        span = f"{captured[0]} to {captured[-1]}" if len(captured) > 1 else str(captured[0])
+        raise InputError(
+            f"layer {missing[0]} was not captured." if missing else f"{asked!r} names no layer.",
+            code="no_such_layer",
+            field="layer",
+            mend=f"The run holds {len(captured)} layers: {span}.",
+        )
+    return [list(captured).index(layer) for layer in wanted]
+
+
+def is_single_layer(asked: Layers) -> bool:
+    """Whether the asker wants one layer, and so an array without a layer axis."""
+    return isinstance(asked, int | np.integer) or (isinstance(asked, str) and (asked == "middle" or asked.isdecimal()))
+
+
+def _parse_layers(text: str, captured: Sequence[int], n_layers: int) -> int | list[int]:
+    if text == "all":
+        return list(captured)
+    if text == "middle":
+        return n_layers // 2
+    try:
+        if ":" in text:
+            start, stop = text.split(":")
+            return list(range(int(start or 0), int(stop or n_layers)))
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{text!r} is not a layer.",
+            code="bad_layer",
+            field="layer",
+            mend="Give a number, 'middle', 'all', a list such as 3,5 or a range such as 10:20.",
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers

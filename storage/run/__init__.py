@@ -1,0 +1,1 @@
+"""The run as a whole: its record, leases, commit records, index and status."""

@@ -1,0 +1,153 @@
+"""``plan`` on the command line: what it says, where its facts are from, what it refuses; what ``run`` does not take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from persona_atlas.cluster.cli import cli
+from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.sizing.devices import BUILTIN_DEVICES
+from persona_atlas.jobs.sizing.known_models import known_models
+from persona_atlas.workers.models.model_files import read_facts
+
+LLAMA = Path(__file__).parents[3] / "examples" / "llama-3.3-70b.yaml"
+FEW = ("--set", "personas.roles.names=[pirate]", "--set", "personas.traits.names=[]")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that cannot be reached, and a cache without a model."""
+
+    def unreachable(*_args: object, **_options: object) -> None:
+        raise OSError("no network here")
+
+    for name in ("get_safetensors_metadata", "hf_hub_download", "snapshot_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", unreachable)
+
+
+def invoke(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(cli, [*map(str, arguments)], catch_exceptions=False, standalone_mode=False)
+
+
+def planned(*options: str | Path, spec: Path = LLAMA) -> dict[str, Any]:
+    done = invoke("plan", spec, *FEW, *options, "--json")
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def tiny_spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps({"model": {"source": str(tiny_model_directory)}, "store": {"url": "s3://b/x"}}))
+    return path
+
+
+def test_a_70b_model_is_planned_from_the_table_and_it_is_said():
+    found = planned("--device", "H100", "--gpus", "64")
+    assert found["facts_from"] == "table"
+    assert found["plan_digest"] is None
+    assert found["num_parameters"] == 70_553_706_496
+    assert found["device_bytes"] * 4 == pytest.approx(found["replica_bytes"], abs=4)
+    (price,) = found["prices"]
+    assert (price["device"], price["tensor_parallel"], found["currency"]) == ("H100", 4, "USD")
+    assert price["gpus"] <= 64
+    assert price["money"] == pytest.approx(price["gpu_hours"] * found["devices"]["H100"]["price_per_hour"])
+    assert price["days"] == pytest.approx(price["gpu_hours"] / price["gpus"] / 24)
+    told = invoke("plan", LLAMA, *FEW).stdout
+    assert "table of known models, not the model's files" in told.replace("\n", " ")
+
+
+def test_devices_that_a_replica_does_not_fit_are_told_apart():
+    found = planned()
+    assert {price["device"] for price in found["prices"]} == {"H100", "H200", "A100-80"}
+    other = {entry["device"]: entry["smallest_tensor_parallel"] for entry in found["does_not_fit"]}
+    assert other["L40S"] == 8
+    assert other["L4"] is None
+
+
+def test_a_spec_whose_model_fits_no_node_is_refused():
+    with pytest.raises(InputError) as caught:
+        planned("--set", "placement.tensor_parallel=1")
+    assert caught.value.code == "does_not_fit"
+    with pytest.raises(InputError) as caught:
+        planned("--device", "H100", "--gpus", "3")
+    assert caught.value.field == "--gpus"
+
+
+def test_a_table_of_ones_own_is_used(tmp_path: Path):
+    table = tmp_path / "mine.yaml"
+    table.write_text(BUILTIN_DEVICES.read_text().replace("price_per_hour: 3.00", "price_per_hour: 6.00"))
+    before, after = planned("--device", "H100"), planned("--device", "H100", "--devices", table)
+    assert after["prices"][0]["money"] == pytest.approx(2 * before["prices"][0]["money"])
+
+
+def test_a_model_on_this_machine_gives_its_own_facts(tiny_spec: Path):
+    found = planned(spec=tiny_spec)
+    assert found["facts_from"] == "files"
+    assert len(found["plan_digest"]) == 64
+    assert {price["device"] for price in found["prices"]} >= {"cpu", "L4"}
+
+
+def test_a_configuration_and_an_index_are_enough_to_plan_and_not_to_run(
+    tmp_path: Path, tiny_model_directory: Path, tiny_spec: Path
+):
+    sketch = tmp_path / "sketch"
+    sketch.mkdir()
+    shutil.copy(tiny_model_directory / "config.json", sketch)
+    weights = tiny_model_directory / "model.safetensors"
+    facts = read_facts(tiny_model_directory)
+    index = {"metadata": {"total_size": facts.num_parameters * 4}, "weight_map": {"x": weights.name}}
+    (sketch / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = planned("--set", f"model.source={sketch}", spec=tiny_spec)
+    assert (found["facts_from"], found["plan_digest"]) == ("configuration", None)
+    assert found["num_parameters"] == facts.num_parameters
+    assert found["n_layers"] == facts.n_layers
+    with pytest.raises(InputError) as caught:
+        invoke("run", tiny_spec, "--set", f"model.source={sketch}", "--set", f"store.url={tmp_path / 'run'}", "--json")
+    assert caught.value.field == "model.source"
+    (sketch / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError):
+        planned("--set", f"model.source={sketch}", spec=tiny_spec)
+
+
+def test_a_hub_in_reach_gives_facts_without_weights(monkeypatch: pytest.MonkeyPatch, tiny_model_directory: Path):
+    class Metadata:
+        def __init__(self) -> None:
+            self.parameter_count = {"BF16": 1_000_000, "F32": 10}
+
+    fetched: list[str] = []
+
+    def download(_source: str, name: str, revision: str | None = None) -> str:
+        fetched.append(name)
+        return str(tiny_model_directory / name)
+
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", lambda _source, revision=None: Metadata())
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    found = planned("--set", "placement.device=auto", "--set", "placement.tensor_parallel=1")
+    assert (found["facts_from"], found["num_parameters"], found["n_layers"]) == ("configuration", 1_000_010, 3)
+    assert found["weight_bytes"] == 2 * 1_000_010
+    assert fetched == ["config.json"]
+
+
+def test_a_model_that_nothing_is_known_of_is_refused_with_those_that_are_known():
+    with pytest.raises(InputError) as caught:
+        planned("--set", "model.source=nobody/knows-this")
+    assert (caught.value.code, caught.value.field) == ("no_model", "model.source")
+    assert all(name in str(caught.value.mend) for name in known_models())
+
+
+def test_a_run_over_several_gpus_a_replica_is_refused_before_its_model_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def looked_for(*_args: object) -> None:
+        pytest.fail("the model was looked for")
+
+    monkeypatch.setattr("persona_atlas.cluster.run.job.find_model", looked_for)
+    with pytest.raises(InputError) as caught:
+        invoke("run", LLAMA, "--set", f"store.url={tmp_path / 'run'}")
+    assert (caught.value.code, caught.value.field) == ("not_yet", "placement.tensor_parallel")
+    assert not (tmp_path / "run").exists()

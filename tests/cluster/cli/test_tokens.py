@@ -1,0 +1,137 @@
+"""Every token of chosen layers through the command line: a real Ray, a real model, a folder and an S3 server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from persona_atlas import open_run
+from persona_atlas.storage.query.run import Run
+
+from command_line import Answered, Refused, answered_by, refused_by
+from conversations import line, write_lines
+from plain_forward import PlainModel, relative_errors
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Answered:
+    return answered_by(capsys)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    return refused_by(capsys)
+
+
+def atlas(*arguments: str | Path) -> dict[str, Any]:
+    """Run a verb that starts Ray, in a process of its own; gives its document."""
+    command = [sys.executable, "-m", "persona_atlas.cluster.cli", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout)
+
+
+def write_spec(path: Path, model: Path, store_url: str, **capture: object) -> Path:
+    counts = {"prompts": 1, "questions": 5}
+    spec = {
+        "model": {"source": str(model)},
+        "personas": {"roles": {"names": ["pirate", "poet"], **counts}, "default": counts},
+        "sampling": {"max_new_tokens": 40},
+        "capture": {"poolings": ["response_mean", "tokens"], "token_layers": [0, 2]} | capture,
+        "placement": {"batch_tokens": 700},
+        "store": {"url": store_url},
+    }
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def assert_plain(run: Run, model: Path, layers: list[int]) -> None:
+    """Every token is what one plain forward pass over its finished conversation shows, to the store's precision."""
+    plain = PlainModel(model)
+    found = run.activations(layer="all", pooling="tokens")
+    assert found.layers == tuple(layers)
+    texts = {text["row"]: text for text in run.rollouts().to_pylist()}
+    for place, tokens_NKD in zip(found.rollouts.to_pylist(), found.per_rollout(), strict=True):
+        text = texts[place["row"]]
+        content = text["response_token_ids"][: text["num_content_tokens"]]
+        states_LTD, _ = plain.run([*text["prompt_token_ids"], *content])
+        expected_KND = states_LTD[layers, len(text["prompt_token_ids"]) :]
+        assert relative_errors(tokens_NKD.transpose(1, 0, 2), expected_KND).max() < 1e-3
+
+
+def test_a_run_keeps_every_token_of_the_layers_asked_for(
+    tmp_path: Path, store_url: str, tiny_model_directory: Path, here: Answered, refused: Refused
+):
+    spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, store_url)
+    planned = here("plan", spec)
+    assert planned["token_layers"] == [0, 2]
+    assert planned["stored_token_bytes"] == 15 * 40 * 2 * planned["d_model"] * 2
+    outcome = atlas("run", spec)
+    assert outcome["state"] == "SUCCEEDED"
+    assert outcome["summary"] is not None, "the means are reduced as ever"
+
+    run = open_run(store_url)
+    assert_plain(run, tiny_model_directory, [0, 2])
+    checked = here("verify", store_url)
+    assert (checked["problems"], checked["units_done"]) == ([], 3)
+    assert here("show", store_url)["token_layers"] == [0, 2]
+
+    tokens = run.index.filter(run.index["has_vector"])["num_content_tokens"].to_pylist()
+    npz, parquet = tmp_path / "out.npz", tmp_path / "out.parquet"
+    answer = here("query", store_url, "--pooling", "tokens", "--layer", "2", "--out", npz)
+    assert answer["shape"] == [sum(tokens), planned["d_model"]]
+    assert answer["rollouts"] == len(tokens)
+    with np.load(npz) as file:
+        assert np.diff(file["offsets"]).tolist() == tokens
+    here("query", store_url, "--pooling", "tokens", "--persona", "poet", "--out", parquet)
+    assert [len(lists) for lists in pq.read_table(parquet)["activations"].to_pylist()] == [
+        count
+        for count, persona in zip(tokens, run.index.filter(run.index["has_vector"])["persona"].to_pylist(), strict=True)
+        if persona == "poet"
+    ]
+    assert ".npy" in refused("query", store_url, "--pooling", "tokens", "--out", tmp_path / "out.npy")["error"]
+    assert refused("reduce", store_url, "--pooling", "tokens")["field"] == "pooling"
+    pooled = here("query", store_url, "--layer", "1")
+    assert pooled["shape"] == [len(tokens), planned["d_model"]]
+
+
+def test_given_texts_give_the_tokens_of_each_turn_and_need_no_pooling(
+    tmp_path: Path, tiny_model_directory: Path, here: Answered
+):
+    talks = [
+        line("Hi", "Hello there.", "So?", "So. " * 70, "And?", "", "Well?", "Well. ☠", system_prompt="Be."),
+        *[line(f"What is {n}?", f"It is {n}." * (1 + n % 5)) for n in range(20)],
+    ]
+    source = write_lines(tmp_path / "talks.jsonl", talks)
+    store = tmp_path / "run"
+    options = ("--pooling", "tokens", "--token-layers", "1", "--set", "placement.batch_tokens=300")
+    outcome = atlas("extract", "--model", tiny_model_directory, "--conversations", source, "--store", store, *options)
+    assert (outcome["state"], outcome["summary"]) == ("SUCCEEDED", None)
+    run = open_run(str(store))
+    assert run.layers == (1,)
+    assert run.activations(pooling="tokens").rollouts.num_rows == 23
+    assert_plain(run, tiny_model_directory, [1])
+    assert here("verify", store)["problems"] == []
+
+
+def test_what_no_unit_can_hold_is_refused_before_anything_is_spent(
+    tmp_path: Path, tiny_model_directory: Path, refused: Refused
+):
+    spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, str(tmp_path / "run"), token_layers="all")
+    for verb in ("plan", "run"):
+        facts = refused(verb, spec, "--set", "sampling.max_new_tokens=1000000")
+        assert facts["field"] == "capture.token_layers"
+        assert "MiB" in facts["error"]
+        assert "max_new_tokens" in facts["mend"]
+    assert not (tmp_path / "run").exists()
+    without = write_spec(tmp_path / "job.yaml", tiny_model_directory, str(tmp_path / "run"), token_layers=None)
+    assert refused("plan", without)["field"] == "capture.token_layers"

@@ -1,0 +1,134 @@
+"""Who is handed what: nobody more than it can begin, and at the end little at a time."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from persona_atlas.cluster.pool.executor import Answer, WorkerView
+from persona_atlas.cluster.pool.worker_load import Hungry, Load
+from persona_atlas.cluster.run.drive import drive
+from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
+from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.query.run import open_run
+from persona_atlas.storage.run.commits import commit_unit
+from persona_atlas.storage.run.lease import acquire
+from rich.console import Console
+
+from fakes import small_plan, small_spec
+from stored_runs import begin, write_unit
+
+BATCH = 6
+"""Rollouts; two units."""
+
+
+class Pool:
+    """Two workers with batches; ``quick`` answers whenever it is waited for, ``slow`` when quick has nothing to do."""
+
+    def __init__(self, work: Callable[[UnitOrder], Answer]) -> None:
+        self._work = work
+        self._held = {"quick": Load(), "slow": Load()}
+        self._waiting: dict[str, deque[tuple[UnitOrder, ...]]] = {name: deque() for name in self._held}
+        self._num_units: Counter[str] = Counter()
+        self.handed_out: list[tuple[str, str, int]] = []
+        self.sizes: list[int] = []
+        self.ready = list(self._held)
+        self.nodes_left_out: dict[str, str] = {}
+
+    def start(self, tick: Callable[[], None] = lambda: None) -> None:
+        del tick
+
+    @property
+    def idle(self) -> list[str]:
+        return [worker for worker in self.ready if self._held[worker].is_empty]
+
+    @property
+    def num_workers(self) -> int:
+        return len(self.ready)
+
+    @property
+    def hungry(self) -> list[str]:
+        takers = [worker for worker in self.ready if self._held[worker].takes_more]
+        return sorted(takers, key=lambda worker: self._held[worker].rollouts)
+
+    @property
+    def views(self) -> list[WorkerView]:
+        return []
+
+    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
+        self.sizes.append(len(orders))
+        for order in orders:
+            self.handed_out.append((worker, order.unit.unit_id, self._held[worker].rollouts))
+        self._held[worker].take(orders)
+        self._num_units[worker] += len(orders)
+        self._waiting[worker].append(tuple(orders))
+
+    def wait(self, timeout_s: float) -> list[Answer]:
+        del timeout_s
+        asking = [name for name, load in self._held.items() if 0 < load.rollouts < BATCH and not load.is_hungry]
+        for name in asking:
+            self._held[name].hears(Hungry(self._num_units[name]))
+        if asking:
+            return []
+        worker = next((worker for worker in self.ready if self._waiting[worker]), None)
+        if worker is None:
+            return []
+        orders = self._waiting[worker].popleft()
+        for order in orders:
+            self._held[worker].answered(order.unit.unit_id)
+        return [self._work(order) for order in orders]
+
+    def close(self) -> None:
+        self._held.clear()
+
+
+def drive_pool(plan: Plan, url: str, *, rollouts: int = 3, fail: frozenset[str] = frozenset()) -> Pool:
+    """Work a plan off with such a pool, so many rollouts an assignment; some units fail the first time."""
+    location = open_location(url)
+    with acquire(location, row_blocks_needed(plan, ())) as lease:
+        begin(location, plan, lease)
+
+        def work(order: UnitOrder) -> Answer:
+            unit_id = order.unit.unit_id
+            if unit_id in fail and order.attempt == 1:
+                return Answer("", (Failure(unit_id, 1, "scripted"),))
+            return Answer("", (write_unit(location, plan, unit_id, order.row_block),))
+
+        pool = Pool(work)
+        ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts)
+        drive(ledger, pool, lambda manifest: commit_unit(location, lease, manifest), Progress(Console(stderr=True)))
+    return pool
+
+
+def test_nobody_is_dealt_more_than_it_can_begin_and_all_are_dealt_to_in_turn(tmp_path: Path):
+    url = str(tmp_path / "run")
+    plan = small_plan(small_spec(url))
+    pool = drive_pool(plan, url)
+    assert [(worker, held) for worker, _, held in pool.handed_out[:4]] == [
+        ("quick", 0),
+        ("slow", 0),
+        ("quick", 3),
+        ("slow", 3),
+    ]
+    assert [(worker, held) for worker, _, held in pool.handed_out[4:]] == [("quick", 3)] * 8
+    assert sorted(unit_id for _, unit_id, _ in pool.handed_out) == sorted(plan.by_id)
+    assert open_run(url).completeness.is_complete
+
+
+def test_at_the_end_little_is_dealt_at_a_time(tmp_path: Path):
+    url = str(tmp_path / "run")
+    pool = drive_pool(small_plan(small_spec(url)), url, rollouts=12)
+    assert pool.sizes == [4, 4, 1, 1, 1, 1]
+
+
+def test_a_retry_is_handed_only_to_a_worker_that_has_nothing_else(tmp_path: Path):
+    url = str(tmp_path / "run")
+    plan = small_plan(small_spec(url))
+    poet = "role.poet.pos.p0.b0"
+    pool = drive_pool(plan, url, fail=frozenset({poet}))
+    assert [held for _, unit_id, held in pool.handed_out if unit_id == poet][1:] == [0]
+    assert open_run(url).completeness.is_complete

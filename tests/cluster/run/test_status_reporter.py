@@ -1,0 +1,118 @@
+"""What a driver tells of itself: how far, how quick, who does what, and what failed, the first error in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from persona_atlas.cluster.pool.executor import LocalExecutor, WorkerView
+from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
+from persona_atlas.cluster.run.status_reporter import Board, JobStoppedError
+from persona_atlas.jobs.errors import StoreError
+from persona_atlas.jobs.scheduling.job_state import JobState
+from persona_atlas.jobs.scheduling.ledger import Failure, Ledger
+from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.run.status import FailureNews, RunStatus, Stage, read_status
+from persona_atlas.workers.engine import EngineSettings
+
+from fakes import FakeEngine, small_plan, small_spec
+from stored_runs import write_unit
+
+
+class _Pool(LocalExecutor):
+    """One worker at work and one that waits for a place; a node is left out."""
+
+    @property
+    def views(self) -> list[WorkerView]:
+        return [
+            WorkerView("worker-0", "a", "working", ("unit-1", "unit-2"), 5.0),
+            WorkerView("worker-3", "", "waiting", (), 6.0),
+        ]
+
+    @property
+    def nodes_left_out(self) -> dict[str, str]:
+        return {"b": "3 workers died on it, the last: gone"}
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> _Pool:
+    spec = small_spec(str(tmp_path))
+    unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, (0,), spec.sampling, spec.capture)
+    return _Pool(UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: FakeEngine()))
+
+
+def told(place: Path) -> RunStatus:
+    status = read_status(open_location(str(place)), 1)
+    assert status is not None
+    return status
+
+
+def fail(ledger: Ledger, unit_id: str, why: str) -> None:
+    attempt = ledger.attempts[unit_id]
+    ledger.fail(Failure(unit_id, attempt, f"{why} ({attempt})", f"Traceback of {why} ({attempt})"), "worker-0")
+
+
+def test_the_news_say_how_far_it_is_who_does_what_and_what_failed(tmp_path: Path, pool: _Pool):
+    location = open_location(str(tmp_path))
+    plan = small_plan(small_spec(str(tmp_path)))
+    ledger = Ledger(plan, set(), iter(range(100)), rollouts_per_assignment=9)
+    first, second, third = (order.unit.unit_id for order in ledger.next_assignment())
+    with Board("job-1") as board:
+        board.open(location, 1)
+        board.doing("working")
+        manifest = write_unit(location, plan, first, 0)
+        board.count(manifest)
+        ledger.commit(first)
+        fail(ledger, second, "no memory")
+        fail(ledger, third, "no luck")
+        while third not in ledger.failed:
+            if third in [order.unit.unit_id for order in ledger.next_assignment()]:
+                fail(ledger, third, "no luck")
+        board.look(ledger, pool)
+        board.tell()
+    status = told(tmp_path)
+    assert status.job_id == "job-1"
+    assert status.stages == (Stage(name="rollouts", done=1, planned=12), Stage(name="reduction", done=0, planned=1))
+    assert (status.units_failed, status.units_in_flight) == (1, 10)
+    assert [(worker.name, worker.doing) for worker in status.workers] == [
+        ("worker-0", "working"),
+        ("worker-3", "waiting"),
+    ]
+    assert status.nodes_left_out == {"b": "3 workers died on it, the last: gone"}
+    assert status.failures == (
+        FailureNews(
+            unit_id=second,
+            attempts=1,
+            error="no memory (1)",
+            detail="Traceback of no memory (1)",
+            is_given_up=False,
+        ),
+        FailureNews(unit_id=third, attempts=3, error="no luck (3)", detail="", is_given_up=True),
+    )
+
+
+def test_workers_are_told_of_while_they_load_and_a_stop_is_heard(tmp_path: Path, pool: _Pool):
+    def load(board: Board) -> None:
+        with board:
+            board.open(open_location(str(tmp_path)), 1)
+            board.wait_for_workers(pool)
+            board.tell()
+            assert [worker.doing for worker in told(tmp_path).workers] == ["working", "waiting"]
+            board.stop()
+            board.wait_for_workers(pool)
+
+    with pytest.raises(JobStoppedError):
+        load(Board("job-1"))
+    status = told(tmp_path)
+    assert (status.state, status.workers, status.error) == (JobState.CANCELLED, (), "cancelled.")
+
+
+def test_an_error_ends_the_news_as_failed_with_its_words(tmp_path: Path):
+    def work(board: Board) -> None:
+        with board:
+            board.open(open_location(str(tmp_path)), 1)
+            raise StoreError("the roof is gone.", code="gone")
+
+    with pytest.raises(StoreError):
+        work(Board())
+    assert (told(tmp_path).state, told(tmp_path).error) == (JobState.FAILED, "the roof is gone.")

@@ -1,0 +1,184 @@
+"""What is checked and what is shipped before a job is handed in; needs no cluster."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from persona_atlas import __version__
+from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.submission.follow import refuse_other_versions
+from persona_atlas.cluster.submission.ray_cluster import Cluster, ClusterFacts
+from persona_atlas.cluster.submission.shipping import stage_code, stage_order
+from persona_atlas.cluster.submission.submit import (
+    HowToRun,
+    hand_in,
+    refuse_cluster,
+    refuse_what_fits_no_node,
+    resolved,
+)
+from persona_atlas.cluster.submission.submitted_job import JobOrder
+from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.scheduling.job_state import JobState
+from persona_atlas.jobs.sizing.estimate import HEADROOM, Estimate, estimate
+from persona_atlas.jobs.spec import make_spec
+from persona_atlas.storage.run.status import RunStatus, read_status, write_status
+
+from fakes import small_plan, small_spec
+from stored_runs import small_run
+
+PYTHON = ".".join(platform.python_version_tuple()[:2])
+
+
+def facts(python: str = platform.python_version(), gpus: int = 0) -> ClusterFacts:
+    return ClusterFacts("2.60.0", python, gpus, is_open=False, cores=8, memory_bytes=16 * 10**9, gpu_bytes=80 * 10**9)
+
+
+def order(**changes: str) -> JobOrder:
+    told = {"job_id": "job-1", "version": __version__, "python": PYTHON} | changes
+    return JobOrder(spec=small_spec(), **told)  # type: ignore[arg-type]
+
+
+def test_the_code_that_is_sent_is_the_whole_package_and_nothing_else(tmp_path: Path):
+    package = stage_code(tmp_path)
+    assert package.name == "persona_atlas"
+    assert {path.name for path in package.iterdir()} == {
+        "__init__.py", "py.typed", "jobs", "workers", "storage", "analysis", "cluster",
+    }  # fmt: skip
+    program = (
+        "import persona_atlas, persona_atlas.cluster.cli, persona_atlas.cluster.submission.driver_actor\n"
+        "from persona_atlas.jobs.catalog import load_catalog\n"
+        "print(persona_atlas.__file__, len(load_catalog().names('role')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(package / "__init__.py"), "275"]
+    assert sum(path.stat().st_size for path in package.rglob("*")) < 20 * 2**20
+
+
+def test_an_order_comes_back_as_it_was_written(tmp_path: Path):
+    sent = order()
+    folder = stage_order(tmp_path, sent)
+    assert JobOrder.model_validate_json((folder / "job.json").read_bytes()) == sent
+    assert [path.name for path in folder.iterdir()] == ["job.json"]
+
+
+def test_a_spec_says_the_same_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    spec = resolved(small_spec("runs/x", model={"source": "model", "name": "Nobody"}))
+    assert spec.store.url == str(tmp_path / "runs" / "x")
+    assert spec.model.source == str(tmp_path / "model")
+    assert spec.digest != ""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+    assert resolved(small_spec("s3://bucket/x")).store.endpoint_url == "http://minio:9000"
+
+
+def test_another_python_is_refused_and_both_are_named():
+    with pytest.raises(InputError) as caught:
+        refuse_cluster(facts("3.9.18"), small_spec(), HowToRun())
+    assert caught.value.code == "other_python"
+    assert PYTHON in caught.value.message
+    assert "3.9.18" in caught.value.message
+    refuse_cluster(facts(), small_spec(), HowToRun())
+    refuse_cluster(facts("3.9.18"), small_spec(), HowToRun(image="ours"))
+
+
+def test_a_cluster_with_a_ray_that_is_too_old_is_refused_and_both_are_named():
+    with pytest.raises(InputError) as caught:
+        refuse_cluster(replace(facts(), ray_version="2.9.3"), small_spec(), HowToRun())
+    assert caught.value.code == "other_ray"
+    assert "2.50" in caught.value.message
+    assert "2.9.3" in caught.value.message
+
+
+def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
+    spec = small_spec(placement={"device": "cuda", "replicas": 2})
+    with pytest.raises(InputError) as caught:
+        refuse_cluster(facts(), spec, HowToRun())
+    assert (caught.value.code, caught.value.field) == ("no_gpu", "placement.device")
+    refuse_cluster(facts(gpus=1), spec, HowToRun())
+    refuse_cluster(facts(), spec, HowToRun(may_scale_up=True))
+
+
+def figures(replica_gb: int, tokens_gb: int = 0) -> Estimate:
+    """An estimate of which only the memory matters."""
+    plain = estimate(small_plan(small_spec()))
+    weights = int(replica_gb * 1e9 / HEADROOM)
+    return replace(plain, weight_bytes=weights, cache_bytes=0, capture_bytes=0, held_token_bytes=tokens_gb * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("placement", "gpus", "needed_gb", "field", "told"),
+    [
+        ({"threads": 9}, 0, 1, "placement.threads", ("9 cores", "8")),
+        ({}, 0, 17, "model.source", ("17.0 GB", "node", "16.0 GB")),
+        ({}, 2, 81, "model.source", ("81.0 GB", "GPU", "80.0 GB")),
+        ({"device": "cpu"}, 2, 17, "model.source", ("17.0 GB", "node", "16.0 GB")),
+    ],
+)
+def test_a_job_that_fits_no_node_is_refused_with_what_it_needs_and_what_there_is(
+    placement: dict[str, Any], gpus: int, needed_gb: int, field: str, told: tuple[str, ...]
+):
+    with pytest.raises(InputError) as caught:
+        refuse_what_fits_no_node(facts(gpus=gpus), small_spec(placement=placement), figures(needed_gb))
+    assert (caught.value.code, caught.value.field) == ("does_not_fit", field)
+    assert all(word in caught.value.message for word in told)
+
+
+def test_every_token_that_is_kept_takes_the_machines_memory_and_not_the_gpus():
+    refuse_what_fits_no_node(facts(gpus=1), small_spec(), figures(80, tokens_gb=10))
+    with pytest.raises(InputError, match=r"17\.0 GB"):
+        refuse_what_fits_no_node(facts(), small_spec(), figures(7, tokens_gb=10))
+
+
+def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
+    refuse_what_fits_no_node(facts(), small_spec(placement={"threads": 8}), figures(16))
+    refuse_what_fits_no_node(facts(gpus=1), small_spec(), figures(80))
+    refuse_what_fits_no_node(facts(), small_spec(), None)
+    untold = ClusterFacts("2.60.0", "3.11.4", 0, is_open=False, cores=1)
+    refuse_what_fits_no_node(untold, small_spec(), figures(10**6))
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ({"placement": {"tensor_parallel": 2}}, "placement.tensor_parallel"),
+        ({"conversations": {"source": "talks.jsonl"}}, "conversations"),
+    ],
+)
+def test_what_a_cluster_cannot_be_sent_yet_is_refused_before_anything_is_asked(part: dict[str, Any], field: str):
+    spec = make_spec({"model": {"source": "nobody/nothing"}, "store": {"url": "runs/x"}} | part)
+    # Neither is there: asking either would be another error.
+    with pytest.raises(InputError) as caught:
+        hand_in(spec, cast(Cluster, None), HowToRun(), cast(Progress, None))
+    assert (caught.value.code, caught.value.field) == ("not_yet", field)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"), [({"version": "9.9"}, "other_version"), ({"python": "3.9"}, "other_python")]
+)
+def test_a_cluster_of_another_version_ends_the_job_with_both_named(changes: dict[str, str], code: str):
+    with pytest.raises(InputError) as caught:
+        refuse_other_versions(order(**changes), __version__)
+    assert caught.value.code == code
+    assert next(iter(changes.values())) in caught.value.message
+    refuse_other_versions(order(), __version__)
+
+
+def test_news_of_another_version_or_half_written_is_no_trouble(tmp_path: Path):
+    location = small_run(str(tmp_path / "run")).location
+    status = RunStatus(job_id="job-1", state=JobState.RUNNING, doing="working", told_at=1.0, begun_at=0.0)
+    write_status(location, 1, status)
+    assert read_status(location, 1) == status
+    location.write("status/000001.json", status.model_dump_json().replace("{", '{"hue": "blue",', 1).encode())
+    assert read_status(location, 1) == status
+    location.write("status/000001.json", b'{"state": "RUNN')
+    assert read_status(location, 1) is None
+    assert read_status(location, 2) is None

@@ -1,0 +1,327 @@
+"""The index: never behind the truth for a reader, cheap to open, and worth nothing when it is not this run's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from persona_atlas.jobs.errors import AtlasError, StoreError, TransientError
+from persona_atlas.jobs.plan import Plan
+from persona_atlas.storage.arrays.chunks import chunk_table, read_chunks
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import CommitRecord, RunRecord
+from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, INDEX_SCHEMA, index_table, to_parquet
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.query.run import Run
+from persona_atlas.storage.run import index_keeper
+from persona_atlas.storage.run.commits import commit_unit, committed_units, now_iso, read_commits
+from persona_atlas.storage.run.index import load_index, read_stored_index
+from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index
+from persona_atlas.storage.run.lease import acquire, newest_lease
+from persona_atlas.storage.run.run_store import read_run_record
+
+from counted import Counted
+from fakes import small_plan, small_spec
+from stored_runs import begin, record_of, store_run, write_unit
+
+LEFT_OUT = ("role.poet.pos.p1.b0", "trait.anxious.neg.p0.b0")
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return small_plan()
+
+
+@pytest.fixture(scope="module")
+def record(plan: Plan) -> RunRecord:
+    return record_of(plan)
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Location:
+    return open_location(str(tmp_path / "run"))
+
+
+def nothing_happens() -> None:
+    pass
+
+
+def drive(
+    location: Location,
+    plan: Plan,
+    unit_ids: Iterable[str],
+    *,
+    end: Callable[[], None] = nothing_happens,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Commit units as a job does, the index kept meanwhile; then something may happen under the lease."""
+    wanted = list(unit_ids)
+    with acquire(location, len(wanted)) as lease:
+        begin(location, plan, lease)
+        with IndexKeeper(location, record_of(plan), say) as keeper:
+            for unit_id, row_block in zip(wanted, lease.row_blocks, strict=True):
+                keeper.add(commit_unit(location, lease, write_unit(location, plan, unit_id, row_block)))
+            end()
+
+
+def make_it_look_killed(location: Location) -> None:
+    """The last driver did not release its lease, and its time is over."""
+    lease = newest_lease(location)
+    assert lease is not None
+    dead = lease.model_copy(update={"released": False, "expires_at": time.time() - 1})
+    location.write(layout.driver_path(lease.generation), dead.to_bytes())
+
+
+def truth(location: Location, record: RunRecord) -> pa.Table:
+    commits = read_commits(location, committed_units(location))
+    return index_table((commit.manifest for commit in commits), record.rows_per_block).sort_by(ADDRESS_ORDER)
+
+
+def opened(location: Location) -> tuple[Run, Counted]:
+    """Open a run and look at its index; gives what that asked of the store."""
+    counted = Counted(location)
+    record = read_run_record(counted)
+    assert record is not None
+    run = Run(counted, record)
+    assert run.index.num_rows == 3 * len(run.committed)
+    return run, counted
+
+
+def test_a_complete_run_is_opened_with_two_requests(store_url: str, plan: Plan, record: RunRecord):
+    location = open_location(store_url)
+    drive(location, plan, plan.by_id)
+    run, counted = opened(location)
+    assert [(asked.method, asked.path) for asked in counted.asked] == [
+        ("read", layout.RUN_RECORD),
+        ("read", layout.INDEX),
+    ]
+    assert run.completeness.is_complete
+    assert run.index.equals(truth(location, record))
+
+
+def test_a_partial_run_lists_its_commits_and_reads_none_that_the_index_has(
+    location: Location, plan: Plan, record: RunRecord
+):
+    drive(location, plan, set(plan.by_id) - set(LEFT_OUT))
+    run, counted = opened(location)
+    assert len(counted.asked) <= 4
+    assert not [asked for asked in counted.of("read") if layout.COMMITS in asked.path]
+    assert run.committed == set(plan.by_id) - set(LEFT_OUT)
+    assert run.index.equals(truth(location, record))
+
+
+def test_what_the_index_lacks_is_read_from_the_commits_and_nothing_else(
+    location: Location, plan: Plan, record: RunRecord
+):
+    store_run(location.url, plan, leave_out=LEFT_OUT)
+    refresh_index(location, record)
+    with acquire(location, 1) as lease:
+        late = LEFT_OUT[0]
+        commit_unit(location, lease, write_unit(location, plan, late, lease.row_blocks[0]))
+        run, counted = opened(location)
+    assert [asked.path for asked in counted.of("read") if asked.path.startswith(layout.COMMITS)] == [
+        layout.commit_path(late)
+    ]
+    assert late in run.committed
+    assert run.index.equals(truth(location, record))
+
+
+def test_a_commit_that_arrives_after_its_driver_and_the_next_have_ended_is_seen(
+    location: Location, plan: Plan, record: RunRecord
+):
+    with acquire(location, 1) as stalled:
+        begin(location, plan, stalled)
+        late = write_unit(location, plan, LEFT_OUT[0], stalled.row_blocks[0])
+    drive(location, plan, set(plan.by_id) - set(LEFT_OUT))
+    assert opened(location)[0].completeness.done == 10
+    commit = CommitRecord.of(late, generation=stalled.generation, committed_at=now_iso())
+    assert location.create(layout.commit_path(LEFT_OUT[0]), commit.to_bytes())
+    run, _ = opened(location)
+    assert run.index.equals(truth(location, record))
+    assert run.completeness.done == 11
+    drive(location, plan, [LEFT_OUT[1]])
+    run, counted = opened(location)
+    assert run.index.equals(truth(location, record))
+    assert len(counted.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"PAR1", b"x" * 500, to_parquet(pa.table({"row": [1]})), to_parquet(INDEX_SCHEMA.empty_table())],
+    ids=["empty", "short", "noise", "other_columns", "of_no_plan"],
+)
+def test_an_index_that_cannot_be_used_is_as_good_as_none_and_made_anew(
+    location: Location, plan: Plan, record: RunRecord, data: bytes
+):
+    store_run(location.url, plan, leave_out=LEFT_OUT)
+    location.write(layout.INDEX, data)
+    location.write(layout.CHUNKS, data)
+    expected = truth(location, record)
+    assert load_index(location, record).table.equals(expected)
+    refresh_index(location, record)
+    assert read_stored_index(location, record).equals(expected)
+    assert read_chunks(location).num_rows == 10
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_in_the_index_is_never_taken_for_a_line(
+    location: Location, plan: Plan, record: RunRecord, bit: int
+):
+    drive(location, plan, list(plan.by_id)[:3])
+    expected = truth(location, record)
+    data = location.read(layout.INDEX) or b""
+    path = Path(location.url) / layout.INDEX
+    wrong = 0
+    for place in range(bit, len(data), 53):
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :])
+        wrong += not load_index(location, record).table.equals(expected)
+    assert wrong == 0
+
+
+def test_the_index_of_another_job_is_not_taken_for_this_ones(tmp_path: Path, location: Location, plan: Plan):
+    other = small_plan(small_spec(seed=8))
+    elsewhere = open_location(str(tmp_path / "elsewhere"))
+    drive(elsewhere, other, other.by_id)
+    drive(location, plan, list(plan.by_id)[:4])
+    location.write(layout.INDEX, elsewhere.read(layout.INDEX) or b"")
+    assert load_index(location, record_of(plan)).committed == set(list(plan.by_id)[:4])
+
+
+def test_a_damaged_commit_that_the_index_lacks_is_named(location: Location, plan: Plan, record: RunRecord):
+    store_run(location.url, plan)
+    path = layout.commit_path(LEFT_OUT[0])
+    location.write(path, (location.read(path) or b"")[:50])
+    with pytest.raises(StoreError, match=LEFT_OUT[0]) as caught:
+        load_index(location, record)
+    assert caught.value.code == "bad_record"
+
+
+def test_refreshing_writes_when_units_were_added_and_only_then(location: Location, plan: Plan, record: RunRecord):
+    store_run(location.url, plan, leave_out=LEFT_OUT)
+    counted = Counted(location)
+    refresh_index(counted, record)
+    # The chunks first: who reads the new index finds the chunks it needs.
+    assert [asked.path for asked in counted.of("write")] == [layout.CHUNKS, layout.INDEX]
+    counted.asked.clear()
+    refresh_index(counted, record)
+    assert counted.of("write") == []
+
+
+def test_a_keeper_writes_what_was_added_when_it_ends(location: Location, plan: Plan, record: RunRecord):
+    for units in (list(plan.by_id)[:5], list(plan.by_id)[5:9]):
+        drive(location, plan, units)
+        assert read_stored_index(location, record).equals(truth(location, record))
+    commits = read_commits(location, sorted(committed_units(location)))
+    in_order = [("row_block", "ascending")]
+    expected = chunk_table(commit.manifest for commit in commits)
+    assert read_chunks(location).sort_by(in_order).equals(expected.sort_by(in_order))
+
+
+def test_a_keeper_writes_now_and_then_while_a_driver_works(
+    location: Location, plan: Plan, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(index_keeper, "_EVERY_S", 0.01)
+    seen: list[int] = []
+
+    def wait_for_the_index() -> None:
+        for _ in range(1000):
+            seen.append(read_stored_index(location, record).num_rows)
+            if seen[-1] == 9:
+                return
+            time.sleep(0.01)
+
+    drive(location, plan, list(plan.by_id)[:3], end=wait_for_the_index)
+    assert seen[-1] == 9
+
+
+def test_a_unit_done_again_by_a_driver_that_is_killed_is_not_read_where_it_was(
+    location: Location, plan: Plan, record: RunRecord
+):
+    drive(location, plan, plan.by_id)
+    again = LEFT_OUT[0]
+    location.delete([layout.commit_path(again)])
+    with acquire(location, 1) as lease:
+        begin(location, plan, lease)
+        # Killed before it writes anything more: it is never left.
+        keeper = IndexKeeper(location, record)
+        assert again not in set(read_stored_index(location, record)["unit_id"].to_pylist())
+        assert read_chunks(location).num_rows == 11
+        keeper.add(commit_unit(location, lease, write_unit(location, plan, again, lease.row_blocks[0])))
+    make_it_look_killed(location)
+    assert opened(location)[0].index.equals(truth(location, record))
+    drive(location, plan, [])
+    run, counted = opened(location)
+    assert run.index.equals(truth(location, record))
+    assert len(counted.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "written"),
+    [
+        (StoreError("another driver took it.", code="lease_lost"), 0),
+        (TransientError("the bucket is gone.", code="store_io"), 0),
+        (KeyboardInterrupt(), 9),
+    ],
+)
+def test_a_driver_in_trouble_with_its_store_writes_no_last_index_and_one_that_is_stopped_does(
+    location: Location, plan: Plan, record: RunRecord, error: BaseException, written: int
+):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        drive(location, plan, list(plan.by_id)[:3], end=fail)
+    assert read_stored_index(location, record).num_rows == written
+    assert opened(location)[0].completeness.done == 3
+
+
+def test_an_index_that_cannot_be_written_is_said_and_not_raised(location: Location, plan: Plan, record: RunRecord):
+    class Full(Counted):
+        def write(self, path: str, data: bytes) -> None:
+            if path in (layout.INDEX, layout.CHUNKS):
+                raise TransientError("the disk is full.", code="disk_full")
+            super().write(path, data)
+
+    said: list[str] = []
+    drive(Full(location), plan, list(plan.by_id)[:3], say=said.append)
+    assert len(said) == 1
+    assert "the disk is full." in said[0]
+    assert opened(location)[0].completeness.done == 3
+
+
+ends = st.sampled_from(["in good order", "trouble", "killed", "stopped"])
+
+
+@given(history=st.lists(st.tuples(st.integers(0, 4), ends), min_size=1, max_size=5), refresh=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_after_any_history_of_drivers_a_reader_sees_what_is_committed(
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan, history: list[tuple[int, str]], refresh: bool
+):
+    location = open_location(str(tmp_path_factory.mktemp("history") / "run"))
+    record = record_of(plan)
+    left = list(plan.by_id)
+    for count, how in history:
+        units, left = left[:count], left[count:]
+
+        def end(how: str = how) -> None:
+            if how == "trouble":
+                raise StoreError("another driver took it.", code="lease_lost")
+            if how == "stopped":
+                raise KeyboardInterrupt
+
+        with suppress(AtlasError, KeyboardInterrupt):
+            drive(location, plan, units, end=end)
+        if how == "killed":
+            make_it_look_killed(location)
+        loaded = load_index(location, record)
+        assert loaded.committed == committed_units(location)
+        assert loaded.table.equals(truth(location, record))
+    if refresh:
+        refresh_index(location, record)
+        assert load_index(location, record).table.equals(truth(location, record))

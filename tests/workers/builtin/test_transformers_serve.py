@@ -1,0 +1,82 @@
+"""The server that comes with transformers, over HTTP, with a real model: what it generates is captured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.spec import GenerationSpec
+from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.chat.spans import load_renderer
+from persona_atlas.workers.responders.endpoint import EndpointEngine, check_endpoint
+
+from free_port import free_port
+from plain_forward import PlainModel, conversation_ids, pool, relative_errors
+from requests_of import engine_settings, requests_of
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def served(smollm2_directory: Path) -> Iterator[str]:
+    """The base URL of ``transformers serve`` with SmolLM2."""
+    for module in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(module)
+    port = free_port()
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(smollm2_directory)]
+    command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        deadline = time.monotonic() + 200
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert server.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server did not answer"
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_what_it_generates_is_captured_as_a_plain_forward_pass_sees_it(served: str, smollm2_directory: Path):
+    settings = engine_settings(smollm2_directory, layers=(0, 15, 29), max_new_tokens=12)
+    conversations = load_renderer(smollm2_directory)
+    generation = GenerationSpec(endpoint=served, concurrency=2)
+    check_endpoint(generation, str(smollm2_directory), conversations.renderer)
+    engine = EndpointEngine(
+        TransformersEngine(settings), conversations, generation, str(smollm2_directory), settings.sampling
+    )
+    requests = requests_of(4, system_prompt="You are a pirate.")
+    to_do = iter(requests)
+    captured = list(engine.generate(lambda: next(to_do, None)))
+    assert {got.rollout.address for got in captured} == {request.address for request in requests}
+    plain = PlainModel(smollm2_directory)
+    for got in captured:
+        assert got.rollout.has_vector
+        # The server counts its own tokens, of which the end of turn is one; ours spell the same text.
+        assert got.rollout.num_content_tokens <= 13
+        states, _ = plain.run(conversation_ids(got.rollout))
+        for name, expected in pool(states[[0, 15, 29]], got.rollout).items():
+            assert relative_errors(got.vectors_LD["resid_post", name], expected).max() < 1e-4
+    assert any(got.rollout.finish_reason == "length" for got in captured)
+
+
+def test_another_model_is_refused_at_the_start(served: str, smollm2_directory: Path):
+    renderer = load_renderer(smollm2_directory).renderer
+    with pytest.raises(InputError) as caught:
+        check_endpoint(GenerationSpec(endpoint=served), "somebody/else", renderer)
+    assert caught.value.field == "generation.model"
+    assert "somebody/else" in caught.value.message

@@ -1,0 +1,241 @@
+"""Responses from a server: a real one on this machine, which refuses, stalls, cuts and lies when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from persona_atlas.jobs.errors import InputError, UnitError
+from persona_atlas.jobs.rollouts import UnitBlock
+from persona_atlas.jobs.scheduling.ledger import Failure
+from persona_atlas.jobs.spec import GenerationSpec
+from persona_atlas.jobs.units import AskedTexts, RolloutRequest, UnitOrder, WorkUnit
+from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
+from persona_atlas.workers.engine import CapturedRollout
+from persona_atlas.workers.responders.chat_client import Retries
+from persona_atlas.workers.responders.endpoint import EndpointEngine, check_endpoint
+from persona_atlas.workers.run_units import run_units
+
+from chat_server import ChatServer, serving, wait_until
+from plain_forward import POOLINGS, PlainModel, conversation_ids, pool, relative_errors
+from requests_of import engine_settings, requests_of
+
+QUICK = Retries(tries=5, first_pause_s=0.01)
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_model_directory: Path) -> TransformersEngine:
+    return TransformersEngine(engine_settings(tiny_model_directory, layers=(0, 1, 2)))
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_model_directory: Path) -> ConversationRenderer:
+    return load_renderer(tiny_model_directory)
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with serving(ChatServer()) as running:
+        yield running
+
+
+def engine_of(
+    server: ChatServer,
+    reader: TransformersEngine,
+    renderer: ConversationRenderer,
+    *,
+    retries: Retries = QUICK,
+    **generation: object,
+) -> EndpointEngine:
+    asked = GenerationSpec.model_validate({"endpoint": server.url, **generation})
+    sampling = engine_settings(Path(), layers=(0,), max_new_tokens=20, temperature=0.7, top_p=0.9).sampling
+    return EndpointEngine(reader, renderer, asked, "tiny", sampling, retries)
+
+
+def collect(engine: EndpointEngine, requests: Sequence[RolloutRequest], done: list[CapturedRollout]) -> None:
+    to_do = iter(requests)
+    for captured in engine.generate(lambda: next(to_do, None)):
+        done.append(captured)
+
+
+def generate(engine: EndpointEngine, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+    to_do = iter(requests)
+    done = {captured.rollout.address: captured for captured in engine.generate(lambda: next(to_do, None))}
+    return [done[request.address] for request in requests]
+
+
+def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_forward_pass_sees_them(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer, tiny_model_directory: Path
+):
+    requests = requests_of(9)
+    captured = generate(engine_of(server, reader, renderer), requests)
+    plain = PlainModel(tiny_model_directory)
+    for request, got in zip(requests, captured, strict=True):
+        rollout = got.rollout
+        assert rollout.response == f"You asked: {request.question}"
+        assert (rollout.seed, rollout.finish_reason) == (request.seed, "stop")
+        assert list(rollout.prompt_token_ids) == renderer.renderer.render(request.system_prompt, request.question)
+        states, _ = plain.run(conversation_ids(rollout))
+        for name, expected in pool(states, rollout).items():
+            assert relative_errors(got.vectors_LD["resid_post", name], expected).max() < 1e-4
+    assert set(captured[0].vectors_LD) == {("resid_post", pooling) for pooling in POOLINGS}
+    bodies = {body["messages"][-1]["content"]: body for body in server.bodies}
+    for request in requests:
+        body = bodies[request.question]
+        roles = [message["role"] for message in body["messages"]]
+        assert roles == (["system", "user"] if request.system_prompt else ["user"])
+        assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.7, 0.9, 20)
+        assert body["seed"] == request.seed % 2**31
+        assert "chat_template_kwargs" not in body
+
+
+def test_a_canary_holds_what_was_captured(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    engine = engine_of(server, reader, renderer)
+    canary = engine.canary(generate(engine, requests_of(1))[0])
+    assert canary is not None
+    assert max(canary.relative_error_L) < 1e-5
+
+
+def test_never_more_requests_are_open_than_asked_for(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    server.delay_s = 0.02
+    assert len(generate(engine_of(server, reader, renderer, concurrency=3), requests_of(20))) == 20
+    assert server.most_at_once == 3
+
+
+@pytest.mark.parametrize("trouble", ["429", "500", "503", "cut", "garbage"])
+def test_what_may_pass_is_asked_again(
+    trouble: str, server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    server.script = [trouble] * 4
+    requests = requests_of(3)
+    captured = generate(engine_of(server, reader, renderer), requests)
+    assert [got.rollout.response for got in captured] == [f"You asked: {request.question}" for request in requests]
+    assert server.refused == [trouble] * 4
+    assert len(server.bodies) == 3
+
+
+def test_a_server_that_says_nothing_is_asked_again(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    server.script = ["slow"]
+    captured = generate(engine_of(server, reader, renderer, timeout_s=0.3), requests_of(2))
+    assert len(captured) == 2
+    assert server.refused == ["slow"]
+
+
+def test_what_keeps_failing_is_an_error_and_those_under_way_are_finished_first(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    server.script = ["500"] * 2
+    engine = engine_of(server, reader, renderer, retries=Retries(2, 0.05), concurrency=1)
+    done: list[CapturedRollout] = []
+    with pytest.raises(UnitError, match=r"no answer from .* in 2 tries; the last time: status 500: scripted 500"):
+        collect(engine, requests_of(4), done)
+    server.script = ["400"]
+    with pytest.raises(UnitError, match="refused it: status 400: scripted 400"):
+        collect(engine_of(server, reader, renderer, concurrency=4), requests_of(4), done)
+    assert len(done) == 3
+
+
+def test_only_the_unit_that_is_refused_fails(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    server.poison = "poison"
+    orders = []
+    for number in range(3):
+        asked = AskedTexts("", ("poison" if number == 1 else "Who?",), 0)
+        unit = WorkUnit(f"u{number}", "role", f"p{number}", "pos", 0, (0,), 1)
+        orders.append(UnitOrder(unit, asked, 1, number))
+    to_do = iter(orders)
+    engine = engine_of(server, reader, renderer, retries=Retries(2, 0.01))
+    results = list(run_units(engine, lambda: next(to_do, None)))
+    assert sorted(r.order.unit.unit_id for r in results if isinstance(r, UnitBlock)) == ["u0", "u2"]
+    (failure,) = [r for r in results if isinstance(r, Failure)]
+    assert failure.unit_id == "u1"
+    assert "refused it: status 400: poisoned" in failure.message
+
+
+def test_an_empty_response_has_no_vector_and_a_cut_one_says_so(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    server.answer = lambda _: ""
+    server.finish_reason = "length"
+    (captured,) = generate(engine_of(server, reader, renderer), requests_of(1))
+    assert not captured.rollout.has_vector
+    assert captured.rollout.finish_reason == "length"
+    assert np.isnan(captured.vectors_LD["resid_post", "response_mean"]).all()
+    assert np.isfinite(captured.vectors_LD["resid_post", "prompt_mean"]).all()
+
+
+@pytest.mark.parametrize("text", ["<think>\nLet me see", None])
+def test_a_server_that_reasons_or_says_nothing_at_all_is_no_response(
+    text: str | None, server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    server.answer = lambda _: str(text)
+    server.script = [] if text else ["none"]
+    with pytest.raises(UnitError, match="reasons before it answers" if text else "answers with no text"):
+        generate(engine_of(server, reader, renderer), requests_of(1))
+
+
+def test_a_caller_that_stops_listening_leaves_nothing_behind(
+    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+):
+    import threading
+
+    to_do = iter(requests_of(8))
+    stream = engine_of(server, reader, renderer, concurrency=2).generate(lambda: next(to_do, None))
+    next(stream)
+    assert [thread for thread in threading.enumerate() if thread.name == "endpoint"]
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "endpoint"])
+
+
+def refusal(renderer: ConversationRenderer, model: str = "tiny", **generation: object) -> InputError:
+    with pytest.raises(InputError) as caught:
+        check_endpoint(GenerationSpec.model_validate(generation), model, renderer.renderer, Retries(2, 0.01))
+    return caught.value
+
+
+def test_a_server_is_looked_at_before_anything_is_spent(
+    server: ChatServer, renderer: ConversationRenderer, monkeypatch: pytest.MonkeyPatch
+):
+    check_endpoint(GenerationSpec(endpoint=server.url), "tiny", renderer.renderer)
+    (body,) = server.bodies
+    assert body["max_tokens"] == 1
+
+    wrong_name = refusal(renderer, "huge", endpoint=server.url)
+    assert (wrong_name.field, wrong_name.code) == ("generation.model", "endpoint_refused")
+    assert "The model `huge` does not exist" in str(wrong_name)
+
+    wrong_path = refusal(renderer, endpoint=f"{server.url}/v2")
+    assert wrong_path.field == "generation.endpoint"
+
+    server.key = "secret-7"
+    no_key = refusal(renderer, endpoint=server.url)
+    assert (no_key.field, no_key.code) == ("generation.api_key_env", "endpoint_unauthorised")
+    unset = refusal(renderer, endpoint=server.url, api_key_env="NOBODY_HAS_SET_THIS")
+    assert (unset.field, unset.code) == ("generation.api_key_env", "no_api_key")
+    monkeypatch.setenv("TINY_KEY", "secret-7")
+    check_endpoint(GenerationSpec(endpoint=server.url, api_key_env="TINY_KEY"), "tiny", renderer.renderer)
+    monkeypatch.setenv("TINY_KEY", "wrong-8")
+    wrong_key = refusal(renderer, endpoint=server.url, api_key_env="TINY_KEY")
+    assert "wrong-8" not in str(wrong_key.as_dict())
+
+    nobody = refusal(renderer, endpoint="http://127.0.0.1:9/v1")
+    assert (nobody.field, nobody.code) == ("generation.endpoint", "no_endpoint")
+
+
+def test_pauses_grow_and_heed_the_server_within_reason():
+    retries = Retries(first_pause_s=1.0)
+    assert all(0.5 <= retries.pause_s(1, None) <= 1 for _ in range(20))
+    assert all(2 <= retries.pause_s(3, None) <= 4 for _ in range(20))
+    assert retries.pause_s(20, None) <= 30
+    assert retries.pause_s(1, 7.0) == 7
+    assert retries.pause_s(1, 7000.0) == 30

@@ -1,0 +1,331 @@
+"""Run tokens of many rows through a model in one pass, packed: no padding, every row at its own positions.
+
+A pass is one line of tokens: first one token for each decoded row of a cache, then whole *segments* (a prompt, what is
+left of one after a shared beginning, a conversation). Linear layers see N tokens; attention, known to transformers
+under a name of ours, keeps the rows apart. What a layer may look at (causal, sliding, chunked) stays the model's own
+rule: transformers hands it over as a function of query and key position, and it is asked at every row's own positions.
+
+Axes: N tokens of the pass, A decoded rows, S tokens of a segment, T cached tokens, H query heads, K key heads,
+G = H / K, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+
+from .kv_cache import RowCache
+
+ATTENTION = "persona_atlas_packed"
+"""The name of this attention in transformers' registry."""
+
+_FEW_QUERIES = 16
+"""Queries a head up to which a processor would spend more on turning the keys round than on multiplying them."""
+
+_FEW_SCORES_BYTES = 2 * 2**20
+"""Scores of a segment up to which a processor is quicker with two plain products than with torch's kernel, which guards
+against rows in which everything is masked (there are none here). Beyond, they leave its cache."""
+
+_running: ContextVar[PackedPass | None] = ContextVar("persona_atlas_pass", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one row.
+
+    Attributes:
+        start: Position of the first; what comes before it is in the row's cache already, or in the line.
+        length: How many.
+        row: The cache row they are kept in; None keeps nothing.
+        begins_at: Without a row, the place in the line of the ``start`` tokens that come before, another segment's.
+    """
+
+    start: int
+    length: int
+    row: int | None = None
+    begins_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What transformers says of a layer's mask: the rule, and the distance up to which it is plainly causal."""
+
+    allows: Callable[..., torch.Tensor]
+    reach: int | None
+
+
+class PackedPass:
+    """The layout of one forward pass, and its attention.
+
+    Args:
+        device: Where the model is.
+        decoded_positions: Position of the token of each decoded row, of cache rows 0, 1, ...
+        segments: What follows them.
+        cache: Holds the rows; None where every segment keeps nothing.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        segments: Sequence[Segment],
+        decoded_positions: Sequence[int] = (),
+        cache: RowCache | None = None,
+    ) -> None:
+        self._device = device
+        self._cache = cache
+        self._segments = list(segments)
+        self._num_decoded = len(decoded_positions)
+        self._rows_A = torch.arange(self._num_decoded, device=device)
+        self._positions_A = torch.tensor(list(decoded_positions), dtype=torch.long, device=device)
+        self._num_keys = max(decoded_positions, default=-1) + 1
+        self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
+        self._rules: list[_Rule] = []
+
+    def run(self, model: Any, token_ids: Sequence[int], wanted: Sequence[int] | None) -> torch.Tensor:
+        """Run the model.
+
+        Args:
+            model: A causal language model whose attention is ``ATTENTION``.
+            token_ids: N ids in the order of the layout.
+            wanted: Which of the N places need logits; None for one that nobody looks at.
+
+        Returns:
+            Logits ``(len(wanted), V)``.
+        """
+        positions = [torch.arange(s.start, s.start + s.length, device=self._device) for s in self._segments]
+        kept = torch.tensor(list(wanted) if wanted else [0], device=self._device)
+        token = _running.set(self)
+        try:
+            output = model(
+                input_ids=torch.tensor([list(token_ids)], device=self._device),
+                position_ids=torch.cat([self._positions_A, *positions])[None],
+                past_key_values=_KeptElsewhere(),
+                use_cache=True,
+                logits_to_keep=kept,
+            )
+        finally:
+            _running.reset(token)
+        return output.logits[0]
+
+    def attend(
+        self,
+        layer: int,
+        query_HND: torch.Tensor,
+        key_KND: torch.Tensor,
+        value_KND: torch.Tensor,
+        rule: _Rule,
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Let every row attend to itself: ``(N, H, D)``, in the values' head size."""
+        outputs_NHD: list[torch.Tensor] = []
+        first = self._num_decoded
+        if first:
+            outputs_NHD.append(
+                self._attend_decoded(
+                    layer, query_HND[:, :first], key_KND[:, :first], value_KND[:, :first], rule, scaling, softcap
+                )
+            )
+        for segment in self._segments:
+            part = slice(first, first + segment.length)
+            first += segment.length
+            query_HSD, key_KTD, value_KTD = query_HND[:, part], key_KND[:, part], value_KND[:, part]
+            if segment.row is not None:
+                assert self._cache is not None
+                key_KTD, value_KTD = self._cache.extend(layer, segment.row, segment.start, key_KTD, value_KTD)
+            elif segment.start:
+                before = slice(segment.begins_at, segment.begins_at + segment.start)
+                key_KTD = torch.cat([key_KND[:, before], key_KTD], dim=1)
+                value_KTD = torch.cat([value_KND[:, before], value_KTD], dim=1)
+            outputs_NHD.append(self._attend_segment(segment, query_HSD, key_KTD, value_KTD, rule, scaling, softcap))
+        return outputs_NHD[0] if len(outputs_NHD) == 1 else torch.cat(outputs_NHD)
+
+    def _attend_segment(
+        self,
+        segment: Segment,
+        query_HSD: torch.Tensor,
+        key_KTD: torch.Tensor,
+        value_KTD: torch.Tensor,
+        rule: _Rule,
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        heads, length, groups = len(query_HSD), segment.length, len(query_HSD) // len(key_KTD)
+        scores_bytes = heads * length * key_KTD.shape[1] * query_HSD.element_size()
+        if query_HSD.device.type == "cpu" and scores_bytes <= _FEW_SCORES_BYTES:
+            # The queries that share a key head one after the other: nothing is repeated for them.
+            query_KQD = query_HSD.unflatten(0, (-1, groups)).flatten(1, 2)
+            mask_QT = self._segment_mask(rule, segment, query_HSD.dtype, groups)
+            output_KQD = _products(query_KQD, key_KTD, value_KTD, mask_QT, scaling, softcap)
+            return output_KQD.unflatten(1, (groups, length)).flatten(0, 1).transpose(0, 1)
+        plain = segment.start == 0 and (rule.reach is None or length <= rule.reach) and softcap is None
+        output_1HSD = _attention(
+            query_HSD[None],
+            key_KTD.repeat_interleave(groups, dim=0)[None],
+            value_KTD.repeat_interleave(groups, dim=0)[None],
+            None if plain else self._segment_mask(rule, segment, query_HSD.dtype, 1),
+            scaling,
+            softcap,
+        )
+        return output_1HSD[0].transpose(0, 1)
+
+    def _attend_decoded(
+        self,
+        layer: int,
+        query_HAD: torch.Tensor,
+        key_KAD: torch.Tensor,
+        value_KAD: torch.Tensor,
+        rule: _Rule,
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        assert self._cache is not None
+        key_RKTD, value_RKTD = self._cache.append(layer, self._rows_A, self._positions_A, key_KAD, value_KAD)
+        rows, heads, num_keys = self._num_decoded, key_KAD.shape[0], self._num_keys
+        # The queries that share a key head stand side by side, as if they were one query of G positions: nothing of
+        # the cache has to be repeated for them.
+        query_AKGD = query_HAD.transpose(0, 1).unflatten(1, (heads, -1))
+        mask_A11T = self._decoded_mask(rule, query_HAD.dtype)
+        attention = _products if query_AKGD.device.type == "cpu" else _attention
+        output_AKGD = attention(
+            query_AKGD,
+            key_RKTD[:rows, :, :num_keys],
+            value_RKTD[:rows, :, :num_keys],
+            mask_A11T.expand(-1, -1, query_AKGD.shape[2], -1),
+            scaling,
+            softcap,
+        )
+        return output_AKGD.flatten(1, 2)
+
+    def _decoded_mask(self, rule: _Rule, dtype: torch.dtype) -> torch.Tensor:
+        key = (self._rules.index(rule), -1, 0, 1)
+        if key not in self._masks:
+            rows_A111, queries_A111 = self._rows_A[:, None, None, None], self._positions_A[:, None, None, None]
+            keys_T = torch.arange(self._num_keys, device=self._device)
+            allowed_A11T = rule.allows(rows_A111, torch.zeros_like(rows_A111), queries_A111, keys_T)
+            self._masks[key] = _additive(allowed_A11T, dtype)
+        return self._masks[key]
+
+    def _segment_mask(self, rule: _Rule, segment: Segment, dtype: torch.dtype, times: int) -> torch.Tensor:
+        """Give the mask ``(times * S, T)``: the segment's own, so many times."""
+        key = (self._rules.index(rule), segment.start, segment.length, times)
+        if key not in self._masks:
+            keys_T = torch.arange(segment.start + segment.length, device=self._device)
+            queries_11S1 = keys_T[segment.start :][None, None, :, None]
+            zero = torch.zeros_like(queries_11S1)
+            self._masks[key] = _additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0].repeat(times, 1)
+        return self._masks[key]
+
+    def rule_of(self, allows: Callable[..., torch.Tensor], reach: int | None) -> _Rule:
+        """Remember a rule of this pass; transformers makes one for every kind of layer."""
+        self._rules.append(_Rule(allows, reach))
+        return self._rules[-1]
+
+
+def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # Made once a pass; a mask of booleans would be turned into this in every layer.
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention; no mask means plainly causal. Torch's kernel knows no softcap."""
+    if mask is not None and softcap is not None:
+        return _products(query, key, value, mask, scaling, softcap)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
+
+
+def _products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention as two plain products. Scores are capped the way Gemma 2 does it, before the mask."""
+    query = query * scaling
+    # Few queries by many keys: a processor that multiplies keys by queries need not turn the keys round first.
+    few = query.shape[-2] <= _FEW_QUERIES and query.device.type == "cpu"
+    scores = (key @ query.mT).mT.contiguous() if few else query @ key.mT
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    # Sums of a softmax are float32 inside, whatever goes in and comes out.
+    return (scores + mask).softmax(dim=-1) @ value
+
+
+class _KeptElsewhere(Cache):
+    """Tells transformers that keys and values are looked after: they go to the pass's own cache inside attention."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return int(query_length), 0
+
+
+def _attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    running = _running.get()
+    assert running is not None, "this attention runs in a packed pass"
+    scaling = options.get("scaling")
+    output_NHD = running.attend(
+        module.layer_idx,
+        query[0],
+        key[0],
+        value[0],
+        attention_mask,
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        options.get("softcap"),
+    )
+    return output_NHD[None], None
+
+
+def _rule(*, mask_function: Callable[..., torch.Tensor], local_size: int | None = None, **_: Any) -> _Rule:
+    running = _running.get()
+    assert running is not None, "this mask is of a packed pass"
+    return running.rule_of(mask_function, local_size)
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, _rule)
+
+
+@contextmanager
+def plain_attention(model: Any, name: str) -> Iterator[None]:
+    """Let a model run as transformers runs it by itself, for the time of the context.
+
+    Args:
+        model: One whose attention is ``ATTENTION``.
+        name: The attention it had before.
+    """
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION)

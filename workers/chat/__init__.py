@@ -1,0 +1,1 @@
+"""From messages to token ids by the model's own chat template, and back to spans of them."""

@@ -1,0 +1,195 @@
+"""From a system prompt and a question to token ids, by the model's own chat template.
+
+Handled here and nowhere else: templates without a system role (the system text goes in front of the question),
+templates that insert a default system prompt (they do so where ours is empty, as the model is deployed), reasoning
+switched off where a template can, dates pinned. Knows tokenizers; no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from ...jobs.errors import InputError
+
+PINNED_DATE = "01 Jan 2026"
+"""What templates that write today's date are told it is, so that a run does not depend on its day."""
+
+_PROBE_SYSTEM = "Zq7 system probe"
+_PROBE_QUESTION = "Zq7 question probe"
+_OTHER_QUESTION = "(another)"
+
+
+class ChatRenderer:
+    """Renders prompts for one model.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+
+    Raises:
+        InputError: It has no chat template, or its template cannot render a question.
+
+    Attributes:
+        has_system_role: Whether the template shows a system message; else its text goes before the question.
+        inserted_system_text: Whether the template adds a system prompt of its own where none is given.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError(
+                "the tokenizer has no chat template, so a question cannot be put to this model.",
+                code="no_chat_template",
+                field="model.source",
+                mend="Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
+            )
+        self._tokenizer = tokenizer
+        try:
+            # Some tokenizers carry several; this picks the one for plain conversations.
+            self._template = _with_pinned_date(str(tokenizer.get_chat_template()))
+        except ValueError as error:
+            raise InputError(
+                f"the tokenizer has no chat template for plain conversations: {error}.",
+                code="no_chat_template",
+                field="model.source",
+                mend="Name one of its templates 'default'.",
+            ) from error
+        self.has_system_role = self._shows_system()
+        self.inserted_system_text = self._inserts_system()
+
+    def render(self, system_prompt: str, question: str) -> list[int]:
+        """Give the ids of a conversation up to where the response begins.
+
+        Args:
+            system_prompt: ``""`` for none.
+            question: The user's message.
+        """
+        return list(
+            self._tokenizer.apply_chat_template(
+                self._messages(system_prompt, question, has_system_role=self.has_system_role),
+                tokenize=True,
+                return_dict=False,
+                **self._options(),
+            )
+        )
+
+    def shared_beginning(self, system_prompt: str) -> list[int]:
+        """Give the ids with which every conversation under a system prompt begins, whatever is asked.
+
+        Almost every: a question may melt into the text before it. Compare before relying on it.
+        """
+        one, other = self.render(system_prompt, _PROBE_QUESTION), self.render(system_prompt, _OTHER_QUESTION)
+        same = 0
+        while same < min(len(one), len(other)) and one[same] == other[same]:
+            same += 1
+        return one[:same]
+
+    def messages(self, system_prompt: str, said: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """Put a system prompt where this model takes one: a system message, or before the first message of the user.
+
+        Args:
+            system_prompt: ``""`` for none.
+            said: Messages of user and assistant.
+
+        Raises:
+            ValueError: The model has no system role, and the user does not begin.
+        """
+        if not system_prompt:
+            return list(said)
+        if self.has_system_role:
+            return [{"role": "system", "content": system_prompt}, *said]
+        first = said[0]
+        if first["role"] != "user":
+            raise ValueError("a system prompt of a model without a system role needs a user's message to stand in")
+        return [first | {"content": f"{system_prompt}\n\n{first['content']}"}, *said[1:]]
+
+    def text(self, messages: Sequence[dict[str, str]], *, generate: bool) -> str:
+        """Give the template's rendering of messages.
+
+        Args:
+            messages: As ``messages`` gives them.
+            generate: Whether the beginning of a response follows.
+
+        Raises:
+            TemplateError: The template refuses them.
+        """
+        options = self._options() | {"add_generation_prompt": generate}
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+
+    @property
+    def server_options(self) -> dict[str, Any]:
+        """What a server's template must be told, so that it renders as this one does; only what the template knows."""
+        known = {"enable_thinking": False, "date_string": PINNED_DATE}
+        return {name: value for name, value in known.items() if name in self._template}
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a run's record says of rendering."""
+        return {
+            "chat_template_sha256": hashlib.sha256(self._template.encode()).hexdigest(),
+            "has_system_role": self.has_system_role,
+            "inserts_system_prompt": self.inserted_system_text,
+            "pinned_date": PINNED_DATE,
+        }
+
+    @staticmethod
+    def _messages(system_prompt: str, question: str, *, has_system_role: bool) -> list[dict[str, str]]:
+        if not system_prompt:
+            return [{"role": "user", "content": question}]
+        if has_system_role:
+            return [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
+        return [{"role": "user", "content": f"{system_prompt}\n\n{question}"}]
+
+    def _options(self) -> dict[str, Any]:
+        # Templates take what they know and ignore the rest.
+        return {
+            "chat_template": self._template,
+            "add_generation_prompt": True,
+            "enable_thinking": False,
+            "date_string": PINNED_DATE,
+        }
+
+    def _text(self, system_prompt: str, question: str, *, has_system_role: bool) -> str:
+        messages = self._messages(system_prompt, question, has_system_role=has_system_role)
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **self._options()))
+
+    def _shows_system(self) -> bool:
+        try:
+            return _PROBE_SYSTEM in self._text(_PROBE_SYSTEM, _PROBE_QUESTION, has_system_role=True)
+        except TemplateError:
+            return False
+
+    def _inserts_system(self) -> bool:
+        try:
+            bare = self._text("", _PROBE_QUESTION, has_system_role=False)
+        except TemplateError as error:
+            raise InputError(
+                f"the chat template cannot render a question: {error}.",
+                code="bad_chat_template",
+                field="model.source",
+                mend="Mend the template in the model's tokenizer files.",
+            ) from error
+        if not self.has_system_role:
+            return False
+        full = self._text(_PROBE_SYSTEM, _PROBE_QUESTION, has_system_role=True)
+        # Where a template inserts one, leaving ours out takes away less than the system turn's own marks.
+        before = bare.split(_PROBE_QUESTION)[0]
+        marks = full.split(_PROBE_QUESTION)[0].replace(_PROBE_SYSTEM, "")
+        return len(before) >= len(marks)
+
+
+def _with_pinned_date(template: str) -> str:
+    """Pin the date of a template that asks the clock: a macro of its own hides the function it would call."""
+    if "strftime_now" not in template:
+        return template
+    return "{%- macro strftime_now(format) -%}" + PINNED_DATE + "{%- endmacro -%}" + template
+
+
+def stop_token_ids(tokenizer: Any, *configs: Any) -> frozenset[int]:
+    """Collect the ids that end a response: end of sequence by tokenizer, configuration and generation settings."""
+    ids: set[int] = set()
+    for holder in (tokenizer, *configs):
+        value = getattr(holder, "eos_token_id", None)
+        ids.update(value if isinstance(value, list | tuple) else [value] if value is not None else [])
+    return frozenset(int(i) for i in ids)

@@ -1,0 +1,194 @@
+"""From whole conversations to token ids with the span of every response, by the model's own chat template.
+
+The ids are those of the template's rendering of the whole conversation. Where a response's characters lie in it is
+known from the rendering itself: the template is rendered with a placeholder for every response, and what stands around
+the placeholders must put the real rendering together again. Which tokens these characters became is the tokenizer's own
+word (its offsets). No response is ever searched for in a text, and a template that changes what was said in a way that
+cannot be followed is refused. A token with characters of the template and of the response counts to the response.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from ...jobs.errors import InputError
+from ...jobs.sources.conversation import Conversation
+from ..engine import TokenisedText
+from .renderer import ChatRenderer
+
+_PLACEHOLDER = "Zq7response"
+
+Span = tuple[int, int]
+_Messages = Sequence[dict[str, str]]
+
+
+class ConversationRenderer:
+    """Renders whole conversations for one model.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        renderer: Its chat template.
+
+    Raises:
+        InputError: The tokenizer does not tell where its tokens lie.
+    """
+
+    def __init__(self, tokenizer: Any, renderer: ChatRenderer) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise InputError(
+                f"its tokenizer ({type(tokenizer).__name__}) does not tell where in a text its tokens lie.",
+                code="slow_tokenizer",
+                field="model.source",
+                mend="Save the tokenizer in the tokenizer.json format.",
+            )
+        self.renderer = renderer
+        self._encoder = copy.deepcopy(backend)
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        # It adds special tokens, which the template writes itself, and leaves spaces out of the offsets.
+        self._encoder.post_processor = None
+
+    def render(self, given: Conversation) -> TokenisedText:
+        """Give a conversation's ids and the spans of the assistant's messages, one for each, in order.
+
+        Raises:
+            InputError: The chat template refuses it or changes what was said; names where it was read.
+        """
+        said = [{"role": message.role, "content": message.content} for message in given.messages]
+        try:
+            messages = self.renderer.messages(given.system_prompt, said)
+            whole = self.renderer.text(messages, generate=False)
+            characters = self._responses(messages, whole)
+        except (TemplateError, ValueError) as error:
+            raise InputError(
+                f"cannot be rendered by the model's chat template: {str(error).rstrip('.')} ({given.place}).",
+                code="not_rendered",
+                field="messages",
+                mend="Change the conversation, or leave it out.",
+            ) from None
+        encoding = self._encoder.encode(whole, add_special_tokens=False)
+        spans = tuple(_token_span(encoding.offsets, span) for span in characters)
+        if spans[0][0] == 0:
+            raise InputError(
+                f"begins with the assistant, and this template puts nothing before it ({given.place}).",
+                code="no_prompt",
+                field="messages",
+                mend="Put the user's message before it.",
+            )
+        return TokenisedText(given.place, tuple(encoding.ids), spans)
+
+    def answer(self, system_prompt: str, question: str, response: str) -> tuple[list[int], list[int]]:
+        """Give the ids of a prompt and of the response that a server gave to it.
+
+        The prompt's are those that were sent through the template. The response's are what the tokenizer makes of its
+        text there; the server's own may have been others that spell the same.
+        """
+        prompt_ids = self.renderer.render(system_prompt, question)
+        messages = self.renderer.messages(system_prompt, [{"role": "user", "content": question}])
+        prompt = self.renderer.text(messages, generate=True)
+        ids = self._encoder.encode(prompt + response, add_special_tokens=False).ids
+        if ids[: len(prompt_ids)] == prompt_ids:
+            return prompt_ids, ids[len(prompt_ids) :]
+        # The texts melt into each other, which they did not when the response was generated.
+        return prompt_ids, self._encoder.encode(response, add_special_tokens=False).ids
+
+    def _responses(self, messages: _Messages, whole: str) -> list[Span]:
+        """Say where in the rendering the assistant's messages lie, in characters."""
+        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        stem = _PLACEHOLDER
+        while any(stem in message["content"] for message in messages):
+            stem += "q"
+        marks = {place: f"{stem}{place}." for place in places}
+        marked = [{**message, "content": marks.get(i, message["content"])} for i, message in enumerate(messages)]
+        around = _around(self.renderer.text(marked, generate=False), list(marks.values()))
+        contents = [messages[place]["content"] for place in places]
+        spans = _put_together(around, contents, whole)
+        if spans is None:
+            contents = [self._as_rendered(messages, marked, marks, place) for place in places]
+            spans = _put_together(around, contents, whole)
+        if spans is None:
+            raise ValueError("it writes one message depending on others, so the responses cannot be told apart")
+        return spans
+
+    def _as_rendered(self, messages: _Messages, marked: _Messages, marks: dict[int, str], place: int) -> str:
+        """Give what a template makes of one response, which it strips of spaces, say."""
+        before, after = _around(self.renderer.text(marked, generate=False), [marks[place]])
+        alone = [messages[i] if i == place else message for i, message in enumerate(marked)]
+        text = self.renderer.text(alone, generate=False)
+        if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
+            raise ValueError(
+                f"what it makes of the assistant's message {place} cannot be told apart; reasoning in it is a usual "
+                "cause, take it out of the content"
+            )
+        return text[len(before) : len(text) - len(after)]
+
+
+def _around(text: str, marks: Sequence[str]) -> list[str]:
+    """Cut a rendering at its placeholders: one part more than there are of them."""
+    parts: list[str] = []
+    for mark in marks:
+        before, found, text = text.partition(mark)
+        if not found or mark in text:
+            raise ValueError("it leaves a message of the assistant out, or repeats it")
+        parts.append(before)
+    return [*parts, text]
+
+
+def _put_together(around: Sequence[str], contents: Sequence[str], whole: str) -> list[Span] | None:
+    """Give the places of the contents between the parts, if together they are the whole."""
+    spans: list[Span] = []
+    text = around[0]
+    for content, after in zip(contents, around[1:], strict=True):
+        spans.append((len(text), len(text) + len(content)))
+        text += content + after
+    return spans if text == whole else None
+
+
+def _token_span(offsets: Sequence[Span], characters: Span) -> Span:
+    """Give the tokens that hold any of the characters; an empty span where there are none."""
+    start, stop = characters
+    first = bisect_right(offsets, start, key=lambda offset: offset[1])
+    return first, first if start == stop else bisect_left(offsets, stop, key=lambda offset: offset[0])
+
+
+def require_within_context(text: TokenisedText, max_context: int) -> None:
+    """Make sure that a conversation is no longer than a model takes.
+
+    Raises:
+        InputError: It is; says by how much and where it was read.
+    """
+    length = text.responses[-1][1]
+    if length > max_context:
+        raise InputError(
+            f"has {length:,} tokens up to its last response; the model's context is {max_context:,} ({text.name}).",
+            code="too_long",
+            field="messages",
+            mend="Shorten the conversation, or leave it out.",
+        )
+
+
+def load_renderer(directory: Path) -> ConversationRenderer:
+    """Load a model's tokenizer with its chat template; no weights.
+
+    Raises:
+        InputError: There is none, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the tokenizer in {directory} cannot be loaded: {error}.",
+            code="no_tokenizer",
+            field="model.source",
+            mend="Are the tokenizer's files there?",
+        ) from error
+    return ConversationRenderer(tokenizer, ChatRenderer(tokenizer))

@@ -1,0 +1,66 @@
+"""Is there room for a model here? Asked before one is loaded, on the machine or device that would hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from ...jobs.errors import InputError
+
+_NO_LIMIT = 2**63
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit, use and counters, of cgroup v2 and v1."""
+
+
+def free_bytes(device: str) -> int:
+    """Give free memory in bytes: of the first visible GPU for ``cuda``, else of this machine or its container."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    return min(psutil.virtual_memory().available, _container_bytes())
+
+
+def require_memory(needed_bytes: int, copies: int, device: str) -> None:
+    """Make sure that copies of a model fit.
+
+    Args:
+        needed_bytes: Of one replica: weights, cache, capture buffers.
+        copies: Replicas that share this memory.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: They do not; names both figures and what would help.
+    """
+    free = free_bytes(device)
+    if copies * needed_bytes <= free:
+        return
+    mends = ["a narrower model.dtype", "a smaller placement.batch_tokens"]
+    if copies > 1:
+        mends.insert(0, "fewer placement.replicas")
+    raise InputError(
+        f"{copies} replica(s) need {copies * needed_bytes / 1e9:.1f} GB of {device} memory; "
+        f"{free / 1e9:.1f} GB is free.",
+        code="not_enough_memory",
+        field="placement.replicas" if copies > 1 else "model.source",
+        mend=f"Try {', '.join(mends)}, or a smaller model.",
+    )
+
+
+def _container_bytes() -> int:
+    """What a container's limit leaves, page cache counted as free; without a limit, no bound."""
+    for limit, used, cached in _CGROUP_FILES:
+        try:
+            allowed = (_CGROUP / limit).read_text().strip()
+            taken = int((_CGROUP / used).read_text())
+            counters = dict(line.split() for line in (_CGROUP / cached).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        cache = int(counters.get("total_inactive_file") or counters.get("inactive_file") or 0)
+        return _NO_LIMIT if allowed == "max" else int(allowed) - taken + cache
+    return _NO_LIMIT

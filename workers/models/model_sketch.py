@@ -1,0 +1,125 @@
+"""Facts of a model for planning, without its weights: a plan of 140 GB of parameters must not fetch them first.
+
+The files themselves come first, where they are on this machine. Else the configuration and the weight files' headers or
+index are enough; a hub's are read without the weights. What is known by name comes last. Only the files give a
+fingerprint, so nothing can be run on the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from ...jobs.errors import InputError
+from ...jobs.plan import ModelFacts
+from ...jobs.sizing.known_models import known_models
+from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
+from .model_files import DTYPES, facts_of, find_model, read_config, read_facts
+
+FactsFrom = Literal["files", "configuration", "table"]
+"""Where facts are from: the whole model, its configuration and weight index, or the table of known models."""
+
+_INDEX = "model.safetensors.index.json"
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def sketch_model(model: ModelSpec, say: Callable[[str], None]) -> tuple[ModelFacts, FactsFrom]:
+    """Find out what planning needs to know of a model; no weights are fetched.
+
+    Args:
+        model: Which model.
+        say: Told when something takes long.
+
+    Returns:
+        The facts, without a fingerprint unless they are from the model's own files; and where they are from.
+
+    Raises:
+        InputError: There is no such model, or nothing can be learnt of it from here.
+    """
+    if model.source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or Path(model.source).expanduser().is_dir():
+        directory = find_model(model, say)
+        if _is_whole(directory):
+            return read_facts(directory), "files"
+        return _facts_of_index(directory), "configuration"
+    cached = _cached(model)
+    if cached is not None and _is_whole(cached):
+        return read_facts(cached), "files"
+    try:
+        return _facts_of_hub(model, say), "configuration"
+    except InputError as error:
+        known = known_models().get(model.source)
+        if known is None:
+            raise
+        say(f"{error.message} Planning with what is known of {model.source}.")
+        return known, "table"
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a directory holds weights, and all that its index names."""
+    index = directory / _INDEX
+    if not any(directory.glob("*.safetensors")):
+        return not index.is_file()
+    if not index.is_file():
+        return True
+    return all((directory / name).is_file() for name in set(_read_index(index)["weight_map"].values()))
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text())
+        return {"weight_map": dict(index["weight_map"]), "total_size": int(index["metadata"]["total_size"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not an index of safetensors files: {error!r}.",
+            code="no_model",
+            field="model.source",
+            mend="Fetch it again.",
+        ) from error
+
+
+def _facts_of_index(directory: Path) -> ModelFacts:
+    config = read_config(directory)
+    declared = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
+    dtype = declared if declared in _WIDTHS else "bfloat16"
+    num_parameters = _read_index(directory / _INDEX)["total_size"] // _WIDTHS[dtype]
+    return facts_of(config, num_parameters=num_parameters, dtype=dtype, fingerprint="")
+
+
+def _cached(model: ModelSpec) -> Path | None:
+    """The snapshot that the hub's cache on this machine has, whole or not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(model.source, revision=model.revision, local_files_only=True))
+    except (HFValidationError, OSError):
+        return None
+
+
+def _facts_of_hub(model: ModelSpec, say: Callable[[str], None]) -> ModelFacts:
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+
+    say(f"Reading the configuration of {model.source} on the hub; no weights are fetched.")
+    try:
+        # The headers first: without a network this ends at once, a download tries again and again.
+        found = get_safetensors_metadata(model.source, revision=model.revision).parameter_count
+        config = Path(hf_hub_download(model.source, "config.json", revision=model.revision))
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(
+            f"{model.source!r} is no local directory and its configuration cannot be had from the hub: {reason}.",
+            code="no_model",
+            field="model.source",
+            mend="Check the name, the revision, the network and HF_TOKEN, or name a local directory. "
+            f"Known without any: {', '.join(known_models())}.",
+        ) from error
+    counts = {str(name): count for name, count in found.items()}
+    most = max(counts, key=lambda name: counts[name])
+    return facts_of(
+        read_config(config.parent),
+        num_parameters=sum(counts.values()),
+        dtype=DTYPES.get(most, "float32"),
+        fingerprint="",
+    )

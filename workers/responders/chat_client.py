@@ -1,0 +1,256 @@
+"""Chat completions from a server that speaks the OpenAI protocol: one request at a time, tried until it answers.
+
+Foreign engine: aiohttp. What may pass (too many requests, a server's own errors, a cut or silent connection) is waited
+for and asked again; what will not (no key, no such model, a prompt that is too long) is an error at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from ...jobs.errors import InputError, UnitError
+from ...jobs.rollouts import FinishReason
+from ...jobs.spec import GenerationSpec, SamplingSpec
+
+_PASSING = {408, 409, 425, 429}
+_LONGEST_PAUSE_S = 30.0
+_SEED_RANGE = 2**31
+"""Of the servers' own generators; ours are 63 bits wide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a server answered."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often and how long a server is asked again.
+
+    Attributes:
+        tries: In all.
+        first_pause_s: Doubled after each try, up to half a minute; a random part of it is left out, so that requests
+            that failed together do not come back together.
+    """
+
+    tries: int = 8
+    first_pause_s: float = 0.5
+
+    def pause_s(self, failures: int, asked_for_s: float | None) -> float:
+        """Say how long to wait after so many failures in a row; at least what the server asked for, within reason."""
+        pause_s = min(_LONGEST_PAUSE_S, self.first_pause_s * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+        return max(pause_s, min(asked_for_s or 0.0, _LONGEST_PAUSE_S))
+
+
+RETRIES = Retries()
+"""At work: about a minute, which a server that is started again may need."""
+
+CHECK_RETRIES = Retries(tries=3)
+"""At the start, where somebody waits for the answer."""
+
+
+class _PassingError(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, what: str, pause_s: float | None = None) -> None:
+        super().__init__(what)
+        self.pause_s = pause_s
+
+
+class _RefusedError(Exception):
+    """A failure that will not."""
+
+    def __init__(self, status: int, what: str) -> None:
+        super().__init__(what)
+        self.status = status
+
+
+class ChatClient:
+    """Asks one server for chat completions. Use as an asynchronous context manager.
+
+    Args:
+        generation: Which server, and how.
+        model: What it calls the model.
+        options: ``chat_template_kwargs`` of every request; empty for none.
+        retries: How often a request is tried.
+
+    Raises:
+        InputError: The variable that should hold the key is not set.
+    """
+
+    def __init__(
+        self, generation: GenerationSpec, model: str, options: Mapping[str, Any], retries: Retries = RETRIES
+    ) -> None:
+        self._url = f"{generation.endpoint}/chat/completions"
+        self._model = model
+        self._options = dict(options)
+        self._retries = retries
+        self._timeout = aiohttp.ClientTimeout(total=generation.timeout_s, sock_connect=min(30.0, generation.timeout_s))
+        self._limit = generation.concurrency
+        self._headers = _headers(generation)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> ChatClient:
+        connector = aiohttp.TCPConnector(limit=self._limit)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=self._headers)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def complete(
+        self, messages: Sequence[Mapping[str, str]], sampling: SamplingSpec, seed: int, what: str
+    ) -> Completion:
+        """Ask for one completion, again and again if need be.
+
+        Args:
+            messages: System and user, as the model takes them.
+            sampling: Of the response.
+            seed: Of the response; 31 bits of it are sent.
+            what: What errors call it.
+
+        Raises:
+            UnitError: The server refused it, or did not answer in several tries.
+        """
+        body = self._body(messages, sampling, seed)
+        for failures in range(1, self._retries.tries + 1):
+            try:
+                return await self._ask(body)
+            except _RefusedError as error:
+                raise UnitError(f"{what}: the server at {self._url} refused it: {error}.", code="refused") from None
+            except _PassingError as error:
+                if failures == self._retries.tries:
+                    raise UnitError(
+                        f"{what}: no answer from {self._url} in {failures} tries; the last time: {error}.",
+                        code="endpoint_failed",
+                    ) from None
+                await asyncio.sleep(self._retries.pause_s(failures, error.pause_s))
+        raise AssertionError
+
+    async def check(self) -> None:
+        """Ask for a single token, so that a wrong address, key or name is found before anything is spent.
+
+        Raises:
+            InputError: It is one of these, or nothing answers there.
+        """
+        body = self._body([{"role": "user", "content": "Hi"}], SamplingSpec(temperature=0, max_new_tokens=1), 0)
+        for failures in range(1, self._retries.tries + 1):
+            try:
+                await self._ask(body)
+            except _RefusedError as error:
+                raise self._why_refused(error) from None
+            except _PassingError as error:
+                if failures == self._retries.tries:
+                    raise InputError(
+                        f"nothing useful answers at {self._url}: {error}.",
+                        code="no_endpoint",
+                        field="generation.endpoint",
+                        mend="Is the server up, and is this its address from the machine that runs the worker?",
+                    ) from None
+                await asyncio.sleep(self._retries.pause_s(failures, error.pause_s))
+            else:
+                return
+
+    def _body(self, messages: Sequence[Mapping[str, str]], sampling: SamplingSpec, seed: int) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": list(messages),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": seed % _SEED_RANGE,
+        }
+        return body | ({"chat_template_kwargs": self._options} if self._options else {})
+
+    async def _ask(self, body: Mapping[str, Any]) -> Completion:
+        assert self._session is not None
+        try:
+            async with self._session.post(self._url, json=body) as response:
+                text = await response.text()
+                status, pause_s = response.status, _retry_after(response.headers)
+        except TimeoutError as error:
+            raise _PassingError(f"no answer in time ({type(error).__name__}, generation.timeout_s)") from None
+        except (aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
+            raise _PassingError(f"{type(error).__name__}: {error}") from None
+        if status in _PASSING or status >= 500:
+            raise _PassingError(f"status {status}: {_reason(text)}", pause_s)
+        if status != 200:
+            raise _RefusedError(status, f"status {status}: {_reason(text)}")
+        return _completion(text)
+
+    def _why_refused(self, error: _RefusedError) -> InputError:
+        if error.status in (401, 403):
+            return InputError(
+                f"the server at {self._url} lets nobody in with this key: {error}.",
+                code="endpoint_unauthorised",
+                field="generation.api_key_env",
+                mend="Name the environment variable that holds the server's key, and set it where the worker runs.",
+            )
+        is_path = error.status in (404, 405) and self._model not in str(error)
+        return InputError(
+            f"the server at {self._url} does not serve {self._model!r}: {error}.",
+            code="endpoint_refused",
+            field="generation.endpoint" if is_path else "generation.model",
+            mend="The address usually ends in /v1, and its /models lists what is served under which name.",
+        )
+
+
+def _headers(generation: GenerationSpec) -> dict[str, str]:
+    if generation.api_key_env is None:
+        return {}
+    key = os.environ.get(generation.api_key_env)
+    if not key:
+        raise InputError(
+            f"the environment variable {generation.api_key_env} is not set where the worker runs.",
+            code="no_api_key",
+            field="generation.api_key_env",
+            mend="Set it there, or leave the field out for a server that asks for no key.",
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    try:
+        return max(0.0, float(headers.get("Retry-After", "")))
+    except ValueError:
+        return None
+
+
+def _reason(text: str) -> str:
+    """Give what a server says went wrong, on one line."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = text
+    if isinstance(said, dict):
+        said = said.get("error") or said.get("message") or said.get("detail") or said
+    if isinstance(said, dict):
+        said = said.get("message", said)
+    return " ".join(str(said).split())[:300].rstrip(".") or "no reason given"
+
+
+def _completion(text: str) -> Completion:
+    try:
+        choice = json.loads(text)["choices"][0]
+        message = choice["message"]
+        content, reason = message.get("content"), choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _PassingError(f"its answer is not a chat completion ({error!r})") from None
+    if not isinstance(content, str) or content.lstrip().startswith("<think>"):
+        reasoned = content or message.get("reasoning_content") or message.get("reasoning")
+        what = "it reasons before it answers; switch that off in the server" if reasoned else "it answers with no text"
+        # An empty text is a response without content; no text at all is something else.
+        raise _RefusedError(200, what)
+    return Completion(content, "length" if reason == "length" else "stop")
