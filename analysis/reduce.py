@@ -54,7 +54,7 @@ def reduce_run(
     pooling = pooling or _preferred("response_mean", capture.pooled)
     if not run.committed:
         raise InputError(
-            f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", mend="Run the job first."
+            f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", hint="Run the job first."
         )
     reduction_id = digest_of([_METHOD, run.record.plan_digest, _attempts(run), hook_point, pooling])[:16]
     if make_current(run.location, reduction_id):
@@ -68,7 +68,7 @@ def reduce_run(
             "all of it is given conversations of no persona, so there are no means to take.",
             code="nothing_to_reduce",
             file=run.url,
-            mend="Query it; or extract the responses of roles and the default.",
+            hint="Query it; or extract the responses of roles and the default.",
         )
     roles = tuple(sorted({name for kind, name, _ in groups if kind == "role"}))
     traits = tuple(
@@ -85,7 +85,7 @@ def reduce_run(
                 f"layers {layers[0]} to {layers[-1]} have no axis or components: {error}.",
                 code="degenerate",
                 file=run.url,
-                mend="Are all responses the same? A query shows them.",
+                hint="Are all responses the same? A query shows them.",
             ) from error
     reduction = _join(parts, run, reduction_id, roles, traits, hook_point, pooling)
     write_reduction(run.location, reduction)
@@ -109,7 +109,7 @@ def _refuse_tokens(capture: CaptureSpec, pooling: str | None) -> None:
             f"a reduction takes one vector a rollout, and {TOKENS} are many.",
             code="nothing_to_reduce",
             field="pooling",
-            mend=f"Reduce {' or '.join(capture.pooled) or 'a run that captures response_mean'}.",
+            hint=f"Reduce {' or '.join(capture.pooled) or 'a run that captures response_mean'}.",
         )
 
 

@@ -16,9 +16,9 @@ from persona_atlas.jobs.plan import ModelFacts
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import WorkUnit
 from persona_atlas.storage.arrays.chunks import chunk_table, write_chunks
-from persona_atlas.storage.arrays.codec import EncodedBlock, encode_block
+from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
 from persona_atlas.storage.format import layout
-from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
+from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord, StoredObject, StoredShard
 from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, index_table
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run.index import write_index
@@ -82,7 +82,7 @@ def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
     )
 
 
-def commits_of(shape: Shape, blocks: list[EncodedBlock]) -> list[CommitRecord]:
+def commits_of(shape: Shape, blocks: list[EncodedShard]) -> list[CommitRecord]:
     """Make sealed commit records, five units a role, with token counts as they come."""
     random = np.random.default_rng(0)
     records: list[CommitRecord] = []
@@ -91,7 +91,7 @@ def commits_of(shape: Shape, blocks: list[EncodedBlock]) -> list[CommitRecord]:
         unit_id = f"role.{role}.pos.p{prompt}.b0"
         unit = WorkUnit(unit_id, "role", role, "pos", prompt, tuple(range(shape.rollouts)), 1)
         encoded = blocks[number % len(blocks)]
-        block = StoredBlock(
+        block = StoredShard(
             path=layout.shard_path(*ARRAY, number),
             num_bytes=len(encoded.data),
             sha256=f"{number:064x}",
@@ -115,22 +115,22 @@ def commits_of(shape: Shape, blocks: list[EncodedBlock]) -> list[CommitRecord]:
     return records
 
 
-def drawn_blocks(shape: Shape, distinct: int = 4) -> list[EncodedBlock]:
+def drawn_blocks(shape: Shape, distinct: int = 4) -> list[EncodedShard]:
     """Encode some blocks of numbers: each coordinate with a mean and width of its own, as in a residual stream."""
     random = np.random.default_rng(1)
     widths_D = np.exp(random.standard_normal(shape.d_model))
     means_D = 2 * widths_D * random.standard_normal(shape.d_model)
-    blocks: list[EncodedBlock] = []
+    blocks: list[EncodedShard] = []
     for _ in range(distinct):
         noise_BLD = random.standard_normal((shape.rollouts, shape.layers, shape.d_model), dtype=np.float32)
         values_BLD: npt.NDArray[np.float32] = (noise_BLD * widths_D + means_D).astype(np.float32)
-        encoded = encode_block(values_BLD, shape.rollouts, 10)
+        encoded = encode_shard(values_BLD, shape.rollouts, 10)
         assert encoded is not None
         blocks.append(encoded)
     return blocks
 
 
-def write_run(url: str, shape: Shape, blocks: list[EncodedBlock]) -> tuple[Location, list[CommitRecord]]:
+def write_run(url: str, shape: Shape, blocks: list[EncodedShard]) -> tuple[Location, list[CommitRecord]]:
     """Write a complete run with its index: record, arrays, activation objects, commit records. No texts."""
     location, record = open_location(url), record_of(shape)
     commits = commits_of(shape, blocks)

@@ -11,7 +11,7 @@ from pathlib import Path
 from persona_atlas.cluster.pool.worker_task import WorkerSettings
 from persona_atlas.cluster.run.job import Job, work_units
 from persona_atlas.cluster.run.progress import Progress
-from persona_atlas.cluster.run.status_reporter import Board
+from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
@@ -89,9 +89,9 @@ def work(workers: int, units_each: int) -> Worked:
         )
         job = Job(plan, figures, Path("none"), location, None, frozenset())
         watch = _Watch()
-        with acquire(location, row_blocks_needed(plan, ())) as lease, Board() as board:
-            board.open(location, lease.generation)
-            outcome = work_units(job, lease, executor, {}, watch, board)
+        with acquire(location, row_blocks_needed(plan, ())) as lease, StatusReporter() as reporter:
+            reporter.open(location, lease.generation)
+            outcome = work_units(job, lease, executor, {}, watch, reporter)
     assert outcome.is_complete, outcome
     return Worked(workers, len(plan.units), watch.wall_s, watch.model_s, watch.driver_s)
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from persona_atlas.cluster.run.job import Job, work_units
 from persona_atlas.cluster.run.progress import Progress
-from persona_atlas.cluster.run.status_reporter import Board
+from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
@@ -178,9 +178,9 @@ def _simulate(scenario: Scenario) -> Simulated:
         watch = _Watch(clock)
         location = cast(Location, _Distant(open_location(folder), scenario.request_s, stand_ins.committed))
         job = Job(plan, estimate(plan), Path("none"), location, None, frozenset())
-        with acquire(location, row_blocks_needed(plan, ())) as lease, Board() as board:
-            board.open(location, lease.generation)
-            work_units(job, lease, stand_ins, {}, watch, board)
+        with acquire(location, row_blocks_needed(plan, ())) as lease, StatusReporter() as reporter:
+            reporter.open(location, lease.generation)
+            work_units(job, lease, stand_ins, {}, watch, reporter)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         length_s = watch.committed_at[-1]
         return Simulated(

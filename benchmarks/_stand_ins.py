@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from persona_atlas.cluster.pool.executor import Answer, WorkerView
-from persona_atlas.cluster.pool.worker_load import Hungry, Load
+from persona_atlas.cluster.pool.worker_load import WorkerLoad, WorkRequest
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.jobs.units import UnitAttempt
 
 from _weather import Cluster, Loss
 from _workers_side import WorkersSide, response_share
@@ -83,7 +83,7 @@ class Replica:
     gone_at: float = float("inf")
     began: array[float] = field(default_factory=lambda: array("d"))
     ended: array[float] = field(default_factory=lambda: array("d"))
-    load: Load = field(default_factory=Load)
+    load: WorkerLoad = field(default_factory=WorkerLoad)
     num_units: int = 0
 
     def take(self, now: float, seconds: Iterable[float]) -> float:
@@ -146,7 +146,7 @@ class StandIns:
         return [name for name, worker in self._workers.items() if worker.load.is_empty]
 
     @property
-    def hungry(self) -> list[str]:
+    def requesting(self) -> list[str]:
         """Those at work that could begin more now, as they said."""
         takers = [worker for worker in self._workers.values() if worker.load.takes_more]
         return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
@@ -164,7 +164,7 @@ class StandIns:
                 worker.name,
                 f"node-{worker.node}",
                 "idle" if worker.load.is_empty else "working",
-                tuple(order.unit.unit_id for order in worker.load.orders),
+                tuple(attempt.unit.unit_id for attempt in worker.load.attempts),
                 worker.ready_at,
             )
             for worker in self._workers.values()
@@ -175,24 +175,24 @@ class StandIns:
         """None."""
         return {}
 
-    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
+    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
         """Give an assignment; it is serialised as it would be for Ray."""
         taker = self._workers[worker]
         number = self._num_handed_out
         self._num_handed_out += 1
-        taker.load.take(orders)
-        self._side.work(self._clock, number, worker, orders)
+        taker.load.take(attempts)
+        self._side.work(self._clock, number, worker, attempts)
         now = self._clock.now
-        self.handed_out.append((now, sum(order.attempt == 1 for order in orders)))
+        self.handed_out.append((now, sum(attempt.number == 1 for attempt in attempts)))
         if taker.gone_at < now:
             # Nobody there any more; the driver has not heard of it.
             return
-        for order in orders:
+        for attempt in attempts:
             with self._clock.stopped():
-                shares = (response_share(request.seed) for request in order.requests())
+                shares = (response_share(request.seed) for request in attempt.requests())
                 done_at = taker.take(now, (share * self._cluster.rollout_s for share in shares))
-            self._at(done_at, partial(self._answer, taker, number, order.unit.unit_id))
-        taker.num_units += len(orders)
+            self._at(done_at, partial(self._answer, taker, number, attempt.unit.unit_id))
+        taker.num_units += len(attempts)
         # When all of it has begun, the next place that comes free is one too many.
         self._at(taker.places[0], partial(self._hunger, taker, taker.num_units))
 
@@ -260,16 +260,16 @@ class StandIns:
 
     def _notice(self, worker: Replica) -> Answer:
         del self._workers[worker.name]
-        orders = worker.load.orders
-        self.units_lost += len(orders)
+        attempts = worker.load.attempts
+        self.units_lost += len(attempts)
         return Answer(
             worker.name,
-            tuple(Failure(o.unit.unit_id, o.attempt, "the worker's node is gone", is_innocent=True) for o in orders),
+            tuple(Failure(o.unit.unit_id, o.number, "the worker's node is gone", is_innocent=True) for o in attempts),
         )
 
     def _hunger(self, worker: Replica, num_units: int) -> None:
         if worker.gone_at >= self._clock.now:
-            worker.load.hears(Hungry(num_units))
+            worker.load.note_request(WorkRequest(num_units))
 
     def _answer(self, worker: Replica, number: int, unit_id: str) -> Answer | None:
         if worker.gone_at < self._clock.now:

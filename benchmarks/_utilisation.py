@@ -78,8 +78,8 @@ def idle_spans(ready: float, gone: float, began: Seconds, ended: Seconds) -> tup
         (array([0., 5., 9.]), array([ 1.,  6., 10.]))
     """
     ran = began < ended
-    order = np.argsort(began[ran])
-    began, ended = began[ran][order], ended[ran][order]
+    attempt = np.argsort(began[ran])
+    began, ended = began[ran][attempt], ended[ran][attempt]
     free_from = np.maximum.accumulate(np.concatenate([[ready], ended]))
     free_until = np.concatenate([began, [gone]])
     idle = free_until > free_from

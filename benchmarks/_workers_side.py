@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from persona_atlas.jobs.rollouts import Canary
-from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.jobs.units import UnitAttempt
 from persona_atlas.storage.format import layout
-from persona_atlas.storage.format.records import Manifest, StoredBlock, StoredObject
+from persona_atlas.storage.format.records import Manifest, StoredObject, StoredShard
 
 ARRAY = ("resid_post", "response_mean")
 MAX_TOKENS = 512
@@ -67,9 +67,9 @@ class WorkersSide:
         self._ours.close()
         self._process.join(60)
 
-    def work(self, clock: Stopwatch, number: int, worker: str, orders: Sequence[UnitOrder]) -> None:
+    def work(self, clock: Stopwatch, number: int, worker: str, attempts: Sequence[UnitAttempt]) -> None:
         """Send an assignment. Packing it takes time; that the other side listens does not."""
-        data = pickle.dumps((number, worker, tuple(orders)))
+        data = pickle.dumps((number, worker, tuple(attempts)))
         with clock.stopped():
             self._ours.send_bytes(data)
 
@@ -88,12 +88,12 @@ def _serve(connection: Connection, root: Path, layers: int) -> None:
     reader.start()
     answers: dict[tuple[int, str], bytes] = {}
     while (data := inbox.get()) is not None:
-        number, asked, orders = pickle.loads(data)  # noqa: S301 - likewise
-        if orders is None:
+        number, asked, attempts = pickle.loads(data)  # noqa: S301 - likewise
+        if attempts is None:
             connection.send_bytes(answers.pop((number, asked)))
         else:
-            for order in orders:
-                answers[number, order.unit.unit_id] = pickle.dumps(_work(root, layers, asked, order))
+            for attempt in attempts:
+                answers[number, attempt.unit.unit_id] = pickle.dumps(_work(root, layers, asked, attempt))
 
 
 def _read(connection: Connection, inbox: queue.SimpleQueue[Any]) -> None:
@@ -104,15 +104,15 @@ def _read(connection: Connection, inbox: queue.SimpleQueue[Any]) -> None:
         inbox.put(None)
 
 
-def _work(root: Path, layers: int, worker: str, order: UnitOrder) -> Manifest:
-    unit_id = order.unit.unit_id
-    texts = layout.rollouts_path(unit_id, order.row_block)
-    shard = layout.shard_path(*ARRAY, order.row_block)
+def _work(root: Path, layers: int, worker: str, attempt: UnitAttempt) -> Manifest:
+    unit_id = attempt.unit.unit_id
+    texts = layout.rollouts_path(unit_id, attempt.row_block)
+    shard = layout.shard_path(*ARRAY, attempt.row_block)
     for path in (texts, shard):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(_CONTENT)
-    tokens = tuple(max(1, round(MAX_TOKENS * response_share(request.seed))) for request in order.requests())
-    block = StoredBlock(
+    tokens = tuple(max(1, round(MAX_TOKENS * response_share(request.seed))) for request in attempt.requests())
+    block = StoredShard(
         path=shard,
         num_bytes=len(_CONTENT),
         sha256=_DIGEST,
@@ -121,9 +121,9 @@ def _work(root: Path, layers: int, worker: str, order: UnitOrder) -> Manifest:
         chunk_bytes=(786_432,) * layers,
     )
     return Manifest(
-        unit=order.unit,
-        attempt=order.attempt,
-        row_block=order.row_block,
+        unit=attempt.unit,
+        attempt=attempt.number,
+        row_block=attempt.row_block,
         texts=StoredObject(path=texts, num_bytes=len(_CONTENT), sha256=_DIGEST),
         blocks=(block,),
         prompt_tokens=(74,) * len(tokens),

@@ -26,7 +26,7 @@ from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.spec import CaptureSpec, ModelSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
-from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.capture import Capture
 from persona_atlas.workers.builtin.generation import Generation
 from persona_atlas.workers.builtin.packed import plain_attention
@@ -88,7 +88,7 @@ def requests(size: Size) -> list[RolloutRequest]:
     return made
 
 
-def texts(engine: TransformersEngine, asked: Sequence[RolloutRequest]) -> list[TokenisedText]:
+def texts(engine: BuiltinEngine, asked: Sequence[RolloutRequest]) -> list[TokenisedText]:
     """Conversations of the requests with responses of 20 to 200 random tokens, in the order of arrival."""
     rng = random.Random(0)
     made: list[TokenisedText] = []
@@ -110,7 +110,7 @@ def padded(batch: Sequence[TokenisedText], device: str) -> tuple[torch.Tensor, t
     return ids_BT.to(device), mask_BT.to(device)
 
 
-def bare_prefill(engine: TransformersEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
+def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
     """The model over the tokens and nothing else: no LM head, no hooks, batches by length."""
     ordered = sorted(read, key=lambda text: -len(text.token_ids))
     with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
@@ -121,7 +121,7 @@ def bare_prefill(engine: TransformersEngine, settings: EngineSettings, read: Seq
             ordered = ordered[rows:]
 
 
-def usual_prefill(engine: TransformersEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
+def usual_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
     """The usual way: batches of 16 as they come, every layer's output kept whole, the LM head run, then means."""
     with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
         for first in range(0, len(read), USUAL_PREFILL_ROWS):
@@ -139,7 +139,7 @@ def streamed(generation: Generation, asked: Sequence[RolloutRequest]) -> list[Ca
     return list(generation.run(lambda: next(to_ask, None)))
 
 
-def without_capture(engine: TransformersEngine, settings: EngineSettings) -> Generation:
+def without_capture(engine: BuiltinEngine, settings: EngineSettings) -> Generation:
     """The same stream with nothing captured."""
     nothing = CaptureSpec.model_construct(hook_points=[], layers="all", poolings=[], mode="during_generation")
     loaded = replace(engine.loaded, capture=Capture({}, [], torch.nn.Identity()))
@@ -147,7 +147,7 @@ def without_capture(engine: TransformersEngine, settings: EngineSettings) -> Gen
 
 
 def usual_generate(
-    engine: TransformersEngine, settings: EngineSettings, asked: Sequence[RolloutRequest], **options: Any
+    engine: BuiltinEngine, settings: EngineSettings, asked: Sequence[RolloutRequest], **options: Any
 ) -> list[TokenisedText]:
     """``model.generate`` in batches of 32, padded on the left; the conversations it gives."""
     made: list[TokenisedText] = []
@@ -191,7 +191,7 @@ def decode_seconds(step_counts: tuple[int, int], run: Callable[[int], object]) -
     return max(long - short, 1e-9)
 
 
-def floor_seconds(engine: TransformersEngine, rows: int, positions: int) -> float:
+def floor_seconds(engine: BuiltinEngine, rows: int, positions: int) -> float:
     """Time what one decoding step cannot do without: its matrix products, and reading the keys and values once."""
     config = engine.model.config
     linears = [module for module in engine.model.modules() if isinstance(module, torch.nn.Linear)]
@@ -212,7 +212,7 @@ def floor_seconds(engine: TransformersEngine, rows: int, positions: int) -> floa
 
 
 def decode_figures(
-    name: str, engine: TransformersEngine, settings: EngineSettings, asked: list[RolloutRequest], size: Size
+    name: str, engine: BuiltinEngine, settings: EngineSettings, asked: list[RolloutRequest], size: Size
 ) -> list[Figure]:
     """Decode tokens per second, against ``model.generate`` and against the floor."""
     # Two sizes of the same work, no response ended by the model: the difference is decoding.
@@ -247,7 +247,7 @@ def decode_figures(
     ]
 
 
-def figures(name: str, engine: TransformersEngine, settings: EngineSettings, size: Size) -> Iterator[Figure]:
+def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Size) -> Iterator[Figure]:
     """Measure one model on one device."""
     asked = requests(size)
     read = texts(engine, asked[::2])
@@ -331,11 +331,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = options.dtype or cpu_dtype()
     settings = settings_for(directory, dtype, "cpu", 30, size)
     report = Report(options.json)
-    note(report, figures(f"SmolLM2 cpu {dtype}", TransformersEngine(settings), settings, size))
+    note(report, figures(f"SmolLM2 cpu {dtype}", BuiltinEngine(settings), settings, size))
     if torch.cuda.is_available():
         big = replace(size, roles=40, questions=12, batch_tokens=200_000, max_new_tokens=size.max_new_tokens * 2)
         settings = settings_for(directory, "bfloat16", "cuda", 32, big)
-        engine = TransformersEngine(settings, seven_billion)
+        engine = BuiltinEngine(settings, seven_billion)
         note(report, figures("7B cuda bfloat16", engine, settings, big))
     return report.finish()
 

@@ -24,14 +24,14 @@ import numpy.typing as npt
 from numcodecs import Blosc
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
-from persona_atlas.jobs.rollouts import UnitBlock
+from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.spec import CaptureSpec, JobSpec
-from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.jobs.units import UnitAttempt
 from persona_atlas.storage.arrays.codec import round_mantissa
-from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.locations.location import Location, open_location
-from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import EngineSettings
 from persona_atlas.workers.models.model_files import cache_dir, find_model, read_facts
 from persona_atlas.workers.run_units import run_units
@@ -157,7 +157,7 @@ def _spec(names: Sequence[str], questions: int, tokens: int) -> dict[str, object
     }
 
 
-def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> TransformersEngine:
+def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> BuiltinEngine:
     """Load SmolLM2 as a worker would."""
     settings = EngineSettings(
         directory=find_model(plan.spec.model, print),
@@ -169,17 +169,17 @@ def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> TransformersEngine:
         sampling=plan.spec.sampling,
         capture=CaptureSpec.model_validate({"poolings": list(poolings)}),
     )
-    return TransformersEngine(settings)
+    return BuiltinEngine(settings)
 
 
-def generate(engine: TransformersEngine, plan: Plan) -> list[UnitBlock]:
+def generate(engine: BuiltinEngine, plan: Plan) -> list[UnitResult]:
     """Work every unit of a plan."""
-    orders = (UnitOrder(unit, plan.texts(unit), 1, number) for number, unit in enumerate(plan.units))
-    blocks = list(run_units(engine, lambda: next(orders, None)))
-    failed = [block for block in blocks if not isinstance(block, UnitBlock)]
+    attempts = (UnitAttempt(unit, plan.texts(unit), 1, number) for number, unit in enumerate(plan.units))
+    blocks = list(run_units(engine, lambda: next(attempts, None)))
+    failed = [block for block in blocks if not isinstance(block, UnitResult)]
     if failed:
         raise RuntimeError(f"SmolLM2 failed: {failed[0]}")
-    return [block for block in blocks if isinstance(block, UnitBlock)]
+    return [block for block in blocks if isinstance(block, UnitResult)]
 
 
 def real_activations(report: Report, roles: int, tokens: int) -> Values:
@@ -265,7 +265,7 @@ def _row(scheme: Scheme, measured: Measured, values_NLD: Values) -> tuple[str, .
     )
 
 
-def share_of_generation(report: Report, bucket: str, rollouts: int, tokens: int, repeats: int) -> UnitBlock:
+def share_of_generation(report: Report, bucket: str, rollouts: int, tokens: int, repeats: int) -> UnitResult:
     """Generate one unit and write it again and again; note the share."""
     plan = job(["pirate"], rollouts, tokens)
     engine = load(plan)
@@ -283,9 +283,11 @@ def share_of_generation(report: Report, bucket: str, rollouts: int, tokens: int,
     return block
 
 
-def write(location: Location, block: UnitBlock) -> None:
+def write(location: Location, block: UnitResult) -> None:
     """Write a unit's block as a worker does."""
-    write_block(location, block, rows_per_block=len(block.rollouts), mantissa_bits=DEFAULT.bits, worker="benchmark")
+    write_unit_result(
+        location, block, rows_per_block=len(block.rollouts), mantissa_bits=DEFAULT.bits, worker="benchmark"
+    )
 
 
 def passes(report: Report, tokens: int) -> None:
@@ -307,13 +309,13 @@ def _passes(plan: Plan, poolings: Sequence[str]) -> int:
     return len(seen)
 
 
-def writer_memory(report: Report, bucket: str, block: UnitBlock, rows: int) -> None:
+def writer_memory(report: Report, bucket: str, block: UnitResult, rows: int) -> None:
     """Write a large block with all poolings; note the peak over what was there, the block itself counted in."""
     values_BLD = np.resize(block.arrays_BLD[ARRAY], (rows, *block.arrays_BLD[ARRAY].shape[1:]))
-    unit = replace(block.order.unit, samples=rows // len(block.rollouts))
+    unit = replace(block.attempt.unit, samples=rows // len(block.rollouts))
     large = replace(
         block,
-        order=replace(block.order, unit=unit),
+        attempt=replace(block.attempt, unit=unit),
         rollouts=tuple(itertools.islice(itertools.cycle(block.rollouts), rows)),
         arrays_BLD={("resid_post", pooling): values_BLD for pooling in POOLINGS},
     )

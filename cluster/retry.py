@@ -17,7 +17,7 @@ _LONGEST_WAIT_S = 15.0
 T = TypeVar("T")
 
 
-def patiently(
+def with_retries(
     action: Callable[[], T], say: Callable[[str], None] = lambda _: None, stop: threading.Event | None = None
 ) -> T:
     """Do something, and again after a while when it fails in a way that may pass.

@@ -26,21 +26,21 @@ class AtlasError(Exception):
         code: A stable lower-case word for the cause, for programs.
         field: The dotted name of the offending field, when there is one.
         file: The file or URL that holds it, when there is one.
-        mend: What to do about it.
+        hint: What to do about it.
     """
 
     exit_status: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
 
     def __init__(
-        self, message: str, *, code: str, field: str | None = None, file: str | None = None, mend: str | None = None
+        self, message: str, *, code: str, field: str | None = None, file: str | None = None, hint: str | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.field = field
         self.file = file
-        self.mend = mend
+        self.hint = hint
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions rebuild from positional arguments alone; ours travel between processes with all they know.
@@ -49,16 +49,16 @@ class AtlasError(Exception):
     def __str__(self) -> str:
         place = self.field or self.file
         text = f"{place}: {self.message}" if place else self.message
-        return f"{text} {self.mend}" if self.mend else text
+        return f"{text} {self.hint}" if self.hint else text
 
     def as_dict(self) -> dict[str, str]:
         """Give the shape that ``--json`` prints: error, code and, where known, field, file and mend."""
-        facts = {"error": self.message, "code": self.code, "field": self.field, "file": self.file, "mend": self.mend}
+        facts = {"error": self.message, "code": self.code, "field": self.field, "file": self.file, "hint": self.hint}
         return {key: value for key, value in facts.items() if value is not None}
 
 
 def _rebuild(cls: type[AtlasError], message: str, facts: dict[str, str]) -> AtlasError:
-    return cls(message, code=facts["code"], field=facts.get("field"), file=facts.get("file"), mend=facts.get("mend"))
+    return cls(message, code=facts["code"], field=facts.get("field"), file=facts.get("file"), hint=facts.get("hint"))
 
 
 class InputError(AtlasError):

@@ -124,7 +124,7 @@ class Plan:
                 f"the files of {self.spec.model.source!r} were not read, so this plan has no digest.",
                 code="no_fingerprint",
                 field="model.source",
-                mend="Plan it where the model's files are; a run needs them.",
+                hint="Plan it where the model's files are; a run needs them.",
             )
         digest = hashlib.sha256(digest_of(self.identity()).encode())
         for unit in self.units:
@@ -183,7 +183,7 @@ def _selected(spec: JobSpec, catalog: Catalog) -> Iterator[tuple[Kind, Selection
                 f"the catalog {catalog.source!r} has no default Assistant.",
                 code="no_default",
                 field="personas.default",
-                mend="Set personas.default.prompts to 0, or add its file to the catalog.",
+                hint="Set personas.default.prompts to 0, or add its file to the catalog.",
             )
         yield "default", personas.default, (DEFAULT_PERSONA,)
     yield "role", personas.roles, catalog.select("role", personas.roles.names, "personas.roles.names")
@@ -202,7 +202,7 @@ def _limit(available: int, asked: int | None, field: str, what: str) -> int:
             f"asks for {wanted} of {what}, which has {available}.",
             code="too_many",
             field=field,
-            mend=f"Ask for at most {available}." if available else "Choose other questions or another catalog.",
+            hint=f"Ask for at most {available}." if available else "Choose other questions or another catalog.",
         )
     return wanted
 
@@ -221,7 +221,7 @@ def _questions_per_block(spec: JobSpec, samples: int, sizes: RowSizes, field: st
             f"{BLOCK_BYTES_LIMIT // 2**20}.",
             code="too_many",
             field=field,
-            mend=f"Ask for at most {sizes.most_rollouts}, or capture fewer layers.",
+            hint=f"Ask for at most {sizes.most_rollouts}, or capture fewer layers.",
         )
     if samples * longest > sizes.most_tokens:
         most = sizes.most_tokens // samples
@@ -258,7 +258,7 @@ def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[tuple[int, ...], 
             f"asks for the tokens of layer {left_out[0]}, which capture.layers leaves out.",
             code="no_such_layer",
             field="capture.token_layers",
-            mend=f"Capture layer {left_out[0]} too, or choose among {', '.join(map(str, layers))}.",
+            hint=f"Capture layer {left_out[0]} too, or choose among {', '.join(map(str, layers))}.",
         )
     return (layers if spec.capture.pooled else token_layers), token_layers
 
@@ -275,6 +275,6 @@ def _blocks(asked: Any, every: Sequence[int], facts: ModelFacts, field: str) -> 
             f"asks for layer {beyond[0]}, but the model has {facts.n_layers}.",
             code="no_such_layer",
             field=field,
-            mend=f"Layers are counted from 0 to {facts.n_layers - 1}.",
+            hint=f"Layers are counted from 0 to {facts.n_layers - 1}.",
         )
     return tuple(sorted(asked))

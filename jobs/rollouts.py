@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .units import RolloutAddress, UnitOrder
+from .units import RolloutAddress, UnitAttempt
 
 FinishReason = Literal["stop", "length", "given"]
 ArrayName = tuple[str, str]
@@ -69,11 +69,11 @@ class Canary:
 
 
 @dataclass(frozen=True, eq=False)
-class UnitBlock:
+class UnitResult:
     """A finished unit, on its way from the worker to the store inside one process.
 
     Attributes:
-        order: What was asked.
+        attempt: What was asked.
         rollouts: B of them, in the unit's row order.
         arrays_BLD: float32 per (hook point, pooling); NaN in the rows that have no vector, nowhere else.
         seconds: Time the model took for it.
@@ -82,7 +82,7 @@ class UnitBlock:
             order; all of them finite.
     """
 
-    order: UnitOrder
+    attempt: UnitAttempt
     rollouts: tuple[Rollout, ...]
     arrays_BLD: dict[ArrayName, npt.NDArray[np.float32]]
     seconds: float

@@ -71,7 +71,7 @@ class RowSizes:
             f"{BLOCK_BYTES_LIMIT // 2**20}.",
             code="too_many_tokens",
             field="capture.token_layers",
-            mend=f"{fewer}{ways if fewer else ways[:1].upper() + ways[1:]}.",
+            hint=f"{fewer}{ways if fewer else ways[:1].upper() + ways[1:]}.",
         )
 
 

@@ -178,19 +178,19 @@ class GivenTexts:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitOrder:
+class UnitAttempt:
     """One attempt at one unit, as it is handed to a worker.
 
     Attributes:
         texts: Its words; the requests are made of them where they are needed.
-        attempt: 1 for the first.
+        number: 1 for the first attempt at the unit.
         row_block: The block of store rows that this attempt alone may write.
         is_suspect: Whether it failed before and may have been to blame; its worker is given nothing beside it.
     """
 
     unit: WorkUnit
     texts: UnitTexts
-    attempt: int
+    number: int
     row_block: int
     is_suspect: bool = False
 

@@ -40,7 +40,7 @@ def parse_yaml(text: str, file: str) -> Any:
             f"line {line} is not valid YAML: {problem}.",
             code="not_yaml",
             file=file,
-            mend="Mend that line; a text with a colon needs quotes or a >- block.",
+            hint="Mend that line; a text with a colon needs quotes or a >- block.",
         ) from None
 
 
@@ -61,7 +61,7 @@ def _refuse_repeated_keys(node: yaml.Node | None, file: str) -> None:
                 code="repeated_key",
                 field=name,
                 file=file,
-                mend="Keep one of them.",
+                hint="Keep one of them.",
             )
         seen[name] = line
         _refuse_repeated_keys(value, file)
@@ -92,7 +92,7 @@ def read_text(path: Path, what: str) -> str:
             f"cannot be read as {what}: {getattr(error, 'strerror', None) or error}.",
             code="unreadable_file",
             file=str(path),
-            mend="Check the path and its permissions.",
+            hint="Check the path and its permissions.",
         ) from None
 
 
@@ -113,7 +113,7 @@ def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
             f"holds {type(data).__name__}, not a mapping of fields.",
             code="not_a_mapping",
             file=file,
-            mend=f"It needs the fields {', '.join(model.model_fields)}.",
+            hint=f"It needs the fields {', '.join(model.model_fields)}.",
         )
     try:
         return model.model_validate(data)
@@ -132,11 +132,11 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
     where = f" ({file}, line {line})" if line else f" ({file})" if field else ""
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(model, path[:-1])
-        mend = closest(str(path[-1]), siblings) or f"Known here: {', '.join(sorted(siblings))}."
-        return InputError(f"is not a known key{where}.", code="unknown_key", field=field, file=file, mend=mend)
+        hint = closest(str(path[-1]), siblings) or f"Known here: {', '.join(sorted(siblings))}."
+        return InputError(f"is not a known key{where}.", code="unknown_key", field=field, file=file, hint=hint)
     if problem["type"] == "missing":
         return InputError(
-            f"is required and missing{where}.", code="missing_key", field=field, file=file, mend=f"Add {path[-1]!r}."
+            f"is required and missing{where}.", code="missing_key", field=field, file=file, hint=f"Add {path[-1]!r}."
         )
     given = problem.get("input")
     # A URL that is refused for the credentials in it must not print them.
@@ -196,7 +196,7 @@ def set_by_path(data: Mapping[str, Any], assignment: str) -> dict[str, Any]:
             f"{assignment!r} is not key.path=value.",
             code="bad_assignment",
             field="--set",
-            mend="For example --set sampling.temperature=0.",
+            hint="For example --set sampling.temperature=0.",
         )
     head, _, rest = path.partition(".")
     changed = dict(data)

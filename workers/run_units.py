@@ -17,31 +17,31 @@ import numpy as np
 import numpy.typing as npt
 
 from ..jobs.errors import UnitError
-from ..jobs.rollouts import Canary, UnitBlock
+from ..jobs.rollouts import Canary, UnitResult
 from ..jobs.scheduling.ledger import Failure
-from ..jobs.units import RolloutAddress, RolloutRequest, UnitOrder
+from ..jobs.units import RolloutAddress, RolloutRequest, UnitAttempt
 from .canary import require_close
 from .engine import CapturedRollout, Engine
 
 
-def run_units(engine: Engine, next_order: Callable[[], UnitOrder | None]) -> Iterator[UnitBlock | Failure]:
+def run_units(engine: Engine, next_attempt: Callable[[], UnitAttempt | None]) -> Iterator[UnitResult | Failure]:
     """Generate and capture units.
 
     Args:
         engine: What does it.
-        next_order: Asked when the engine has room for more; None when there is nothing to be done at the moment.
+        next_attempt: Asked when the engine has room for more; None when there is nothing to be done at the moment.
 
     Yields:
         For every unit a block, or why there is none, as soon as that is known. Ends when nothing is under way and
         ``next_order`` gave None.
     """
     while True:
-        stream = _Stream(engine, next_order)
+        stream = _Stream(engine, next_attempt)
         yield from stream.results()
         if stream.fault is None:
             return
         # An engine that fails before it asks for anything fails the next unit, or nothing would ever come of it.
-        units = stream.under_way or [_Unit.of(order) for order in (next_order(),) if order is not None]
+        units = stream.under_way or [_Unit.of(attempt) for attempt in (next_attempt(),) if attempt is not None]
         if not units:
             return
         for unit in units:
@@ -50,7 +50,7 @@ def run_units(engine: Engine, next_order: Callable[[], UnitOrder | None]) -> Ite
                 alone = _Stream(engine, lambda: None, unit)
                 yield from alone.results()
             if alone.fault is not None:
-                yield Failure(unit.order.unit.unit_id, unit.order.attempt, alone.fault.message, alone.fault.detail)
+                yield Failure(unit.attempt.unit.unit_id, unit.attempt.number, alone.fault.message, alone.fault.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class _Fault:
 class _Unit:
     """A unit under way, and what is there of it; ``requests`` are in row order."""
 
-    order: UnitOrder
+    attempt: UnitAttempt
     requests: dict[RolloutAddress, RolloutRequest]
     rows: dict[RolloutAddress, CapturedRollout] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, order: UnitOrder) -> _Unit:
-        return cls(order, {request.address: request for request in order.requests()})
+    def of(cls, attempt: UnitAttempt) -> _Unit:
+        return cls(attempt, {request.address: request for request in attempt.requests()})
 
     def missing(self) -> list[RolloutRequest]:
         return [request for address, request in self.requests.items() if address not in self.rows]
@@ -84,16 +84,18 @@ class _Stream:
         fault: Why the call ended before its time, if it did.
     """
 
-    def __init__(self, engine: Engine, next_order: Callable[[], UnitOrder | None], unit: _Unit | None = None) -> None:
+    def __init__(
+        self, engine: Engine, next_attempt: Callable[[], UnitAttempt | None], unit: _Unit | None = None
+    ) -> None:
         self._engine = engine
-        self._next_order = next_order
+        self._next_attempt = next_attempt
         self.under_way: list[_Unit] = [] if unit is None else [unit]
         self.fault: _Fault | None = None
         self._to_ask = deque([] if unit is None else unit.missing())
         self._seconds = 0.0
         self._rollouts = 0
 
-    def results(self) -> Iterator[UnitBlock | Failure]:
+    def results(self) -> Iterator[UnitResult | Failure]:
         """Give each unit that was finished, or whose numbers are wrong."""
         rollouts: Iterator[CapturedRollout] | None = None
         while True:
@@ -117,15 +119,15 @@ class _Stream:
     def _next_request(self) -> RolloutRequest | None:
         if not self._to_ask:
             started = time.perf_counter()
-            order = self._next_order()
+            attempt = self._next_attempt()
             # Waiting for orders is no work of the model.
             self._seconds -= time.perf_counter() - started
-            if order is None:
+            if attempt is None:
                 return None
-            unit = _Unit(order, {})
+            unit = _Unit(attempt, {})
             # First: should its requests be wrong, it is this unit that fails.
             self.under_way.append(unit)
-            unit.requests = {request.address: request for request in order.requests()}
+            unit.requests = {request.address: request for request in attempt.requests()}
             self._to_ask.extend(unit.requests.values())
         return self._to_ask.popleft()
 
@@ -151,7 +153,7 @@ class _Stream:
             error = UnitError(f"the engine gave {given} rollouts for {asked} requests.", code="rows_mixed")
             self.fault = _fault_of(error)
 
-    def _finish(self, unit: _Unit) -> UnitBlock | Failure:
+    def _finish(self, unit: _Unit) -> UnitResult | Failure:
         rows = [unit.rows[address] for address in unit.requests]
         # The units of a batch share its passes: time goes by rollouts, each second to one unit.
         share = self._seconds * len(rows) / max(self._rollouts, len(rows))
@@ -161,11 +163,11 @@ class _Stream:
         try:
             canary = self._canary(rows)
         except Exception as error:  # noqa: BLE001 - as above
-            return failure_of(unit.order, error)
+            return failure_of(unit.attempt, error)
         share += time.perf_counter() - started
         arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in rows[0].vectors_LD}
         tokens = {name: _one_after_another([row.tokens_KTD[name] for row in rows]) for name in rows[0].tokens_KTD}
-        return UnitBlock(unit.order, tuple(row.rollout for row in rows), arrays, share, canary, tokens)
+        return UnitResult(unit.attempt, tuple(row.rollout for row in rows), arrays, share, canary, tokens)
 
     def _canary(self, rows: list[CapturedRollout]) -> Canary | None:
         # The longest has been through the most: the most passes, the most batch mates.
@@ -186,7 +188,7 @@ def _fault_of(error: BaseException) -> _Fault:
     return _Fault(message, "".join(traceback.format_exception(error)))
 
 
-def failure_of(order: UnitOrder, error: BaseException) -> Failure:
+def failure_of(attempt: UnitAttempt, error: BaseException) -> Failure:
     """Describe an error as a unit's failure, with the whole traceback beside the one line."""
     fault = _fault_of(error)
-    return Failure(order.unit.unit_id, order.attempt, fault.message, fault.detail)
+    return Failure(attempt.unit.unit_id, attempt.number, fault.message, fault.detail)

@@ -58,11 +58,11 @@ for _verb in (
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     # Cleaning up is not cut short by one more Ctrl-C; whoever insists gets out all the same.
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _insist)
+        signal.signal(each, _force_stop)
     raise KeyboardInterrupt
 
 
-def _insist(_signal: int, _frame: FrameType | None) -> None:
+def _force_stop(_signal: int, _frame: FrameType | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: os._exit(EXIT_INTERRUPTED))
     output.progress().say("Still cleaning up: once more ends it at once. What is committed stays either way.")

@@ -63,8 +63,8 @@ def error(facts: Mapping[str, str], *, as_json: bool) -> None:
     place = facts.get("field") or facts.get("file")
     message = f"{place}: {facts['error']}" if place else facts["error"]
     sys.stderr.write(f"Error: {message}\n")
-    if "mend" in facts:
-        sys.stderr.write(f"  {facts['mend']}\n")
+    if "hint" in facts:
+        sys.stderr.write(f"  {facts['hint']}\n")
 
 
 def size(num_bytes: float) -> str:

@@ -9,7 +9,7 @@ from ...jobs.spec import JobSpec
 from ...storage.run.commits import committed_units
 from ..run.conclude import Conclusion, conclude
 from ..run.job import Outcome, prepare_job, work_job
-from ..run.status_reporter import Board
+from ..run.status_reporter import StatusReporter
 from . import output, summary_text
 from .jobs import plan
 
@@ -35,10 +35,10 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
     if job.committed:
         progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed already.")
     try:
-        with Board() as board:
-            outcome = work_job(job, progress, board, address)
-            conclusion = conclude(job, progress, board)
-            board.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
+        with StatusReporter() as reporter:
+            outcome = work_job(job, progress, reporter, address)
+            conclusion = conclude(job, progress, reporter)
+            reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
     except KeyboardInterrupt:
         done = len(committed_units(job.location))
         progress.say(f"{done} of {len(job.plan.units)} units are committed and stay; the same command resumes.")

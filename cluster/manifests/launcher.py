@@ -55,7 +55,7 @@ def ray_vm(request: ClusterRequest, machines: Machines, spec_file: str) -> Manif
             "names a Kubernetes secret; VMs have none.",
             code="no_secret_here",
             field="--secret",
-            mend="Give the machines a role that may write to the store (--service-account: the instance profile).",
+            hint="Give the machines a role that may write to the store (--service-account: the instance profile).",
         )
     config: Manifest = {
         "cluster_name": request.name,
@@ -127,7 +127,7 @@ def _own(request: ClusterRequest, machines: Machines) -> Manifest:
             "names the head alone; no replica stands on it.",
             code="too_few_hosts",
             field="--hosts",
-            mend="Give the head's address and those of the machines that work, with commas between.",
+            hint="Give the head's address and those of the machines that work, with commas between.",
         )
     return {
         "max_workers": len(workers),
@@ -143,14 +143,14 @@ def _aws(request: ClusterRequest, machines: Machines) -> Manifest:
             "is needed: an instance profile that may write to the bucket, start and end machines and pass itself on.",
             code="no_role",
             field="--service-account",
-            mend="Name one that you have made.",
+            hint="Name one that you have made.",
         )
     if device is None or device.vm_type is None:
         raise InputError(
             "is needed: a kind of device whose line in the table names a machine (vm_type).",
             code="no_vm_type",
             field="--gpu-type",
-            mend="For example --gpu-type H100, or --hosts for machines that are there.",
+            hint="For example --gpu-type H100, or --hosts for machines that are there.",
         )
     per_machine = device.per_node if request.gpus_per_replica else 1
     fewest, most = (math.ceil(gpus / per_machine) for gpus in (request.gpus_min, request.gpus_max))

@@ -68,7 +68,7 @@ class ClusterRequest:
                 f"is {self.name!r}; it must be at most {_MAX_NAME} of a-z, 0-9 and -, and begin with a letter.",
                 code="bad_name",
                 field="--name",
-                mend="For example --name llama-70b.",
+                hint="For example --name llama-70b.",
             )
         self._check_numbers()
         self._check_paths()
@@ -81,14 +81,14 @@ class ClusterRequest:
                     f"is {gpus}, but replicas take {size} GPUs each.",
                     code="not_whole_replicas",
                     field=option,
-                    mend=f"Give a multiple of {size}, such as {max(1, gpus // size) * size}.",
+                    hint=f"Give a multiple of {size}, such as {max(1, gpus // size) * size}.",
                 )
         if not 0 <= self.gpus_min <= self.gpus_max or not self.gpus_max:
             raise InputError(
                 f"is {self.gpus_min}, and --gpus-max is {self.gpus_max}.",
                 code="bad_bounds",
                 field="--gpus-min",
-                mend="The least cannot be above the most, and the most cannot be 0.",
+                hint="The least cannot be above the most, and the most cannot be 0.",
             )
 
     def _check_paths(self) -> None:
@@ -98,7 +98,7 @@ class ClusterRequest:
                 f"is the directory {self.spec.store.url!r}, and the machines of a cluster share no disk.",
                 code="store_not_shared",
                 field="store.url",
-                mend="Give a bucket: --set store.url=s3://bucket/prefix.",
+                hint="Give a bucket: --set store.url=s3://bucket/prefix.",
             )
         source = self.spec.model.source
         looks_local = source.startswith((".", "~")) and not source.startswith(PACKAGE_SCHEME)
@@ -112,7 +112,7 @@ class ClusterRequest:
                     f"is {path!r} on this machine, and a cluster does not have it.",
                     code="not_in_the_image",
                     field=name,
-                    mend="Put it into the image, and give its absolute path there.",
+                    hint="Put it into the image, and give its absolute path there.",
                 )
 
     @property
@@ -157,5 +157,5 @@ def pair(text: str, option: str) -> tuple[str, str | None]:
     """
     key, equals, value = text.partition("=")
     if not key:
-        raise InputError(f"{text!r} has no key.", code="usage", field=option, mend="Give KEY=VALUE.")
+        raise InputError(f"{text!r} has no key.", code="usage", field=option, hint="Give KEY=VALUE.")
     return key, value if equals else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...jobs.scheduling.ledger import Failure
-from ...jobs.units import UnitOrder
+from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
 from .worker_task import UnitTask
 
@@ -87,7 +87,7 @@ class Executor(Protocol):
         ...
 
     @property
-    def hungry(self) -> list[str]:
+    def requesting(self) -> list[str]:
         """Those at work that ask for more, the emptiest first.
 
         None that works a suspect: should it die again, it takes nothing else with it.
@@ -104,7 +104,7 @@ class Executor(Protocol):
         """Nodes that get no more work, with the reason."""
         ...
 
-    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
+    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
         """Give an assignment to one of ``idle`` or ``hungry``."""
         ...
 
@@ -129,7 +129,7 @@ class LocalExecutor:
 
     def __init__(self, task: UnitTask) -> None:
         self._task = task
-        self._waiting: deque[tuple[UnitOrder, ...]] = deque()
+        self._waiting: deque[tuple[UnitAttempt, ...]] = deque()
         self._since = time.time()
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
@@ -153,14 +153,14 @@ class LocalExecutor:
         return 1
 
     @property
-    def hungry(self) -> list[str]:
+    def requesting(self) -> list[str]:
         """None: it does one thing at a time."""
         return []
 
     @property
     def views(self) -> list[WorkerView]:
         """This process."""
-        units = tuple(order.unit.unit_id for orders in self._waiting for order in orders)
+        units = tuple(attempt.unit.unit_id for attempts in self._waiting for attempt in attempts)
         return [WorkerView(_LOCAL, _LOCAL, "working" if units else "idle", units, self._since)]
 
     @property
@@ -168,19 +168,19 @@ class LocalExecutor:
         """None."""
         return {}
 
-    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
+    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
         """Remember the assignment."""
         del worker
         self._since = time.time()
-        self._waiting.append(tuple(orders))
+        self._waiting.append(tuple(attempts))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Work what was handed out; takes as long as it takes."""
         del timeout_s
         answers: list[Answer] = []
-        for orders in self._waiting:
-            self._task.take(orders)
-            left = len(orders)
+        for attempts in self._waiting:
+            self._task.take(attempts)
+            left = len(attempts)
             while left:
                 results = self._task.said().results
                 left -= len(results)

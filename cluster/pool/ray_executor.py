@@ -18,17 +18,17 @@ from ...jobs.errors import AtlasError, InputError, JobError
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.scheduling.node_health import NodeHealth
 from ...jobs.scheduling.worker_health import FailureStreaks, is_hung
-from ...jobs.units import UnitOrder
+from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
 from .executor import Answer, WorkerView
 from .ray_worker import RayWorker, UnitActor
 from .session import Placement, count_places
-from .worker_task import Said, WorkerSettings
+from .worker_task import WorkerReport, WorkerSettings
 
 _LOOK_EVERY_S = 3.0
 """How often the pool is held against what the cluster has."""
 
-_PLACE_PATIENCE_S = 60.0
+_PLACEMENT_TIMEOUT_S = 60.0
 """A worker that has waited so long for a place while the cluster has none for it is given up."""
 
 _LOADING_DEATHS = 3
@@ -57,7 +57,7 @@ class _Call:
 
     kind: str
     worker: RayWorker
-    orders: tuple[UnitOrder, ...] = ()
+    attempts: tuple[UnitAttempt, ...] = ()
 
 
 class RayExecutor:
@@ -113,7 +113,7 @@ class RayExecutor:
                     f"no node had room for a worker in {self._load_timeout_s:.0f} s.",
                     code="no_worker",
                     field="placement",
-                    mend="Does the cluster have the CPUs and GPUs that the spec asks for?",
+                    hint="Does the cluster have the CPUs and GPUs that the spec asks for?",
                 )
 
     @property
@@ -127,7 +127,7 @@ class RayExecutor:
         return [worker.name for worker in self._workers.values() if worker.is_idle]
 
     @property
-    def hungry(self) -> list[str]:
+    def requesting(self) -> list[str]:
         """Those at work that ask for more, the emptiest first."""
         takers = [worker for worker in self._workers.values() if worker.load.takes_more]
         return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
@@ -145,7 +145,7 @@ class RayExecutor:
                 worker.name,
                 worker.node,
                 worker.doing,
-                tuple(order.unit.unit_id for order in worker.load.orders),
+                tuple(attempt.unit.unit_id for attempt in worker.load.attempts),
                 worker.since,
             )
             for worker in self._workers.values()
@@ -156,10 +156,10 @@ class RayExecutor:
         """Nodes that get no more work, with the reason."""
         return dict(self._health.left_out)
 
-    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
+    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
         """Give an assignment to one of ``idle`` or ``hungry``."""
         taker = self._workers[worker]
-        self._calls[taker.hand_out(orders)] = _Call("take", taker, tuple(orders))
+        self._calls[taker.assign(attempts)] = _Call("take", taker, tuple(attempts))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """Give the answers that have come; a worker that died, or is of no use, answers with failures."""
@@ -200,8 +200,8 @@ class RayExecutor:
         except RayError as error:
             if call.kind != "take":
                 return self._died(worker, str(error))
-            worker.load.refused(call.orders)
-            return self._answered(worker, call.orders, _failures(call.orders, "the worker failed", str(error)))
+            worker.load.refused(call.attempts)
+            return self._answered(worker, call.attempts, _failures(call.attempts, "the worker failed", str(error)))
         if call.kind == "said":
             return self._heard(worker, answer)
         if call.kind == "where":
@@ -210,15 +210,15 @@ class RayExecutor:
             self._prepared(worker, answer)
         return []
 
-    def _heard(self, worker: RayWorker, said: Said) -> list[Answer]:
+    def _heard(self, worker: RayWorker, said: WorkerReport) -> list[Answer]:
         self._call(worker, "said")
-        if said.hungry is not None:
-            worker.load.hears(said.hungry)
+        if said.requesting is not None:
+            worker.load.note_request(said.requesting)
         pairs = [(worker.load.answered(result.unit_id), result) for result in said.results]
-        held = [(order, result) for order, result in pairs if order is not None]
+        held = [(attempt, result) for attempt, result in pairs if attempt is not None]
         if not held:
             return []
-        return self._answered(worker, [order for order, _ in held], tuple(result for _, result in held))
+        return self._answered(worker, [attempt for attempt, _ in held], tuple(result for _, result in held))
 
     def _call(self, worker: RayWorker, kind: str) -> None:
         self._calls[getattr(worker.actor, kind).remote()] = _Call(kind, worker)
@@ -275,15 +275,17 @@ class RayExecutor:
         self._next_look = 0.0 if others else time.monotonic() + _REFUSED_PAUSE_S
 
     def _answered(
-        self, worker: RayWorker, orders: Sequence[UnitOrder], results: tuple[Manifest | Failure, ...]
+        self, worker: RayWorker, attempts: Sequence[UnitAttempt], results: tuple[Manifest | Failure, ...]
     ) -> list[Answer]:
         self._longest_s = max(self._longest_s, worker.heard())
         answers = [Answer(worker.name, results)]
         # All are counted, whatever the first of them say; a suspect's failure says nothing of who worked it.
         verdicts = [
-            self._streaks.is_broken(worker.name, f"{order.unit.kind}.{order.unit.persona}", isinstance(result, Failure))
-            for order, result in zip(orders, results, strict=True)
-            if not (order.is_suspect and isinstance(result, Failure))
+            self._streaks.is_broken(
+                worker.name, f"{attempt.unit.kind}.{attempt.unit.persona}", isinstance(result, Failure)
+            )
+            for attempt, result in zip(attempts, results, strict=True)
+            if not (attempt.is_suspect and isinstance(result, Failure))
         ]
         if verdicts and verdicts[-1]:
             failure = next(result for result in reversed(results) if isinstance(result, Failure))
@@ -323,15 +325,15 @@ class RayExecutor:
         self, worker: RayWorker, what: str, reason: str, *, is_innocent: bool = False, charges_node: bool = True
     ) -> list[Answer]:
         """Let a worker go; its units failed, through no fault of theirs where ``is_innocent``."""
-        orders, works_suspect = worker.load.orders, worker.load.works_suspect
+        attempts, works_suspect = worker.load.attempts, worker.load.works_suspect
         self._drop(worker)
         self._next_look = 0.0
         is_charged = charges_node and bool(worker.node)
         if is_charged and self._health.died(worker.node, time.monotonic(), reason, is_unit_suspect=works_suspect):
             self._leave_out(worker.node, self._health.left_out[worker.node])
-        if not orders:
+        if not attempts:
             return []
-        return [Answer(worker.name, _failures(orders, what, reason, is_innocent=is_innocent))]
+        return [Answer(worker.name, _failures(attempts, what, reason, is_innocent=is_innocent))]
 
     def _leave_out(self, node: str, reason: str) -> None:
         if not node:
@@ -351,15 +353,15 @@ class RayExecutor:
         wanted = self._wanted = self._replicas or max(1, count_places(self._placement, self._health.left_out))
         for _ in range(wanted - len(self._workers)):
             self._add()
-        placeless = [w for w in self._workers.values() if not w.node and now - w.asked_at > _PLACE_PATIENCE_S]
+        placeless = [w for w in self._workers.values() if not w.node and now - w.asked_at > _PLACEMENT_TIMEOUT_S]
         for worker in placeless[: max(0, len(self._workers) - wanted)]:
             self._drop(worker)
 
 
 def _failures(
-    orders: Sequence[UnitOrder], message: str, detail: str, *, is_innocent: bool = False
+    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_innocent: bool = False
 ) -> tuple[Failure, ...]:
-    return tuple(Failure(order.unit.unit_id, order.attempt, message, detail, is_innocent) for order in orders)
+    return tuple(Failure(attempt.unit.unit_id, attempt.number, message, detail, is_innocent) for attempt in attempts)
 
 
 def _is_gone(node: str) -> bool:
@@ -370,5 +372,5 @@ def _no_worker(reason: str) -> JobError:
     return JobError(
         f"no worker is left; the last was {reason}",
         code="no_worker",
-        mend="Is there enough memory? What was committed stays; the same command resumes.",
+        hint="Is there enough memory? What was committed stays; the same command resumes.",
     )

@@ -15,9 +15,9 @@ from typing import Any
 import ray
 
 from ...jobs.errors import AtlasError, JobError
-from ...jobs.units import UnitOrder
-from .worker_load import Load
-from .worker_task import Said, UnitTask, WorkerSettings
+from ...jobs.units import UnitAttempt
+from .worker_load import WorkerLoad
+from .worker_task import UnitTask, WorkerReport, WorkerSettings
 
 
 class UnitActor:
@@ -44,11 +44,11 @@ class UnitActor:
             return JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
         return None
 
-    def take(self, orders: Sequence[UnitOrder]) -> None:
+    def take(self, attempts: Sequence[UnitAttempt]) -> None:
         """Begin to work units."""
-        self._task.take(orders)
+        self._task.take(attempts)
 
-    def said(self) -> Said:
+    def said(self) -> WorkerReport:
         """Wait until there is something to say, and say it."""
         return self._task.said()
 
@@ -75,7 +75,7 @@ class RayWorker:
     asked_at: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.time)
     heard_at: float = field(default_factory=time.monotonic)
-    load: Load = field(default_factory=Load)
+    load: WorkerLoad = field(default_factory=WorkerLoad)
 
     @property
     def is_idle(self) -> bool:
@@ -89,13 +89,13 @@ class RayWorker:
             return "loading" if self.node else "waiting"
         return "idle" if self.load.is_empty else "working"
 
-    def hand_out(self, orders: Sequence[UnitOrder]) -> Any:
+    def assign(self, attempts: Sequence[UnitAttempt]) -> Any:
         """Give it an assignment; gives Ray's reference of the call, which brings nothing back but errors."""
         self.since = time.time()
         if self.is_idle:
             self.heard_at = time.monotonic()
-        self.load.take(orders)
-        return self.actor.take.remote(tuple(orders))
+        self.load.take(attempts)
+        return self.actor.take.remote(tuple(attempts))
 
     def heard(self) -> float:
         """Take note that it answered; gives how long it was silent before, seconds."""

@@ -76,7 +76,7 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
             "asks for cuda, but no GPU is there.",
             code="no_gpu",
             field="placement.device",
-            mend="Use device: auto or cpu, or an --address with GPUs.",
+            hint="Use device: auto or cpu, or an --address with GPUs.",
         )
     device = "cuda" if asked.device == "cuda" or (asked.device == "auto" and resources.num_gpus) else "cpu"
     num_gpus = 1 if device == "cuda" else 0
@@ -90,7 +90,7 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
             f"asks for {replicas} replicas, but there is room for {limit}: each takes at least one {unit}.",
             code="too_many_replicas",
             field="placement.replicas",
-            mend=f"Ask for at most {limit}.",
+            hint=f"Ask for at most {limit}.",
         )
     cores = min(resources.num_cpus // replicas, resources.cpus_per_node or resources.num_cpus)
     threads = asked.threads or max(1, cores)
@@ -100,7 +100,7 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
             f"there are {resources.num_cpus}.",
             code="too_many_threads",
             field="placement.threads" if asked.threads else "placement.replicas",
-            mend=f"Ask for at most {resources.num_cpus // replicas if asked.threads else resources.num_cpus}.",
+            hint=f"Ask for at most {resources.num_cpus // replicas if asked.threads else resources.num_cpus}.",
         )
     return Placement(replicas, device, threads, num_gpus)
 
@@ -171,7 +171,7 @@ def _connect(ray: Any, address: str | None) -> None:
             f"there is no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}",
             code="no_cluster",
             field="--address",
-            mend="Check host and port, or leave --address out to run on this machine.",
+            hint="Check host and port, or leave --address out to run on this machine.",
         ) from error
 
 

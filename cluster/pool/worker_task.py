@@ -17,11 +17,11 @@ from functools import partial
 from queue import SimpleQueue
 
 from ...jobs.errors import InputError
-from ...jobs.rollouts import UnitBlock
+from ...jobs.rollouts import UnitResult
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.spec import GenerationSpec, ModelSpec
-from ...jobs.units import UnitOrder
-from ...storage.arrays.unit_writer import write_block
+from ...jobs.units import UnitAttempt
+from ...storage.arrays.unit_writer import write_unit_result
 from ...storage.format.records import Manifest
 from ...storage.locations.location import Location, open_location
 from ...workers.chat.spans import load_renderer
@@ -30,8 +30,8 @@ from ...workers.models.memory import require_memory
 from ...workers.models.model_files import find_model
 from ...workers.responders.given import GivenEngine
 from ...workers.run_units import failure_of, run_units
-from ..retry import patiently
-from .worker_load import Hungry
+from ..retry import with_retries
+from .worker_load import WorkRequest
 
 _TOKENS_AHEAD = 1024
 """Where every token is kept, a quarter of the tokens of given texts that are taken up at a time: one pass's worth."""
@@ -39,7 +39,7 @@ _TOKENS_AHEAD = 1024
 _BLOCKS_WAITING = 2
 """Finished blocks that may wait to be written; then generation waits for the store, and memory does not grow."""
 
-_LANDMARK_PAUSES_S = (0.5, 1.0, 2.0)
+_SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class WorkerSettings:
         reads_given: Whether the orders bring their texts.
         generation: The server that generates; None where nothing does, or the engine itself.
         served_model: What that server calls the model.
-        landmark: Path of an object that the driver has written; a machine that does not see it looks at another store.
+        sentinel: Path of an object that the driver has written; a machine that does not see it looks at another store.
     """
 
     engine: EngineSettings
@@ -71,7 +71,7 @@ class WorkerSettings:
     reads_given: bool = False
     generation: GenerationSpec | None = None
     served_model: str = ""
-    landmark: str = ""
+    sentinel: str = ""
     tokens_per_block: int = 0
 
 
@@ -82,7 +82,7 @@ def load_engine(settings: WorkerSettings) -> Engine:
         InputError: There is no room, it cannot be loaded, or the server that is to generate does not serve it.
     """
     # Torch is loaded where a model is, and not by the driver or the command line.
-    from ...workers.builtin.builtin_engine import TransformersEngine
+    from ...workers.builtin.builtin_engine import BuiltinEngine
 
     if settings.engine.device == "cuda":
         import torch
@@ -92,26 +92,26 @@ def load_engine(settings: WorkerSettings) -> Engine:
                 "the worker's machine has a GPU, but its torch cannot use it.",
                 code="no_gpu",
                 field="placement.device",
-                mend="Install a CUDA build of torch there, or use placement.device: cpu.",
+                hint="Install a CUDA build of torch there, or use placement.device: cpu.",
             )
     require_memory(settings.needed_bytes, 1, settings.engine.device)
     engine = settings.engine
     if settings.model is not None and not engine.directory.is_dir():
         engine = replace(engine, directory=find_model(settings.model, lambda _: None))
     if not settings.reads_given and settings.generation is None:
-        return TransformersEngine(engine)
+        return BuiltinEngine(engine)
     conversations = load_renderer(engine.directory)
     if settings.generation is None:
         # What it reads at a time it holds: of every token that is much, so then it sorts fewer texts by length.
         ahead = min(engine.batch_tokens, _TOKENS_AHEAD) if engine.token_layers else engine.batch_tokens
-        return GivenEngine(TransformersEngine(engine), conversations, ahead)
+        return GivenEngine(BuiltinEngine(engine), conversations, ahead)
     # Only where there is a server to ask is its client loaded.
     from ...workers.responders.endpoint import EndpointEngine, check_endpoint
 
     # A model may take minutes to load: first whether it will be of use.
     check_endpoint(settings.generation, settings.served_model, conversations.renderer)
     return EndpointEngine(
-        TransformersEngine(engine),
+        BuiltinEngine(engine),
         conversations,
         settings.generation,
         settings.served_model,
@@ -119,34 +119,34 @@ def load_engine(settings: WorkerSettings) -> Engine:
     )
 
 
-def require_same_store(location: Location, landmark: str) -> None:
+def require_same_store(location: Location, sentinel: str) -> None:
     """Make sure that this machine sees what the driver wrote, before a model is loaded for nothing.
 
     Args:
         location: The run's store, as seen from here.
-        landmark: Path of an object that the driver has written; empty: nothing is looked for.
+        sentinel: Path of an object that the driver has written; empty: nothing is looked for.
 
     Raises:
         InputError: It is not there: a directory that the machines do not share, or another endpoint.
         TransientError: The store failed.
     """
-    for pause_s in (*_LANDMARK_PAUSES_S, None):
-        if not landmark or patiently(lambda: location.size(landmark)) is not None:
+    for pause_s in (*_SENTINEL_PAUSES_S, None):
+        if not sentinel or with_retries(lambda: location.size(sentinel)) is not None:
             return
         if pause_s is not None:
             # A shared file system may show a new file a little late.
             time.sleep(pause_s)
     raise InputError(
-        f"{socket.gethostname()} does not see the run at {location.url}: {landmark}, which the driver wrote, is not "
+        f"{socket.gethostname()} does not see the run at {location.url}: {sentinel}, which the driver wrote, is not "
         "there.",
         code="other_store",
         field="store.url",
-        mend="Use s3://, or a directory that every machine shares under the same path.",
+        hint="Use s3://, or a directory that every machine shares under the same path.",
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class WorkerReport:
     """What a worker has to say since it was asked last.
 
     Attributes:
@@ -155,7 +155,7 @@ class Said:
     """
 
     results: tuple[Manifest | Failure, ...]
-    hungry: Hungry | None = None
+    requesting: WorkRequest | None = None
 
 
 class UnitTask:
@@ -177,13 +177,13 @@ class UnitTask:
         self._location = open_location(settings.store_url, settings.endpoint_url)
         self._loading = threading.Lock()
         self._slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
-        self._news: SimpleQueue[Manifest | Failure | Hungry] = SimpleQueue()
+        self._news: SimpleQueue[Manifest | Failure | WorkRequest] = SimpleQueue()
         # All below belongs to this lock.
         self._lock = threading.Lock()
-        self._inbox: deque[UnitOrder] = deque()
+        self._inbox: deque[UnitAttempt] = deque()
         self._is_generating = False
         self._num_handed = 0
-        self._said_hungry = False
+        self._has_requested = False
         # These engines ask again only when they have done what they took: then the next has to be there.
         self._takes_in_lumps = settings.reads_given or settings.generation is not None
 
@@ -196,10 +196,10 @@ class UnitTask:
         """
         with self._loading:
             if self._engine is None:
-                require_same_store(self._location, self._settings.landmark)
+                require_same_store(self._location, self._settings.sentinel)
                 self._engine = self._load(self._settings)
 
-    def take(self, orders: Sequence[UnitOrder]) -> None:
+    def take(self, attempts: Sequence[UnitAttempt]) -> None:
         """Begin to work units; returns at once. What comes of each is among the answers, some time.
 
         May be called while others are worked: one thread has the model, and takes up what waits.
@@ -213,11 +213,11 @@ class UnitTask:
                 # Before anything waits: a thread that cannot be started leaves the next caller to try.
                 threading.Thread(target=self._generate, name="model", daemon=True).start()
                 self._is_generating = True
-            self._inbox.extend(orders)
-            self._num_handed += len(orders)
-            self._said_hungry = False
+            self._inbox.extend(attempts)
+            self._num_handed += len(attempts)
+            self._has_requested = False
 
-    def said(self) -> Said:
+    def said(self) -> WorkerReport:
         """Wait until there is something to say, and give all there is; each answer is given once.
 
         One caller at a time.
@@ -225,31 +225,35 @@ class UnitTask:
         news = [self._news.get()]
         while not self._news.empty():
             news.append(self._news.get())
-        hungry = [one for one in news if isinstance(one, Hungry)]
-        return Said(tuple(one for one in news if not isinstance(one, Hungry)), hungry[-1] if hungry else None)
+        requesting = [one for one in news if isinstance(one, WorkRequest)]
+        return WorkerReport(
+            tuple(one for one in news if not isinstance(one, WorkRequest)), requesting[-1] if requesting else None
+        )
 
     def _generate(self) -> None:
         """Work until the inbox is empty; the thread that has the model."""
         assert self._engine is not None
         # By row block, which is an attempt's own.
-        under_way: dict[int, UnitOrder] = {}
+        under_way: dict[int, UnitAttempt] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
             while True:
                 try:
-                    for result in run_units(self._engine, partial(self._next_order, under_way)):
+                    for result in run_units(self._engine, partial(self._next_attempt, under_way)):
                         self._settle(result, under_way, writer)
                 except Exception as error:  # noqa: BLE001 - who waits for an answer must have one
-                    for order in under_way.values():
-                        self._news.put(failure_of(order, error))
+                    for attempt in under_way.values():
+                        self._news.put(failure_of(attempt, error))
                     under_way.clear()
                 with self._lock:
                     if not self._inbox:
                         self._is_generating = False
                         return
 
-    def _settle(self, result: UnitBlock | Failure, under_way: dict[int, UnitOrder], writer: ThreadPoolExecutor) -> None:
+    def _settle(
+        self, result: UnitResult | Failure, under_way: dict[int, UnitAttempt], writer: ThreadPoolExecutor
+    ) -> None:
         if isinstance(result, Failure):
-            mine = (row_block for row_block, order in under_way.items() if _is_of(order, result))
+            mine = (row_block for row_block, attempt in under_way.items() if _is_of(attempt, result))
             del under_way[next(mine)]
             self._news.put(result)
             return
@@ -259,36 +263,36 @@ class UnitTask:
         except BaseException:
             self._slots.release()
             raise
-        del under_way[result.order.row_block]
+        del under_way[result.attempt.row_block]
 
-    def _next_order(self, under_way: dict[int, UnitOrder]) -> UnitOrder | None:
+    def _next_attempt(self, under_way: dict[int, UnitAttempt]) -> UnitAttempt | None:
         with self._lock:
             if not self._inbox:
-                self._say_hungry()
+                self._request_work()
                 return None
-            order = self._inbox.popleft()
+            attempt = self._inbox.popleft()
             if not self._inbox and self._takes_in_lumps:
-                self._say_hungry()
-        under_way[order.row_block] = order
-        return order
+                self._request_work()
+        under_way[attempt.row_block] = attempt
+        return attempt
 
-    def _say_hungry(self) -> None:
+    def _request_work(self) -> None:
         """Tell it once; holds the lock."""
-        if not self._said_hungry:
-            self._news.put(Hungry(self._num_handed))
-            self._said_hungry = True
+        if not self._has_requested:
+            self._news.put(WorkRequest(self._num_handed))
+            self._has_requested = True
 
-    def _write(self, block: UnitBlock) -> None:
+    def _write(self, block: UnitResult) -> None:
         try:
             # Written again, not made again: the block is worth more than the wait.
-            self._news.put(patiently(partial(self._write_once, block)))
+            self._news.put(with_retries(partial(self._write_once, block)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this unit's failure and no other's
-            self._news.put(failure_of(block.order, error))
+            self._news.put(failure_of(block.attempt, error))
         finally:
             self._slots.release()
 
-    def _write_once(self, block: UnitBlock) -> Manifest:
-        return write_block(
+    def _write_once(self, block: UnitResult) -> Manifest:
+        return write_unit_result(
             self._location,
             block,
             rows_per_block=self._settings.rows_per_block,
@@ -298,5 +302,5 @@ class UnitTask:
         )
 
 
-def _is_of(order: UnitOrder, failure: Failure) -> bool:
-    return (order.unit.unit_id, order.attempt) == (failure.unit_id, failure.attempt)
+def _is_of(attempt: UnitAttempt, failure: Failure) -> bool:
+    return (attempt.unit.unit_id, attempt.number) == (failure.unit_id, failure.attempt)

@@ -10,7 +10,7 @@ from ...analysis.summary import Summary, summarise
 from ...storage.query.run import Run, open_run
 from .job import Job
 from .progress import Progress
-from .status_reporter import Board
+from .status_reporter import StatusReporter
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class Conclusion:
     report_place: str | None
 
 
-def conclude(job: Job, progress: Progress, board: Board) -> Conclusion:
+def conclude(job: Job, progress: Progress, reporter: StatusReporter) -> Conclusion:
     """Reduce what a job has committed and write its report, where that says something.
 
     Raises:
         StoreError: A committed number is missing or damaged.
         TransientError: The store failed.
     """
-    board.raise_if_stopped()
+    reporter.raise_if_stopped()
     store = open_run(job.location.url, job.plan.spec.store.endpoint_url)
     if not store.committed:
         return Conclusion(store, None, None)
     if not _says_something(store):
-        board.reduces_nothing()
+        reporter.reduces_nothing()
         return Conclusion(store, None, None)
     progress.say("Reducing.")
-    board.doing("reducing")
+    reporter.doing("reducing")
     reduction = reduce_run(store)
     summary = summarise(store, reduction)
     place = write_report(store, reduction)
-    board.reduced()
+    reporter.reduced()
     return Conclusion(store, summary, place)
 
 

@@ -10,7 +10,7 @@ from ...jobs.errors import UnitError
 from ...jobs.scheduling.ledger import Failure, Ledger
 from ...storage.format.records import Manifest
 from ..pool.executor import Executor
-from ..retry import patiently
+from ..retry import with_retries
 from .progress import Progress
 
 _WAIT_S = 0.5
@@ -53,7 +53,7 @@ def drive(
     try:
         while not ledger.is_over:
             look(ledger, executor)
-            _hand_out(ledger, executor)
+            _assign(ledger, executor)
             for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
                 for manifest in answer.manifests:
                     committing[pool.submit(_commit, commit, manifest, progress, stop)] = manifest
@@ -67,17 +67,17 @@ def drive(
         pool.shutdown(cancel_futures=True)
 
 
-def _hand_out(ledger: Ledger, executor: Executor) -> None:
+def _assign(ledger: Ledger, executor: Executor) -> None:
     # Towards the end little at a time, so that all end together: in a small job that is soon, for those who still load.
     ready, num_workers = executor.ready, executor.num_workers
     for worker in executor.idle:
         is_small = ledger.assignments_left < num_workers
-        if orders := ledger.next_assignment(worker, ready, is_small=is_small):
-            executor.hand_out(worker, orders)
-    for worker in executor.hungry:
+        if attempts := ledger.next_assignment(worker, ready, is_small=is_small):
+            executor.assign(worker, attempts)
+    for worker in executor.requesting:
         is_small = ledger.assignments_left < _PLENTY * num_workers
-        if orders := ledger.next_assignment(worker, ready, suspects=False, is_small=is_small):
-            executor.hand_out(worker, orders)
+        if attempts := ledger.next_assignment(worker, ready, suspects=False, is_small=is_small):
+            executor.assign(worker, attempts)
 
 
 def _fail(failures: Sequence[Failure], worker: str, ledger: Ledger, progress: Progress) -> None:
@@ -95,7 +95,7 @@ def _fail(failures: Sequence[Failure], worker: str, ledger: Ledger, progress: Pr
 def _commit(
     commit: Callable[[Manifest], object], manifest: Manifest, progress: Progress, stop: threading.Event
 ) -> object:
-    return patiently(lambda: commit(manifest), progress.say, stop)
+    return with_retries(lambda: commit(manifest), progress.say, stop)
 
 
 def _settle(future: Future[object], manifest: Manifest, ledger: Ledger, progress: Progress) -> None:

@@ -32,10 +32,10 @@ from ...workers.models.model_files import find_model, read_facts
 from ..pool.executor import Executor
 from ..pool.session import Placement, local_resources, place, ray_session
 from ..pool.worker_task import WorkerSettings
-from ..retry import patiently
+from ..retry import with_retries
 from .drive import drive
 from .progress import Progress
-from .status_reporter import Board
+from .status_reporter import StatusReporter
 
 _VERSIONED = ("persona-atlas", "torch", "transformers", "ray", "zarr", "numcodecs", "numpy")
 
@@ -146,13 +146,13 @@ def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None
     return Job(plan, estimate(plan), directory, location, record, committed)
 
 
-def work_job(job: Job, progress: Progress, board: Board, address: str | None = None) -> Outcome:
+def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: str | None = None) -> Outcome:
     """Do what is missing of a job.
 
     Args:
         job: Prepared.
         progress: Told how far it is.
-        board: Where its news stand, and where it is told to stop.
+        reporter: Where its news stand, and where it is told to stop.
         address: Of a Ray cluster; None starts Ray on this machine.
 
     Returns:
@@ -173,23 +173,28 @@ def work_job(job: Job, progress: Progress, board: Board, address: str | None = N
     if address is None:
         _refuse_what_cannot_fit(job)
         _refuse_without_server(job.plan.spec, renderer)
-    refuse_if_driven(job.location, board.job_id)
+    refuse_if_driven(job.location, reporter.job_id)
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
         placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
-        board.raise_if_stopped()
-        with acquire(job.location, row_blocks_needed(job.plan, job.committed), board.job_id) as lease:
-            board.open(job.location, lease.generation)
+        reporter.raise_if_stopped()
+        with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
+            reporter.open(job.location, lease.generation)
             if not lease.is_exclusive:
                 progress.say(
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
                     "out. Start one at a time."
                 )
-            return _work_under_lease(job, lease, placement, rendering, progress, board)
+            return _work_under_lease(job, lease, placement, rendering, progress, reporter)
 
 
 def _work_under_lease(
-    job: Job, lease: HeldLease, placement: Placement, rendering: dict[str, object], progress: Progress, board: Board
+    job: Job,
+    lease: HeldLease,
+    placement: Placement,
+    rendering: dict[str, object],
+    progress: Progress,
+    reporter: StatusReporter,
 ) -> Outcome:
     from ..pool.ray_executor import RayExecutor
 
@@ -201,11 +206,16 @@ def _work_under_lease(
         placement,
         replicas=job.plan.spec.placement.replicas,
     )
-    return work_units(job, lease, executor, rendering, progress, board)
+    return work_units(job, lease, executor, rendering, progress, reporter)
 
 
 def work_units(
-    job: Job, lease: HeldLease, executor: Executor, rendering: dict[str, object], progress: Progress, board: Board
+    job: Job,
+    lease: HeldLease,
+    executor: Executor,
+    rendering: dict[str, object],
+    progress: Progress,
+    reporter: StatusReporter,
 ) -> Outcome:
     """Load the models, and only when one stands begin the run; drive; bring the index up to date.
 
@@ -215,7 +225,7 @@ def work_units(
         executor: Its workers, not started; closed when this returns.
         rendering: How prompts become tokens, for the run's record.
         progress: Told how far it is.
-        board: Where its news stand, and where it is told to stop.
+        reporter: Where its news stand, and where it is told to stop.
 
     Returns:
         How it ended.
@@ -225,7 +235,7 @@ def work_units(
         JobError: No worker could be had.
         JobStoppedError: The job was told to end.
     """
-    board.doing("loading")
+    reporter.doing("loading")
     # Seconds for a large plan: before there are workers to wait for it.
     units = encode_units(job.plan.units)
     record = job.record or RunRecord.of(
@@ -236,20 +246,20 @@ def work_units(
         created_at=now_iso(),
     )
     try:
-        executor.start(lambda: board.wait_for_workers(executor))
-        patiently(lambda: begin_run(job.location, record, units), progress.say)
-        patiently(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
+        executor.start(lambda: reporter.wait_for_workers(executor))
+        with_retries(lambda: begin_run(job.location, record, units), progress.say)
+        with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Looked at again: another driver may have worked between planning and this lease.
-        committed = patiently(lambda: committed_units(job.location), progress.say)
+        committed = with_retries(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
         with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
                 keeper.add(commit_unit(job.location, lease, manifest))
-                board.count(manifest)
+                reporter.count(manifest)
 
-            board.doing("working")
-            drive(ledger, executor, commit, progress, board.look)
+            reporter.doing("working")
+            drive(ledger, executor, commit, progress, reporter.look)
     finally:
         executor.close()
     done = ledger.num_done
@@ -257,7 +267,7 @@ def work_units(
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
 
 
-def _worker_settings(job: Job, placement: Placement, landmark: str) -> WorkerSettings:
+def _worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
     spec = job.plan.spec
     return WorkerSettings(
         engine=EngineSettings(
@@ -280,7 +290,7 @@ def _worker_settings(job: Job, placement: Placement, landmark: str) -> WorkerSet
         reads_given=spec.conversations is not None,
         generation=spec.generation,
         served_model=spec.served_model,
-        landmark=landmark,
+        sentinel=sentinel,
         tokens_per_block=job.plan.tokens_per_block,
     )
 
@@ -297,7 +307,7 @@ def refuse_tensor_parallel(spec: JobSpec) -> None:
             "rendering such a job work.",
             code="not_yet",
             field="placement.tensor_parallel",
-            mend="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
+            hint="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
         )
 
 

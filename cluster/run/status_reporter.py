@@ -16,7 +16,7 @@ from ...jobs.scheduling.job_state import JobState
 from ...jobs.scheduling.ledger import Failure, Ledger
 from ...storage.format.records import Manifest
 from ...storage.locations.location import Location
-from ...storage.run.status import FailureNews, RunStatus, Stage, WorkerNews, write_status
+from ...storage.run.status import RunStatus, Stage, UnitFailure, WorkerStatus, write_status
 from ..pool.executor import Executor
 
 _EVERY_S = 3.0
@@ -31,10 +31,10 @@ class JobStoppedError(JobError):
     """The job was cancelled."""
 
     def __init__(self) -> None:
-        super().__init__("cancelled.", code="cancelled", mend="What was committed stays; resume does the rest.")
+        super().__init__("cancelled.", code="cancelled", hint="What was committed stays; resume does the rest.")
 
 
-class Board:
+class StatusReporter:
     """The news of one driver. Use as a context manager; leaving it says how the job ended.
 
     Args:
@@ -161,7 +161,7 @@ class Board:
             with suppress(AtlasError):
                 write_status(*self._target, self._status)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> StatusReporter:
         self._thread.start()
         return self
 
@@ -196,7 +196,7 @@ class Board:
 
 def _pool(executor: Executor) -> dict[str, object]:
     workers = [
-        WorkerNews(name=view.name, node=view.node, doing=view.doing, units=view.units, since=view.since)
+        WorkerStatus(name=view.name, node=view.node, doing=view.doing, units=view.units, since=view.since)
         for view in executor.views
     ]
     return {"workers": tuple(workers), "nodes_left_out": executor.nodes_left_out}
@@ -206,13 +206,13 @@ def _detail(failure: Failure, first: Failure | None) -> str:
     return (first.detail if first is not None and first.unit_id == failure.unit_id else "") or failure.detail
 
 
-def _failures(ledger: Ledger) -> tuple[FailureNews, ...]:
+def _failures(ledger: Ledger) -> tuple[UnitFailure, ...]:
     first = ledger.first_failure
     told = sorted(ledger.last_failure.values(), key=lambda failure: failure.unit_id not in ledger.failed)
     if first is not None and first.unit_id in ledger.last_failure:
         told.sort(key=lambda failure: failure.unit_id != first.unit_id)
     return tuple(
-        FailureNews(
+        UnitFailure(
             unit_id=failure.unit_id,
             attempts=failure.attempt,
             error=failure.message,

@@ -22,8 +22,8 @@ from ...jobs.scheduling.job_state import JobState
 from ..run.conclude import conclude
 from ..run.job import prepare_job, work_job
 from ..run.progress import Progress
-from ..run.status_reporter import Board, JobStoppedError
-from .submitted_job import CATALOG_FOLDER, NAMESPACE, JobOrder, driver_name
+from ..run.status_reporter import JobStoppedError, StatusReporter
+from .submitted_job import CATALOG_FOLDER, NAMESPACE, SubmittedJob, driver_actor_name
 
 _STARTS = 20
 _LONGEST_PAUSE_S = 60.0
@@ -32,12 +32,12 @@ _LONGEST_PAUSE_S = 60.0
 _LINGER_S = 120.0
 """How long a driver that ended waits to be asked how."""
 
-_STOP_PATIENCE_S = 6.0
+_STOP_TIMEOUT_S = 6.0
 """What a driver has to end in good order, before it is ended by force."""
 
 
 @dataclass(frozen=True)
-class News:
+class DriverReport:
     """What a driver has said since it was asked last.
 
     Attributes:
@@ -59,24 +59,24 @@ class Driver:
     """Works a job to its end in a thread of its own.
 
     Args:
-        order: The job.
+        job: The job.
         leave: Ends this process for good; called when nothing is left to do.
     """
 
-    def __init__(self, order: JobOrder, leave: Callable[[], None] | None = None) -> None:
-        self._order = order
-        self._leave = leave or _leave_ray(order.job_id)
+    def __init__(self, job: SubmittedJob, leave: Callable[[], None] | None = None) -> None:
+        self._job = job
+        self._leave = leave or _leave_ray(job.job_id)
         self._incarnation = uuid.uuid4().hex
         self._lines: list[str] = []
         self._exit_status: int | None = None
         self._error: dict[str, str] | None = None
-        self._board = Board(order.job_id)
+        self._reporter = StatusReporter(job.job_id)
         self._was_heard = threading.Event()
         self._progress = Progress(Console(file=cast(IO[str], _Lines(self._lines)), width=200))
         self._thread = threading.Thread(target=self._run, name="driver", daemon=True)
         self._thread.start()
 
-    def news(self, incarnation: str, next_line: int) -> News:
+    def news(self, incarnation: str, next_line: int) -> DriverReport:
         """Say what is new.
 
         Args:
@@ -89,18 +89,18 @@ class Driver:
         lines = tuple(self._lines[start:])
         if exit_status is not None:
             self._was_heard.set()
-        return News(self._incarnation, lines, start + len(lines), exit_status, self._error)
+        return DriverReport(self._incarnation, lines, start + len(lines), exit_status, self._error)
 
     def stop(self) -> None:
         """End the job: the workers go at once, what is committed stays."""
-        self._board.stop()
-        threading.Thread(target=self._insist, name="insist", daemon=True).start()
+        self._reporter.stop()
+        threading.Thread(target=self._force_stop, name="insist", daemon=True).start()
 
-    def _insist(self) -> None:
-        self._thread.join(_STOP_PATIENCE_S)
+    def _force_stop(self) -> None:
+        self._thread.join(_STOP_TIMEOUT_S)
         # Something hangs that does not ask whether it is to stop; the workers go with their owner.
-        self._board.end(JobState.CANCELLED, "cancelled.")
-        self._board.tell()
+        self._reporter.end(JobState.CANCELLED, "cancelled.")
+        self._reporter.tell()
         self._leave()
 
     def _run(self) -> None:
@@ -112,13 +112,13 @@ class Driver:
             self._progress.say(traceback.format_exc())
             self._error, self._exit_status = {"error": f"unexpected: {error!r}", "code": "internal"}, 1
         self._was_heard.wait(_LINGER_S)
-        if not self._board.is_stopped:
+        if not self._reporter.is_stopped:
             # A last answer is on its way.
             time.sleep(1.0)
         self._leave()
 
     def _work_patiently(self) -> int:
-        with self._board:
+        with self._reporter:
             for start in range(1, _STARTS + 1):
                 try:
                     return self._work()
@@ -129,24 +129,24 @@ class Driver:
                         raise
                     pause = min(2.0**start, _LONGEST_PAUSE_S)
                     self._progress.say(f"{error} Beginning again from what is committed in {pause:.0f} s.")
-                    self._board.wait(pause)
+                    self._reporter.wait(pause)
         raise AssertionError
 
     def _work(self) -> int:
-        catalog = CATALOG_FOLDER if self._order.ships_catalog else None
-        job = prepare_job(self._order.spec, self._progress, catalog)
+        catalog = CATALOG_FOLDER if self._job.ships_catalog else None
+        job = prepare_job(self._job.spec, self._progress, catalog)
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")
-        outcome = work_job(job, self._progress, self._board, address="auto")
-        conclusion = conclude(job, self._progress, self._board)
+        outcome = work_job(job, self._progress, self._reporter, address="auto")
+        conclusion = conclude(job, self._progress, self._reporter)
         for failure in outcome.failures:
             self._progress.say(f"Unit {failure.unit_id} failed for good (attempt {failure.attempt}): {failure.message}")
         self._progress.say(f"{outcome.done} of {outcome.planned} units are committed in {job.location.url}.")
         if conclusion.report_place is not None:
             self._progress.say(f"Report: {conclusion.report_place}")
         if outcome.is_complete:
-            self._board.end(JobState.SUCCEEDED)
+            self._reporter.end(JobState.SUCCEEDED)
             return 0
-        self._board.end(JobState.FAILED, f"{len(outcome.failures)} units were given up.")
+        self._reporter.end(JobState.FAILED, f"{len(outcome.failures)} units were given up.")
         return 1
 
 
@@ -172,7 +172,7 @@ def _leave_ray(job_id: str) -> Callable[[], None]:
         import ray
 
         # A detached actor that ends in any other way is started again.
-        myself: Any = ray.get_actor(driver_name(job_id), namespace=NAMESPACE)
+        myself: Any = ray.get_actor(driver_actor_name(job_id), namespace=NAMESPACE)
         ray.kill(myself, no_restart=True)
 
     return leave

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 from ...jobs.errors import InputError, JobError
-from .driver_actor import Driver, News
-from .submitted_job import NAMESPACE, JobOrder, driver_name
+from .driver_actor import Driver, DriverReport
+from .submitted_job import NAMESPACE, SubmittedJob, driver_actor_name
 
 _ASK_EVERY_S = 0.5
 _SILENCE_S = 15.0
@@ -30,11 +30,11 @@ class _ToldToStop(BaseException):
     pass
 
 
-def follow(order: JobOrder, version: str) -> int:
+def follow(job: SubmittedJob, version: str) -> int:
     """Start a job's driver, or find it, and follow it to its end.
 
     Args:
-        order: The job.
+        job: The job.
         version: Of Persona Atlas here.
 
     Returns:
@@ -44,7 +44,7 @@ def follow(order: JobOrder, version: str) -> int:
         InputError: The code here is of another version than where the job was submitted.
         JobError: The driver is gone for good.
     """
-    refuse_other_versions(order, version)
+    refuse_other_versions(job, version)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -53,7 +53,7 @@ def follow(order: JobOrder, version: str) -> int:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
         # After Ray has set a handler of its own, which would end this process without a word to the driver.
         signal.signal(signal.SIGTERM, _stop)
-        driver = _driver(order)
+        driver = _driver(job)
         return _listen(ray, driver)
     except _ToldToStop:
         print("Stopping.", file=sys.stderr, flush=True)  # noqa: T201
@@ -62,24 +62,24 @@ def follow(order: JobOrder, version: str) -> int:
         return 130
 
 
-def refuse_other_versions(order: JobOrder, version: str) -> None:
+def refuse_other_versions(job: SubmittedJob, version: str) -> None:
     """Refuse a job that comes from another version than this.
 
     Raises:
         InputError: Names both.
     """
     python = ".".join(platform.python_version_tuple()[:2])
-    if order.version != version:
+    if job.version != version:
         raise InputError(
-            f"the job was submitted by Persona Atlas {order.version}, and the cluster has {version}.",
+            f"the job was submitted by Persona Atlas {job.version}, and the cluster has {version}.",
             code="other_version",
-            mend="Submit with --code ship, which brings the code along, or with an image of that version.",
+            hint="Submit with --code ship, which brings the code along, or with an image of that version.",
         )
-    if order.python != python:
+    if job.python != python:
         raise InputError(
-            f"the job was submitted from Python {order.python}, and the cluster has {python}.",
+            f"the job was submitted from Python {job.python}, and the cluster has {python}.",
             code="other_python",
-            mend=f"Submit from Python {python}, or use an image with {order.python}.",
+            hint=f"Submit from Python {python}, or use an image with {job.python}.",
         )
 
 
@@ -88,12 +88,12 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise _ToldToStop
 
 
-def _driver(order: JobOrder) -> Any:
+def _driver(job: SubmittedJob) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     options: dict[str, Any] = {
-        "name": driver_name(order.job_id),
+        "name": driver_actor_name(job.job_id),
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
@@ -104,13 +104,13 @@ def _driver(order: JobOrder) -> Any:
         # It must find a place on a cluster whose cores all belong to workers.
         "num_cpus": 0,
     }
-    if order.driver_resource:
-        options["resources"] = {order.driver_resource: 0.001}
+    if job.driver_resource:
+        options["resources"] = {job.driver_resource: 0.001}
     else:
         # Nodes that come and go do not take the driver with them.
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(_head(ray), soft=True)
     actor_class: Any = ray.remote(Driver)
-    return actor_class.options(**options).remote(order)
+    return actor_class.options(**options).remote(job)
 
 
 def _head(ray: Any) -> str:
@@ -120,7 +120,7 @@ def _head(ray: Any) -> str:
 
 
 def _listen(ray: Any, driver: Any) -> int:
-    news = News("", (), 0)
+    news = DriverReport("", (), 0)
     while True:
         news = _ask(ray, driver, news)
         for line in news.lines:
@@ -132,7 +132,7 @@ def _listen(ray: Any, driver: Any) -> int:
         time.sleep(_ASK_EVERY_S)
 
 
-def _ask(ray: Any, driver: Any, last: News) -> News:
+def _ask(ray: Any, driver: Any, last: DriverReport) -> DriverReport:
     from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
     question = driver.news.remote(last.incarnation, last.next_line)
@@ -149,7 +149,7 @@ def _ask(ray: Any, driver: Any, last: News) -> News:
             raise JobError(
                 f"the driver is gone: {error}",
                 code="no_driver",
-                mend="What was committed stays; persona-atlas resume does the rest.",
+                hint="What was committed stays; persona-atlas resume does the rest.",
             ) from error
 
 

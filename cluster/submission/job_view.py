@@ -84,7 +84,7 @@ def view_run(url: str, endpoint_url: str | None = None) -> JobView:
     lease = newest_lease(location)
     if record is None and lease is None:
         raise InputError(
-            f"there is no run at {location.url}.", code="no_run", field="store.url", mend="Check the path."
+            f"there is no run at {location.url}.", code="no_run", field="store.url", hint="Check the path."
         )
     return _view(lease.holder if lease else "", location, record, lease, None)
 
@@ -113,7 +113,7 @@ def _view(
         planned=planned,
         is_driven=is_driven,
         told=status.state if status else None,
-        is_news_fresh=status is not None and time.time() - status.told_at < NEWS_IS_FRESH_S,
+        is_status_fresh=status is not None and time.time() - status.told_at < NEWS_IS_FRESH_S,
         ray=ray.state if ray else None,
     )
     state, why = state_of(facts)

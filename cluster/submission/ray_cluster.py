@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ...jobs.errors import AtlasError, InputError, JobError, TransientError, closest
 from ...jobs.scheduling.job_state import RayState
-from .submitted_job import NAMESPACE, driver_name
+from .submitted_job import NAMESPACE, driver_actor_name
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _FIELD = "--address"
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterFacts:
+class ClusterInfo:
     """What a cluster is.
 
     Attributes:
@@ -117,16 +117,16 @@ class Cluster:
                 f"{self.address!r} is not the address of a dashboard.",
                 code="no_cluster",
                 field=_FIELD,
-                mend="Give the one that Ray's jobs are sent to, as http://head:8265.",
+                hint="Give the one that Ray's jobs are sent to, as http://head:8265.",
             )
         self._client = _connect(self.address)
 
-    def facts(self) -> ClusterFacts:
+    def facts(self) -> ClusterInfo:
         """Ask what the cluster is."""
         metadata = self._get("/api/v0/cluster_metadata")["data"]
         nodes = self._get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
         totals = [node.get("resources_total") or {} for node in nodes if node.get("state") == "ALIVE"]
-        return ClusterFacts(
+        return ClusterInfo(
             ray_version=str(metadata["rayVersion"]),
             python_version=str(metadata["pythonVersion"]),
             num_gpus=int(sum(total.get("GPU", 0) for total in totals)),
@@ -203,7 +203,7 @@ class Cluster:
                 f"the cluster at {self.address} has no job {job_id!r}.",
                 code="no_job",
                 field="JOB",
-                mend=f"{closest(job_id, known)} `persona-atlas list` names them all.".strip(),
+                hint=f"{closest(job_id, known)} `persona-atlas list` names them all.".strip(),
             )
         return known[job_id]
 
@@ -213,7 +213,7 @@ class Cluster:
 
     def end_driver(self, job_id: str) -> None:
         """End a driver whose job has ended without it, with a small job; does not wait for it."""
-        program = _END_DRIVER.format(name=driver_name(job_id), namespace=NAMESPACE)
+        program = _END_DRIVER.format(name=driver_actor_name(job_id), namespace=NAMESPACE)
         self._ask(lambda: self._client.submit_job(entrypoint=shlex.join(["python", "-c", program])))
 
     def logs(self, job_id: str) -> str:
@@ -333,7 +333,7 @@ def _refused(address: str, error: Exception) -> AtlasError:
             f"the cluster at {address} does not know this token.",
             code="cluster_denied",
             field=_FIELD,
-            mend="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token.",
+            hint="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token.",
         )
     if isinstance(error, RuntimeError) and "status code 5" in str(error):
         return TransientError(f"the cluster at {address} failed: {json.dumps(told[0])}", code="cluster_failed")
@@ -341,7 +341,7 @@ def _refused(address: str, error: Exception) -> AtlasError:
         f"no Ray cluster answers at {address}: {told[0]}",
         code="no_cluster",
         field=_FIELD,
-        mend="Check host and port: the dashboard's, as http://head:8265. Is there a tunnel to it?",
+        hint="Check host and port: the dashboard's, as http://head:8265. Is there a tunnel to it?",
     )
 
 

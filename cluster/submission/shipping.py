@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from ...jobs.catalog import BUILTIN
-from .submitted_job import CATALOG_FOLDER, JobOrder
+from .submitted_job import CATALOG_FOLDER, SubmittedJob
 
 _PACKAGE = "persona_atlas"
 _FOLDERS = ("jobs", "workers", "storage", "analysis", "cluster")
@@ -38,19 +38,19 @@ def stage_code(into: Path) -> Path:
     return target
 
 
-def stage_order(into: Path, order: JobOrder) -> Path:
+def stage_job(into: Path, job: SubmittedJob) -> Path:
     """Write a job's working directory: the order, and a catalog of the user's own.
 
     Args:
         into: An empty folder.
-        order: The job.
+        job: The job.
 
     Returns:
         The folder.
     """
-    order.write(into)
-    if order.ships_catalog:
-        shutil.copytree(order.spec.personas.catalog, into / CATALOG_FOLDER)
+    job.write(into)
+    if job.ships_catalog:
+        shutil.copytree(job.spec.personas.catalog, into / CATALOG_FOLDER)
     return into
 
 

@@ -21,9 +21,9 @@ from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
 from ..run.job import plan_job, refuse_tensor_parallel
 from ..run.progress import Progress
-from .ray_cluster import Cluster, ClusterFacts, metadata_of
-from .shipping import is_shipped_catalog, stage_code, stage_order
-from .submitted_job import JobOrder
+from .ray_cluster import Cluster, ClusterInfo, metadata_of
+from .shipping import is_shipped_catalog, stage_code, stage_job
+from .submitted_job import SubmittedJob
 
 Code = Literal["ship", "installed"]
 
@@ -34,7 +34,7 @@ _COMMAND = ["python", "-m", "persona_atlas.cluster.cli", "drive"]
 
 
 @dataclass(frozen=True, slots=True)
-class HowToRun:
+class SubmitOptions:
     """How a job finds its code and its driver's place.
 
     Attributes:
@@ -50,13 +50,13 @@ class HowToRun:
     may_scale_up: bool = False
 
 
-def hand_in(spec: JobSpec, cluster: Cluster, how: HowToRun, progress: Progress) -> str:
+def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress: Progress) -> str:
     """Submit a job.
 
     Args:
         spec: What to run.
         cluster: Where.
-        how: With which code.
+        options: With which code.
         progress: Told what could not be checked from here.
 
     Returns:
@@ -70,26 +70,26 @@ def hand_in(spec: JobSpec, cluster: Cluster, how: HowToRun, progress: Progress) 
     spec = resolved(spec)
     plan = _look_at_the_store(spec, progress)
     facts = cluster.facts()
-    refuse_cluster(facts, spec, how)
-    if not how.may_scale_up:
+    refuse_cluster(facts, spec, options)
+    if not options.may_scale_up:
         refuse_what_fits_no_node(facts, spec, estimate(plan) if plan else None)
     if facts.is_open:
         progress.say(
             f"Warning: {cluster.address} takes jobs from whoever reaches it; docs/cluster.md says what to close."
         )
     _refuse_second_job(cluster, spec)
-    if how.code == "installed" and how.image is None:
+    if options.code == "installed" and options.image is None:
         _refuse_other_installation(cluster)
-    order = JobOrder(
+    job = SubmittedJob(
         job_id=_new_id(spec),
         spec=spec,
         version=__version__,
         python=_python(platform.python_version()),
         ships_catalog=is_shipped_catalog(spec.personas.catalog),
-        driver_resource=how.driver_resource,
+        driver_resource=options.driver_resource,
     )
-    _send(order, cluster, how)
-    return order.job_id
+    _send(job, cluster, options)
+    return job.job_id
 
 
 def resolved(spec: JobSpec) -> JobSpec:
@@ -104,7 +104,7 @@ def resolved(spec: JobSpec) -> JobSpec:
     return spec.model_copy(update={"store": store, "model": model, "personas": personas})
 
 
-def refuse_cluster(facts: ClusterFacts, spec: JobSpec, how: HowToRun) -> None:
+def refuse_cluster(facts: ClusterInfo, spec: JobSpec, options: SubmitOptions) -> None:
     """Refuse a cluster that cannot run a spec.
 
     Raises:
@@ -115,26 +115,30 @@ def refuse_cluster(facts: ClusterFacts, spec: JobSpec, how: HowToRun) -> None:
             f"this needs Ray {'.'.join(map(str, _OLDEST_RAY))} or later, and the cluster has {facts.ray_version}.",
             code="other_ray",
             field="--address",
-            mend="Bring the cluster up to date; the version here is the one that is tested.",
+            hint="Bring the cluster up to date; the version here is the one that is tested.",
         )
     here, there = _python(platform.python_version()), _python(facts.python_version)
-    if here != there and how.image is None:
+    if here != there and options.image is None:
         raise InputError(
             f"this is Python {here}, and the cluster has {facts.python_version}.",
             code="other_python",
             field="--address",
-            mend=f"Submit from Python {there}, or name an --image with {here} and this package.",
+            hint=f"Submit from Python {there}, or name an --image with {here} and this package.",
         )
-    if spec.placement.device == "cuda" and not facts.num_gpus and not (how.may_scale_up and spec.placement.replicas):
+    if (
+        spec.placement.device == "cuda"
+        and not facts.num_gpus
+        and not (options.may_scale_up and spec.placement.replicas)
+    ):
         raise InputError(
             "asks for cuda, but no GPU is on the cluster.",
             code="no_gpu",
             field="placement.device",
-            mend="Use device: auto or cpu, or, where an autoscaler brings GPUs, set placement.replicas and --scale-up.",
+            hint="Use device: auto or cpu, or, where an autoscaler brings GPUs, set placement.replicas and --scale-up.",
         )
 
 
-def refuse_what_fits_no_node(facts: ClusterFacts, spec: JobSpec, figures: Estimate | None) -> None:
+def refuse_what_fits_no_node(facts: ClusterInfo, spec: JobSpec, figures: Estimate | None) -> None:
     """Refuse a job of which no node of the cluster could hold a replica; a worker asks its own machine once more.
 
     Args:
@@ -151,7 +155,7 @@ def refuse_what_fits_no_node(facts: ClusterFacts, spec: JobSpec, figures: Estima
             f"asks for {threads} cores on one node, and the largest has {facts.cores}.",
             code="does_not_fit",
             field="placement.threads",
-            mend="Ask for fewer, or start nodes that work with --num-cpus; --scale-up where an autoscaler brings them.",
+            hint="Ask for fewer, or start nodes that work with --num-cpus; --scale-up where an autoscaler brings them.",
         )
     uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and facts.num_gpus > 0)
     there = facts.gpu_bytes if uses_gpu else facts.memory_bytes
@@ -165,7 +169,7 @@ def refuse_what_fits_no_node(facts: ClusterFacts, spec: JobSpec, figures: Estima
             f"cluster has {there / 1e9:.1f} GB.",
             code="does_not_fit",
             field="model.source",
-            mend="Try a narrower model.dtype, a smaller placement.batch_tokens or fewer capture.layers; `persona-atlas "
+            hint="Try a narrower model.dtype, a smaller placement.batch_tokens or fewer capture.layers; `persona-atlas "
             "plan` says what would fit which device.",
         )
 
@@ -181,7 +185,7 @@ def refuse_conversations(spec: JobSpec) -> None:
             "conversations are not sent to a cluster so far.",
             code="not_yet",
             field="conversations",
-            mend="Run it from a machine of the cluster that has them: persona-atlas extract --address auto.",
+            hint="Run it from a machine of the cluster that has them: persona-atlas extract --address auto.",
         )
 
 
@@ -214,7 +218,7 @@ def _refuse_second_job(cluster: Cluster, spec: JobSpec) -> None:
                 f"job {job.job_id} has the run at {job.run_url}.",
                 code="run_has_driver",
                 field="store.url",
-                mend=f"Wait for it, or cancel it: persona-atlas cancel {job.job_id}",
+                hint=f"Wait for it, or cancel it: persona-atlas cancel {job.job_id}",
             )
 
 
@@ -225,7 +229,7 @@ def _refuse_other_installation(cluster: Cluster) -> None:
             f"this is Persona Atlas {__version__}, and the cluster has {there or 'none'}.",
             code="other_version",
             field="--code",
-            mend="Use --code ship, which brings the code along, or install the same version on the cluster.",
+            hint="Use --code ship, which brings the code along, or install the same version on the cluster.",
         )
 
 
@@ -234,20 +238,20 @@ def _new_id(spec: JobSpec) -> str:
     return f"{name or 'run'}-{secrets.token_hex(3)}"
 
 
-def _send(order: JobOrder, cluster: Cluster, how: HowToRun) -> None:
+def _send(job: SubmittedJob, cluster: Cluster, options: SubmitOptions) -> None:
     with tempfile.TemporaryDirectory(prefix="persona-atlas-") as folder:
         working, code = Path(folder) / "job", Path(folder) / "code"
         working.mkdir()
         cluster.submit(
-            order.job_id,
+            job.job_id,
             shlex.join(_COMMAND),
-            working_directory=stage_order(working, order),
-            code=stage_code(code) if how.code == "ship" and how.image is None else None,
-            image=how.image,
+            working_directory=stage_job(working, job),
+            code=stage_code(code) if options.code == "ship" and options.image is None else None,
+            image=options.image,
             metadata=metadata_of(
-                run_url=order.spec.store.url,
-                endpoint_url=order.spec.store.endpoint_url,
-                spec=order.spec.model_dump_json(),
-                version=order.version,
+                run_url=job.spec.store.url,
+                endpoint_url=job.spec.store.endpoint_url,
+                spec=job.spec.model_dump_json(),
+                version=job.version,
             ),
         )

@@ -8,19 +8,19 @@ from pydantic import BaseModel, ConfigDict
 
 from ...jobs.spec import JobSpec
 
-ORDER_FILE = "job.json"
+JOB_FILE = "job.json"
 CATALOG_FOLDER = "catalog"
 
 NAMESPACE = "persona-atlas"
 """Of the names of our actors on a cluster."""
 
 
-def driver_name(job_id: str) -> str:
+def driver_actor_name(job_id: str) -> str:
     """Name of a job's driver among Ray's actors."""
     return f"driver-{job_id}"
 
 
-class JobOrder(BaseModel):
+class SubmittedJob(BaseModel):
     """A job, as its driver is told.
 
     Attributes:
@@ -43,9 +43,9 @@ class JobOrder(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write it where the job will find it."""
-        (folder / ORDER_FILE).write_text(self.model_dump_json(indent=1))
+        (folder / JOB_FILE).write_text(self.model_dump_json(indent=1))
 
 
-def read_order() -> JobOrder:
+def read_submitted_job() -> SubmittedJob:
     """Read the order of the job that this process belongs to."""
-    return JobOrder.model_validate_json(Path(ORDER_FILE).read_bytes())
+    return SubmittedJob.model_validate_json(Path(JOB_FILE).read_bytes())

@@ -80,7 +80,7 @@ class Catalog:
             code="unknown_persona",
             field=field_name,
             file=None if self.source == BUILTIN else self.source,
-            mend=hint,
+            hint=hint,
         )
 
 
@@ -100,7 +100,7 @@ def load_catalog(source: str = BUILTIN) -> Catalog:
     root = Path(__file__).parent if source == BUILTIN else Path(source)
     if not root.is_dir():
         raise InputError(
-            "there is no such directory.", code="no_catalog", file=source, mend="Name a directory or 'builtin'."
+            "there is no such directory.", code="no_catalog", file=source, hint="Name a directory or 'builtin'."
         )
     layout = native if (root / native.QUESTIONS_FILE).is_file() else released
     files = layout.persona_files(root)
@@ -109,7 +109,7 @@ def load_catalog(source: str = BUILTIN) -> Catalog:
             f"holds neither {native.QUESTIONS_FILE} with roles/*.yaml nor roles/instructions/*.json.",
             code="no_catalog",
             file=source,
-            mend="See docs/catalog.md for the two layouts.",
+            hint="See docs/catalog.md for the two layouts.",
         )
     return Catalog(source, files, layout.read_questions(root), layout.persona_reader(root))
 

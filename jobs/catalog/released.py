@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..personas import DEFAULT_PERSONA, Kind, Persona, Question
 from ..yaml_file import read_text
 
-_MEND = "See docs/catalog.md for the fields of this layout."
+_HINT = "See docs/catalog.md for the fields of this layout."
 
 
 def persona_files(root: Path) -> dict[tuple[Kind, str], Path]:
@@ -50,7 +50,7 @@ def read_questions(root: Path) -> tuple[Question, ...]:
         row = _parse(line, path, number)
         text = row.get("question")
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"line {number} has no question.", code="bad_catalog", file=str(path), mend=_MEND)
+            raise InputError(f"line {number} has no question.", code="bad_catalog", file=str(path), hint=_HINT)
         questions.append(Question(str(row.get("id", len(questions))), text))
     return tuple(questions)
 
@@ -65,14 +65,14 @@ def _read(kind: Kind, name: str, path: Path) -> Persona:
     data = _parse(read_text(path, f"a {kind}"), path)
     instructions = data.get("instruction")
     if not isinstance(instructions, list) or not instructions:
-        raise InputError("has no list 'instruction'.", code="bad_catalog", file=str(path), mend=_MEND)
+        raise InputError("has no list 'instruction'.", code="bad_catalog", file=str(path), hint=_HINT)
     pos = tuple(_text(entry, "pos", path, i, may_be_empty=kind == "default") for i, entry in enumerate(instructions))
     neg: tuple[str, ...] = ()
     if kind == "trait":
         neg = tuple(_text(entry, "neg", path, i, may_be_empty=False) for i, entry in enumerate(instructions))
     questions = data.get("questions", [])
     if not isinstance(questions, list) or not all(isinstance(q, str) for q in questions):
-        raise InputError("'questions' is not a list of texts.", code="bad_catalog", file=str(path), mend=_MEND)
+        raise InputError("'questions' is not a list of texts.", code="bad_catalog", file=str(path), hint=_HINT)
     judge = data.get("eval_prompt", "")
     own = tuple(Question(f"{name}-{i}", q) for i, q in enumerate(questions))
     return Persona(kind, name, "", pos, neg, own, judge if isinstance(judge, str) else "")
@@ -82,7 +82,7 @@ def _text(entry: Any, polarity: str, path: Path, index: int, *, may_be_empty: bo
     text = entry.get(polarity) if isinstance(entry, dict) else None
     if not isinstance(text, str) or not (text.strip() or may_be_empty):
         raise InputError(
-            f"instruction {index} has no text {polarity!r}.", code="bad_catalog", file=str(path), mend=_MEND
+            f"instruction {index} has no text {polarity!r}.", code="bad_catalog", file=str(path), hint=_HINT
         )
     return text.strip()
 
@@ -92,8 +92,8 @@ def _parse(text: str, path: Path, line: int | None = None) -> dict[str, Any]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"line {line or error.lineno} is not JSON: {error.msg}.", code="not_json", file=str(path), mend=_MEND
+            f"line {line or error.lineno} is not JSON: {error.msg}.", code="not_json", file=str(path), hint=_HINT
         ) from None
     if not isinstance(data, dict):
-        raise InputError(f"line {line or 1} is not a JSON object.", code="bad_catalog", file=str(path), mend=_MEND)
+        raise InputError(f"line {line or 1} is not a JSON object.", code="bad_catalog", file=str(path), hint=_HINT)
     return data

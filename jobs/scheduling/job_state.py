@@ -53,7 +53,7 @@ class Facts:
     planned: int = 0
     is_driven: bool = False
     told: JobState | None = None
-    is_news_fresh: bool = False
+    is_status_fresh: bool = False
     ray: RayState | None = None
 
     @property
@@ -96,6 +96,6 @@ def _is_at_work(facts: Facts) -> bool:
         return False
     if facts.is_driven:
         # A driver that was stopped by force cannot give its lease back; one that works on says so.
-        return facts.is_news_fresh or facts.ray is not RayState.STOPPED
+        return facts.is_status_fresh or facts.ray is not RayState.STOPPED
     # Reducing needs no lease.
-    return facts.told is JobState.RUNNING and facts.is_news_fresh
+    return facts.told is JobState.RUNNING and facts.is_status_fresh

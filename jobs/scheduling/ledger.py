@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..plan import Plan
-from ..units import UnitOrder
+from ..units import UnitAttempt
 
 MAX_FAILURES = 3
 """A unit that fails is tried twice more, then reported."""
@@ -57,7 +57,7 @@ class Ledger:
         rollouts_per_assignment: Rollouts that a worker is given at a time, unless one unit has more.
 
     Attributes:
-        attempts: Of each unit that was handed out, how many.
+        num_attempts: Of each unit that was handed out, how many.
         losses: Of each, how many of them failed through no fault of the unit.
         failed: Units given up, with the last failure of each.
         last_failure: Of each unit that failed and is not committed, given up or not.
@@ -71,7 +71,7 @@ class Ledger:
     row_blocks: Iterator[int]
     rollouts_per_assignment: int = 1
     failed: dict[str, Failure] = field(default_factory=dict)
-    attempts: dict[str, int] = field(default_factory=dict)
+    num_attempts: dict[str, int] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     last_failure: dict[str, Failure] = field(default_factory=dict)
     first_failure: Failure | None = None
@@ -80,7 +80,7 @@ class Ledger:
     _failed_on: dict[str, set[str]] = field(default_factory=dict)
     _pending: deque[str] = field(default_factory=deque)
     _fresh_rollouts: int = 0
-    _in_flight: dict[str, UnitOrder] = field(default_factory=dict)
+    _in_flight: dict[str, UnitAttempt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [unit for unit in self.plan.units if unit.unit_id not in self.committed]
@@ -92,7 +92,7 @@ class Ledger:
 
     def next_assignment(
         self, worker: str = "", workers: Collection[str] = (), *, suspects: bool = True, is_small: bool = False
-    ) -> tuple[UnitOrder, ...]:
+    ) -> tuple[UnitAttempt, ...]:
         """Take the next units for one worker; empty when there is nothing to hand out to it.
 
         Args:
@@ -101,7 +101,7 @@ class Ledger:
             suspects: Whether it may be a unit that may be to blame for a failure; that one wants a worker to itself.
             is_small: Whether to take a quarter of an assignment, one unit at the least.
         """
-        orders: list[UnitOrder] = []
+        attempts: list[UnitAttempt] = []
         most = self.rollouts_per_assignment // (4 if is_small else 1)
         rollouts = 0
         while self._pending:
@@ -109,24 +109,24 @@ class Ledger:
             # A suspect goes to the end of the queue: behind the first of these there are only such.
             is_suspect = unit_id in self._failed_on
             if is_suspect:
-                unit_id = self._suspect_for(worker, workers) if suspects and not orders else None
+                unit_id = self._suspect_for(worker, workers) if suspects and not attempts else None
                 if unit_id is None:
                     break
             unit = self.plan.by_id[unit_id]
-            if orders and rollouts + unit.num_rollouts > most:
+            if attempts and rollouts + unit.num_rollouts > most:
                 break
             self._pending.remove(unit_id)
             if not is_suspect:
                 self._fresh_rollouts -= unit.num_rollouts
-            attempt = self.attempts.get(unit.unit_id, 0) + 1
-            self.attempts[unit.unit_id] = attempt
-            order = UnitOrder(unit, self.plan.texts(unit), attempt, next(self.row_blocks), is_suspect)
-            self._in_flight[unit.unit_id] = order
-            orders.append(order)
+            number = self.num_attempts.get(unit.unit_id, 0) + 1
+            self.num_attempts[unit.unit_id] = number
+            attempt = UnitAttempt(unit, self.plan.texts(unit), number, next(self.row_blocks), is_suspect)
+            self._in_flight[unit.unit_id] = attempt
+            attempts.append(attempt)
             rollouts += unit.num_rollouts
             if is_suspect:
                 break
-        return tuple(orders)
+        return tuple(attempts)
 
     def _suspect_for(self, worker: str, workers: Collection[str]) -> str | None:
         for unit_id in self._pending:
@@ -167,7 +167,7 @@ class Ledger:
         if not failure.is_innocent:
             self.first_failure = self.first_failure or failure
         self.last_failure[failure.unit_id] = failure
-        attempts, losses = self.attempts[failure.unit_id], self.losses.get(failure.unit_id, 0)
+        attempts, losses = self.num_attempts[failure.unit_id], self.losses.get(failure.unit_id, 0)
         if failure.is_innocent:
             losses = self.losses[failure.unit_id] = losses + 1
         is_suspect = failure.unit_id in self._failed_on or not failure.is_innocent or losses > _LOSSES_IN_COMPANY

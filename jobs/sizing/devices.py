@@ -86,7 +86,7 @@ class DeviceTable(BaseModel):
                 f"the table has no device {name!r}.",
                 code="no_such_device",
                 field=option,
-                mend=closest(name, self.devices) or f"It has {', '.join(self.devices)}; add yours with --devices FILE.",
+                hint=closest(name, self.devices) or f"It has {', '.join(self.devices)}; add yours with --devices FILE.",
             )
         return self.model_copy(update={"devices": {name: self.devices[name]}})
 
@@ -103,7 +103,7 @@ class DeviceTable(BaseModel):
                 f"the table has no device for {placement_device!r}.",
                 code="no_such_device",
                 field="placement.device",
-                mend="Add one with --devices FILE, or name another with --device.",
+                hint="Add one with --devices FILE, or name another with --device.",
             )
         return self.model_copy(update={"devices": found})
 

@@ -1,6 +1,6 @@
 """Does one replica of a plan fit the devices it would run on, and what would make it fit? No machine is asked.
 
-``workers/models/memory.py`` asks the real device before a model is loaded; this asks the table, before anything is rented.
+``workers/models/memory.py`` asks the real device before a model is loaded; this asks the table, before any is rented.
 """
 
 from __future__ import annotations
@@ -125,5 +125,5 @@ def require_fit(plan: Plan, figures: Estimate, table: DeviceTable) -> None:
         f"each, and fits no node there is ({had}).",
         code="does_not_fit",
         field="placement.tensor_parallel",
-        mend=f"What would fit: {'; '.join(map(str, ways))}." if ways else _NOTHING_FITS,
+        hint=f"What would fit: {'; '.join(map(str, ways))}." if ways else _NOTHING_FITS,
     )

@@ -88,7 +88,7 @@ def price(
             f"is {asked}, but one replica takes {tensor_parallel} of {name}.",
             code="too_few_gpus",
             field="--gpus",
-            mend=f"Give at least {tensor_parallel}.",
+            hint=f"Give at least {tensor_parallel}.",
         )
     rows = min(figures.rows_per_batch, plan.num_rollouts)
     flops = tensor_parallel * _flops(plan, device) * device.efficiency

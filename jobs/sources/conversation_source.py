@@ -155,7 +155,7 @@ def _refuse_too_long(given: Conversation, sizes: RowSizes, facts: ModelFacts) ->
             f"{sizes.most_rollouts} ({given.place}).",
             code="too_many",
             field="messages",
-            mend="Cut the conversation in two, or capture fewer layers.",
+            hint="Cut the conversation in two, or capture fewer layers.",
         )
     tokens = _about_tokens(given, facts)
     if tokens > sizes.most_tokens:

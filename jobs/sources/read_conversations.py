@@ -22,7 +22,7 @@ from .conversation import Conversation, Message, Role
 _LISTS = ("messages", "conversation")
 _ADDRESS = ("prompt_index", "question_index")
 _DEFAULT_NAMES = ("default", DEFAULT_PERSONA)
-_MEND = 'A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}.'
+_HINT = 'A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}.'
 
 
 def read_conversations(source: str) -> tuple[Conversation, ...]:
@@ -38,7 +38,7 @@ def read_conversations(source: str) -> tuple[Conversation, ...]:
     for path in _files(Path(source)):
         found += _read_file(path, len(found))
     if not found:
-        raise InputError("holds no conversation.", code="no_conversations", file=source, mend=_MEND)
+        raise InputError("holds no conversation.", code="no_conversations", file=source, hint=_HINT)
     return tuple(found)
 
 
@@ -51,7 +51,7 @@ def _files(source: Path) -> list[Path]:
             "is a directory without any .jsonl or .json file.",
             code="no_conversations",
             file=str(source),
-            mend="Name a file, or a directory with one JSONL file for each role.",
+            hint="Name a file, or a directory with one JSONL file for each role.",
         )
     return files
 
@@ -64,8 +64,8 @@ class _Entry:
     file: str
     place: str
 
-    def error(self, what: str, field: str | None = None, mend: str = _MEND) -> InputError:
-        return InputError(f"{what} ({self.place}).", code="bad_conversation", field=field, file=self.file, mend=mend)
+    def error(self, what: str, field: str | None = None, hint: str = _HINT) -> InputError:
+        return InputError(f"{what} ({self.place}).", code="bad_conversation", field=field, file=self.file, hint=hint)
 
 
 def _entries(path: Path) -> Iterator[_Entry]:
@@ -98,7 +98,7 @@ def _parse(text: str, file: str, line: int | None) -> Any:
             f"line {at} is not JSON: {getattr(error, 'msg', error)}.",
             code="not_json",
             file=file,
-            mend="A file with one object a line is called .jsonl." if is_lines else _MEND,
+            hint="A file with one object a line is called .jsonl." if is_lines else _HINT,
         ) from None
 
 

@@ -132,7 +132,7 @@ class ChunkLengths:
             f"unit {unit_id} has no activations of {'/'.join(self._array)} in row block {row_block}.",
             code="missing_object",
             file=f"{self._location.url}/{layout.commit_path(unit_id)}",
-            mend="Run verify, which names everything that is damaged.",
+            hint="Run verify, which names everything that is damaged.",
         )
 
     def _unknown(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[str]:

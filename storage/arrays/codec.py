@@ -70,7 +70,7 @@ def create_array(
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedBlock:
+class EncodedShard:
     """A shard object.
 
     Attributes:
@@ -83,9 +83,9 @@ class EncodedBlock:
     chunk_bytes: tuple[int, ...]
 
 
-def encode_block(
+def encode_shard(
     values_BLD: Float32, rows_per_block: int, mantissa_bits: int, rows_per_chunk: int | None = None
-) -> EncodedBlock | None:
+) -> EncodedShard | None:
     """Encode one row block as an object that Zarr reads, and would write itself where a layer is one chunk.
 
     Args:
@@ -116,7 +116,7 @@ def encode_block(
             chunks.append(_with_checksum(_BLOSC.encode(rounded_RD)))
     chunk_bytes = tuple(len(chunk) for chunk in chunks)
     chunks.append(_index(chunk_bytes, num_layers, rows_per_block // step))
-    return EncodedBlock(b"".join(chunks), chunk_bytes)
+    return EncodedShard(b"".join(chunks), chunk_bytes)
 
 
 def _index(chunk_bytes: Sequence[int], num_layers: int, chunks_per_block: int) -> bytes:

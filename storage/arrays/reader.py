@@ -29,7 +29,7 @@ PARALLEL_REQUESTS = 32
 _BYTES_IN_FLIGHT = 256 * 2**20
 """Fewer reads where each brings much: a block of every token does."""
 
-_MEND = "Run verify, which names everything that is damaged."
+_HINT = "Run verify, which names everything that is damaged."
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class ActivationReader:
             f"this activation object cannot be read: {reason}.",
             code=code,
             file=f"{self._location.url}/{path}",
-            mend=_MEND,
+            hint=_HINT,
         )
 
 

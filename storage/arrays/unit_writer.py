@@ -9,19 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from ...jobs.errors import UnitError
-from ...jobs.rollouts import UnitBlock
+from ...jobs.rollouts import UnitResult
 from ...jobs.spec import TOKENS
 from ...jobs.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
-from ..format.records import Manifest, StoredBlock, StoredObject
+from ..format.records import Manifest, StoredObject, StoredShard
 from ..format.rollout_tables import rollout_table, to_parquet
 from ..locations.location import Location
-from .codec import encode_block
+from .codec import encode_shard
 
 
-def write_block(
+def write_unit_result(
     location: Location,
-    block: UnitBlock,
+    block: UnitResult,
     *,
     rows_per_block: int,
     mantissa_bits: int,
@@ -45,35 +45,35 @@ def write_block(
         UnitError: A number is missing, not finite or overflows; nothing of it can be committed.
         TransientError: The store failed.
     """
-    order, rollouts = block.order, block.rollouts
-    unit_id = order.unit.unit_id
+    attempt, rollouts = block.attempt, block.rollouts
+    unit_id = attempt.unit.unit_id
     for (hook_point, pooling), values_BLD in block.arrays_BLD.items():
         _check_finite(block, values_BLD, hook_point, pooling)
     for (hook_point, _), tokens_NKD in block.tokens_NKD.items():
         _check_tokens(block, tokens_NKD, hook_point, tokens_per_block)
     if block.canary and not np.isfinite([*block.canary.relative_error_L, *block.canary.cosine_L]).all():
         raise UnitError("the canary's figures are not finite.", code="canary")
-    texts_path = layout.rollouts_path(unit_id, order.row_block)
-    data = to_parquet(rollout_table(unit_id, rollouts, order.row_block * rows_per_block))
+    texts_path = layout.rollouts_path(unit_id, attempt.row_block)
+    data = to_parquet(rollout_table(unit_id, rollouts, attempt.row_block * rows_per_block))
     texts = StoredObject.of(texts_path, data)
     location.write(texts_path, data)
-    blocks: list[StoredBlock] = []
+    blocks: list[StoredShard] = []
     for (hook_point, pooling), values in sorted([*block.arrays_BLD.items(), *block.tokens_NKD.items()]):
         # One at a time, so that no more than one is ever held encoded.
         if pooling == TOKENS:
-            encoded = encode_block(values, tokens_per_block, mantissa_bits, TOKENS_PER_CHUNK)
+            encoded = encode_shard(values, tokens_per_block, mantissa_bits, TOKENS_PER_CHUNK)
         else:
-            encoded = encode_block(values, rows_per_block, mantissa_bits)
+            encoded = encode_shard(values, rows_per_block, mantissa_bits)
         if encoded is None:
             continue
-        path = layout.shard_path(hook_point, pooling, order.row_block)
+        path = layout.shard_path(hook_point, pooling, attempt.row_block)
         where = {"hook_point": hook_point, "pooling": pooling, "chunk_bytes": encoded.chunk_bytes}
-        blocks.append(StoredBlock.of(path, encoded.data, **where))
+        blocks.append(StoredShard.of(path, encoded.data, **where))
         location.write(path, encoded.data)
     return Manifest(
-        unit=order.unit,
-        attempt=order.attempt,
-        row_block=order.row_block,
+        unit=attempt.unit,
+        attempt=attempt.number,
+        row_block=attempt.row_block,
         texts=texts,
         blocks=tuple(blocks),
         prompt_tokens=tuple(len(rollout.prompt_token_ids) for rollout in rollouts),
@@ -85,7 +85,7 @@ def write_block(
     )
 
 
-def _check_finite(block: UnitBlock, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:
+def _check_finite(block: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:
     """A row of a response pooling has numbers exactly when its response has content; a prompt always has."""
     for row, rollout in enumerate(block.rollouts):
         expected = rollout.has_vector or pooling.startswith("prompt_")
@@ -100,7 +100,7 @@ def _check_finite(block: UnitBlock, values_BLD: np.ndarray, hook_point: str, poo
             raise UnitError(f"{rollout.address}: an empty response has numbers.", code="empty_response")
 
 
-def _check_tokens(block: UnitBlock, tokens_NKD: np.ndarray, hook_point: str, tokens_per_block: int) -> None:
+def _check_tokens(block: UnitResult, tokens_NKD: np.ndarray, hook_point: str, tokens_per_block: int) -> None:
     """There is a row for every content token and no other, each has numbers, and the block has room for them."""
     counts = [rollout.num_content_tokens for rollout in block.rollouts]
     if len(tokens_NKD) != sum(counts):

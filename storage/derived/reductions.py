@@ -180,7 +180,7 @@ def _damaged(location: Location, path: str, reason: str) -> StoreError:
         f"the reduction cannot be read: {reason}.",
         code="bad_reduction",
         file=f"{location.url}/{path}",
-        mend=f"Delete {layout.ANALYSIS}/ and run reduce again; the activations are not touched.",
+        hint=f"Delete {layout.ANALYSIS}/ and run reduce again; the activations are not touched.",
     )
 
 

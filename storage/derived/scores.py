@@ -34,7 +34,7 @@ def write_scores(location: Location, judge: str, unit_id: str, rows: Sequence[in
         InputError: The name is none that a folder could have.
     """
     if not judge.strip(".") or not all(c.isalnum() or c in "._-" for c in judge):
-        raise InputError(f"{judge!r} cannot be a judge's name.", code="bad_judge", field="judge", mend="Use a-z, 0-9.")
+        raise InputError(f"{judge!r} cannot be a judge's name.", code="bad_judge", field="judge", hint="Use a-z, 0-9.")
     numbers = np.asarray(scores, dtype=np.float32)
     table = pa.table([pa.array(rows, pa.int64()), pa.array(numbers, mask=np.isnan(numbers))], schema=SCORE_SCHEMA)
     location.write(layout.scores_path(judge, unit_id), to_parquet(table))
@@ -60,11 +60,11 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
     known = judges(location)
     if not known:
         raise InputError(
-            "the run has no judge's scores.", code="no_scores", field="min_score", mend="Ask without bounds on scores."
+            "the run has no judge's scores.", code="no_scores", field="min_score", hint="Ask without bounds on scores."
         )
     if judge is None and len(known) > 1:
         raise InputError(
-            "several judges have scored the run.", code="which_judge", field="judge", mend=f"Name {', '.join(known)}."
+            "several judges have scored the run.", code="which_judge", field="judge", hint=f"Name {', '.join(known)}."
         )
     name = judge or known[0]
     if name not in known:
@@ -72,7 +72,7 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
             f"no judge {name!r} has scored the run. {closest(name, known)}".strip(),
             code="no_such_judge",
             field="judge",
-            mend=f"There are {', '.join(known)}.",
+            hint=f"There are {', '.join(known)}.",
         )
 
     def read(unit_id: str) -> pa.Table:
@@ -84,7 +84,7 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
                 f"the scores of unit {unit_id} cannot be read.",
                 code="bad_object",
                 file=f"{location.url}/{path}",
-                mend="Let the judge score the unit again.",
+                hint="Let the judge score the unit again.",
             )
         return table if table is not None else SCORE_SCHEMA.empty_table()
 

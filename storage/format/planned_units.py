@@ -62,7 +62,7 @@ def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
             f"the list of planned units {state}.",
             code="bad_object",
             file=f"{location.url}/{path}",
-            mend="Restore it from a copy; the spec that began the run can be run again to complete it.",
+            hint="Restore it from a copy; the spec that began the run can be run again to complete it.",
         )
     units: list[WorkUnit] = TypeAdapter(list[AnyUnit]).validate_python(from_parquet(data).to_pylist())
     return {unit.unit_id: unit for unit in units}

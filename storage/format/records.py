@@ -139,7 +139,7 @@ class StoredObject(_Record):
         return cls(path=path, num_bytes=len(data), sha256=sha256(data).hexdigest(), **more)
 
 
-class StoredBlock(StoredObject):
+class StoredShard(StoredObject):
     """An attempt's row block of one activation array.
 
     Attributes:
@@ -177,7 +177,7 @@ class Manifest(_Record):
     attempt: int
     row_block: int
     texts: StoredObject
-    blocks: tuple[StoredBlock, ...]
+    blocks: tuple[StoredShard, ...]
     prompt_tokens: tuple[int, ...]
     content_tokens: tuple[int, ...]
     finish_reasons: tuple[FinishReason, ...]
@@ -280,7 +280,7 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
             f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION}.",
             code="newer_layout" if is_newer else "older_layout",
             file=url,
-            mend="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",
+            hint="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",
         )
     try:
         record = model.model_validate_json(data)
@@ -292,10 +292,10 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
 
 
 def _damaged(url: str, reason: str) -> StoreError:
-    mend = "Restore it from a copy."
+    hint = "Restore it from a copy."
     if f"/{COMMITS}/" in url:
-        mend = "Restore it from a copy, or delete it: the command that began the run then does its unit again."
-    return StoreError(f"is damaged or was edited: {reason}.", code="bad_record", file=url, mend=mend)
+        hint = "Restore it from a copy, or delete it: the command that began the run then does its unit again."
+    return StoreError(f"is damaged or was edited: {reason}.", code="bad_record", file=url, hint=hint)
 
 
 def _layout_version(data: bytes) -> int | None:

@@ -162,14 +162,14 @@ def _from_os_error(error: OSError, url: str) -> AtlasError:
     reason = error.strerror or str(error)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(
-            f"{url} cannot be used: {reason}.", code="store_denied", field=_FIELD, mend="Choose a place you may write."
+            f"{url} cannot be used: {reason}.", code="store_denied", field=_FIELD, hint="Choose a place you may write."
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return InputError(
-            f"{url} is not a directory: {reason}.", code="store_not_a_directory", field=_FIELD, mend="Choose another."
+            f"{url} is not a directory: {reason}.", code="store_not_a_directory", field=_FIELD, hint="Choose another."
         )
     if error.errno == errno.ENOSPC:
         return TransientError(
-            f"the disk under {url} is full.", code="disk_full", field=_FIELD, mend="Free some space and start again."
+            f"the disk under {url} is full.", code="disk_full", field=_FIELD, hint="Free some space and start again."
         )
     return TransientError(f"{url} failed: {reason}.", code="store_io", field=_FIELD)

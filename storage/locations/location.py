@@ -99,7 +99,7 @@ def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) 
             f"{url!r} is neither a directory nor an s3:// URL.",
             code="unknown_scheme",
             field="store.url",
-            mend="Use one.",
+            hint="Use one.",
         )
     return DirectoryLocation(Path(url))
 

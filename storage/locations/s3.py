@@ -54,14 +54,14 @@ class S3Location:
         self._root = url.removeprefix("s3://").strip("/")
         self._credentials: dict[str, Any] = dict(credentials or {})
         if not self._root:
-            raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, mend="s3://bucket/prefix")
+            raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, hint="s3://bucket/prefix")
         self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
         if self._endpoint_url and not re.match(r"https?://[^/]", self._endpoint_url):
             raise InputError(
                 f"{self._endpoint_url!r} is no URL of a server.",
                 code="bad_endpoint",
                 field="store.endpoint_url",
-                mend="Write http://host:port or https://host, there or in AWS_ENDPOINT_URL.",
+                hint="Write http://host:port or https://host, there or in AWS_ENDPOINT_URL.",
             )
         self._fs = self._filesystem(asynchronous=False)
         close_with(self, self._fs, self._fs.loop)
@@ -174,7 +174,7 @@ class S3Location:
                     f"there is no bucket {bucket!r}.",
                     code="no_bucket",
                     field=_FIELD,
-                    mend="Create it, or check store.endpoint_url and the region.",
+                    hint="Create it, or check store.endpoint_url and the region.",
                 ) from error
 
     def zarr(self, *, read_only: bool) -> Store:
@@ -195,19 +195,19 @@ class S3Location:
                 f"there are no credentials for {self.url}: {_reason(error)}.",
                 code="no_credentials",
                 field=_FIELD,
-                mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE.",
+                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE.",
             ) from error
         except PermissionError as error:
             raise InputError(
                 f"{self.url} refused these credentials: {_reason(error)}.",
                 code="store_denied",
                 field=_FIELD,
-                mend="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights.",
+                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights.",
             ) from error
         except FileNotFoundError as error:
             bucket = self._root.split("/")[0]
             raise InputError(
-                f"there is no bucket {bucket!r}: {_reason(error)}.", code="no_bucket", field=_FIELD, mend="Create it."
+                f"there is no bucket {bucket!r}: {_reason(error)}.", code="no_bucket", field=_FIELD, hint="Create it."
             ) from error
         except (OSError, ClientError, BotoCoreError) as error:
             where = f" through {self._endpoint_url}" if self._endpoint_url else ""
@@ -215,7 +215,7 @@ class S3Location:
                 f"{self.url}{where} failed: {_reason(error)}.",
                 code="store_io",
                 field=_FIELD,
-                mend="Check that the server answers and store.endpoint_url is right, then start again.",
+                hint="Check that the server answers and store.endpoint_url is right, then start again.",
             ) from error
 
 
@@ -236,5 +236,5 @@ def _not_deleted(url: str, error: Mapping[str, str]) -> AtlasError:
     """Say why S3 did not delete one of several objects."""
     what = f"{error.get('Key')} was not deleted from {url}: {error.get('Code')} {error.get('Message', '')}".rstrip()
     if error.get("Code") == "AccessDenied":
-        return InputError(f"{what}.", code="store_denied", field=_FIELD, mend="Use credentials that may delete.")
+        return InputError(f"{what}.", code="store_denied", field=_FIELD, hint="Use credentials that may delete.")
     return TransientError(f"{what}.", code="store_io", field=_FIELD)

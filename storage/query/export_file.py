@@ -48,7 +48,7 @@ def write_query(query: Query, path: Path) -> list[Path]:
             f"{path} cannot be written: {error.strerror or error}.",
             code="not_writable",
             field="--out",
-            mend="Choose another place.",
+            hint="Choose another place.",
         ) from error
 
 
@@ -67,18 +67,18 @@ def check_target(path: Path, pooling: str) -> None:
             f"{path.suffix or path.name!r} is not a format known here.",
             code="unknown_format",
             field="--out",
-            mend=f"Use one of {', '.join(FORMATS)}.",
+            hint=f"Use one of {', '.join(FORMATS)}.",
         )
     if pooling == TOKENS and path.suffix == ".npy":
         raise InputError(
             "a .npy file holds one array, and says nowhere which of its tokens are which rollout's.",
             code="unknown_format",
             field="--out",
-            mend=f"Use one of {', '.join(suffix for suffix in FORMATS if suffix != '.npy')}.",
+            hint=f"Use one of {', '.join(suffix for suffix in FORMATS if suffix != '.npy')}.",
         )
     if not path.parent.is_dir():
         raise InputError(
-            f"there is no folder {str(path.parent)!r}.", code="no_folder", field="--out", mend="Make it first."
+            f"there is no folder {str(path.parent)!r}.", code="no_folder", field="--out", hint="Make it first."
         )
 
 

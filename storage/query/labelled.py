@@ -19,7 +19,7 @@ except ImportError:
     raise InputError(
         "to_xarray needs the package xarray.",
         code="no_xarray",
-        mend="Install it: pip install 'persona-atlas[xarray]'.",
+        hint="Install it: pip install 'persona-atlas[xarray]'.",
     ) from None
 
 _COORDINATES = (

@@ -33,7 +33,7 @@ from ..locations.location import Location, open_location
 from ..run.commits import PARALLEL_READS, read_commits, read_rollouts
 from ..run.index import Index, load_index
 from ..run.run_store import read_run_record
-from .selection import Filters, Layers, is_single_layer, layer_positions, select, strangers, wants_scores
+from .selection import Filters, Layers, is_single_layer, layer_positions, select, unknown_personas, wants_scores
 
 if TYPE_CHECKING:
     import xarray
@@ -292,7 +292,7 @@ class Run:
                 "the index has rows that no commit has.",
                 code="wrong_index",
                 file=f"{self.url}/{layout.INDEX}",
-                mend="persona-atlas gc --yes writes it anew from the commits.",
+                hint="persona-atlas gc --yes writes it anew from the commits.",
             )
         texts = texts.take(pa.array([place_of[row] for row in rows], pa.int64()))
         return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
@@ -338,7 +338,7 @@ class Run:
                 f"{hook_point}/{pooling} was not captured.",
                 code="not_captured",
                 field="pooling",
-                mend=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}; name one of them.",
+                hint=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}; name one of them.",
             )
         if array not in self._lengths:
             cut = geometry_of(self.record, pooling)
@@ -362,7 +362,7 @@ class Run:
 
     def _note(self, filters: Filters, num_found: int) -> str:
         notes = [] if num_found else ["No rollout matches."]
-        unknown = strangers(self.index, filters.get("persona"))
+        unknown = unknown_personas(self.index, filters.get("persona"))
         notes += [unknown] if unknown else []
         if notes and not self.completeness.is_complete:
             notes.append(f"The run has {self.completeness} so far.")
@@ -394,6 +394,6 @@ def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Ru
     record = read_run_record(location)
     if record is None:
         raise InputError(
-            f"there is no run at {location.url}.", code="no_run", field="store.url", mend="Check the path."
+            f"there is no run at {location.url}.", code="no_run", field="store.url", hint="Check the path."
         )
     return Run(location, record)

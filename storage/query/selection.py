@@ -71,7 +71,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
                 f"{name!r} is not a filter. {closest(name, Filters.__annotations__)}".strip(),
                 code="unknown_filter",
                 field=name,
-                mend=f"Use {', '.join(Filters.__annotations__)}.",
+                hint=f"Use {', '.join(Filters.__annotations__)}.",
             )
     for column in ("kind", "persona", "polarity"):
         names: Names = filters.get(column)
@@ -88,7 +88,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
                     f"the run has no {name}s: its texts were generated.",
                     code="unknown_filter",
                     field=name,
-                    mend="Only runs of given conversations have conversations and turns.",
+                    hint="Only runs of given conversations have conversations and turns.",
                 )
             wanted = _numbers(numbers, name)
             index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
@@ -104,7 +104,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
     return index
 
 
-def strangers(index: pa.Table, personas: Names) -> str:
+def unknown_personas(index: pa.Table, personas: Names) -> str:
     """Name the personas asked for that no line is of, with the nearest that is there; empty when there are none."""
     known = index["persona"].unique().to_pylist()
     unknown = [name for name in _listed(personas) if not any(fnmatchcase(k, name) for k in known)]
@@ -122,7 +122,7 @@ def _numbers(asked: SupportsIndex | Iterable[SupportsIndex], field: str) -> list
         return [operator.index(number) for number in several]
     except TypeError as error:
         raise InputError(
-            f"{asked!r} is not a whole number, nor several.", code="not_a_number", field=field, mend="Give 3 or [3, 5]."
+            f"{asked!r} is not a whole number, nor several.", code="not_a_number", field=field, hint="Give 3 or [3, 5]."
         ) from error
 
 
@@ -151,7 +151,7 @@ def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> li
             f"layer {missing[0]} was not captured." if missing else f"{asked!r} names no layer.",
             code="no_such_layer",
             field="layer",
-            mend=f"The run holds {len(captured)} layers: {span}.",
+            hint=f"The run holds {len(captured)} layers: {span}.",
         )
     return [list(captured).index(layer) for layer in wanted]
 
@@ -176,6 +176,6 @@ def _parse_layers(text: str, captured: Sequence[int], n_layers: int) -> int | li
             f"{text!r} is not a layer.",
             code="bad_layer",
             field="layer",
-            mend="Give a number, 'middle', 'all', a list such as 3,5 or a range such as 10:20.",
+            hint="Give a number, 'middle', 'all', a list such as 3,5 or a range such as 10:20.",
         ) from None
     return numbers[0] if len(numbers) == 1 else numbers

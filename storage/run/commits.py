@@ -77,7 +77,7 @@ def read_commit(location: Location, unit_id: str) -> CommitRecord:
             f"is the commit record of {record.manifest.unit_id}, under another unit's name.",
             code="wrong_unit",
             file=f"{location.url}/{path}",
-            mend="Delete this copy.",
+            hint="Delete this copy.",
         )
     return record
 
@@ -106,7 +106,7 @@ def read_rollouts(location: Location, commit: CommitRecord, columns: Sequence[st
             f"the texts of unit {commit.manifest.unit_id} are {state}.",
             code="bad_object",
             file=f"{location.url}/{recorded.path}",
-            mend="Run verify, which names everything that is damaged.",
+            hint="Run verify, which names everything that is damaged.",
         )
     try:
         return from_parquet(data, columns)

@@ -73,7 +73,7 @@ class HeldLease:
                 f"this driver's lease on the run {self._lost}.",
                 code="lease_lost",
                 file=self._location.url,
-                mend="What was committed stays; start the same command again when no other driver runs.",
+                hint="What was committed stays; start the same command again when no other driver runs.",
             )
 
     def __enter__(self) -> HeldLease:
@@ -188,7 +188,7 @@ def newest_lease(location: Location) -> Lease | None:
     path = layout.driver_path(newest)
     data = location.read(path)
     if data is None:
-        raise StoreError("a lease vanished.", code="bad_record", file=f"{location.url}/{path}", mend="Try again.")
+        raise StoreError("a lease vanished.", code="bad_record", file=f"{location.url}/{path}", hint="Try again.")
     return parse_record(Lease, data, f"{location.url}/{path}")
 
 
@@ -227,7 +227,7 @@ def _taken(location: Location, held: Lease | None) -> InputError:
         f"the run at {location.url} is being worked {who}.",
         code="run_has_driver",
         field="store.url",
-        mend=f"Wait for it, stop it, or, if it is dead, try again in {LEASE_SECONDS:.0f} s.",
+        hint=f"Wait for it, stop it, or, if it is dead, try again in {LEASE_SECONDS:.0f} s.",
     )
 
 

@@ -33,7 +33,7 @@ def read_run_record(location: Location) -> RunRecord | None:
             f"the store has commit records but no {layout.RUN_RECORD}: part of it was deleted.",
             code="half_deleted",
             file=location.url,
-            mend="Restore it from a copy, or delete the rest.",
+            hint="Restore it from a copy, or delete the rest.",
         )
     if location.names(layout.DRIVERS):
         # A driver took its lease and died before it wrote what the run is.
@@ -42,7 +42,7 @@ def read_run_record(location: Location) -> RunRecord | None:
         f"{location.url} holds something that is not a run: it has no {layout.RUN_RECORD}.",
         code="not_a_run",
         field="store.url",
-        mend="Choose an empty place or an existing run.",
+        hint="Choose an empty place or an existing run.",
     )
 
 
@@ -69,7 +69,7 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
         field = "personas.catalog"
         message = f"the run at {url} was made with other prompts or questions of those names."
     raise InputError(
-        message, code="other_run", field=field, mend="Give this job its own store.url, or restore the spec."
+        message, code="other_run", field=field, hint="Give this job its own store.url, or restore the spec."
     )
 
 

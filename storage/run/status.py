@@ -32,7 +32,7 @@ class Stage(_News):
     planned: int
 
 
-class WorkerNews(_News):
+class WorkerStatus(_News):
     """What one worker is doing.
 
     Attributes:
@@ -50,7 +50,7 @@ class WorkerNews(_News):
     since: float
 
 
-class FailureNews(_News):
+class UnitFailure(_News):
     """A unit that failed, so far or for good.
 
     Attributes:
@@ -100,8 +100,8 @@ class RunStatus(_News):
     rollouts_per_second: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
-    workers: tuple[WorkerNews, ...] = ()
-    failures: tuple[FailureNews, ...] = ()
+    workers: tuple[WorkerStatus, ...] = ()
+    failures: tuple[UnitFailure, ...] = ()
     nodes_left_out: dict[str, str] = {}
     error: str = ""
 

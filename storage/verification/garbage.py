@@ -23,7 +23,7 @@ _PARTS = (".part", ".partial")
 
 
 @dataclass(frozen=True, slots=True)
-class DeadObject:
+class GarbageObject:
     """An object that no commit names.
 
     Attributes:
@@ -39,7 +39,7 @@ class DeadObject:
     is_removable: bool
 
 
-def find_dead(location: Location, live: Iterable[Manifest], *, is_complete: bool = False) -> list[DeadObject]:
+def find_garbage(location: Location, live: Iterable[Manifest], *, is_complete: bool = False) -> list[GarbageObject]:
     """Find the objects of attempts that do not count.
 
     Args:
@@ -58,18 +58,18 @@ def find_dead(location: Location, live: Iterable[Manifest], *, is_complete: bool
     blocks = {path for path in everything if path.startswith(f"{layout.ACTIVATIONS}/")}
     parts = {path for path in everything if path.endswith(_PARTS)}
     owner: dict[int | None, str | None] = {row_block: unit_id for unit_id, row_block in map(_texts_name, texts)}
-    dead: list[DeadObject] = []
+    dead: list[GarbageObject] = []
     for path in sorted(texts | blocks | parts):
         is_metadata = path.endswith("zarr.json")
         if path in named or is_metadata:
             continue
         unit_id = _texts_name(path)[0] if path in texts else owner.get(_row_block(path))
         is_removable = is_complete or unit_id in committed or path in parts
-        dead.append(DeadObject(path, everything[path], unit_id, is_removable))
+        dead.append(GarbageObject(path, everything[path], unit_id, is_removable))
     return dead
 
 
-def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject]) -> int:
+def remove_garbage(location: Location, record: RunRecord, dead: Iterable[GarbageObject]) -> int:
     """Delete the removable of these, and put index and lengths of arrays in order. Takes the run's lease meanwhile.
 
     Args:
@@ -88,7 +88,7 @@ def remove_dead(location: Location, record: RunRecord, dead: Iterable[DeadObject
     with acquire(location, 0) as lease:
         commits = read_commits(location, sorted(committed_units(location)))
         manifests = [commit.manifest for commit in commits]
-        again = find_dead(location, manifests, is_complete=len(commits) == record.num_units)
+        again = find_garbage(location, manifests, is_complete=len(commits) == record.num_units)
         paths = [thing.path for thing in again if thing.is_removable and thing.path in wanted]
         lease.check()
         location.delete(paths)

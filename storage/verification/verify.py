@@ -26,7 +26,7 @@ from ..locations.location import Location
 from ..run.commits import committed_units
 from ..run.index import index_lines, read_stored_index
 from ..run.run_store import read_run_record
-from .garbage import find_dead
+from .garbage import find_garbage
 from .verify_unit import Problem, UnitCheck
 
 _PARALLEL_UNITS = 8
@@ -92,7 +92,7 @@ def verify_run(
     record = read_run_record(location)
     if record is None:
         raise InputError(
-            f"there is no run at {location.url}.", code="no_run", field="store.url", mend="Check the path."
+            f"there is no run at {location.url}.", code="no_run", field="store.url", hint="Check the path."
         )
     found = Verification(record.num_units)
     planned = _planned(location, record, found)
@@ -120,7 +120,7 @@ def verify_run(
     found.problems += _index(stored, record, commits)
     found.problems += _reduction(location)
     found.problems += _scores(location)
-    dead = find_dead(location, [commit.manifest for commit in commits])
+    dead = find_garbage(location, [commit.manifest for commit in commits])
     found.dead_objects, found.dead_bytes = len(dead), sum(thing.num_bytes for thing in dead)
     return found
 

@@ -20,7 +20,7 @@ from ...jobs.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
 from ..format import layout
-from ..format.records import CommitRecord, Manifest, RunRecord, StoredBlock, StoredObject
+from ..format.records import CommitRecord, Manifest, RunRecord, StoredObject, StoredShard
 from ..format.rollout_tables import from_parquet, index_table, rollout_schema
 from ..locations.location import Location
 from ..run.commits import read_commit
@@ -162,7 +162,7 @@ class UnitCheck:
         if any(not spoken <= ids <= spoken + 1 for spoken, ids in zip(content, responses, strict=True)):
             yield "a response's span does not fit its token ids."
 
-    def _block_problems(self, data: bytes, stored: StoredBlock, manifest: Manifest) -> Iterator[str]:
+    def _block_problems(self, data: bytes, stored: StoredShard, manifest: Manifest) -> Iterator[str]:
         cut = geometry_of(self._record, stored.pooling)
         filled = _filled_rows(stored.pooling, manifest)
         num_chunks = -(-len(filled) // cut.rows_per_chunk)

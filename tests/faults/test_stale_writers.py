@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, Lease, Manifest, parse_record
 from persona_atlas.storage.locations.location import Location, open_location
@@ -21,7 +21,7 @@ from persona_atlas.storage.run import lease as lease_module
 from persona_atlas.storage.run.commits import commit_unit, committed_units, now_iso, read_commits
 from persona_atlas.storage.run.index_keeper import refresh_index
 from persona_atlas.storage.run.lease import HeldLease, acquire
-from persona_atlas.storage.verification.garbage import find_dead, remove_dead
+from persona_atlas.storage.verification.garbage import find_garbage, remove_garbage
 from persona_atlas.storage.verification.verify import verify_run
 
 from fakes import FakeEngine, block_of, small_plan
@@ -45,7 +45,7 @@ def write_otherwise(location: Location, spec: JobSpec, unit_id: str, row_block: 
     plan = small_plan(spec)
     block = block_of(plan, unit_id, row_block, FakeEngine(arrays=ARRAYS, more=", or not"))
     other = replace(block, arrays_BLD={array: -values_BLD for array, values_BLD in block.arrays_BLD.items()})
-    return write_block(
+    return write_unit_result(
         location, other, rows_per_block=plan.rows_per_block, mantissa_bits=spec.store.mantissa_bits, worker="stalled"
     )
 
@@ -54,7 +54,7 @@ def collect_garbage(spec: JobSpec) -> int:
     """What ``persona-atlas gc --yes`` does; gives how many objects it deleted."""
     run = open_run(spec.store.url, spec.store.endpoint_url)
     manifests = [record.manifest for record in read_commits(run.location, sorted(run.committed))]
-    return remove_dead(run.location, run.record, find_dead(run.location, manifests))
+    return remove_garbage(run.location, run.record, find_garbage(run.location, manifests))
 
 
 def begun(spec: JobSpec, lease: HeldLease) -> Location:
@@ -192,7 +192,7 @@ def test_what_a_dead_driver_began_the_run_with_changes_nothing_when_it_arrives_a
     location = open_location(spec.store.url, spec.store.endpoint_url)
     # At worst a plain Zarr reader's view is too short, until gc has been.
     assert {problem.code for problem in verify_run(location).problems} <= {"short_array"}
-    remove_dead(location, open_run(spec.store.url, spec.store.endpoint_url).record, [])
+    remove_garbage(location, open_run(spec.store.url, spec.store.endpoint_url).record, [])
     assert_whole(spec)
 
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from persona_atlas.jobs.errors import InputError, StoreError, TransientError, UnitError
-from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, Manifest
 from persona_atlas.storage.locations.location import Location, open_location
@@ -30,7 +30,7 @@ from persona_atlas.storage.run import lease as lease_module
 from persona_atlas.storage.run.commits import commit_unit, now_iso, read_commits
 from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index
 from persona_atlas.storage.run.lease import LEASE_SECONDS, HeldLease, acquire, newest_lease
-from persona_atlas.storage.verification.garbage import DeadObject, find_dead, remove_dead
+from persona_atlas.storage.verification.garbage import GarbageObject, find_garbage, remove_garbage
 from persona_atlas.storage.verification.verify import verify_run
 
 from fakes import FakeEngine, block_of, small_plan, small_spec, vector_of
@@ -169,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Write an attempt whose words and numbers are its own."""
         block = block_of(PLAN, unit_id, row_block, FakeEngine(arrays=ARRAYS, more=f", try {row_block}"))
         own = {array: values_BLD * np.float32(1 + row_block) for array, values_BLD in block.arrays_BLD.items()}
-        return write_block(
+        return write_unit_result(
             self.location,
             replace(block, arrays_BLD=own),
             rows_per_block=PLAN.rows_per_block,
@@ -267,15 +267,15 @@ class StoreMachine(RuleBasedStateMachine):
         dead = self._dead()
         if any(driver.holds_the_run for driver in self.drivers):
             with pytest.raises(InputError, match="is being worked"):
-                remove_dead(self.location, record_of(PLAN), dead)
+                remove_garbage(self.location, record_of(PLAN), dead)
             return
-        remove_dead(self.location, record_of(PLAN), dead)
+        remove_garbage(self.location, record_of(PLAN), dead)
         left = self._dead()
         assert not [thing for thing in left if thing.is_removable or thing.unit_id in self.committed]
 
-    def _dead(self) -> list[DeadObject]:
+    def _dead(self) -> list[GarbageObject]:
         manifests = [commit.manifest for commit in read_commits(self.location, sorted(self.committed))]
-        return find_dead(self.location, manifests, is_complete=len(manifests) == len(UNITS))
+        return find_garbage(self.location, manifests, is_complete=len(manifests) == len(UNITS))
 
     @precondition(lambda self: self.drivers)
     @rule()

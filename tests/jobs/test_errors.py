@@ -8,7 +8,7 @@ import pytest
 from persona_atlas.jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError, closest
 
 TREE = [AtlasError, InputError, StoreError, TransientError, UnitError, JobError]
-FACTS = {"code": "because", "field": "store.url", "file": "spec.yaml", "mend": "Mend it."}
+FACTS = {"code": "because", "field": "store.url", "file": "spec.yaml", "hint": "Mend it."}
 
 
 def test_every_class_of_the_tree_is_tested_here():

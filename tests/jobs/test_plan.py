@@ -273,22 +273,22 @@ def test_tokens_of_a_large_model_take_small_units_and_those_of_all_its_layers_ar
     error = caught.value
     assert (error.code, error.field) == ("too_many_tokens", "capture.token_layers")
     assert "640 MiB (512 tokens); a unit holds 64" in error.message
-    assert "at most 8 layers" in (error.mend or "")
+    assert "at most 8 layers" in (error.hint or "")
     assert small_plan(token_spec(token_layers=list(range(8))), facts=LARGE).rows_per_block == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "hint"),
     [
         ({"samples": 9}, "at most 455 or ask for at most 8 samples"),
         ({"max_new_tokens": 5000}, "at most 4096"),
     ],
 )
-def test_what_one_layer_cannot_hold_is_refused_with_what_would_do(changes: dict[str, Any], mend: str):
+def test_what_one_layer_cannot_hold_is_refused_with_what_would_do(changes: dict[str, Any], hint: str):
     with pytest.raises(InputError) as caught:
         small_plan(token_spec(**changes), facts=LARGE)
-    assert mend in (caught.value.mend or "")
-    assert "layers, or" not in (caught.value.mend or ""), "there is one layer only"
+    assert hint in (caught.value.hint or "")
+    assert "layers, or" not in (caught.value.hint or ""), "there is one layer only"
 
 
 def test_the_layers_of_tokens_are_among_those_that_are_captured():

@@ -10,9 +10,9 @@ import numpy as np
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.plan import ModelFacts, Plan, make_plan
-from persona_atlas.jobs.rollouts import ArrayName, Canary, Rollout, UnitBlock
+from persona_atlas.jobs.rollouts import ArrayName, Canary, Rollout, UnitResult
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitOrder
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitAttempt
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
 
 FACTS = ModelFacts(
@@ -141,12 +141,12 @@ def small_plan(spec: JobSpec | None = None, catalog: Catalog | None = None, fact
     return make_plan(spec or small_spec(), catalog or load_catalog(), facts)
 
 
-def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None) -> UnitBlock:
+def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None) -> UnitResult:
     """A unit's finished block, as FakeEngine makes it."""
     from persona_atlas.workers.run_units import run_units
 
     unit = plan.by_id[unit_id]
-    order = UnitOrder(unit, plan.texts(unit), 1, row_block)
-    (block,) = run_units(engine or FakeEngine(), iter([order, None]).__next__)
-    assert isinstance(block, UnitBlock)
+    attempt = UnitAttempt(unit, plan.texts(unit), 1, row_block)
+    (block,) = run_units(engine or FakeEngine(), iter([attempt, None]).__next__)
+    assert isinstance(block, UnitResult)
     return block

@@ -20,7 +20,7 @@ from typing import Any
 from persona_atlas.cluster import retry as patience
 from persona_atlas.cluster.pool.executor import LocalExecutor
 from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
-from persona_atlas.cluster.retry import patiently
+from persona_atlas.cluster.retry import with_retries
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import AtlasError
@@ -228,9 +228,9 @@ class _Job:
                 versions={"fake": "1"},
                 created_at="2026-01-01T00:00:00+00:00",
             )
-            patiently(lambda: begin_run(location, record, units), say)
-            patiently(lambda: reserve_rows(location, record, held.row_blocks.stop), say)
-            committed = patiently(lambda: committed_units(location), say)
+            with_retries(lambda: begin_run(location, record, units), say)
+            with_retries(lambda: reserve_rows(location, record, held.row_blocks.stop), say)
+            committed = with_retries(lambda: committed_units(location), say)
             self.committed_before = len(committed)
             ledger = Ledger(self._plan, committed, iter(held.row_blocks), self._rollouts_per_assignment)
             self.ledger = ledger

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format.planned_units import encode_units
 from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord
 from persona_atlas.storage.locations.location import Location, open_location
@@ -36,7 +36,7 @@ def write_unit(
 ) -> Manifest:
     """Write one unit's block, uncommitted."""
     block = block_of(plan, unit_id, row_block, engine)
-    return write_block(
+    return write_unit_result(
         location,
         block,
         rows_per_block=plan.rows_per_block,

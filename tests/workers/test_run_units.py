@@ -8,25 +8,25 @@ from dataclasses import replace
 
 import numpy as np
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.rollouts import UnitBlock
+from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.units import RolloutRequest, UnitOrder
+from persona_atlas.jobs.units import RolloutRequest, UnitAttempt
 from persona_atlas.workers.engine import CapturedRollout
 from persona_atlas.workers.run_units import run_units
 
 from fakes import FakeEngine, small_plan, vector_of
 
 
-def orders_of(*unit_ids: str) -> list[UnitOrder]:
+def orders_of(*unit_ids: str) -> list[UnitAttempt]:
     plan = small_plan()
     return [
-        UnitOrder(plan.by_id[unit_id], plan.texts(plan.by_id[unit_id]), 1, row_block)
+        UnitAttempt(plan.by_id[unit_id], plan.texts(plan.by_id[unit_id]), 1, row_block)
         for row_block, unit_id in enumerate(unit_ids)
     ]
 
 
-def fed(orders: Sequence[UnitOrder]) -> Callable[[], UnitOrder | None]:
-    to_do = iter(orders)
+def fed(attempts: Sequence[UnitAttempt]) -> Callable[[], UnitAttempt | None]:
+    to_do = iter(attempts)
     return lambda: next(to_do, None)
 
 
@@ -35,15 +35,15 @@ UNITS = ("role.pirate.pos.p0.b0", "role.poet.pos.p1.b0", "trait.anxious.neg.p0.b
 
 def test_units_of_one_call_share_it_and_come_back_each_with_its_own_rows():
     engine = FakeEngine()
-    orders = orders_of(*UNITS)
-    blocks = list(run_units(engine, fed(orders)))
+    attempts = orders_of(*UNITS)
+    blocks = list(run_units(engine, fed(attempts)))
     assert len(engine.calls) == 1
-    for order, block in zip(orders, blocks, strict=True):
-        assert isinstance(block, UnitBlock)
-        assert block.order is order
-        assert [rollout.address for rollout in block.rollouts] == list(order.unit.addresses())
+    for attempt, block in zip(attempts, blocks, strict=True):
+        assert isinstance(block, UnitResult)
+        assert block.attempt is attempt
+        assert [rollout.address for rollout in block.rollouts] == list(attempt.unit.addresses())
         (array,) = engine.arrays
-        expected = np.stack([vector_of(address, array, 4, 16) for address in order.unit.addresses()])
+        expected = np.stack([vector_of(address, array, 4, 16) for address in attempt.unit.addresses()])
         np.testing.assert_array_equal(block.arrays_BLD[array], expected)
         assert block.seconds > 0
         assert block.canary is not None
@@ -65,13 +65,13 @@ def test_a_unit_is_given_out_as_soon_as_all_of_it_is_there_and_orders_are_asked_
     engine, asked = _OneAtATime(), []
     to_do = iter(orders_of(*UNITS))
 
-    def next_order() -> UnitOrder | None:
-        order = next(to_do, None)
-        asked.append(order and order.unit.unit_id)
-        return order
+    def next_attempt() -> UnitAttempt | None:
+        attempt = next(to_do, None)
+        asked.append(attempt and attempt.unit.unit_id)
+        return attempt
 
-    for number, block in enumerate(run_units(engine, next_order), start=1):
-        assert isinstance(block, UnitBlock)
+    for number, block in enumerate(run_units(engine, next_attempt), start=1):
+        assert isinstance(block, UnitResult)
         assert asked == list(UNITS[:number])
         assert len(engine.calls) == 3 * number
 
@@ -79,7 +79,7 @@ def test_a_unit_is_given_out_as_soon_as_all_of_it_is_there_and_orders_are_asked_
 def test_rollouts_that_were_there_before_a_failure_are_not_asked_for_again():
     engine = _OneAtATime(fail_personas=frozenset({"poet"}))
     first, failure, last = run_units(engine, fed(orders_of(*UNITS)))
-    assert (type(first), type(failure), type(last)) == (UnitBlock, Failure, UnitBlock)
+    assert (type(first), type(failure), type(last)) == (UnitResult, Failure, UnitResult)
     # The poet was alone when its first request failed; its second and third are never reached.
     assert [address.persona for (address,) in engine.calls] == ["pirate"] * 3 + ["poet"] + ["anxious"] * 3
 
@@ -87,7 +87,7 @@ def test_rollouts_that_were_there_before_a_failure_are_not_asked_for_again():
 def test_the_time_of_the_blocks_adds_up_to_no_more_than_has_passed():
     started = time.perf_counter()
     blocks = list(run_units(FakeEngine(), fed(orders_of(*UNITS))))
-    seconds = [block.seconds for block in blocks if isinstance(block, UnitBlock)]
+    seconds = [block.seconds for block in blocks if isinstance(block, UnitResult)]
     assert len(seconds) == 3
     assert 0 < sum(seconds) < time.perf_counter() - started
 
@@ -104,15 +104,15 @@ def test_a_canary_beyond_its_limit_fails_the_unit_and_names_the_layer():
 def test_a_unit_without_any_content_has_no_canary():
     addresses = frozenset(orders_of(UNITS[0])[0].unit.addresses())
     (block,) = run_units(FakeEngine(empty=addresses), fed(orders_of(UNITS[0])))
-    assert isinstance(block, UnitBlock)
+    assert isinstance(block, UnitResult)
     assert block.canary is None
 
 
 def test_a_failing_unit_takes_no_batch_mate_with_it():
     engine = FakeEngine(fail_personas=frozenset({"poet"}))
     first, failure, last = run_units(engine, fed(orders_of(*UNITS)))
-    assert isinstance(first, UnitBlock)
-    assert isinstance(last, UnitBlock)
+    assert isinstance(first, UnitResult)
+    assert isinstance(last, UnitResult)
     assert isinstance(failure, Failure)
     assert (failure.unit_id, failure.attempt) == (UNITS[1], 1)
     assert failure.message == "scripted failure of poet."
@@ -123,7 +123,7 @@ def test_a_failing_unit_takes_no_batch_mate_with_it():
 
 def test_a_call_that_fails_once_costs_no_unit():
     results = list(run_units(FakeEngine(fail_on_calls=frozenset({1})), fed(orders_of(*UNITS))))
-    assert all(isinstance(result, UnitBlock) for result in results)
+    assert all(isinstance(result, UnitResult) for result in results)
 
 
 class _Unexpected(FakeEngine):
@@ -191,4 +191,4 @@ class _Silent(FakeEngine):
 
 def test_what_one_call_leaves_out_the_next_is_asked_for():
     results = list(run_units(_Short(), fed(orders_of(*UNITS))))
-    assert [type(result) for result in results] == [UnitBlock, UnitBlock, Failure]
+    assert [type(result) for result in results] == [UnitResult, UnitResult, Failure]

@@ -14,7 +14,7 @@ from ...jobs.units import RolloutRequest
 from ..canary import LIMITS, compare
 from ..chat.renderer import ChatRenderer, stop_token_ids
 from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
-from ..models.hook_points import Tap, find_blocks, find_taps
+from ..models.hook_points import Tap, find_decoder_layers, find_taps
 from .capture import Capture
 from .generation import Generation, LoadedModel
 from .packed import ATTENTION, PackedPass, Segment, plain_attention
@@ -32,7 +32,7 @@ def _refuse_other_attention(config: Any) -> None:
             f"the model has layers of type {', '.join(sorted(other))}, which cannot be batched here yet.",
             code="unknown_model",
             field="model.source",
-            mend="Choose a model of attention layers throughout.",
+            hint="Choose a model of attention layers throughout.",
         )
 
 
@@ -56,12 +56,12 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
             f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
             code="model_not_loaded",
             field="model.source",
-            mend="Check its files, or choose another model.",
+            hint="Check its files, or choose another model.",
         ) from error
     return model, tokenizer
 
 
-class TransformersEngine:
+class BuiltinEngine:
     """An engine that holds one loaded model.
 
     Args:
@@ -88,7 +88,7 @@ class TransformersEngine:
         self.renderer = ChatRenderer(tokenizer)
         config: Any = self.model.config.get_text_config()
         _refuse_other_attention(config)
-        blocks = find_blocks(self.model, int(config.num_hidden_layers))
+        blocks = find_decoder_layers(self.model, int(config.num_hidden_layers))
         self.own_attention = str(self.model.config._attn_implementation)
         self.model.set_attn_implementation(ATTENTION)
         self._taps: dict[HookPoint, list[Tap]] = find_taps(

@@ -38,7 +38,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Observation:
     tokens_ED: torch.Tensor
     sums_PD: torch.Tensor | None
     whole_WD: torch.Tensor | None
@@ -97,14 +97,14 @@ class Capture:
         tokens_E = torch.tensor(list(tokens), dtype=torch.long, device=device)
         sums_of = _summing(spans, num_tokens, device) if spans else None
         whole_W = torch.tensor(list(whole), dtype=torch.long, device=device) if whole else None
-        kept: dict[tuple[HookPoint, int], list[_Look]] = {}
+        kept: dict[tuple[HookPoint, int], list[_Observation]] = {}
 
         def look(point: HookPoint, position: int, resid: torch.Tensor) -> None:
             resid_ND = resid.reshape(num_tokens, -1)
             sums_PD = None if sums_of is None else sums_of(resid_ND)
             is_wanted = whole_W is not None and position in self._whole
             whole_WD = resid_ND[whole_W].float().cpu() if is_wanted else None
-            kept.setdefault((point, position), []).append(_Look(resid_ND[tokens_E], sums_PD, whole_WD))
+            kept.setdefault((point, position), []).append(_Observation(resid_ND[tokens_E], sums_PD, whole_WD))
 
         handles: list[Any] = [
             tap.attach(partial(look, point, position))
@@ -122,8 +122,8 @@ class Capture:
                 handle.remove()
         return output, {point: self._seen(point, kept) for point in self._taps}
 
-    def _seen(self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[_Look]]) -> Seen:
-        looks: list[_Look] = []
+    def _seen(self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[_Observation]]) -> Seen:
+        looks: list[_Observation] = []
         for position, layer in enumerate(self._layers):
             of_layer = kept.get((point, position), [])
             if len(of_layer) != 1:

@@ -27,7 +27,7 @@ from ...jobs.units import RolloutRequest
 from ..chat.renderer import ChatRenderer
 from ..engine import CapturedRollout, EngineSettings
 from .capture import Capture, Seen, require_finite
-from .kv_cache import Beginning, RowCache
+from .kv_cache import KVCache, Prefix
 from .packed import PackedPass, Segment
 from .sampling import sample, uniforms
 
@@ -71,7 +71,7 @@ class _Shared:
     """A beginning that several rollouts have: filled in when the first of them has read it."""
 
     length: int
-    kept: Beginning | None = None
+    kept: Prefix | None = None
     sums_LD: dict[HookPoint, torch.Tensor] = field(default_factory=dict)
 
 
@@ -114,7 +114,7 @@ class Generation:
         self._settings = settings
         self._max_new = settings.sampling.max_new_tokens
         self._token_positions = settings.token_positions
-        self._cache = RowCache(loaded.num_layers, settings.batch_tokens)
+        self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
         self._rows: list[_Row] = []
         self._waiting: list[_Row] = []
         self._held: _Row | None = None
@@ -177,7 +177,7 @@ class Generation:
         """Find the beginning that a row has in common with others; the first to have it reads it for all."""
         system_prompt = row.request.system_prompt
         if system_prompt not in self._prefix_ids:
-            self._prefix_ids[system_prompt] = self._loaded.renderer.shared_beginning(system_prompt)
+            self._prefix_ids[system_prompt] = self._loaded.renderer.shared_prefix(system_prompt)
             _forget_oldest(self._prefix_ids)
         ids = self._prefix_ids[system_prompt]
         if not _LEAST_SHARED <= len(ids) < len(row.prompt_ids) or row.prompt_ids[: len(ids)] != ids:
@@ -231,7 +231,7 @@ class Generation:
         running = len(self._rows)
         rows = [*self._rows, *joining]
         self._cache.reserve(running, len(rows), max(len(row.prompt_ids) for row in rows) + self._max_new)
-        followers: dict[int, tuple[Beginning, list[int]]] = {}
+        followers: dict[int, tuple[Prefix, list[int]]] = {}
         for place, row in enumerate(joining, start=running):
             if row.shared is not None and row.shared.kept is not None and not row.leads:
                 followers.setdefault(id(row.shared), (row.shared.kept, []))[1].append(place)

@@ -16,14 +16,14 @@ _ROUND = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class Prefix:
     """Keys and values of a row's first positions, kept beside the cache: ``(K, T, D)`` per layer."""
 
     keys_KTD: list[torch.Tensor]
     values_KTD: list[torch.Tensor]
 
 
-class RowCache:
+class KVCache:
     """Room for rows times positions, at most a budget of tokens (one row is always let in).
 
     Args:
@@ -94,15 +94,15 @@ class RowCache:
         for tensor_RKTD in self._made():
             tensor_RKTD[target, :, :length] = tensor_RKTD[source, :, :length]
 
-    def beginning(self, row: int, length: int) -> Beginning:
+    def beginning(self, row: int, length: int) -> Prefix:
         """Copy a row's first positions out."""
         keys, values = (
             [tensor_RKTD[row, :, :length].clone() for tensor_RKTD in tensors if tensor_RKTD is not None]
             for tensors in (self._keys_RKTD, self._values_RKTD)
         )
-        return Beginning(keys, values)
+        return Prefix(keys, values)
 
-    def put_beginning(self, rows: Sequence[int], beginning: Beginning) -> None:
+    def put_beginning(self, rows: Sequence[int], beginning: Prefix) -> None:
         """Copy first positions into rows."""
         kept = [*beginning.keys_KTD, *beginning.values_KTD]
         for tensor_RKTD, kept_KTD in zip(self._made(), kept, strict=True):

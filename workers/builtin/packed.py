@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
-from .kv_cache import RowCache
+from .kv_cache import KVCache
 
 ATTENTION = "persona_atlas_packed"
 """The name of this attention in transformers' registry."""
@@ -76,7 +76,7 @@ class PackedPass:
         device: str,
         segments: Sequence[Segment],
         decoded_positions: Sequence[int] = (),
-        cache: RowCache | None = None,
+        cache: KVCache | None = None,
     ) -> None:
         self._device = device
         self._cache = cache

@@ -43,7 +43,7 @@ class ChatRenderer:
                 "the tokenizer has no chat template, so a question cannot be put to this model.",
                 code="no_chat_template",
                 field="model.source",
-                mend="Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
+                hint="Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
             )
         self._tokenizer = tokenizer
         try:
@@ -54,7 +54,7 @@ class ChatRenderer:
                 f"the tokenizer has no chat template for plain conversations: {error}.",
                 code="no_chat_template",
                 field="model.source",
-                mend="Name one of its templates 'default'.",
+                hint="Name one of its templates 'default'.",
             ) from error
         self.has_system_role = self._shows_system()
         self.inserted_system_text = self._inserts_system()
@@ -75,7 +75,7 @@ class ChatRenderer:
             )
         )
 
-    def shared_beginning(self, system_prompt: str) -> list[int]:
+    def shared_prefix(self, system_prompt: str) -> list[int]:
         """Give the ids with which every conversation under a system prompt begins, whatever is asked.
 
         Almost every: a question may melt into the text before it. Compare before relying on it.
@@ -168,7 +168,7 @@ class ChatRenderer:
                 f"the chat template cannot render a question: {error}.",
                 code="bad_chat_template",
                 field="model.source",
-                mend="Mend the template in the model's tokenizer files.",
+                hint="Mend the template in the model's tokenizer files.",
             ) from error
         if not self.has_system_role:
             return False

@@ -46,7 +46,7 @@ class ConversationRenderer:
                 f"its tokenizer ({type(tokenizer).__name__}) does not tell where in a text its tokens lie.",
                 code="slow_tokenizer",
                 field="model.source",
-                mend="Save the tokenizer in the tokenizer.json format.",
+                hint="Save the tokenizer in the tokenizer.json format.",
             )
         self.renderer = renderer
         self._encoder = copy.deepcopy(backend)
@@ -71,7 +71,7 @@ class ConversationRenderer:
                 f"cannot be rendered by the model's chat template: {str(error).rstrip('.')} ({given.place}).",
                 code="not_rendered",
                 field="messages",
-                mend="Change the conversation, or leave it out.",
+                hint="Change the conversation, or leave it out.",
             ) from None
         encoding = self._encoder.encode(whole, add_special_tokens=False)
         spans = tuple(_token_span(encoding.offsets, span) for span in characters)
@@ -80,7 +80,7 @@ class ConversationRenderer:
                 f"begins with the assistant, and this template puts nothing before it ({given.place}).",
                 code="no_prompt",
                 field="messages",
-                mend="Put the user's message before it.",
+                hint="Put the user's message before it.",
             )
         return TokenisedText(given.place, tuple(encoding.ids), spans)
 
@@ -170,7 +170,7 @@ def require_within_context(text: TokenisedText, max_context: int) -> None:
             f"has {length:,} tokens up to its last response; the model's context is {max_context:,} ({text.name}).",
             code="too_long",
             field="messages",
-            mend="Shorten the conversation, or leave it out.",
+            hint="Shorten the conversation, or leave it out.",
         )
 
 
@@ -189,6 +189,6 @@ def load_renderer(directory: Path) -> ConversationRenderer:
             f"the tokenizer in {directory} cannot be loaded: {error}.",
             code="no_tokenizer",
             field="model.source",
-            mend="Are the tokenizer's files there?",
+            hint="Are the tokenizer's files there?",
         ) from error
     return ConversationRenderer(tokenizer, ChatRenderer(tokenizer))

@@ -44,7 +44,7 @@ class Tap:
         return self.module.register_forward_hook(lambda _module, _args, output: look(_tensor_of(output)))
 
 
-def find_blocks(model: nn.Module, n_layers: int) -> list[nn.Module]:
+def find_decoder_layers(model: nn.Module, n_layers: int) -> list[nn.Module]:
     """Find a decoder's blocks: the one list of modules that has a module for every layer.
 
     Raises:
@@ -58,7 +58,7 @@ def find_blocks(model: nn.Module, n_layers: int) -> list[nn.Module]:
             f"the blocks of a {type(model).__name__} cannot be told: {len(outer)} lists of {n_layers} modules.",
             code="unknown_model",
             field="model.source",
-            mend="This model family is not supported yet.",
+            hint="This model family is not supported yet.",
         )
     return list(outer[0])
 
@@ -97,7 +97,7 @@ def find_taps(
                 "add up to resid_mid = resid_pre + attn_out and resid_post = resid_mid + mlp_out.",
                 code="no_hook_point",
                 field="capture.hook_points",
-                mend="Choose resid_pre or resid_post, which every family has.",
+                hint="Choose resid_pre or resid_post, which every family has.",
             )
     ends: dict[HookPoint, bool] = {"resid_pre": True, "resid_post": False}
     return {

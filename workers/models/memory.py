@@ -48,7 +48,7 @@ def require_memory(needed_bytes: int, copies: int, device: str) -> None:
         f"{free / 1e9:.1f} GB is free.",
         code="not_enough_memory",
         field="placement.replicas" if copies > 1 else "model.source",
-        mend=f"Try {', '.join(mends)}, or a smaller model.",
+        hint=f"Try {', '.join(mends)}, or a smaller model.",
     )
 
 

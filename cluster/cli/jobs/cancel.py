@@ -32,7 +32,7 @@ def cancel(job_id: str, address: str | None, as_json: bool) -> None:
             f"job {job_id} is {before.state} already: {before.why}.",
             code="job_over",
             field="JOB",
-            mend="Nothing is left to stop.",
+            hint="Nothing is left to stop.",
         )
     cluster.stop(job_id)
     began = time.monotonic()
@@ -45,7 +45,7 @@ def cancel(job_id: str, address: str | None, as_json: bool) -> None:
             raise JobError(
                 f"job {job_id} was told to stop and has not, after {_PATIENCE_S:.0f} s.",
                 code="not_stopped",
-                mend="Look at its logs; cancel again.",
+                hint="Look at its logs; cancel again.",
             )
         time.sleep(0.3)
     if as_json:

@@ -72,7 +72,7 @@ def render(
     if kind == "dockerfile":
         text, documents = dockerfile(spec), []
     elif spec is None or spec_file is None:
-        raise InputError("is missing.", code="usage", field="--spec", mend=f"A {kind} is rendered for a job.")
+        raise InputError("is missing.", code="usage", field="--spec", hint=f"A {kind} is rendered for a job.")
     else:
         request = _request(spec, **options)
         if kind == "ray-vm":

@@ -11,6 +11,6 @@ from .... import __version__
 def drive() -> int:
     """Start the driver of the job in this directory, and follow it to its end."""
     from ...submission.follow import follow
-    from ...submission.submitted_job import read_order
+    from ...submission.submitted_job import read_submitted_job
 
-    return follow(read_order(), __version__)
+    return follow(read_submitted_job(), __version__)

@@ -9,7 +9,7 @@ import click
 from ....jobs.spec import JobSpec
 from ....storage.query.run import open_run
 from ...submission.ray_cluster import Cluster
-from ...submission.submit import HowToRun, hand_in
+from ...submission.submit import SubmitOptions, submit_job
 from .. import output
 from ..options import address_option, code_options, endpoint_option, is_store, json_option
 from .submit import tell
@@ -21,7 +21,7 @@ from .submit import tell
 @code_options
 @endpoint_option
 @json_option
-def resume(target: str, address: str | None, endpoint_url: str | None, as_json: bool, **how: Any) -> None:
+def resume(target: str, address: str | None, endpoint_url: str | None, as_json: bool, **options: Any) -> None:
     """Submit JOB again, or the run at STORE when its cluster is gone: what is missing is done, nothing else.
 
     The spec is the one that was submitted, or that the run was begun with.
@@ -34,4 +34,4 @@ def resume(target: str, address: str | None, endpoint_url: str | None, as_json: 
         spec = run.record.spec.model_copy(update={"store": store})
     else:
         spec = JobSpec.model_validate_json(cluster.job(target).spec)
-    tell(hand_in(spec, cluster, HowToRun(**how), output.progress()), cluster, as_json=as_json)
+    tell(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)

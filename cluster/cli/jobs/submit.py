@@ -8,7 +8,7 @@ import click
 
 from ....jobs.spec import load_spec
 from ...submission.ray_cluster import Cluster
-from ...submission.submit import HowToRun, hand_in
+from ...submission.submit import SubmitOptions, submit_job
 from .. import output
 from ..options import address_option, code_options, json_option, set_option, spec_argument
 
@@ -19,14 +19,14 @@ from ..options import address_option, code_options, json_option, set_option, spe
 @address_option
 @code_options
 @json_option
-def submit(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool, **how: Any) -> None:
+def submit(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool, **options: Any) -> None:
     """Submit the job in SPEC to a cluster; prints its id. This machine may go away then.
 
     Submitting the same spec again does what is missing, and nothing else.
     """
     spec = load_spec(spec_file, overrides)
     cluster = Cluster(address)
-    tell(hand_in(spec, cluster, HowToRun(**how), output.progress()), cluster, as_json=as_json)
+    tell(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)
 
 
 def tell(job_id: str, cluster: Cluster, *, as_json: bool) -> None:

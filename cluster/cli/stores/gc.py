@@ -10,7 +10,7 @@ import click
 from ....storage.query.run import open_run
 from ....storage.run.commits import read_commits
 from ....storage.run.lease import refuse_if_driven
-from ....storage.verification.garbage import DeadObject, find_dead, remove_dead
+from ....storage.verification.garbage import GarbageObject, find_garbage, remove_garbage
 from .. import output
 from ..options import endpoint_option, json_option, store_argument
 
@@ -31,13 +31,13 @@ def gc(store_url: str, yes: bool, endpoint_url: str | None, as_json: bool) -> No
     run = open_run(store_url, endpoint_url)
     refuse_if_driven(run.location)
     manifests = [commit.manifest for commit in read_commits(run.location, sorted(run.committed))]
-    dead = find_dead(run.location, manifests, is_complete=run.completeness.is_complete)
+    dead = find_garbage(run.location, manifests, is_complete=run.completeness.is_complete)
     removable = [thing for thing in dead if thing.is_removable]
     if not as_json:
         _print(dead, removable)
     deleted = 0
     if yes or (removable and not as_json and _agreed(len(removable))):
-        deleted = remove_dead(run.location, run.record, removable)
+        deleted = remove_garbage(run.location, run.record, removable)
     if as_json:
         output.document(_as_dict(dead, removable, deleted))
     elif deleted:
@@ -50,7 +50,7 @@ def _agreed(count: int) -> bool:
     return sys.stdin.isatty() and click.confirm(f"Delete these {count} objects?", err=True)
 
 
-def _print(dead: list[DeadObject], removable: list[DeadObject]) -> None:
+def _print(dead: list[GarbageObject], removable: list[GarbageObject]) -> None:
     if not dead:
         output.text("Nothing is dead.")
         return
@@ -64,7 +64,7 @@ def _print(dead: list[DeadObject], removable: list[DeadObject]) -> None:
         output.text(f"{kept} more belong to units that are not committed yet; they stay until those are.")
 
 
-def _as_dict(dead: list[DeadObject], removable: list[DeadObject], deleted: int) -> dict[str, Any]:
+def _as_dict(dead: list[GarbageObject], removable: list[GarbageObject], deleted: int) -> dict[str, Any]:
     return {
         "removable": [{"path": thing.path, "bytes": thing.num_bytes, "unit_id": thing.unit_id} for thing in removable],
         "removable_bytes": sum(thing.num_bytes for thing in removable),

@@ -33,7 +33,7 @@ def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: b
                 f"{out} cannot be written: {error.strerror or error}.",
                 code="not_writable",
                 field="--out",
-                mend="Choose another place.",
+                hint="Choose another place.",
             ) from error
         place = out
     if as_json:

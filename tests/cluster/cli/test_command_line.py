@@ -51,7 +51,7 @@ def test_a_bad_field_is_named_with_a_mend_and_nothing_is_written(
         pytest.skip("this machine has a GPU")
     facts = refused("run", spec, "--set", assignment)
     assert facts["field"] == field
-    assert told in f"{facts['error']} {facts.get('mend', '')}"
+    assert told in f"{facts['error']} {facts.get('hint', '')}"
     assert not (spec.parent / "run").exists()
 
 

@@ -137,7 +137,7 @@ def test_a_model_that_nothing_is_known_of_is_refused_with_those_that_are_known()
     with pytest.raises(InputError) as caught:
         planned("--set", "model.source=nobody/knows-this")
     assert (caught.value.code, caught.value.field) == ("no_model", "model.source")
-    assert all(name in str(caught.value.mend) for name in known_models())
+    assert all(name in str(caught.value.hint) for name in known_models())
 
 
 def test_a_run_over_several_gpus_a_replica_is_refused_before_its_model_is_looked_for(

@@ -221,7 +221,7 @@ def test_a_query_on_the_command_line_is_the_same_in_python(
 def test_a_pooling_that_was_not_captured_is_refused_with_those_that_were(refused: Refused, store: Path, verb: str):
     facts = refused(verb, store, "--pooling", "prompt_mean")
     assert facts["code"] == "not_captured"
-    assert "resid_post/response_mean" in f"{facts['error']} {facts.get('mend')}"
+    assert "resid_post/response_mean" in f"{facts['error']} {facts.get('hint')}"
 
 
 def test_a_query_that_matches_nothing_is_an_empty_answer_with_a_note(answered: Answered, store: Path, tmp_path: Path):
@@ -255,7 +255,7 @@ def test_a_store_of_another_layout_is_refused_with_both_versions(
     facts = refused(verb, store, status=1)
     assert facts["code"] == code
     assert f"version {version}; this Persona Atlas reads {layout.LAYOUT_VERSION}" in facts["error"]
-    assert facts["mend"]
+    assert facts["hint"]
 
 
 @pytest.mark.parametrize("verb", READING)
@@ -298,7 +298,7 @@ def test_refused_credentials_are_named(refused: Refused, monkeypatch: pytest.Mon
     with refusing_server("SignatureDoesNotMatch") as endpoint:
         facts = refused(verb, "s3://bucket/run", "--endpoint-url", endpoint)
     assert (facts["code"], facts["field"]) == ("store_denied", "store.url")
-    assert "AWS_SECRET_ACCESS_KEY" in facts["mend"]
+    assert "AWS_SECRET_ACCESS_KEY" in facts["hint"]
 
 
 @pytest.mark.s3

@@ -131,7 +131,7 @@ def test_what_no_unit_can_hold_is_refused_before_anything_is_spent(
         facts = refused(verb, spec, "--set", "sampling.max_new_tokens=1000000")
         assert facts["field"] == "capture.token_layers"
         assert "MiB" in facts["error"]
-        assert "max_new_tokens" in facts["mend"]
+        assert "max_new_tokens" in facts["hint"]
     assert not (tmp_path / "run").exists()
     without = write_spec(tmp_path / "job.yaml", tiny_model_directory, str(tmp_path / "run"), token_layers=None)
     assert refused("plan", without)["field"] == "capture.token_layers"

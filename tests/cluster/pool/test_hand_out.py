@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from persona_atlas.cluster.pool.executor import Answer, WorkerView
-from persona_atlas.cluster.pool.worker_load import Hungry, Load
+from persona_atlas.cluster.pool.worker_load import WorkerLoad, WorkRequest
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
-from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.jobs.units import UnitAttempt
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.commits import commit_unit
@@ -29,10 +29,10 @@ BATCH = 6
 class Pool:
     """Two workers with batches; ``quick`` answers whenever it is waited for, ``slow`` when quick has nothing to do."""
 
-    def __init__(self, work: Callable[[UnitOrder], Answer]) -> None:
+    def __init__(self, work: Callable[[UnitAttempt], Answer]) -> None:
         self._work = work
-        self._held = {"quick": Load(), "slow": Load()}
-        self._waiting: dict[str, deque[tuple[UnitOrder, ...]]] = {name: deque() for name in self._held}
+        self._held = {"quick": WorkerLoad(), "slow": WorkerLoad()}
+        self._waiting: dict[str, deque[tuple[UnitAttempt, ...]]] = {name: deque() for name in self._held}
         self._num_units: Counter[str] = Counter()
         self.handed_out: list[tuple[str, str, int]] = []
         self.sizes: list[int] = []
@@ -51,7 +51,7 @@ class Pool:
         return len(self.ready)
 
     @property
-    def hungry(self) -> list[str]:
+    def requesting(self) -> list[str]:
         takers = [worker for worker in self.ready if self._held[worker].takes_more]
         return sorted(takers, key=lambda worker: self._held[worker].rollouts)
 
@@ -59,28 +59,28 @@ class Pool:
     def views(self) -> list[WorkerView]:
         return []
 
-    def hand_out(self, worker: str, orders: Sequence[UnitOrder]) -> None:
-        self.sizes.append(len(orders))
-        for order in orders:
-            self.handed_out.append((worker, order.unit.unit_id, self._held[worker].rollouts))
-        self._held[worker].take(orders)
-        self._num_units[worker] += len(orders)
-        self._waiting[worker].append(tuple(orders))
+    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
+        self.sizes.append(len(attempts))
+        for attempt in attempts:
+            self.handed_out.append((worker, attempt.unit.unit_id, self._held[worker].rollouts))
+        self._held[worker].take(attempts)
+        self._num_units[worker] += len(attempts)
+        self._waiting[worker].append(tuple(attempts))
 
     def wait(self, timeout_s: float) -> list[Answer]:
         del timeout_s
-        asking = [name for name, load in self._held.items() if 0 < load.rollouts < BATCH and not load.is_hungry]
+        asking = [name for name, load in self._held.items() if 0 < load.rollouts < BATCH and not load.wants_work]
         for name in asking:
-            self._held[name].hears(Hungry(self._num_units[name]))
+            self._held[name].note_request(WorkRequest(self._num_units[name]))
         if asking:
             return []
         worker = next((worker for worker in self.ready if self._waiting[worker]), None)
         if worker is None:
             return []
-        orders = self._waiting[worker].popleft()
-        for order in orders:
-            self._held[worker].answered(order.unit.unit_id)
-        return [self._work(order) for order in orders]
+        attempts = self._waiting[worker].popleft()
+        for attempt in attempts:
+            self._held[worker].answered(attempt.unit.unit_id)
+        return [self._work(attempt) for attempt in attempts]
 
     def close(self) -> None:
         self._held.clear()
@@ -92,11 +92,11 @@ def drive_pool(plan: Plan, url: str, *, rollouts: int = 3, fail: frozenset[str] 
     with acquire(location, row_blocks_needed(plan, ())) as lease:
         begin(location, plan, lease)
 
-        def work(order: UnitOrder) -> Answer:
-            unit_id = order.unit.unit_id
-            if unit_id in fail and order.attempt == 1:
+        def work(attempt: UnitAttempt) -> Answer:
+            unit_id = attempt.unit.unit_id
+            if unit_id in fail and attempt.number == 1:
                 return Answer("", (Failure(unit_id, 1, "scripted"),))
-            return Answer("", (write_unit(location, plan, unit_id, order.row_block),))
+            return Answer("", (write_unit(location, plan, unit_id, attempt.row_block),))
 
         pool = Pool(work)
         ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts)

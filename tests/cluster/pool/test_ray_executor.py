@@ -21,7 +21,7 @@ from persona_atlas.jobs.errors import InputError, JobError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling import worker_health
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
-from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.jobs.units import UnitAttempt
 from persona_atlas.storage.format.layout import driver_path
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
@@ -95,10 +95,10 @@ def worker_processes() -> list[psutil.Process]:
     return [child for child in family if " ".join(child.cmdline()).startswith(("ray::UnitActor", "ray::Faulty"))]
 
 
-def orders_of(ledger: Ledger, worker: str) -> tuple[UnitOrder, ...]:
-    orders = ledger.next_assignment(worker)
-    assert orders
-    return orders
+def orders_of(ledger: Ledger, worker: str) -> tuple[UnitAttempt, ...]:
+    attempts = ledger.next_assignment(worker)
+    assert attempts
+    return attempts
 
 
 def wait_until(executor: Any, what: Callable[[], bool], timeout_s: float = 90) -> None:
@@ -130,7 +130,7 @@ def drive_pool(settings: WorkerSettings, names: str, fault: Fault) -> tuple[Ledg
     plan = plan_of(settings, names)
     location = open_location(settings.store_url)
     with acquire(location, row_blocks_needed(plan, ())) as lease:
-        executor = pool(replace(settings, landmark=driver_path(lease.generation)), fault)
+        executor = pool(replace(settings, sentinel=driver_path(lease.generation)), fault)
         try:
             begin(location, plan, lease)
             ledger = Ledger(plan, set(), iter(lease.row_blocks))
@@ -160,18 +160,18 @@ def test_a_worker_that_dies_answers_with_failures_and_another_takes_its_place(no
         with acquire(location, 40) as lease:
             begin(location, plan, lease)
             ledger = Ledger(plan, set(), iter(lease.row_blocks))
-            orders = orders_of(ledger, "worker-0")
-            executor.hand_out("worker-0", orders)
+            attempts = orders_of(ledger, "worker-0")
+            executor.assign("worker-0", attempts)
             answer = answer_of(executor)
             assert answer.worker == "worker-0"
             assert all(isinstance(result, Manifest) for result in answer.results)
 
             (worker,) = worker_processes()
-            orders = orders_of(ledger, "worker-0")
+            attempts = orders_of(ledger, "worker-0")
             worker.kill()
-            executor.hand_out("worker-0", orders)
+            executor.assign("worker-0", attempts)
             answer = answer_of(executor)
-            assert [type(result) for result in answer.results] == [Failure] * len(orders)
+            assert [type(result) for result in answer.results] == [Failure] * len(attempts)
             assert executor.ready == []
             executor.start()
             assert executor.idle == ["worker-1"]
@@ -182,7 +182,7 @@ def test_a_worker_that_dies_answers_with_failures_and_another_takes_its_place(no
 
 
 @contextmanager
-def doomed(settings: WorkerSettings, folder: Path) -> Iterator[tuple[Any, tuple[UnitOrder, ...]]]:
+def doomed(settings: WorkerSettings, folder: Path) -> Iterator[tuple[Any, tuple[UnitAttempt, ...]]]:
     """A worker that has been handed a whole plan, and dies over the poet when GO is there and all else is answered."""
     plan = plan_of(settings, "pirate poet teacher")
     location = open_location(settings.store_url)
@@ -192,9 +192,9 @@ def doomed(settings: WorkerSettings, folder: Path) -> Iterator[tuple[Any, tuple[
         with acquire(location, 40) as lease:
             begin(location, plan, lease)
             ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts_per_assignment=plan.num_rollouts)
-            orders = orders_of(ledger, "worker-0")
-            executor.hand_out("worker-0", orders)
-            yield executor, orders
+            attempts = orders_of(ledger, "worker-0")
+            executor.assign("worker-0", attempts)
+            yield executor, attempts
     finally:
         executor.close()
 
@@ -209,9 +209,9 @@ def results_of(executor: Any, number: int) -> list[Manifest | Failure]:
 
 def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: WorkerSettings, folder: Path):
     del nodes
-    with doomed(settings, folder) as (executor, orders):
-        results = results_of(executor, len(orders) - 1)
-        assert [type(result) for result in results] == [Manifest] * (len(orders) - 1)
+    with doomed(settings, folder) as (executor, attempts):
+        results = results_of(executor, len(attempts) - 1)
+        assert [type(result) for result in results] == [Manifest] * (len(attempts) - 1)
         (folder / GO).touch()
         (failure,) = results_of(executor, 1)
     assert isinstance(failure, Failure)
@@ -224,18 +224,18 @@ def test_what_a_worker_told_before_it_died_counts_though_nobody_listened_till_af
     import ray
 
     del nodes
-    with doomed(settings, folder) as (executor, orders):
-        wait_until(executor, lambda: executor.hungry == ["worker-0"])
+    with doomed(settings, folder) as (executor, attempts):
+        wait_until(executor, lambda: executor.requesting == ["worker-0"])
         (listening,) = [reference for reference, call in executor._calls.items() if call.kind == "said"]
         assert ray.wait([listening], timeout=60)[0]
         family = worker_processes()
         (folder / GO).touch()
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
-        results = results_of(executor, len(orders))
+        results = results_of(executor, len(attempts))
     assert isinstance(results[0], Manifest)
     assert isinstance(results[-1], Failure)
-    assert sorted(result.unit_id for result in results) == sorted(order.unit.unit_id for order in orders)
+    assert sorted(result.unit_id for result in results) == sorted(attempt.unit.unit_id for attempt in attempts)
 
 
 def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
@@ -246,12 +246,12 @@ def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
     executor = pool(settings, Fault(folder, "hangs"), replicas=1)
     try:
         executor.start()
-        assert (executor.idle, executor.hungry, executor.num_workers) == (["worker-0"], [], 1)
-        executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
-        assert (executor.idle, executor.hungry) == ([], [])
-        wait_until(executor, lambda: executor.hungry == ["worker-0"])
-        executor.hand_out("worker-0", orders_of(ledger, "worker-0"))
-        assert executor.hungry == []
+        assert (executor.idle, executor.requesting, executor.num_workers) == (["worker-0"], [], 1)
+        executor.assign("worker-0", orders_of(ledger, "worker-0"))
+        assert (executor.idle, executor.requesting) == ([], [])
+        wait_until(executor, lambda: executor.requesting == ["worker-0"])
+        executor.assign("worker-0", orders_of(ledger, "worker-0"))
+        assert executor.requesting == []
     finally:
         executor.close()
 
@@ -262,11 +262,11 @@ def test_a_worker_of_a_suspect_asks_in_vain(nodes: Nodes, settings: WorkerSettin
     executor = pool(settings, Fault(folder, "hangs"), replicas=1)
     try:
         executor.start()
-        (order,) = orders_of(ledger, "worker-0")
-        executor.hand_out("worker-0", [replace(order, attempt=2, is_suspect=True)])
+        (attempt,) = orders_of(ledger, "worker-0")
+        executor.assign("worker-0", [replace(attempt, number=2, is_suspect=True)])
         (worker,) = executor._workers.values()
-        wait_until(executor, lambda: worker.load.is_hungry)
-        assert (executor.idle, executor.hungry) == ([], [])
+        wait_until(executor, lambda: worker.load.wants_work)
+        assert (executor.idle, executor.requesting) == ([], [])
     finally:
         executor.close()
 
@@ -355,13 +355,15 @@ def test_what_was_on_a_node_that_goes_is_innocent_and_the_node_is_not_blamed(
         with acquire(location, 40) as lease:
             begin(location, plan, lease)
             ledger = Ledger(plan, set(), iter(lease.row_blocks))
-            orders = orders_of(ledger, worker)
-            executor.hand_out(worker, orders)
+            attempts = orders_of(ledger, worker)
+            executor.assign(worker, attempts)
             wait_until(executor, lambda: bool(fault.notes()))
             nodes.cluster.remove_node(third, allow_graceful=False)
             answer = answer_of(executor)
         assert answer.worker == worker
-        assert [isinstance(result, Failure) and result.is_innocent for result in answer.results] == [True] * len(orders)
+        assert [isinstance(result, Failure) and result.is_innocent for result in answer.results] == [True] * len(
+            attempts
+        )
         assert executor.nodes_left_out == {}
     finally:
         executor.close()
@@ -392,7 +394,7 @@ def test_a_node_that_looks_at_another_disk_is_left_out_before_it_works_anything(
     elsewhere = Fault(folder, "other_disk", node=nodes.a.node_id)
     location = open_location(settings.store_url)
     with acquire(location, 1) as lease:
-        told = replace(settings, landmark=driver_path(lease.generation))
+        told = replace(settings, sentinel=driver_path(lease.generation))
         executor = pool(told, elsewhere)
         try:
             executor.start()

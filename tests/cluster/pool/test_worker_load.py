@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from persona_atlas.cluster.pool.worker_load import Hungry, Load
-from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.cluster.pool.worker_load import WorkerLoad, WorkRequest
+from persona_atlas.jobs.units import UnitAttempt
 
 from fakes import small_plan
 
 
-def orders_of(*names: str) -> list[UnitOrder]:
+def orders_of(*names: str) -> list[UnitAttempt]:
     """Orders of units of three rollouts."""
     plan = small_plan()
     units = [plan.by_id[f"role.{name}.pos.p0.b0"] for name in names]
-    return [UnitOrder(unit, plan.texts(unit), 1, number) for number, unit in enumerate(units)]
+    return [UnitAttempt(unit, plan.texts(unit), 1, number) for number, unit in enumerate(units)]
 
 
 def test_units_are_answered_one_by_one():
-    load = Load()
+    load = WorkerLoad()
     pirate, poet, teacher = orders_of("pirate", "poet", "teacher")
     load.take([pirate, poet])
     load.take([teacher])
     assert load.rollouts == 9
     assert load.answered(poet.unit.unit_id) == poet
-    assert (load.rollouts, load.orders, load.is_empty) == (6, [pirate, teacher], False)
+    assert (load.rollouts, load.attempts, load.is_empty) == (6, [pirate, teacher], False)
     load.answered(teacher.unit.unit_id)
     load.answered(pirate.unit.unit_id)
     assert (load.rollouts, load.is_empty) == (0, True)
@@ -33,36 +33,36 @@ def test_units_are_answered_one_by_one():
 
 
 def test_hunger_from_before_the_last_assignment_does_not_count():
-    load = Load()
+    load = WorkerLoad()
     pirate, poet, teacher = orders_of("pirate", "poet", "teacher")
     load.take([pirate, poet])
     assert not load.takes_more
-    load.hears(Hungry(2))
+    load.note_request(WorkRequest(2))
     assert load.takes_more
     load.take([teacher])
-    load.hears(Hungry(2))
+    load.note_request(WorkRequest(2))
     assert not load.takes_more
-    load.hears(Hungry(3))
+    load.note_request(WorkRequest(3))
     assert load.takes_more
-    load.hears(Hungry(2))
+    load.note_request(WorkRequest(2))
     assert load.takes_more, "what comes late takes nothing back"
 
 
 def test_what_it_would_not_take_is_as_if_it_had_never_been_handed_out():
-    load = Load()
+    load = WorkerLoad()
     pirate, poet, _ = orders_of("pirate", "poet", "teacher")
     load.take([pirate])
     load.take([poet])
-    load.hears(Hungry(1))
+    load.note_request(WorkRequest(1))
     assert not load.takes_more
     load.refused([poet])
-    assert load.orders == [pirate]
+    assert load.attempts == [pirate]
     assert load.takes_more
 
 
 def test_nothing_is_handed_out_beside_a_suspect():
     (pirate,) = orders_of("pirate")
-    load = Load()
+    load = WorkerLoad()
     load.take([replace(pirate, is_suspect=True)])
-    load.hears(Hungry(1))
+    load.note_request(WorkRequest(1))
     assert not load.takes_more

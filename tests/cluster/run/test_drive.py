@@ -14,15 +14,15 @@ from persona_atlas.cluster import retry as patience
 from persona_atlas.cluster.pool import worker_task as unit_task
 from persona_atlas.cluster.pool.executor import LocalExecutor
 from persona_atlas.cluster.pool.session import Placement, Resources, place
-from persona_atlas.cluster.pool.worker_load import Hungry
-from persona_atlas.cluster.pool.worker_task import Said, UnitTask, WorkerSettings
+from persona_atlas.cluster.pool.worker_load import WorkRequest
+from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerReport, WorkerSettings
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import InputError, TransientError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.spec import PlacementSpec
-from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitOrder
+from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitAttempt
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import Run, open_run
@@ -101,7 +101,7 @@ def test_every_unit_runs_once_and_its_numbers_are_stored(tmp_path: Path, rollout
 def test_a_call_that_fails_is_made_again_and_its_unit_committed_with_an_attempt_of_its_own(tmp_path: Path):
     driven = drive_store(str(tmp_path / "run"), FakeEngine(fail_on_calls=frozenset({2, 5})))
     assert sorted(driven.times_worked.values()) == [1] * 10 + [2] * 2
-    assert sorted(driven.ledger.attempts.values()) == [1] * 10 + [2] * 2
+    assert sorted(driven.ledger.num_attempts.values()) == [1] * 10 + [2] * 2
     assert driven.run.completeness.is_complete
     rows = driven.run.index["row"].to_pylist()
     assert len(set(rows)) == len(rows)
@@ -132,7 +132,7 @@ def test_a_unit_that_always_fails_is_tried_three_times_and_reported_and_the_rest
 def test_a_failing_unit_in_a_shared_batch_costs_its_mates_no_attempt(tmp_path: Path):
     engine = FakeEngine(fail_personas=frozenset({"poet"}))
     driven = drive_store(str(tmp_path / "run"), engine, rollouts_per_assignment=1000)
-    for unit_id, attempts in driven.ledger.attempts.items():
+    for unit_id, attempts in driven.ledger.num_attempts.items():
         assert attempts == (3 if ".poet." in unit_id else 1)
     # All together, then each alone; the two poets twice more, alone.
     assert [len(call) for call in engine.calls] == [36] + [3] * 12 + [3] * 4
@@ -259,14 +259,14 @@ def test_a_unit_whose_objects_the_driver_does_not_see_is_made_again(tmp_path: Pa
     assert_stored_numbers_are_right(driven.run, driven.plan.num_rollouts)
 
 
-def results_of(task: UnitTask, number: int, hungry: list[int] | None = None) -> list[Manifest | Failure]:
+def results_of(task: UnitTask, number: int, requesting: list[int] | None = None) -> list[Manifest | Failure]:
     """Listen to a worker until it has answered so many units."""
     results: list[Manifest | Failure] = []
     while len(results) < number:
         said = task.said()
         results += said.results
-        if said.hungry is not None and hungry is not None:
-            hungry.append(said.hungry.num_units)
+        if said.requesting is not None and requesting is not None:
+            requesting.append(said.requesting.num_units)
     return results
 
 
@@ -291,8 +291,10 @@ def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
     task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
-    orders = [UnitOrder(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)]
-    task.take(orders)
+    attempts = [
+        UnitAttempt(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)
+    ]
+    task.take(attempts)
     first = results_of(task, 1)
     assert [result.unit_id for result in first] == [names[0]]
     engine.gate.set()
@@ -306,8 +308,8 @@ def test_an_engine_that_takes_in_lumps_has_the_next_before_it_has_done_with_the_
     settings = WorkerSettings(unused, 0, str(tmp_path), None, 3, 10, reads_given=True)
     task = UnitTask(settings, "local", load=lambda _: engine)
     unit = plan.by_id["role.poet.pos.p0.b0"]
-    task.take([UnitOrder(unit, plan.texts(unit), 1, 0)])
-    assert task.said() == Said((), Hungry(1))
+    task.take([UnitAttempt(unit, plan.texts(unit), 1, 0)])
+    assert task.said() == WorkerReport((), WorkRequest(1))
     engine.gate.set()
     assert [result.unit_id for result in results_of(task, 1)] == [unit.unit_id]
 
@@ -331,24 +333,26 @@ def test_a_worker_says_once_that_nothing_waits_and_again_when_it_was_handed_more
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
     task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
-    orders = [UnitOrder(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)]
-    task.take(orders[:2])
-    assert task.said() == Said((), Hungry(2))
-    task.take(orders[2:])
+    attempts = [
+        UnitAttempt(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)
+    ]
+    task.take(attempts[:2])
+    assert task.said() == WorkerReport((), WorkRequest(2))
+    task.take(attempts[2:])
     engine.gate.set()
-    hungry: list[int] = []
-    results = results_of(task, 3, hungry)
+    requesting: list[int] = []
+    results = results_of(task, 3, requesting)
     assert sorted(result.unit_id for result in results) == sorted(names)
-    assert hungry == [3]
+    assert requesting == [3]
 
 
 def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(unit_task, "_LANDMARK_PAUSES_S", (0.0,))
+    monkeypatch.setattr(unit_task, "_SENTINEL_PAUSES_S", (0.0,))
     spec = small_spec()
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, (0,), spec.sampling, spec.capture)
-    settings = WorkerSettings(unused, 0, str(tmp_path / "mine"), None, 3, 10, landmark="drivers/000001.json")
+    settings = WorkerSettings(unused, 0, str(tmp_path / "mine"), None, 3, 10, sentinel="drivers/000001.json")
     loaded: list[str] = []
     task = UnitTask(settings, "far", load=lambda settings: loaded.append(settings.store_url) or FakeEngine())
     with pytest.raises(InputError) as caught:
@@ -383,7 +387,7 @@ def test_replicas_are_laid_out_on_what_is_there(asked: dict[str, object], resour
 
 
 @pytest.mark.parametrize(
-    ("asked", "resources", "field", "code", "mend"),
+    ("asked", "resources", "field", "code", "hint"),
     [
         ({"device": "cuda"}, Resources(8, 0), "placement.device", "no_gpu", "auto or cpu"),
         ({"replicas": 9}, Resources(8, 0), "placement.replicas", "too_many_replicas", "at most 8"),
@@ -392,8 +396,8 @@ def test_replicas_are_laid_out_on_what_is_there(asked: dict[str, object], resour
         ({"replicas": 3, "threads": 3}, Resources(8, 0), "placement.threads", "too_many_threads", "at most 2"),
     ],
 )
-def test_what_is_not_there_is_refused(asked: dict[str, object], resources: Resources, field: str, code: str, mend: str):
+def test_what_is_not_there_is_refused(asked: dict[str, object], resources: Resources, field: str, code: str, hint: str):
     with pytest.raises(InputError) as caught:
         place(PlacementSpec.model_validate(asked), resources)
     assert (caught.value.field, caught.value.code) == (field, code)
-    assert mend in str(caught.value.mend)
+    assert hint in str(caught.value.hint)

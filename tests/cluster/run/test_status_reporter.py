@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from persona_atlas.cluster.pool.executor import LocalExecutor, WorkerView
 from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
-from persona_atlas.cluster.run.status_reporter import Board, JobStoppedError
+from persona_atlas.cluster.run.status_reporter import JobStoppedError, StatusReporter
 from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.scheduling.job_state import JobState
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger
 from persona_atlas.storage.locations.location import open_location
-from persona_atlas.storage.run.status import FailureNews, RunStatus, Stage, read_status
+from persona_atlas.storage.run.status import RunStatus, Stage, UnitFailure, read_status
 from persona_atlas.workers.engine import EngineSettings
 
 from fakes import FakeEngine, small_plan, small_spec
@@ -48,7 +48,7 @@ def told(place: Path) -> RunStatus:
 
 
 def fail(ledger: Ledger, unit_id: str, why: str) -> None:
-    attempt = ledger.attempts[unit_id]
+    attempt = ledger.num_attempts[unit_id]
     ledger.fail(Failure(unit_id, attempt, f"{why} ({attempt})", f"Traceback of {why} ({attempt})"), "worker-0")
 
 
@@ -56,20 +56,20 @@ def test_the_news_say_how_far_it_is_who_does_what_and_what_failed(tmp_path: Path
     location = open_location(str(tmp_path))
     plan = small_plan(small_spec(str(tmp_path)))
     ledger = Ledger(plan, set(), iter(range(100)), rollouts_per_assignment=9)
-    first, second, third = (order.unit.unit_id for order in ledger.next_assignment())
-    with Board("job-1") as board:
-        board.open(location, 1)
-        board.doing("working")
+    first, second, third = (attempt.unit.unit_id for attempt in ledger.next_assignment())
+    with StatusReporter("job-1") as reporter:
+        reporter.open(location, 1)
+        reporter.doing("working")
         manifest = write_unit(location, plan, first, 0)
-        board.count(manifest)
+        reporter.count(manifest)
         ledger.commit(first)
         fail(ledger, second, "no memory")
         fail(ledger, third, "no luck")
         while third not in ledger.failed:
-            if third in [order.unit.unit_id for order in ledger.next_assignment()]:
+            if third in [attempt.unit.unit_id for attempt in ledger.next_assignment()]:
                 fail(ledger, third, "no luck")
-        board.look(ledger, pool)
-        board.tell()
+        reporter.look(ledger, pool)
+        reporter.tell()
     status = told(tmp_path)
     assert status.job_id == "job-1"
     assert status.stages == (Stage(name="rollouts", done=1, planned=12), Stage(name="reduction", done=0, planned=1))
@@ -80,39 +80,39 @@ def test_the_news_say_how_far_it_is_who_does_what_and_what_failed(tmp_path: Path
     ]
     assert status.nodes_left_out == {"b": "3 workers died on it, the last: gone"}
     assert status.failures == (
-        FailureNews(
+        UnitFailure(
             unit_id=second,
             attempts=1,
             error="no memory (1)",
             detail="Traceback of no memory (1)",
             is_given_up=False,
         ),
-        FailureNews(unit_id=third, attempts=3, error="no luck (3)", detail="", is_given_up=True),
+        UnitFailure(unit_id=third, attempts=3, error="no luck (3)", detail="", is_given_up=True),
     )
 
 
 def test_workers_are_told_of_while_they_load_and_a_stop_is_heard(tmp_path: Path, pool: _Pool):
-    def load(board: Board) -> None:
-        with board:
-            board.open(open_location(str(tmp_path)), 1)
-            board.wait_for_workers(pool)
-            board.tell()
+    def load(reporter: StatusReporter) -> None:
+        with reporter:
+            reporter.open(open_location(str(tmp_path)), 1)
+            reporter.wait_for_workers(pool)
+            reporter.tell()
             assert [worker.doing for worker in told(tmp_path).workers] == ["working", "waiting"]
-            board.stop()
-            board.wait_for_workers(pool)
+            reporter.stop()
+            reporter.wait_for_workers(pool)
 
     with pytest.raises(JobStoppedError):
-        load(Board("job-1"))
+        load(StatusReporter("job-1"))
     status = told(tmp_path)
     assert (status.state, status.workers, status.error) == (JobState.CANCELLED, (), "cancelled.")
 
 
 def test_an_error_ends_the_news_as_failed_with_its_words(tmp_path: Path):
-    def work(board: Board) -> None:
-        with board:
-            board.open(open_location(str(tmp_path)), 1)
+    def work(reporter: StatusReporter) -> None:
+        with reporter:
+            reporter.open(open_location(str(tmp_path)), 1)
             raise StoreError("the roof is gone.", code="gone")
 
     with pytest.raises(StoreError):
-        work(Board())
+        work(StatusReporter())
     assert (told(tmp_path).state, told(tmp_path).error) == (JobState.FAILED, "the roof is gone.")

@@ -13,16 +13,16 @@ import pytest
 from persona_atlas import __version__
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.submission.follow import refuse_other_versions
-from persona_atlas.cluster.submission.ray_cluster import Cluster, ClusterFacts
-from persona_atlas.cluster.submission.shipping import stage_code, stage_order
+from persona_atlas.cluster.submission.ray_cluster import Cluster, ClusterInfo
+from persona_atlas.cluster.submission.shipping import stage_code, stage_job
 from persona_atlas.cluster.submission.submit import (
-    HowToRun,
-    hand_in,
+    SubmitOptions,
     refuse_cluster,
     refuse_what_fits_no_node,
     resolved,
+    submit_job,
 )
-from persona_atlas.cluster.submission.submitted_job import JobOrder
+from persona_atlas.cluster.submission.submitted_job import SubmittedJob
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.scheduling.job_state import JobState
 from persona_atlas.jobs.sizing.estimate import HEADROOM, Estimate, estimate
@@ -35,13 +35,13 @@ from stored_runs import small_run
 PYTHON = ".".join(platform.python_version_tuple()[:2])
 
 
-def facts(python: str = platform.python_version(), gpus: int = 0) -> ClusterFacts:
-    return ClusterFacts("2.60.0", python, gpus, is_open=False, cores=8, memory_bytes=16 * 10**9, gpu_bytes=80 * 10**9)
+def facts(python: str = platform.python_version(), gpus: int = 0) -> ClusterInfo:
+    return ClusterInfo("2.60.0", python, gpus, is_open=False, cores=8, memory_bytes=16 * 10**9, gpu_bytes=80 * 10**9)
 
 
-def order(**changes: str) -> JobOrder:
+def job(**changes: str) -> SubmittedJob:
     told = {"job_id": "job-1", "version": __version__, "python": PYTHON} | changes
-    return JobOrder(spec=small_spec(), **told)  # type: ignore[arg-type]
+    return SubmittedJob(spec=small_spec(), **told)  # type: ignore[arg-type]
 
 
 def test_the_code_that_is_sent_is_the_whole_package_and_nothing_else(tmp_path: Path):
@@ -63,9 +63,9 @@ def test_the_code_that_is_sent_is_the_whole_package_and_nothing_else(tmp_path: P
 
 
 def test_an_order_comes_back_as_it_was_written(tmp_path: Path):
-    sent = order()
-    folder = stage_order(tmp_path, sent)
-    assert JobOrder.model_validate_json((folder / "job.json").read_bytes()) == sent
+    sent = job()
+    folder = stage_job(tmp_path, sent)
+    assert SubmittedJob.model_validate_json((folder / "job.json").read_bytes()) == sent
     assert [path.name for path in folder.iterdir()] == ["job.json"]
 
 
@@ -82,17 +82,17 @@ def test_a_spec_says_the_same_from_any_directory(tmp_path: Path, monkeypatch: py
 
 def test_another_python_is_refused_and_both_are_named():
     with pytest.raises(InputError) as caught:
-        refuse_cluster(facts("3.9.18"), small_spec(), HowToRun())
+        refuse_cluster(facts("3.9.18"), small_spec(), SubmitOptions())
     assert caught.value.code == "other_python"
     assert PYTHON in caught.value.message
     assert "3.9.18" in caught.value.message
-    refuse_cluster(facts(), small_spec(), HowToRun())
-    refuse_cluster(facts("3.9.18"), small_spec(), HowToRun(image="ours"))
+    refuse_cluster(facts(), small_spec(), SubmitOptions())
+    refuse_cluster(facts("3.9.18"), small_spec(), SubmitOptions(image="ours"))
 
 
 def test_a_cluster_with_a_ray_that_is_too_old_is_refused_and_both_are_named():
     with pytest.raises(InputError) as caught:
-        refuse_cluster(replace(facts(), ray_version="2.9.3"), small_spec(), HowToRun())
+        refuse_cluster(replace(facts(), ray_version="2.9.3"), small_spec(), SubmitOptions())
     assert caught.value.code == "other_ray"
     assert "2.50" in caught.value.message
     assert "2.9.3" in caught.value.message
@@ -101,10 +101,10 @@ def test_a_cluster_with_a_ray_that_is_too_old_is_refused_and_both_are_named():
 def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
     spec = small_spec(placement={"device": "cuda", "replicas": 2})
     with pytest.raises(InputError) as caught:
-        refuse_cluster(facts(), spec, HowToRun())
+        refuse_cluster(facts(), spec, SubmitOptions())
     assert (caught.value.code, caught.value.field) == ("no_gpu", "placement.device")
-    refuse_cluster(facts(gpus=1), spec, HowToRun())
-    refuse_cluster(facts(), spec, HowToRun(may_scale_up=True))
+    refuse_cluster(facts(gpus=1), spec, SubmitOptions())
+    refuse_cluster(facts(), spec, SubmitOptions(may_scale_up=True))
 
 
 def figures(replica_gb: int, tokens_gb: int = 0) -> Estimate:
@@ -142,7 +142,7 @@ def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
     refuse_what_fits_no_node(facts(), small_spec(placement={"threads": 8}), figures(16))
     refuse_what_fits_no_node(facts(gpus=1), small_spec(), figures(80))
     refuse_what_fits_no_node(facts(), small_spec(), None)
-    untold = ClusterFacts("2.60.0", "3.11.4", 0, is_open=False, cores=1)
+    untold = ClusterInfo("2.60.0", "3.11.4", 0, is_open=False, cores=1)
     refuse_what_fits_no_node(untold, small_spec(), figures(10**6))
 
 
@@ -157,7 +157,7 @@ def test_what_a_cluster_cannot_be_sent_yet_is_refused_before_anything_is_asked(p
     spec = make_spec({"model": {"source": "nobody/nothing"}, "store": {"url": "runs/x"}} | part)
     # Neither is there: asking either would be another error.
     with pytest.raises(InputError) as caught:
-        hand_in(spec, cast(Cluster, None), HowToRun(), cast(Progress, None))
+        submit_job(spec, cast(Cluster, None), SubmitOptions(), cast(Progress, None))
     assert (caught.value.code, caught.value.field) == ("not_yet", field)
 
 
@@ -166,10 +166,10 @@ def test_what_a_cluster_cannot_be_sent_yet_is_refused_before_anything_is_asked(p
 )
 def test_a_cluster_of_another_version_ends_the_job_with_both_named(changes: dict[str, str], code: str):
     with pytest.raises(InputError) as caught:
-        refuse_other_versions(order(**changes), __version__)
+        refuse_other_versions(job(**changes), __version__)
     assert caught.value.code == code
     assert next(iter(changes.values())) in caught.value.message
-    refuse_other_versions(order(), __version__)
+    refuse_other_versions(job(), __version__)
 
 
 def test_news_of_another_version_or_half_written_is_no_trouble(tmp_path: Path):

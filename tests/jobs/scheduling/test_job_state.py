@@ -13,7 +13,7 @@ FACTS = st.builds(
     planned=st.integers(0, 4),
     is_driven=st.booleans(),
     told=st.none() | st.sampled_from([JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]),
-    is_news_fresh=st.booleans(),
+    is_status_fresh=st.booleans(),
     ray=st.none() | st.sampled_from(list(RayState)),
 )
 
@@ -39,17 +39,17 @@ def test_whatever_is_known_a_job_is_in_one_state_with_a_reason(facts: Facts):
 def test_a_driver_at_work_is_believed_over_ray(facts: Facts):
     state, _ = state_of(facts)
     says_it_works = facts.told is None or facts.told is JobState.RUNNING
-    if facts.is_driven and facts.is_news_fresh and says_it_works:
+    if facts.is_driven and facts.is_status_fresh and says_it_works:
         assert state is JobState.RUNNING
     if state is JobState.RUNNING and facts.ray is None:
-        assert facts.is_driven or facts.is_news_fresh
+        assert facts.is_driven or facts.is_status_fresh
 
 
 @given(FACTS)
 @settings(max_examples=400)
 def test_one_more_unit_never_turns_success_into_anything_else(facts: Facts):
     if state_of(facts)[0] is JobState.SUCCEEDED:
-        more = Facts(facts.done + 1, facts.planned, facts.is_driven, facts.told, facts.is_news_fresh, facts.ray)
+        more = Facts(facts.done + 1, facts.planned, facts.is_driven, facts.told, facts.is_status_fresh, facts.ray)
         assert state_of(more)[0] is JobState.SUCCEEDED
 
 
@@ -63,14 +63,14 @@ R, J = RayState, JobState
         (Facts(ray=R.RUNNING), J.RUNNING),
         (Facts(ray=R.FAILED), J.FAILED),
         (Facts(ray=R.STOPPED), J.CANCELLED),
-        (Facts(1, 4, is_driven=True, told=J.RUNNING, is_news_fresh=True, ray=R.RUNNING), J.RUNNING),
+        (Facts(1, 4, is_driven=True, told=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
         # The entrypoint died; the driver is detached and works on.
-        (Facts(1, 4, is_driven=True, told=J.RUNNING, is_news_fresh=True, ray=R.FAILED), J.RUNNING),
+        (Facts(1, 4, is_driven=True, told=J.RUNNING, is_status_fresh=True, ray=R.FAILED), J.RUNNING),
         # Between two lives of a driver the lease is there and no news comes.
         (Facts(1, 4, is_driven=True, told=J.RUNNING, ray=R.RUNNING), J.RUNNING),
         # Stopped by force: the lease cannot be given back.
         (Facts(1, 4, is_driven=True, told=J.RUNNING, ray=R.STOPPED), J.CANCELLED),
-        (Facts(4, 4, told=J.RUNNING, is_news_fresh=True, ray=R.RUNNING), J.RUNNING),
+        (Facts(4, 4, told=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
         (Facts(4, 4, told=J.SUCCEEDED, ray=R.RUNNING), J.SUCCEEDED),
         (Facts(4, 4, ray=R.FAILED), J.SUCCEEDED),
         (Facts(3, 4, told=J.FAILED, ray=R.RUNNING), J.FAILED),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import MAX_ATTEMPTS, MAX_FAILURES, Failure, Ledger, row_blocks_needed
-from persona_atlas.jobs.units import UnitOrder
+from persona_atlas.jobs.units import UnitAttempt
 
 from fakes import small_plan, small_spec
 
@@ -30,8 +30,8 @@ def uneven_plan() -> Plan:
     return small_plan(small_spec(personas=personas))
 
 
-def fail(ledger: Ledger, order: UnitOrder, why: str = "scripted", *, node: bool = False) -> bool:
-    return ledger.fail(Failure(order.unit.unit_id, order.attempt, why, is_innocent=node))
+def fail(ledger: Ledger, attempt: UnitAttempt, why: str = "scripted", *, node: bool = False) -> bool:
+    return ledger.fail(Failure(attempt.unit.unit_id, attempt.number, why, is_innocent=node))
 
 
 @given(data=st.data(), per_assignment=st.integers(1, 12), num_workers=st.integers(1, 4))
@@ -43,34 +43,34 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
     before = set(data.draw(st.sets(st.sampled_from(ids), max_size=8), label="committed before"))
     row_blocks = iter(range(row_blocks_needed(plan, before)))
     ledger = Ledger(plan, set(before), row_blocks, per_assignment)
-    working: list[tuple[UnitOrder, ...]] = []
-    handed_out: list[UnitOrder] = []
+    working: list[tuple[UnitAttempt, ...]] = []
+    handed_out: list[UnitAttempt] = []
     failures: dict[str, int] = {}
     losses: dict[str, int] = {}
     while not ledger.is_over:
-        while len(working) < num_workers and (orders := ledger.next_assignment()):
-            working.append(orders)
-            handed_out.extend(orders)
+        while len(working) < num_workers and (attempts := ledger.next_assignment()):
+            working.append(attempts)
+            handed_out.extend(attempts)
         assert working, "nothing is worked and the ledger is not over"
         assert ledger.in_flight == sum(map(len, working))
-        orders = working.pop(data.draw(st.integers(0, len(working) - 1), label="who answers"))
+        attempts = working.pop(data.draw(st.integers(0, len(working) - 1), label="who answers"))
         worker_lost = data.draw(st.booleans(), label="worker lost")
         node_lost = worker_lost and data.draw(st.booleans(), label="with its node")
-        for order in orders:
+        for attempt in attempts:
             if worker_lost or data.draw(st.booleans(), label="fails"):
                 counted = losses if node_lost else failures
-                counted[order.unit.unit_id] = counted.get(order.unit.unit_id, 0) + 1
-                again = fail(ledger, order, node=node_lost)
-                is_unlucky = order.attempt == MAX_ATTEMPTS
-                assert again == (failures.get(order.unit.unit_id, 0) < MAX_FAILURES and not is_unlucky)
+                counted[attempt.unit.unit_id] = counted.get(attempt.unit.unit_id, 0) + 1
+                again = fail(ledger, attempt, node=node_lost)
+                is_unlucky = attempt.number == MAX_ATTEMPTS
+                assert again == (failures.get(attempt.unit.unit_id, 0) < MAX_FAILURES and not is_unlucky)
             else:
-                ledger.commit(order.unit.unit_id)
+                ledger.commit(attempt.unit.unit_id)
     assert ledger.committed | set(ledger.failed) == set(ids)
     assert not ledger.committed & set(ledger.failed)
     assert (ledger.in_flight, ledger.pending) == (0, 0)
-    used = [order.row_block for order in handed_out]
+    used = [attempt.row_block for attempt in handed_out]
     assert len(set(used)) == len(used)
-    attempts = {unit_id: [o.attempt for o in handed_out if o.unit.unit_id == unit_id] for unit_id in ids}
+    attempts = {unit_id: [o.number for o in handed_out if o.unit.unit_id == unit_id] for unit_id in ids}
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in attempts.values())
     assert max(map(len, attempts.values())) <= MAX_ATTEMPTS
     assert max(failures.values(), default=0) <= MAX_FAILURES == 3
@@ -83,21 +83,21 @@ def test_a_unit_that_failed_once_is_handed_out_alone(plan: Plan):
     ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=10_000)
     first = ledger.next_assignment()
     assert len(first) == len(plan.units)
-    for order in first[:3]:
-        assert fail(ledger, order)
+    for attempt in first[:3]:
+        assert fail(ledger, attempt)
     for expected in first[:3]:
-        (order,) = ledger.next_assignment()
-        assert order.unit == expected.unit
-        assert order.attempt == 2
+        (attempt,) = ledger.next_assignment()
+        assert attempt.unit == expected.unit
+        assert attempt.number == 2
 
 
 def test_a_retry_waits_behind_the_units_never_tried_and_does_not_join_them(plan: Plan):
     ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=3)
     (first,) = ledger.next_assignment()
     fail(ledger, first)
-    order = [ledger.next_assignment() for _ in plan.units]
-    assert all(len(assignment) == 1 for assignment in order)
-    assert [assignment[0].unit for assignment in order] == [*plan.units[1:], first.unit]
+    attempt = [ledger.next_assignment() for _ in plan.units]
+    assert all(len(assignment) == 1 for assignment in attempt)
+    assert [assignment[0].unit for assignment in attempt] == [*plan.units[1:], first.unit]
 
 
 def test_a_retry_does_not_ride_with_the_last_fresh_units(plan: Plan):
@@ -111,11 +111,11 @@ def test_a_retry_does_not_ride_with_the_last_fresh_units(plan: Plan):
 
 def test_the_longest_units_go_first_and_equals_keep_the_plans_order(uneven_plan: Plan):
     ledger = Ledger(uneven_plan, set(), itertools.count())
-    order = []
+    attempt = []
     while assignment := ledger.next_assignment():
-        order.extend(o.unit for o in assignment)
-    assert [unit.num_rollouts for unit in order] == [4, 4, 3, 3, 2, 2]
-    assert [unit.unit_id for unit in order if unit.kind == "role"] == ["role.pirate.pos.p0.b0", "role.poet.pos.p0.b0"]
+        attempt.extend(o.unit for o in assignment)
+    assert [unit.num_rollouts for unit in attempt] == [4, 4, 3, 3, 2, 2]
+    assert [unit.unit_id for unit in attempt if unit.kind == "role"] == ["role.pirate.pos.p0.b0", "role.poet.pos.p0.b0"]
 
 
 def test_an_assignment_fills_a_batch_and_does_not_overfill_it(uneven_plan: Plan):
@@ -140,27 +140,27 @@ def test_a_unit_longer_than_a_batch_is_handed_out_all_the_same(plan: Plan):
 
 
 def test_an_order_brings_the_texts_of_its_unit(plan: Plan):
-    (order,) = Ledger(plan, set(), itertools.count()).next_assignment()
-    assert tuple(order.requests()) == plan.requests(order.unit)
+    (attempt,) = Ledger(plan, set(), itertools.count()).next_assignment()
+    assert tuple(attempt.requests()) == plan.requests(attempt.unit)
 
 
 def test_the_third_failure_is_kept_with_its_reason(plan: Plan):
     ledger = Ledger(plan, {unit.unit_id for unit in plan.units[1:]}, itertools.count())
-    for attempt in (1, 2, 3):
+    for number in (1, 2, 3):
         assert not ledger.is_over
-        (order,) = ledger.next_assignment()
-        assert fail(ledger, order, f"reason {attempt}") == (attempt < 3)
+        (attempt,) = ledger.next_assignment()
+        assert fail(ledger, attempt, f"reason {number}") == (number < 3)
     assert ledger.is_over
     assert ledger.failed[plan.units[0].unit_id].message == "reason 3"
 
 
 def test_a_failure_of_a_unit_that_is_committed_changes_nothing(plan: Plan):
     ledger = Ledger(plan, set(), itertools.count())
-    (order,) = ledger.next_assignment()
-    ledger.commit(order.unit.unit_id)
+    (attempt,) = ledger.next_assignment()
+    ledger.commit(attempt.unit.unit_id)
     pending = ledger.pending
-    assert not fail(ledger, order)
-    assert order.unit.unit_id in ledger.committed
+    assert not fail(ledger, attempt)
+    assert attempt.unit.unit_id in ledger.committed
     assert ledger.pending == pending
     assert not ledger.failed
 
@@ -173,23 +173,25 @@ def test_row_blocks_suffice_for_every_attempt_of_every_missing_unit(plan: Plan):
 
 def test_a_unit_that_was_given_up_for_lost_and_comes_after_all_is_not_done_again(plan: Plan):
     ledger = Ledger(plan, set(), iter(range(1000)))
-    (order,) = ledger.next_assignment()
-    assert ledger.fail(Failure(order.unit.unit_id, 1, "the worker died"))
-    ledger.commit(order.unit.unit_id)
+    (attempt,) = ledger.next_assignment()
+    assert ledger.fail(Failure(attempt.unit.unit_id, 1, "the worker died"))
+    ledger.commit(attempt.unit.unit_id)
     handed_out = []
-    while orders := ledger.next_assignment():
-        handed_out += [o.unit.unit_id for o in orders]
-    assert order.unit.unit_id not in handed_out
+    while attempts := ledger.next_assignment():
+        handed_out += [o.unit.unit_id for o in attempts]
+    assert attempt.unit.unit_id not in handed_out
 
 
 def test_units_that_went_with_their_node_come_next_and_together(plan: Plan):
     ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=6)
     lost = ledger.next_assignment("worker")
     assert len(lost) == 2
-    assert all(fail(ledger, order, node=True) for order in reversed(lost))
+    assert all(fail(ledger, attempt, node=True) for attempt in reversed(lost))
     again = ledger.next_assignment("other")
-    assert [(order.unit, order.attempt, order.is_suspect) for order in again] == [(o.unit, 2, False) for o in lost]
-    assert not {order.row_block for order in again} & {order.row_block for order in lost}
+    assert [(attempt.unit, attempt.number, attempt.is_suspect) for attempt in again] == [
+        (o.unit, 2, False) for o in lost
+    ]
+    assert not {attempt.row_block for attempt in again} & {attempt.row_block for attempt in lost}
 
 
 def only_unit(plan: Plan) -> Ledger:
@@ -199,11 +201,11 @@ def only_unit(plan: Plan) -> Ledger:
 
 def test_a_unit_that_goes_with_node_after_node_is_a_suspect_the_third_time_and_given_up_after_six(plan: Plan):
     ledger = only_unit(plan)
-    orders: list[UnitOrder] = []
-    while found := ledger.next_assignment(f"worker-{len(orders)}"):
-        orders += found
-        assert fail(ledger, orders[-1], node=True) == (len(orders) < 6)
-    assert [order.is_suspect for order in orders] == [False] * 3 + [True] * 3
+    attempts: list[UnitAttempt] = []
+    while found := ledger.next_assignment(f"worker-{len(attempts)}"):
+        attempts += found
+        assert fail(ledger, attempts[-1], node=True) == (len(attempts) < 6)
+    assert [attempt.is_suspect for attempt in attempts] == [False] * 3 + [True] * 3
     assert set(ledger.failed) == {plan.units[0].unit_id}
     assert ledger.is_over
 
@@ -212,17 +214,17 @@ def test_the_losses_of_nodes_are_no_failures_of_a_unit(plan: Plan):
     ledger = only_unit(plan)
     course = [True, False, True, False, False]
     for number, node in enumerate(course):
-        (order,) = ledger.next_assignment(f"worker-{number}")
-        assert order.is_suspect == (number > 1), "once it may have been to blame, it is alone"
-        assert fail(ledger, order, node=node) == (number < 4)
+        (attempt,) = ledger.next_assignment(f"worker-{number}")
+        assert attempt.is_suspect == (number > 1), "once it may have been to blame, it is alone"
+        assert fail(ledger, attempt, node=node) == (number < 4)
     assert set(ledger.failed) == {plan.units[0].unit_id}
 
 
 def test_a_suspect_waits_at_the_end_of_the_queue(plan: Plan):
     ledger, rest = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=6), []
-    order, mate = ledger.next_assignment("worker")
+    attempt, mate = ledger.next_assignment("worker")
     ledger.commit(mate.unit.unit_id)
-    fail(ledger, order)
-    while orders := ledger.next_assignment("other"):
-        rest.append(orders)
-    assert [(o.unit, o.attempt, o.is_suspect) for o in rest[-1]] == [(order.unit, 2, True)], "alone, and last"
+    fail(ledger, attempt)
+    while attempts := ledger.next_assignment("other"):
+        rest.append(attempts)
+    assert [(o.unit, o.number, o.is_suspect) for o in rest[-1]] == [(attempt.unit, 2, True)], "alone, and last"

@@ -60,8 +60,8 @@ def test_a_model_that_fits_no_node_is_refused_with_what_would_fit():
         require_fit(plan, estimate(plan), TABLE)
     assert (caught.value.code, caught.value.field) == ("does_not_fit", "placement.tensor_parallel")
     assert f"{device_bytes(estimate(plan), 1) / 1e9:.1f} GB" in caught.value.message
-    assert "placement.tensor_parallel=4 on H100" in str(caught.value.mend)
-    assert "on cpu" not in str(caught.value.mend)
+    assert "placement.tensor_parallel=4 on H100" in str(caught.value.hint)
+    assert "on cpu" not in str(caught.value.hint)
 
 
 def test_what_fits_one_device_of_the_table_is_let_through():
@@ -76,15 +76,15 @@ def test_a_replica_over_more_devices_than_a_machine_has_is_refused():
     plan = plan_of(placement={"tensor_parallel": 16})
     with pytest.raises(InputError) as caught:
         require_fit(plan, estimate(plan), TABLE)
-    assert "placement.tensor_parallel=2 on H200" in str(caught.value.mend)
+    assert "placement.tensor_parallel=2 on H200" in str(caught.value.hint)
 
 
 def test_when_nothing_helps_it_says_so():
     plan = plan_of()
     with pytest.raises(InputError) as caught:
         require_fit(plan, estimate(plan), TABLE.only("cpu"))
-    assert "smaller model" in str(caught.value.mend)
-    assert "Streaming" in str(caught.value.mend)
+    assert "smaller model" in str(caught.value.hint)
+    assert "Streaming" in str(caught.value.hint)
 
 
 def test_a_batch_that_is_too_large_is_cut_before_more_gpus_are_the_only_word():

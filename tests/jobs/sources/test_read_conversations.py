@@ -128,7 +128,7 @@ def refusal(path: Path) -> InputError:
     with pytest.raises(InputError) as caught:
         read(path)
     assert caught.value.file
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value
 
 
@@ -179,7 +179,7 @@ def test_places_without_conversations_are_refused(tmp_path: Path):
     assert refusal(tmp_path).code == "no_conversations"
     assert refusal(write_lines(tmp_path / "empty.jsonl", "", "")).code == "no_conversations"
     lines = write_lines(tmp_path / "lines.json", {"messages": [USER, ASSISTANT]}, {"messages": [USER, ASSISTANT]})
-    assert ".jsonl" in (refusal(lines).mend or "")
+    assert ".jsonl" in (refusal(lines).hint or "")
     (tmp_path / "latin.jsonl").write_bytes(b'{"messages": "\xe9"}')
     assert refusal(tmp_path / "latin.jsonl").code == "unreadable_file"
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.storage.arrays.codec import (
-    EncodedBlock,
+    EncodedShard,
     create_array,
     decode_chunk,
     decode_chunk_lengths,
-    encode_block,
+    encode_shard,
     round_mantissa,
 )
 from zarr.storage import LocalStore
@@ -71,8 +71,8 @@ def test_infinities_stay_and_rounding_leaves_its_argument_alone():
     assert np.array_equal(values, before)
 
 
-def encoded(values: np.ndarray, rows_per_block: int, keep: int) -> EncodedBlock:
-    block = encode_block(values, rows_per_block, keep)
+def encoded(values: np.ndarray, rows_per_block: int, keep: int) -> EncodedShard:
+    block = encode_shard(values, rows_per_block, keep)
     assert block is not None
     return block
 
@@ -121,7 +121,7 @@ def test_a_shard_is_byte_for_byte_the_one_that_zarr_itself_writes(
     rounded = round_mantissa(values, keep)
     array[first : first + num_rows] = rounded
     written = [path for path in (root / "x" / "c").rglob("*") if path.is_file()]
-    block = encode_block(values, rows, keep)
+    block = encode_shard(values, rows, keep)
     if block is None:
         assert written == []
         assert empty == 0
@@ -181,7 +181,7 @@ def test_a_shard_of_several_chunks_a_layer_is_read_by_zarr_and_lies_layer_by_lay
         mantissa_bits=10,
         rows_per_chunk=step,
     )
-    block = encode_block(values, rows, 10, step)
+    block = encode_shard(values, rows, 10, step)
     assert block is not None
     shard = root / "x" / "c" / str(row_block) / "0" / "0"
     shard.parent.mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_a_shard_of_several_chunks_a_layer_is_read_by_zarr_and_lies_layer_by_lay
 
 
 def test_a_hole_between_the_chunks_of_a_layer_is_refused():
-    block = encode_block(normal_block(3, 1, 8), 4, 10, 1)
+    block = encode_shard(normal_block(3, 1, 8), 4, 10, 1)
     assert block is not None
     index = np.frombuffer(block.data[sum(block.chunk_bytes) : -4], dtype="<u8").reshape(4, 1, 2).copy()
     index[1] = 2**64 - 1
@@ -261,7 +261,7 @@ def test_chunks_that_do_not_follow_one_another_are_refused():
 @pytest.mark.parametrize("keep", [7, 10])
 def test_encoding_takes_less_than_twice_the_blocks_own_memory(keep: int):
     values = normal_block(48, 24, 512)
-    encode_block(values, 48, keep)
+    encode_shard(values, 48, keep)
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -278,18 +278,18 @@ def test_a_number_that_is_or_becomes_infinite_is_refused(value: float):
     values = np.ones((2, 2, 4), dtype=np.float32)
     values[1, 0, 3] = value
     with pytest.raises(UnitError) as caught:
-        encode_block(values, 2, 10)
+        encode_shard(values, 2, 10)
     assert caught.value.code == "overflow"
 
 
 def test_numbers_beyond_float16_are_kept():
     values = np.full((1, 1, 8), 300_000.0, dtype=np.float32)
     assert np.isfinite(round_mantissa(values, 10)).all()
-    assert encode_block(values, 1, 10)
+    assert encode_shard(values, 1, 10)
 
 
 def test_a_block_without_a_single_number_makes_no_object():
-    assert encode_block(np.full((3, 2, 8), np.nan, dtype=np.float32), 4, 10) is None
+    assert encode_shard(np.full((3, 2, 8), np.nan, dtype=np.float32), 4, 10) is None
 
 
 @pytest.mark.parametrize(("keep", "bytes_per_value"), [(7, 1.8), (10, 2.2), (23, 4.1)])

@@ -17,7 +17,7 @@ from persona_atlas.jobs.unit_size import TOKENS_PER_CHUNK
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
 from persona_atlas.storage.arrays.chunks import CHUNK_SCHEMA, ChunkLengths, read_chunks, write_chunks
 from persona_atlas.storage.arrays.codec import round_mantissa
-from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.export_file import FORMATS, write_query
@@ -25,7 +25,7 @@ from persona_atlas.storage.query.run import Run, open_run
 from persona_atlas.storage.run.commits import committed_units, read_commit, read_commits
 from persona_atlas.storage.run.index_keeper import refresh_index
 from persona_atlas.storage.run.lease import acquire
-from persona_atlas.storage.verification.garbage import find_dead, remove_dead
+from persona_atlas.storage.verification.garbage import find_garbage, remove_garbage
 from persona_atlas.storage.verification.verify import verify_run
 from persona_atlas.workers.engine import CapturedRollout
 from safetensors.numpy import load_file
@@ -264,11 +264,11 @@ def test_dead_attempts_tokens_are_found_and_deleted(store_url: str, plan: Plan):
         commit(location, lease, write_unit(location, plan, UNIT, second, RaggedEngine()))
         waiting = write_unit(location, plan, "role.poet.pos.p0.b0", other, RaggedEngine())
     live = [c.manifest for c in read_commits(location, sorted(committed_units(location)))]
-    found = {thing.path: thing.is_removable for thing in find_dead(location, live)}
+    found = {thing.path: thing.is_removable for thing in find_garbage(location, live)}
     tokens = layout.shard_path("resid_post", "tokens", first)
     assert tokens in {stored.path for stored in dead.objects}
     assert found == {stored.path: True for stored in dead.objects} | {stored.path: False for stored in waiting.objects}
-    remove_dead(location, record_of(plan), find_dead(location, live))
+    remove_garbage(location, record_of(plan), find_garbage(location, live))
     assert location.size(tokens) is None
     assert len(open_run(store_url).activations(layer="all", pooling="tokens").per_rollout()) == 2
 
@@ -287,7 +287,7 @@ def test_tokens_that_cannot_be_right_are_never_written(tmp_path: Path, plan: Pla
         tokens_NKD = tokens_NKD.copy()
         tokens_NKD[len(tokens_NKD) - 1, 1, 3] = float(change)
     with pytest.raises(UnitError) as caught:
-        write_block(
+        write_unit_result(
             location,
             replace(block, tokens_NKD={name: tokens_NKD}),
             rows_per_block=plan.rows_per_block,
@@ -335,7 +335,7 @@ def test_a_format_without_room_for_offsets_is_refused_by_name(folder_run: Run, t
         write_query(folder_run.query(layer=1, pooling="tokens"), tmp_path / "out.npy")
     assert caught.value.field == "--out"
     others = [suffix for suffix in FORMATS if suffix != ".npy"]
-    assert all(suffix in (caught.value.mend or "") for suffix in others)
+    assert all(suffix in (caught.value.hint or "") for suffix in others)
     assert not (tmp_path / "out.npy").exists()
 
 

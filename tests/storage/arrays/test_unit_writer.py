@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.jobs.rollouts import Canary, UnitBlock
+from persona_atlas.jobs.rollouts import Canary, UnitResult
 from persona_atlas.storage.arrays.codec import decode_chunk
-from persona_atlas.storage.arrays.unit_writer import write_block
+from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.format.rollout_tables import from_parquet
 from persona_atlas.storage.locations.location import Location, open_location
@@ -37,8 +37,8 @@ def location(tmp_path: Path) -> Location:
     return open_location(str(tmp_path / "run"))
 
 
-def write(location: Location, plan: Plan, block: UnitBlock) -> Manifest:
-    return write_block(location, block, rows_per_block=plan.rows_per_block, mantissa_bits=10, worker="w")
+def write(location: Location, plan: Plan, block: UnitResult) -> Manifest:
+    return write_unit_result(location, block, rows_per_block=plan.rows_per_block, mantissa_bits=10, worker="w")
 
 
 def test_a_manifest_tells_the_length_and_checksum_of_every_object(store_url: str, plan: Plan):

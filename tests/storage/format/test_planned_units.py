@@ -50,7 +50,7 @@ def test_a_list_that_is_missing_says_how_to_have_it_again(location: Location, pl
         read_units(location, record_of(plan))
     path = layout.units_path(record_of(plan).units_sha256)
     assert (caught.value.code, caught.value.file) == ("bad_object", f"{location.url}/{path}")
-    assert caught.value.mend is not None
+    assert caught.value.hint is not None
 
 
 def test_any_other_list_is_refused(location: Location, plan: Plan):

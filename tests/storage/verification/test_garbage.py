@@ -18,7 +18,7 @@ from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.commits import commit_unit, committed_units, read_commits
 from persona_atlas.storage.run.index import load_index, read_stored_index
 from persona_atlas.storage.run.lease import acquire
-from persona_atlas.storage.verification.garbage import DeadObject, find_dead, remove_dead
+from persona_atlas.storage.verification.garbage import GarbageObject, find_garbage, remove_garbage
 from persona_atlas.storage.verification.verify import verify_run
 
 from fakes import FakeEngine, small_plan, small_spec
@@ -43,10 +43,10 @@ def attempt(location: Location, plan: Plan, *unit_ids: str) -> list[Manifest]:
         return [write_unit(location, plan, unit_id, row_block, engine) for unit_id, row_block in pairs]
 
 
-def find(location: Location, plan: Plan) -> list[DeadObject]:
+def find(location: Location, plan: Plan) -> list[GarbageObject]:
     commits = read_commits(location, sorted(committed_units(location)))
     is_complete = len(commits) == len(plan.units)
-    return find_dead(location, [commit.manifest for commit in commits], is_complete=is_complete)
+    return find_garbage(location, [commit.manifest for commit in commits], is_complete=is_complete)
 
 
 def paths(manifests: list[Manifest]) -> set[str]:
@@ -57,7 +57,7 @@ def collect(location: Location, plan: Plan) -> set[str]:
     """Delete what can be; gives the paths that went, having checked that they were all announced."""
     before = set(location.sizes(""))
     found = find(location, plan)
-    deleted = remove_dead(location, record_of(plan), found)
+    deleted = remove_garbage(location, record_of(plan), found)
     gone = before - set(location.sizes(""))
     assert gone == {thing.path for thing in found if thing.is_removable}
     assert deleted == len(gone)
@@ -168,17 +168,17 @@ def test_only_what_was_shown_is_deleted(finished: Location, plan: Plan):
     (first,) = attempt(finished, plan, UNIT)
     shown = find(finished, plan)
     (second,) = attempt(finished, plan, LEFT_OUT)
-    assert remove_dead(finished, record_of(plan), shown) == 3
+    assert remove_garbage(finished, record_of(plan), shown) == 3
     assert {thing.path for thing in find(finished, plan)} == paths([second])
     assert not paths([first]) & set(finished.sizes(""))
 
 
 def test_what_came_to_count_since_it_was_shown_stays(unfinished: Location, plan: Plan):
     (late,) = attempt(unfinished, plan, LEFT_OUT)
-    shown = [DeadObject(thing.path, thing.num_bytes, thing.unit_id, True) for thing in find(unfinished, plan)]
+    shown = [GarbageObject(thing.path, thing.num_bytes, thing.unit_id, True) for thing in find(unfinished, plan)]
     with acquire(unfinished, 0) as lease:
         commit_unit(unfinished, lease, late)
-    assert remove_dead(unfinished, record_of(plan), shown) == 0
+    assert remove_garbage(unfinished, record_of(plan), shown) == 0
     assert verify_run(unfinished).is_sound
 
 
@@ -186,7 +186,7 @@ def test_while_a_driver_works_nothing_is_deleted(finished: Location, plan: Plan)
     dead = attempt(finished, plan, UNIT)
     found = find(finished, plan)
     with acquire(finished, 1), pytest.raises(InputError) as caught:
-        remove_dead(finished, record_of(plan), found)
+        remove_garbage(finished, record_of(plan), found)
     assert caught.value.code == "run_has_driver"
     assert paths(dead) <= set(finished.sizes(""))
 
@@ -196,7 +196,7 @@ def test_a_damaged_commit_stops_it_before_anything_is_deleted(finished: Location
     found = find(finished, plan)
     finished.write(layout.commit_path(LEFT_OUT), b"{")
     with pytest.raises(StoreError, match=LEFT_OUT):
-        remove_dead(finished, record_of(plan), found)
+        remove_garbage(finished, record_of(plan), found)
     assert paths(dead) <= set(finished.sizes(""))
 
 

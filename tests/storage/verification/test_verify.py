@@ -31,7 +31,7 @@ from persona_atlas.storage.run.index_keeper import refresh_index
 from persona_atlas.storage.run.lease import acquire
 from persona_atlas.storage.run.run_store import reserve_rows
 from persona_atlas.storage.verification import verify
-from persona_atlas.storage.verification.garbage import remove_dead
+from persona_atlas.storage.verification.garbage import remove_garbage
 from persona_atlas.storage.verification.verify import Verification, verify_run
 
 from fakes import FakeEngine, small_plan, small_spec
@@ -481,7 +481,7 @@ def test_an_array_that_ends_too_early_is_a_lag_and_gc_lengthens_it(run: Stored):
     run.put(path, with_field("shape", [1, 4, 16])(run.get(path)))
     found = run.verify()
     assert (told(found), found.is_sound) == ([("short_array", path, None)], True)
-    remove_dead(run.location, record_of(run.plan), [])
+    remove_garbage(run.location, record_of(run.plan), [])
     assert run.verify().problems == []
 
 
@@ -611,5 +611,5 @@ def test_a_table_of_chunks_that_is_gone_is_a_lag_and_gc_makes_it_anew(run: Store
     found = run.verify()
     assert found.is_sound
     assert ("stale_index", layout.CHUNKS, None) in told(found)
-    remove_dead(run.location, record_of(plan), [])
+    remove_garbage(run.location, record_of(plan), [])
     assert run.verify().problems == []

@@ -14,7 +14,7 @@ import pytest
 import torch
 from persona_atlas.jobs.errors import InputError, UnitError
 from persona_atlas.jobs.units import RolloutRequest
-from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import TokenisedText
 
 from plain_forward import PlainModel, conversation_ids, pool, relative_errors
@@ -31,11 +31,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(directory: Path) -> TransformersEngine:
-    return TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=MAX_NEW))
+def engine(directory: Path) -> BuiltinEngine:
+    return BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=MAX_NEW))
 
 
-def test_finish_reasons_and_content_counts_follow_the_end_of_turn_token(engine: TransformersEngine):
+def test_finish_reasons_and_content_counts_follow_the_end_of_turn_token(engine: BuiltinEngine):
     rollouts = [row.rollout for row in generate(engine, requests_of(40))]
     assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
     for rollout in rollouts:
@@ -48,7 +48,7 @@ def test_finish_reasons_and_content_counts_follow_the_end_of_turn_token(engine: 
             assert len(rollout.response_token_ids) == rollout.num_content_tokens == MAX_NEW
 
 
-def test_the_last_sampled_token_counts_when_a_response_is_cut_by_length(engine: TransformersEngine, directory: Path):
+def test_the_last_sampled_token_counts_when_a_response_is_cut_by_length(engine: BuiltinEngine, directory: Path):
     plain = PlainModel(directory)
     cut = [row for row in generate(engine, requests_of(40)) if row.rollout.finish_reason == "length"]
     assert cut
@@ -60,7 +60,7 @@ def test_the_last_sampled_token_counts_when_a_response_is_cut_by_length(engine: 
         assert relative_errors(got_LD, pool(without_last, row.rollout)["response_mean"]).min() > 1e-2
 
 
-def test_the_end_of_turn_token_is_not_counted(engine: TransformersEngine, directory: Path):
+def test_the_end_of_turn_token_is_not_counted(engine: BuiltinEngine, directory: Path):
     plain = PlainModel(directory)
     ended = [
         row
@@ -77,7 +77,7 @@ def test_the_end_of_turn_token_is_not_counted(engine: TransformersEngine, direct
         assert relative_errors(got_LD, pool(with_end, row.rollout)["response_last"]).min() > 1e-2
 
 
-def test_an_empty_response_has_no_numbers_in_response_poolings_and_all_in_prompt_poolings(engine: TransformersEngine):
+def test_an_empty_response_has_no_numbers_in_response_poolings_and_all_in_prompt_poolings(engine: BuiltinEngine):
     empty = [row for row in generate(engine, requests_of(40)) if not row.rollout.has_vector]
     assert empty
     for row in empty:
@@ -86,7 +86,7 @@ def test_an_empty_response_has_no_numbers_in_response_poolings_and_all_in_prompt
             assert np.isnan(vector_LD).all() if pooling.startswith("response_") else np.isfinite(vector_LD).all()
 
 
-def test_a_response_of_a_single_token_is_its_own_mean_and_last(engine: TransformersEngine):
+def test_a_response_of_a_single_token_is_its_own_mean_and_last(engine: BuiltinEngine):
     single = [row for row in generate(engine, requests_of(60)) if row.rollout.num_content_tokens == 1]
     assert single
     for row in single:
@@ -94,7 +94,7 @@ def test_a_response_of_a_single_token_is_its_own_mean_and_last(engine: Transform
         np.testing.assert_array_equal(mean_LD, last_LD)
 
 
-def test_a_rollout_is_the_same_with_other_batch_mates_and_in_another_order(engine: TransformersEngine):
+def test_a_rollout_is_the_same_with_other_batch_mates_and_in_another_order(engine: BuiltinEngine):
     requests = requests_of(20)
     alone = {row.rollout.address: row for request in requests for row in generate(engine, [request])}
     shuffled = random.Random(4).sample(requests, 13)
@@ -106,7 +106,7 @@ def test_a_rollout_is_the_same_with_other_batch_mates_and_in_another_order(engin
             np.testing.assert_allclose(vector_LD, alone[row.rollout.address].vectors_LD[array], rtol=1e-4, atol=1e-4)
 
 
-def test_another_seed_gives_another_response_and_is_kept_with_it(engine: TransformersEngine):
+def test_another_seed_gives_another_response_and_is_kept_with_it(engine: BuiltinEngine):
     (request,) = requests_of(1)
     again = dataclasses.replace(request.address, sample_index=1)
     other = dataclasses.replace(request, address=again, seed=request.seed + 1)
@@ -117,7 +117,7 @@ def test_another_seed_gives_another_response_and_is_kept_with_it(engine: Transfo
 
 def test_the_response_text_is_its_content_tokens_decoded(tmp_path: Path):
     directory = save_tiny_llama(tmp_path / "model")
-    (row,) = generate(TransformersEngine(engine_settings(directory, layers=[0])), requests_of(1))
+    (row,) = generate(BuiltinEngine(engine_settings(directory, layers=[0])), requests_of(1))
     assert END_ID not in row.rollout.response_token_ids[: row.rollout.num_content_tokens]
     assert row.rollout.response
     assert "<|end|>" not in row.rollout.response
@@ -126,7 +126,7 @@ def test_the_response_text_is_its_content_tokens_decoded(tmp_path: Path):
 def test_greedy_decoding_follows_the_likeliest_token_of_a_plain_forward_pass(directory: Path):
     settings = engine_settings(directory, layers=[0], max_new_tokens=6, temperature=0.0)
     plain = PlainModel(directory)
-    for row in generate(TransformersEngine(settings), requests_of(4)):
+    for row in generate(BuiltinEngine(settings), requests_of(4)):
         ids = list(row.rollout.prompt_token_ids)
         for token in row.rollout.response_token_ids:
             logits_V = plain.model(input_ids=torch.tensor([ids])).logits[0, -1]
@@ -136,7 +136,7 @@ def test_greedy_decoding_follows_the_likeliest_token_of_a_plain_forward_pass(dir
 
 def test_a_prompt_that_leaves_no_room_in_the_context_is_a_unit_error(tmp_path: Path):
     directory = save_tiny_llama(tmp_path / "model", max_context=64)
-    engine = TransformersEngine(engine_settings(directory, layers=[0], max_new_tokens=10))
+    engine = BuiltinEngine(engine_settings(directory, layers=[0], max_new_tokens=10))
     (request,) = requests_of(1, system_prompt="")
     turns = len(engine.renderer.render("", ""))
     fitting = dataclasses.replace(request, system_prompt="", question="x" * (64 - 10 - turns))
@@ -156,7 +156,7 @@ def test_a_prompt_that_leaves_no_room_in_the_context_is_a_unit_error(tmp_path: P
 
 def test_requests_are_asked_for_as_room_comes_and_rollouts_come_as_they_end(directory: Path):
     (longest, *_) = sorted(requests_of(40), key=lambda request: -len(request.question))
-    engine = TransformersEngine(engine_settings(directory, layers=[0], max_new_tokens=MAX_NEW, batch_tokens=400))
+    engine = BuiltinEngine(engine_settings(directory, layers=[0], max_new_tokens=MAX_NEW, batch_tokens=400))
     room = 400 // (len(engine.renderer.render(longest.system_prompt, longest.question)) + MAX_NEW)
     asked = given = 0
     to_ask = iter(requests_of(40))
@@ -173,13 +173,13 @@ def test_requests_are_asked_for_as_room_comes_and_rollouts_come_as_they_end(dire
     assert given == 40
 
 
-def test_a_pause_in_the_requests_is_no_end_while_rollouts_are_under_way(engine: TransformersEngine):
+def test_a_pause_in_the_requests_is_no_end_while_rollouts_are_under_way(engine: BuiltinEngine):
     requests: list[RolloutRequest | None] = [*requests_of(2), None, *requests_of(5)[2:]]
     rows = list(engine.generate(lambda: requests.pop(0) if requests else None))
     assert len(rows) == 5
 
 
-def count_tokens(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_tokens(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Have a list grow by the tokens of each pass."""
     seen: list[int] = []
     forward = engine.model.forward
@@ -193,18 +193,18 @@ def count_tokens(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
-    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=2))
+    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=2))
     requests = [dataclasses.replace(request, system_prompt="You are a pirate. " * 8) for request in requests_of(12)]
     prompt_tokens = sum(len(engine.renderer.render(r.system_prompt, r.question)) for r in requests)
     seen = count_tokens(engine, monkeypatch)
     rows = generate(engine, requests)
-    shared = len(engine.renderer.shared_beginning(requests[0].system_prompt))
+    shared = len(engine.renderer.shared_prefix(requests[0].system_prompt))
     fed = sum(row.rollout.num_content_tokens for row in rows)
     assert sum(seen) == prompt_tokens - 11 * shared + fed
 
 
 def test_texts_that_begin_alike_read_their_beginning_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
-    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS)))
+    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS)))
     beginnings = (tuple(range(40, 70)), tuple(range(80, 110)))
     texts = [TokenisedText(f"text {n}", (*beginnings[n % 2], 150 + n, *range(50, 60)), ((35, 41),)) for n in range(6)]
     seen = count_tokens(engine, monkeypatch)
@@ -212,7 +212,7 @@ def test_texts_that_begin_alike_read_their_beginning_once(directory: Path, monke
     assert sum(seen) == 6 * 41 - 4 * 30
 
 
-def test_a_consumer_that_stops_early_leaves_the_engine_usable(engine: TransformersEngine):
+def test_a_consumer_that_stops_early_leaves_the_engine_usable(engine: BuiltinEngine):
     to_ask = iter(requests_of(20))
     rollouts = engine.generate(lambda: next(to_ask, None))
     next(rollouts)
@@ -225,7 +225,7 @@ def test_a_consumer_that_stops_early_leaves_the_engine_usable(engine: Transforme
 def test_a_directory_that_is_no_model_is_an_input_error(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be loaded") as caught:
-        TransformersEngine(engine_settings(tmp_path, layers=[0]))
+        BuiltinEngine(engine_settings(tmp_path, layers=[0]))
     assert caught.value.field == "model.source"
 
 
@@ -235,7 +235,7 @@ def test_weights_that_were_cut_short_are_an_input_error(directory: Path, tmp_pat
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(InputError, match="cannot be loaded") as caught:
-        TransformersEngine(engine_settings(broken, layers=[0]))
+        BuiltinEngine(engine_settings(broken, layers=[0]))
     assert caught.value.field == "model.source"
 
 
@@ -245,4 +245,4 @@ def test_a_model_with_layers_that_are_not_attention_is_refused(tmp_path: Path):
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"layer_types": ["linear_attention"] * len(config["layer_types"])}))
     with pytest.raises(InputError, match="linear_attention"):
-        TransformersEngine(engine_settings(tmp_path / "model", layers=range(N_LAYERS), max_new_tokens=MAX_NEW))
+        BuiltinEngine(engine_settings(tmp_path / "model", layers=range(N_LAYERS), max_new_tokens=MAX_NEW))

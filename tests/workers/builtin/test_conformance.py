@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +26,7 @@ from tiny_families import FAMILIES, N_LAYERS, save_tiny_family
 TOLERANCE = 1e-4
 MAX_NEW = 20
 
-Mode = Callable[[TransformersEngine, Sequence[CapturedRollout]], list[CapturedRollout]]
+Mode = Callable[[BuiltinEngine, Sequence[CapturedRollout]], list[CapturedRollout]]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,12 @@ def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     return find
 
 
-def as_generated(engine: TransformersEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
+def as_generated(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
     """The vectors as they were captured during generation."""
     return list(rows)
 
 
-def as_read(engine: TransformersEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
+def as_read(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
     """The vectors of a prefill pass over the same conversations."""
     texts = engine.capture(texts_of([row.rollout for row in rows]))
     return [
@@ -88,7 +88,7 @@ def test_every_hook_point_and_pooling_equals_a_plain_forward_pass_in_every_famil
     settings = engine_settings(
         directory, layers=range(N_LAYERS), hook_points=POINTS, batch_tokens=1000, token_layers=(1, N_LAYERS - 1)
     )
-    engine = TransformersEngine(settings)
+    engine = BuiltinEngine(settings)
     rows = generate(engine, requests_of(40))
     lengths = {row.rollout.num_content_tokens for row in rows}
     assert {0, 1, MAX_NEW} <= lengths, "there should be an empty, a one-token and a cut response"
@@ -103,7 +103,7 @@ def test_tokens_alone_are_kept_of_their_layers_and_no_other_array_is_made(
 ):
     directory = directory_of("qwen3")
     settings = engine_settings(directory, layers=(2,), poolings=(), token_layers=(2,), batch_tokens=600)
-    engine = TransformersEngine(settings)
+    engine = BuiltinEngine(settings)
     rows = mode(engine, generate(engine, requests_of(12)))
     plain = PlainModel(directory)
     for row in rows:
@@ -120,7 +120,7 @@ def test_tokens_alone_are_kept_of_their_layers_and_no_other_array_is_made(
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_the_last_layer_is_captured_before_the_final_norm(directory_of: Callable[[str], Path], family: str, mode: Mode):
     directory = directory_of(family)
-    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS)))
+    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS)))
     plain = PlainModel(directory)
     rows = mode(engine, generate(engine, requests_of(3)))
     for row in rows:
@@ -140,7 +140,7 @@ def test_neither_batch_nor_order_nor_neighbours_change_a_rollout_or_its_vectors(
     directory = directory_of(family)
     requests = requests_of(16)
     engines = [
-        TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), batch_tokens=budget))
+        BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), batch_tokens=budget))
         for budget in (1, 600, 100_000)
     ]
     alone = {row.rollout.address: row for row in mode(engines[0], generate(engines[0], requests))}
@@ -162,7 +162,7 @@ def test_every_row_of_a_full_batch_belongs_to_its_rollout(directory_of: Callable
         weights[f"model.layers.0.{name}.weight"].zero_()
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     settings = engine_settings(directory, layers=[0], batch_tokens=1500)
-    engine = TransformersEngine(settings)
+    engine = BuiltinEngine(settings)
     rows = generate(engine, requests_of(60))
     embedding = PlainModel(directory).model.get_input_embeddings().weight.detach().double().numpy()
     for row in [*rows, *as_read(engine, rows)]:
@@ -181,7 +181,7 @@ def test_every_row_of_a_full_batch_belongs_to_its_rollout(directory_of: Callable
 @pytest.mark.parametrize("change", ["another token's", "another layer's", "one that is missing"])
 def test_the_canary_sees_tokens_that_are_not_the_rollouts_own(directory_of: Callable[[str], Path], change: str):
     settings = engine_settings(directory_of("llama"), layers=range(N_LAYERS), token_layers=(1, 3))
-    engine = TransformersEngine(settings)
+    engine = BuiltinEngine(settings)
     row = max(generate(engine, requests_of(8)), key=lambda row: row.rollout.num_content_tokens)
     canary = engine.canary(row)
     assert canary is not None
@@ -204,7 +204,7 @@ def test_in_bfloat16_the_vectors_point_where_the_plain_ones_do(
     directory_of: Callable[[str], Path], family: str, mode: Mode
 ):
     directory = directory_of(family)
-    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), dtype="bfloat16", batch_tokens=800))
+    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), dtype="bfloat16", batch_tokens=800))
     plain = PlainModel(directory, torch.bfloat16)
     for row in mode(engine, generate(engine, requests_of(12))):
         states_LTD, _ = plain.run(conversation_ids(row.rollout))
@@ -217,7 +217,7 @@ def test_in_bfloat16_the_vectors_point_where_the_plain_ones_do(
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_canary_sees_what_is_right_and_what_is_wrong(directory_of: Callable[[str], Path], family: str):
-    engine = TransformersEngine(engine_settings(directory_of(family), layers=range(N_LAYERS), hook_points=POINTS))
+    engine = BuiltinEngine(engine_settings(directory_of(family), layers=range(N_LAYERS), hook_points=POINTS))
     first, second = [row for row in generate(engine, requests_of(20)) if row.rollout.has_vector][:2]
     canary = engine.canary(first)
     assert canary is not None
@@ -238,7 +238,7 @@ def test_the_canary_sees_what_is_right_and_what_is_wrong(directory_of: Callable[
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_text_of_several_turns_gives_a_vector_for_each(directory_of: Callable[[str], Path], family: str, alike: int):
     directory = directory_of(family)
-    engine = TransformersEngine(engine_settings(directory, layers=range(N_LAYERS), hook_points=POINTS))
+    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), hook_points=POINTS))
     plain = PlainModel(directory)
     rng = random.Random(0)
     # Two halves that begin alike, as the rollouts of two system prompts do.
@@ -269,7 +269,7 @@ def test_only_the_asked_layers_and_arrays_come_back_in_their_order(directory_of:
     directory = directory_of("llama")
     requests = requests_of(6)
     whole, part = (
-        TransformersEngine(engine_settings(directory, layers=layers, poolings=poolings))
+        BuiltinEngine(engine_settings(directory, layers=layers, poolings=poolings))
         for layers, poolings in ((range(N_LAYERS), POOLINGS), ((1, 2), ("response_last", "response_mean")))
     )
     rows, parts = generate(whole, requests), generate(part, requests)
@@ -295,7 +295,7 @@ def test_a_number_that_is_not_finite_fails_the_call_and_names_the_layer_where_it
     settings = engine_settings(
         broken(directory_of("llama"), tmp_path / "broken", value), layers=range(N_LAYERS), poolings=[pooling]
     )
-    engine = TransformersEngine(settings)
+    engine = BuiltinEngine(settings)
     with pytest.raises(UnitError, match="layer 2") as caught:
         generate(engine, requests_of(3))
     assert caught.value.code == "not_finite"
@@ -314,7 +314,7 @@ def test_a_token_that_is_not_finite_fails_the_call_though_no_pooling_shows_it(
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     # Below the first block a token knows nothing of the others: only the one in the middle is wrong.
     settings = engine_settings(directory, layers=[0], poolings=(), token_layers=[0], hook_points=["resid_pre"])
-    engine = TransformersEngine(settings)
+    engine = BuiltinEngine(settings)
     assert engine.capture([TokenisedText("a text", tuple(range(40, 60)), ((7, 10),))])
     with pytest.raises(UnitError, match="layer 0") as caught:
         engine.capture([TokenisedText("a text", tuple(range(40, 60)), ((4, 9),))])
@@ -325,8 +325,8 @@ def test_a_prefill_pass_runs_nothing_above_the_highest_captured_layer(
     directory_of: Callable[[str], Path], tmp_path: Path
 ):
     directory = broken(directory_of("llama"), tmp_path / "broken", torch.nan)
-    engine = TransformersEngine(engine_settings(directory, layers=[0, 1]))
-    rows = generate(TransformersEngine(engine_settings(directory_of("llama"), layers=[0, 1])), requests_of(4))
+    engine = BuiltinEngine(engine_settings(directory, layers=[0, 1]))
+    rows = generate(BuiltinEngine(engine_settings(directory_of("llama"), layers=[0, 1])), requests_of(4))
     for row, read in zip(rows, as_read(engine, rows), strict=True):
         for array, vector_LD in row.vectors_LD.items():
             np.testing.assert_allclose(read.vectors_LD[array], vector_LD, rtol=1e-4, atol=1e-5)
@@ -336,7 +336,7 @@ def test_a_prefill_pass_runs_nothing_above_the_highest_captured_layer(
     ("responses", "words"), [(((0, 3),), r"\[0, 3\)"), (((5, 21),), r"\[5, 21\)"), (((5, 9), (8, 10)), r"\[8, 10\)")]
 )
 def test_a_span_that_cannot_be_is_refused(directory_of: Callable[[str], Path], responses, words: str):
-    engine = TransformersEngine(engine_settings(directory_of("llama"), layers=[0]))
+    engine = BuiltinEngine(engine_settings(directory_of("llama"), layers=[0]))
     with pytest.raises(UnitError, match=words) as caught:
         engine.capture([TokenisedText("the text", tuple(range(40, 60)), responses)])
     assert "the text" in caught.value.message
@@ -348,6 +348,6 @@ def test_a_real_model_conforms(smollm2_directory: Path, mode: Mode):
     settings = engine_settings(
         smollm2_directory, layers=range(30), max_new_tokens=10, temperature=0.7, top_p=0.9, batch_tokens=400
     )
-    engine = TransformersEngine(settings)
+    engine = BuiltinEngine(settings)
     rows = generate(engine, requests_of(8))
     assert_equal_to_plain(mode(engine, rows), PlainModel(smollm2_directory))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.spec import GenerationSpec
-from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.responders.endpoint import EndpointEngine, check_endpoint
 
@@ -57,7 +57,7 @@ def test_what_it_generates_is_captured_as_a_plain_forward_pass_sees_it(served: s
     generation = GenerationSpec(endpoint=served, concurrency=2)
     check_endpoint(generation, str(smollm2_directory), conversations.renderer)
     engine = EndpointEngine(
-        TransformersEngine(settings), conversations, generation, str(smollm2_directory), settings.sampling
+        BuiltinEngine(settings), conversations, generation, str(smollm2_directory), settings.sampling
     )
     requests = requests_of(4, system_prompt="You are a pirate.")
     to_do = iter(requests)

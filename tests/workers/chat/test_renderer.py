@@ -197,7 +197,7 @@ def test_a_shared_beginning_is_what_every_conversation_under_a_system_prompt_beg
     tokenizer = tokenizer_with(CHAT_TEMPLATE)
     renderer = ChatRenderer(tokenizer)
     for system_prompt in ("", "Be a pirate."):
-        shared = renderer.shared_beginning(system_prompt)
+        shared = renderer.shared_prefix(system_prompt)
         assert tokenizer.decode(shared).endswith("user\n")
         for question in ("Who are you?", "(another way?)", "Zq7"):
             assert renderer.render(system_prompt, question)[: len(shared)] == shared

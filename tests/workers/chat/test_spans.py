@@ -194,7 +194,7 @@ def test_a_template_that_cannot_be_followed_is_named(
     assert (caught.value.code, caught.value.field) == ("not_rendered", "messages")
     assert says in caught.value.message
     assert "talks.jsonl, line 1" in caught.value.message
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_conversation_with_nothing_before_its_first_response_is_refused(renderer_of: Make):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.workers.models.hook_points import find_blocks, find_taps
+from persona_atlas.workers.models.hook_points import find_decoder_layers, find_taps
 from torch import nn
 
 
@@ -59,7 +59,7 @@ def test_the_blocks_are_told_from_a_list_of_experts_of_the_same_length():
 
     model = nn.Module()
     model.layers = nn.ModuleList(Mixture() for _ in range(3))
-    assert find_blocks(model, 3) == list(model.layers)
+    assert find_decoder_layers(model, 3) == list(model.layers)
 
 
 @pytest.mark.parametrize("num_lists", [0, 2])
@@ -68,5 +68,5 @@ def test_blocks_that_cannot_be_told_are_refused(num_lists: int):
     for index in range(num_lists):
         model.add_module(f"stack{index}", nn.ModuleList(nn.Linear(2, 2) for _ in range(3)))
     with pytest.raises(InputError, match=f"{num_lists} lists of 3 modules") as caught:
-        find_blocks(model, 3)
+        find_decoder_layers(model, 3)
     assert caught.value.field == "model.source"

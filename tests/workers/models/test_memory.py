@@ -30,7 +30,7 @@ def test_copies_count_together_and_fewer_of_them_are_the_first_cure():
     with pytest.raises(InputError) as caught:
         memory.require_memory(each, 2, "cpu")
     assert caught.value.field == "placement.replicas"
-    assert str(caught.value.mend).startswith("Try fewer placement.replicas")
+    assert str(caught.value.hint).startswith("Try fewer placement.replicas")
 
 
 def test_a_containers_limit_bounds_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

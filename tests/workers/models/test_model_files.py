@@ -166,7 +166,7 @@ def test_a_checkpoint_that_is_not_whole_is_an_input_error(model: Path, damage: C
     with pytest.raises(InputError) as caught:
         read_facts(model)
     assert caught.value.field == "model.source"
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_the_fingerprint_stays_with_the_same_files_elsewhere(model: Path, tiny_model_directory: Path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import InputError, UnitError
-from persona_atlas.jobs.rollouts import UnitBlock
+from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.spec import GenerationSpec
-from persona_atlas.jobs.units import AskedTexts, RolloutRequest, UnitOrder, WorkUnit
-from persona_atlas.workers.builtin.builtin_engine import TransformersEngine
+from persona_atlas.jobs.units import AskedTexts, RolloutRequest, UnitAttempt, WorkUnit
+from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
 from persona_atlas.workers.engine import CapturedRollout
 from persona_atlas.workers.responders.chat_client import Retries
@@ -27,8 +27,8 @@ QUICK = Retries(tries=5, first_pause_s=0.01)
 
 
 @pytest.fixture(scope="module")
-def reader(tiny_model_directory: Path) -> TransformersEngine:
-    return TransformersEngine(engine_settings(tiny_model_directory, layers=(0, 1, 2)))
+def reader(tiny_model_directory: Path) -> BuiltinEngine:
+    return BuiltinEngine(engine_settings(tiny_model_directory, layers=(0, 1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def server() -> Iterator[ChatServer]:
 
 def engine_of(
     server: ChatServer,
-    reader: TransformersEngine,
+    reader: BuiltinEngine,
     renderer: ConversationRenderer,
     *,
     retries: Retries = QUICK,
@@ -68,7 +68,7 @@ def generate(engine: EndpointEngine, requests: Sequence[RolloutRequest]) -> list
 
 
 def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_forward_pass_sees_them(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer, tiny_model_directory: Path
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer, tiny_model_directory: Path
 ):
     requests = requests_of(9)
     captured = generate(engine_of(server, reader, renderer), requests)
@@ -92,9 +92,7 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
         assert "chat_template_kwargs" not in body
 
 
-def test_a_canary_holds_what_was_captured(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
-):
+def test_a_canary_holds_what_was_captured(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
     engine = engine_of(server, reader, renderer)
     canary = engine.canary(generate(engine, requests_of(1))[0])
     assert canary is not None
@@ -102,7 +100,7 @@ def test_a_canary_holds_what_was_captured(
 
 
 def test_never_more_requests_are_open_than_asked_for(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     server.delay_s = 0.02
     assert len(generate(engine_of(server, reader, renderer, concurrency=3), requests_of(20))) == 20
@@ -111,7 +109,7 @@ def test_never_more_requests_are_open_than_asked_for(
 
 @pytest.mark.parametrize("trouble", ["429", "500", "503", "cut", "garbage"])
 def test_what_may_pass_is_asked_again(
-    trouble: str, server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+    trouble: str, server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     server.script = [trouble] * 4
     requests = requests_of(3)
@@ -122,7 +120,7 @@ def test_what_may_pass_is_asked_again(
 
 
 def test_a_server_that_says_nothing_is_asked_again(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     server.script = ["slow"]
     captured = generate(engine_of(server, reader, renderer, timeout_s=0.3), requests_of(2))
@@ -131,7 +129,7 @@ def test_a_server_that_says_nothing_is_asked_again(
 
 
 def test_what_keeps_failing_is_an_error_and_those_under_way_are_finished_first(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     server.script = ["500"] * 2
     engine = engine_of(server, reader, renderer, retries=Retries(2, 0.05), concurrency=1)
@@ -144,26 +142,24 @@ def test_what_keeps_failing_is_an_error_and_those_under_way_are_finished_first(
     assert len(done) == 3
 
 
-def test_only_the_unit_that_is_refused_fails(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
-):
+def test_only_the_unit_that_is_refused_fails(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
     server.poison = "poison"
-    orders = []
+    attempts = []
     for number in range(3):
         asked = AskedTexts("", ("poison" if number == 1 else "Who?",), 0)
         unit = WorkUnit(f"u{number}", "role", f"p{number}", "pos", 0, (0,), 1)
-        orders.append(UnitOrder(unit, asked, 1, number))
-    to_do = iter(orders)
+        attempts.append(UnitAttempt(unit, asked, 1, number))
+    to_do = iter(attempts)
     engine = engine_of(server, reader, renderer, retries=Retries(2, 0.01))
     results = list(run_units(engine, lambda: next(to_do, None)))
-    assert sorted(r.order.unit.unit_id for r in results if isinstance(r, UnitBlock)) == ["u0", "u2"]
+    assert sorted(r.attempt.unit.unit_id for r in results if isinstance(r, UnitResult)) == ["u0", "u2"]
     (failure,) = [r for r in results if isinstance(r, Failure)]
     assert failure.unit_id == "u1"
     assert "refused it: status 400: poisoned" in failure.message
 
 
 def test_an_empty_response_has_no_vector_and_a_cut_one_says_so(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     server.answer = lambda _: ""
     server.finish_reason = "length"
@@ -176,7 +172,7 @@ def test_an_empty_response_has_no_vector_and_a_cut_one_says_so(
 
 @pytest.mark.parametrize("text", ["<think>\nLet me see", None])
 def test_a_server_that_reasons_or_says_nothing_at_all_is_no_response(
-    text: str | None, server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+    text: str | None, server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     server.answer = lambda _: str(text)
     server.script = [] if text else ["none"]
@@ -185,7 +181,7 @@ def test_a_server_that_reasons_or_says_nothing_at_all_is_no_response(
 
 
 def test_a_caller_that_stops_listening_leaves_nothing_behind(
-    server: ChatServer, reader: TransformersEngine, renderer: ConversationRenderer
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     import threading
 
