@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from .interventions import Intervention
 from .personas import Kind, Polarity
 from .sources.conversation import Conversation
 
@@ -121,6 +122,7 @@ class RolloutRequest:
         system_prompt: ``""`` for none.
         seed: Of this rollout alone.
         given: The conversation whose turn ``address.turn_index`` it is; None for what is to be generated.
+        intervention: What is changed in the model meanwhile; None for nothing.
     """
 
     address: RolloutAddress
@@ -128,6 +130,7 @@ class RolloutRequest:
     question: str
     seed: int
     given: Conversation | None = None
+    intervention: Intervention | None = None
 
 
 class UnitTexts(Protocol):
