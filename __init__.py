@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .jobs.catalog import load_catalog
     from .jobs.plan import make_plan
+    from .jobs.sources.load import load_source
     from .jobs.spec import JobSpec, load_spec
     from .storage.query.run import open_run
 
 _version = "0.1.0"
 __version__ = _version
 
-__all__ = ["JobSpec", "__version__", "load_catalog", "load_spec", "make_plan", "open_run"]
+__all__ = ["JobSpec", "__version__", "load_catalog", "load_source", "load_spec", "make_plan", "open_run"]
 
 _HOMES = {
     "JobSpec": "jobs.spec",
     "load_catalog": "jobs.catalog",
+    "load_source": "jobs.sources.load",
     "load_spec": "jobs.spec",
     "make_plan": "jobs.plan",
     "open_run": "storage.query.run",

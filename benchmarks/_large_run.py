@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from persona_atlas.jobs.plan import ModelFacts
+from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import WorkUnit
 from persona_atlas.storage.arrays.chunks import chunk_table, write_chunks
@@ -89,7 +89,7 @@ def commits_of(shape: Shape, blocks: list[EncodedShard]) -> list[CommitRecord]:
     for number in range(shape.units):
         role, prompt = f"role{number // _PROMPTS:05d}", number % _PROMPTS
         unit_id = f"role.{role}.pos.p{prompt}.b0"
-        unit = WorkUnit(unit_id, "role", role, "pos", prompt, tuple(range(shape.rollouts)), 1)
+        unit = WorkUnit.of_questions(unit_id, "role", role, "pos", prompt, tuple(range(shape.rollouts)), 1)
         encoded = blocks[number % len(blocks)]
         block = StoredShard(
             path=layout.shard_path(*ARRAY, number),

@@ -17,6 +17,7 @@ from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sizing.known_models import known_models
+from persona_atlas.jobs.sources.persona_source import PersonaSource
 from persona_atlas.jobs.spec import load_spec
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
@@ -69,7 +70,7 @@ def plan_of(roles: int) -> Plan:
     ]
     spec = load_spec(SPEC, overrides)
     facts = replace(known_models()[spec.model.source], n_layers=_LAYERS, fingerprint="0" * 64)
-    return make_plan(spec, catalog, facts)
+    return make_plan(spec, PersonaSource(spec, catalog), facts)
 
 
 def work(workers: int, units_each: int) -> Worked:

@@ -24,13 +24,13 @@ import numpy.typing as npt
 from persona_atlas.cluster.run.job import Job, work_units
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
-from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.sizing.devices import load_devices
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.sizing.pricing import price
+from persona_atlas.jobs.sources.load import load_source
 from persona_atlas.jobs.spec import load_spec
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import Manifest
@@ -133,7 +133,7 @@ def plan_of(scenario: Scenario) -> Plan:
     kinds = ("roles", "traits", "default") if scenario.questions is not None else ()
     spec = load_spec(SPEC, [f"personas.{kind}.questions={scenario.questions}" for kind in kinds])
     facts = known_models()[spec.model.source]
-    return make_plan(spec, load_catalog(), replace(facts, fingerprint="0" * 64))
+    return make_plan(spec, load_source(spec), replace(facts, fingerprint="0" * 64))
 
 
 def cluster_of(scenario: Scenario, plan: Plan) -> tuple[Cluster, float]:

@@ -189,7 +189,7 @@ class StandIns:
             return
         for attempt in attempts:
             with self._clock.stopped():
-                shares = (response_share(request.seed) for request in attempt.requests())
+                shares = (response_share(request.seed) for request in attempt.first_requests())
                 done_at = taker.take(now, (share * self._cluster.rollout_s for share in shares))
             self._at(done_at, partial(self._answer, taker, number, attempt.unit.unit_id))
         taker.num_units += len(attempts)

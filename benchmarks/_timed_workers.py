@@ -45,8 +45,15 @@ class TimedEngine:
     def __init__(self, layers: tuple[int, ...], d_model: int, rollout_s: float) -> None:
         self.layers = layers
         self.canary_limit = 1.0
+        self.tokens_per_capture = 0
+        self.prefetch = 0
         self._d_model = d_model
         self._rollout_s = rollout_s
+
+    @property
+    def reader(self) -> TimedEngine:
+        """Itself."""
+        return self
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Take the time, answer."""

@@ -111,7 +111,7 @@ def _work(root: Path, layers: int, worker: str, attempt: UnitAttempt) -> Manifes
     for path in (texts, shard):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(_CONTENT)
-    tokens = tuple(max(1, round(MAX_TOKENS * response_share(request.seed))) for request in attempt.requests())
+    tokens = tuple(max(1, round(MAX_TOKENS * response_share(request.seed))) for request in attempt.first_requests())
     block = StoredShard(
         path=shard,
         num_bytes=len(_CONTENT),

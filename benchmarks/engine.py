@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from persona_atlas.jobs.catalog import load_catalog
+from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.spec import CaptureSpec, ModelSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
@@ -84,7 +85,8 @@ def requests(size: Size) -> list[RolloutRequest]:
         prompt = catalog.persona("role", name).prompts[0]
         for index, question in enumerate(catalog.questions[: size.questions]):
             address = RolloutAddress("role", name, "pos", 0, index, 0)
-            made.append(RolloutRequest(address, prompt, question.text, address.seed(0)))
+            messages = (ChatMessage("system", prompt), ChatMessage("user", question.text))
+            made.append(RolloutRequest(address, messages, address.seed(0)))
     return made
 
 
@@ -93,7 +95,7 @@ def texts(engine: BuiltinEngine, asked: Sequence[RolloutRequest]) -> list[Tokeni
     rng = random.Random(0)
     made: list[TokenisedText] = []
     for request in asked:
-        prompt = engine.renderer.render(request.system_prompt, request.question)
+        prompt = engine.renderer.render(request.messages)
         said = [rng.randrange(100, 40_000) for _ in range(rng.randrange(20, 200))]
         made.append(TokenisedText(str(request.address), (*prompt, *said), ((len(prompt), len(prompt) + len(said)),)))
     return made
@@ -155,8 +157,7 @@ def usual_generate(
     with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
         for first in range(0, len(asked), USUAL_GENERATE_ROWS):
             prompts = [
-                engine.renderer.render(request.system_prompt, request.question)
-                for request in asked[first : first + USUAL_GENERATE_ROWS]
+                engine.renderer.render(request.messages) for request in asked[first : first + USUAL_GENERATE_ROWS]
             ]
             longest = max(len(prompt) for prompt in prompts)
             ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -229,7 +230,7 @@ def decode_figures(
         sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
         usual_generate(engine, replace(settings, sampling=sampling), batch, min_new_tokens=count)
 
-    longest = max(len(engine.renderer.render(request.system_prompt, request.question)) for request in batch)
+    longest = max(len(engine.renderer.render(request.messages)) for request in batch)
     pairs: list[tuple[float, float, float]] = []
     for _ in range(size.repeats):
         pairs.append(

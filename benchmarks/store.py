@@ -26,6 +26,7 @@ from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
+from persona_atlas.jobs.sources.load import load_source
 from persona_atlas.jobs.spec import CaptureSpec, JobSpec
 from persona_atlas.jobs.units import UnitAttempt
 from persona_atlas.storage.arrays.codec import round_mantissa
@@ -142,7 +143,7 @@ def job(names: Sequence[str], questions: int, tokens: int) -> Plan:
     """Plan some roles on SmolLM2."""
     directory = find_model(JobSpec.model_validate(_spec(names, questions, tokens)).model, print)
     spec = JobSpec.model_validate(_spec(names, questions, tokens))
-    return make_plan(spec, load_catalog(), read_facts(directory))
+    return make_plan(spec, load_source(spec), read_facts(directory))
 
 
 def _spec(names: Sequence[str], questions: int, tokens: int) -> dict[str, object]:
@@ -174,7 +175,7 @@ def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> BuiltinEngine:
 
 def generate(engine: BuiltinEngine, plan: Plan) -> list[UnitResult]:
     """Work every unit of a plan."""
-    attempts = (UnitAttempt(unit, plan.texts(unit), 1, number) for number, unit in enumerate(plan.units))
+    attempts = (UnitAttempt(unit, plan.requests(unit), 1, number) for number, unit in enumerate(plan.units))
     blocks = list(run_units(engine, lambda: next(attempts, None)))
     failed = [block for block in blocks if not isinstance(block, UnitResult)]
     if failed:

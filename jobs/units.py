@@ -1,15 +1,21 @@
-"""Rollout addresses, work units and seeds. Pure; the same spec gives the same of each, wherever it runs."""
+"""Rollout addresses, work units, requests and seeds. Pure; the same spec gives the same of each, wherever it runs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING, Protocol
 
 from .interventions import Intervention
+from .messages import ChatMessage
 from .personas import Kind, Polarity
 from .sources.conversation import Conversation
+
+if TYPE_CHECKING:
+    from .rollouts import Rollout
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -17,7 +23,8 @@ class RolloutAddress:
     """Where one rollout stands in the design: persona, polarity, prompt, question, sample.
 
     Attributes:
-        turn_index: Of a given conversation's response, its place among the messages; None for what is generated.
+        turn_index: Of a response in a conversation, its place among the messages, the system prompt not counted; None
+            for the single response to a question.
     """
 
     kind: Kind
@@ -36,7 +43,10 @@ class RolloutAddress:
         )
 
     def seed(self, job_seed: int) -> int:
-        """Derive this rollout's own 63-bit seed, so that no batch or order changes what is sampled.
+        """Derive this rollout's own 63-bit seed, so that what is sampled depends on no batch and no order.
+
+        Args:
+            job_seed: The spec's.
 
         Example:
             >>> address = RolloutAddress("role", "pirate", "pos", 0, 0, 0)
@@ -47,14 +57,39 @@ class RolloutAddress:
         return int.from_bytes(digest, "big") >> 1
 
 
+@lru_cache(maxsize=4096)
+def question_columns(question_indices: tuple[int, ...], samples: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lay questions out as rows: by question, then by sample.
+
+    Equal arguments give the very same tuples, so that the units of a job, thousands of which ask the same questions,
+    share their columns.
+
+    Args:
+        question_indices: The questions, in order, each once.
+        samples: Rollouts of each question.
+
+    Returns:
+        The question_index and the sample_index of each row.
+    """
+    if samples == 1:
+        return question_indices, (0,) * len(question_indices)
+    questions = tuple(question for question in question_indices for _ in range(samples))
+    return questions, tuple(range(samples)) * len(question_indices)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """What is done, written and committed as one: a block of questions of one persona, polarity and prompt.
+    """Rollouts of one persona, polarity and prompt that are made, written and committed as one.
+
+    Its columns have one entry for each row, in row order.
 
     Attributes:
         unit_id: Readable and unique in the run; also the name of its files.
-        question_indices: Its questions, ascending.
-        samples: Rollouts per question.
+        question_indices: The question of each row.
+        sample_indices: The sample of each row.
+        turn_indices: The turn of each row; None where every row is the single response to a question.
+        conversation_indices: The conversation of each row, by its place in the job's input; rows of one conversation
+            follow one another. None where the rows are not of conversations.
     """
 
     unit_id: str
@@ -63,121 +98,139 @@ class WorkUnit:
     polarity: Polarity
     prompt_index: int
     question_indices: tuple[int, ...]
-    samples: int
+    sample_indices: tuple[int, ...]
+    turn_indices: tuple[int, ...] | None = None
+    conversation_indices: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        columns = (self.question_indices, self.sample_indices, self.turn_indices, self.conversation_indices)
+        lengths = {len(column) for column in columns if column is not None}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"{self.unit_id} has no rows, or columns of different lengths")
+
+    @classmethod
+    def of_questions(
+        cls,
+        unit_id: str,
+        kind: Kind,
+        persona: str,
+        polarity: Polarity,
+        prompt_index: int,
+        question_indices: tuple[int, ...],
+        samples: int,
+    ) -> WorkUnit:
+        """Make a unit that asks each of its questions the same number of times.
+
+        Args:
+            unit_id: Readable and unique in the run.
+            kind: Of its persona.
+            persona: Name.
+            polarity: ``neg`` for a trait's opposite.
+            prompt_index: Of the system prompt.
+            question_indices: The questions, ascending, each once.
+            samples: Rollouts of each question.
+        """
+        columns = question_columns(question_indices, samples)
+        return cls(unit_id, kind, persona, polarity, prompt_index, *columns)
 
     @property
     def num_rollouts(self) -> int:
-        """How many rollouts, hence rows, it makes."""
-        return len(self.question_indices) * self.samples
+        """Rollouts, hence rows."""
+        return len(self.question_indices)
 
     def addresses(self) -> Iterator[RolloutAddress]:
-        """Give its rollouts in row order: by question, then by sample."""
-        for question_index in self.question_indices:
-            for sample_index in range(self.samples):
-                yield RolloutAddress(
-                    self.kind, self.persona, self.polarity, self.prompt_index, question_index, sample_index
-                )
+        """Give the address of each row, in row order."""
+        turns = self.turn_indices or (None,) * self.num_rollouts
+        for question, sample, turn in zip(self.question_indices, self.sample_indices, turns, strict=True):
+            yield RolloutAddress(self.kind, self.persona, self.polarity, self.prompt_index, question, sample, turn)
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationUnit(WorkUnit):
-    """A unit of given conversations, each with as many rollouts as the assistant speaks.
-
-    ``question_indices`` has an entry a conversation here, in the order of the rows, and ``samples`` is 1.
+class GivenResponse:
+    """A response that exists already. The whole conversation is here, so that one pass can read all of its turns.
 
     Attributes:
-        sample_indices: Of each conversation.
-        conversation_indices: Of each conversation, its place in the whole input.
-        turn_indices: Of each conversation, the places of the assistant's messages, ascending.
+        conversation: The conversation that holds it.
+        turn_index: Its place among the conversation's messages.
     """
 
-    sample_indices: tuple[int, ...]
-    conversation_indices: tuple[int, ...]
-    turn_indices: tuple[tuple[int, ...], ...]
+    conversation: Conversation
+    turn_index: int
 
     @property
-    def num_rollouts(self) -> int:
-        """How many rollouts, hence rows, it makes."""
-        return sum(len(turns) for turns in self.turn_indices)
+    def text(self) -> str:
+        """The response itself."""
+        return self.conversation.messages[self.turn_index].content
 
-    def addresses(self) -> Iterator[RolloutAddress]:
-        """Give its rollouts in row order: by conversation, then by turn."""
-        design = (self.kind, self.persona, self.polarity, self.prompt_index)
-        for question, sample, turns in zip(self.question_indices, self.sample_indices, self.turn_indices, strict=True):
-            for turn in turns:
-                yield RolloutAddress(*design, question, sample, turn)
-
-    def conversations_of_rows(self) -> Iterator[int]:
-        """Give each row's conversation_index, in row order."""
-        for conversation_index, turns in zip(self.conversation_indices, self.turn_indices, strict=True):
-            for _ in turns:
-                yield conversation_index
+    @property
+    def extra(self) -> str:
+        """The input's other keys, of the conversation and of this message, as JSON."""
+        return self.conversation.extra_of(self.turn_index)
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """All that a worker must know to make one rollout.
+    """Everything a worker needs to make one rollout.
 
     Attributes:
-        system_prompt: ``""`` for none.
-        seed: Of this rollout alone.
-        given: The conversation whose turn ``address.turn_index`` it is; None for what is to be generated.
-        intervention: What is changed in the model meanwhile; None for nothing.
+        address: Of the rollout; unique among the requests of a job.
+        messages: The chat up to the response: system, user, assistant, as far as it has come.
+        seed: Of this rollout alone; 63 bits.
+        given: The response, where it exists already; None where it is to be generated.
+        intervention: Edits of the model's residual stream while it runs; None for none.
     """
 
     address: RolloutAddress
-    system_prompt: str
-    question: str
+    messages: tuple[ChatMessage, ...]
     seed: int
-    given: Conversation | None = None
+    given: GivenResponse | None = None
     intervention: Intervention | None = None
 
+    @property
+    def system_prompt(self) -> str:
+        """The first system message; ``""`` where there is none."""
+        return next((message.content for message in self.messages if message.role == "system"), "")
 
-class UnitTexts(Protocol):
-    """The words of a unit, each once: with these no worker needs the catalog or the conversations' files."""
+    @property
+    def question(self) -> str:
+        """The last message of the user before the response; ``""`` where there is none."""
+        return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
 
-    def requests(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
-        """Give the unit's rollouts with their words, in row order."""
+    @property
+    def opening(self) -> tuple[ChatMessage, ...]:
+        """The system messages that the chat begins with: what requests of one persona and prompt have in common."""
+        return tuple(takewhile(lambda message: message.role == "system", self.messages))
+
+
+class UnitRequests(Protocol):
+    """The texts of one unit, from which its requests are made where they are needed. Travels to the worker, pickled.
+
+    A conversation whose turns are generated is a chain of requests: the first can be made at once, each later one only
+    when the reply before it is known.
+    """
+
+    def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        """Make the requests that wait for no reply.
+
+        Args:
+            unit: The unit whose texts these are.
+
+        Yields:
+            Requests in row order; where no turn follows another, one for each row.
+        """
         ...
 
+    def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
+        """Make the next request of a conversation.
 
-@dataclass(frozen=True, slots=True)
-class AskedTexts:
-    """What a unit's rollouts are told and asked, where the answers are to be generated.
+        Args:
+            request: A request of this unit.
+            rollout: What it was answered with.
 
-    Attributes:
-        system_prompt: Of all of them; ``""`` for none.
-        questions: By ``WorkUnit.question_indices``.
-        job_seed: Each rollout's own seed is derived from it.
-    """
-
-    system_prompt: str
-    questions: tuple[str, ...]
-    job_seed: int
-
-    def requests(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
-        """Give the unit's rollouts, in row order."""
-        question_of = dict(zip(unit.question_indices, self.questions, strict=True))
-        for address in unit.addresses():
-            question = question_of[address.question_index]
-            yield RolloutRequest(address, self.system_prompt, question, address.seed(self.job_seed))
-
-
-@dataclass(frozen=True, slots=True)
-class GivenTexts:
-    """The conversations that a unit reads.
-
-    Attributes:
-        conversations: In the unit's order.
-    """
-
-    conversations: tuple[Conversation, ...]
-
-    def requests(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
-        """Give the assistant's turns, in row order."""
-        turns = ((given, turn) for given in self.conversations for turn in given.turn_indices())
-        for address, (given, turn) in zip(unit.addresses(), turns, strict=True):
-            yield RolloutRequest(address, given.system_prompt, given.question_before(turn), 0, given)
+        Returns:
+            A request whose messages hold the reply; None where the conversation ends.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +238,19 @@ class UnitAttempt:
     """One attempt at one unit, as it is handed to a worker.
 
     Attributes:
-        texts: Its words; the requests are made of them where they are needed.
+        unit: The unit.
+        requests: Its texts.
         number: 1 for the first attempt at the unit.
-        row_block: The block of store rows that this attempt alone may write.
-        is_suspect: Whether it failed before and may have been to blame; its worker is given nothing beside it.
+        row_block: The row block of the store that this attempt alone may write.
+        is_suspect: Whether the unit failed before and may have been to blame; its worker is given nothing beside it.
     """
 
     unit: WorkUnit
-    texts: UnitTexts
+    requests: UnitRequests
     number: int
     row_block: int
     is_suspect: bool = False
 
-    def requests(self) -> Iterator[RolloutRequest]:
-        """Give what is to be done, rollout by rollout, in row order."""
-        return self.texts.requests(self.unit)
+    def first_requests(self) -> Iterator[RolloutRequest]:
+        """Make the requests that wait for no reply, in row order."""
+        return self.requests.first(self.unit)

@@ -1,4 +1,4 @@
-"""What every engine is told and promises: requests in, captured rollouts out, each as it is finished.
+"""The contracts of readers and responders: texts or requests in, captured activations out, each as it is finished.
 
 Knows nothing of how it is done, nor of units or stores; imports no torch.
 Axes: L captured layers, K those of which every token is kept, T content tokens of one response, D d_model.
@@ -24,7 +24,7 @@ class CapturedRollout:
     """A rollout with its pooled activations.
 
     Attributes:
-        rollout: What was said.
+        rollout: The texts, their token ids and their address.
         vectors_LD: float32 ``(L, D)`` per (hook point, pooling); all NaN where the rollout has no vector.
         tokens_KTD: float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where none are kept.
     """
@@ -39,7 +39,7 @@ class TokenisedText:
     """A conversation that exists already, for a pass that only reads.
 
     Attributes:
-        name: What errors call it.
+        name: Stands for it in error messages.
         token_ids: The whole conversation, rendered.
         responses: Spans ``(start, stop)`` of response content, ascending, end exclusive; the prompt of each is all that
             comes before it, ``[0, start)``. An empty span has no vector in the response poolings.
@@ -48,6 +48,13 @@ class TokenisedText:
     name: str
     token_ids: tuple[int, ...]
     responses: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> TokenisedText:
+        """Give a rollout as a text with one response."""
+        start = len(rollout.prompt_token_ids)
+        ids = (*rollout.prompt_token_ids, *rollout.response_token_ids)
+        return cls(str(rollout.address), ids, ((start, start + rollout.num_content_tokens),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +73,7 @@ class CapturedText:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """All that an engine is told.
+    """Which model to load and how to run it.
 
     Attributes:
         directory: The model's files.
@@ -74,8 +81,8 @@ class EngineSettings:
         device: ``cpu`` or ``cuda``.
         threads: CPU threads of this process.
         batch_tokens: Tokens, prompts and responses, that one batch may hold.
-        layers: Captured blocks.
-        sampling: How tokens are chosen.
+        layers: Captured layers, ascending.
+        sampling: How tokens are chosen, and how many at most.
         capture: Hook points and poolings.
         token_layers: Those of ``layers`` of which every token is kept.
     """
@@ -92,37 +99,24 @@ class EngineSettings:
 
     @property
     def token_positions(self) -> list[int]:
-        """Places of ``token_layers`` among ``layers``."""
+        """The index of each of ``token_layers`` in ``layers``."""
         return [self.layers.index(layer) for layer in self.token_layers]
 
 
-class Engine(Protocol):
-    """Something that turns requests, or texts, into pooled activations.
+class Reader(Protocol):
+    """Something that reads texts and captures, without generating.
 
     Attributes:
-        layers: The captured blocks.
-        canary_limit: Relative error between what it captured and a plain forward pass that its numbers may have.
+        layers: The captured layers.
+        canary_limit: Largest relative error that its vectors may have against a plain forward pass; it depends on the
+            parameter type.
+        tokens_per_capture: Tokens of texts that one call should bring, so that texts which begin alike meet in a pass.
+            What a call captures is held until it returns, so a reader that keeps every token wants fewer.
     """
 
     layers: tuple[int, ...]
     canary_limit: float
-
-    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Generate and capture.
-
-        Args:
-            next_request: Asked whenever there is room for one more rollout; None when there is none at the moment.
-                Requests may be of any personas; they share batches.
-
-        Yields:
-            One for each request, as each is finished, in any order. Ends when nothing is left to do and
-            ``next_request`` gave None.
-
-        Raises:
-            UnitError: A number was not finite, a layer was not seen, a prompt is too long for the model. What was not
-                yielded by then is lost, and may be asked for again.
-        """
-        ...
+    tokens_per_capture: int
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Read texts and capture, without generating.
@@ -134,17 +128,52 @@ class Engine(Protocol):
             One for each text, in the same order.
 
         Raises:
-            UnitError: As for ``generate``; nothing of the call can be used.
+            UnitError: As for ``Responder.generate``; nothing of the call can be used.
         """
         ...
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
-        """Recompute a rollout by a plain forward pass over it alone and say how near the captured vectors are.
+        """Recompute a rollout by a plain forward pass over it alone and compare the captured vectors with it.
 
         Args:
-            captured: A rollout of this engine.
+            captured: A rollout that this reader's model captured.
 
         Returns:
-            The figures; None when the rollout has no content.
+            The errors, layer by layer; None when the rollout has no content.
+        """
+        ...
+
+
+class Responder(Protocol):
+    """Something that turns requests into rollouts with their pooled activations.
+
+    Attributes:
+        prefetch: Units that should wait beside it while it works, so that it never waits for the driver: 0 for one that
+            takes requests one at a time as it has room, 1 for one that takes many at once and then asks no more for a
+            while.
+    """
+
+    prefetch: int
+
+    @property
+    def reader(self) -> Reader:
+        """The model that captures, and that recomputes canaries; the responder itself where one model does all."""
+        ...
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        """Answer requests and capture.
+
+        Args:
+            next_request: Called whenever there is room for one more rollout; None when there is none at the moment. A
+                rollout that was yielded may bring a request that follows it, so it is called again after a yield.
+                Requests may be of any personas; they share batches.
+
+        Yields:
+            One for each request, as each is finished, in any order. Ends when no request is under way and
+            ``next_request`` gave None.
+
+        Raises:
+            UnitError: A number was not finite, a layer was not reached, a prompt is too long for the model. Requests
+                that were not answered by then are lost, and may be made again.
         """
         ...

@@ -25,16 +25,13 @@ from ...storage.arrays.unit_writer import write_unit_result
 from ...storage.format.records import Manifest
 from ...storage.locations.location import Location, open_location
 from ...workers.chat.spans import load_renderer
-from ...workers.engine import Engine, EngineSettings
+from ...workers.engine import EngineSettings, Responder
 from ...workers.models.memory import require_memory
 from ...workers.models.model_files import find_model
-from ...workers.responders.given import GivenEngine
+from ...workers.responders.given import GivenResponder
 from ...workers.run_units import failure_of, run_units
 from ..retry import with_retries
 from .worker_load import WorkRequest
-
-_TOKENS_AHEAD = 1024
-"""Where every token is kept, a quarter of the tokens of given texts that are taken up at a time: one pass's worth."""
 
 _BLOCKS_WAITING = 2
 """Finished blocks that may wait to be written; then generation waits for the store, and memory does not grow."""
@@ -55,7 +52,7 @@ class WorkerSettings:
         tokens_per_block: Of the run; 0 when it keeps no tokens.
         mantissa_bits: Of the run.
         model: Which model, for a machine that does not have its files where the driver has them; None: all have.
-        reads_given: Whether the orders bring their texts.
+        reads_given: Whether the responses exist already and are only read.
         generation: The server that generates; None where nothing does, or the engine itself.
         served_model: What that server calls the model.
         sentinel: Path of an object that the driver has written; a machine that does not see it looks at another store.
@@ -75,8 +72,8 @@ class WorkerSettings:
     tokens_per_block: int = 0
 
 
-def load_engine(settings: WorkerSettings) -> Engine:
-    """Load the model, if there is room for it, and put before it what brings the texts, if it does not generate them.
+def load_engine(settings: WorkerSettings) -> Responder:
+    """Load the model, if there is room for it, behind what answers requests: itself, given texts or a server.
 
     Raises:
         InputError: There is no room, it cannot be loaded, or the server that is to generate does not serve it.
@@ -102,15 +99,13 @@ def load_engine(settings: WorkerSettings) -> Engine:
         return BuiltinEngine(engine)
     conversations = load_renderer(engine.directory)
     if settings.generation is None:
-        # What it reads at a time it holds: of every token that is much, so then it sorts fewer texts by length.
-        ahead = min(engine.batch_tokens, _TOKENS_AHEAD) if engine.token_layers else engine.batch_tokens
-        return GivenEngine(BuiltinEngine(engine), conversations, ahead)
+        return GivenResponder(BuiltinEngine(engine), conversations)
     # Only where there is a server to ask is its client loaded.
-    from ...workers.responders.endpoint import EndpointEngine, check_endpoint
+    from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
     # A model may take minutes to load: first whether it will be of use.
     check_endpoint(settings.generation, settings.served_model, conversations.renderer)
-    return EndpointEngine(
+    return EndpointResponder(
         BuiltinEngine(engine),
         conversations,
         settings.generation,
@@ -168,12 +163,12 @@ class UnitTask:
     """
 
     def __init__(
-        self, settings: WorkerSettings, name: str, load: Callable[[WorkerSettings], Engine] = load_engine
+        self, settings: WorkerSettings, name: str, load: Callable[[WorkerSettings], Responder] = load_engine
     ) -> None:
         self._settings = settings
         self._name = name
         self._load = load
-        self._engine: Engine | None = None
+        self._engine: Responder | None = None
         self._location = open_location(settings.store_url, settings.endpoint_url)
         self._loading = threading.Lock()
         self._slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
@@ -184,8 +179,6 @@ class UnitTask:
         self._is_generating = False
         self._num_handed = 0
         self._has_requested = False
-        # These engines ask again only when they have done what they took: then the next has to be there.
-        self._takes_in_lumps = settings.reads_given or settings.generation is not None
 
     def prepare(self) -> None:
         """Load the model now.
@@ -266,12 +259,13 @@ class UnitTask:
         del under_way[result.attempt.row_block]
 
     def _next_attempt(self, under_way: dict[int, UnitAttempt]) -> UnitAttempt | None:
+        assert self._engine is not None
         with self._lock:
             if not self._inbox:
                 self._request_work()
                 return None
             attempt = self._inbox.popleft()
-            if not self._inbox and self._takes_in_lumps:
+            if len(self._inbox) < self._engine.prefetch:
                 self._request_work()
         under_way[attempt.row_block] = attempt
         return attempt

@@ -8,13 +8,11 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from ...jobs.catalog import load_catalog
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan, make_plan
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...jobs.sizing.estimate import Estimate, batch_tokens, estimate, resolved_dtype
-from ...jobs.sources.conversation_source import GivenPlan, make_given_plan
-from ...jobs.sources.read_conversations import read_conversations
+from ...jobs.sources.load import load_source
 from ...jobs.spec import JobSpec
 from ...storage.format.layout import driver_path
 from ...storage.format.planned_units import encode_units
@@ -99,26 +97,24 @@ def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = 
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
-    if spec.conversations is not None:
-        conversations = read_conversations(spec.conversations.source)
-        directory = find_model(spec.model, progress.say)
-        return make_given_plan(spec, conversations, read_facts(directory)), directory
-    catalog = load_catalog(catalog_directory or spec.personas.catalog)
+    # First what costs nothing: a model may have to be fetched.
+    source = load_source(spec, catalog_directory)
     directory = find_model(spec.model, progress.say)
-    return make_plan(spec, catalog, read_facts(directory)), directory
+    return make_plan(spec, source, read_facts(directory)), directory
 
 
 def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
-    """Render every given conversation once, so that none is found wanting when much has been spent.
+    """Render every conversation that exists once, so that a bad one is found before anything is spent.
 
     Raises:
         InputError: The model's template refuses one, or it is longer than the model's context.
     """
-    if not isinstance(plan, GivenPlan):
+    conversations = plan.source.conversations
+    if not conversations:
         return
-    progress.say(f"Checking {len(plan.conversations):,} conversations against the chat template.")
+    progress.say(f"Checking {len(conversations):,} conversations against the chat template.")
     renderer = load_renderer(directory)
-    for given in plan.conversations:
+    for given in conversations:
         require_within_context(renderer.render(given), plan.facts.max_context)
 
 
@@ -287,7 +283,7 @@ def _worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSet
         rows_per_block=job.plan.rows_per_block,
         mantissa_bits=spec.store.mantissa_bits,
         model=spec.model,
-        reads_given=spec.conversations is not None,
+        reads_given=not job.plan.source.generates,
         generation=spec.generation,
         served_model=spec.served_model,
         sentinel=sentinel,

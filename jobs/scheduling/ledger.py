@@ -120,7 +120,7 @@ class Ledger:
                 self._fresh_rollouts -= unit.num_rollouts
             number = self.num_attempts.get(unit.unit_id, 0) + 1
             self.num_attempts[unit.unit_id] = number
-            attempt = UnitAttempt(unit, self.plan.texts(unit), number, next(self.row_blocks), is_suspect)
+            attempt = UnitAttempt(unit, self.plan.requests(unit), number, next(self.row_blocks), is_suspect)
             self._in_flight[unit.unit_id] = attempt
             attempts.append(attempt)
             rollouts += unit.num_rollouts

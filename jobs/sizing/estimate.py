@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..plan import Plan
-from ..sources.conversation_source import GivenPlan
 from ..spec import PlacementSpec
 from ..unit_size import STORED_BYTES_PER_VALUE
-
-TOKENS_PER_WORD = 1.35
-"""English prose under the usual byte-pair vocabularies."""
-
-TEMPLATE_TOKENS = 20
-"""What a chat template adds around a system prompt and a question."""
 
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -85,7 +78,7 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """Estimate what a plan takes."""
     spec, facts = plan.spec, plan.facts
-    texts = _of_given(plan) if isinstance(plan, GivenPlan) else _of_personas(plan)
+    texts = plan.source.token_counts(plan.units)
     rollouts = plan.num_rollouts
     hook_points = len(spec.capture.hook_points)
     arrays = hook_points * len(spec.capture.poolings)
@@ -104,7 +97,7 @@ def estimate(plan: Plan) -> Estimate:
         stored_token_bytes=token_bytes,
         objects=len(plan.units) * (arrays + 2),
         weight_bytes=facts.num_parameters * width,
-        cache_bytes=0 if isinstance(plan, GivenPlan) else budget * facts.kv_values_per_token * width,
+        cache_bytes=budget * facts.kv_values_per_token * width if plan.source.generates else 0,
         rows_per_batch=rows,
         row_tokens=texts.row_tokens,
         capture_bytes=rows * vector_values * 4,
@@ -115,43 +108,10 @@ def estimate(plan: Plan) -> Estimate:
 
 
 def _rows_per_assignment(plan: Plan, rows_per_batch: int) -> int:
-    if isinstance(plan, GivenPlan):
+    if not plan.source.generates:
         return 2 * rows_per_batch
     generation = plan.spec.generation
     return max(1, rows_per_batch // 2, generation.concurrency if generation is not None else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    prompt_tokens: int
-    response_tokens: int
-    row_tokens: int
-
-
-def _of_personas(plan: Plan) -> _Texts:
-    """Every prompt, and every response as long as it may become; a row is the longest of them."""
-    prompt_tokens = longest = 0
-    for unit in plan.units:
-        system_words = len(plan.system_prompt(unit).split())
-        of_unit = [_prompt_tokens(system_words + len(question.split())) for question in plan.questions(unit)]
-        prompt_tokens += unit.samples * sum(of_unit)
-        longest = max(longest, *of_unit)
-    new = plan.spec.sampling.max_new_tokens
-    return _Texts(prompt_tokens, plan.num_rollouts * new, longest + new)
-
-
-def _of_given(plan: GivenPlan) -> _Texts:
-    """Every conversation once; a row is a mean one, for a pass is filled by tokens and not by rows."""
-    prompt_tokens = response_tokens = 0
-    for given in plan.conversations:
-        prompt_tokens += _prompt_tokens(len(given.system_prompt.split()))
-        for message in given.messages:
-            tokens = int(len(message.content.split()) * TOKENS_PER_WORD)
-            if message.role == "assistant":
-                response_tokens += tokens
-            else:
-                prompt_tokens += tokens + TEMPLATE_TOKENS
-    return _Texts(prompt_tokens, response_tokens, (prompt_tokens + response_tokens) // plan.num_rollouts)
 
 
 def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
@@ -166,10 +126,6 @@ def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
     """
     sliced = (figures.weight_bytes + figures.cache_bytes) / tensor_parallel
     return int(HEADROOM * (sliced + figures.capture_bytes))
-
-
-def _prompt_tokens(words: int) -> int:
-    return int(words * TOKENS_PER_WORD) + TEMPLATE_TOKENS
 
 
 def batch_tokens(placement: PlacementSpec) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ..plan import ModelFacts
+from ..model_facts import ModelFacts
 from ..yaml_file import parse_yaml, read_text, validate
 
 _FILE = Path(__file__).with_name("models.yaml")

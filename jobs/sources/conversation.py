@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..messages import ChatMessage
 from ..personas import Kind, Polarity
 
 Role = Literal["user", "assistant"]
@@ -17,8 +18,8 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: Who speaks; the system prompt is no message here.
-        content: What is said.
+        role: Who speaks; the system prompt stands beside the messages, not among them.
+        content: Its text.
         extra: The message's other keys as the text of a JSON object; ``""`` for none.
     """
 
@@ -57,6 +58,11 @@ class Conversation:
     extra: str
     place: str
 
+    def chat(self) -> tuple[ChatMessage, ...]:
+        """Give the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
+        system = (ChatMessage("system", self.system_prompt),) if self.system_prompt else ()
+        return (*system, *(ChatMessage(message.role, message.content) for message in self.messages))
+
     def turn_indices(self) -> Iterator[int]:
         """Give the places of the assistant's messages, the system prompt not counted: each is a row."""
         for index, message in enumerate(self.messages):
@@ -65,16 +71,15 @@ class Conversation:
 
     @property
     def num_turns(self) -> int:
-        """Assistant messages."""
+        """Messages of the assistant."""
         return sum(message.role == "assistant" for message in self.messages)
 
-    def question_before(self, turn_index: int) -> str:
-        """Give the user's message that a turn answers, ``""`` where there is none."""
-        before = reversed(self.messages[:turn_index])
-        return next((message.content for message in before if message.role == "user"), "")
-
     def extra_of(self, turn_index: int) -> str:
-        """Give what the input says besides: of the conversation and, under ``message``, of this message; JSON."""
+        """Give the input's other keys as JSON: the conversation's and, under ``message``, those of one message.
+
+        Args:
+            turn_index: Place of the message.
+        """
         own = self.messages[turn_index].extra
         if not own:
             return self.extra

@@ -1,38 +1,65 @@
-"""From given conversations to work units: the same conversations give the same units. Pure.
+"""Conversations that exist already become units: the same conversations give the same units. Pure.
 
-A unit is a run of conversations of one persona, polarity and prompt, in address order; none is ever cut in two, because
-its turns share one forward pass.
+A unit holds conversations of one persona, polarity and prompt, in address order. None is ever cut in two, because its
+turns share one forward pass.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
-from ..catalog import Catalog
 from ..errors import InputError
-from ..personas import Persona
-from ..plan import ModelFacts, Plan, captured_layers
-from ..spec import JobSpec, digest_of
-from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes, whole_chunks
-from ..units import ConversationUnit, GivenTexts, RolloutAddress, UnitTexts, WorkUnit
+from ..messages import ChatMessage
+from ..personas import Kind, Polarity
+from ..rollouts import Rollout
+from ..sizing.words import TEMPLATE_TOKENS, prompt_tokens, word_tokens
+from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
+from ..units import GivenResponse, RolloutRequest, WorkUnit
 from .conversation import Conversation
+from .source import TokenCounts
 
 ROWS_PER_UNIT = 256
-"""What a unit holds where its size would allow for more: a stop loses that much at most."""
+"""Rows of a unit where its size would allow for more: what a stopped run can lose of one unit stays small."""
 
 BYTES_PER_TOKEN = 3
 """Of UTF-8, for sizing where no tokenizer is at hand: English has four and more, code and Chinese about three."""
 
 
-@dataclass(frozen=True)
-class GivenPlan(Plan):
-    """A plan whose texts are given.
+@dataclass(frozen=True, slots=True)
+class ConversationRequests:
+    """The conversations of a unit.
+
+    Attributes:
+        conversations: In the order of the unit's rows.
+    """
+
+    conversations: tuple[Conversation, ...]
+
+    def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        """Make every request of the unit, the turns of a conversation one after another."""
+        for address, (messages, given) in zip(unit.addresses(), self._turns(), strict=True):
+            yield RolloutRequest(address, messages, 0, given)
+
+    def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
+        """Make no request: all turns exist already; see ``UnitRequests.following``."""
+        return None
+
+    def _turns(self) -> Iterator[tuple[tuple[ChatMessage, ...], GivenResponse]]:
+        """Give every response, with the messages before it."""
+        for conversation in self.conversations:
+            chat = conversation.chat()
+            num_system = len(chat) - len(conversation.messages)
+            for turn in conversation.turn_indices():
+                yield chat[: num_system + turn], GivenResponse(conversation, turn)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSource:
+    """Conversations that are read and not generated.
 
     Attributes:
         conversations: All of them, by conversation_index.
@@ -40,86 +67,75 @@ class GivenPlan(Plan):
 
     conversations: tuple[Conversation, ...]
 
-    def texts(self, unit: WorkUnit) -> UnitTexts:
-        """Give the conversations of a unit."""
-        return GivenTexts(self.conversations_of(unit))
+    @property
+    def generates(self) -> bool:
+        """False: every response exists."""
+        return False
 
-    def conversations_of(self, unit: WorkUnit) -> tuple[Conversation, ...]:
-        """Give a unit's conversations, in order."""
-        assert isinstance(unit, ConversationUnit)
-        return tuple(self.conversations[index] for index in unit.conversation_indices)
+    def units(self, sizes: RowSizes, max_context: int) -> Iterator[WorkUnit]:
+        """Cut the conversations into units; see ``RequestSource.units``.
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over the identity of the spec, the model and every text that is read."""
-        digest = hashlib.sha256(digest_of(self.identity()).encode())
-        for unit in self.units:
-            for given in self.conversations_of(unit):
-                said = [[message.role, message.content, message.extra] for message in given.messages]
-                digest.update(json.dumps([unit.unit_id, given.system_prompt, said, given.extra]).encode())
-        return digest.hexdigest()
-
-
-def _address(given: Conversation, turn_index: int) -> RolloutAddress:
-    return RolloutAddress(
-        given.kind,
-        given.persona,
-        given.polarity,
-        given.prompt_index,
-        given.question_index,
-        given.sample_index,
-        turn_index,
-    )
-
-
-def make_given_plan(spec: JobSpec, conversations: Sequence[Conversation], facts: ModelFacts) -> GivenPlan:
-    """Cut conversations into units.
-
-    Args:
-        spec: What to run.
-        conversations: By conversation_index.
-        facts: Of the model that reads them.
-
-    Raises:
-        InputError: A layer that the model lacks, or a conversation of more turns or tokens than a unit can hold.
-    """
-    layers, token_layers = captured_layers(spec, facts)
-    sizes = RowSizes.of(spec, facts.d_model, len(layers), len(token_layers))
-    for given in conversations:
-        _refuse_too_long(given, sizes, facts)
-    names: dict[str, tuple[str, str]] = {}
-    units: list[WorkUnit] = []
-    ordered = sorted(conversations, key=lambda given: _address(given, 0))
-    groups = itertools.groupby(ordered, key=lambda g: (g.kind, g.persona, g.polarity, g.prompt_index))
-    for (kind, persona, polarity, prompt), group in groups:
-        name = _file_name(kind, persona, names)
-        for number, block in enumerate(_blocks(list(group), sizes, facts)):
-            units.append(
-                ConversationUnit(
+        Raises:
+            InputError: A conversation has more turns or tokens than a unit can hold.
+        """
+        for given in self.conversations:
+            _refuse_too_long(given, sizes, max_context)
+        names: dict[str, tuple[str, str]] = {}
+        ordered = sorted(self.conversations, key=lambda g: (_design(g), g.question_index, g.sample_index))
+        for (kind, persona, polarity, prompt), group in itertools.groupby(ordered, key=_design):
+            name = _file_name(kind, persona, names)
+            for number, batch in enumerate(_batches(group, sizes, max_context)):
+                rows = [(given, turn) for given in batch for turn in given.turn_indices()]
+                yield WorkUnit(
                     unit_id=f"{kind}.{name}.{polarity}.p{prompt}.b{number}",
                     kind=kind,
                     persona=persona,
                     polarity=polarity,
                     prompt_index=prompt,
-                    question_indices=tuple(given.question_index for given in block),
-                    samples=1,
-                    sample_indices=tuple(given.sample_index for given in block),
-                    conversation_indices=tuple(given.conversation_index for given in block),
-                    turn_indices=tuple(tuple(given.turn_indices()) for given in block),
+                    question_indices=tuple(given.question_index for given, _ in rows),
+                    sample_indices=tuple(given.sample_index for given, _ in rows),
+                    turn_indices=tuple(turn for _, turn in rows),
+                    conversation_indices=tuple(given.conversation_index for given, _ in rows),
                 )
-            )
-    widest = max(unit.num_rollouts for unit in units)
-    nobody = Catalog("", {}, (), _nobody)
-    plan = GivenPlan(spec, nobody, facts, layers, token_layers, tuple(units), widest, 0, tuple(conversations))
-    if not token_layers:
-        return plan
-    # Room that a unit leaves empty takes no space.
-    most = max(sum(_most_tokens(given, facts) for given in plan.conversations_of(unit)) for unit in units)
-    return replace(plan, tokens_per_block=whole_chunks(most))
+
+    def requests(self, unit: WorkUnit) -> ConversationRequests:
+        """Give the conversations of a unit."""
+        return ConversationRequests(self._of(unit))
+
+    def identity(self, unit: WorkUnit) -> bytes:
+        """Give the texts of a unit's conversations as JSON; see ``RequestSource.identity``."""
+        lines: list[str] = []
+        for given in self._of(unit):
+            messages = [[message.role, message.content, message.extra] for message in given.messages]
+            lines.append(json.dumps([unit.unit_id, given.system_prompt, messages, given.extra]))
+        return "".join(lines).encode()
+
+    def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
+        """Give the most content tokens that the responses of a unit's conversations may come to."""
+        return sum(_most_tokens(given, max_context) for given in self._of(unit))
+
+    def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
+        """Count every conversation once; the row is a mean one, for a pass is filled by tokens and not by rows."""
+        prompts = responses = rows = 0
+        for given in self.conversations:
+            rows += given.num_turns
+            prompts += prompt_tokens(len(given.system_prompt.split()))
+            for message in given.messages:
+                tokens = word_tokens(len(message.content.split()))
+                if message.role == "assistant":
+                    responses += tokens
+                else:
+                    prompts += tokens + TEMPLATE_TOKENS
+        return TokenCounts(prompts, responses, (prompts + responses) // rows)
+
+    def _of(self, unit: WorkUnit) -> tuple[Conversation, ...]:
+        assert unit.conversation_indices is not None
+        return tuple(self.conversations[index] for index in dict.fromkeys(unit.conversation_indices))
 
 
-def _nobody(*_: object) -> Persona:
-    raise AssertionError("given conversations need no catalog")
+def _design(given: Conversation) -> tuple[Kind, str, Polarity, int]:
+    """Give what all conversations of a unit have in common."""
+    return given.kind, given.persona, given.polarity, given.prompt_index
 
 
 def _file_name(kind: str, persona: str, taken: dict[str, tuple[str, str]]) -> str:
@@ -131,23 +147,23 @@ def _file_name(kind: str, persona: str, taken: dict[str, tuple[str, str]]) -> st
     return name
 
 
-def _blocks(conversations: Sequence[Conversation], sizes: RowSizes, facts: ModelFacts) -> Iterator[list[Conversation]]:
-    """Cut conversations into blocks that a unit holds, or of one conversation that has more turns than most units."""
+def _batches(conversations: Iterator[Conversation], sizes: RowSizes, max_context: int) -> Iterator[list[Conversation]]:
+    """Cut conversations into batches that a unit holds, or of one conversation that has more turns than most units."""
     most_rows = min(ROWS_PER_UNIT, sizes.most_rollouts)
-    block: list[Conversation] = []
+    batch: list[Conversation] = []
     rows = tokens = 0
     for given in conversations:
-        more = _about_tokens(given, facts)
-        if block and (rows + given.num_turns > most_rows or tokens + more > sizes.most_tokens):
-            yield block
-            block, rows, tokens = [], 0, 0
-        block.append(given)
+        more = _about_tokens(given, max_context)
+        if batch and (rows + given.num_turns > most_rows or tokens + more > sizes.most_tokens):
+            yield batch
+            batch, rows, tokens = [], 0, 0
+        batch.append(given)
         rows, tokens = rows + given.num_turns, tokens + more
-    if block:
-        yield block
+    if batch:
+        yield batch
 
 
-def _refuse_too_long(given: Conversation, sizes: RowSizes, facts: ModelFacts) -> None:
+def _refuse_too_long(given: Conversation, sizes: RowSizes, max_context: int) -> None:
     """A conversation is never cut: its turns share one pass and one unit."""
     if given.num_turns > sizes.most_rollouts:
         raise InputError(
@@ -157,17 +173,17 @@ def _refuse_too_long(given: Conversation, sizes: RowSizes, facts: ModelFacts) ->
             field="messages",
             hint="Cut the conversation in two, or capture fewer layers.",
         )
-    tokens = _about_tokens(given, facts)
+    tokens = _about_tokens(given, max_context)
     if tokens > sizes.most_tokens:
         raise sizes.refuse_tokens(tokens, f"the assistant's messages in {given.place}", "cut the conversation")
 
 
-def _about_tokens(given: Conversation, facts: ModelFacts) -> int:
-    """Tokens of a conversation's responses, about; what is longer than the context is refused when it is read."""
-    return min(-(-_most_tokens(given, facts) // BYTES_PER_TOKEN), facts.max_context)
+def _about_tokens(given: Conversation, max_context: int) -> int:
+    """Tokens of a conversation's responses, about; one longer than the context is refused when it is read."""
+    return min(-(-_most_tokens(given, max_context) // BYTES_PER_TOKEN), max_context)
 
 
-def _most_tokens(given: Conversation, facts: ModelFacts) -> int:
+def _most_tokens(given: Conversation, max_context: int) -> int:
     """No text has more tokens than bytes; at each end of a response a token of the template's may count to it."""
-    said = sum(len(message.content.encode()) + 2 for message in given.messages if message.role == "assistant")
-    return min(said, facts.max_context)
+    num_bytes = sum(len(message.content.encode()) + 2 for message in given.messages if message.role == "assistant")
+    return min(num_bytes, max_context)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from hashlib import sha256
 
 import pyarrow as pa
 from pydantic import TypeAdapter
 
 from ...jobs.errors import StoreError
-from ...jobs.units import ConversationUnit, WorkUnit
+from ...jobs.units import WorkUnit
 from ..locations.location import Location
 from . import layout
-from .records import AnyUnit, RunRecord
+from .records import RunRecord
 from .rollout_tables import from_parquet, to_parquet
+from .stored_units import UnitField, stored_unit
 
 UNIT_SCHEMA = pa.schema(
     [
@@ -27,7 +27,7 @@ UNIT_SCHEMA = pa.schema(
         ("samples", pa.int32()),
     ]
 )
-"""Columns: the fields of a ``WorkUnit``."""
+"""Columns: the fields of a ``StoredUnit``."""
 
 CONVERSATION_UNIT_SCHEMA = pa.schema(
     [
@@ -37,15 +37,18 @@ CONVERSATION_UNIT_SCHEMA = pa.schema(
         ("turn_indices", pa.list_(pa.list_(pa.int32()))),
     ]
 )
-"""Columns: the fields of a ``ConversationUnit``."""
+"""Columns: the fields of a ``StoredConversationUnit``."""
 
 
 def encode_units(units: Iterable[WorkUnit]) -> bytes:
-    """Write units as a Parquet file, in their order."""
-    listed = list(units)
-    of_conversations = any(isinstance(unit, ConversationUnit) for unit in listed)
-    schema = CONVERSATION_UNIT_SCHEMA if of_conversations else UNIT_SCHEMA
-    return to_parquet(pa.Table.from_pylist([asdict(unit) for unit in listed], schema=schema))
+    """Write units as a Parquet file, in their order.
+
+    Args:
+        units: All of one run: either all of conversations, or none.
+    """
+    lines = [stored_unit(unit).model_dump() for unit in units]
+    schema = CONVERSATION_UNIT_SCHEMA if lines and "turn_indices" in lines[0] else UNIT_SCHEMA
+    return to_parquet(pa.Table.from_pylist(lines, schema=schema))
 
 
 def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
@@ -64,5 +67,5 @@ def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
             file=f"{location.url}/{path}",
             hint="Restore it from a copy; the spec that began the run can be run again to complete it.",
         )
-    units: list[WorkUnit] = TypeAdapter(list[AnyUnit]).validate_python(from_parquet(data).to_pylist())
+    units: list[WorkUnit] = TypeAdapter(list[UnitField]).validate_python(from_parquet(data).to_pylist())
     return {unit.unit_id: unit for unit in units}

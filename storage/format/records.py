@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from typing import Annotated, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ...jobs.errors import StoreError
-from ...jobs.plan import ModelFacts, Plan
+from ...jobs.model_facts import ModelFacts
+from ...jobs.plan import Plan
 from ...jobs.rollouts import Canary, FinishReason
 from ...jobs.spec import JobSpec, digest_of
-from ...jobs.units import ConversationUnit, WorkUnit
 from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD
-
-AnyUnit = Annotated[ConversationUnit | WorkUnit, Field(union_mode="left_to_right")]
-"""A unit as a file holds it: one of conversations has fields that tell."""
+from .stored_units import UnitField
 
 
 class _Record(BaseModel):
@@ -173,7 +171,7 @@ class Manifest(_Record):
         canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
     """
 
-    unit: AnyUnit
+    unit: UnitField
     attempt: int
     row_block: int
     texts: StoredObject

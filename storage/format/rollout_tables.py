@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...jobs.rollouts import Rollout
-from ...jobs.units import ConversationUnit
 from ..locations.location import Location
 from .records import Manifest
 
@@ -126,7 +125,6 @@ def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conver
     for manifest in manifests:
         unit = manifest.unit
         count = unit.num_rollouts
-        addresses = list(unit.addresses())
         for name, value in (
             ("kind", unit.kind),
             ("persona", unit.persona),
@@ -135,11 +133,12 @@ def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conver
             ("unit_id", unit.unit_id),
         ):
             columns[name].extend([value] * count)
-        columns["question_index"].extend(address.question_index for address in addresses)
-        columns["sample_index"].extend(address.sample_index for address in addresses)
-        if isinstance(unit, ConversationUnit):
-            columns["conversation_index"].extend(unit.conversations_of_rows())
-            columns["turn_index"].extend(address.turn_index for address in addresses)
+        columns["question_index"].extend(unit.question_indices)
+        columns["sample_index"].extend(unit.sample_indices)
+        if of_conversations:
+            # A damaged record may hold a unit that has no such column: verify names it, and reads on.
+            columns["conversation_index"].extend(unit.conversation_indices or [None] * count)
+            columns["turn_index"].extend(unit.turn_indices or [None] * count)
         first = manifest.row_block * rows_per_block
         columns["row"].extend(range(first, first + count))
         columns["num_prompt_tokens"].extend(manifest.prompt_tokens)

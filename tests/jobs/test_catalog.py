@@ -168,7 +168,8 @@ def test_a_job_can_be_planned_over_the_released_layout(released: Path):
     personas = {"catalog": str(released), "roles": {"names": ["stoic"]}, "traits": {"names": ["stoic"]}}
     plan = small_plan(small_spec(personas=personas), load_catalog(str(released)))
     assert plan.rollouts_by_kind() == {"default": 15, "role": 15, "trait": 30}
-    assert plan.system_prompt(plan.by_id["default.assistant_default.pos.p3.b0"]) == "You are Nobody."
+    unit = plan.by_id["default.assistant_default.pos.p3.b0"]
+    assert next(plan.requests(unit).first(unit)).system_prompt == "You are Nobody."
     assert len(plan.by_id) == len(plan.units) == 5 + 5 + 10
 
 

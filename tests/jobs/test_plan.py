@@ -18,6 +18,7 @@ from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import Question
 from persona_atlas.jobs.plan import Plan, make_plan
+from persona_atlas.jobs.sources.persona_source import PersonaSource
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.unit_size import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, TOKENS_PER_CHUNK
 from persona_atlas.jobs.units import RolloutAddress
@@ -32,7 +33,7 @@ sys.path.insert(0, {support!r})
 from fakes import small_plan
 plan = small_plan()
 print(json.dumps([plan.digest, [[u.unit_id, [[str(r.address), r.seed, r.system_prompt, r.question]
-    for r in plan.requests(u)]] for u in plan.units]]))
+    for r in plan.requests(u).first(u)]] for u in plan.units]]))
 """
 
 
@@ -60,7 +61,7 @@ def test_the_same_spec_gives_the_same_plan_in_every_process():
         told.append(json.loads(done.stdout))
     plan = small_plan()
     requests = [
-        [u.unit_id, [[str(r.address), r.seed, r.system_prompt, r.question] for r in plan.requests(u)]]
+        [u.unit_id, [[str(r.address), r.seed, r.system_prompt, r.question] for r in plan.requests(u).first(u)]]
         for u in plan.units
     ]
     assert told[0] == told[1] == [plan.digest, requests]
@@ -100,7 +101,7 @@ def test_every_rollout_stands_in_exactly_one_unit_and_every_block_fits(
     catalog: Catalog, roles: dict[str, object], traits: dict[str, object], d_model: int, n_layers: int
 ):
     spec = small_spec(personas={"roles": roles, "traits": traits, "default": {"prompts": 1, "questions": 1}})
-    plan = make_plan(spec, catalog, replace(FACTS, d_model=d_model, n_layers=n_layers))
+    plan = make_plan(spec, PersonaSource(spec, catalog), replace(FACTS, d_model=d_model, n_layers=n_layers))
     expected = {("default", "assistant_default", "pos", 0, 0, 0)}
     for kind, selection, polarities in (
         ("role", spec.personas.roles, ["pos"]),
@@ -117,15 +118,14 @@ def test_every_rollout_stands_in_exactly_one_unit_and_every_block_fits(
     found = Counter(
         (unit.kind, unit.persona, unit.polarity, unit.prompt_index, question, sample)
         for unit in plan.units
-        for question in unit.question_indices
-        for sample in range(unit.samples)
+        for question, sample in zip(unit.question_indices, unit.sample_indices, strict=True)
     )
     assert found.keys() == expected
     assert set(found.values()) == {1}
     row_bytes = n_layers * d_model * STORED_BYTES_PER_VALUE
     for unit in plan.units:
         assert unit.num_rollouts <= plan.rows_per_block
-        assert unit.num_rollouts * row_bytes <= BLOCK_BYTES_LIMIT or len(unit.question_indices) == 1
+        assert unit.num_rollouts * row_bytes <= BLOCK_BYTES_LIMIT or len(set(unit.question_indices)) == 1
 
 
 def test_a_units_addresses_run_by_question_then_sample():
@@ -149,7 +149,8 @@ def test_a_block_of_240_questions_is_as_long_as_the_size_limit_allows(facts: obj
 @settings(max_examples=60, deadline=None)
 def test_no_block_of_several_questions_passes_the_size_limit(catalog: Catalog, questions: int, d_model: int):
     personas = {"roles": {"names": ["pirate"], "prompts": 1, "questions": questions}, "default": {"prompts": 0}}
-    plan = make_plan(small_spec(personas=personas), catalog, replace(FACTS, n_layers=80, d_model=d_model))
+    spec = small_spec(personas=personas)
+    plan = make_plan(spec, PersonaSource(spec, catalog), replace(FACTS, n_layers=80, d_model=d_model))
     lengths = [unit.num_rollouts for unit in plan.units]
     assert sum(lengths) == questions
     assert max(lengths) - min(lengths) <= 1
@@ -195,13 +196,15 @@ def test_a_trait_can_be_asked_its_own_questions(catalog: Catalog):
     personas = {"traits": {"names": ["anxious"], "questions": 2, "questions_from": "own"}, "default": {"prompts": 0}}
     plan = small_plan(small_spec(personas=personas))
     own = tuple(question.text for question in catalog.persona("trait", "anxious").questions[:2])
-    assert all(plan.questions(unit) == own for unit in plan.units)
+    asked = [tuple(r.question for r in plan.requests(unit).first(unit)) for unit in plan.units]
+    assert all(questions == own for questions in asked)
 
 
 def test_a_request_has_the_prompt_of_its_polarity_and_the_question_of_its_address(catalog: Catalog):
     plan = small_plan()
     anxious = catalog.persona("trait", "anxious")
-    (request, *_) = plan.requests(plan.by_id["trait.anxious.neg.p1.b0"])
+    unit = plan.by_id["trait.anxious.neg.p1.b0"]
+    (request, *_) = plan.requests(unit).first(unit)
     assert request.system_prompt == anxious.counter_prompts[1] != anxious.prompts[1]
     assert request.question == catalog.questions[request.address.question_index].text
     assert request.seed == request.address.seed(plan.spec.seed)
@@ -209,7 +212,7 @@ def test_a_request_has_the_prompt_of_its_polarity_and_the_question_of_its_addres
 
 def test_the_default_has_no_system_prompt_first_and_one_that_names_the_model():
     plan = small_plan(small_spec(personas={"default": {"questions": 1}}))
-    prompts = [plan.system_prompt(unit) for unit in plan.units]
+    prompts = [request.system_prompt for unit in plan.units for request in plan.requests(unit).first(unit)]
     assert prompts[0] == ""
     assert sum("Nobody" in prompt for prompt in prompts) == 1
     assert not any("{" in prompt for prompt in prompts)
@@ -255,7 +258,7 @@ def test_units_are_cut_so_that_every_token_of_their_longest_responses_fits(
     catalog: Catalog, questions: int, samples: int, max_new_tokens: int, d_model: int, layers: int
 ):
     spec = token_spec(questions, samples, max_new_tokens, token_layers=list(range(layers)))
-    plan = make_plan(spec, catalog, replace(FACTS, d_model=d_model))
+    plan = make_plan(spec, PersonaSource(spec, catalog), replace(FACTS, d_model=d_model))
     assert plan.token_layers == tuple(range(layers))
     assert sum(unit.num_rollouts for unit in plan.units) == questions * samples
     for unit in plan.units:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from persona_atlas.jobs.plan import ModelFacts
+from persona_atlas.jobs.model_facts import ModelFacts
+from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.sources.conversation import Conversation, Message
-from persona_atlas.jobs.sources.conversation_source import GivenPlan, make_given_plan
+from persona_atlas.jobs.sources.conversation_source import ConversationSource
 from persona_atlas.jobs.spec import JobSpec
 
 from fakes import FACTS
@@ -22,10 +23,10 @@ def conversation(*said: str, system_prompt: str = "", index: int = 0, begins: in
     return Conversation("conversation", "talks", "pos", 0, index, 0, index, system_prompt, messages, "{}", place)
 
 
-def given_plan(*talks: Conversation, facts: ModelFacts = FACTS, **changes: Any) -> GivenPlan:
+def given_plan(*talks: Conversation, facts: ModelFacts = FACTS, **changes: Any) -> Plan:
     """The plan of a spec that reads conversations."""
     data = {"model": {"source": "none"}, "conversations": {"source": "talks.jsonl"}, "store": {"url": "unused"}}
-    return make_given_plan(JobSpec.model_validate(data | changes), talks, facts)
+    return make_plan(JobSpec.model_validate(data | changes), ConversationSource(talks), facts)
 
 
 def line(*said: str, system_prompt: str | None = None, **extra: Any) -> dict[str, Any]:

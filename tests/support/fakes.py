@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.plan import ModelFacts, Plan, make_plan
+from persona_atlas.jobs.model_facts import ModelFacts
+from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.rollouts import ArrayName, Canary, Rollout, UnitResult
+from persona_atlas.jobs.sources.persona_source import PersonaSource
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitAttempt
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
@@ -56,6 +58,7 @@ class FakeEngine:
         token_layers: Of which every token is kept.
         more: Said after every other response.
         canary_error: What every canary shows.
+        prefetch: Units that it wants to have waiting.
         calls: What was asked, call by call; a call with nothing to do is none.
     """
 
@@ -69,7 +72,13 @@ class FakeEngine:
     more: str = ""
     canary_error: float = 1e-6
     canary_limit: float = 1e-3
+    tokens_per_capture: int = 0
+    prefetch: int = 0
     calls: list[list[RolloutAddress]] = field(default_factory=list)
+
+    @property
+    def reader(self) -> FakeEngine:
+        return self
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         requests = list(iter(next_request, None))
@@ -97,8 +106,8 @@ class FakeEngine:
         for array in self.arrays:
             vector = vector_of(request.address, array, len(self.layers), self.d_model)
             vectors[array] = np.full_like(vector, np.nan) if is_empty else vector
-        given, turn = request.given, request.address.turn_index
-        said = f"I answer {request.address}{self.more}" if given is None else given.messages[turn or 0].content
+        given = request.given
+        said = f"I answer {request.address}{self.more}" if given is None else given.text
         text = "" if is_empty else said
         content = tuple(range(3, 3 + len(text.split())))
         rollout = Rollout(
@@ -111,8 +120,8 @@ class FakeEngine:
             num_content_tokens=len(content),
             finish_reason="stop" if given is None else "given",
             seed=request.seed,
-            conversation_index=given.conversation_index if given else None,
-            extra=given.extra_of(turn or 0) if given else "",
+            conversation_index=given.conversation.conversation_index if given else None,
+            extra=given.extra if given else "",
         )
         tokens: dict[ArrayName, np.ndarray] = {}
         if self.token_layers:
@@ -138,7 +147,8 @@ def small_spec(store_url: str = "unused", **changes: object) -> JobSpec:
 
 def small_plan(spec: JobSpec | None = None, catalog: Catalog | None = None, facts: ModelFacts = FACTS) -> Plan:
     """The plan of ``small_spec``."""
-    return make_plan(spec or small_spec(), catalog or load_catalog(), facts)
+    spec = spec or small_spec()
+    return make_plan(spec, PersonaSource(spec, catalog or load_catalog()), facts)
 
 
 def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None) -> UnitResult:
@@ -146,7 +156,7 @@ def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None
     from persona_atlas.workers.run_units import run_units
 
     unit = plan.by_id[unit_id]
-    attempt = UnitAttempt(unit, plan.texts(unit), 1, row_block)
+    attempt = UnitAttempt(unit, plan.requests(unit), 1, row_block)
     (block,) = run_units(engine or FakeEngine(), iter([attempt, None]).__next__)
     assert isinstance(block, UnitResult)
     return block

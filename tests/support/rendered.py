@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.catalog import load_catalog
-from persona_atlas.jobs.plan import ModelFacts
+from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.spec import ModelSpec
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.jobs.rollouts import Rollout
 from persona_atlas.jobs.spec import TOKENS, CaptureSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
-from persona_atlas.workers.engine import CapturedRollout, Engine, EngineSettings, TokenisedText
+from persona_atlas.workers.engine import CapturedRollout, EngineSettings, Responder, TokenisedText
 
 POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
 
@@ -20,11 +21,18 @@ def requests_of(num: int, *, job_seed: int = 0, system_prompt: str = "You are a 
     for index in range(num):
         address = RolloutAddress("role", "pirate", "pos", 0, index, 0)
         question = "Why? " * (1 + (index * 5) % 7) + str(index)
-        requests.append(RolloutRequest(address, system_prompt if index % 3 else "", question, address.seed(job_seed)))
+        messages = chat(system_prompt if index % 3 else "", question)
+        requests.append(RolloutRequest(address, messages, address.seed(job_seed)))
     return requests
 
 
-def generate(engine: Engine, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+def chat(system_prompt: str, question: str) -> tuple[ChatMessage, ...]:
+    """A question under a system prompt; ``""`` for none."""
+    system = (ChatMessage("system", system_prompt),) if system_prompt else ()
+    return (*system, ChatMessage("user", question))
+
+
+def generate(engine: Responder, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
     """Have an engine answer requests; the rows in the order of the requests."""
     to_ask = iter(requests)
     rows = {row.rollout.address: row for row in engine.generate(lambda: next(to_ask, None))}

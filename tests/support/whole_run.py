@@ -41,7 +41,11 @@ def assert_right(run: Run, spec: JobSpec, unit_ids: Collection[str]) -> None:
     """The run has these units of a ``plain_driver``'s job and no others, and everything in them is as it was made."""
     plan = small_plan(spec)
     assert run.committed == set(unit_ids), sorted(run.committed ^ set(unit_ids))
-    requests = {request.address: request for unit_id in unit_ids for request in plan.requests(plan.by_id[unit_id])}
+    requests = {
+        request.address: request
+        for unit_id in unit_ids
+        for request in plan.requests(plan.by_id[unit_id]).first(plan.by_id[unit_id])
+    }
     lines = run.rollouts()
     # Each address once, none else.
     assert addresses_of(lines) == addresses_of(run.index) == sorted(requests)

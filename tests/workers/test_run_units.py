@@ -20,7 +20,7 @@ from fakes import FakeEngine, small_plan, vector_of
 def orders_of(*unit_ids: str) -> list[UnitAttempt]:
     plan = small_plan()
     return [
-        UnitAttempt(plan.by_id[unit_id], plan.texts(plan.by_id[unit_id]), 1, row_block)
+        UnitAttempt(plan.by_id[unit_id], plan.requests(plan.by_id[unit_id]), 1, row_block)
         for row_block, unit_id in enumerate(unit_ids)
     ]
 

@@ -21,6 +21,12 @@ from .packed import ATTENTION, PackedPass, Segment, plain_attention
 from .plain_pass import plain_vectors
 from .reading import capture_texts
 
+_PASSES_PER_CAPTURE = 4
+"""Batches' worth of tokens that one call should bring, so that texts which begin alike meet in one pass."""
+
+_PASS_TOKENS_HELD = 1024
+"""Instead of a batch's, where every token is kept: what one call captures is held in memory until it returns."""
+
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -75,6 +81,7 @@ class BuiltinEngine:
     Attributes:
         loaded: The model and what goes with it.
         own_attention: The attention that transformers would give the model.
+        prefetch: None: it asks for a request whenever a place in its batch comes free.
     """
 
     def __init__(
@@ -84,6 +91,10 @@ class BuiltinEngine:
         self._settings = settings
         self.layers = settings.layers
         self.canary_limit = LIMITS[settings.dtype]
+        self.prefetch = 0
+        self.tokens_per_capture = _PASSES_PER_CAPTURE * (
+            min(settings.batch_tokens, _PASS_TOKENS_HELD) if settings.token_layers else settings.batch_tokens
+        )
         self.model, tokenizer = load(settings)
         self.renderer = ChatRenderer(tokenizer)
         config: Any = self.model.config.get_text_config()
@@ -105,16 +116,21 @@ class BuiltinEngine:
             d_model=int(config.hidden_size),
         )
 
+    @property
+    def reader(self) -> BuiltinEngine:
+        """Itself: one model generates and captures."""
+        return self
+
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Generate and capture; see ``Engine.generate``."""
+        """Generate and capture; see ``Responder.generate``."""
         return Generation(self.loaded, self._settings).run(next_request)
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Read and capture; see ``Engine.capture``."""
+        """Read and capture; see ``Reader.capture``."""
         return capture_texts(self.loaded, self._settings, texts)
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
-        """Recompute a rollout; see ``Engine.canary``."""
+        """Recompute a rollout; see ``Reader.canary``."""
         if not captured.rollout.has_vector:
             return None
         arrays = captured.vectors_LD | captured.tokens_KTD

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from ...jobs.errors import UnitError
+from ...jobs.messages import ChatMessage
 from ...jobs.rollouts import ArrayName, Rollout
 from ...jobs.spec import TOKENS, HookPoint
 from ...jobs.units import RolloutRequest
@@ -120,11 +121,11 @@ class Generation:
         self._held: _Row | None = None
         self._refused: UnitError | None = None
         self._beginnings: OrderedDict[tuple[int, ...], _Shared] = OrderedDict()
-        self._prefix_ids: OrderedDict[str, list[int]] = OrderedDict()
+        self._prefix_ids: OrderedDict[tuple[ChatMessage, ...], list[int]] = OrderedDict()
         self._pooled_LRD: dict[ArrayName, torch.Tensor] = {}
 
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Generate and capture; see ``Engine.generate``."""
+        """Generate and capture; see ``Responder.generate``."""
         while True:
             # Not around the yield: what is done with a rollout is no business of this mode.
             with torch.inference_mode():
@@ -162,7 +163,7 @@ class Generation:
         request = next_request()
         if request is None:
             return None
-        prompt_ids = self._loaded.renderer.render(request.system_prompt, request.question)
+        prompt_ids = self._loaded.renderer.render(request.messages)
         if len(prompt_ids) + self._max_new > self._loaded.max_context:
             # Raised when the rollouts that are under way have ended: they are not at fault.
             self._refused = UnitError(
@@ -175,11 +176,12 @@ class Generation:
 
     def _share(self, row: _Row) -> None:
         """Find the beginning that a row has in common with others; the first to have it reads it for all."""
-        system_prompt = row.request.system_prompt
-        if system_prompt not in self._prefix_ids:
-            self._prefix_ids[system_prompt] = self._loaded.renderer.shared_prefix(system_prompt)
+        # Later turns hold replies that no other conversation has: what many have in common is how they open.
+        opening = row.request.opening
+        if opening not in self._prefix_ids:
+            self._prefix_ids[opening] = self._loaded.renderer.shared_prefix(opening)
             _forget_oldest(self._prefix_ids)
-        ids = self._prefix_ids[system_prompt]
+        ids = self._prefix_ids[opening]
         if not _LEAST_SHARED <= len(ids) < len(row.prompt_ids) or row.prompt_ids[: len(ids)] != ids:
             return
         known = self._beginnings.get(tuple(ids))

@@ -57,7 +57,7 @@ class _Reading:
 
 
 def capture_texts(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-    """Read and capture; see ``Engine.capture``."""
+    """Read and capture; see ``Reader.capture``."""
     for text in texts:
         _check(text, loaded.max_context)
     captured: dict[int, CapturedText] = {}

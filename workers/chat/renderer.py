@@ -1,6 +1,6 @@
-"""From a system prompt and a question to token ids, by the model's own chat template.
+"""From the messages of a chat to token ids, by the model's own chat template.
 
-Handled here and nowhere else: templates without a system role (the system text goes in front of the question),
+Handled here and nowhere else: templates without a system role (the system text goes in front of the user's message),
 templates that insert a default system prompt (they do so where ours is empty, as the model is deployed), reasoning
 switched off where a template can, dates pinned. Knows tokenizers; no torch.
 """
@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ...jobs.errors import InputError
+from ...jobs.messages import ChatMessage
 
 PINNED_DATE = "01 Jan 2026"
 """What templates that write today's date are told it is, so that a run does not depend on its day."""
@@ -59,57 +60,52 @@ class ChatRenderer:
         self.has_system_role = self._shows_system()
         self.inserted_system_text = self._inserts_system()
 
-    def render(self, system_prompt: str, question: str) -> list[int]:
-        """Give the ids of a conversation up to where the response begins.
+    def render(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Give the ids of a chat up to where the response begins.
 
         Args:
-            system_prompt: ``""`` for none.
-            question: The user's message.
+            messages: The chat so far; ends with the user's message.
+
+        Raises:
+            TemplateError: The template refuses them.
+            ValueError: The model has no system role, and no user's message follows a system message.
         """
         return list(
             self._tokenizer.apply_chat_template(
-                self._messages(system_prompt, question, has_system_role=self.has_system_role),
-                tokenize=True,
-                return_dict=False,
-                **self._options(),
+                self.for_template(messages), tokenize=True, return_dict=False, **self._options()
             )
         )
 
-    def shared_prefix(self, system_prompt: str) -> list[int]:
-        """Give the ids with which every conversation under a system prompt begins, whatever is asked.
+    def shared_prefix(self, before: Sequence[ChatMessage]) -> list[int]:
+        """Give the ids with which a chat begins whose first messages are these, whatever the user says next.
 
-        Almost every: a question may melt into the text before it. Compare before relying on it.
-        """
-        one, other = self.render(system_prompt, _PROBE_QUESTION), self.render(system_prompt, _OTHER_QUESTION)
-        same = 0
-        while same < min(len(one), len(other)) and one[same] == other[same]:
-            same += 1
-        return one[:same]
-
-    def messages(self, system_prompt: str, said: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-        """Put a system prompt where this model takes one: a system message, or before the first message of the user.
+        Almost: a message may be tokenised together with the text before it. Compare before relying on it.
 
         Args:
-            system_prompt: ``""`` for none.
-            said: Messages of user and assistant.
+            before: The messages that the chats have in common; may be empty.
+        """
+        one, other = (self.render([*before, ChatMessage("user", text)]) for text in (_PROBE_QUESTION, _OTHER_QUESTION))
+        pairs = zip(one, other, strict=False)
+        return one[: next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
+
+    def for_template(self, messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+        """Give messages as this model's template takes them.
+
+        Where it has no system role, a system message goes in front of the user's message that follows it.
+
+        Args:
+            messages: A chat.
 
         Raises:
-            ValueError: The model has no system role, and the user does not begin.
+            ValueError: The model has no system role, and no user's message follows a system message.
         """
-        if not system_prompt:
-            return list(said)
-        if self.has_system_role:
-            return [{"role": "system", "content": system_prompt}, *said]
-        first = said[0]
-        if first["role"] != "user":
-            raise ValueError("a system prompt of a model without a system role needs a user's message to stand in")
-        return [first | {"content": f"{system_prompt}\n\n{first['content']}"}, *said[1:]]
+        return _for_template(messages, has_system_role=self.has_system_role)
 
     def text(self, messages: Sequence[dict[str, str]], *, generate: bool) -> str:
         """Give the template's rendering of messages.
 
         Args:
-            messages: As ``messages`` gives them.
+            messages: As ``for_template`` gives them.
             generate: Whether the beginning of a response follows.
 
         Raises:
@@ -133,14 +129,6 @@ class ChatRenderer:
             "pinned_date": PINNED_DATE,
         }
 
-    @staticmethod
-    def _messages(system_prompt: str, question: str, *, has_system_role: bool) -> list[dict[str, str]]:
-        if not system_prompt:
-            return [{"role": "user", "content": question}]
-        if has_system_role:
-            return [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
-        return [{"role": "user", "content": f"{system_prompt}\n\n{question}"}]
-
     def _options(self) -> dict[str, Any]:
         # Templates take what they know and ignore the rest.
         return {
@@ -150,33 +138,54 @@ class ChatRenderer:
             "date_string": PINNED_DATE,
         }
 
-    def _text(self, system_prompt: str, question: str, *, has_system_role: bool) -> str:
-        messages = self._messages(system_prompt, question, has_system_role=has_system_role)
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **self._options()))
+    def _probe(self, system_prompt: str, *, has_system_role: bool) -> str:
+        """Render a question under a system prompt as for a template with or without a system role."""
+        system = [ChatMessage("system", system_prompt)] if system_prompt else []
+        messages = [*system, ChatMessage("user", _PROBE_QUESTION)]
+        return self.text(_for_template(messages, has_system_role=has_system_role), generate=True)
 
     def _shows_system(self) -> bool:
         try:
-            return _PROBE_SYSTEM in self._text(_PROBE_SYSTEM, _PROBE_QUESTION, has_system_role=True)
+            return _PROBE_SYSTEM in self._probe(_PROBE_SYSTEM, has_system_role=True)
         except TemplateError:
             return False
 
     def _inserts_system(self) -> bool:
         try:
-            bare = self._text("", _PROBE_QUESTION, has_system_role=False)
+            bare = self._probe("", has_system_role=False)
         except TemplateError as error:
             raise InputError(
                 f"the chat template cannot render a question: {error}.",
                 code="bad_chat_template",
                 field="model.source",
-                hint="Mend the template in the model's tokenizer files.",
+                hint="Fix the template in the model's tokenizer files.",
             ) from error
         if not self.has_system_role:
             return False
-        full = self._text(_PROBE_SYSTEM, _PROBE_QUESTION, has_system_role=True)
+        full = self._probe(_PROBE_SYSTEM, has_system_role=True)
         # Where a template inserts one, leaving ours out takes away less than the system turn's own marks.
         before = bare.split(_PROBE_QUESTION)[0]
         marks = full.split(_PROBE_QUESTION)[0].replace(_PROBE_SYSTEM, "")
         return len(before) >= len(marks)
+
+
+def _for_template(messages: Sequence[ChatMessage], *, has_system_role: bool) -> list[dict[str, str]]:
+    taken: list[dict[str, str]] = []
+    waiting: list[str] = []
+    for message in messages:
+        content = message.content
+        if message.role == "system" and not has_system_role:
+            waiting.append(content)
+            continue
+        if waiting and message.role == "user":
+            content = "\n\n".join([*waiting, content])
+            waiting = []
+        taken.append({"role": message.role, "content": content})
+        if waiting:
+            break
+    if waiting:
+        raise ValueError("a system prompt of a model without a system role needs a user's message to stand in")
+    return taken
 
 
 def _with_pinned_date(template: str) -> str:

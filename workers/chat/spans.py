@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ...jobs.errors import InputError
+from ...jobs.messages import ChatMessage
 from ...jobs.sources.conversation import Conversation
 from ..engine import TokenisedText
 from .renderer import ChatRenderer
@@ -61,9 +62,8 @@ class ConversationRenderer:
         Raises:
             InputError: The chat template refuses it or changes what was said; names where it was read.
         """
-        said = [{"role": message.role, "content": message.content} for message in given.messages]
         try:
-            messages = self.renderer.messages(given.system_prompt, said)
+            messages = self.renderer.for_template(given.chat())
             whole = self.renderer.text(messages, generate=False)
             characters = self._responses(messages, whole)
         except (TemplateError, ValueError) as error:
@@ -84,15 +84,18 @@ class ConversationRenderer:
             )
         return TokenisedText(given.place, tuple(encoding.ids), spans)
 
-    def answer(self, system_prompt: str, question: str, response: str) -> tuple[list[int], list[int]]:
+    def answer(self, messages: Sequence[ChatMessage], response: str) -> tuple[list[int], list[int]]:
         """Give the ids of a prompt and of the response that a server gave to it.
 
         The prompt's are those that were sent through the template. The response's are what the tokenizer makes of its
         text there; the server's own may have been others that spell the same.
+
+        Args:
+            messages: The chat up to the response.
+            response: Its text.
         """
-        prompt_ids = self.renderer.render(system_prompt, question)
-        messages = self.renderer.messages(system_prompt, [{"role": "user", "content": question}])
-        prompt = self.renderer.text(messages, generate=True)
+        prompt_ids = self.renderer.render(messages)
+        prompt = self.renderer.text(self.renderer.for_template(messages), generate=True)
         ids = self._encoder.encode(prompt + response, add_special_tokens=False).ids
         if ids[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, ids[len(prompt_ids) :]

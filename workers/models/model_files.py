@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...jobs.errors import InputError
-from ...jobs.plan import ModelFacts
+from ...jobs.model_facts import ModelFacts
 from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
 
 _SOURCE = "model.source"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...jobs.errors import InputError
-from ...jobs.plan import ModelFacts
+from ...jobs.model_facts import ModelFacts
 from ...jobs.sizing.known_models import known_models
 from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
 from .model_files import DTYPES, facts_of, find_model, read_config, read_facts

@@ -1,4 +1,4 @@
-"""An engine whose responses a server generates: prompts go out, many at a time, and what comes back is read here.
+"""A responder whose responses a server generates: many prompts are sent at a time, and each answer is read here.
 
 Requests live on an event loop in a thread of its own, so that the server goes on generating while this one captures.
 """
@@ -13,13 +13,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from ...jobs.errors import UnitError
-from ...jobs.rollouts import Canary, Rollout
+from ...jobs.rollouts import Rollout
 from ...jobs.spec import GenerationSpec, SamplingSpec
 from ...jobs.units import RolloutRequest
 from ..chat.renderer import ChatRenderer
 from ..chat.spans import ConversationRenderer
-from ..engine import CapturedRollout, CapturedText, Engine, TokenisedText
+from ..engine import CapturedRollout, Reader, TokenisedText
 from .chat_client import CHECK_RETRIES, RETRIES, ChatClient, Completion, Retries
+from .readings import Reading, read, refuse_intervention
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,46 +30,40 @@ class _Answered:
     error: BaseException | None = None
 
 
-class EndpointEngine:
+class EndpointResponder:
     """Has prompts answered by a server and captures by a pass over prompt and response.
 
     Args:
-        reader: What captures, a copy of the model that the server holds.
-        conversations: Of the same model.
-        generation: Which server.
-        model: What it calls the model.
-        sampling: Of the responses.
+        reader: The model that captures, a copy of the one that the server holds.
+        conversations: Renders for the same model.
+        generation: Address of the server, and how many requests it is sent at a time.
+        model: The server's name for the model.
+        sampling: How the server chooses tokens.
         retries: How often a request is tried.
+
+    Attributes:
+        prefetch: One unit: as many requests as the server takes are sent at once.
     """
 
     def __init__(
         self,
-        reader: Engine,
+        reader: Reader,
         conversations: ConversationRenderer,
         generation: GenerationSpec,
         model: str,
         sampling: SamplingSpec,
         retries: Retries = RETRIES,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
+        self.prefetch = 1
         self._conversations = conversations
         self._generation = generation
         self._model = model
         self._sampling = sampling
         self._retries = retries
-        self.layers = reader.layers
-        self.canary_limit = reader.canary_limit
-
-    def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Read texts; see ``Engine.capture``."""
-        return self._reader.capture(texts)
-
-    def canary(self, captured: CapturedRollout) -> Canary | None:
-        """Recompute a rollout; see ``Engine.canary``."""
-        return self._reader.canary(captured)
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Have responses generated and capture them; see ``Engine.generate``."""
+        """Have responses generated and capture them; see ``Responder.generate``."""
         renderer = self._conversations.renderer
         client = ChatClient(self._generation, self._model, renderer.server_options, self._retries)
         with _Requests(client, renderer, self._sampling) as requests:
@@ -84,9 +79,10 @@ class EndpointEngine:
             fill()
             while requests.in_flight:
                 answered = requests.wait()
-                # Those that are under way are not at fault: they are finished before the error is raised.
+                # Requests that are under way are not at fault: they are finished before the error is raised.
                 refused = next((answer.error for answer in answered if answer.error is not None), refused)
-                # Before reading, so that the server has something to do meanwhile; after, for what came free since.
+                # Before reading, so that the server has something to do meanwhile; after, for requests that follow a
+                # reply and for what was answered since.
                 fill()
                 yield from self._read([answer for answer in answered if answer.error is None])
                 fill()
@@ -95,21 +91,12 @@ class EndpointEngine:
 
     def _read(self, answered: Sequence[_Answered]) -> Iterator[CapturedRollout]:
         rollouts = [self._rollout(answer) for answer in answered]
-        texts = [
-            TokenisedText(
-                str(rollout.address),
-                (*rollout.prompt_token_ids, *rollout.response_token_ids),
-                ((len(rollout.prompt_token_ids), len(rollout.prompt_token_ids) + rollout.num_content_tokens),),
-            )
-            for rollout in rollouts
-        ]
-        for rollout, captured in zip(rollouts, self._reader.capture(texts) if texts else [], strict=True):
-            yield CapturedRollout(rollout, captured.vectors_LD[0], captured.tokens_KTD[0])
+        return read(self.reader, [Reading(TokenisedText.of(rollout), (rollout,)) for rollout in rollouts])
 
     def _rollout(self, answer: _Answered) -> Rollout:
         request, completion = answer.request, answer.completion
         assert completion is not None
-        prompt_ids, response_ids = self._conversations.answer(request.system_prompt, request.question, completion.text)
+        prompt_ids, response_ids = self._conversations.answer(request.messages, completion.text)
         return Rollout(
             address=request.address,
             system_prompt=request.system_prompt,
@@ -165,12 +152,12 @@ class _Requests:
     async def _answer(self, request: RolloutRequest) -> None:
         name = str(request.address)
         try:
-            said = [{"role": "user", "content": request.question}]
-            messages = self._renderer.messages(request.system_prompt, said)
+            refuse_intervention(request)
+            messages = self._renderer.for_template(request.messages)
             answered = _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))
         except UnitError as error:
             answered = _Answered(request, None, error)
-        except Exception as error:  # noqa: BLE001 - told and not lost: nobody looks at a task's own error
+        except Exception as error:  # noqa: BLE001 - handed to the caller: an error that stays in a task is never raised
             answered = _Answered(request, None, UnitError(f"{name}: {error!r}.", code="endpoint_failed"))
         self._answers.put(answered)
 

@@ -1,112 +1,91 @@
-"""An engine whose responses are given: it renders conversations, has them read, and makes a rollout of every turn."""
+"""A responder whose responses are given: it renders conversations, has them read, and makes a rollout of every turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from ...jobs.errors import UnitError
-from ...jobs.rollouts import Canary, Rollout
-from ...jobs.sources.conversation import Conversation
+from ...jobs.rollouts import Rollout
 from ...jobs.units import RolloutRequest
 from ..chat.spans import ConversationRenderer
-from ..engine import CapturedRollout, CapturedText, Engine, TokenisedText
+from ..engine import CapturedRollout, Reader, TokenisedText
+from .readings import Reading, read, refuse_intervention
 
-_PASSES_AHEAD = 4
-"""Passes' worth of tokens that are taken up together, so that texts which begin alike meet in one."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """A conversation to be read, and which of its turns are asked for."""
-
-    requests: tuple[RolloutRequest, ...]
-    text: TokenisedText
+Span = tuple[int, int]
 
 
-class GivenEngine:
+class GivenResponder:
     """Answers requests for turns of given conversations by one pass over each conversation.
 
     Args:
-        reader: What captures.
-        conversations: Of the same model.
-        batch_tokens: Of the reader's passes.
+        reader: The model that captures.
+        conversations: Renders for the same model.
+
+    Attributes:
+        prefetch: One unit: many conversations are taken at once, and nothing is asked for while they are read.
     """
 
-    def __init__(self, reader: Engine, conversations: ConversationRenderer, batch_tokens: int) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, conversations: ConversationRenderer) -> None:
+        self.reader = reader
+        self.prefetch = 1
         self._conversations = conversations
-        self._tokens = _PASSES_AHEAD * batch_tokens
         self._held: RolloutRequest | None = None
-        self.layers = reader.layers
-        self.canary_limit = reader.canary_limit
-
-    def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Read texts; see ``Engine.capture``."""
-        return self._reader.capture(texts)
-
-    def canary(self, captured: CapturedRollout) -> Canary | None:
-        """Recompute a rollout; see ``Engine.canary``."""
-        return self._reader.canary(captured)
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Read and capture what is given; see ``Engine.generate``."""
+        """Read and capture what is given; see ``Responder.generate``."""
         self._held = None
         while readings := self._take(next_request):
-            for reading, captured in zip(
-                readings, self._reader.capture([reading.text for reading in readings]), strict=True
-            ):
-                for position, request in enumerate(reading.requests):
-                    rollout = _rollout(request, reading.text, position)
-                    yield CapturedRollout(rollout, captured.vectors_LD[position], captured.tokens_KTD[position])
+            yield from read(self.reader, readings)
 
-    def _take(self, next_request: Callable[[], RolloutRequest | None]) -> list[_Reading]:
-        """Take conversations until there are tokens enough; the turns of one stay together."""
-        readings: list[_Reading] = []
+    def _take(self, next_request: Callable[[], RolloutRequest | None]) -> list[Reading]:
+        """Take conversations until there are tokens enough for one call; the turns of one stay together."""
+        readings: list[Reading] = []
         tokens = 0
-        while tokens < self._tokens:
+        while tokens < self.reader.tokens_per_capture:
             first = self._held or next_request()
             self._held = None
             if first is None:
                 break
             requests = [first]
-            while (request := next_request()) is not None and request.given is first.given:
+            while (request := next_request()) is not None and _conversation(request) is _conversation(first):
                 requests.append(request)
             self._held = request
-            reading = _Reading(tuple(requests), self._render(requests))
+            reading = self._reading(requests)
             readings.append(reading)
             tokens += len(reading.text.token_ids)
         return readings
 
-    def _render(self, requests: Sequence[RolloutRequest]) -> TokenisedText:
+    def _reading(self, requests: Sequence[RolloutRequest]) -> Reading:
+        """Render a conversation, and make the rollouts of those of its turns that are requested."""
         given = requests[0].given
         if given is None:
             raise UnitError(f"{requests[0].address} has no text to read.", code="rows_mixed")
-        text = self._conversations.render(given)
-        spans = dict(zip(given.turn_indices(), text.responses, strict=True))
-        asked = tuple(spans[_turn(request)] for request in requests)
-        return TokenisedText(text.name, text.token_ids, asked)
+        text = self._conversations.render(given.conversation)
+        spans = dict(zip(given.conversation.turn_indices(), text.responses, strict=True))
+        asked = tuple(spans[request.given.turn_index] for request in requests if request.given is not None)
+        rollouts = tuple(_rollout(request, text, span) for request, span in zip(requests, asked, strict=True))
+        return Reading(TokenisedText(text.name, text.token_ids, asked), rollouts)
 
 
-def _turn(request: RolloutRequest) -> int:
-    assert request.address.turn_index is not None
-    return request.address.turn_index
+def _conversation(request: RolloutRequest) -> object:
+    return request.given and request.given.conversation
 
 
-def _rollout(request: RolloutRequest, text: TokenisedText, position: int) -> Rollout:
-    given: Conversation | None = request.given
+def _rollout(request: RolloutRequest, text: TokenisedText, span: Span) -> Rollout:
+    refuse_intervention(request)
+    given = request.given
     assert given is not None
-    start, stop = text.responses[position]
+    start, stop = span
     return Rollout(
         address=request.address,
         system_prompt=request.system_prompt,
         question=request.question,
-        response=given.messages[_turn(request)].content,
+        response=given.text,
         prompt_token_ids=text.token_ids[:start],
         response_token_ids=text.token_ids[start:stop],
         num_content_tokens=stop - start,
         finish_reason="given",
         seed=request.seed,
-        conversation_index=given.conversation_index,
-        extra=given.extra_of(_turn(request)),
+        conversation_index=given.conversation.conversation_index,
+        extra=given.extra,
     )

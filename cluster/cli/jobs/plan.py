@@ -13,6 +13,7 @@ from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate, estimate
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
+from ....jobs.sources.persona_source import PersonaSource
 from ....jobs.spec import JobSpec, load_spec
 from ....workers.models.model_sketch import FactsFrom, sketch_model
 from ...run.job import plan_job, require_readable
@@ -71,7 +72,7 @@ def _planned(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
         require_readable(planned, directory, progress)
         return planned, "files"
     facts, facts_from = sketch_model(spec.model, progress.say)
-    return make_plan(spec, load_catalog(spec.personas.catalog), facts), facts_from
+    return make_plan(spec, PersonaSource(spec, load_catalog(spec.personas.catalog)), facts), facts_from
 
 
 def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | None) -> dict[str, Price]:

@@ -14,7 +14,7 @@ def orders_of(*names: str) -> list[UnitAttempt]:
     """Orders of units of three rollouts."""
     plan = small_plan()
     units = [plan.by_id[f"role.{name}.pos.p0.b0"] for name in names]
-    return [UnitAttempt(unit, plan.texts(unit), 1, number) for number, unit in enumerate(units)]
+    return [UnitAttempt(unit, plan.requests(unit), 1, number) for number, unit in enumerate(units)]
 
 
 def test_units_are_answered_one_by_one():

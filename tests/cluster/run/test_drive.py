@@ -292,7 +292,7 @@ def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path
     task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     attempts = [
-        UnitAttempt(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)
+        UnitAttempt(plan.by_id[name], plan.requests(plan.by_id[name]), 1, block) for block, name in enumerate(names)
     ]
     task.take(attempts)
     first = results_of(task, 1)
@@ -305,10 +305,11 @@ def test_an_engine_that_takes_in_lumps_has_the_next_before_it_has_done_with_the_
     plan = small_plan(small_spec(str(tmp_path)))
     engine = _Gated(closed_to="poet")
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
-    settings = WorkerSettings(unused, 0, str(tmp_path), None, 3, 10, reads_given=True)
+    engine.prefetch = 1
+    settings = WorkerSettings(unused, 0, str(tmp_path), None, 3, 10)
     task = UnitTask(settings, "local", load=lambda _: engine)
     unit = plan.by_id["role.poet.pos.p0.b0"]
-    task.take([UnitAttempt(unit, plan.texts(unit), 1, 0)])
+    task.take([UnitAttempt(unit, plan.requests(unit), 1, 0)])
     assert task.said() == WorkerReport((), WorkRequest(1))
     engine.gate.set()
     assert [result.unit_id for result in results_of(task, 1)] == [unit.unit_id]
@@ -334,7 +335,7 @@ def test_a_worker_says_once_that_nothing_waits_and_again_when_it_was_handed_more
     task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     attempts = [
-        UnitAttempt(plan.by_id[name], plan.texts(plan.by_id[name]), 1, block) for block, name in enumerate(names)
+        UnitAttempt(plan.by_id[name], plan.requests(plan.by_id[name]), 1, block) for block, name in enumerate(names)
     ]
     task.take(attempts[:2])
     assert task.said() == WorkerReport((), WorkRequest(2))

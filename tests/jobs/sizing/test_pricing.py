@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.plan import ModelFacts, Plan
+from persona_atlas.jobs.model_facts import ModelFacts
+from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.sizing.devices import BUILTIN_DEVICES, Device, DeviceTable, load_devices
 from persona_atlas.jobs.sizing.estimate import Estimate, estimate
 from persona_atlas.jobs.sizing.known_models import known_models

@@ -38,13 +38,14 @@ def talk(index: int, turns: int, persona: str = "talks", **changes: Any) -> Conv
 def test_every_turn_stands_in_one_unit_and_no_conversation_is_cut(shape: list[tuple[int, str]]):
     talks = [talk(index, turns, persona) for index, (turns, persona) in enumerate(shape)]
     plan = given_plan(*talks)
-    rows = [(request.given, request.address.turn_index) for unit in plan.units for request in plan.requests(unit)]
-    assert len(rows) == len({(g and g.conversation_index, turn) for g, turn in rows}) == sum(t for t, _ in shape)
+    rows = [request.given for unit in plan.units for request in plan.requests(unit).first(unit)]
+    places = {(given.conversation.conversation_index, given.turn_index) for given in rows if given}
+    assert len(rows) == len(places) == sum(t for t, _ in shape)
     for unit in plan.units:
-        requests = plan.requests(unit)
+        requests = list(plan.requests(unit).first(unit))
         assert [request.address for request in requests] == list(unit.addresses())
         assert unit.num_rollouts == len(requests) <= plan.rows_per_block
-        whole = {request.given.conversation_index for request in requests if request.given}
+        whole = {request.given.conversation.conversation_index for request in requests if request.given}
         assert unit.num_rollouts == sum(talks[index].num_turns for index in whole)
         assert unit.num_rollouts <= ROWS_PER_UNIT or len(whole) == 1
         assert {request.address.persona for request in requests} == {unit.persona}
@@ -55,7 +56,7 @@ def test_every_turn_stands_in_one_unit_and_no_conversation_is_cut(shape: list[tu
 
 def test_requests_say_what_a_turn_answers():
     plan = given_plan(talk(0, 2, system_prompt="Be brief."))
-    first, second = plan.requests(plan.units[0])
+    first, second = plan.requests(plan.units[0]).first(plan.units[0])
     assert (first.question, second.question) == ("user 0 of 0", "user 1 of 0")
     assert first.system_prompt == "Be brief."
     assert str(second.address).endswith("/turn3")

@@ -43,7 +43,7 @@ def test_lines_with_messages_or_a_conversation_keep_their_order_their_turns_and_
     assert (first.num_turns, second.num_turns) == (2, 1)
     assert json.loads(first.extra_of(1)) == {"id": 7}
     assert json.loads(second.extra_of(1)) == {"tags": ["a"], "model": "m", "message": {"mood": "calm"}}
-    assert first.question_before(3) == "Who are you?"
+    assert [message.content for message in first.chat()[:-1] if message.role == "user"][-1] == "Who are you?"
     assert second.place == f"{path}, line 3"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.units import ConversationUnit, RolloutAddress
+from persona_atlas.jobs.units import RolloutAddress
 from persona_atlas.storage.format.planned_units import read_units
 from persona_atlas.storage.format.records import CommitRecord, parse_record
 from persona_atlas.storage.format.rollout_tables import INDEX_SCHEMA, ROLLOUT_SCHEMA
@@ -56,7 +56,7 @@ def test_rows_have_their_conversation_and_turn_and_the_inputs_other_keys(store_u
     assert run.rollouts(persona="nobody").schema == texts.schema
 
     assert read_units(location, run.record) == plan.by_id
-    assert all(isinstance(unit, ConversationUnit) for unit in plan.units)
+    assert all(unit.turn_indices and unit.conversation_indices for unit in plan.units)
     refresh_index(location, run.record)
     assert open_run(store_url).index.equals(run.index)
     checked = verify_run(location)
@@ -89,7 +89,8 @@ def test_a_run_of_personas_is_what_it_was(tmp_path: Path):
         "unit_id", "kind", "persona", "polarity", "prompt_index", "question_indices", "samples"
     }  # fmt: skip
     commit = parse_record(CommitRecord, path.read_bytes(), str(path))
-    assert not isinstance(commit.manifest.unit, ConversationUnit)
+    assert commit.manifest.unit.turn_indices is None
+    assert commit.manifest.unit.conversation_indices is None
 
 
 def test_other_conversations_are_another_run(tmp_path: Path):

@@ -18,7 +18,7 @@ from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import TokenisedText
 
 from plain_forward import PlainModel, conversation_ids, pool, relative_errors
-from requests_of import engine_settings, generate, requests_of
+from requests_of import chat, engine_settings, generate, requests_of
 from tiny_families import N_LAYERS, STOP_IDS, save_tiny_family
 from tiny_models import END_ID, save_tiny_llama
 
@@ -138,7 +138,7 @@ def test_a_prompt_that_leaves_no_room_in_the_context_is_a_unit_error(tmp_path: P
     directory = save_tiny_llama(tmp_path / "model", max_context=64)
     engine = BuiltinEngine(engine_settings(directory, layers=[0], max_new_tokens=10))
     (request,) = requests_of(1, system_prompt="")
-    turns = len(engine.renderer.render("", ""))
+    turns = len(engine.renderer.render(chat("", "")))
     fitting = dataclasses.replace(request, system_prompt="", question="x" * (64 - 10 - turns))
     (row,) = generate(engine, [fitting])
     assert len(row.rollout.prompt_token_ids) == 54
@@ -157,7 +157,7 @@ def test_a_prompt_that_leaves_no_room_in_the_context_is_a_unit_error(tmp_path: P
 def test_requests_are_asked_for_as_room_comes_and_rollouts_come_as_they_end(directory: Path):
     (longest, *_) = sorted(requests_of(40), key=lambda request: -len(request.question))
     engine = BuiltinEngine(engine_settings(directory, layers=[0], max_new_tokens=MAX_NEW, batch_tokens=400))
-    room = 400 // (len(engine.renderer.render(longest.system_prompt, longest.question)) + MAX_NEW)
+    room = 400 // (len(engine.renderer.render(longest.messages)) + MAX_NEW)
     asked = given = 0
     to_ask = iter(requests_of(40))
 
@@ -195,10 +195,10 @@ def count_tokens(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch) -> list
 def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
     engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=2))
     requests = [dataclasses.replace(request, system_prompt="You are a pirate. " * 8) for request in requests_of(12)]
-    prompt_tokens = sum(len(engine.renderer.render(r.system_prompt, r.question)) for r in requests)
+    prompt_tokens = sum(len(engine.renderer.render(r.messages)) for r in requests)
     seen = count_tokens(engine, monkeypatch)
     rows = generate(engine, requests)
-    shared = len(engine.renderer.shared_prefix(requests[0].system_prompt))
+    shared = len(engine.renderer.shared_prefix(requests[0].opening))
     fed = sum(row.rollout.num_content_tokens for row in rows)
     assert sum(seen) == prompt_tokens - 11 * shared + fed
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from persona_atlas.jobs.rollouts import UnitResult
-from persona_atlas.jobs.units import AskedTexts, UnitAttempt, WorkUnit
+from persona_atlas.jobs.sources.persona_source import PersonaRequests
+from persona_atlas.jobs.units import UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.run_units import run_units
 
@@ -18,10 +19,10 @@ from tiny_families import N_LAYERS, save_tiny_family
 
 def order_of(number: int) -> UnitAttempt:
     """Eight rollouts under a system prompt of the unit's own, of a length of its own."""
-    unit = WorkUnit(f"unit{number}", "role", f"role{number}", "pos", 0, tuple(range(8)), 1)
+    unit = WorkUnit.of_questions(f"unit{number}", "role", f"role{number}", "pos", 0, tuple(range(8)), 1)
     prompt = f"You are number {number}. " * (1 + number % 5)
     questions = tuple(f"Why {number}?" for number in unit.question_indices)
-    return UnitAttempt(unit, AskedTexts(prompt, questions, 0), 1, number)
+    return UnitAttempt(unit, PersonaRequests(prompt, questions, 0), 1, number)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.spec import GenerationSpec
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import load_renderer
-from persona_atlas.workers.responders.endpoint import EndpointEngine, check_endpoint
+from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
 
 from free_port import free_port
 from plain_forward import PlainModel, conversation_ids, pool, relative_errors
@@ -56,7 +56,7 @@ def test_what_it_generates_is_captured_as_a_plain_forward_pass_sees_it(served: s
     conversations = load_renderer(smollm2_directory)
     generation = GenerationSpec(endpoint=served, concurrency=2)
     check_endpoint(generation, str(smollm2_directory), conversations.renderer)
-    engine = EndpointEngine(
+    engine = EndpointResponder(
         BuiltinEngine(settings), conversations, generation, str(smollm2_directory), settings.sampling
     )
     requests = requests_of(4, system_prompt="You are a pirate.")

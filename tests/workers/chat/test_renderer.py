@@ -9,6 +9,7 @@ import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.workers.chat.renderer import PINNED_DATE, ChatRenderer, stop_token_ids
 
+from requests_of import chat
 from tiny_models import CHAT_TEMPLATE, END_ID, save_tokenizer
 
 _TURNS = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -42,7 +43,7 @@ def tokenizer_with(tmp_path: Path):
 
 
 def text_of(tokenizer: Any, system_prompt: str, question: str) -> str:
-    return tokenizer.decode(ChatRenderer(tokenizer).render(system_prompt, question), skip_special_tokens=False)
+    return tokenizer.decode(ChatRenderer(tokenizer).render(chat(system_prompt, question)), skip_special_tokens=False)
 
 
 def test_a_system_prompt_takes_the_system_role_where_there_is_one(tokenizer_with):
@@ -124,7 +125,7 @@ def test_ids_are_those_of_apply_chat_template(tokenizer_with):
         messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
         messages.append({"role": "user", "content": "  Why?\n"})
         direct = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
-        assert ChatRenderer(tokenizer).render(system_prompt, "  Why?\n") == direct
+        assert ChatRenderer(tokenizer).render(chat(system_prompt, "  Why?\n")) == direct
 
 
 @pytest.mark.model
@@ -137,7 +138,7 @@ def test_a_real_templates_ids_are_those_of_apply_chat_template(smollm2_directory
     assert renderer.inserted_system_text
     messages = [{"role": "system", "content": "Be a pirate."}, {"role": "user", "content": "Who are you?"}]
     direct = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
-    assert renderer.render("Be a pirate.", "Who are you?") == direct
+    assert renderer.render(chat("Be a pirate.", "Who are you?")) == direct
 
 
 def test_the_record_tells_templates_apart(tokenizer_with):
@@ -160,15 +161,15 @@ def test_a_response_ends_at_every_id_that_any_of_the_settings_names(tokenizer_wi
 def test_a_template_that_asks_the_clock_is_told_the_pinned_date(tokenizer_with):
     asks = "Today is {{ strftime_now('%d %B %Y') }}. " + _TURNS + _GENERATE
     tokenizer = tokenizer_with(asks)
-    text = tokenizer.decode(ChatRenderer(tokenizer).render("Be kind.", "Which day is it?"))
+    text = tokenizer.decode(ChatRenderer(tokenizer).render(chat("Be kind.", "Which day is it?")))
     assert text.startswith(f"Today is {PINNED_DATE}. ")
 
 
 def test_of_several_templates_the_one_for_plain_conversations_is_used(tokenizer_with):
     tokenizer = tokenizer_with(CHAT_TEMPLATE)
-    alone = ChatRenderer(tokenizer).render("Be kind.", "Who are you?")
+    alone = ChatRenderer(tokenizer).render(chat("Be kind.", "Who are you?"))
     tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": "TOOLS" + CHAT_TEMPLATE}
-    assert ChatRenderer(tokenizer).render("Be kind.", "Who are you?") == alone
+    assert ChatRenderer(tokenizer).render(chat("Be kind.", "Who are you?")) == alone
     tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE, "rag": CHAT_TEMPLATE}
     with pytest.raises(InputError, match="default"):
         ChatRenderer(tokenizer)
@@ -187,7 +188,7 @@ def test_the_beginning_of_sequence_stands_once(tokenizer_with, in_template: bool
     )
     assert tokenizer("Why?")["input_ids"].count(begin) == 1
     for system_prompt in ("", "Be a pirate."):
-        ids = ChatRenderer(tokenizer).render(system_prompt, "Why?")
+        ids = ChatRenderer(tokenizer).render(chat(system_prompt, "Why?"))
         # A template says all of what begins a conversation; one that leaves it out is taken at its word.
         assert ids.count(begin) == (1 if in_template else 0)
         assert not in_template or ids[0] == begin
@@ -197,7 +198,7 @@ def test_a_shared_beginning_is_what_every_conversation_under_a_system_prompt_beg
     tokenizer = tokenizer_with(CHAT_TEMPLATE)
     renderer = ChatRenderer(tokenizer)
     for system_prompt in ("", "Be a pirate."):
-        shared = renderer.shared_prefix(system_prompt)
+        shared = renderer.shared_prefix(chat(system_prompt, "")[:-1])
         assert tokenizer.decode(shared).endswith("user\n")
         for question in ("Who are you?", "(another way?)", "Zq7"):
-            assert renderer.render(system_prompt, question)[: len(shared)] == shared
+            assert renderer.render(chat(system_prompt, question))[: len(shared)] == shared

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.sources.conversation import Conversation
 from persona_atlas.workers.chat.renderer import ChatRenderer
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer, require_within_context
 
 from conversations import conversation
+from requests_of import chat
 from tiny_models import CHAT_TEMPLATE, save_tokenizer
 
 Make = Callable[[str], ConversationRenderer]
@@ -57,19 +59,16 @@ def renderer_of(tmp_path: Path) -> Make:
     return make
 
 
-def own_ids(
-    renderer: ConversationRenderer, tokenizer: Any, system_prompt: str, said: list[dict[str, str]]
-) -> list[int]:
+def own_ids(renderer: ConversationRenderer, tokenizer: Any, talk: Conversation) -> list[int]:
     """The template's own rendering of the whole conversation."""
-    messages = renderer.renderer.messages(system_prompt, said)
+    messages = renderer.renderer.for_template(talk.chat())
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
 
 
 def check(renderer: ConversationRenderer, tokenizer: Any, said: list[str], system_prompt: str) -> None:
     talk = conversation(*said, system_prompt=system_prompt)
     text = renderer.render(talk)
-    messages = [{"role": message.role, "content": message.content} for message in talk.messages]
-    assert list(text.token_ids) == own_ids(renderer, tokenizer, system_prompt, messages)
+    assert list(text.token_ids) == own_ids(renderer, tokenizer, talk)
     responses = [message.content for message in talk.messages if message.role == "assistant"]
     spoken = [tokenizer.decode(text.token_ids[start:stop], skip_special_tokens=False) for start, stop in text.responses]
     assert len(spoken) == len(responses)
@@ -123,8 +122,9 @@ def test_the_prompt_before_a_response_is_the_one_it_would_be_generated_from(
     renderer, _ = shared_smollm2
     text = renderer.render(conversation("Who are you?", "A pirate. Arr!", system_prompt="Be a pirate."))
     start, stop = text.responses[0]
-    prompt_ids, response_ids = renderer.answer("Be a pirate.", "Who are you?", "A pirate. Arr!")
-    assert list(text.token_ids[:start]) == prompt_ids == renderer.renderer.render("Be a pirate.", "Who are you?")
+    asked = chat("Be a pirate.", "Who are you?")
+    prompt_ids, response_ids = renderer.answer(asked, "A pirate. Arr!")
+    assert list(text.token_ids[:start]) == prompt_ids == renderer.renderer.render(asked)
     assert list(text.token_ids[start:stop]) == response_ids
 
 
@@ -226,12 +226,9 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_gives_the_same_ids(tmp_
         "{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
     )
     renderer = ConversationRenderer(fast, ChatRenderer(fast))
-    text = renderer.render(conversation("hi", "Hello", "so", "We do."))
-    said = [
-        {"role": r, "content": c}
-        for r, c in zip(["user", "assistant"] * 2, ["hi", "Hello", "so", "We do."], strict=True)
-    ]
-    assert list(text.token_ids) == own_ids(renderer, fast, "", said)
+    talk = conversation("hi", "Hello", "so", "We do.")
+    text = renderer.render(talk)
+    assert list(text.token_ids) == own_ids(renderer, fast, talk)
     spoken = [fast.convert_ids_to_tokens(text.token_ids[start:stop]) for start, stop in text.responses]
     assert spoken == [["▁He", "l", "l", "o"], ["W", "e", "▁", "d", "o", "."]]
     assert fast.convert_ids_to_tokens(text.token_ids[0]) == "<s>"

@@ -10,13 +10,14 @@ import pytest
 from persona_atlas.jobs.errors import InputError, UnitError
 from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.scheduling.ledger import Failure
+from persona_atlas.jobs.sources.persona_source import PersonaRequests
 from persona_atlas.jobs.spec import GenerationSpec
-from persona_atlas.jobs.units import AskedTexts, RolloutRequest, UnitAttempt, WorkUnit
+from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
 from persona_atlas.workers.engine import CapturedRollout
 from persona_atlas.workers.responders.chat_client import Retries
-from persona_atlas.workers.responders.endpoint import EndpointEngine, check_endpoint
+from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
 from persona_atlas.workers.run_units import run_units
 
 from chat_server import ChatServer, serving, wait_until
@@ -49,19 +50,19 @@ def engine_of(
     *,
     retries: Retries = QUICK,
     **generation: object,
-) -> EndpointEngine:
+) -> EndpointResponder:
     asked = GenerationSpec.model_validate({"endpoint": server.url, **generation})
     sampling = engine_settings(Path(), layers=(0,), max_new_tokens=20, temperature=0.7, top_p=0.9).sampling
-    return EndpointEngine(reader, renderer, asked, "tiny", sampling, retries)
+    return EndpointResponder(reader, renderer, asked, "tiny", sampling, retries)
 
 
-def collect(engine: EndpointEngine, requests: Sequence[RolloutRequest], done: list[CapturedRollout]) -> None:
+def collect(engine: EndpointResponder, requests: Sequence[RolloutRequest], done: list[CapturedRollout]) -> None:
     to_do = iter(requests)
     for captured in engine.generate(lambda: next(to_do, None)):
         done.append(captured)
 
 
-def generate(engine: EndpointEngine, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+def generate(engine: EndpointResponder, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
     to_do = iter(requests)
     done = {captured.rollout.address: captured for captured in engine.generate(lambda: next(to_do, None))}
     return [done[request.address] for request in requests]
@@ -77,7 +78,7 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
         rollout = got.rollout
         assert rollout.response == f"You asked: {request.question}"
         assert (rollout.seed, rollout.finish_reason) == (request.seed, "stop")
-        assert list(rollout.prompt_token_ids) == renderer.renderer.render(request.system_prompt, request.question)
+        assert list(rollout.prompt_token_ids) == renderer.renderer.render(request.messages)
         states, _ = plain.run(conversation_ids(rollout))
         for name, expected in pool(states, rollout).items():
             assert relative_errors(got.vectors_LD["resid_post", name], expected).max() < 1e-4
@@ -94,7 +95,7 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
 
 def test_a_canary_holds_what_was_captured(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
     engine = engine_of(server, reader, renderer)
-    canary = engine.canary(generate(engine, requests_of(1))[0])
+    canary = engine.reader.canary(generate(engine, requests_of(1))[0])
     assert canary is not None
     assert max(canary.relative_error_L) < 1e-5
 
@@ -146,8 +147,8 @@ def test_only_the_unit_that_is_refused_fails(server: ChatServer, reader: Builtin
     server.poison = "poison"
     attempts = []
     for number in range(3):
-        asked = AskedTexts("", ("poison" if number == 1 else "Who?",), 0)
-        unit = WorkUnit(f"u{number}", "role", f"p{number}", "pos", 0, (0,), 1)
+        asked = PersonaRequests("", ("poison" if number == 1 else "Who?",), 0)
+        unit = WorkUnit.of_questions(f"u{number}", "role", f"p{number}", "pos", 0, (0,), 1)
         attempts.append(UnitAttempt(unit, asked, 1, number))
     to_do = iter(attempts)
     engine = engine_of(server, reader, renderer, retries=Retries(2, 0.01))

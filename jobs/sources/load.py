@@ -1,0 +1,29 @@
+"""Open the source that a spec names: personas of a catalog, or conversations that exist. Reads files."""
+
+from __future__ import annotations
+
+from ..catalog import load_catalog
+from ..spec import JobSpec
+from .conversation_source import ConversationSource
+from .persona_source import PersonaSource
+from .read_conversations import read_conversations
+from .source import RequestSource
+
+
+def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestSource:
+    """Open the source of a job's requests.
+
+    Args:
+        spec: The job.
+        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
+
+    Raises:
+        InputError: A file is missing or breaks its format; names it.
+
+    Example:
+        >>> spec = load_spec("examples/demo.yaml")  # doctest: +SKIP
+        >>> plan = make_plan(spec, load_source(spec), facts)  # doctest: +SKIP
+    """
+    if spec.conversations is not None:
+        return ConversationSource(read_conversations(spec.conversations.source))
+    return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))
