@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.workers.chat.renderer import PINNED_DATE, ChatRenderer, stop_token_ids
 
 from requests_of import chat
@@ -202,3 +203,44 @@ def test_a_shared_beginning_is_what_every_conversation_under_a_system_prompt_beg
         assert tokenizer.decode(shared).endswith("user\n")
         for question in ("Who are you?", "(another way?)", "Zq7"):
             assert renderer.render(chat(system_prompt, question))[: len(shared)] == shared
+
+
+TALK = (
+    ChatMessage("system", "Be a pirate."),
+    ChatMessage("user", "Hi"),
+    ChatMessage("assistant", "Arr!"),
+    ChatMessage("user", "So?"),
+)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, RAISES], ids=["with a system role", "without"])
+def test_a_chat_of_several_turns_is_rendered_whole(tokenizer_with, template: str):
+    tokenizer = tokenizer_with(template)
+    text = tokenizer.decode(ChatRenderer(tokenizer).render(TALK), skip_special_tokens=False)
+    opening = "<|start|>system\nBe a pirate.<|end|>\n<|start|>user\nHi" if template == CHAT_TEMPLATE else (
+        "<|start|>user\nBe a pirate.\n\nHi"
+    )  # fmt: skip
+    assert text == (
+        f"{opening}<|end|>\n<|start|>assistant\nArr!<|end|>\n<|start|>user\nSo?<|end|>\n<|start|>assistant\n"
+    )
+
+
+def test_without_a_system_role_every_system_message_goes_before_the_next_of_the_user(tokenizer_with):
+    renderer = ChatRenderer(tokenizer_with(RAISES))
+    later = (*TALK, ChatMessage("assistant", "Aye."), *chat("Be a poet.", "And?"))
+    contents = [message["content"] for message in renderer.for_template(later)]
+    assert contents == ["Be a pirate.\n\nHi", "Arr!", "So?", "Aye.", "Be a poet.\n\nAnd?"]
+    for messages in (TALK[:1], (TALK[0], *TALK[2:])):
+        with pytest.raises(ValueError, match="needs a user's message"):
+            renderer.for_template(messages)
+
+
+def test_a_shared_prefix_may_hold_turns(tokenizer_with):
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    renderer = ChatRenderer(tokenizer)
+    shared = renderer.shared_prefix(TALK[:3])
+    assert tokenizer.decode(shared).endswith("user\n")
+    assert renderer.render(TALK)[: len(shared)] == shared
+    opening = renderer.shared_prefix(TALK[:1])
+    assert len(opening) < len(shared)
+    assert renderer.render(TALK)[: len(opening)] == opening

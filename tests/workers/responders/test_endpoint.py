@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import InputError, UnitError
+from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.sources.persona_source import PersonaRequests
 from persona_atlas.jobs.spec import GenerationSpec
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, WorkUnit
+from persona_atlas.jobs.units import GivenResponse, RolloutRequest, UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
-from persona_atlas.workers.engine import CapturedRollout
+from persona_atlas.workers.engine import CapturedRollout, Responder
 from persona_atlas.workers.responders.chat_client import Retries
 from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
+from persona_atlas.workers.responders.given import GivenResponder
 from persona_atlas.workers.run_units import run_units
 
 from chat_server import ChatServer, serving, wait_until
+from conversations import conversation
+from dialogues import dialogue_attempt
 from plain_forward import POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, requests_of
 
@@ -62,7 +67,7 @@ def collect(engine: EndpointResponder, requests: Sequence[RolloutRequest], done:
         done.append(captured)
 
 
-def generate(engine: EndpointResponder, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
+def generate(engine: Responder, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
     to_do = iter(requests)
     done = {captured.rollout.address: captured for captured in engine.generate(lambda: next(to_do, None))}
     return [done[request.address] for request in requests]
@@ -91,6 +96,43 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
         assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.7, 0.9, 20)
         assert body["seed"] == request.seed % 2**31
         assert "chat_template_kwargs" not in body
+
+
+def test_a_server_is_sent_its_own_replies_and_later_turns_are_captured_like_any(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer, tiny_model_directory: Path
+):
+    to_do = iter([dialogue_attempt("pirate", [("Hi", "So?", "And?"), ("Who?", "Why?")])])
+    (result,) = run_units(engine_of(server, reader, renderer, concurrency=2), lambda: next(to_do, None))
+    assert isinstance(result, UnitResult)
+    said = [[message["content"] for message in body["messages"][1:]] for body in server.bodies]
+    assert sorted(said, key=lambda texts: (texts[0], len(texts))) == [
+        ["Hi"],
+        ["Hi", "You asked: Hi", "So?"],
+        ["Hi", "You asked: Hi", "So?", "You asked: So?", "And?"],
+        ["Who?"],
+        ["Who?", "You asked: Who?", "Why?"],
+    ]
+    assert [rollout.response for rollout in result.rollouts] == [
+        "You asked: Hi", "You asked: So?", "You asked: And?", "You asked: Who?", "You asked: Why?"
+    ]  # fmt: skip
+    plain = PlainModel(tiny_model_directory)
+    for row, rollout in enumerate(result.rollouts):
+        states, _ = plain.run(conversation_ids(rollout))
+        for name, expected in pool(states, rollout).items():
+            assert relative_errors(result.arrays_BLD["resid_post", name][row], expected).max() < 1e-4
+
+
+def test_an_intervention_is_not_passed_over_in_silence(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    steered = Intervention((AddVector(1, (0.5,)),))
+    (request,) = requests_of(1)
+    with pytest.raises(UnitError, match="an intervention needs a response that is generated here"):
+        generate(engine_of(server, reader, renderer), [replace(request, intervention=steered)])
+    assert not server.bodies
+    given = GivenResponse(conversation("Hi", "Hello"), 1)
+    with pytest.raises(UnitError, match="an intervention needs a response that is generated here"):
+        generate(GivenResponder(reader, renderer), [replace(request, given=given, intervention=steered)])
 
 
 def test_a_canary_holds_what_was_captured(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
