@@ -156,7 +156,7 @@ def test_the_plan_made_today_is_the_one_made_then(old: OldStore):
     planned = {
         (request.address, unit.unit_id, request.seed, request.system_prompt, request.question)
         for unit in plan.units
-        for request in plan.requests(unit)
+        for request in plan.requests(unit).first(unit)
     }
     texts = ("unit_id", "seed", "system_prompt", "question")
     address = ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
