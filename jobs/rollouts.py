@@ -1,4 +1,4 @@
-"""What a worker makes of a unit: its rollouts and their pooled activations. Plain values and numpy arrays.
+"""What a worker makes of a unit: its rollouts and their pooled activations, as plain values and numpy arrays.
 
 Axes: B rollouts of the unit, N content tokens of all of them, L captured layers, K those of which every token is kept,
 D d_model.
@@ -30,8 +30,8 @@ class Rollout:
         finish_reason: ``stop``: the model ended its turn; ``length``: cut at max_new_tokens; ``given``: not known, the
             text was there before.
         seed: 0 for a given text.
-        conversation_index: Of a given conversation, its place in the input.
-        extra: Of a given conversation, the other keys of its input as JSON.
+        conversation_index: Place of a given conversation in the input; None for a generated rollout.
+        extra: Other keys of a given conversation in the input, as JSON; ``""`` for a generated rollout.
         has_vector: False when the response is empty: then its rows of response poolings hold no numbers.
     """
 
@@ -55,10 +55,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """Some rollouts of a unit, recomputed by a plain forward pass one at a time and held against what was captured.
+    """How the captured vectors of some rollouts of a unit compare with a plain forward pass over each of them alone.
 
     Attributes:
-        num_rollouts: Recomputed.
+        num_rollouts: Rollouts that were recomputed.
         relative_error_L: Worst ``|captured - plain| / |plain|`` per captured layer, over rollouts and arrays.
         cosine_L: Least cosine per captured layer.
     """
@@ -73,13 +73,13 @@ class UnitResult:
     """A finished unit, on its way from the worker to the store inside one process.
 
     Attributes:
-        attempt: What was asked.
-        rollouts: B of them, in the unit's row order.
+        attempt: The attempt that made it.
+        rollouts: B rollouts, in the unit's row order.
         arrays_BLD: float32 per (hook point, pooling); NaN in the rows that have no vector, nowhere else.
         seconds: Time the model took for it.
-        canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
-        tokens_NKD: float32 per (hook point, ``tokens``): every content token, one rollout's after another's in row
-            order; all of them finite.
+        canary: How the vectors compare with a plain forward pass; None when no rollout has any content.
+        tokens_NKD: float32 per (hook point, ``tokens``): every content token, rollout after rollout in row order;
+            all of them finite.
     """
 
     attempt: UnitAttempt
@@ -91,6 +91,6 @@ class UnitResult:
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(
-            "A UnitBlock does not travel between processes: activations are written to the store where they are made. "
+            "A UnitResult does not travel between processes: activations are written to the store where they are made. "
             "Send the attempt's manifest instead."
         )

@@ -19,11 +19,11 @@ TOKENS_PER_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class RowSizes:
-    """What a unit's objects grow by, in bytes of the store.
+    """How the stored objects of a unit grow with its rollouts and tokens, in bytes.
 
     Attributes:
-        rollout_bytes: Of each rollout in a pooled array; 0 where nothing is pooled.
-        token_bytes: Of each content token in a ``tokens`` array; 0 where none is kept.
+        rollout_bytes: Stored bytes of one rollout in a pooled array; 0 where nothing is pooled.
+        token_bytes: Stored bytes of one content token in a ``tokens`` array; 0 where none is kept.
         num_token_layers: Layers of which every token is kept.
     """
 
@@ -58,9 +58,9 @@ class RowSizes:
         """Make the error of too many tokens for one object.
 
         Args:
-            tokens: That would have to share one.
-            what: Whose they are.
-            ways: What else helps besides fewer layers.
+            tokens: Tokens that would have to share one object.
+            what: The responses that they belong to, for the message.
+            ways: What the user can change instead of keeping fewer layers, for the hint.
         """
         of_one_layer = self.token_bytes // self.num_token_layers
         layers = BLOCK_BYTES_LIMIT // (tokens * of_one_layer)

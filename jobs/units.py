@@ -23,8 +23,8 @@ class RolloutAddress:
     """Where one rollout stands in the design: persona, polarity, prompt, question, sample.
 
     Attributes:
-        turn_index: Of a response in a conversation, its place among the messages, the system prompt not counted; None
-            for the single response to a question.
+        turn_index: Place of a response among the messages of its conversation, the system prompt not counted;
+            None for the single response to a question.
     """
 
     kind: Kind
@@ -123,10 +123,10 @@ class WorkUnit:
 
         Args:
             unit_id: Readable and unique in the run.
-            kind: Of its persona.
-            persona: Name.
+            kind: What the persona is: a role, a trait or the default.
+            persona: Name of the persona within its kind.
             polarity: ``neg`` for a trait's opposite.
-            prompt_index: Of the system prompt.
+            prompt_index: Which of the persona's system prompts.
             question_indices: The questions, ascending, each once.
             samples: Rollouts of each question.
         """
@@ -173,9 +173,9 @@ class RolloutRequest:
     """Everything a worker needs to make one rollout.
 
     Attributes:
-        address: Of the rollout; unique among the requests of a job.
+        address: Where the rollout stands in the design; unique among the requests of a job.
         messages: The chat up to the response: system, user, assistant, as far as it has come.
-        seed: Of this rollout alone; 63 bits.
+        seed: The rollout's own seed, 63 bits; 0 for a response that exists.
         given: The response, where it exists already; None where it is to be generated.
         intervention: Edits of the model's residual stream while it runs; None for none.
     """

@@ -1,4 +1,4 @@
-"""One job on this machine or a cluster it can reach: plan, refuse or go, drive, leave the store in order."""
+"""One job on this machine or a cluster it can reach: plan, refuse or start, drive, bring the index up to date."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ class Outcome:
 
 
 def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> tuple[Plan, Path]:
-    """Plan a spec against the model and the catalog or conversations it names; the store is not looked at.
+    """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
     Args:
         spec: What to run.
-        progress: Told when something takes long.
+        progress: Shows a line when something takes long.
         catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
 
     Raises:
@@ -123,7 +123,7 @@ def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None
 
     Args:
         spec: What to run.
-        progress: Told when something takes long.
+        progress: Shows a line when something takes long.
         catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
 
     Raises:
@@ -147,8 +147,8 @@ def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: st
 
     Args:
         job: Prepared.
-        progress: Told how far it is.
-        reporter: Where its news stand, and where it is told to stop.
+        progress: Shows how far it is.
+        reporter: Keeps the job's status, and learns of a request to stop.
         address: Of a Ray cluster; None starts Ray on this machine.
 
     Returns:
@@ -158,7 +158,7 @@ def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: st
         InputError: No template, no room, no such cluster, or another driver works the run.
         TransientError: The store failed for good.
         JobError: No worker could be had.
-        JobStoppedError: The job was told to end.
+        JobStoppedError: The job was asked to stop.
     """
     if not job.num_missing:
         if job.record is not None:
@@ -213,15 +213,15 @@ def work_units(
     progress: Progress,
     reporter: StatusReporter,
 ) -> Outcome:
-    """Load the models, and only when one stands begin the run; drive; bring the index up to date.
+    """Load the models, begin the run once one is loaded, drive it, and bring the index up to date.
 
     Args:
         job: Prepared.
         lease: On its run.
         executor: Its workers, not started; closed when this returns.
         rendering: How prompts become tokens, for the run's record.
-        progress: Told how far it is.
-        reporter: Where its news stand, and where it is told to stop.
+        progress: Shows how far it is.
+        reporter: Keeps the job's status, and learns of a request to stop.
 
     Returns:
         How it ended.
@@ -229,7 +229,7 @@ def work_units(
     Raises:
         TransientError: The store failed for good.
         JobError: No worker could be had.
-        JobStoppedError: The job was told to end.
+        JobStoppedError: The job was asked to stop.
     """
     reporter.doing("loading")
     # Seconds for a large plan: before there are workers to wait for it.
@@ -245,7 +245,7 @@ def work_units(
         executor.start(lambda: reporter.wait_for_workers(executor))
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
-        # Looked at again: another driver may have worked between planning and this lease.
+        # Read again: another driver may have worked between planning and this lease.
         committed = with_retries(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
         with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
@@ -292,7 +292,7 @@ def _worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSet
 
 
 def refuse_tensor_parallel(spec: JobSpec) -> None:
-    """Refuse replicas of several GPUs before the model is looked for: 140 GB need not be fetched to learn of it.
+    """Refuse replicas of several GPUs before the model is fetched, which may be 140 GB.
 
     Raises:
         InputError: The spec asks for one.
@@ -308,10 +308,10 @@ def refuse_tensor_parallel(spec: JobSpec) -> None:
 
 
 def _refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
-    """Where the workers run on this machine, ask the server that is to generate before Ray is started for it."""
+    """Where the workers run on this machine, check the server that is to generate before Ray is started."""
     if spec.generation is None:
         return
-    # Only where there is a server to ask is its client loaded.
+    # The client is imported only where a server is used.
     from ...workers.responders.endpoint import check_endpoint
 
     check_endpoint(spec.generation, spec.served_model, renderer)

@@ -29,18 +29,18 @@ class Estimate:
         response_tokens: Written, at most; of given texts those that are read, about.
         canary_tokens: Read once more, at most: one rollout of every unit is recomputed the plain way.
         stored_bytes: Activations in the store, about, those of every token included; texts come to a few per cent.
-        stored_token_bytes: Of that, every token of the layers of which they are kept, responses at their longest.
+        stored_token_bytes: The part of it that every kept token takes, responses at their longest.
         objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
-        weight_bytes: Of one replica, all its devices together.
-        cache_bytes: KV cache of one batch, likewise; a pass over given texts needs none.
+        weight_bytes: Weights of one replica, all its devices together.
+        cache_bytes: KV cache of one batch, likewise; a pass over texts that exist needs none.
         rows_per_batch: Rollouts that one batch holds, about.
         row_tokens: Prompt and response of the longest rollout.
         capture_bytes: Pooled sums of one batch, float32.
-        held_token_bytes: Of the machine's memory and not the device's: every kept token of the rollouts under way and
-            of the units that are put together or wait to be written, float32.
-        rows_per_assignment: Rollouts handed out at a time, about: half a batch, for a worker that could begin more
-            asks for it; of given texts two batches, so that those that begin alike are read in one go; as many as a
-            server is asked for at once.
+        held_token_bytes: Memory of the machine, not of the device: every kept token of the rollouts under way and of
+            the units that are put together or wait to be written, float32.
+        rows_per_assignment: Rollouts handed out at a time, about: half a batch, for a worker requests more when it has
+            room; two batches of texts that exist, so that those which begin alike are read in one pass; at least as
+            many as a server takes at once.
         tensor_parallel: Devices of one replica.
     """
 
@@ -121,7 +121,7 @@ def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
     A fifth is added for activations and the allocator.
 
     Args:
-        figures: Of the plan; its own ``tensor_parallel`` is not looked at.
+        figures: The plan's estimate; its own ``tensor_parallel`` is not used.
         tensor_parallel: Devices of a replica.
     """
     sliced = (figures.weight_bytes + figures.cache_bytes) / tensor_parallel

@@ -1,6 +1,6 @@
-"""Does one replica of a plan fit the devices it would run on, and what would make it fit? No machine is asked.
+"""Does one replica of a plan fit the devices it would run on, and what would make it fit? Reads a table of devices.
 
-``workers/models/memory.py`` asks the real device before a model is loaded; this asks the table, before any is rented.
+``workers/models/memory.py`` reads the real device before a model is loaded; this runs before any is rented.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Way:
             "placement.batch_tokens": self.batch_tokens,
             "model.dtype": self.dtype,
         }
-        said = [f"{field}={value}" for field, value in changes.items() if value is not None]
+        parts = [f"{field}={value}" for field, value in changes.items() if value is not None]
         if self.layers is not None:
-            said.append(f"at most {self.layers} of capture.layers")
-        return f"{' with '.join(said)} on {self.device}"
+            parts.append(f"at most {self.layers} of capture.layers")
+        return f"{' with '.join(parts)} on {self.device}"
 
 
 def fits(figures: Estimate, device: Device, tensor_parallel: int) -> bool:
@@ -75,8 +75,8 @@ def ways_to_fit(plan: Plan, figures: Estimate, name: str, device: Device) -> lis
     Args:
         plan: The plan.
         figures: Its estimate; it does not fit the device.
-        name: Of the device in its table.
-        device: What it holds.
+        name: The device's name in its table.
+        device: Its memory and how many of it one machine has.
 
     Returns:
         The ways, the least trouble first; empty when even a whole machine cannot hold a single rollout.

@@ -7,9 +7,10 @@ One decoding step of a batch gives each of its rows one token. It takes as long 
 - launching: layers x layer_us, however small the model is
 
 and there are (tokens out / rows) of them. Reading takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency):
-the prompts, and the one rollout of every unit that is recomputed to hold the rest against. Left out are attention's own
-arithmetic (1 % at a thousand tokens of a 70B model), talk between the devices of a replica (the efficiency stands for
-it), loading the model and waiting for machines. Every response counts at its full length, though many end earlier.
+the prompts, and the one rollout of every unit that is recomputed as its canary. Left out are attention's own
+arithmetic (1 % at a thousand tokens of a 70B model), communication between the devices of a replica (part of the
+efficiency), loading the model and waiting for machines. Every response counts at its full length, though many end
+earlier.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Price:
         tokens_per_s: Written by one replica.
         prefill_hours: One replica reading all prompts and recomputed rollouts, hours.
         decode_hours: One replica writing all responses, hours.
-        gpu_hours: Of devices, whatever their number.
-        gpus: Devices at work: whole replicas out of those that were asked for, and no more replicas than units.
-        days: On these.
-        money: For these, in the table's currency.
+        gpu_hours: Device-hours, whatever the number of devices.
+        gpus: Devices at work: whole replicas of the given devices, and no more replicas than units.
+        days: Time on these devices.
+        money: Price of the device-hours, in the table's currency.
     """
 
     device: str
@@ -69,8 +70,8 @@ def price(
     Args:
         plan: The plan.
         figures: Its estimate.
-        name: Of the device in its table.
-        device: What it can do.
+        name: The device's name in its table.
+        device: Its memory, speed and price.
         tensor_parallel: Devices of one replica.
         gpus: Devices in all; None takes ``placement.replicas`` replicas, or one.
 

@@ -33,7 +33,7 @@ class PersonaRequests:
     """The texts of a unit of single questions: one system prompt, and the questions asked under it.
 
     Attributes:
-        system_prompt: Of all of its rollouts; ``""`` for none.
+        system_prompt: Begins every chat of the unit; ``""`` for none.
         questions: The unit's questions, each once, in the order of its rows.
         job_seed: The spec's, from which each rollout's own seed is derived.
     """
@@ -83,8 +83,8 @@ class PersonaSource:
         """Cut the selection into units; see ``RequestSource.units``.
 
         Raises:
-            InputError: A persona, or more prompts or questions than there are, or samples of one question that no unit
-                holds; names the field.
+            InputError: The catalog lacks a persona or has fewer prompts or questions than the spec asks for, or no unit
+                holds the samples of one question; names the field.
         """
         for kind, selection, names in self._selected():
             for name in names:

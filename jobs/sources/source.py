@@ -54,7 +54,7 @@ class RequestSource(Protocol):
             max_context: Longest sequence that the model takes, in tokens.
 
         Raises:
-            InputError: The source has not got what is asked of it, or one piece of it is too large for any unit.
+            InputError: The source lacks something that the spec names, or one piece of it is too large for any unit.
         """
         ...
 

@@ -21,7 +21,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def to_bytes(self) -> bytes:
-        """Write as indented JSON, for people who look."""
+        """Write as indented JSON, which people can read."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
@@ -38,7 +38,7 @@ class _Sealed(_Record):
 
     @staticmethod
     def is_intact(data: bytes) -> bool:
-        """Whether a record's bytes are as they were sealed; asked of the bytes, so that fields may be added later."""
+        """Whether a record's bytes are as they were sealed; the bytes decide, so that fields may be added later."""
         body = json.loads(data)
         return body.pop("seal", None) == digest_of(body)
 
@@ -47,19 +47,19 @@ class RunRecord(_Sealed):
     """What a run is: ``run.json``, written once and never changed.
 
     Attributes:
-        layout_version: Of the store.
+        layout_version: Version of the store's layout.
         plan_digest: Identity of spec, model and every text; a resume must have the same.
         spec: The spec as it was at the first start, defaults filled in.
-        model: Facts of the model.
-        layers: Captured blocks.
-        num_units: Planned.
-        units_sha256: Over ``units.parquet``, the list of them.
-        num_rollouts: Planned.
-        rows_per_block: Rows of a shard.
-        token_layers: Captured blocks of which every token is kept.
-        tokens_per_block: Tokens of a shard of those; 0 when none are kept.
+        model: What was known of the model.
+        layers: Captured layers, ascending.
+        num_units: Planned units.
+        units_sha256: SHA-256 over ``units.parquet``, the list of them.
+        num_rollouts: Planned rollouts.
+        rows_per_block: Rows of a row block, in the arrays of pooled vectors.
+        token_layers: Captured layers of which every token is kept.
+        tokens_per_block: Rows of a row block in the arrays of tokens; 0 when none are kept.
         rendering: How prompts become tokens: hash of the chat template, what it does with a system prompt.
-        versions: Of the software that began the run.
+        versions: Versions of the packages that began the run, by name.
         created_at: ISO 8601, UTC.
     """
 
@@ -122,9 +122,9 @@ class StoredObject(_Record):
     """One object of an attempt.
 
     Attributes:
-        path: In the store.
-        num_bytes: Its length.
-        sha256: Over exactly its bytes.
+        path: Path in the store.
+        num_bytes: Length.
+        sha256: SHA-256 (hex) over its bytes.
     """
 
     path: str
@@ -141,8 +141,8 @@ class StoredShard(StoredObject):
     """An attempt's row block of one activation array.
 
     Attributes:
-        hook_point: Of the array.
-        pooling: Of the array.
+        hook_point: Hook point of the array.
+        pooling: Pooling of the array.
         chunk_bytes: Length of each chunk; they follow one another from the object's start, layer by layer. A layer is
             one chunk, but for ``tokens``, where it is one for every ``TOKENS_PER_CHUNK`` tokens.
     """
@@ -155,10 +155,10 @@ class StoredShard(StoredObject):
 class Manifest(_Record):
     """What one attempt wrote. It travels from worker to driver; the arrays do not.
 
-    The three tuples have an entry a rollout, in row order (that of ``unit.addresses()``).
+    The three tuples have an entry for each rollout, in row order (that of ``unit.addresses()``).
 
     Attributes:
-        unit: Whose rollouts these are.
+        unit: The unit that was worked.
         attempt: 1 for the first.
         row_block: Rows ``[row_block * rows_per_block, ... + num_rows)`` are its own.
         texts: The Parquet file of its rollouts.
@@ -166,7 +166,7 @@ class Manifest(_Record):
         prompt_tokens: Tokens of each prompt.
         content_tokens: Content tokens of each response.
         finish_reasons: How each response ended.
-        worker: Who, for people.
+        worker: Name of the worker, for people.
         seconds: Time the model took.
         canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
     """
@@ -216,7 +216,7 @@ class CommitRecord(_Sealed):
 
     Attributes:
         manifest: The attempt that counts.
-        generation: Of the driver's lease.
+        generation: Generation of the driver's lease.
         committed_at: ISO 8601, UTC.
     """
 
@@ -239,15 +239,16 @@ class Lease(_Record):
 
     Attributes:
         generation: Counts drivers; the highest holds the run.
-        host: Of the driver.
-        boot_id: Of that host's present start, so that a process id is not mistaken after a reboot.
-        pid: Of the driver.
-        process_started: Seconds since the epoch, for the same reason.
+        host: Name of the driver's machine.
+        boot_id: Id of that machine's present boot: after a reboot the same process id is another process.
+        pid: Process id of the driver.
+        process_started: Seconds since the epoch: a process id is used again.
         expires_at: Seconds since the epoch; a driver that lives renews before.
-        released: Whether the driver has ended in good order.
+        released: Whether the driver has ended and given the run up.
         first_row_block: It may hand out ``[first_row_block, end_row_block)``.
-        end_row_block: See there.
-        holder: Of a job on a cluster, its id: a driver that Ray started again elsewhere takes its own run over.
+        end_row_block: End of that range, exclusive.
+        holder: Id of the job on a cluster, by which a driver that Ray started again takes its own run over; ``""`` for
+            a driver without a job.
     """
 
     generation: int

@@ -75,9 +75,9 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
     """Put a unit's rollouts into a table, one line each, in row order.
 
     Args:
-        unit_id: The unit.
+        unit_id: Id of the unit.
         rollouts: In row order.
-        first_row: Of the unit's row block.
+        first_row: First row of the attempt's row block.
     """
     lines = [
         {
@@ -110,12 +110,12 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
 
 
 def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool = False) -> pa.Table:
-    """Make the index lines of committed units, in no particular order.
+    """Make the index lines of committed units, unsorted.
 
     Args:
         manifests: The attempts that count.
-        rows_per_block: Of the run.
-        of_conversations: Whether the run is of given conversations.
+        rows_per_block: Rows of a row block of the run.
+        of_conversations: Whether its rows have a conversation and a turn.
 
     Returns:
         A table of ``index_schema``.

@@ -22,10 +22,10 @@ class StoredUnit(BaseModel):
 
     Attributes:
         unit_id: Readable and unique in the run.
-        kind: Of its persona.
-        persona: Name.
+        kind: What the persona is; ``conversation`` for a text of no persona.
+        persona: Name of the persona, or of the file.
         polarity: ``neg`` for a trait's opposite.
-        prompt_index: Of the system prompt.
+        prompt_index: Which of the persona's system prompts; 0 where that is not known.
         question_indices: The questions, ascending, each once; of conversations one entry for each.
         samples: Rollouts of each question; of conversations 1.
     """

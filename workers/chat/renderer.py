@@ -17,7 +17,7 @@ from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 
 PINNED_DATE = "01 Jan 2026"
-"""What templates that write today's date are told it is, so that a run does not depend on its day."""
+"""The date given to templates that write today's date, so that a run does not depend on its day."""
 
 _PROBE_SYSTEM = "Zq7 system probe"
 _PROBE_QUESTION = "Zq7 question probe"
@@ -106,7 +106,7 @@ class ChatRenderer:
 
         Args:
             messages: As ``for_template`` gives them.
-            generate: Whether the beginning of a response follows.
+            generate: Whether the header of a response follows, as before generation.
 
         Raises:
             TemplateError: The template refuses them.
@@ -116,12 +116,12 @@ class ChatRenderer:
 
     @property
     def server_options(self) -> dict[str, Any]:
-        """What a server's template must be told, so that it renders as this one does; only what the template knows."""
+        """Options with which a server's template renders as this one does; only those that the template knows."""
         known = {"enable_thinking": False, "date_string": PINNED_DATE}
         return {name: value for name, value in known.items() if name in self._template}
 
     def describe(self) -> dict[str, Any]:
-        """Give what a run's record says of rendering."""
+        """Give what a run's record holds about rendering, as plain JSON values."""
         return {
             "chat_template_sha256": hashlib.sha256(self._template.encode()).hexdigest(),
             "has_system_role": self.has_system_role,
@@ -189,7 +189,7 @@ def _for_template(messages: Sequence[ChatMessage], *, has_system_role: bool) -> 
 
 
 def _with_pinned_date(template: str) -> str:
-    """Pin the date of a template that asks the clock: a macro of its own hides the function it would call."""
+    """Pin the date of a template that calls the clock: a macro of that name hides the function."""
     if "strftime_now" not in template:
         return template
     return "{%- macro strftime_now(format) -%}" + PINNED_DATE + "{%- endmacro -%}" + template

@@ -1,10 +1,10 @@
 """From whole conversations to token ids with the span of every response, by the model's own chat template.
 
 The ids are those of the template's rendering of the whole conversation. Where a response's characters lie in it is
-known from the rendering itself: the template is rendered with a placeholder for every response, and what stands around
-the placeholders must put the real rendering together again. Which tokens these characters became is the tokenizer's own
-word (its offsets). No response is ever searched for in a text, and a template that changes what was said in a way that
-cannot be followed is refused. A token with characters of the template and of the response counts to the response.
+known from the rendering itself: the template is rendered with a placeholder for every response, and the text
+around the placeholders must put the real rendering together again. Which tokens these characters became is read from
+the tokenizer's offsets. No response is ever searched for in a text, and a template that changes a response in a way
+that cannot be followed is refused. A token with characters of the template and of the response counts to the response.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ConversationRenderer:
         """Give a conversation's ids and the spans of the assistant's messages, one for each, in order.
 
         Raises:
-            InputError: The chat template refuses it or changes what was said; names where it was read.
+            InputError: The chat template refuses it or rewrites it; names where it was read.
         """
         try:
             messages = self.renderer.for_template(given.chat())

@@ -1,7 +1,7 @@
-"""Chat completions from a server that speaks the OpenAI protocol: one request at a time, tried until it answers.
+"""Chat completions from a server that speaks the OpenAI protocol: each request is retried until it is answered.
 
-Foreign engine: aiohttp. What may pass (too many requests, a server's own errors, a cut or silent connection) is waited
-for and asked again; what will not (no key, no such model, a prompt that is too long) is an error at once.
+Foreign engine: aiohttp. A failure that may pass (too many requests, a server's own error, a cut or silent connection)
+is retried after a pause; what will not pass (no key, no such model, a prompt that is too long) is an error at once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ...jobs.spec import GenerationSpec, SamplingSpec
 _PASSING = {408, 409, 425, 429}
 _LONGEST_PAUSE_S = 30.0
 _SEED_RANGE = 2**31
-"""Of the servers' own generators; ours are 63 bits wide."""
+"""Seeds that servers take are 31 bits wide; ours have 63."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a server answered."""
+    """A server's answer: the response's text and how it ended."""
 
     text: str
     finish_reason: FinishReason
@@ -36,10 +36,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how long a server is asked again.
+    """How often a request is retried, and after which pauses.
 
     Attributes:
-        tries: In all.
+        tries: Tries in all.
         first_pause_s: Doubled after each try, up to half a minute; a random part of it is left out, so that requests
             that failed together do not come back together.
     """
@@ -48,16 +48,22 @@ class Retries:
     first_pause_s: float = 0.5
 
     def pause_s(self, failures: int, asked_for_s: float | None) -> float:
-        """Say how long to wait after so many failures in a row; at least what the server asked for, within reason."""
+        """Say how long to wait before the next try, in seconds.
+
+        Args:
+            failures: Tries that failed in a row.
+            asked_for_s: The least pause that the server asked for, of which at most half a minute is granted; None
+                where it named none.
+        """
         pause_s = min(_LONGEST_PAUSE_S, self.first_pause_s * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
         return max(pause_s, min(asked_for_s or 0.0, _LONGEST_PAUSE_S))
 
 
 RETRIES = Retries()
-"""At work: about a minute, which a server that is started again may need."""
+"""During a run: about a minute in all, which a server that is restarted may need."""
 
 CHECK_RETRIES = Retries(tries=3)
-"""At the start, where somebody waits for the answer."""
+"""Before a run, where a person waits for the answer."""
 
 
 class _PassingError(Exception):
@@ -77,11 +83,11 @@ class _RefusedError(Exception):
 
 
 class ChatClient:
-    """Asks one server for chat completions. Use as an asynchronous context manager.
+    """Requests chat completions from one server. Use as an asynchronous context manager.
 
     Args:
-        generation: Which server, and how.
-        model: What it calls the model.
+        generation: Address of the server, key, timeout and concurrency.
+        model: The server's name for the model.
         options: ``chat_template_kwargs`` of every request; empty for none.
         retries: How often a request is tried.
 
@@ -113,13 +119,13 @@ class ChatClient:
     async def complete(
         self, messages: Sequence[Mapping[str, str]], sampling: SamplingSpec, seed: int, what: str
     ) -> Completion:
-        """Ask for one completion, again and again if need be.
+        """Request one completion, with retries.
 
         Args:
-            messages: System and user, as the model takes them.
-            sampling: Of the response.
-            seed: Of the response; 31 bits of it are sent.
-            what: What errors call it.
+            messages: The chat, as the model's template takes it.
+            sampling: How tokens are chosen, and how many at most.
+            seed: Seed of this response; 31 bits of it are sent.
+            what: Stands for the request in error messages.
 
         Raises:
             UnitError: The server refused it, or did not answer in several tries.
