@@ -139,10 +139,10 @@ def test_a_prompt_that_leaves_no_room_in_the_context_is_a_unit_error(tmp_path: P
     engine = BuiltinEngine(engine_settings(directory, layers=[0], max_new_tokens=10))
     (request,) = requests_of(1, system_prompt="")
     turns = len(engine.renderer.render(chat("", "")))
-    fitting = dataclasses.replace(request, system_prompt="", question="x" * (64 - 10 - turns))
+    fitting = dataclasses.replace(request, messages=chat("", "x" * (64 - 10 - turns)))
     (row,) = generate(engine, [fitting])
     assert len(row.rollout.prompt_token_ids) == 54
-    beyond = dataclasses.replace(fitting, question=fitting.question + "x")
+    beyond = dataclasses.replace(fitting, messages=chat("", fitting.question + "x"))
     asked = iter([fitting, beyond, request])
     rollouts = engine.generate(lambda: next(asked, None))
     # What is under way is finished first: it is not at fault.
@@ -194,7 +194,8 @@ def count_tokens(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch) -> list
 
 def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
     engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=2))
-    requests = [dataclasses.replace(request, system_prompt="You are a pirate. " * 8) for request in requests_of(12)]
+    asked = [(request, chat("You are a pirate. " * 8, request.question)) for request in requests_of(12)]
+    requests = [dataclasses.replace(request, messages=messages) for request, messages in asked]
     prompt_tokens = sum(len(engine.renderer.render(r.messages)) for r in requests)
     seen = count_tokens(engine, monkeypatch)
     rows = generate(engine, requests)
