@@ -1,0 +1,99 @@
+"""Assemble a worker's engine on the worker's machine, and refuse what cannot work there before a model is loaded."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import replace
+
+from ...jobs.errors import InputError
+from ...storage.locations.location import Location
+from ...workers.chat.spans import load_renderer
+from ...workers.engine import Engine
+from ...workers.models.memory import require_memory
+from ...workers.models.model_files import find_model
+from ...workers.responders.given import GivenEngine
+from ..retry import with_retries
+from .worker_settings import WorkerSettings
+
+_TOKENS_AHEAD = 1024
+"""Where every token is kept, a quarter of the tokens of given texts that are taken up at a time: one pass's worth."""
+
+_SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
+"""Pauses between looks for the sentinel: a shared file system may show a new file a little late."""
+
+
+def load_engine(settings: WorkerSettings) -> Engine:
+    """Load the model, if there is room for it, behind whatever brings the texts that it does not generate itself.
+
+    Args:
+        settings: The model, and where its texts come from.
+
+    Returns:
+        An engine that generates, one that reads given texts, or one that has a server generate.
+
+    Raises:
+        InputError: There is no room, it cannot be loaded, or the server that is to generate does not serve it.
+    """
+    # Torch is imported where a model is loaded, and neither by the driver nor by the command line.
+    from ...workers.builtin.builtin_engine import BuiltinEngine
+
+    if settings.engine.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "the worker's machine has a GPU, but its torch cannot use it.",
+                code="no_gpu",
+                field="placement.device",
+                hint="Install a CUDA build of torch there, or use placement.device: cpu.",
+            )
+    require_memory(settings.needed_bytes, 1, settings.engine.device)
+    engine = settings.engine
+    if settings.model is not None and not engine.directory.is_dir():
+        engine = replace(engine, directory=find_model(settings.model, lambda _: None))
+    if not settings.reads_given and settings.generation is None:
+        return BuiltinEngine(engine)
+    conversations = load_renderer(engine.directory)
+    if settings.generation is None:
+        # The engine holds in memory what it reads at a time. Where every token is kept that is much; so it reads less
+        # at a time, and has fewer texts to sort by length.
+        ahead = min(engine.batch_tokens, _TOKENS_AHEAD) if engine.token_layers else engine.batch_tokens
+        return GivenEngine(BuiltinEngine(engine), conversations, ahead)
+    # The client of a server is imported only where there is a server.
+    from ...workers.responders.endpoint import EndpointEngine, check_endpoint
+
+    # A model may take minutes to load: the server is checked first.
+    check_endpoint(settings.generation, settings.served_model, conversations.renderer)
+    return EndpointEngine(
+        BuiltinEngine(engine),
+        conversations,
+        settings.generation,
+        settings.served_model,
+        engine.sampling,
+    )
+
+
+def require_same_store(location: Location, sentinel: str) -> None:
+    """Make sure that this machine sees what the driver wrote, before a model is loaded for nothing.
+
+    Args:
+        location: The run's store, as this machine reaches it.
+        sentinel: Path of an object that the driver has written; empty: not checked.
+
+    Raises:
+        InputError: It is not there: a directory that the machines do not share, or another endpoint.
+        TransientError: The store failed.
+    """
+    for pause_s in (*_SENTINEL_PAUSES_S, None):
+        if not sentinel or with_retries(lambda: location.size(sentinel)) is not None:
+            return
+        if pause_s is not None:
+            time.sleep(pause_s)
+    raise InputError(
+        f"{socket.gethostname()} does not see the run at {location.url}: {sentinel}, which the driver wrote, is not "
+        "there.",
+        code="other_store",
+        field="store.url",
+        hint="Use s3://, or a directory that every machine shares under the same path.",
+    )
