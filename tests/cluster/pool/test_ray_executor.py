@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def nodes() -> Iterator[Nodes]:
 
     with pytest.MonkeyPatch.context() as patch:
         # The workers find their fakes where this process does.
-        patch.setenv("PYTHONPATH", str(SUPPORT))
+        patch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
         nodes = Nodes()
         try:
             ray.init(nodes.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
