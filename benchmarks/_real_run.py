@@ -5,23 +5,23 @@ from __future__ import annotations
 import io
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from persona_atlas.cluster.pool.worker_task import WorkerSettings
-from persona_atlas.cluster.run.job import Job, work_units
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
+from persona_atlas.cluster.run.job import Job, Workforce, work_job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
-from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
+from persona_atlas.jobs.scheduling.ledger import Ledger
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.sources.persona_source import PersonaSource
 from persona_atlas.jobs.spec import load_spec
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
-from persona_atlas.storage.run.lease import acquire
 from persona_atlas.workers.engine import EngineSettings
 from rich.console import Console
 
@@ -36,14 +36,14 @@ UNIT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """A job that was done.
+    """A finished job.
 
     Attributes:
-        workers: Actors.
-        units: Committed.
-        wall_s: From the first unit's being handed out until the last was committed.
-        model_s: Time that the engines took, all together.
-        driver_s: Processor time of the driver's process meanwhile.
+        workers: Number of actors.
+        units: Number of committed units.
+        wall_s: Seconds from the first assignment until the last commit.
+        model_s: Seconds that the engines took, all together.
+        driver_s: Processor time of the driver's process meanwhile, seconds.
     """
 
     workers: int
@@ -54,7 +54,7 @@ class Worked:
 
     @property
     def overhead(self) -> float:
-        """Share of the workers' time in which no engine was at work."""
+        """Share of the workers' time in which no engine was busy."""
         return 1 - self.model_s / (self.workers * self.wall_s)
 
 
@@ -90,9 +90,9 @@ def work(workers: int, units_each: int) -> Worked:
         )
         job = Job(plan, figures, Path("none"), location, None, frozenset())
         watch = _Watch()
-        with acquire(location, row_blocks_needed(plan, ())) as lease, StatusReporter() as reporter:
-            reporter.open(location, lease.generation)
-            outcome = work_units(job, lease, executor, {}, watch, reporter)
+        with StatusReporter() as reporter:
+            workforce = nullcontext(Workforce({}, lambda _: executor))
+            outcome = work_job(job, watch, reporter, open_workforce=lambda *_: workforce)
     assert outcome.is_complete, outcome
     return Worked(workers, len(plan.units), watch.wall_s, watch.model_s, watch.driver_s)
 
@@ -104,7 +104,7 @@ class _Watch(Progress):
         self.wall_s = self.model_s = self.driver_s = 0.0
 
     def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
-        """Take note of the time that the model took."""
+        """Record the time that the model took."""
         if manifest is None:
             self._began, self._processor = time.perf_counter(), time.process_time()
             return

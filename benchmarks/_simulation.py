@@ -1,7 +1,7 @@
-"""A whole job with the real driver and stand-in workers, in a process of its own so that its memory can be told.
+"""A whole job with the real driver and simulated workers, in a process of its own so that its memory can be measured.
 
-The driver is the one that `persona-atlas run` has: lease, ledger, run loop, commits, index and news, on a real
-directory whose every request takes as long as it is told.
+The driver is the one that `persona-atlas run` has: lease, ledger, pool, run loop, commits, index and status, on a real
+directory whose every request takes a given time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -21,11 +22,11 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from persona_atlas.cluster.run.job import Job, work_units
+from persona_atlas.cluster.run.job import Job, Workforce, work_job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.plan import Plan, make_plan
-from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
+from persona_atlas.jobs.scheduling.ledger import Ledger
 from persona_atlas.jobs.sizing.devices import load_devices
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sizing.known_models import known_models
@@ -36,11 +37,11 @@ from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run.commits import committed_units, read_commits
-from persona_atlas.storage.run.lease import acquire
 from rich.console import Console
 
-from _stand_ins import Clock, StandIns
-from _weather import Cluster, bad_day
+from _node_losses import SimulatedCluster, draw_losses
+from _simulated_clock import Clock
+from _simulated_workers import SimulatedExecutor
 from _workers_side import CUT, WorkersSide, response_share
 
 SPEC = Path(__file__).parent.parent / "examples" / "llama-3.3-70b.yaml"
@@ -51,18 +52,18 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A job, and what befalls it.
+    """A job, and what is lost while it runs.
 
     Attributes:
-        name: What befalls it, for people.
-        workers: Replicas.
-        slower: So many times as long as the table of devices says does everything take that workers do.
-        questions: Of each persona; None takes all.
-        failures_per_node_hour: Single nodes that fail.
-        bulk_at: Shares of the job's length after which a fifth of the nodes goes.
-        away_s: How long a lost node stays away.
-        request_s: What a request to the store takes besides; time is lived through while one is under way.
-        device: Of the table.
+        name: What is lost, for people.
+        workers: Number of replicas.
+        slower: Factor by which workers are slower than the table of devices says.
+        questions: Questions of each persona; None takes all.
+        failures_per_node_hour: Failures of single nodes, for each node and hour.
+        bulk_at: Shares of the job's length after which a fifth of the nodes is lost at once.
+        away_s: Seconds until a lost node is replaced.
+        request_s: Seconds that each request to the store takes in addition; they pass on the wall clock.
+        device: Name in the table of devices.
     """
 
     name: str
@@ -81,28 +82,28 @@ class Scenario:
 
 @dataclass(frozen=True, eq=False)
 class Simulated:
-    """What came of it. Times are simulated seconds since the first worker was ready.
+    """The outcome of a simulation. Times are simulated seconds since the first worker was ready.
 
     Attributes:
-        units: Planned.
+        units: Number of planned units.
         rows: Rollouts that a batch holds.
-        nodes: Of the cluster.
-        rollout_s: What the longest response takes.
-        length_s: Until the last unit was committed.
-        dealt_out_s: When the last unit was handed out that had not failed before.
-        ready_at: Of each replica that ever was.
-        gone_at: Of each; ``length_s`` for those that saw the end.
-        began: Of each replica, when its rollouts began.
-        ended: Likewise; cut where the replica went.
-        unit_seconds: Of each unit in the plan's order, what each of its rollouts takes.
-        units_lost: Units that were in flight on nodes that went.
-        nodes_lost: When, and how many.
-        committed_at: Of each commit, as the run loop heard of it.
-        skipped_s: Of the length, not lived through.
-        stopped_s: Lived through and not counted: the stand-ins' own doing.
+        nodes: Number of nodes of the cluster.
+        rollout_s: Seconds that the longest response takes.
+        length_s: When the last unit was committed.
+        assigned_s: When the last unit was assigned that had not been attempted before.
+        ready_at: When each replica that ever was became ready.
+        gone_at: When each was lost; ``length_s`` for those that were there at the end.
+        began: For each replica, when its rollouts began.
+        ended: For each replica, when they ended; cut where the replica was lost.
+        unit_seconds: For each unit in the plan's order, seconds that each of its rollouts takes.
+        units_lost: Units that were in flight on lost nodes.
+        nodes_lost: When nodes were lost, and how many at once.
+        committed_at: When the run loop settled each commit.
+        skipped_s: Part of the length that was skipped.
+        stopped_s: Wall-clock time that does not count: the simulation's own work.
         driver_s: Processor time of the driver's process, all threads.
-        peak_bytes: Its memory at the most.
-        index_s: From the last commit until the index was written, seconds.
+        peak_bytes: Largest memory of the driver's process.
+        index_s: Seconds from the last commit until the index was written.
         once: Whether every planned unit has one commit record, each with a row block of its own.
     """
 
@@ -111,7 +112,7 @@ class Simulated:
     nodes: int
     rollout_s: float
     length_s: float
-    dealt_out_s: float
+    assigned_s: float
     ready_at: Seconds
     gone_at: Seconds
     began: list[Seconds]
@@ -136,8 +137,16 @@ def plan_of(scenario: Scenario) -> Plan:
     return make_plan(spec, load_source(spec), replace(facts, fingerprint="0" * 64))
 
 
-def cluster_of(scenario: Scenario, plan: Plan) -> tuple[Cluster, float]:
-    """Lay out the cluster; gives with it how long the job would take if nothing were ever lost, in seconds."""
+def cluster_of(scenario: Scenario, plan: Plan) -> tuple[SimulatedCluster, float]:
+    """Lay out the cluster.
+
+    Args:
+        scenario: How many replicas, and what is lost.
+        plan: The job.
+
+    Returns:
+        The cluster, and how many seconds the job would take if nothing were ever lost.
+    """
     figures = estimate(plan)
     parallel = plan.spec.placement.tensor_parallel
     device = load_devices().devices[scenario.device]
@@ -148,7 +157,7 @@ def cluster_of(scenario: Scenario, plan: Plan) -> tuple[Cluster, float]:
     ideal_s = plan.num_rollouts * rollout_s * mean_share / (scenario.workers * figures.rows_per_batch)
     per_node = device.per_node // parallel
     nodes = -(-scenario.workers // per_node)
-    losses = bad_day(
+    losses = draw_losses(
         nodes,
         2 * ideal_s,
         per_node_hour=scenario.failures_per_node_hour,
@@ -156,9 +165,11 @@ def cluster_of(scenario: Scenario, plan: Plan) -> tuple[Cluster, float]:
         bulk_at_s=[share * ideal_s for share in scenario.bulk_at],
         share=0.2,
     )
-    # 2 GB/s from a disk or the network; a node that vanishes is missed by Ray's health checks.
+    # Weights are read with 2 GB/s. Ray's health checks take about 20 s to declare a node dead.
     load_s = figures.weight_bytes / 2e9
-    return Cluster(scenario.workers, per_node, figures.rows_per_batch, rollout_s, load_s, 20.0, losses), ideal_s
+    return SimulatedCluster(
+        scenario.workers, per_node, figures.rows_per_batch, rollout_s, load_s, 20.0, losses
+    ), ideal_s
 
 
 def simulate(scenario: Scenario) -> Simulated:
@@ -168,19 +179,19 @@ def simulate(scenario: Scenario) -> Simulated:
 
 
 def _simulate(scenario: Scenario) -> Simulated:
-    # A driver has it loaded, and its memory counts.
+    # A real driver has this module loaded, and its memory counts.
     import_module("persona_atlas.cluster.pool.ray_executor")
     plan = plan_of(scenario)
     cluster, _ = cluster_of(scenario, plan)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, WorkersSide(Path(folder), len(plan.layers)) as side:
-        stand_ins = StandIns(cluster, side, clock)
+        executor = SimulatedExecutor(cluster, side, clock)
         watch = _Watch(clock)
-        location = cast(Location, _Distant(open_location(folder), scenario.request_s, stand_ins.committed))
+        location = cast(Location, _Distant(open_location(folder), scenario.request_s, executor.committed))
         job = Job(plan, estimate(plan), Path("none"), location, None, frozenset())
-        with acquire(location, row_blocks_needed(plan, ())) as lease, StatusReporter() as reporter:
-            reporter.open(location, lease.generation)
-            work_units(job, lease, stand_ins, {}, watch, reporter)
+        with StatusReporter() as reporter:
+            workforce = nullcontext(Workforce({}, lambda _: executor))
+            work_job(job, watch, reporter, open_workforce=lambda *_: workforce)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         length_s = watch.committed_at[-1]
         return Simulated(
@@ -189,14 +200,14 @@ def _simulate(scenario: Scenario) -> Simulated:
             nodes=-(-cluster.workers // cluster.per_node),
             rollout_s=cluster.rollout_s,
             length_s=length_s,
-            dealt_out_s=max(at for at, fresh in stand_ins.handed_out if fresh),
-            ready_at=np.array([replica.ready_at for replica in stand_ins.replicas]),
-            gone_at=np.minimum([replica.gone_at for replica in stand_ins.replicas], length_s),
-            began=[np.array(replica.began) for replica in stand_ins.replicas],
-            ended=[np.minimum(replica.ended, replica.gone_at) for replica in stand_ins.replicas],
+            assigned_s=max(at for at, fresh in executor.handed_out if fresh),
+            ready_at=np.array([replica.ready_at for replica in executor.replicas]),
+            gone_at=np.minimum([replica.gone_at for replica in executor.replicas], length_s),
+            began=[np.array(replica.began) for replica in executor.replicas],
+            ended=[np.minimum(replica.ended, replica.gone_at) for replica in executor.replicas],
             committed_at=np.array(watch.committed_at),
             unit_seconds=[cluster.rollout_s * share for share in _shares(plan)],
-            units_lost=stand_ins.units_lost,
+            units_lost=executor.units_lost,
             nodes_lost=[(loss.at_s, len(loss.nodes)) for loss in cluster.losses if loss.at_s < length_s],
             skipped_s=clock.skipped_s,
             stopped_s=clock.stopped_s,
@@ -208,13 +219,13 @@ def _simulate(scenario: Scenario) -> Simulated:
 
 
 def _shares(plan: Plan) -> list[Seconds]:
-    """Give what part of the longest response each rollout of each unit is."""
+    """Give the length of each rollout of each unit, as a share of the longest response."""
     seed = plan.spec.seed
     return [np.array([response_share(address.seed(seed)) for address in unit.addresses()]) for unit in plan.units]
 
 
 class _Watch(Progress):
-    """Hears of each commit when the run loop does, and tells nobody."""
+    """Records when the run loop settles each commit, and prints nothing."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(Console(file=io.StringIO()))
@@ -225,7 +236,7 @@ class _Watch(Progress):
         self.committed_at: list[float] = []
 
     def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
-        """Take note of a commit."""
+        """Record a commit."""
         super().units(ledger, manifest)
         if manifest is None:
             self._began_s = time.process_time()
@@ -241,7 +252,7 @@ class _Watch(Progress):
 
 
 class _Distant:
-    """A directory some way off; tells of commits."""
+    """A directory whose requests take time; calls back when a commit record is written."""
 
     def __init__(self, near: Location, seconds: float, committed: Callable[[], None]) -> None:
         self._near = near

@@ -12,19 +12,19 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-import ray
+from persona_atlas.cluster.pool.placement import Placement
 from persona_atlas.cluster.pool.ray_executor import RayExecutor
 from persona_atlas.cluster.pool.ray_worker import UnitActor
-from persona_atlas.cluster.pool.session import Placement
-from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
+from persona_atlas.cluster.pool.worker_loop import WorkerLoop
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.jobs.rollouts import Canary, Rollout
 from persona_atlas.jobs.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
 
 ARRAY = ("resid_post", "response_mean")
 
-_PLACES = 48
-"""Rollouts in a batch; two units."""
+_SLOTS = 48
+"""Of a batch; two units fill it."""
 
 
 @cache
@@ -34,12 +34,12 @@ def _drawn(layers: int, d_model: int) -> npt.NDArray[np.float32]:
 
 
 class TimedEngine:
-    """A full batch as one sees it from outside: after a fixed time a rollout ends, and its place is free for the next.
+    """A full batch, seen from outside: after a fixed time a rollout ends, and its slot is free for the next.
 
     Args:
-        layers: Captured.
-        d_model: Width.
-        rollout_s: Seconds of one rollout.
+        layers: Captured layers.
+        d_model: Width of the model.
+        rollout_s: Seconds that one rollout takes.
     """
 
     def __init__(self, layers: tuple[int, ...], d_model: int, rollout_s: float) -> None:
@@ -56,10 +56,10 @@ class TimedEngine:
         return self
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Take the time, answer."""
+        """Take the time, then answer."""
         held: deque[RolloutRequest] = deque()
         while True:
-            while len(held) < _PLACES and (asked := next_request()) is not None:
+            while len(held) < _SLOTS and (asked := next_request()) is not None:
                 held.append(asked)
             if not held:
                 return
@@ -79,7 +79,7 @@ class TimedEngine:
             yield CapturedRollout(rollout, {ARRAY: _drawn(len(self.layers), self._d_model)})
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Not asked for."""
+        """Not used here."""
         raise NotImplementedError
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
@@ -89,11 +89,11 @@ class TimedEngine:
 
 
 class TimedExecutor(RayExecutor):
-    """The real executor, with actors that have such an engine; starts when all of them are ready.
+    """Ray's executor, with actors that have such an engine; starts when all of them are ready.
 
     Args:
         settings: What each worker is told.
-        replicas: Workers, of one core each.
+        replicas: Number of workers, of one core each.
         load: Makes the engine.
     """
 
@@ -103,18 +103,19 @@ class TimedExecutor(RayExecutor):
         replicas: int,
         load: Callable[[WorkerSettings], TimedEngine],
     ) -> None:
-        placement = Placement(replicas, "cpu", 1, 0)
-        super().__init__(settings, placement, replicas=replicas)
-
         class TimedActor(UnitActor):
             def __init__(self, settings: WorkerSettings, name: str) -> None:
-                self._task = UnitTask(settings, name, load)
+                self._loop = WorkerLoop(settings, name, load)
 
-        self._wanted = replicas
-        self._actor_class = ray.remote(TimedActor)
+        super().__init__(settings, Placement(replicas, "cpu", 1, 0), replicas=replicas, actor_class=TimedActor)
+        self._replicas = replicas
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Load the models, of every worker."""
+        """Wait until the models of all workers are loaded.
+
+        Args:
+            tick: Called about once a second meanwhile.
+        """
         super().start(tick)
-        while len(self.ready) < self._wanted:
+        while len(self.ready) < self._replicas:
             self.wait(0.1)

@@ -45,7 +45,7 @@ class Busyness:
 
 def busyness(found: Simulated) -> Busyness:
     """Work the figures out."""
-    dealt, alive_s, before_s = found.dealt_out_s, 0.0, 0.0
+    dealt, alive_s, before_s = found.assigned_s, 0.0, 0.0
     idle_before_s = idle_after_s = row_s = 0.0
     least, first_idle = 1.0, found.length_s
     for ready, gone, began, ended in zip(found.ready_at, found.gone_at, found.began, found.ended, strict=True):

@@ -102,7 +102,7 @@ def _simulated_rows(found: Simulated, busy: Busyness, best: Foreseen) -> list[tu
         ("units in flight on them, done again", f"{found.units_lost:,}"),
         ("length; if everything were foreseen", f"{found.length_s:,.1f} s; {best.length_s:,.1f} s"),
         ("idle at the end; if everything were foreseen", f"{busy.idle_at_end:.1%}; {best.idle_at_end:.1%}"),
-        ("last unit dealt; first worker idle for good", f"{found.dealt_out_s:,.1f} s; tail of {busy.tail:.1%}"),
+        ("last unit dealt; first worker idle for good", f"{found.assigned_s:,.1f} s; tail of {busy.tail:.1%}"),
         ("places of batches taken till then", f"{busy.full:.1%}"),
         ("driver's processor time", f"{found.driver_s:.1f} s, {1e3 * found.driver_s / found.units:.2f} ms a unit"),
         ("time skipped; the stand-ins' own", f"{found.skipped_s:,.1f} s; {found.stopped_s:.1f} s"),

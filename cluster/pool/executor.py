@@ -1,9 +1,7 @@
-"""What the run loop asks of whatever runs its units, and the simplest thing that does: this very process."""
+"""What the run loop asks of whatever runs its units: the protocol of executors, and the values that they pass on."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,15 +9,14 @@ from typing import Protocol
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
-from .worker_task import UnitTask
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker answers for some of its units; also what is said for them when it is lost.
+    """Results of some of a worker's units, as it reported them; failures in its name when it is lost.
 
     Attributes:
-        worker: Who.
+        worker: Name of the worker.
         results: A manifest or a failure for each of these units.
     """
 
@@ -28,25 +25,25 @@ class Answer:
 
     @property
     def manifests(self) -> list[Manifest]:
-        """Of the units that were worked."""
+        """Manifests of the units that succeeded."""
         return [result for result in self.results if isinstance(result, Manifest)]
 
     @property
     def failures(self) -> list[Failure]:
-        """Of those that were not."""
+        """Failures of the units that did not."""
         return [result for result in self.results if isinstance(result, Failure)]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """What one worker is doing.
+    """What one worker is doing, for people.
 
     Attributes:
-        name: Who.
-        node: Id of its node; empty until it has a place.
+        name: Name of the worker.
+        node: Id of its node; empty until it is placed.
         doing: ``waiting`` for a place, ``loading``, ``idle`` or ``working``.
-        units: What it was handed and has not answered.
-        since: When this began, or it last took or answered something; seconds since the epoch.
+        units: Ids of the units that it holds.
+        since: When this began, or it was last assigned something or answered; seconds since the epoch.
     """
 
     name: str
@@ -57,16 +54,16 @@ class WorkerView:
 
 
 class Executor(Protocol):
-    """Workers, seen from the run loop. They may become more or fewer while it runs."""
+    """Workers, seen from the run loop. There may be more or fewer of them while it runs."""
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Bring the workers up, models loaded.
+        """Bring workers up, and return when the first has loaded its model.
 
         Args:
-            tick: Called now and then meanwhile; what it raises ends the waiting.
+            tick: Called about once a second meanwhile; what it raises ends the waiting.
 
         Raises:
-            InputError: A model cannot be loaded.
+            InputError: The model cannot be loaded.
             JobError: No worker comes up.
         """
         ...
@@ -78,40 +75,49 @@ class Executor(Protocol):
 
     @property
     def idle(self) -> list[str]:
-        """Those that have nothing to do."""
-        ...
-
-    @property
-    def num_workers(self) -> int:
-        """How many work, or load their model and soon will."""
+        """Ready workers that hold no unit."""
         ...
 
     @property
     def requesting(self) -> list[str]:
-        """Those at work that ask for more, the emptiest first.
+        """Busy workers that ask for more and may have it, the least loaded first."""
+        ...
 
-        None that works a suspect: should it die again, it takes nothing else with it.
-        """
+    @property
+    def num_workers(self) -> int:
+        """Workers that are ready, or are loading the model."""
         ...
 
     @property
     def views(self) -> list[WorkerView]:
-        """What each worker is doing, those that have no place yet included."""
+        """What each worker is doing, including those that wait for a place."""
         ...
 
     @property
     def nodes_left_out(self) -> dict[str, str]:
-        """Nodes that get no more work, with the reason."""
+        """Nodes on which no more workers are placed, by node id, with the reason."""
         ...
 
     def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
-        """Give an assignment to one of ``idle`` or ``hungry``."""
+        """Hand an assignment over.
+
+        Args:
+            worker: One of ``idle`` or ``requesting``.
+            attempts: Its units; some later answer has a result for each.
+        """
         ...
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        """Give the answers that have come, waiting at most so long for the first.
+        """Wait for answers.
+
+        Args:
+            timeout_s: Seconds to wait at most for the first.
+
+        Returns:
+            All that have arrived.
 
         Raises:
+            InputError: No worker can load the model.
             JobError: No worker is left.
         """
         ...
@@ -119,76 +125,3 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stop the workers at once; what is in flight is lost."""
         ...
-
-
-_LOCAL = "local"
-
-
-class LocalExecutor:
-    """Runs each assignment in this process when it is waited for. No Ray; for tests and for debugging."""
-
-    def __init__(self, task: UnitTask) -> None:
-        self._task = task
-        self._waiting: deque[tuple[UnitAttempt, ...]] = deque()
-        self._since = time.time()
-
-    def start(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Load the model."""
-        del tick
-        self._task.prepare()
-
-    @property
-    def ready(self) -> list[str]:
-        """This process."""
-        return [_LOCAL]
-
-    @property
-    def idle(self) -> list[str]:
-        """It, while nothing waits."""
-        return [] if self._waiting else [_LOCAL]
-
-    @property
-    def num_workers(self) -> int:
-        """This process."""
-        return 1
-
-    @property
-    def requesting(self) -> list[str]:
-        """None: it does one thing at a time."""
-        return []
-
-    @property
-    def views(self) -> list[WorkerView]:
-        """This process."""
-        units = tuple(attempt.unit.unit_id for attempts in self._waiting for attempt in attempts)
-        return [WorkerView(_LOCAL, _LOCAL, "working" if units else "idle", units, self._since)]
-
-    @property
-    def nodes_left_out(self) -> dict[str, str]:
-        """None."""
-        return {}
-
-    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
-        """Remember the assignment."""
-        del worker
-        self._since = time.time()
-        self._waiting.append(tuple(attempts))
-
-    def wait(self, timeout_s: float) -> list[Answer]:
-        """Work what was handed out; takes as long as it takes."""
-        del timeout_s
-        answers: list[Answer] = []
-        for attempts in self._waiting:
-            self._task.take(attempts)
-            left = len(attempts)
-            while left:
-                results = self._task.said().results
-                left -= len(results)
-                if results:
-                    answers.append(Answer(_LOCAL, results))
-        self._waiting.clear()
-        return answers
-
-    def close(self) -> None:
-        """Forget what was handed out."""
-        self._waiting.clear()

@@ -1,4 +1,4 @@
-"""The run loop: hand out, wait, commit, until nothing is left. Knows executors and commits only by their protocols."""
+"""The run loop: assign, wait, commit, until nothing is left. Knows executors and commits only by their protocols."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ...jobs.errors import UnitError
+from ...jobs.scheduling.assignment import assign_work
 from ...jobs.scheduling.ledger import Failure, Ledger
 from ...storage.format.records import Manifest
 from ..pool.executor import Executor
@@ -15,14 +16,12 @@ from .progress import Progress
 
 _WAIT_S = 0.5
 _COMMITTING_WAIT_S = 0.02
-"""Commits are looked at between answers; a worker never waits for one."""
-
-_PLENTY = 4
-"""Assignments for each worker, two batches: while so many are left, who asks for more is dealt a whole one."""
+"""The loop settles finished commits between waits for answers, so it waits less while there are some under way. No
+worker ever waits for a commit."""
 
 _COMMITTERS = 64
-"""Commits at a time: each is three small requests one after the other, a tenth of a second on S3, and a thousand
-workers finish three hundred units in one."""
+"""Commits at a time. Each is three small requests one after the other, a tenth of a second on S3, and a thousand
+workers finish three hundred units in one second."""
 
 
 def drive(
@@ -32,13 +31,14 @@ def drive(
     progress: Progress,
     look: Callable[[Ledger, Executor], None] = lambda *_: None,
 ) -> None:
-    """Work a ledger off.
+    """Run every unit of a ledger that is left to do.
 
     Args:
-        ledger: Who does what; holds the result when this returns. Changed by this thread alone.
+        ledger: The units; holds the outcome when this returns. Changed by this thread alone.
         executor: Started workers.
-        commit: Makes an attempt count, unless another of the unit does already; called from several threads.
-        progress: Told of each step.
+        commit: Commits an attempt, unless another attempt at its unit is committed already; called from several
+            threads.
+        progress: Receives every step.
         look: Called in every turn, several times a second; what it raises ends the loop.
 
     Raises:
@@ -53,7 +53,8 @@ def drive(
     try:
         while not ledger.is_over:
             look(ledger, executor)
-            _assign(ledger, executor)
+            for assignment in assign_work(ledger, executor):
+                executor.assign(assignment.worker, assignment.attempts)
             for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
                 for manifest in answer.manifests:
                     committing[pool.submit(_commit, commit, manifest, progress, stop)] = manifest
@@ -62,22 +63,9 @@ def drive(
                 _settle(future, committing.pop(future), ledger, progress)
         look(ledger, executor)
     finally:
-        # What is being tried is tried to its end, and not again.
+        # Commits that have begun are finished, and not retried; those that wait are dropped.
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-def _assign(ledger: Ledger, executor: Executor) -> None:
-    # Towards the end little at a time, so that all end together: in a small job that is soon, for those who still load.
-    ready, num_workers = executor.ready, executor.num_workers
-    for worker in executor.idle:
-        is_small = ledger.assignments_left < num_workers
-        if attempts := ledger.next_assignment(worker, ready, is_small=is_small):
-            executor.assign(worker, attempts)
-    for worker in executor.requesting:
-        is_small = ledger.assignments_left < _PLENTY * num_workers
-        if attempts := ledger.next_assignment(worker, ready, suspects=False, is_small=is_small):
-            executor.assign(worker, attempts)
 
 
 def _fail(failures: Sequence[Failure], worker: str, ledger: Ledger, progress: Progress) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -28,8 +30,9 @@ from ...workers.engine import EngineSettings
 from ...workers.models.memory import require_memory
 from ...workers.models.model_files import find_model, read_facts
 from ..pool.executor import Executor
-from ..pool.session import Placement, local_resources, place, ray_session
-from ..pool.worker_task import WorkerSettings
+from ..pool.placement import Placement, place
+from ..pool.session import local_resources, ray_session
+from ..pool.worker_settings import WorkerSettings
 from ..retry import with_retries
 from .drive import drive
 from .progress import Progress
@@ -142,20 +145,81 @@ def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None
     return Job(plan, estimate(plan), directory, location, record, committed)
 
 
-def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: str | None = None) -> Outcome:
-    """Do what is missing of a job.
+@dataclass(frozen=True)
+class Workforce:
+    """Workers that a job may have, none of them started.
+
+    Attributes:
+        rendering: How their prompts become tokens, for the run's record.
+        make_executor: Makes their executor; called once the lease is held, because workers look for it in the store.
+    """
+
+    rendering: dict[str, object]
+    make_executor: Callable[[HeldLease], Executor]
+
+
+OpenWorkforce = Callable[[Job, str | None, Progress], AbstractContextManager[Workforce]]
+"""Called with a job, the address of a cluster or None, and the progress; see :func:`open_ray_workforce`."""
+
+
+@contextmanager
+def open_ray_workforce(job: Job, address: str | None, progress: Progress) -> Iterator[Workforce]:
+    """Connect to Ray for as long as the job lasts, and refuse what cannot run there.
 
     Args:
         job: Prepared.
-        progress: Shows how far it is.
-        reporter: Keeps the job's status, and learns of a request to stop.
-        address: Of a Ray cluster; None starts Ray on this machine.
+        address: Address of a Ray cluster; None starts Ray on this machine.
+        progress: Receives what takes long.
 
-    Returns:
-        How it ended; units that failed three times are in it.
+    Yields:
+        Workers that are Ray actors.
 
     Raises:
-        InputError: No template, no room, no such cluster, or another driver works the run.
+        InputError: No template, no room, no such cluster, or the server that is to generate does not serve the model.
+    """
+    # Ray is imported only by a job that has something to do.
+    from ..pool.ray_executor import RayExecutor
+
+    renderer = load_renderer(job.model_directory).renderer
+    if address is None:
+        _refuse_what_cannot_fit(job)
+        _refuse_without_server(job.plan.spec, renderer)
+    progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
+    with ray_session(address) as resources:
+        placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
+
+        def make_executor(lease: HeldLease) -> Executor:
+            progress.say(
+                f"Loading the model: {placement.replicas} replica(s) on {placement.device}, "
+                f"{placement.threads} thread(s) each."
+            )
+            settings = worker_settings(job, placement, driver_path(lease.generation))
+            return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
+
+        yield Workforce(renderer.describe(), make_executor)
+
+
+def work_job(
+    job: Job,
+    progress: Progress,
+    reporter: StatusReporter,
+    address: str | None = None,
+    open_workforce: OpenWorkforce = open_ray_workforce,
+) -> Outcome:
+    """Run the units that a job is missing.
+
+    Args:
+        job: Prepared.
+        progress: Receives how far it is.
+        reporter: Writes the run's status, and knows when the job is to stop.
+        address: Address of a Ray cluster; None starts Ray on this machine.
+        open_workforce: What the workers are; tests and benchmarks have others than Ray's.
+
+    Returns:
+        How it ended, with the units that failed for good.
+
+    Raises:
+        InputError: No template, no room, no such cluster, or another driver works on the run.
         TransientError: The store failed for good.
         JobError: No worker could be had.
         JobStoppedError: The job was asked to stop.
@@ -164,15 +228,8 @@ def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: st
         if job.record is not None:
             refresh_index(job.location, job.record)
         return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
-    renderer = load_renderer(job.model_directory).renderer
-    rendering = renderer.describe()
-    if address is None:
-        _refuse_what_cannot_fit(job)
-        _refuse_without_server(job.plan.spec, renderer)
     refuse_if_driven(job.location, reporter.job_id)
-    progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
-    with ray_session(address) as resources:
-        placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
+    with open_workforce(job, address, progress) as workforce:
         reporter.raise_if_stopped()
         with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
             reporter.open(job.location, lease.generation)
@@ -181,63 +238,21 @@ def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: st
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
                     "out. Start one at a time."
                 )
-            return _work_under_lease(job, lease, placement, rendering, progress, reporter)
+            return _work_under_lease(job, lease, workforce, progress, reporter)
 
 
 def _work_under_lease(
-    job: Job,
-    lease: HeldLease,
-    placement: Placement,
-    rendering: dict[str, object],
-    progress: Progress,
-    reporter: StatusReporter,
+    job: Job, lease: HeldLease, workforce: Workforce, progress: Progress, reporter: StatusReporter
 ) -> Outcome:
-    from ..pool.ray_executor import RayExecutor
-
-    progress.say(
-        f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
-    )
-    executor = RayExecutor(
-        _worker_settings(job, placement, driver_path(lease.generation)),
-        placement,
-        replicas=job.plan.spec.placement.replicas,
-    )
-    return work_units(job, lease, executor, rendering, progress, reporter)
-
-
-def work_units(
-    job: Job,
-    lease: HeldLease,
-    executor: Executor,
-    rendering: dict[str, object],
-    progress: Progress,
-    reporter: StatusReporter,
-) -> Outcome:
-    """Load the models, begin the run once one is loaded, drive it, and bring the index up to date.
-
-    Args:
-        job: Prepared.
-        lease: On its run.
-        executor: Its workers, not started; closed when this returns.
-        rendering: How prompts become tokens, for the run's record.
-        progress: Shows how far it is.
-        reporter: Keeps the job's status, and learns of a request to stop.
-
-    Returns:
-        How it ended.
-
-    Raises:
-        TransientError: The store failed for good.
-        JobError: No worker could be had.
-        JobStoppedError: The job was asked to stop.
-    """
+    """Load the models, begin the run only when one is loaded, drive, and bring the index up to date."""
+    executor = workforce.make_executor(lease)
     reporter.doing("loading")
-    # Seconds for a large plan: before there are workers to wait for it.
+    # This takes seconds for a large plan, so it is done before there are workers to wait for it.
     units = encode_units(job.plan.units)
     record = job.record or RunRecord.of(
         job.plan,
         units_sha256=sha256(units).hexdigest(),
-        rendering=rendering,
+        rendering=workforce.rendering,
         versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         created_at=now_iso(),
     )
@@ -245,7 +260,7 @@ def work_units(
         executor.start(lambda: reporter.wait_for_workers(executor))
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
-        # Read again: another driver may have worked between planning and this lease.
+        # Listed again: another driver may have committed units between planning and this lease.
         committed = with_retries(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
         with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
@@ -263,7 +278,14 @@ def work_units(
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
 
 
-def _worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
+def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
+    """Give what every worker of a job is told.
+
+    Args:
+        job: Prepared.
+        placement: What each worker runs on.
+        sentinel: Path of an object that the driver has written, for workers to look for.
+    """
     spec = job.plan.spec
     return WorkerSettings(
         engine=EngineSettings(

@@ -1,11 +1,13 @@
-"""The states of a job's units, as a pure machine: events in, orders out. No I/O, no clock, no Ray.
+"""The states of a job's units, as a pure machine: events in, attempts out. No I/O, no clock, no Ray.
 
-A unit is pending, in flight, committed or failed. A worker is handed *assignments*: units enough to fill some of its
-batch, each committed on its own. A unit that failed once is handed out alone, so that it cannot take others with it
-again, and to a worker it has not failed on, as long as there is one: three failures are the unit's, not a worker's.
-One that went with its node is not to blame, and is handed out again before all others: in company the first two times,
-for nodes go in numbers and often, and alone from then on, for a unit may be what takes a node with it. Every attempt
-gets a row block that no other attempt ever gets.
+A unit is pending, in flight, committed or failed. A worker is given *assignments*: enough units to fill part of its
+batch, each committed on its own. A unit that failed once is a *suspect*: it is assigned alone, so that it cannot make
+other units fail with it, and to a worker on which it has not failed, as long as there is one, so that three failures
+are the unit's fault and not a worker's.
+
+A unit that was lost with its node is not to blame and is assigned again before all others. The first two times it is
+assigned together with others, because nodes are often lost, and many at once; from then on alone, because the unit
+itself may be what takes its node down. Every attempt gets a row block that no other attempt ever gets.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ MAX_FAILURES = 3
 """A unit that fails is tried twice more, then reported."""
 
 MAX_ATTEMPTS = 6
-"""In all, those included that were no fault of the unit, because its node went or its worker failed whatever it was
-given: a unit that takes its node with it each time is reported in the end."""
+"""Of one unit, including attempts that failed through no fault of the unit, because its node was lost or its worker
+failed every unit it was given: a unit that takes its node down each time must be reported in the end."""
 
-_LOSSES_IN_COMPANY = 2
+_LOSSES_UNSUSPECTED = 2
+"""A unit that was lost with its node more often than this is a suspect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,11 @@ class Failure:
     """Why an attempt failed.
 
     Attributes:
-        unit_id: The unit.
-        attempt: Which attempt.
+        unit_id: Id of the unit.
+        attempt: Number of the attempt, 1 for the first.
         message: One line.
-        detail: All that is known, a traceback usually.
-        is_innocent: Whether the unit cannot be to blame: its node went, or its worker failed others before it.
+        detail: All that is known, usually a traceback; may be empty.
+        is_innocent: Whether the unit cannot be to blame: its node was lost, or its worker failed other units before it.
     """
 
     unit_id: str
@@ -48,22 +51,22 @@ class Failure:
 
 @dataclass
 class Ledger:
-    """Who does what, what is done, what failed.
+    """Which units are done, in flight, pending or given up.
 
     Args:
         plan: The job.
         committed: Ids of the units that were committed before this start.
-        row_blocks: Row blocks this start may hand out, each once; at least ``row_blocks_needed`` of them.
-        rollouts_per_assignment: Rollouts that a worker is given at a time, unless one unit has more.
+        row_blocks: Row blocks that this start may use, each once; at least ``row_blocks_needed`` of them.
+        rollouts_per_assignment: Rollouts of a full assignment; a unit with more is an assignment of its own.
 
     Attributes:
-        num_attempts: Of each unit that was handed out, how many.
-        losses: Of each, how many of them failed through no fault of the unit.
-        failed: Units given up, with the last failure of each.
-        last_failure: Of each unit that failed and is not committed, given up or not.
-        first_failure: The first that a unit may be to blame for: tells most about what is wrong.
+        num_attempts: Number of attempts by unit id; units never attempted are missing.
+        losses: Number of attempts by unit id that failed through no fault of the unit.
+        failed: Units given up, by unit id, with the last failure of each.
+        last_failure: The last failure by unit id of every unit that failed and is not committed, given up or not.
+        first_failure: The first failure for which a unit may be to blame: it tells most about what is wrong.
         num_done: Units of the plan that are committed.
-        rollouts_done: Rollouts of those.
+        rollouts_done: Rollouts of the committed units.
     """
 
     plan: Plan
@@ -84,32 +87,41 @@ class Ledger:
 
     def __post_init__(self) -> None:
         missing = [unit for unit in self.plan.units if unit.unit_id not in self.committed]
-        # The longest first, so that no straggler is left at the end; sorting is stable, the plan's order holds.
+        # The longest units first, so that none of them is left for the end; equals keep the plan's order.
         self._pending.extend(unit.unit_id for unit in sorted(missing, key=lambda u: -u.num_rollouts))
         self._fresh_rollouts = sum(unit.num_rollouts for unit in missing)
         self.num_done = len(self.plan.units) - len(missing)
         self.rollouts_done = self.plan.num_rollouts - self._fresh_rollouts
 
     def next_assignment(
-        self, worker: str = "", workers: Collection[str] = (), *, suspects: bool = True, is_small: bool = False
+        self,
+        worker: str = "",
+        workers: Collection[str] = (),
+        *,
+        allow_suspect: bool = True,
+        max_rollouts: int | None = None,
     ) -> tuple[UnitAttempt, ...]:
-        """Take the next units for one worker; empty when there is nothing to hand out to it.
+        """Take the next units for one worker.
 
         Args:
-            worker: Who.
-            workers: All that work now; a unit that failed on this one is kept for another of them.
-            suspects: Whether it may be a unit that may be to blame for a failure; that one wants a worker to itself.
-            is_small: Whether to take a quarter of an assignment, one unit at the least.
+            worker: Name of the worker.
+            workers: Names of all workers that are ready; a unit that failed on this one is kept for another of them.
+            allow_suspect: Whether it may be a suspect, which must be alone on its worker.
+            max_rollouts: Rollouts at most, unless the first unit alone has more; None for
+                ``rollouts_per_assignment``.
+
+        Returns:
+            Attempts that are in flight from now on; empty when there is nothing to assign to this worker.
         """
         attempts: list[UnitAttempt] = []
-        most = self.rollouts_per_assignment // (4 if is_small else 1)
+        most = self.rollouts_per_assignment if max_rollouts is None else max_rollouts
         rollouts = 0
         while self._pending:
             unit_id = self._pending[0]
-            # A suspect goes to the end of the queue: behind the first of these there are only such.
+            # Suspects are appended to the queue: behind the first of them there are only suspects.
             is_suspect = unit_id in self._failed_on
             if is_suspect:
-                unit_id = self._suspect_for(worker, workers) if suspects and not attempts else None
+                unit_id = self._suspect_for(worker, workers) if allow_suspect and not attempts else None
                 if unit_id is None:
                     break
             unit = self.plan.by_id[unit_id]
@@ -145,7 +157,7 @@ class Ledger:
             self.num_done += 1
             self.rollouts_done += self.plan.by_id[unit_id].num_rollouts
         if has_failed and unit_id in self._pending:
-            # It was given up for lost, queued again, and has come after all.
+            # It was thought lost and queued again, and its first attempt has arrived after all.
             self._pending.remove(unit_id)
             if not was_suspect:
                 self._fresh_rollouts -= self.plan.by_id[unit_id].num_rollouts
@@ -155,8 +167,8 @@ class Ledger:
         """Record a failed attempt.
 
         Args:
-            failure: What failed, and why.
-            worker: On whom.
+            failure: The attempt and why it failed.
+            worker: Name of the worker that it failed on.
 
         Returns:
             Whether the unit will be tried again; a suspect goes to the end of the queue.
@@ -170,7 +182,7 @@ class Ledger:
         attempts, losses = self.num_attempts[failure.unit_id], self.losses.get(failure.unit_id, 0)
         if failure.is_innocent:
             losses = self.losses[failure.unit_id] = losses + 1
-        is_suspect = failure.unit_id in self._failed_on or not failure.is_innocent or losses > _LOSSES_IN_COMPANY
+        is_suspect = failure.unit_id in self._failed_on or not failure.is_innocent or losses > _LOSSES_UNSUSPECTED
         if is_suspect:
             self._failed_on.setdefault(failure.unit_id, set()).add(worker)
         if attempts - losses < MAX_FAILURES and attempts < MAX_ATTEMPTS:
@@ -185,25 +197,33 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
-        """Units handed out and not yet answered."""
+        """Units assigned and not yet committed or failed."""
         return len(self._in_flight)
 
     @property
     def pending(self) -> int:
-        """Units not handed out."""
+        """Units that wait to be assigned."""
         return len(self._pending)
 
     @property
     def assignments_left(self) -> float:
-        """About how many assignments what is pending comes to; suspects, each alone, are not counted."""
+        """Pending units in full assignments; suspects, which are assigned one by one, are not counted."""
         return self._fresh_rollouts / self.rollouts_per_assignment
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is in flight and nothing will be handed out."""
+        """Whether every unit is committed or given up."""
         return not self._in_flight and not self._pending
 
 
 def row_blocks_needed(plan: Plan, committed: Iterable[str]) -> int:
-    """Say how many row blocks one start can use up at most: every missing unit, every attempt."""
+    """Count the row blocks that one start can use at most.
+
+    Args:
+        plan: The job.
+        committed: Ids of committed units; they need none.
+
+    Returns:
+        One for each possible attempt at each missing unit.
+    """
     return MAX_ATTEMPTS * (len(plan.units) - len(set(committed) & set(plan.by_id)))

@@ -42,6 +42,8 @@ REQUESTS = [
     Request("drivers/*.json"),
     # Whether the store refuses it a second time.
     Request("drivers/*.json", 2),
+    # Starting, loading, working.
+    *(Request("status/*.json", time) for time in (1, 2, 3)),
     Request("units-*.parquet"),
     Request("run.json"),
     *(Request(f"{group}zarr.json") for group in ("", "activations/", "activations/resid_post/")),

@@ -48,10 +48,20 @@ def _zarr_group(path: str, made_before: int, times: int) -> list[Step]:
     ]
 
 
+def _status(times: int) -> list[Step]:
+    return [
+        Step(call, path, time)
+        for time in range(1, times + 1)
+        for call, path in (("open", "status/.N.json.part"), ("rename", "status/N.json"))
+    ]
+
+
 BEGINNING = [
     *_created("drivers/N.json"),
     # Whether the store refuses it a second time.
     *_created("drivers/N.json", 2),
+    # Starting, loading, working.
+    *_status(times=3),
     *_written("units-N.parquet"),
     *_created("run.json"),
     *_written("zarr.json", ending=".partial"),

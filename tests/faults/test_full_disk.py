@@ -24,12 +24,12 @@ def mount(*arguments: str | Path) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with room for a few units."""
+    """A disk with room for a few units; what does not fit any more is a commit, rather than a unit's objects."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("only root on Linux may mount a small disk")
-    if not mount("-t", "tmpfs", "-o", "size=200k", "tmpfs", disk):
+    if not mount("-t", "tmpfs", "-o", "size=204k", "tmpfs", disk):
         pytest.skip("this machine does not let root mount a disk")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -41,7 +41,7 @@ def test_a_full_disk_ends_the_run_with_what_is_committed_and_a_larger_one_finish
     # Once is enough: a full disk does not empty itself.
     end = run_driver(spec, tries=1)
     assert end.status == 1
-    told = [end.error.get("error", ""), *end.failures.values(), *end.said.splitlines()]
+    told = [end.error.get("error", ""), *end.failures.values(), *end.output.splitlines()]
     assert any("is full" in line for line in told), told
     assert end.error.get("code") == "disk_full", end
     before = {unit_id: location.read(f"commits/{unit_id}.json") for unit_id in committed_units(location)}

@@ -86,9 +86,9 @@ class RayRun:
     def finish(self) -> None:
         """Wait for its own good end."""
         self.process.wait(200)
-        assert self.process.returncode == 0, self.said()
+        assert self.process.returncode == 0, self.output()
 
-    def said(self) -> str:
+    def output(self) -> str:
         self._log.seek(0)
         return self._log.read()
 

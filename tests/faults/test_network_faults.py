@@ -48,7 +48,7 @@ def test_a_fault_of_any_write_is_lived_through(proxy: FaultProxy, tiny: JobSpec,
     for path in OBJECTS:
         proxy.script(fault, "PUT", f"?*/{path}")
     end = run_driver(tiny)
-    assert (end.status, end.error, end.failures, end.worked) == (0, {}, {}, 2), end.said
+    assert (end.status, end.error, end.failures, end.worked) == (0, {}, {}, 2), end.output
     assert proxy.untouched == []
     assert_whole(straight(tiny, proxy))
 
@@ -77,7 +77,7 @@ def test_no_commit_whose_answer_was_lost_is_made_twice_or_taken_for_another(prox
     for unit_id in units:
         proxy.script(lose_reply, "PUT", f"?*/commits/{unit_id}.json")
     end = run_driver(small)
-    assert (end.status, end.worked, end.failures) == (0, len(units), {}), end.said
+    assert (end.status, end.worked, end.failures) == (0, len(units), {}), end.output
     assert_whole(straight(small, proxy))
 
 
@@ -85,7 +85,7 @@ def test_no_commit_whose_answer_was_lost_is_made_twice_or_taken_for_another(prox
 def test_a_conflict_of_two_conditional_writes_is_asked_about_again(proxy: FaultProxy, tiny: JobSpec, path: str):
     proxy.script(answer(409, "ConditionalRequestConflict"), "PUT", f"?*/{path}", times=2)
     end = run_driver(tiny)
-    assert (end.status, end.error, end.failures, end.worked) == (0, {}, {}, 2), end.said
+    assert (end.status, end.error, end.failures, end.worked) == (0, {}, {}, 2), end.output
     assert_whole(straight(tiny, proxy))
 
 

@@ -32,5 +32,5 @@ def test_a_run_lives_through_ten_seconds_without_the_server(proxy: FaultProxy, s
     proxy.start()
     end = driver.wait()
     assert end is not None
-    assert (end.status, end.error, end.failures, end.worked) == (0, {}, {}, 12), end.said
+    assert (end.status, end.error, end.failures, end.worked) == (0, {}, {}, 12), end.output
     assert_whole(straight(small, proxy))

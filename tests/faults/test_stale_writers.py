@@ -250,7 +250,7 @@ def test_a_driver_that_slept_while_another_took_its_run_over_is_told_and_changes
     os.kill(driver.process.pid, signal.SIGCONT)
     end = driver.wait()
     assert end is not None
-    assert (end.status, end.error.get("code")) == (1, "lease_lost"), end.said
+    assert (end.status, end.error.get("code")) == (1, "lease_lost"), end.output
     assert {name: location.read(f"commits/{name}.json") for name in committed_units(location)} == before
     assert_whole(spec)
 

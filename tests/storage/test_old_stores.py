@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -23,20 +24,13 @@ import pytest
 import zarr
 from persona_atlas import open_run
 from persona_atlas.analysis.reduce import reduce_run
-from persona_atlas.cluster.pool.executor import LocalExecutor
-from persona_atlas.cluster.pool.session import Placement
-from persona_atlas.cluster.pool.worker_task import UnitTask
-from persona_atlas.cluster.run.job import (
-    Outcome,
-    _worker_settings,  # pyright: ignore[reportPrivateUsage] - what a local job tells its workers
-    plan_job,
-    prepare_job,
-    work_units,
-)
+from persona_atlas.cluster.pool.local_executor import LocalExecutor
+from persona_atlas.cluster.pool.placement import Placement
+from persona_atlas.cluster.pool.worker_loop import WorkerLoop
+from persona_atlas.cluster.run.job import Job, Outcome, Workforce, plan_job, prepare_job, work_job, worker_settings
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.scheduling.job_state import JobState
-from persona_atlas.jobs.scheduling.ledger import row_blocks_needed
 from persona_atlas.jobs.spec import JobSpec, load_spec
 from persona_atlas.storage.arrays.codec import encode_shard
 from persona_atlas.storage.format.layout import driver_path
@@ -44,7 +38,7 @@ from persona_atlas.storage.format.planned_units import encode_units, read_units
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import Run
 from persona_atlas.storage.run.commits import committed_units, read_commits
-from persona_atlas.storage.run.lease import acquire, newest_lease
+from persona_atlas.storage.run.lease import HeldLease, newest_lease
 from persona_atlas.storage.run.status import read_status
 from persona_atlas.storage.verification.verify import verify_run
 from persona_atlas.workers.chat.spans import load_renderer
@@ -125,12 +119,17 @@ def hashes(root: Path) -> dict[str, str]:
 
 def work(spec: JobSpec) -> Outcome:
     """Begin a job or go on with it as on this machine, with the real engine in this process instead of Ray."""
-    job = prepare_job(spec, PROGRESS)
-    rendering = load_renderer(job.model_directory).renderer.describe()
-    with StatusReporter() as reporter, acquire(job.location, row_blocks_needed(job.plan, job.committed)) as lease:
-        reporter.open(job.location, lease.generation)
-        settings = _worker_settings(job, Placement(1, "cpu", 1, 0), driver_path(lease.generation))
-        return work_units(job, lease, LocalExecutor(UnitTask(settings, "local")), rendering, PROGRESS, reporter)
+    with StatusReporter() as reporter:
+        return work_job(prepare_job(spec, PROGRESS), PROGRESS, reporter, open_workforce=in_this_process)
+
+
+@contextmanager
+def in_this_process(job: Job, _address: str | None, _progress: Progress) -> Iterator[Workforce]:
+    def make_executor(lease: HeldLease) -> LocalExecutor:
+        settings = worker_settings(job, Placement(1, "cpu", 1, 0), driver_path(lease.generation))
+        return LocalExecutor(WorkerLoop(settings, "local"))
+
+    yield Workforce(load_renderer(job.model_directory).renderer.describe(), make_executor)
 
 
 def assert_reads_exactly(run: Run, old: OldStore, units: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 _NUMBERS = [
     (re.compile(r"\.[0-9a-f]{32}\."), "."),
-    (re.compile(r"drivers/(\.?)\d{6}"), r"drivers/\1N"),
+    (re.compile(r"(drivers|status)/(\.?)\d{6}"), r"\1/\2N"),
     (re.compile(r"units-[0-9a-f]{16}"), "units-N"),
     (re.compile(r"-\d+\.parquet"), "-N.parquet"),
     (re.compile(r"/c/\d+/"), "/c/N/"),

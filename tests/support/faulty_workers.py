@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_atlas.cluster.pool.ray_worker import UnitActor
-from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
+from persona_atlas.cluster.pool.worker_loop import WorkerLoop
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.jobs.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout
 
@@ -69,7 +70,7 @@ class Fault:
                     raise ImportError("there is no module of that name")
                 if is_here and fault.what == "other_disk":
                     settings = replace(settings, store_url=str(fault.folder / "elsewhere"))
-                self._task = UnitTask(settings, name, load=lambda _: _FaultyEngine(fault, name, is_here))
+                self._loop = WorkerLoop(settings, name, load=lambda _: _FaultyEngine(fault, name, is_here))
 
         return Faulty
 
@@ -94,7 +95,7 @@ class _FaultyEngine(FakeEngine):
         if goes_wrong and self.fault.what == "dies_later":
             rest = iter([request for request in requests if request.address.persona != self.fault.persona])
             yield from super().generate(lambda: next(rest, None))
-            # Until what was answered has been heard.
+            # Until the results have been read.
             self._wait_for(self.fault.folder / GO)
         if goes_wrong:
             self._go_wrong()

@@ -1,7 +1,7 @@
-"""A driver in a process of its own, so that it can be killed: what a job does, without Ray and without a model.
+"""A driver in a process of its own, so that it can be killed: a real job, without Ray and without a model.
 
-It goes through the steps of ``cluster/run/job.py`` in their order, with the real run loop, ledger, lease, commits and
-index. Its one worker is the process itself and answers with FakeEngine's numbers.
+It prepares and works the job as the command line does, with the real run loop, ledger, lease, commits, status and
+index. Only the model's facts are made up, and the one worker is the process itself, with FakeEngine's numbers.
 """
 
 from __future__ import annotations
@@ -11,43 +11,39 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from hashlib import sha256
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from persona_atlas.cluster import retry as patience
-from persona_atlas.cluster.pool.executor import LocalExecutor
-from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
-from persona_atlas.cluster.retry import with_retries
-from persona_atlas.cluster.run.drive import drive
+from persona_atlas.cluster import retry
+from persona_atlas.cluster.pool.local_executor import LocalExecutor
+from persona_atlas.cluster.pool.placement import Placement
+from persona_atlas.cluster.pool.worker_loop import WorkerLoop
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
+from persona_atlas.cluster.run import job as job_module
+from persona_atlas.cluster.run.job import Job, Outcome, Workforce, prepare_job, work_job, worker_settings
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.errors import AtlasError
-from persona_atlas.jobs.plan import Plan
-from persona_atlas.jobs.scheduling.ledger import Ledger, row_blocks_needed
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutRequest
-from persona_atlas.storage.format.planned_units import encode_units
-from persona_atlas.storage.format.records import Manifest, RunRecord
-from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.format.layout import driver_path
 from persona_atlas.storage.run import lease
-from persona_atlas.storage.run.commits import commit_unit, committed_units
-from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index
-from persona_atlas.storage.run.lease import HeldLease, acquire, refuse_if_driven
-from persona_atlas.storage.run.run_store import begin_run, check_same_run, read_run_record, reserve_rows
-from persona_atlas.workers.engine import CapturedRollout, EngineSettings
+from persona_atlas.workers.engine import CapturedRollout
 from rich.console import Console
 
 from crash_points import Step, StepWatch
-from fakes import FakeEngine, small_plan
+from fakes import FACTS, FakeEngine
 
 # Forked from a process that has everything loaded and no thread: a start takes a moment, not two seconds.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
-        "persona_atlas.cluster.run.drive",
-        "persona_atlas.cluster.pool.worker_task",
+        "persona_atlas.cluster.run.job",
+        "persona_atlas.cluster.pool.worker_loop",
         "persona_atlas.storage.verification.verify",
         "pyarrow.dataset",
         "s3fs",
@@ -62,12 +58,12 @@ class Start:
     Attributes:
         spec: The job; says where.
         die_at: A step of writing into a directory that it does not survive.
-        note_steps: Whether it tells which steps it made.
-        seconds_per_unit: What the model takes.
+        note_steps: Whether its end lists the steps it made.
+        seconds_per_unit: Seconds that the model takes.
         tries: How often it tries what may pass; as often as a job when None.
-        lease_s: How long its lease lasts without being renewed; as long as a job's when None.
+        lease_s: Seconds that its lease lasts without being renewed; as long as a job's when None.
         rollouts_per_assignment: That fill its worker's batch.
-        environment: Of the process.
+        environment: Environment variables of the process, besides those of AWS.
     """
 
     spec: JobSpec
@@ -90,7 +86,7 @@ class End:
         failures: Units given up, with their last error.
         worked: Units this start committed.
         model_was_loaded: Whether it came so far.
-        said: What a person was told.
+        output: What it printed for people.
         steps: Made in the directory.
     """
 
@@ -99,7 +95,7 @@ class End:
     failures: dict[str, str]
     worked: int
     model_was_loaded: bool
-    said: str
+    output: str
     steps: tuple[Step, ...]
 
 
@@ -151,7 +147,7 @@ def run_driver(spec: JobSpec, **how: Any) -> End:
 def finish(spec: JobSpec) -> End:
     """Give the command again, as a user does after a crash: it must end well."""
     end = run_driver(spec)
-    assert (end.status, end.error, end.failures) == (0, {}, {}), f"{end.error} {end.failures}\n{end.said}"
+    assert (end.status, end.error, end.failures) == (0, {}, {}), f"{end.error} {end.failures}\n{end.output}"
     return end
 
 
@@ -166,96 +162,59 @@ class _SlowEngine(FakeEngine):
         yield from super().generate(next_request)
 
 
-def _run(start: Start, tell: Connection) -> None:
+def _run(start: Start, send: Connection) -> None:
     os.environ.update(start.environment)
     if start.tries is not None:
-        patience.TRIES = start.tries
+        retry.TRIES = start.tries
     if start.lease_s is not None:
         lease.LEASE_SECONDS, lease.RENEW_SECONDS = start.lease_s, start.lease_s / 5
-    spec = start.spec
-    watch = StepWatch(spec.store.url, start.die_at) if start.die_at or start.note_steps else None
-    plan = small_plan(spec)
-    arrays = tuple((hook, pooling) for hook in spec.capture.hook_points for pooling in spec.capture.poolings)
-    engine = _SlowEngine(arrays=arrays, layers=plan.layers, seconds_per_call=start.seconds_per_unit)
-    job = _Job(plan, engine, start.rollouts_per_assignment)
+    watch = StepWatch(start.spec.store.url, start.die_at) if start.die_at or start.note_steps else None
+    driver = _PlainDriver(start)
     error: dict[str, str] = {}
+    outcome: Outcome | None = None
     try:
-        status = job.work()
+        outcome = driver.work()
+        status = 0 if outcome.is_complete else 1
     except AtlasError as raised:
         status, error = raised.exit_status, raised.as_dict()
-    failures = {unit_id: failure.message for unit_id, failure in job.ledger.failed.items()} if job.ledger else {}
-    worked = len(job.ledger.committed) - job.committed_before if job.ledger else 0
+    failures = {failure.unit_id: failure.message for failure in outcome.failures} if outcome else {}
+    worked = outcome.worked if outcome else 0
     steps = tuple(watch.steps) if watch else ()
-    tell.send(End(status, error, failures, worked, job.model_was_loaded, job.said.getvalue(), steps))
+    send.send(End(status, error, failures, worked, driver.model_was_loaded, driver.output.getvalue(), steps))
 
 
-class _Job:
-    def __init__(self, plan: Plan, engine: FakeEngine, rollouts_per_assignment: int) -> None:
-        self._plan = plan
-        self._engine = engine
-        self._rollouts_per_assignment = rollouts_per_assignment
-        self.said = io.StringIO()
-        self._progress = Progress(Console(file=self.said, width=1000))
-        self.ledger: Ledger | None = None
-        self.committed_before = 0
+class _PlainDriver:
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self.output = io.StringIO()
         self.model_was_loaded = False
 
-    def work(self) -> int:
-        """The steps of ``prepare_job`` and ``work_job``."""
-        store = self._plan.spec.store
-        location = open_location(store.url, store.endpoint_url)
-        record = read_run_record(location)
-        if record is not None:
-            check_same_run(record, self._plan, location.url)
-        committed = committed_units(location) if record is not None else set[str]()
-        if record is not None and not set(self._plan.by_id) - committed:
-            refresh_index(location, record)
-            return 0
-        refuse_if_driven(location)
-        with acquire(location, row_blocks_needed(self._plan, committed)) as held:
-            return self._work_under_lease(location, held, record)
+    def work(self) -> Outcome:
+        progress = Progress(Console(file=self.output, width=1000))
+        with (
+            patch.object(job_module, "find_model", lambda *_: Path("none")),
+            patch.object(job_module, "read_facts", lambda _: FACTS),
+        ):
+            job = prepare_job(self._start.spec, progress)
+        job = replace(job, estimate=replace(job.estimate, rows_per_assignment=self._start.rollouts_per_assignment))
+        # Not entered: its thread would write the status at moments of its own, and steps would not repeat.
+        return work_job(job, progress, StatusReporter(), open_workforce=self._open_workforce)
 
-    def _work_under_lease(self, location: Location, held: HeldLease, record: RunRecord | None) -> int:
-        executor = LocalExecutor(UnitTask(self._worker_settings(location), "local", load=self._load))
-        say = self._progress.say
-        try:
-            executor.start()
-            units = encode_units(self._plan.units)
-            record = record or RunRecord.of(
-                self._plan,
-                units_sha256=sha256(units).hexdigest(),
-                rendering={},
-                versions={"fake": "1"},
-                created_at="2026-01-01T00:00:00+00:00",
-            )
-            with_retries(lambda: begin_run(location, record, units), say)
-            with_retries(lambda: reserve_rows(location, record, held.row_blocks.stop), say)
-            committed = with_retries(lambda: committed_units(location), say)
-            self.committed_before = len(committed)
-            ledger = Ledger(self._plan, committed, iter(held.row_blocks), self._rollouts_per_assignment)
-            self.ledger = ledger
-            with IndexKeeper(location, record, say) as keeper:
+    @contextmanager
+    def _open_workforce(self, job: Job, address: str | None, progress: Progress) -> Iterator[Workforce]:
+        del address, progress
 
-                def commit(manifest: Manifest) -> None:
-                    keeper.add(commit_unit(location, held, manifest))
+        def make_executor(held: lease.HeldLease) -> LocalExecutor:
+            settings = worker_settings(job, Placement(1, "cpu", 1, 0), driver_path(held.generation))
+            return LocalExecutor(WorkerLoop(settings, "local", self._load))
 
-                drive(ledger, executor, commit, self._progress)
-        finally:
-            executor.close()
-        return 0 if set(self._plan.by_id) <= ledger.committed else 1
+        yield Workforce({}, make_executor)
 
-    def _load(self, _settings: WorkerSettings) -> FakeEngine:
+    def _load(self, settings: WorkerSettings) -> FakeEngine:
         self.model_was_loaded = True
-        return self._engine
-
-    def _worker_settings(self, location: Location) -> WorkerSettings:
-        spec = self._plan.spec
-        unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, self._plan.layers, spec.sampling, spec.capture)
-        return WorkerSettings(
-            engine=unused,
-            needed_bytes=0,
-            store_url=location.url,
-            endpoint_url=location.endpoint_url,
-            rows_per_block=self._plan.rows_per_block,
-            mantissa_bits=spec.store.mantissa_bits,
+        capture = settings.engine.capture
+        return _SlowEngine(
+            arrays=tuple((hook, pooling) for hook in capture.hook_points for pooling in capture.poolings),
+            layers=settings.engine.layers,
+            seconds_per_call=self._start.seconds_per_unit,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 from persona_atlas.cluster.pool.executor import Answer
-from persona_atlas.cluster.pool.session import Placement
-from persona_atlas.cluster.pool.worker_task import WorkerSettings
+from persona_atlas.cluster.pool.placement import Placement
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import InputError, JobError
@@ -58,7 +59,7 @@ def nodes() -> Iterator[Nodes]:
 
     with pytest.MonkeyPatch.context() as patch:
         # The workers find their fakes where this process does.
-        patch.setenv("PYTHONPATH", str(SUPPORT))
+        patch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
         nodes = Nodes()
         try:
             ray.init(nodes.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -95,7 +96,7 @@ def worker_processes() -> list[psutil.Process]:
     return [child for child in family if " ".join(child.cmdline()).startswith(("ray::UnitActor", "ray::Faulty"))]
 
 
-def orders_of(ledger: Ledger, worker: str) -> tuple[UnitAttempt, ...]:
+def attempts_of(ledger: Ledger, worker: str) -> tuple[UnitAttempt, ...]:
     attempts = ledger.next_assignment(worker)
     assert attempts
     return attempts
@@ -160,14 +161,14 @@ def test_a_worker_that_dies_answers_with_failures_and_another_takes_its_place(no
         with acquire(location, 40) as lease:
             begin(location, plan, lease)
             ledger = Ledger(plan, set(), iter(lease.row_blocks))
-            attempts = orders_of(ledger, "worker-0")
+            attempts = attempts_of(ledger, "worker-0")
             executor.assign("worker-0", attempts)
             answer = answer_of(executor)
             assert answer.worker == "worker-0"
             assert all(isinstance(result, Manifest) for result in answer.results)
 
             (worker,) = worker_processes()
-            attempts = orders_of(ledger, "worker-0")
+            attempts = attempts_of(ledger, "worker-0")
             worker.kill()
             executor.assign("worker-0", attempts)
             answer = answer_of(executor)
@@ -192,7 +193,7 @@ def doomed(settings: WorkerSettings, folder: Path) -> Iterator[tuple[Any, tuple[
         with acquire(location, 40) as lease:
             begin(location, plan, lease)
             ledger = Ledger(plan, set(), iter(lease.row_blocks), rollouts_per_assignment=plan.num_rollouts)
-            attempts = orders_of(ledger, "worker-0")
+            attempts = attempts_of(ledger, "worker-0")
             executor.assign("worker-0", attempts)
             yield executor, attempts
     finally:
@@ -218,7 +219,7 @@ def test_what_a_worker_answered_before_it_died_counts(nodes: Nodes, settings: Wo
     assert failure.unit_id == "role.poet.pos.p0.b0"
 
 
-def test_what_a_worker_told_before_it_died_counts_though_nobody_listened_till_after(
+def test_what_a_worker_reported_before_it_died_counts_though_it_is_read_after(
     nodes: Nodes, settings: WorkerSettings, folder: Path
 ):
     import ray
@@ -226,8 +227,8 @@ def test_what_a_worker_told_before_it_died_counts_though_nobody_listened_till_af
     del nodes
     with doomed(settings, folder) as (executor, attempts):
         wait_until(executor, lambda: executor.requesting == ["worker-0"])
-        (listening,) = [reference for reference, call in executor._calls.items() if call.kind == "said"]
-        assert ray.wait([listening], timeout=60)[0]
+        (outstanding,) = [reference for reference, call in executor._calls.items() if call.kind == "next_report"]
+        assert ray.wait([outstanding], timeout=60)[0]
         family = worker_processes()
         (folder / GO).touch()
         _, alive = psutil.wait_procs(family, timeout=60)
@@ -238,7 +239,7 @@ def test_what_a_worker_told_before_it_died_counts_though_nobody_listened_till_af
     assert sorted(result.unit_id for result in results) == sorted(attempt.unit.unit_id for attempt in attempts)
 
 
-def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
+def test_a_worker_that_requests_work_does_so_until_it_is_assigned_some(
     nodes: Nodes, settings: WorkerSettings, folder: Path
 ):
     del nodes
@@ -247,10 +248,10 @@ def test_a_worker_whose_batch_asks_for_more_is_hungry_until_it_is_handed_some(
     try:
         executor.start()
         assert (executor.idle, executor.requesting, executor.num_workers) == (["worker-0"], [], 1)
-        executor.assign("worker-0", orders_of(ledger, "worker-0"))
+        executor.assign("worker-0", attempts_of(ledger, "worker-0"))
         assert (executor.idle, executor.requesting) == ([], [])
         wait_until(executor, lambda: executor.requesting == ["worker-0"])
-        executor.assign("worker-0", orders_of(ledger, "worker-0"))
+        executor.assign("worker-0", attempts_of(ledger, "worker-0"))
         assert executor.requesting == []
     finally:
         executor.close()
@@ -262,9 +263,9 @@ def test_a_worker_of_a_suspect_asks_in_vain(nodes: Nodes, settings: WorkerSettin
     executor = pool(settings, Fault(folder, "hangs"), replicas=1)
     try:
         executor.start()
-        (attempt,) = orders_of(ledger, "worker-0")
+        (attempt,) = attempts_of(ledger, "worker-0")
         executor.assign("worker-0", [replace(attempt, number=2, is_suspect=True)])
-        (worker,) = executor._workers.values()
+        (worker,) = executor._pool.workers.by_name.values()
         wait_until(executor, lambda: worker.load.wants_work)
         assert (executor.idle, executor.requesting) == ([], [])
     finally:
@@ -355,7 +356,7 @@ def test_what_was_on_a_node_that_goes_is_innocent_and_the_node_is_not_blamed(
         with acquire(location, 40) as lease:
             begin(location, plan, lease)
             ledger = Ledger(plan, set(), iter(lease.row_blocks))
-            attempts = orders_of(ledger, worker)
+            attempts = attempts_of(ledger, worker)
             executor.assign(worker, attempts)
             wait_until(executor, lambda: bool(fault.notes()))
             nodes.cluster.remove_node(third, allow_graceful=False)

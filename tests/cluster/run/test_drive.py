@@ -10,17 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from persona_atlas.cluster import retry as patience
-from persona_atlas.cluster.pool import worker_task as unit_task
-from persona_atlas.cluster.pool.executor import LocalExecutor
-from persona_atlas.cluster.pool.session import Placement, Resources, place
-from persona_atlas.cluster.pool.worker_load import WorkRequest
-from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerReport, WorkerSettings
+from persona_atlas.cluster import retry
+from persona_atlas.cluster.pool import assemble
+from persona_atlas.cluster.pool.local_executor import LocalExecutor
+from persona_atlas.cluster.pool.placement import Placement, Resources, place
+from persona_atlas.cluster.pool.worker_loop import WorkerLoop, WorkerReport
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import InputError, TransientError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
+from persona_atlas.jobs.scheduling.worker_load import WorkRequest
 from persona_atlas.jobs.spec import PlacementSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest, UnitAttempt
 from persona_atlas.storage.format.records import Manifest
@@ -71,7 +72,7 @@ def drive_store(
         ledger = Ledger(plan, committed, iter(lease.row_blocks), rollouts_per_assignment)
         unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, spec.sampling, spec.capture)
         settings = WorkerSettings(unused, 0, url, None, plan.rows_per_block, spec.store.mantissa_bits)
-        executor = LocalExecutor(UnitTask(settings, "local", load=lambda _: engine))
+        executor = LocalExecutor(WorkerLoop(settings, "local", load=lambda _: engine))
         executor.start()
         commit = around(lambda manifest: commit_unit(location, lease, manifest))
         drive(ledger, executor, commit, Progress(Console(stderr=True)))
@@ -193,7 +194,7 @@ def test_a_commit_whose_answer_was_lost_is_asked_again_and_counts_once(tmp_path:
 def test_a_commit_that_never_succeeds_ends_the_run_and_keeps_what_was_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(patience, "_LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(retry, "_LONGEST_WAIT_S", 0.0)
     url = str(tmp_path / "run")
     tries: Counter[str] = Counter()
     kept: list[str] = []
@@ -211,7 +212,7 @@ def test_a_commit_that_never_succeeds_ends_the_run_and_keeps_what_was_committed(
 
     with pytest.raises(TransientError, match="the bucket is gone"):
         drive_store(url, FakeEngine(), around=broken)
-    assert tries.pop("role.poet.pos.p0.b0") == patience.TRIES
+    assert tries.pop("role.poet.pos.p0.b0") == retry.TRIES
     assert set(tries.values()) <= {1}
     assert open_run(url).committed == set(kept)
     assert drive_store(url, FakeEngine()).run.completeness.is_complete
@@ -259,14 +260,14 @@ def test_a_unit_whose_objects_the_driver_does_not_see_is_made_again(tmp_path: Pa
     assert_stored_numbers_are_right(driven.run, driven.plan.num_rollouts)
 
 
-def results_of(task: UnitTask, number: int, requesting: list[int] | None = None) -> list[Manifest | Failure]:
-    """Listen to a worker until it has answered so many units."""
+def results_of(loop: WorkerLoop, number: int, requesting: list[int] | None = None) -> list[Manifest | Failure]:
+    """Read the reports of a worker until it has answered so many units."""
     results: list[Manifest | Failure] = []
     while len(results) < number:
-        said = task.said()
-        results += said.results
-        if said.requesting is not None and requesting is not None:
-            requesting.append(said.requesting.num_units)
+        report = loop.next_report()
+        results += report.results
+        if report.work_request is not None and requesting is not None:
+            requesting.append(report.work_request.num_units)
     return results
 
 
@@ -289,30 +290,30 @@ def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path
     plan = small_plan(small_spec(str(tmp_path)))
     engine = _Gated(closed_to="poet")
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
-    task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
+    loop = WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     attempts = [
         UnitAttempt(plan.by_id[name], plan.requests(plan.by_id[name]), 1, block) for block, name in enumerate(names)
     ]
-    task.take(attempts)
-    first = results_of(task, 1)
+    loop.take(attempts)
+    first = results_of(loop, 1)
     assert [result.unit_id for result in first] == [names[0]]
     engine.gate.set()
-    assert sorted(result.unit_id for result in results_of(task, 2)) == sorted(names[1:])
+    assert sorted(result.unit_id for result in results_of(loop, 2)) == sorted(names[1:])
 
 
-def test_an_engine_that_takes_in_lumps_has_the_next_before_it_has_done_with_the_last(tmp_path: Path):
+def test_an_engine_that_prefetches_has_its_next_units_before_it_has_finished_the_last(tmp_path: Path):
     plan = small_plan(small_spec(str(tmp_path)))
     engine = _Gated(closed_to="poet")
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
     engine.prefetch = 1
     settings = WorkerSettings(unused, 0, str(tmp_path), None, 3, 10)
-    task = UnitTask(settings, "local", load=lambda _: engine)
+    loop = WorkerLoop(settings, "local", load=lambda _: engine)
     unit = plan.by_id["role.poet.pos.p0.b0"]
-    task.take([UnitAttempt(unit, plan.requests(unit), 1, 0)])
-    assert task.said() == WorkerReport((), WorkRequest(1))
+    loop.take([UnitAttempt(unit, plan.requests(unit), 1, 0)])
+    assert loop.next_report() == WorkerReport((), WorkRequest(1))
     engine.gate.set()
-    assert [result.unit_id for result in results_of(task, 1)] == [unit.unit_id]
+    assert [result.unit_id for result in results_of(loop, 1)] == [unit.unit_id]
 
 
 class _Reading(FakeEngine):
@@ -328,21 +329,21 @@ class _Reading(FakeEngine):
         yield from super().generate(lambda: next(requests, None))
 
 
-def test_a_worker_says_once_that_nothing_waits_and_again_when_it_was_handed_more(tmp_path: Path):
+def test_a_worker_requests_work_once_and_again_when_it_was_assigned_more(tmp_path: Path):
     plan = small_plan(small_spec(str(tmp_path)))
     engine = _Reading()
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
-    task = UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
+    loop = WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     attempts = [
         UnitAttempt(plan.by_id[name], plan.requests(plan.by_id[name]), 1, block) for block, name in enumerate(names)
     ]
-    task.take(attempts[:2])
-    assert task.said() == WorkerReport((), WorkRequest(2))
-    task.take(attempts[2:])
+    loop.take(attempts[:2])
+    assert loop.next_report() == WorkerReport((), WorkRequest(2))
+    loop.take(attempts[2:])
     engine.gate.set()
     requesting: list[int] = []
-    results = results_of(task, 3, requesting)
+    results = results_of(loop, 3, requesting)
     assert sorted(result.unit_id for result in results) == sorted(names)
     assert requesting == [3]
 
@@ -350,19 +351,19 @@ def test_a_worker_says_once_that_nothing_waits_and_again_when_it_was_handed_more
 def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(unit_task, "_SENTINEL_PAUSES_S", (0.0,))
+    monkeypatch.setattr(assemble, "_SENTINEL_PAUSES_S", (0.0,))
     spec = small_spec()
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, (0,), spec.sampling, spec.capture)
     settings = WorkerSettings(unused, 0, str(tmp_path / "mine"), None, 3, 10, sentinel="drivers/000001.json")
     loaded: list[str] = []
-    task = UnitTask(settings, "far", load=lambda settings: loaded.append(settings.store_url) or FakeEngine())
+    loop = WorkerLoop(settings, "far", load=lambda settings: loaded.append(settings.store_url) or FakeEngine())
     with pytest.raises(InputError) as caught:
-        task.prepare()
+        loop.prepare()
     assert (caught.value.code, caught.value.field) == ("other_store", "store.url")
     assert str(tmp_path / "mine") in caught.value.message
     assert loaded == []
     with acquire(open_location(settings.store_url), 1):
-        task.prepare()
+        loop.prepare()
     assert loaded == [settings.store_url]
 
 

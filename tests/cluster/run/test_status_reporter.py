@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from persona_atlas.cluster.pool.executor import LocalExecutor, WorkerView
-from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
+from persona_atlas.cluster.pool.executor import WorkerView
+from persona_atlas.cluster.pool.local_executor import LocalExecutor
+from persona_atlas.cluster.pool.worker_loop import WorkerLoop
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.run.status_reporter import JobStoppedError, StatusReporter
 from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.scheduling.job_state import JobState
@@ -38,7 +40,9 @@ class _Pool(LocalExecutor):
 def pool(tmp_path: Path) -> _Pool:
     spec = small_spec(str(tmp_path))
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, (0,), spec.sampling, spec.capture)
-    return _Pool(UnitTask(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: FakeEngine()))
+    return _Pool(
+        WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: FakeEngine())
+    )
 
 
 def told(place: Path) -> RunStatus:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.scheduling.assignment import assignment_rollouts
 from persona_atlas.jobs.scheduling.ledger import MAX_ATTEMPTS, MAX_FAILURES, Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.units import UnitAttempt
 
@@ -126,12 +127,17 @@ def test_an_assignment_fills_a_batch_and_does_not_overfill_it(uneven_plan: Plan)
     assert sizes == [[4, 4], [3, 3, 2], [2]]
 
 
+def small(full: int) -> int:
+    """Rollouts of a small assignment."""
+    return assignment_rollouts(full, assignments_left=0, num_workers=1, is_idle=True)
+
+
 def test_a_small_assignment_is_a_quarter_of_one_and_a_unit_at_the_least(plan: Plan):
     ledger = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=24)
     assert len(ledger.next_assignment()) == 8
-    assert len(ledger.next_assignment(is_small=True)) == 2
+    assert len(ledger.next_assignment(max_rollouts=small(24))) == 2
     little = Ledger(plan, set(), itertools.count(), rollouts_per_assignment=4)
-    assert len(little.next_assignment(is_small=True)) == 1
+    assert len(little.next_assignment(max_rollouts=small(4))) == 1
 
 
 def test_a_unit_longer_than_a_batch_is_handed_out_all_the_same(plan: Plan):

@@ -1,4 +1,4 @@
-"""Who is handed what: nobody more than it can begin, and at the end little at a time."""
+"""What the run loop assigns to whom: nobody gets more than it can begin, and towards the end assignments are small."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from persona_atlas.cluster.pool.executor import Answer, WorkerView
-from persona_atlas.cluster.pool.worker_load import WorkerLoad, WorkRequest
+from persona_atlas.cluster.pool.executor import Answer
+from persona_atlas.cluster.pool.pooled_executor import PooledExecutor
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
+from persona_atlas.jobs.scheduling.pool import WorkerPool
+from persona_atlas.jobs.scheduling.pool_commands import ClusterNodes
+from persona_atlas.jobs.scheduling.worker_load import WorkRequest
 from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.commits import commit_unit
@@ -26,64 +30,55 @@ BATCH = 6
 """Rollouts; two units."""
 
 
-class Pool:
+NAMES = {"worker-0": "quick", "worker-1": "slow"}
+
+
+class Pool(PooledExecutor):
     """Two workers with batches; ``quick`` answers whenever it is waited for, ``slow`` when quick has nothing to do."""
 
     def __init__(self, work: Callable[[UnitAttempt], Answer]) -> None:
+        super().__init__(WorkerPool[Manifest](2, load_timeout_s=60), clock=lambda: 0.0)
         self._work = work
-        self._held = {"quick": WorkerLoad(), "slow": WorkerLoad()}
-        self._waiting: dict[str, deque[tuple[UnitAttempt, ...]]] = {name: deque() for name in self._held}
+        self._waiting: dict[str, deque[tuple[UnitAttempt, ...]]] = {name: deque() for name in NAMES}
         self._num_units: Counter[str] = Counter()
         self.handed_out: list[tuple[str, str, int]] = []
         self.sizes: list[int] = []
-        self.ready = list(self._held)
-        self.nodes_left_out: dict[str, str] = {}
+        self._carry_out(self._pool.follow(ClusterNodes({"node": 2}), 0.0))
 
-    def start(self, tick: Callable[[], None] = lambda: None) -> None:
-        del tick
+    def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
+        assert not avoid
+        self._carry_out(self._pool.placed(worker, "node", 0.0))
+        self._carry_out(self._pool.loaded(worker, 0.0))
 
-    @property
-    def idle(self) -> list[str]:
-        return [worker for worker in self.ready if self._held[worker].is_empty]
-
-    @property
-    def num_workers(self) -> int:
-        return len(self.ready)
-
-    @property
-    def requesting(self) -> list[str]:
-        takers = [worker for worker in self.ready if self._held[worker].takes_more]
-        return sorted(takers, key=lambda worker: self._held[worker].rollouts)
-
-    @property
-    def views(self) -> list[WorkerView]:
-        return []
+    def _kill(self, worker: str) -> None:
+        del self._waiting[worker]
 
     def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
         self.sizes.append(len(attempts))
         for attempt in attempts:
-            self.handed_out.append((worker, attempt.unit.unit_id, self._held[worker].rollouts))
-        self._held[worker].take(attempts)
+            self.handed_out.append((NAMES[worker], attempt.unit.unit_id, self._rollouts(worker)))
+        super().assign(worker, attempts)
+
+    def _send(self, worker: str, attempts: tuple[UnitAttempt, ...]) -> None:
         self._num_units[worker] += len(attempts)
-        self._waiting[worker].append(tuple(attempts))
+        self._waiting[worker].append(attempts)
+
+    def _rollouts(self, worker: str) -> int:
+        return self._pool.workers.by_name[worker].load.rollouts
 
     def wait(self, timeout_s: float) -> list[Answer]:
         del timeout_s
-        asking = [name for name, load in self._held.items() if 0 < load.rollouts < BATCH and not load.wants_work]
+        loads = {worker.name: worker.load for worker in self._pool.workers.by_name.values()}
+        asking = [name for name, load in loads.items() if 0 < load.rollouts < BATCH and not load.wants_work]
         for name in asking:
-            self._held[name].note_request(WorkRequest(self._num_units[name]))
+            self._carry_out(self._pool.reported(name, (), WorkRequest(self._num_units[name]), 0.0))
         if asking:
             return []
         worker = next((worker for worker in self.ready if self._waiting[worker]), None)
         if worker is None:
             return []
-        attempts = self._waiting[worker].popleft()
-        for attempt in attempts:
-            self._held[worker].answered(attempt.unit.unit_id)
-        return [self._work(attempt) for attempt in attempts]
-
-    def close(self) -> None:
-        self._held.clear()
+        results = [result for attempt in self._waiting[worker].popleft() for result in self._work(attempt).results]
+        return self._carry_out(self._pool.reported(worker, results, None, 0.0))
 
 
 def drive_pool(plan: Plan, url: str, *, rollouts: int = 3, fail: frozenset[str] = frozenset()) -> Pool:

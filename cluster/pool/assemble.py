@@ -1,0 +1,93 @@
+"""Assemble a worker's engine on the worker's machine, and refuse what cannot work there before a model is loaded."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import replace
+
+from ...jobs.errors import InputError
+from ...storage.locations.location import Location
+from ...workers.chat.spans import load_renderer
+from ...workers.engine import Responder
+from ...workers.models.memory import require_memory
+from ...workers.models.model_files import find_model
+from ...workers.responders.given import GivenResponder
+from ..retry import with_retries
+from .worker_settings import WorkerSettings
+
+_SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
+"""Pauses between looks for the sentinel: a shared file system may show a new file a little late."""
+
+
+def load_engine(settings: WorkerSettings) -> Responder:
+    """Load the model, if there is room for it, behind what answers requests: itself, given texts or a server.
+
+    Args:
+        settings: The model, and where its texts come from.
+
+    Returns:
+        A responder that generates, one that reads given texts, or one that has a server generate.
+
+    Raises:
+        InputError: There is no room, it cannot be loaded, or the server that is to generate does not serve it.
+    """
+    # Torch is imported where a model is loaded, and neither by the driver nor by the command line.
+    from ...workers.builtin.builtin_engine import BuiltinEngine
+
+    if settings.engine.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "the worker's machine has a GPU, but its torch cannot use it.",
+                code="no_gpu",
+                field="placement.device",
+                hint="Install a CUDA build of torch there, or use placement.device: cpu.",
+            )
+    require_memory(settings.needed_bytes, 1, settings.engine.device)
+    engine = settings.engine
+    if settings.model is not None and not engine.directory.is_dir():
+        engine = replace(engine, directory=find_model(settings.model, lambda _: None))
+    if not settings.reads_given and settings.generation is None:
+        return BuiltinEngine(engine)
+    conversations = load_renderer(engine.directory)
+    if settings.generation is None:
+        return GivenResponder(BuiltinEngine(engine), conversations)
+    # The client of a server is imported only where there is a server.
+    from ...workers.responders.endpoint import EndpointResponder, check_endpoint
+
+    # A model may take minutes to load: the server is checked first.
+    check_endpoint(settings.generation, settings.served_model, conversations.renderer)
+    return EndpointResponder(
+        BuiltinEngine(engine),
+        conversations,
+        settings.generation,
+        settings.served_model,
+        engine.sampling,
+    )
+
+
+def require_same_store(location: Location, sentinel: str) -> None:
+    """Make sure that this machine sees what the driver wrote, before a model is loaded for nothing.
+
+    Args:
+        location: The run's store, as this machine reaches it.
+        sentinel: Path of an object that the driver has written; empty: not checked.
+
+    Raises:
+        InputError: It is not there: a directory that the machines do not share, or another endpoint.
+        TransientError: The store failed.
+    """
+    for pause_s in (*_SENTINEL_PAUSES_S, None):
+        if not sentinel or with_retries(lambda: location.size(sentinel)) is not None:
+            return
+        if pause_s is not None:
+            time.sleep(pause_s)
+    raise InputError(
+        f"{socket.gethostname()} does not see the run at {location.url}: {sentinel}, which the driver wrote, is not "
+        "there.",
+        code="other_store",
+        field="store.url",
+        hint="Use s3://, or a directory that every machine shares under the same path.",
+    )

@@ -1,0 +1,103 @@
+"""The simplest executor: this very process. No Ray; for tests and for debugging."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ...jobs.units import UnitAttempt
+from .executor import Answer, WorkerView
+from .worker_loop import WorkerLoop
+
+_NAME = "local"
+
+
+class LocalExecutor:
+    """Runs each assignment in this process, while it is waited for.
+
+    Args:
+        loop: What a worker's process would run.
+    """
+
+    def __init__(self, loop: WorkerLoop) -> None:
+        self._loop = loop
+        self._assigned: deque[tuple[UnitAttempt, ...]] = deque()
+        self._since = time.time()
+
+    def start(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Load the model.
+
+        Args:
+            tick: Not called: nothing is waited for.
+        """
+        del tick
+        self._loop.prepare()
+
+    @property
+    def ready(self) -> list[str]:
+        """This process."""
+        return [_NAME]
+
+    @property
+    def idle(self) -> list[str]:
+        """This process, while it holds nothing."""
+        return [] if self._assigned else [_NAME]
+
+    @property
+    def requesting(self) -> list[str]:
+        """Always empty: it runs one assignment at a time."""
+        return []
+
+    @property
+    def num_workers(self) -> int:
+        """Always 1."""
+        return 1
+
+    @property
+    def views(self) -> list[WorkerView]:
+        """What this process is doing."""
+        units = tuple(attempt.unit.unit_id for attempts in self._assigned for attempt in attempts)
+        return [WorkerView(_NAME, _NAME, "working" if units else "idle", units, self._since)]
+
+    @property
+    def nodes_left_out(self) -> dict[str, str]:
+        """Always empty."""
+        return {}
+
+    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
+        """Keep an assignment until it is waited for.
+
+        Args:
+            worker: The one of ``idle``.
+            attempts: Its units.
+        """
+        del worker
+        self._since = time.time()
+        self._assigned.append(tuple(attempts))
+
+    def wait(self, timeout_s: float) -> list[Answer]:
+        """Run what was assigned.
+
+        Args:
+            timeout_s: Ignored: it takes as long as it takes.
+
+        Returns:
+            An answer for each report of the worker that had results.
+        """
+        del timeout_s
+        answers: list[Answer] = []
+        for attempts in self._assigned:
+            self._loop.take(attempts)
+            left = len(attempts)
+            while left:
+                results = self._loop.next_report().results
+                left -= len(results)
+                if results:
+                    answers.append(Answer(_NAME, results))
+        self._assigned.clear()
+        return answers
+
+    def close(self) -> None:
+        """Drop what was assigned and not run."""
+        self._assigned.clear()

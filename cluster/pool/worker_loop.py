@@ -1,0 +1,198 @@
+"""A worker's loop, where units meet the store: run units, write each row block, report manifests. Knows no Ray.
+
+One ``WorkerLoop`` lives in each Ray actor; the local executor has one too. Assignments may arrive while others are in
+flight: their units join the running batch as slots come free. One thread runs the model, another encodes and uploads
+what is finished, and a third, the caller's, waits for reports.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+
+from ...jobs.rollouts import UnitResult
+from ...jobs.scheduling.ledger import Failure
+from ...jobs.scheduling.worker_load import WorkRequest
+from ...jobs.units import UnitAttempt
+from ...storage.arrays.unit_writer import write_unit_result
+from ...storage.format.records import Manifest
+from ...storage.locations.location import open_location
+from ...workers.engine import Responder
+from ...workers.run_units import failure_of, run_units
+from ..retry import with_retries
+from .assemble import load_engine, require_same_store
+from .worker_settings import WorkerSettings
+
+_BLOCKS_WAITING = 2
+"""Finished row blocks that may wait to be written. With more, generation waits for the store, so that a slow store does
+not fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What has happened in a worker since its last report.
+
+    Attributes:
+        results: A manifest or a failure for each unit that has ended, in the order of their ends.
+        work_request: That the worker asks for more work; None if it does not.
+    """
+
+    results: tuple[Manifest | Failure, ...]
+    work_request: WorkRequest | None = None
+
+
+class WorkerLoop:
+    """A worker without its process: loads the model when first needed, then runs units.
+
+    Args:
+        settings: What to load and where to write.
+        name: Name of the worker; manifests carry it.
+        load: Makes the engine.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, name: str, load: Callable[[WorkerSettings], Responder] = load_engine
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._load = load
+        self._engine: Responder | None = None
+        self._location = open_location(settings.store_url, settings.endpoint_url)
+        self._loading = threading.Lock()
+        self._write_slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
+        self._events: SimpleQueue[Manifest | Failure | WorkRequest] = SimpleQueue()
+        # The lock guards everything below.
+        self._lock = threading.Lock()
+        self._inbox: deque[UnitAttempt] = deque()
+        self._is_generating = False
+        self._num_assigned = 0
+        self._has_requested = False
+
+    def prepare(self) -> None:
+        """Load the model, unless it is loaded.
+
+        Raises:
+            InputError: It cannot be loaded, or this machine is connected to another store than the driver.
+            TransientError: The store failed.
+        """
+        with self._loading:
+            if self._engine is None:
+                require_same_store(self._location, self._settings.sentinel)
+                self._engine = self._load(self._settings)
+
+    def take(self, attempts: Sequence[UnitAttempt]) -> None:
+        """Accept an assignment and return at once; a later report has the result of each unit.
+
+        May be called while other units are in flight: one thread has the model, and pulls what waits.
+
+        Args:
+            attempts: The assignment.
+
+        Raises:
+            InputError: The model cannot be loaded, as for :meth:`prepare`; nothing was accepted then.
+        """
+        self.prepare()
+        with self._lock:
+            if not self._is_generating:
+                # Before the units are queued: if no thread can be started, nothing waits for one in vain.
+                threading.Thread(target=self._generate, name="model", daemon=True).start()
+                self._is_generating = True
+            self._inbox.extend(attempts)
+            self._num_assigned += len(attempts)
+            self._has_requested = False
+
+    def next_report(self) -> WorkerReport:
+        """Wait until there is something to report.
+
+        One caller at a time.
+
+        Returns:
+            Everything that has happened since the last report; each result is reported once.
+        """
+        events = [self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get())
+        requests = [event for event in events if isinstance(event, WorkRequest)]
+        results = tuple(event for event in events if not isinstance(event, WorkRequest))
+        return WorkerReport(results, requests[-1] if requests else None)
+
+    def _generate(self) -> None:
+        """Run units until the inbox is empty; the body of the thread that has the model."""
+        assert self._engine is not None
+        # By row block, which no two attempts share.
+        under_way: dict[int, UnitAttempt] = {}
+        with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+            while True:
+                try:
+                    for result in run_units(self._engine, partial(self._next_attempt, under_way)):
+                        self._settle(result, under_way, writer)
+                except Exception as error:  # noqa: BLE001 - every unit in flight must be answered, whatever happened
+                    for attempt in under_way.values():
+                        self._events.put(failure_of(attempt, error))
+                    under_way.clear()
+                with self._lock:
+                    if not self._inbox:
+                        self._is_generating = False
+                        return
+
+    def _settle(
+        self, result: UnitResult | Failure, under_way: dict[int, UnitAttempt], writer: ThreadPoolExecutor
+    ) -> None:
+        if isinstance(result, Failure):
+            own = (row_block for row_block, attempt in under_way.items() if _is_of(attempt, result))
+            del under_way[next(own)]
+            self._events.put(result)
+            return
+        self._write_slots.acquire()
+        try:
+            writer.submit(self._write, result)
+        except BaseException:
+            self._write_slots.release()
+            raise
+        del under_way[result.attempt.row_block]
+
+    def _next_attempt(self, under_way: dict[int, UnitAttempt]) -> UnitAttempt | None:
+        assert self._engine is not None
+        with self._lock:
+            if not self._inbox:
+                self._request_work()
+                return None
+            attempt = self._inbox.popleft()
+            if len(self._inbox) < self._engine.prefetch:
+                self._request_work()
+        under_way[attempt.row_block] = attempt
+        return attempt
+
+    def _request_work(self) -> None:
+        """Ask for more work, once for each assignment; the caller holds the lock."""
+        if not self._has_requested:
+            self._events.put(WorkRequest(self._num_assigned))
+            self._has_requested = True
+
+    def _write(self, block: UnitResult) -> None:
+        try:
+            # A row block took the model minutes to make: writing it is retried for as long as any request is.
+            self._events.put(with_retries(partial(self._write_once, block)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this unit's failure and no other's
+            self._events.put(failure_of(block.attempt, error))
+        finally:
+            self._write_slots.release()
+
+    def _write_once(self, block: UnitResult) -> Manifest:
+        return write_unit_result(
+            self._location,
+            block,
+            rows_per_block=self._settings.rows_per_block,
+            tokens_per_block=self._settings.tokens_per_block,
+            mantissa_bits=self._settings.mantissa_bits,
+            worker=self._name,
+        )
+
+
+def _is_of(attempt: UnitAttempt, failure: Failure) -> bool:
+    return (attempt.unit.unit_id, attempt.number) == (failure.unit_id, failure.attempt)

@@ -1,0 +1,108 @@
+"""When workers that cannot load the model are tried again, and when the job is given up. Pure: events in, verdicts out.
+
+Three things go wrong before a worker is ready. It *refuses*: it is alive and says why it cannot hold the model (no
+memory, no GPU, another store). It *dies* while it loads. Or it dies before it could say on which node it is, so that
+nobody knows which node to avoid. A job that no worker can ever do must end soon and say why; a node that is short of
+memory for a moment must not end a job that runs well elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+REFUSALS = 3
+"""Refusals in a row, while no worker is loading or ready anywhere, after which the job is given up. Further nodes are
+not tried then, nor is an autoscaler asked to start them."""
+
+LATE_REFUSALS = 20
+"""The same limit once any worker has loaded the model, or where the error may pass."""
+
+REFUSED_PAUSE_S = 30.0
+"""Pause before a worker is launched where the last one refused. With ``LATE_REFUSALS`` of them that makes ten minutes
+for a node whose memory is taken by something else."""
+
+LOADING_DEATHS = 3
+"""Deaths in a row while loading, for each wanted worker, after which the job is given up, unless some worker is
+ready."""
+
+LONGEST_PAUSE_S = 60.0
+"""Pauses between launches double from two seconds up to this while workers die before they can report their node."""
+
+
+class Refusal(Enum):
+    """What to do about a worker that refused to load the model."""
+
+    GIVE_UP = "give up"
+    """No worker will be able to; the job ends with the worker's error."""
+
+    RETRY_LATER = "retry later"
+    """The error may pass: try again after a pause, on the same node if it must be."""
+
+    LEAVE_OUT_NODE = "leave out node"
+    """Other nodes may be able to: try there."""
+
+
+@dataclass
+class LoadingHealth:
+    """Counts refusals and deaths before readiness.
+
+    Attributes:
+        any_was_ready: Whether any worker has loaded the model since the job started.
+    """
+
+    any_was_ready: bool = False
+    _refusals: int = 0
+    _deaths: int = 0
+    _unplaced_deaths: int = 0
+
+    def placed(self) -> None:
+        """Record that a worker has reported its node."""
+        self._unplaced_deaths = 0
+
+    def loaded(self) -> None:
+        """Record that a worker has loaded the model."""
+        self._refusals = self._deaths = 0
+        self.any_was_ready = True
+
+    def refused(self, *, is_retryable: bool, is_room_elsewhere: bool, is_any_placed: bool) -> Refusal:
+        """Record that a worker cannot load the model.
+
+        Args:
+            is_retryable: Whether its error may pass.
+            is_room_elsewhere: Whether another node, not left out so far, has room for a worker.
+            is_any_placed: Whether another worker is loading or ready.
+
+        Returns:
+            What to do.
+        """
+        self._refusals += 1
+        may_pass = self.any_was_ready or is_retryable
+        limit = LATE_REFUSALS if may_pass else REFUSALS
+        is_hopeless = self._refusals >= limit or not (may_pass or is_room_elsewhere)
+        if is_hopeless and not is_any_placed:
+            return Refusal.GIVE_UP
+        return Refusal.RETRY_LATER if is_retryable else Refusal.LEAVE_OUT_NODE
+
+    def died_loading(self, num_wanted: int, *, is_any_ready: bool) -> bool:
+        """Record that a worker died before it was ready, while its node lives.
+
+        Args:
+            num_wanted: Workers that the pool wants to have.
+            is_any_ready: Whether a worker is ready.
+
+        Returns:
+            Whether to give the job up.
+        """
+        self._deaths += 1
+        return self._deaths >= LOADING_DEATHS * num_wanted and not is_any_ready
+
+    def died_unplaced(self) -> float:
+        """Record that a worker died before it reported its node.
+
+        Returns:
+            Pause in seconds before the next is launched.
+        """
+        self._unplaced_deaths += 1
+        # The exponent is bounded too: deaths may go on for days.
+        return min(2.0 ** min(self._unplaced_deaths, 10), LONGEST_PAUSE_S)

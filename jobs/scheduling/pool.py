@@ -1,0 +1,385 @@
+"""The pool of workers, as a pure machine: events and the time in, commands out. No Ray, no clock, no I/O.
+
+The pool follows the cluster: it wants as many workers as the job asks for, or as there is room for, and launches new
+ones for those that are lost. A worker is replaced and never restarted: whatever state it died or hung in is gone with
+its process, and its units fail and go back to the ledger, which assigns them anew.
+
+Somebody else talks to the cluster. It calls a method for each thing that happens and carries out the commands that the
+method returns, in their order. Times are seconds on any clock that never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic
+
+from ..errors import AtlasError, InputError, JobError
+from ..units import UnitAttempt
+from .ledger import Failure
+from .loading_health import REFUSED_PAUSE_S, LoadingHealth, Refusal
+from .node_health import NodeHealth
+from .pool_commands import ClusterNodes, Command, Deliver, GiveUp, Kill, Launch, R
+from .pool_worker import PoolWorker, PoolWorkers
+from .worker_health import FailureStreaks, is_hung
+from .worker_load import WorkRequest
+
+FOLLOW_EVERY_S = 3.0
+"""How often the pool is compared with what the cluster has."""
+
+PLACEMENT_TIMEOUT_S = 60.0
+"""A worker that has waited this long for a place, while the pool has more workers than it wants, is given up."""
+
+
+class WorkerPool(Generic[R]):
+    """Workers that come and go.
+
+    Args:
+        replicas: How many workers to keep, those that wait for a place included; None for as many as the cluster has
+            room for, more when nodes join and fewer when they leave.
+        load_timeout_s: Seconds that a worker may take to load its model, and that the job waits, before any worker is
+            ready, for a cluster that has no room for one.
+
+    Attributes:
+        workers: All workers, whatever their state.
+        follow_at: When :meth:`follow` next has something to do.
+    """
+
+    def __init__(self, replicas: int | None, load_timeout_s: float) -> None:
+        self._replicas = replicas
+        self._load_timeout_s = load_timeout_s
+        self.workers = PoolWorkers()
+        self.follow_at = float("-inf")
+        self._nodes = ClusterNodes({})
+        self._node_health = NodeHealth()
+        self._streaks = FailureStreaks()
+        self._loading = LoadingHealth()
+        self._longest_silence_s = 0.0
+        self._num_launched = 0
+        self._num_wanted = 1
+        self._had_room_at: float | None = None
+        self._commands: list[Command[R]] = []
+
+    @property
+    def nodes_left_out(self) -> dict[str, str]:
+        """Nodes on which no more workers are placed, by node id, with the reason."""
+        return dict(self._node_health.left_out)
+
+    def follow(self, nodes: ClusterNodes, now: float) -> list[Command[R]]:
+        """Compare the pool with the cluster: launch what is missing, give up what will not find a place.
+
+        Does nothing before ``follow_at``.
+
+        Args:
+            nodes: The cluster as it is now.
+            now: Seconds.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        if now < self.follow_at:
+            return []
+        self._nodes = nodes
+        self.follow_at = now + FOLLOW_EVERY_S
+        # Never none: what joins later is found by the worker that waits for it, and so is an autoscaler's node.
+        self._num_wanted = self._replicas or max(1, nodes.num_places(self._node_health.left_out))
+        for _ in range(self._num_wanted - len(self.workers.by_name)):
+            self._launch(now)
+        unplaced = [
+            worker
+            for worker in self.workers.by_name.values()
+            if not worker.node_id and now - worker.launched_at > PLACEMENT_TIMEOUT_S
+        ]
+        for worker in unplaced[: max(0, len(self.workers.by_name) - self._num_wanted)]:
+            self._kill(worker)
+        self._require_room(now)
+        return self._taken()
+
+    def placed(self, name: str, node_id: str, now: float) -> list[Command[R]]:
+        """Record on which node a worker runs.
+
+        Args:
+            name: The worker.
+            node_id: Its node.
+            now: Seconds.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        worker = self.workers.by_name.get(name)
+        if worker is not None and node_id in self._node_health.left_out:
+            # It was launched before the node was left out; another is launched in its place.
+            self._kill(worker)
+        elif worker is not None:
+            self._loading.placed()
+            worker.placed(node_id, now)
+        return self._taken()
+
+    def loaded(self, name: str, now: float) -> list[Command[R]]:
+        """Record that a worker has loaded its model.
+
+        Args:
+            name: The worker.
+            now: Seconds.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        worker = self.workers.by_name.get(name)
+        if worker is not None:
+            self._loading.loaded()
+            worker.is_ready, worker.since = True, now
+        return self._taken()
+
+    def refused(self, name: str, error: AtlasError, nodes: ClusterNodes, now: float) -> list[Command[R]]:
+        """Record that a worker says that it cannot load the model.
+
+        Args:
+            name: The worker.
+            error: What it says.
+            nodes: The cluster as it is now.
+            now: Seconds.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        worker = self.workers.by_name.get(name)
+        if worker is None:
+            return []
+        self._nodes = nodes
+        self._kill(worker)
+        is_room_elsewhere = bool(nodes.num_places({*self._node_health.left_out, worker.node_id}))
+        verdict = self._loading.refused(
+            is_retryable=error.retryable, is_room_elsewhere=is_room_elsewhere, is_any_placed=self.workers.is_any_placed
+        )
+        if verdict is Refusal.GIVE_UP:
+            # What is wrong with the input is said in the worker's own words, with the field at fault.
+            self._give_up(error if isinstance(error, InputError) else _no_worker(f"{worker.name}: {error}"))
+        elif verdict is Refusal.RETRY_LATER:
+            self.follow_at = now + REFUSED_PAUSE_S
+        else:
+            # What another node can load, and this one cannot, is this machine's trouble and not the job's.
+            self._leave_out(worker.node_id, str(error))
+            self.follow_at = now if is_room_elsewhere else now + REFUSED_PAUSE_S
+        return self._taken()
+
+    def assigned(self, name: str, attempts: Sequence[UnitAttempt], now: float) -> None:
+        """Record an assignment.
+
+        Args:
+            name: One of ``idle`` or ``requesting``.
+            attempts: What it is assigned.
+            now: Seconds.
+        """
+        self.workers.by_name[name].assigned(attempts, now)
+
+    def rejected(self, name: str, attempts: Sequence[UnitAttempt], reason: str, now: float) -> list[Command[R]]:
+        """Record that a worker lives and could not accept an assignment; its units fail.
+
+        Args:
+            name: The worker.
+            attempts: The assignment.
+            reason: Why, usually a traceback.
+            now: Seconds.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        worker = self.workers.by_name.get(name)
+        if worker is not None:
+            worker.load.rejected(attempts)
+            self._answered(worker, attempts, _failures(attempts, "the worker failed", reason), now)
+        return self._taken()
+
+    def reported(
+        self, name: str, results: Sequence[R | Failure], request: WorkRequest | None, now: float
+    ) -> list[Command[R]]:
+        """Record what a worker reports.
+
+        Args:
+            name: The worker.
+            results: Of units that have ended; those of units that it does not hold do not count.
+            request: That it asks for more work; None if it does not.
+            now: Seconds.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        worker = self.workers.by_name.get(name)
+        if worker is None:
+            return []
+        if request is not None:
+            worker.load.note_request(request)
+        pairs = [(worker.load.answered(result.unit_id), result) for result in results]
+        held = [(attempt, result) for attempt, result in pairs if attempt is not None]
+        if held:
+            self._answered(worker, [attempt for attempt, _ in held], tuple(result for _, result in held), now)
+        return self._taken()
+
+    def died(
+        self, name: str, reason: str, nodes: ClusterNodes, now: float, *, is_unreachable: bool = False
+    ) -> list[Command[R]]:
+        """Record that a worker is dead or out of reach.
+
+        Args:
+            name: The worker.
+            reason: What is known of its end.
+            nodes: The cluster as it is now; tells whether the worker's node is gone.
+            now: Seconds.
+            is_unreachable: Whether the worker cannot be reached and may be alive. That is how the loss of a node shows
+                first: the cluster takes a while to declare a node dead.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        worker = self.workers.by_name.get(name)
+        if worker is None:
+            return []
+        self._nodes = nodes
+        if is_unreachable or worker.node_id in nodes.gone:
+            self._lose(worker, "the worker's node is gone", reason, now, is_innocent=True, is_node_charged=False)
+            return self._taken()
+        if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
+            self._kill(worker)
+            self._give_up(_no_worker(f"{worker.name}: {reason}"))
+            return self._taken()
+        self._lose(worker, "the worker died", reason, now)
+        if not worker.node_id:
+            self.follow_at = now + self._loading.died_unplaced()
+        return self._taken()
+
+    def check_silence(self, now: float) -> list[Command[R]]:
+        """Replace workers that have been silent for too long.
+
+        To be called after everything that has arrived was recorded: an answer that waited to be read is no silence.
+
+        Args:
+            now: Seconds.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        for worker in list(self.workers.by_name.values()):
+            silent_s = now - worker.silent_since
+            if not worker.load.is_empty and is_hung(silent_s, self._longest_silence_s):
+                reason = f"silent for {silent_s:.0f} s; the longest before was {self._longest_silence_s:.0f} s"
+                self._lose(worker, "the worker hung and was replaced", reason, now)
+            elif worker.node_id and not worker.is_ready and silent_s > self._load_timeout_s:
+                self._kill(worker)
+                self._leave_out(worker.node_id, f"the model was not loaded in {self._load_timeout_s:.0f} s")
+        return self._taken()
+
+    def close(self) -> list[Command[R]]:
+        """Let every worker go.
+
+        Returns:
+            Commands to carry out, in this order.
+        """
+        for worker in list(self.workers.by_name.values()):
+            self._kill(worker)
+        return self._taken()
+
+    def _taken(self) -> list[Command[R]]:
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _launch(self, now: float) -> None:
+        name = f"worker-{self._num_launched}"
+        self._num_launched += 1
+        self.workers.by_name[name] = PoolWorker(name, now)
+        self._commands.append(Launch(name, tuple(sorted(self._node_health.left_out))))
+
+    def _kill(self, worker: PoolWorker) -> None:
+        if self.workers.by_name.pop(worker.name, None) is not None:
+            self._commands.append(Kill(worker.name))
+
+    def _give_up(self, error: AtlasError) -> None:
+        self._commands.append(GiveUp(error))
+
+    def _require_room(self, now: float) -> None:
+        """Give up, before any worker was ready, when no node has had room for one for too long."""
+        # A place that another job has comes free some day; one that no node has does not.
+        if self._had_room_at is None or self.workers.is_any_placed or self._nodes.num_places():
+            self._had_room_at = now
+        elif now - self._had_room_at > self._load_timeout_s and not self._loading.any_was_ready:
+            self._give_up(
+                JobError(
+                    f"no node had room for a worker in {self._load_timeout_s:.0f} s.",
+                    code="no_worker",
+                    field="placement",
+                    hint="Does the cluster have the CPUs and GPUs that the spec asks for?",
+                )
+            )
+
+    def _answered(
+        self, worker: PoolWorker, attempts: Sequence[UnitAttempt], results: tuple[R | Failure, ...], now: float
+    ) -> None:
+        self._longest_silence_s = max(self._longest_silence_s, worker.answered(now))
+        self._commands.append(Deliver(worker.name, results))
+        # Each is counted, whatever the first of them say. A suspect's failure tells nothing about who worked it.
+        verdicts = [
+            self._streaks.is_broken(
+                worker.name, f"{attempt.unit.kind}.{attempt.unit.persona}", isinstance(result, Failure)
+            )
+            for attempt, result in zip(attempts, results, strict=True)
+            if not (attempt.is_suspect and isinstance(result, Failure))
+        ]
+        if verdicts and verdicts[-1]:
+            failure = next(result for result in reversed(results) if isinstance(result, Failure))
+            what = "the worker failed unit after unit and was replaced"
+            self._lose(worker, what, failure.message, now, is_innocent=True)
+
+    def _lose(
+        self,
+        worker: PoolWorker,
+        what: str,
+        reason: str,
+        now: float,
+        *,
+        is_innocent: bool = False,
+        is_node_charged: bool = True,
+    ) -> None:
+        """Let a worker go: its units fail, another is launched at once, and its node may be to blame.
+
+        Args:
+            worker: The worker.
+            what: What happened to it, the message of the failures.
+            reason: Why, their detail.
+            now: Seconds.
+            is_innocent: Whether its units cannot be to blame.
+            is_node_charged: Whether its node may be to blame.
+        """
+        attempts, has_suspect = worker.load.attempts, worker.load.has_suspect
+        self._kill(worker)
+        self.follow_at = now
+        if attempts:
+            self._commands.append(Deliver(worker.name, _failures(attempts, what, reason, is_innocent=is_innocent)))
+        if is_node_charged and worker.node_id:
+            is_over = self._node_health.died(worker.node_id, now, reason, is_unit_suspect=has_suspect)
+            if is_over:
+                self._leave_out(worker.node_id, self._node_health.left_out[worker.node_id])
+
+    def _leave_out(self, node_id: str, reason: str) -> None:
+        """Place no more workers on a node, unless it is the last one."""
+        if not node_id:
+            return
+        self._node_health.refused(node_id, reason)
+        if self._nodes.num_places(self._node_health.left_out):
+            return
+        # A bad node is better than none, as long as it gets anything done.
+        del self._node_health.left_out[node_id]
+        if not self._loading.any_was_ready and not self.workers.is_any_placed:
+            self._give_up(_no_worker(reason))
+
+
+def _failures(
+    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_innocent: bool = False
+) -> tuple[Failure, ...]:
+    return tuple(Failure(attempt.unit.unit_id, attempt.number, message, detail, is_innocent) for attempt in attempts)
+
+
+def _no_worker(reason: str) -> JobError:
+    return JobError(
+        f"no worker is left; the last was {reason}",
+        code="no_worker",
+        hint="Is there enough memory? What was committed stays; the same command resumes.",
+    )
