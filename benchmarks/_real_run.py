@@ -90,7 +90,7 @@ def work(workers: int, units_each: int) -> Worked:
         job = Job(plan, figures, Path("none"), location, None, frozenset())
         watch = _Watch()
         with acquire(location, row_blocks_needed(plan, ())) as lease, StatusReporter() as reporter:
-            reporter.open(location, lease.generation)
+            reporter.attach(location, lease.generation)
             outcome = work_units(job, lease, executor, {}, watch, reporter)
     assert outcome.is_complete, outcome
     return Worked(workers, len(plan.units), watch.wall_s, watch.model_s, watch.driver_s)

@@ -179,7 +179,7 @@ def _simulate(scenario: Scenario) -> Simulated:
         location = cast(Location, _Distant(open_location(folder), scenario.request_s, stand_ins.committed))
         job = Job(plan, estimate(plan), Path("none"), location, None, frozenset())
         with acquire(location, row_blocks_needed(plan, ())) as lease, StatusReporter() as reporter:
-            reporter.open(location, lease.generation)
+            reporter.attach(location, lease.generation)
             work_units(job, lease, stand_ins, {}, watch, reporter)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         length_s = watch.committed_at[-1]

@@ -179,7 +179,7 @@ def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: st
         placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
         reporter.raise_if_stopped()
         with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
-            reporter.open(job.location, lease.generation)
+            reporter.attach(job.location, lease.generation)
             if not lease.is_exclusive:
                 progress.say(
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
@@ -235,7 +235,7 @@ def work_units(
         JobError: No worker could be had.
         JobStoppedError: The job was told to end.
     """
-    reporter.doing("loading")
+    reporter.set_phase("loading")
     # Seconds for a large plan: before there are workers to wait for it.
     units = encode_units(job.plan.units)
     record = job.record or RunRecord.of(
@@ -246,7 +246,7 @@ def work_units(
         created_at=now_iso(),
     )
     try:
-        executor.start(lambda: reporter.wait_for_workers(executor))
+        executor.start(lambda: reporter.update_workers(executor))
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Looked at again: another driver may have worked between planning and this lease.
@@ -256,10 +256,10 @@ def work_units(
 
             def commit(manifest: Manifest) -> None:
                 keeper.add(commit_unit(job.location, lease, manifest))
-                reporter.count(manifest)
+                reporter.count_commit(manifest)
 
-            reporter.doing("working")
-            drive(ledger, executor, commit, progress, reporter.look)
+            reporter.set_phase("working")
+            drive(ledger, executor, commit, progress, reporter.update)
     finally:
         executor.close()
     done = ledger.num_done
