@@ -120,7 +120,7 @@ def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
     """
     if not isinstance(data, dict):
         raise InputError(
-            f"must be a mapping of fields, but is {type(data).__name__}.",
+            f"must be a mapping of fields, but is {'empty' if data is None else f'a {type(data).__name__}'}.",
             code="not_a_mapping",
             file=file,
             hint=f"Its fields are {', '.join(model.model_fields)}.",
