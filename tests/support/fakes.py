@@ -1,4 +1,4 @@
-"""Stand-ins that keep the contracts: an engine without a model, whose numbers tell which rollout they belong to."""
+"""An engine without a model, whose vectors identify their rollout, and small specs and plans to run it on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FACTS = ModelFacts(
 
 
 def vector_of(address: RolloutAddress, array: ArrayName, num_layers: int, d_model: int) -> np.ndarray:
-    """The float32 (num_layers, d_model) that FakeEngine gives for an address: a direction per persona, plus noise."""
+    """Make FakeEngine's vector of an address, float32 (num_layers, d_model): a direction per persona, plus noise."""
 
     def draw(text: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
@@ -40,23 +40,27 @@ def vector_of(address: RolloutAddress, array: ArrayName, num_layers: int, d_mode
 
 
 def tokens_of(address: RolloutAddress, num_tokens: int, num_layers: int, d_model: int) -> np.ndarray:
-    """The float32 (num_layers, num_tokens, d_model) that FakeEngine keeps of an address."""
+    """Make FakeEngine's token activations of an address, float32 (num_layers, num_tokens, d_model)."""
     seed = int.from_bytes(hashlib.sha256(f"{address}|tokens".encode()).digest()[:8], "big")
     return np.random.default_rng(seed).standard_normal((num_layers, num_tokens, d_model)).astype(np.float32)
 
 
 @dataclass
 class FakeEngine:
-    """An engine that answers at once; told to, it fails on given calls or answers some addresses with nothing.
+    """An engine that answers at once, with scripted failures and empty responses.
 
     Attributes:
+        layers: Captured layers.
+        d_model: Width of the vectors.
+        arrays: Captured pairs of hook point and pooling.
+        token_layers: Layers at which every token is kept.
         fail_on_calls: 1-based calls of ``generate`` that raise.
-        fail_personas: Personas that always raise.
+        fail_personas: Personas for which ``generate`` raises.
         empty: Addresses whose response is empty.
-        token_layers: Of which every token is kept.
-        more: Said after every other response.
-        canary_error: What every canary shows.
-        calls: What was asked, call by call; a call with nothing to do is none.
+        more: Text appended to every generated response that is not empty.
+        canary_error: Relative error of every canary.
+        canary_limit: Largest error that passes.
+        calls: Addresses of each call of ``generate`` that had any.
     """
 
     layers: tuple[int, ...] = (0, 1, 2, 3)
@@ -98,8 +102,8 @@ class FakeEngine:
             vector = vector_of(request.address, array, len(self.layers), self.d_model)
             vectors[array] = np.full_like(vector, np.nan) if is_empty else vector
         given, turn = request.given, request.address.turn_index
-        said = f"I answer {request.address}{self.more}" if given is None else given.messages[turn or 0].content
-        text = "" if is_empty else said
+        response = f"I answer {request.address}{self.more}" if given is None else given.messages[turn or 0].content
+        text = "" if is_empty else response
         content = tuple(range(3, 3 + len(text.split())))
         rollout = Rollout(
             address=request.address,
@@ -122,7 +126,7 @@ class FakeEngine:
 
 
 def small_spec(store_url: str = "unused", **changes: object) -> JobSpec:
-    """Three roles, one trait, the default; two prompts and three questions of each."""
+    """Make a spec of three roles, a trait and the default, with two prompts and three questions each."""
     counts = {"prompts": 2, "questions": 3}
     data: dict[str, object] = {
         "model": {"source": "none", "name": "Nobody"},
@@ -137,16 +141,16 @@ def small_spec(store_url: str = "unused", **changes: object) -> JobSpec:
 
 
 def small_plan(spec: JobSpec | None = None, catalog: Catalog | None = None, facts: ModelFacts = FACTS) -> Plan:
-    """The plan of ``small_spec``."""
+    """Plan a spec, by default ``small_spec``, for a model that does not exist."""
     return make_plan(spec or small_spec(), catalog or load_catalog(), facts)
 
 
 def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None) -> UnitResult:
-    """A unit's finished block, as FakeEngine makes it."""
+    """Run a unit on FakeEngine and return its result."""
     from persona_atlas.workers.run_units import run_units
 
     unit = plan.by_id[unit_id]
     attempt = UnitAttempt(unit, plan.texts(unit), 1, row_block)
-    (block,) = run_units(engine or FakeEngine(), iter([attempt, None]).__next__)
-    assert isinstance(block, UnitResult)
-    return block
+    (result,) = run_units(engine or FakeEngine(), iter([attempt, None]).__next__)
+    assert isinstance(result, UnitResult)
+    return result

@@ -1,7 +1,7 @@
-"""A driver in a process of its own, so that it can be killed: what a job does, without Ray and without a model.
+"""A driver without Ray and without a model, in a process of its own that a test can kill.
 
-It goes through the steps of ``cluster/run/job.py`` in their order, with the real run loop, ledger, lease, commits and
-index. Its one worker is the process itself and answers with FakeEngine's numbers.
+It takes the same steps as ``cluster/run/job.py``, with the real run loop, ledger, lease, commits and index. Its only
+worker is the process itself, with a FakeEngine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from persona_atlas.cluster import retry as patience
+from persona_atlas.cluster import retry
 from persona_atlas.cluster.pool.executor import LocalExecutor
 from persona_atlas.cluster.pool.worker_task import UnitTask, WorkerSettings
 from persona_atlas.cluster.retry import with_retries
@@ -42,7 +42,7 @@ from rich.console import Console
 from crash_points import Step, StepWatch
 from fakes import FakeEngine, small_plan
 
-# Forked from a process that has everything loaded and no thread: a start takes a moment, not two seconds.
+# Forked from a process that has loaded all modules and has no threads: a start takes no two seconds of imports.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
@@ -57,17 +57,17 @@ _processes.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Start:
-    """What a driver is told.
+    """Settings of a driver.
 
     Attributes:
-        spec: The job; says where.
-        die_at: A step of writing into a directory that it does not survive.
-        note_steps: Whether it tells which steps it made.
-        seconds_per_unit: What the model takes.
-        tries: How often it tries what may pass; as often as a job when None.
-        lease_s: How long its lease lasts without being renewed; as long as a job's when None.
-        rollouts_per_assignment: That fill its worker's batch.
-        environment: Of the process.
+        spec: The job.
+        die_at: Step of writing into a directory before which it is killed; None: none.
+        note_steps: Whether it reports the steps it made.
+        seconds_per_unit: Seconds that each call of the engine takes.
+        tries: Tries of retryable calls; None: as many as in a job.
+        lease_s: Seconds after which its lease expires; None: as in a job.
+        rollouts_per_assignment: Rollouts that are assigned at a time.
+        environment: More environment variables of its process.
     """
 
     spec: JobSpec
@@ -82,16 +82,16 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """How a driver ended by itself.
+    """How a driver ended that was not killed.
 
     Attributes:
-        status: What the command line would exit with.
-        error: As ``--json`` prints it; empty when there was none.
-        failures: Units given up, with their last error.
-        worked: Units this start committed.
-        model_was_loaded: Whether it came so far.
-        said: What a person was told.
-        steps: Made in the directory.
+        status: Exit status, as of the command line.
+        error: The error as ``--json`` prints it; empty if there was none.
+        failures: Last error of each unit that was given up.
+        worked: Number of units that this start committed.
+        model_was_loaded: Whether it loaded the model.
+        said: Lines of progress.
+        steps: Steps of writing into the directory.
     """
 
     status: int
@@ -104,7 +104,7 @@ class End:
 
 
 class Driver:
-    """A started driver."""
+    """A driver that was started."""
 
     def __init__(self, start: Start) -> None:
         environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY"))}
@@ -115,11 +115,11 @@ class Driver:
         theirs.close()
 
     def strike(self) -> None:
-        """Kill it outright while another thread waits for its end."""
+        """Kill it without waiting, because another thread waits for its end."""
         self.process.kill()
 
     def kill(self) -> None:
-        """Kill it outright, and wait until it is gone."""
+        """Kill it and wait until it is gone."""
         self.process.kill()
         self.process.join(30)
         assert self.process.exitcode is not None
@@ -169,7 +169,7 @@ class _SlowEngine(FakeEngine):
 def _run(start: Start, tell: Connection) -> None:
     os.environ.update(start.environment)
     if start.tries is not None:
-        patience.TRIES = start.tries
+        retry.TRIES = start.tries
     if start.lease_s is not None:
         lease.LEASE_SECONDS, lease.RENEW_SECONDS = start.lease_s, start.lease_s / 5
     spec = start.spec

@@ -15,7 +15,7 @@ POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
 
 
 def requests_of(num: int, *, job_seed: int = 0, system_prompt: str = "You are a pirate.") -> list[RolloutRequest]:
-    """Requests of very different lengths, every third without a system prompt, each with its own seed."""
+    """Make requests of very different lengths, every third without a system prompt, each with its own seed."""
     requests: list[RolloutRequest] = []
     for index in range(num):
         address = RolloutAddress("role", "pirate", "pos", 0, index, 0)
@@ -25,15 +25,15 @@ def requests_of(num: int, *, job_seed: int = 0, system_prompt: str = "You are a 
 
 
 def generate(engine: Engine, requests: Sequence[RolloutRequest]) -> list[CapturedRollout]:
-    """Have an engine answer requests; the rows in the order of the requests."""
-    to_ask = iter(requests)
-    rows = {row.rollout.address: row for row in engine.generate(lambda: next(to_ask, None))}
+    """Generate responses, and return them in the sequence of the requests."""
+    waiting = iter(requests)
+    rows = {row.rollout.address: row for row in engine.generate(lambda: next(waiting, None))}
     assert len(rows) == len(requests)
     return [rows[request.address] for request in requests]
 
 
 def texts_of(rollouts: Sequence[Rollout]) -> list[TokenisedText]:
-    """The conversations of rollouts, as texts to be read."""
+    """Make texts for a reader from the conversations of rollouts."""
     return [
         TokenisedText(
             str(rollout.address),
@@ -57,7 +57,7 @@ def engine_settings(
     dtype: str = "float32",
     token_layers: Sequence[int] = (),
 ) -> EngineSettings:
-    """Settings of an engine on the CPU; with ``token_layers`` every token of those is kept besides the poolings."""
+    """Make settings of an engine on the CPU; at ``token_layers`` every token is kept besides the poolings."""
     capture: dict[str, Any] = {"poolings": list(poolings), "hook_points": list(hook_points)}
     if token_layers:
         capture |= {"poolings": [*poolings, TOKENS], "token_layers": list(token_layers)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from persona_atlas.cluster import retry as patience
+from persona_atlas.cluster import retry
 from persona_atlas.cluster.pool import worker_task as unit_task
 from persona_atlas.cluster.pool.executor import LocalExecutor
 from persona_atlas.cluster.pool.session import Placement, Resources, place
@@ -193,7 +193,7 @@ def test_a_commit_whose_answer_was_lost_is_asked_again_and_counts_once(tmp_path:
 def test_a_commit_that_never_succeeds_ends_the_run_and_keeps_what_was_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(patience, "_LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(retry, "_LONGEST_WAIT_S", 0.0)
     url = str(tmp_path / "run")
     tries: Counter[str] = Counter()
     kept: list[str] = []
@@ -211,7 +211,7 @@ def test_a_commit_that_never_succeeds_ends_the_run_and_keeps_what_was_committed(
 
     with pytest.raises(TransientError, match="the bucket is gone"):
         drive_store(url, FakeEngine(), around=broken)
-    assert tries.pop("role.poet.pos.p0.b0") == patience.TRIES
+    assert tries.pop("role.poet.pos.p0.b0") == retry.TRIES
     assert set(tries.values()) <= {1}
     assert open_run(url).committed == set(kept)
     assert drive_store(url, FakeEngine()).run.completeness.is_complete
