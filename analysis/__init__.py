@@ -1,1 +1,1 @@
-"""What is learnt: means, the Assistant Axis, PCA, thresholds, plots, the report. Knows neither Ray nor models."""
+"""Analysis of stored activations: means, Assistant Axis, PCA, thresholds, plots, report. Knows no Ray and no models."""

@@ -1,7 +1,7 @@
 """The Assistant Axis and projections onto it.
 
-Lu, Gallagher, Michala, Fish, Lindsey, "The Assistant Axis", arXiv 2601.10387. Axes: P roles, N rollouts, L layers,
-D d_model.
+As in Lu, Gallagher, Michala, Fish and Lindsey, "The Assistant Axis", arXiv 2601.10387.
+Axes: P roles, N rollouts, L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -13,25 +13,35 @@ Float64 = npt.NDArray[np.float64]
 
 
 def assistant_axis(default_LD: Float64, role_vectors_PLD: Float64) -> Float64:
-    """Compute mean(default) - mean over roles of the role vectors, every role with equal weight.
-
-    It points toward the Assistant and is not normalised.
+    """Compute the mean of the default Assistant minus the mean of the role vectors, each role with equal weight.
 
     Args:
         default_LD: Mean over the default Assistant's rollouts.
-        role_vectors_PLD: One vector a role.
+        role_vectors_PLD: Mean over each role's rollouts.
 
     Returns:
-        ``(L, D)``.
+        ``(L, D)``, not normalised; it points toward the Assistant.
+
+    Example:
+        >>> default_LD = np.array([[3.0, 0.0]])
+        >>> assistant_axis(default_LD, np.array([[[1.0, 1.0]], [[1.0, -1.0]]]))
+        array([[2., 0.]])
     """
     return default_LD - role_vectors_PLD.mean(axis=0)
 
 
 def unit(vectors: Float64) -> Float64:
-    """Scale the last axis to length one.
+    """Scale vectors along the last axis to length one.
+
+    Args:
+        vectors: ``(..., D)``.
 
     Raises:
-        ValueError: A vector has no length, so no direction.
+        ValueError: A vector has length zero.
+
+    Example:
+        >>> unit(np.array([3.0, 4.0]))
+        array([0.6, 0.8])
     """
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     if not (norms > 0).all():
@@ -40,14 +50,42 @@ def unit(vectors: Float64) -> Float64:
 
 
 def project(values_NLD: npt.NDArray[np.floating], axis_LD: Float64) -> Float64:
-    """Project onto the unit axis, layer by layer: a dot product, not centred, so zero means nothing by itself.
+    """Project activations onto the unit axis, layer by layer.
+
+    The dot product is not centred, so its zero has no meaning; only differences between projections do.
+
+    Args:
+        values_NLD: Activations.
+        axis_LD: The axis, of any length.
 
     Returns:
-        ``(N, L)`` in the units of the residual stream, in axis sign (up is toward the Assistant).
+        ``(N, L)`` in units of the residual stream; higher is nearer the Assistant.
+
+    Raises:
+        ValueError: The axis has length zero at a layer.
+
+    Example:
+        >>> project(np.array([[[3.0, 1.0]]]), np.array([[2.0, 0.0]]))
+        array([[3.]])
     """
     return np.einsum("nld,ld->nl", values_NLD.astype(np.float64), unit(axis_LD))
 
 
 def cosine(a: Float64, b: Float64) -> Float64:
-    """Cosine along the last axis."""
+    """Compute the cosine of pairs of vectors along the last axis.
+
+    Args:
+        a: ``(..., D)``.
+        b: ``(..., D)``.
+
+    Returns:
+        ``(...)``, from -1 to 1.
+
+    Raises:
+        ValueError: A vector has length zero.
+
+    Example:
+        >>> float(cosine(np.array([1.0, 0.0]), np.array([0.0, 2.0])))
+        0.0
+    """
     return (unit(a) * unit(b)).sum(axis=-1)

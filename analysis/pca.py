@@ -1,4 +1,7 @@
-"""PCA of role vectors, layer by layer: centred on their mean, no scaling. Axes: P roles, L layers, K components, D."""
+"""PCA of role vectors, layer by layer: centred on their mean, not scaled.
+
+Axes: P roles, L layers, K components, D d_model.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ class Pca:
     """Principal components of a set of vectors.
 
     Attributes:
-        mean_LD: What was subtracted.
-        components_LKD: Unit length, by falling variance; K is at most P - 1.
-        variance_ratio_LK: Share of the total variance.
+        mean_LD: Mean of the vectors, which is subtracted before projecting.
+        components_LKD: Components of unit length, sorted by decreasing variance; K is the smaller of P - 1 and D.
+        variance_ratio_LK: Share of each component in the total variance, 0 to 1.
     """
 
     mean_LD: Float64
@@ -27,22 +30,29 @@ class Pca:
     variance_ratio_LK: Float64
 
     def scores(self, vectors_PLD: Float64) -> Float64:
-        """Give coordinates ``(P, L, K)`` of vectors in the components."""
+        """Project vectors onto the components.
+
+        Args:
+            vectors_PLD: Vectors, not centred.
+
+        Returns:
+            Coordinates, ``(P, L, K)``.
+        """
         return np.einsum("pld,lkd->plk", vectors_PLD - self.mean_LD, self.components_LKD)
 
 
 def fit_pca(vectors_PLD: Float64, axis_LD: Float64 | None) -> Pca:
     """Fit PCA at every layer.
 
-    A component's sign is arbitrary: the first is oriented to agree with the axis, all others (and the first where
-    there is no axis) to have their largest coordinate positive.
+    The sign of a component is arbitrary. The first is oriented along the axis, every other one, and the first if there
+    is no axis, so that its largest coordinate is positive.
 
     Args:
-        vectors_PLD: One vector a role, P of at least 3, so that two components mean something.
-        axis_LD: The Assistant Axis, if there is one.
+        vectors_PLD: One vector per role; P must be at least 3, because two points always lie on one component.
+        axis_LD: The Assistant Axis; None if the run has none.
 
     Raises:
-        ValueError: Fewer than three vectors, or no variance among them.
+        ValueError: There are fewer than three vectors, or they are all the same.
     """
     num_vectors, num_layers, d_model = vectors_PLD.shape
     if num_vectors < 3:
@@ -69,10 +79,14 @@ def fit_pca(vectors_PLD: Float64, axis_LD: Float64 | None) -> Pca:
 def components_for(variance_ratio_K: npt.NDArray[np.floating], share: float) -> int:
     """Count the components that together reach a share of the variance.
 
+    Args:
+        variance_ratio_K: Shares of the components, in decreasing order.
+        share: The share to reach, 0 to 1.
+
     Example:
         >>> components_for(np.array([0.5, 0.25, 0.25]), 0.7)
         2
     """
     reached = np.cumsum(variance_ratio_K, dtype=np.float64)
-    # A hair's slack: shares that sum to one may sum to a little less.
+    # Shares that add up to one may add up to a little less in floating point.
     return int(np.searchsorted(reached, share - 1e-9) + 1)

@@ -1,4 +1,4 @@
-"""The plots of a report, as plotly figures. Pure: a reduction in, figures out.
+"""The plots of a report, as plotly figures. Pure functions of a reduction.
 
 Axes: P roles, L layers, K components, N rollouts.
 """
@@ -19,16 +19,16 @@ INK = "#23262f"
 FAINT = "#d9dce3"
 KIND_COLOURS = {"default": "#0b6e99", "role": "#d1782c", "trait": "#8a8fa3"}
 _AXIS_SCALE = [[0.0, "#a63d13"], [0.35, "#e3a46b"], [0.5, "#d8d5cf"], [0.65, "#7fb3c8"], [1.0, "#0b4f6c"]]
-_LABELS_AT_MOST = 40
-"""Roles whose names fit on a map; beyond, the extremes are named and the rest tell theirs when pointed at."""
+_MAX_LABELS = 40
+"""Number of names that fit on a map; of more roles only the outermost are labelled, the others on hover."""
 
 
 def persona_map(reduction: Reduction, layer: int) -> go.Figure:
     """Plot the roles and the default Assistant in the plane of PC1 and PC2, coloured by projection on the axis.
 
     Args:
-        reduction: With PCA.
-        layer: 0-based block.
+        reduction: A reduction with PCA.
+        layer: 0-based layer, one of the reduction's.
     """
     at = reduction.position(layer)
     assert reduction.role_vectors is not None
@@ -45,8 +45,8 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
     if reduction.default_vector is not None:
         place = pca.scores(reduction.default_vector[None, at : at + 1].astype(np.float64))[0, 0]
         star = float(place[0]), float(place[1])
-    named = _named(x, y)
-    texts = [_shown(name) if i in named else "" for i, name in enumerate(reduction.role_names)]
+    labelled = _labelled_points(x, y)
+    texts = [_readable(name) if i in labelled else "" for i, name in enumerate(reduction.role_names)]
     figure = go.Figure()
     figure.add_scatter(
         x=x,
@@ -56,13 +56,13 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
         textposition=_label_positions(x, y, texts, star),
         textfont={"size": 12, "color": INK},
         hovertext=[
-            f"{_shown(n)}<br>{title.replace('<br>', ' ')} {c:+.2f}"
+            f"{_readable(n)}<br>{title.replace('<br>', ' ')} {c:+.2f}"
             for n, c in zip(reduction.role_names, colour, strict=True)
         ],
         hoverinfo="text",
         cliponaxis=False,
         marker={
-            "size": 11 if len(texts) <= _LABELS_AT_MOST else 8,
+            "size": 11 if len(texts) <= _MAX_LABELS else 8,
             "color": colour,
             "cmin": -bound,
             "cmax": bound,
@@ -87,15 +87,15 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
     share = 100 * pca.variance_ratio_LK[0]
     figure.update_xaxes(title=f"PC1, {share[0]:.0f} % of the variance, oriented toward the Assistant")
     figure.update_yaxes(title=f"PC2, {share[1]:.0f} %")
-    return _dressed(figure, height=640)
+    return _styled(figure, height=640)
 
 
 def variance_curve(reduction: Reduction, layer: int) -> go.Figure:
     """Plot the cumulative share of variance over components at a layer, with the 70 % line.
 
     Args:
-        reduction: With PCA.
-        layer: 0-based block.
+        reduction: A reduction with PCA.
+        layer: 0-based layer, one of the reduction's.
     """
     assert reduction.pca_variance_ratio is not None
     at = reduction.position(layer)
@@ -115,7 +115,7 @@ def variance_curve(reduction: Reduction, layer: int) -> go.Figure:
     figure.add_scatter(
         x=components,
         y=cumulative_LK[at],
-        mode="lines+markers" if len(components) <= _LABELS_AT_MOST else "lines",
+        mode="lines+markers" if len(components) <= _MAX_LABELS else "lines",
         line={"color": "#0b4f6c", "width": 2},
         marker={"size": 6},
         name=f"layer {layer}",
@@ -126,14 +126,14 @@ def variance_curve(reduction: Reduction, layer: int) -> go.Figure:
     )
     figure.update_xaxes(title="components")
     figure.update_yaxes(title="cumulative variance of the role vectors, %", range=[0, 102])
-    return _dressed(figure, height=400)
+    return _styled(figure, height=400)
 
 
 def axis_by_layer(reduction: Reduction) -> go.Figure:
-    """Plot, over layers, how far the default stands from the roles on the axis, and how well PC1 agrees with it.
+    """Plot over layers the z-score of the default Assistant among the roles, and the cosine of PC1 with the axis.
 
     Args:
-        reduction: With an axis; the cosine is drawn where there is PCA too.
+        reduction: A reduction with an axis; the cosine is plotted only if it has PCA too.
     """
     assert reduction.axis is not None
     assert reduction.role_vectors is not None
@@ -147,22 +147,22 @@ def axis_by_layer(reduction: Reduction) -> go.Figure:
     figure = make_subplots(rows=1, cols=2 if has_cosine else 1, horizontal_spacing=0.12)
     line = {"x": layers, "mode": "lines+markers", "showlegend": False, "marker": {"size": 6}}
     figure.add_scatter(y=z_L, line={"color": KIND_COLOURS["default"], "width": 2}, row=1, col=1, **line)
-    figure.update_yaxes(title="default Assistant, z among the roles", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title="default Assistant, z-score among the roles", rangemode="tozero", row=1, col=1)
     if has_cosine:
         cosine_L = reduction.pc1_axis_cosine
         figure.add_scatter(y=cosine_L, line={"color": KIND_COLOURS["role"], "width": 2}, row=1, col=2, **line)
         figure.update_yaxes(title="cosine of PC1 with the axis", range=[0, 1.02], row=1, col=2)
     figure.update_xaxes(title="layer")
-    return _dressed(figure, height=380)
+    return _styled(figure, height=380)
 
 
 def projection_histogram(projections_N: np.ndarray, kinds_N: Sequence[str], floors: dict[str, float]) -> go.Figure:
-    """Plot where single rollouts lie on the axis, by kind, with the floors.
+    """Plot the distribution of single rollouts on the axis, by kind, with the floors.
 
     Args:
-        projections_N: At one layer, in axis sign.
-        kinds_N: The kind of each rollout.
-        floors: Label to floor.
+        projections_N: Projections on the axis at one layer; higher is nearer the Assistant.
+        kinds_N: Kind of each rollout: ``default``, ``role`` or ``trait``.
+        floors: Thresholds on the axis, by label.
     """
     figure = go.Figure()
     edges = np.linspace(projections_N.min(), projections_N.max(), 41)
@@ -182,9 +182,9 @@ def projection_histogram(projections_N: np.ndarray, kinds_N: Sequence[str], floo
         figure.add_vline(x=value, line={"color": INK, "dash": "dot", "width": 1})
         figure.add_annotation(x=value, y=1.0, yref="paper", text=label, showarrow=False, yshift=10, font={"size": 11})
     figure.update_layout(barmode="overlay", bargap=0)
-    figure.update_xaxes(title="projection on the axis (up is toward the Assistant)")
+    figure.update_xaxes(title="projection on the axis (higher is nearer the Assistant)")
     figure.update_yaxes(title="% of the kind's rollouts")
-    return _dressed(figure, height=400)
+    return _styled(figure, height=400)
 
 
 def _pca_at(reduction: Reduction, at: int) -> Pca:
@@ -198,14 +198,14 @@ def _pca_at(reduction: Reduction, at: int) -> Pca:
     )
 
 
-def _shown(name: str) -> str:
+def _readable(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _named(x: np.ndarray, y: np.ndarray) -> set[int]:
-    """Which points carry their name: all when few, else those farthest from the middle."""
+def _labelled_points(x: np.ndarray, y: np.ndarray) -> set[int]:
+    """Choose the points to label: the outermost ones, at most ``_MAX_LABELS``."""
     distance = np.hypot(standardise(x, x), standardise(y, y))
-    return {int(i) for i in np.argsort(-distance)[:_LABELS_AT_MOST]}
+    return {int(i) for i in np.argsort(-distance)[:_MAX_LABELS]}
 
 
 _PLACES = {
@@ -216,14 +216,17 @@ _PLACES = {
 }
 _STAR_LABEL = "the default Assistant"
 _LETTER, _LINE = 0.0085, 0.032
-"""Width of a letter and height of a line, as shares of the map's."""
+"""Width of a letter and height of a line, as shares of the width and height of the map."""
 
 
 def _label_positions(x: np.ndarray, y: np.ndarray, texts: Sequence[str], star: tuple[float, float] | None) -> list[str]:
-    """Put each label on the side where it covers the least of points and other labels, in a few rounds."""
+    """Place each label on the side where it overlaps points and other labels least.
+
+    Each label is placed given all others, three times over; the first round knows only the labels before it.
+    """
     wide, high = (float(np.ptp(v)) or 1.0 for v in (x, y))
     px, py = x / wide, y / high
-    # Boxes are (middle, middle, half a width); all are a line high.
+    # A box is (x of its centre, y of its centre, half its width); all boxes are one line high.
     points = [(float(a), float(b), 0.008) for a, b in zip(px, py, strict=True)]
     fixed: list[tuple[float, float, float]] = []
     if star is not None:
@@ -241,18 +244,18 @@ def _label_positions(x: np.ndarray, y: np.ndarray, texts: Sequence[str], star: t
                 place: (float(px[i] + dx * (half + 0.015)), float(py[i] + dy * _LINE), half)
                 for place, (dx, dy) in _PLACES.items()
             }
-            positions[i] = min(boxes, key=lambda place: _covered(boxes[place], others))
+            positions[i] = min(boxes, key=lambda place: _overlap(boxes[place], others))
             labels[i] = boxes[positions[i]]
     return positions
 
 
-def _covered(box: tuple[float, float, float], others: Sequence[tuple[float, float, float]]) -> float:
-    """Area of a label's box that others stand on."""
+def _overlap(box: tuple[float, float, float], others: Sequence[tuple[float, float, float]]) -> float:
+    """Compute the area of a box that other boxes overlap."""
     x, y, half = box
     return sum(max(0.0, half + w - abs(x - ox)) * max(0.0, 0.8 * _LINE - abs(y - oy)) for ox, oy, w in others)
 
 
-def _dressed(figure: go.Figure, height: int) -> go.Figure:
+def _styled(figure: go.Figure, height: int) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         height=height,

@@ -1,7 +1,7 @@
-"""Reduce a run: means, axis, PCA, projections, thresholds, at every captured layer, and store them.
+"""Reduce a run to means, axis, PCA, projections and thresholds at every captured layer, and store the result.
 
-Two passes over the committed activations, a group of layers at a time so that memory stays bounded: one for the means
-(from which axis and PCA follow), one for the projections.
+Reads the committed activations twice: once for the means, from which axis and PCA follow, and once for the projections.
+Each pass handles a group of layers at a time, so that memory stays bounded.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .pca import fit_pca
 from .thresholds import thresholds
 
 _SUMS_BYTES = 512 * 2**20
-"""Sums that one pass may hold."""
+"""Memory for the sums of one group of layers."""
 
 _METHOD = 2
-"""Part of a reduction's id; raised when the same activations would give other numbers."""
+"""Part of a reduction's id; raised whenever the same activations would give other results."""
 
 Group = tuple[str, str, str]
 Say = Callable[[str], None]
@@ -35,18 +35,20 @@ Say = Callable[[str], None]
 def reduce_run(
     run: Run, *, hook_point: str | None = None, pooling: str | None = None, say: Say | None = None
 ) -> Reduction:
-    """Reduce what is committed and make the result current; the same input is not reduced twice.
+    """Reduce the committed units of a run and make the result the run's current reduction.
+
+    A reduction of the same attempts that is stored already is made current without being computed again.
 
     Args:
-        run: An open run; only units committed when it was opened count.
-        hook_point: Which hook point; ``resid_post`` or the first that was captured when None.
-        pooling: Which pooling; ``response_mean`` or the first that was captured when None.
-        say: Told how far it is.
+        run: The run; units committed after it was opened do not count.
+        hook_point: Hook point to reduce; None: ``resid_post`` if it was captured, else the first captured one.
+        pooling: Pooling to reduce; None: ``response_mean`` if it was captured, else the first captured one.
+        say: Called with a line of text for every group of layers.
 
     Raises:
-        InputError: Nothing is committed, or the pooling was not captured or is ``tokens``.
-        StoreError: A committed number is missing or damaged.
-        JobError: The vectors of some layers are all the same.
+        InputError: Nothing is committed, the pooling was not captured or is ``tokens``, or the run has no personas.
+        StoreError: A committed value is missing or damaged.
+        JobError: The vectors of a layer are all the same, so that they have no axis or components.
     """
     capture = run.record.spec.capture
     _refuse_tokens(capture, pooling)
@@ -65,10 +67,10 @@ def reduce_run(
     groups = set(_groups(index))
     if {kind for kind, _, _ in groups} == {"conversation"}:
         raise InputError(
-            "all of it is given conversations of no persona, so there are no means to take.",
+            "a reduction compares personas, but this run holds only conversations that belong to none.",
             code="nothing_to_reduce",
             file=run.url,
-            hint="Query it; or extract the responses of roles and the default.",
+            hint="Use query; or extract a directory with the responses of roles and the default.",
         )
     roles = tuple(sorted({name for kind, name, _ in groups if kind == "role"}))
     traits = tuple(
@@ -77,15 +79,15 @@ def reduce_run(
     parts: list[dict[str, npt.NDArray[Any]]] = []
     for layers in _layer_groups(run, len(groups)):
         if say:
-            say(f"reducing layers {layers[0]} to {layers[-1]} of {run.layers[-1]}")
+            say(f"Reducing {_range_of(layers)}; the last is {run.layers[-1]}.")
         try:
             parts.append(_reduce_layers(run, layers, hook_point, pooling, roles, traits))
         except ValueError as error:
             raise JobError(
-                f"layers {layers[0]} to {layers[-1]} have no axis or components: {error}.",
+                f"{_range_of(layers)} gave no axis or components: {error}.",
                 code="degenerate",
                 file=run.url,
-                hint="Are all responses the same? A query shows them.",
+                hint="Are all responses the same? See Run.rollouts().",
             ) from error
     reduction = _join(parts, run, reduction_id, roles, traits, hook_point, pooling)
     write_reduction(run.location, reduction)
@@ -93,7 +95,7 @@ def reduce_run(
 
 
 def _attempts(run: Run) -> list[tuple[str, int]]:
-    """Give each committed unit with its row block: one that was done again has other rows under the same id."""
+    """List each committed unit with its row block, which differs when a unit was deleted and done again."""
     row_blocks_U, first_U = np.unique(run.index["row"].to_numpy() // run.record.rows_per_block, return_index=True)
     return sorted(zip(run.index["unit_id"].take(first_U).to_pylist(), row_blocks_U.tolist(), strict=True))
 
@@ -103,14 +105,18 @@ def _preferred(usual: str, captured: Sequence[str]) -> str:
 
 
 def _refuse_tokens(capture: CaptureSpec, pooling: str | None) -> None:
-    """A reduction takes one vector a rollout; every token of a few layers is for other questions."""
+    """Refuse ``tokens``, which keeps many vectors per rollout, and runs that captured nothing else."""
     if pooling == TOKENS or not capture.pooled:
         raise InputError(
-            f"a reduction takes one vector a rollout, and {TOKENS} are many.",
+            f"a reduction takes one vector per rollout, but {TOKENS} keeps one per token.",
             code="nothing_to_reduce",
             field="pooling",
-            hint=f"Reduce {' or '.join(capture.pooled) or 'a run that captures response_mean'}.",
+            hint=f"Reduce {' or '.join(capture.pooled) or 'a run that captured response_mean'}.",
         )
+
+
+def _range_of(layers: tuple[int, ...]) -> str:
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
 
 
 def _groups(index: Any) -> list[Group]:
@@ -128,10 +134,10 @@ def _layer_groups(run: Run, num_groups: int) -> Iterator[tuple[int, ...]]:
 def _reduce_layers(
     run: Run, layers: tuple[int, ...], hook_point: str, pooling: str, roles: tuple[str, ...], traits: tuple[str, ...]
 ) -> dict[str, npt.NDArray[Any]]:
-    gathered = GroupedMeans()
+    sums = GroupedMeans()
     for index, values_NLD in run.query(layer=list(layers), hook_point=hook_point, pooling=pooling).blocks():
-        gathered.add(_groups(index), values_NLD)
-    means = gathered.finish()
+        sums.add(_groups(index), values_NLD)
+    means = sums.finish()
     default = means.get(("default", DEFAULT_PERSONA, "pos"))
     found: dict[str, npt.NDArray[Any]] = {}
     if default is not None:
@@ -141,7 +147,7 @@ def _reduce_layers(
     if roles:
         role_vectors = np.stack([means["role", role, "pos"] for role in roles])
         found["role_vectors"] = role_vectors
-        found["role_counts"] = np.array([gathered.counts["role", role, "pos"] for role in roles], dtype=np.int64)
+        found["role_counts"] = np.array([sums.counts["role", role, "pos"] for role in roles], dtype=np.int64)
         axis = assistant_axis(default, role_vectors) if default is not None else None
         if axis is not None:
             found["axis"] = axis
@@ -175,7 +181,7 @@ def _projections(
 
 
 _LAYER_AXIS = {"role_vectors": 1, "trait_vectors": 1, "projections": 1, "cap_on_minus_axis": 1, "floor_on_axis": 1}
-"""Which axis of a reduction's array is L, where it is not the first."""
+"""Position of the axis L in the arrays of a reduction where it is not the first."""
 
 _WITHOUT_LAYERS = ("role_counts", "projection_rows", "threshold_labels")
 
@@ -197,7 +203,7 @@ def _join(
             whole = np.concatenate([part[name] for part in parts], axis=_LAYER_AXIS.get(name, 0))
             joined[name] = whole.astype(np.float32)
     labels = joined.pop("threshold_labels", ())
-    facts = {
+    provenance = {
         "hook_point": hook_point,
         "pooling": pooling,
         "rollout_filter": "all",
@@ -210,7 +216,7 @@ def _join(
         layers=run.layers,
         role_names=roles,
         trait_names=traits,
-        facts=facts,
+        facts=provenance,
         threshold_labels=tuple(str(label) for label in labels),
         **joined,
     )

@@ -1,4 +1,4 @@
-"""One self-contained HTML file of a reduction: it opens anywhere, without a network."""
+"""The report of a reduction: one self-contained HTML file, which needs no network to open."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ..jobs.wording import count_of
 from ..storage.derived.reductions import Reduction
 from ..storage.format import layout
 from ..storage.query.run import Run
@@ -30,17 +31,26 @@ td.number, th.number { text-align: right; }
 
 
 def write_report(run: Run, reduction: Reduction) -> str:
-    """Render a reduction's report into the run's store.
+    """Render the report of a reduction and write it into the run's store.
+
+    Args:
+        run: The run.
+        reduction: A reduction of it.
 
     Returns:
-        Where it is.
+        Path or URL of the file.
     """
     run.location.write(layout.REPORT, render_report(run, reduction).encode())
     return f"{run.url}/{layout.REPORT}"
 
 
 def render_report(run: Run, reduction: Reduction) -> str:
-    """Render a reduction as one HTML page, plotly's script included."""
+    """Render the report of a reduction as one HTML page, with plotly's script embedded.
+
+    Args:
+        run: The run.
+        reduction: A reduction of it.
+    """
     found = summarise(run, reduction)
     sections = [_head(run, found), *_plots(run, reduction, found), _tables(found), _provenance(run, reduction)]
     return (
@@ -59,9 +69,11 @@ def _head(run: Run, found: Summary) -> str:
     )
     return (
         f"<h1>Personas of {escape(spec.model.display_name)}</h1>"
-        f"<p class='quiet'>{found.rollouts:,} rollouts, {len(run.layers)} layers of {run.record.model.n_layers}, "
+        f"<p class='quiet'>{count_of(found.rollouts, 'rollout')}, {len(run.layers)} of "
+        f"{count_of(run.record.model.n_layers, 'layer')}, "
         f"shown at layer {found.layer}; sampled at temperature {spec.sampling.temperature:g}, at most "
-        f"{spec.sampling.max_new_tokens} tokens.</p>{complete}<p class='note'>{escape(found.filter_note)}</p>"
+        f"{count_of(spec.sampling.max_new_tokens, 'token')}.</p>"
+        f"{complete}<p class='note'>{escape(found.filter_note)}</p>"
     )
 
 
@@ -71,14 +83,15 @@ def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:
         parts.append(
             (
                 "The persona map",
-                "Each point is a role: the mean activation of all its responses. PCA is centred on the mean role.",
+                "Each point is a role: the mean activation of all its responses. PCA is centred on the roles' mean.",
                 plots.persona_map(reduction, found.layer),
             )
         )
         parts.append(
             (
-                "How many dimensions",
-                f"{found.components_for_70} components hold 70 % of the variance at layer {found.layer}.",
+                "Variance by component",
+                f"70 % of the variance at layer {found.layer} is in "
+                f"{count_of(found.components_for_70 or 0, 'component')}.",
                 plots.variance_curve(reduction, found.layer),
             )
         )
@@ -86,7 +99,7 @@ def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:
         parts.append(
             (
                 "The Assistant Axis by layer",
-                "The axis is the default Assistant's mean activation less the mean of the role vectors.",
+                "The axis is the mean activation of the default Assistant minus the mean of the role vectors.",
                 plots.axis_by_layer(reduction),
             )
         )
@@ -97,9 +110,9 @@ def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:
         parts.append(
             (
                 "Single rollouts on the axis",
-                "Projections are dot products with the unit axis, not centred: compare them, for zero says "
-                "nothing. Dotted lines are floors on the axis; a label is the percentile on the opposite direction, so "
-                "p0.25 is passed by a quarter of all rollouts.",
+                "Projections are dot products with the unit axis and are not centred: only their differences have a "
+                "meaning. Dotted lines are floors on the axis. A label is the percentile on the opposite direction, so "
+                "a quarter of all rollouts lies above p0.25.",
                 plots.projection_histogram(reduction.projections[:, at], kinds, found.floors),
             )
         )
@@ -138,7 +151,7 @@ def _tables(found: Summary) -> str:
 
 def _provenance(run: Run, reduction: Reduction) -> str:
     record = run.record
-    facts: dict[str, Any] = {
+    rows: dict[str, Any] = {
         "store": run.url,
         "model": record.spec.model.source,
         "model files": record.model.fingerprint[:16],
@@ -146,8 +159,8 @@ def _provenance(run: Run, reduction: Reduction) -> str:
         "reduction": reduction.reduction_id,
         "pooling": f"{reduction.facts['hook_point']}/{reduction.facts['pooling']}",
         "empty responses": run.num_empty_responses,
-        "begun": record.created_at,
+        "created": record.created_at,
         **{name: value for name, value in record.versions.items() if value},
     }
-    lines = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-    return f"<h2>Where this comes from</h2><table>{lines}</table>"
+    lines = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+    return f"<h2>Provenance</h2><table>{lines}</table>"

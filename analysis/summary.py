@@ -1,4 +1,4 @@
-"""A reduction in a few lines: what the terminal, ``--json`` and the report say of it. Pure."""
+"""The main results of a reduction at one layer, for the terminal, ``--json`` and the report. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .axis import project
 from .pca import components_for
 
 VARIANCE_SHARE = 0.7
-_ENDS = 5
+_NUM_EXTREMES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one looks at first, at one layer.
+    """The main results of a reduction at one layer.
 
-    Projections are in axis sign: up is toward the Assistant. They are not centred; ``z`` is relative to the roles.
+    Projections are on the axis, higher is nearer the Assistant. They are not centred, so compare them, or use z-scores.
 
     Attributes:
-        layer: The layer of everything below.
-        units_done: Committed when it was reduced.
-        units_planned: Of the job.
-        rollouts: That count.
+        layer: 0-based layer of all values below.
+        units_done: Number of units that were committed when the run was reduced.
+        units_planned: Number of units in the run.
+        rollouts: Number of rollouts that count.
         rollout_filter: Which rollouts count; ``all`` without a judge.
-        roles: Name, projection and z-score of each role, from the Assistant's end down.
-        default_projection: Of the default vector; None without one.
-        default_z: Its z-score among the roles.
-        components_for_70: Components for 70 % of the variance of the role vectors; None without PCA.
-        pc1_variance: Share of the first.
-        pc1_axis_cosine: Of the first with the axis; None without an axis.
-        floors: Label to floor on the axis.
+        roles: Name, projection and z-score of each role, the nearest to the Assistant first; empty without an axis.
+        default_projection: Projection of the default Assistant's mean; None without an axis.
+        default_z: Its z-score relative to the roles; None without an axis.
+        components_for_70: Number of components for 70 % of the variance of the role vectors; None without PCA.
+        pc1_variance: Share of the first component in the variance, 0 to 1; None without PCA.
+        pc1_axis_cosine: Cosine of the first component with the axis; None without PCA or an axis.
+        floors: Thresholds on the axis, by label such as ``p0.25``.
     """
 
     layer: int
@@ -53,22 +53,22 @@ class Summary:
     @property
     def assistant_end(self) -> tuple[tuple[str, float, float], ...]:
         """The roles nearest the Assistant, the nearest first."""
-        return self.roles[:_ENDS]
+        return self.roles[:_NUM_EXTREMES]
 
     @property
     def far_end(self) -> tuple[tuple[str, float, float], ...]:
         """The roles farthest from the Assistant, the farthest first."""
-        return tuple(reversed(self.roles[max(_ENDS, len(self.roles) - _ENDS) :]))
+        return tuple(reversed(self.roles[max(_NUM_EXTREMES, len(self.roles) - _NUM_EXTREMES) :]))
 
     @property
     def filter_note(self) -> str:
-        """Say which rollouts count."""
+        """A sentence about which rollouts count."""
         if self.rollout_filter == "all":
-            return "No judge is configured: every rollout counts, whether or not the model played along."
+            return "No judge is configured: every rollout counts, whether or not the model adopted the persona."
         return f"Rollouts that count: {self.rollout_filter}."
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as plain data, for ``--json``."""
+        """Build the object that ``--json`` prints."""
         return asdict(self) | {
             "roles": [{"role": n, "projection": p, "z_score": z} for n, p, z in self.roles],
             "direction": "axis; up is toward the Assistant",
@@ -79,9 +79,9 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
     """Summarise a reduction at one layer.
 
     Args:
-        run: The run it is of.
-        reduction: What was found.
-        layer: 0-based block; the middle one when None.
+        run: The run.
+        reduction: A reduction of it.
+        layer: 0-based layer, one of the reduction's; None: the middle one.
     """
     layer = run.middle_layer if layer is None else layer
     at = reduction.position(layer)
@@ -119,6 +119,18 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
 
 
 def standardise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Give z-scores relative to a reference; zeros where the reference has no spread."""
+    """Compute z-scores relative to a reference sample.
+
+    Args:
+        values: Values to standardise.
+        reference: Sample whose mean and standard deviation are used.
+
+    Returns:
+        The z-scores; zeros if all values of the reference are the same.
+
+    Example:
+        >>> standardise(np.array([6.0]), np.array([1.0, 3.0]))
+        array([4.])
+    """
     spread = reference.std()
     return (values - reference.mean()) / spread if spread > 0 else np.zeros_like(values)

@@ -1,8 +1,9 @@
-"""Percentile thresholds of projections, in both signs that are in use.
+"""Percentile thresholds of projections, in both sign conventions that are in use.
 
-The released configurations store -axis and clamp the projection on it from above; this project's floor acts on the
-axis itself. With cap c on -axis and floor t on the axis, t = -c is the same operation. A label names the percentile
-on -axis, as a fraction: ``p0.25`` is the 25th percentile on -axis, which is the 75th on the axis: a strict floor.
+The released configurations store -axis and clamp the projection on it from above; this project's floor clamps the
+projection on the axis from below. A cap c on -axis and a floor t = -c on the axis are the same operation. A label
+names the percentile on -axis as a fraction: ``p0.25`` is the 25th percentile on -axis and the 75th on the axis, a
+strict floor.
 Axes: N rollouts, L layers, Q percentiles.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 PERCENTILES = (1, 25, 50, 75)
-"""Of the projection on -axis."""
+"""Percentiles of the projection on -axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,7 @@ class Thresholds:
     """Thresholds per label and layer.
 
     Attributes:
-        labels: ``p0.01``, ``p0.25``, ``p0.5``, ``p0.75``.
+        labels: Percentiles as fractions: ``p0.01``, ``p0.25``, ``p0.5``, ``p0.75``.
         cap_on_minus_axis_QL: Ceiling for the projection on -axis.
         floor_on_axis_QL: Floor for the projection on the axis; the negative of the cap.
     """
@@ -33,13 +34,18 @@ class Thresholds:
 
 
 def thresholds(projections_NL: npt.NDArray[np.floating]) -> Thresholds:
-    """Calibrate on the projections of all rollouts: roles, traits and default, unfiltered.
+    """Compute thresholds from the projections of all rollouts: roles, traits and default, unfiltered.
 
     Args:
-        projections_NL: On the axis (up is toward the Assistant).
+        projections_NL: Projections on the axis; higher is nearer the Assistant.
 
     Raises:
-        ValueError: There are none, or one is not finite.
+        ValueError: There are no projections, or one is not finite.
+
+    Example:
+        >>> found = thresholds(np.arange(101.0)[:, None])
+        >>> dict(zip(found.labels, found.floor_on_axis_QL[:, 0].tolist()))
+        {'p0.01': 99.0, 'p0.25': 75.0, 'p0.5': 50.0, 'p0.75': 25.0}
     """
     if not projections_NL.shape[0]:
         raise ValueError("no projections to calibrate on")

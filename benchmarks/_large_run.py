@@ -1,7 +1,7 @@
-"""Runs of a realistic shape, written through the store's own functions but without a model.
+"""Runs of a realistic shape, written with the store's own functions but without a model.
 
-Numbers are drawn so that they compress as real ones do; a few blocks are encoded and written again and again under
-names of their own, for a server cannot tell. Axes: B rollouts of a unit, L layers, D d_model.
+Random values are drawn so that they compress like real activations. A few shards are encoded and written many times
+under different names, which makes no difference to a server. Axes: B rollouts of a unit, L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from persona_atlas.storage.run.run_store import reserve_rows
 ARRAY = ("resid_post", "response_mean")
 _PARALLEL_WRITES = 16
 _PROMPTS = 5
-"""Units of one role."""
+"""Prompts, and so units, of one role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large a run is.
+    """Size of a run.
 
     Attributes:
-        units: Committed.
-        rollouts: Of a unit.
-        layers: Captured.
-        d_model: Width.
+        units: Number of committed units.
+        rollouts: Number of rollouts of each unit.
+        layers: Number of captured layers.
+        d_model: Width of the residual stream.
     """
 
     units: int
@@ -51,7 +51,12 @@ class Shape:
 
 
 def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
-    """Make the record of a run of some shape, with more units planned than committed if told so."""
+    """Make the record of a run.
+
+    Args:
+        shape: Size of the run.
+        planned: Number of planned units; None: as many as are committed.
+    """
     facts = ModelFacts(
         n_layers=shape.layers,
         d_model=shape.d_model,
@@ -82,16 +87,21 @@ def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
     )
 
 
-def commits_of(shape: Shape, blocks: list[EncodedShard]) -> list[CommitRecord]:
-    """Make sealed commit records, five units a role, with token counts as they come."""
+def commits_of(shape: Shape, shards: list[EncodedShard]) -> list[CommitRecord]:
+    """Make the commit records of a run, with five units per role and random token counts.
+
+    Args:
+        shape: Size of the run.
+        shards: Encoded shards, used in turn by the units.
+    """
     random = np.random.default_rng(0)
     records: list[CommitRecord] = []
     for number in range(shape.units):
         role, prompt = f"role{number // _PROMPTS:05d}", number % _PROMPTS
         unit_id = f"role.{role}.pos.p{prompt}.b0"
         unit = WorkUnit.of_questions(unit_id, "role", role, "pos", prompt, tuple(range(shape.rollouts)), 1)
-        encoded = blocks[number % len(blocks)]
-        block = StoredShard(
+        encoded = shards[number % len(shards)]
+        shard = StoredShard(
             path=layout.shard_path(*ARRAY, number),
             num_bytes=len(encoded.data),
             sha256=f"{number:064x}",
@@ -104,7 +114,7 @@ def commits_of(shape: Shape, blocks: list[EncodedShard]) -> list[CommitRecord]:
             attempt=1,
             row_block=number,
             texts=StoredObject(path=layout.rollouts_path(unit_id, number), num_bytes=1, sha256=f"{number:064x}"),
-            blocks=(block,),
+            blocks=(shard,),
             prompt_tokens=tuple(random.integers(40, 90, shape.rollouts).tolist()),
             content_tokens=tuple(random.integers(20, 512, shape.rollouts).tolist()),
             finish_reasons=("stop",) * shape.rollouts,
@@ -115,29 +125,43 @@ def commits_of(shape: Shape, blocks: list[EncodedShard]) -> list[CommitRecord]:
     return records
 
 
-def drawn_blocks(shape: Shape, distinct: int = 4) -> list[EncodedShard]:
-    """Encode some blocks of numbers: each coordinate with a mean and width of its own, as in a residual stream."""
+def random_shards(shape: Shape, distinct: int = 4) -> list[EncodedShard]:
+    """Encode shards of random values; every coordinate has its own mean and width, as in a residual stream.
+
+    Args:
+        shape: Size of the run.
+        distinct: Number of different shards.
+    """
     random = np.random.default_rng(1)
     widths_D = np.exp(random.standard_normal(shape.d_model))
     means_D = 2 * widths_D * random.standard_normal(shape.d_model)
-    blocks: list[EncodedShard] = []
+    shards: list[EncodedShard] = []
     for _ in range(distinct):
         noise_BLD = random.standard_normal((shape.rollouts, shape.layers, shape.d_model), dtype=np.float32)
         values_BLD: npt.NDArray[np.float32] = (noise_BLD * widths_D + means_D).astype(np.float32)
         encoded = encode_shard(values_BLD, shape.rollouts, 10)
         assert encoded is not None
-        blocks.append(encoded)
-    return blocks
+        shards.append(encoded)
+    return shards
 
 
-def write_run(url: str, shape: Shape, blocks: list[EncodedShard]) -> tuple[Location, list[CommitRecord]]:
-    """Write a complete run with its index: record, arrays, activation objects, commit records. No texts."""
+def write_run(url: str, shape: Shape, shards: list[EncodedShard]) -> tuple[Location, list[CommitRecord]]:
+    """Write a complete run with its index: record, arrays, shards, commit records, but no texts.
+
+    Args:
+        url: Empty store.
+        shape: Size of the run.
+        shards: Encoded shards, used in turn by the units.
+
+    Returns:
+        The store, and the commit records.
+    """
     location, record = open_location(url), record_of(shape)
-    commits = commits_of(shape, blocks)
+    commits = commits_of(shape, shards)
     location.write(layout.RUN_RECORD, record.to_bytes())
     reserve_rows(location, record, shape.units)
     in_parallel(
-        lambda c: location.write(c.manifest.blocks[0].path, blocks[c.manifest.row_block % len(blocks)].data), commits
+        lambda c: location.write(c.manifest.blocks[0].path, shards[c.manifest.row_block % len(shards)].data), commits
     )
     write_commits(location, commits)
     write_tables(location, record, commits)
@@ -145,19 +169,19 @@ def write_run(url: str, shape: Shape, blocks: list[EncodedShard]) -> tuple[Locat
 
 
 def write_commits(location: Location, commits: Iterable[CommitRecord]) -> None:
-    """Write commit records."""
+    """Write commit records, many at a time."""
     in_parallel(lambda c: location.write(layout.commit_path(c.manifest.unit_id), c.to_bytes()), commits)
 
 
 def write_tables(location: Location, record: RunRecord, commits: list[CommitRecord]) -> None:
-    """Write both index files."""
+    """Write both index files: rollouts and chunk lengths."""
     manifests = [commit.manifest for commit in commits]
     write_chunks(location, chunk_table(manifests))
     write_index(location, record, index_table(manifests, record.rows_per_block).sort_by(ADDRESS_ORDER))
 
 
 def in_parallel(task: Callable[[CommitRecord], None], commits: Iterable[CommitRecord]) -> None:
-    """Do something for each commit, many at a time."""
+    """Call a task for each commit record, many at a time."""
     with ThreadPoolExecutor(_PARALLEL_WRITES) as pool:
         for _ in pool.map(task, commits):
             pass

@@ -1,6 +1,6 @@
-"""An S3 server to measure against, and what goes over the wire to it.
+"""An S3 server for benchmarks, and a counter of the requests to it.
 
-``ATLAS_TEST_S3`` names one that runs already (with AWS credentials in the environment); else moto's is started.
+``ATLAS_TEST_S3`` is the URL of a running server, with AWS credentials in the environment; without it moto is started.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Give the URL of an empty bucket's prefix; the endpoint stands in the environment meanwhile."""
+    """Yield the URL of a new bucket; ``AWS_ENDPOINT_URL`` points to the server meanwhile."""
     given = os.environ.get("ATLAS_TEST_S3")
     if given:
         os.environ["AWS_ENDPOINT_URL"] = given
@@ -49,7 +49,7 @@ def s3_server() -> Iterator[str]:
 
 
 def server_name() -> str:
-    """Say which server is measured against."""
+    """Name the server: its URL, or ``moto``."""
     return os.environ.get("ATLAS_TEST_S3", "moto")
 
 
@@ -62,7 +62,7 @@ def _wait_for(server: subprocess.Popen[bytes], endpoint: str) -> None:
             if server.poll() is not None:
                 break
             time.sleep(0.2)
-    raise RuntimeError("moto's server did not answer; is moto[server] installed?")
+    raise RuntimeError("moto's server did not answer within 20 s; is moto[server] installed?")
 
 
 def _bucket(endpoint: str) -> str:
@@ -74,13 +74,13 @@ def _bucket(endpoint: str) -> str:
 
 
 class Wire:
-    """Counts the HTTP requests of this process to S3, retries too, and the bytes of the bodies that come back.
+    """Counts HTTP requests of this process to S3, including retries. A context manager.
 
-    Counted where s3fs hands a request to its HTTP session, under every retry and under Zarr. Use as a context manager.
+    Patches the HTTP session of s3fs, which is below all retries and below Zarr.
 
     Attributes:
-        requests: Sent.
-        received_bytes: Of answers' bodies, as their lengths say.
+        requests: Number of requests sent.
+        received_bytes: Bytes of the response bodies, by their ``Content-Length``.
     """
 
     def __init__(self) -> None:
@@ -95,12 +95,12 @@ class Wire:
         self._send = session.send
 
         async def send(this: Any, request: Any) -> Any:
-            answer = await self._send(this, request)
-            body = int(answer.headers.get("Content-Length", 0)) if request.method != "HEAD" else 0
+            response = await self._send(this, request)
+            body = int(response.headers.get("Content-Length", 0)) if request.method != "HEAD" else 0
             with self._lock:
                 self.requests += 1
                 self.received_bytes += body
-            return answer
+            return response
 
         session.send = send
         return self

@@ -1,7 +1,7 @@
-"""The workers' half of a simulation, in a process of its own: unpacks orders, writes objects, answers with manifests.
+"""The workers of a simulation, in a process of their own: receive assignments, write objects, return manifests.
 
-The objects are a few bytes each, of the names and sizes that their manifests say: a driver looks at no more. What
-the manifests say of a unit is as long as for a real one.
+Objects have the names and sizes of their manifests, which is all that a driver checks, but only a few bytes. Manifests
+are as long as those of real units.
 """
 
 from __future__ import annotations
@@ -25,32 +25,39 @@ from persona_atlas.storage.format.records import Manifest, StoredObject, StoredS
 ARRAY = ("resid_post", "response_mean")
 MAX_TOKENS = 512
 CUT = 1 / 3
-"""Share of responses that reach the limit; the others are of any length from an eighth of it, all as likely."""
+"""Share of responses that reach the limit; lengths of the others are uniform between an eighth of it and the limit."""
 
 _CONTENT = b"texts or numbers\n"
 _DIGEST = sha256(_CONTENT).hexdigest()
 
 
 def response_share(seed: int) -> float:
-    """Say how long a rollout's response is, of the longest; drawn from its own seed, so both sides know."""
+    """Draw the length of a response from the seed of its rollout, so that both processes agree on it.
+
+    Args:
+        seed: Seed of the rollout.
+
+    Returns:
+        Length in relation to the longest response, an eighth to 1.
+    """
     drawn = seed / 2**63
     return 1.0 if drawn < CUT else 1 / 8 + 7 / 8 * (drawn - CUT) / (1 - CUT)
 
 
 class Stopwatch(Protocol):
-    """A clock that can be stopped for what no driver would have to wait for."""
+    """A clock that can be stopped while the simulation does what a real driver would not wait for."""
 
     def stopped(self) -> AbstractContextManager[None]:
-        """Take no time."""
+        """Stop the clock while the context is open."""
         ...
 
 
 class WorkersSide:
-    """The driver's end of it. Use as a context manager.
+    """Starts the workers' process and talks to it from the driver's. A context manager.
 
     Args:
-        root: The store's directory.
-        layers: Captured ones of the plan, for the length of what manifests say.
+        root: Directory of the store.
+        layers: Number of captured layers, which decides the length of manifests.
     """
 
     def __init__(self, root: Path, layers: int) -> None:
@@ -68,13 +75,26 @@ class WorkersSide:
         self._process.join(60)
 
     def work(self, clock: Stopwatch, number: int, worker: str, attempts: Sequence[UnitAttempt]) -> None:
-        """Send an assignment. Packing it takes time; that the other side listens does not."""
+        """Send an assignment to a worker. Pickling it counts as the driver's time, sending it does not.
+
+        Args:
+            clock: Clock of the simulation.
+            number: Number of the assignment.
+            worker: Name of the worker.
+            attempts: The assignment.
+        """
         data = pickle.dumps((number, worker, tuple(attempts)))
         with clock.stopped():
             self._ours.send_bytes(data)
 
     def manifest(self, clock: Stopwatch, number: int, unit_id: str) -> Manifest:
-        """Ask what was answered for a unit. Unpacking takes time; waiting for the other side does not."""
+        """Fetch the manifest of a unit. Unpickling it counts as the driver's time, waiting for it does not.
+
+        Args:
+            clock: Clock of the simulation.
+            number: Number of the assignment.
+            unit_id: Id of the unit.
+        """
         with clock.stopped():
             self._ours.send_bytes(pickle.dumps((number, unit_id, None)))
             data = self._ours.recv_bytes()
@@ -82,18 +102,18 @@ class WorkersSide:
 
 
 def _serve(connection: Connection, root: Path, layers: int) -> None:
-    # Read at once, so that the driver never waits for room in the pipe.
+    # A thread empties the pipe at once, so that the driver never blocks on a full one.
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(connection, inbox), daemon=True)
     reader.start()
-    answers: dict[tuple[int, str], bytes] = {}
+    manifests: dict[tuple[int, str], bytes] = {}
     while (data := inbox.get()) is not None:
-        number, asked, attempts = pickle.loads(data)  # noqa: S301 - likewise
+        number, name, attempts = pickle.loads(data)  # noqa: S301 - from our own process
         if attempts is None:
-            connection.send_bytes(answers.pop((number, asked)))
+            connection.send_bytes(manifests.pop((number, name)))
         else:
             for attempt in attempts:
-                answers[number, attempt.unit.unit_id] = pickle.dumps(_work(root, layers, asked, attempt))
+                manifests[number, attempt.unit.unit_id] = pickle.dumps(_work(root, layers, name, attempt))
 
 
 def _read(connection: Connection, inbox: queue.SimpleQueue[Any]) -> None:
@@ -112,7 +132,7 @@ def _work(root: Path, layers: int, worker: str, attempt: UnitAttempt) -> Manifes
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(_CONTENT)
     tokens = tuple(max(1, round(MAX_TOKENS * response_share(request.seed))) for request in attempt.first_requests())
-    block = StoredShard(
+    stored = StoredShard(
         path=shard,
         num_bytes=len(_CONTENT),
         sha256=_DIGEST,
@@ -125,7 +145,7 @@ def _work(root: Path, layers: int, worker: str, attempt: UnitAttempt) -> Manifes
         attempt=attempt.number,
         row_block=attempt.row_block,
         texts=StoredObject(path=texts, num_bytes=len(_CONTENT), sha256=_DIGEST),
-        blocks=(block,),
+        blocks=(stored,),
         prompt_tokens=(74,) * len(tokens),
         content_tokens=tokens,
         finish_reasons=tuple("length" if count == MAX_TOKENS else "stop" for count in tokens),

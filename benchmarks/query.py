@@ -1,8 +1,8 @@
-"""What reading a run costs, against what the same server gives to bare ranged requests.
+"""Measure reading a run, in comparison with plain ranged requests to the same server.
 
     python benchmarks/query.py [--quick] [--json]
 
-Measures moto's server, which it starts, or the one that ATLAS_TEST_S3 names, as under ``tests/with_radosgw.sh``.
+The server is moto's, which is started here, or that of ``ATLAS_TEST_S3``, as under ``tests/with_radosgw.sh``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from _large_run import (
     ARRAY,
     Shape,
     commits_of,
-    drawn_blocks,
+    random_shards,
     record_of,
     write_commits,
     write_run,
@@ -44,7 +44,16 @@ from _server import Wire, s3_server, server_name
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Where one layer of a run lies: object, first byte, length; and how to decode and place it."""
+    """Byte ranges of one layer of a run.
+
+    Attributes:
+        url: Store of the run.
+        shape: Size of the run.
+        layer: Position of the layer in the shards.
+        paths: Path of each unit's shard.
+        starts: First byte of the layer in each shard.
+        lengths: Bytes of the layer in each shard.
+    """
 
     url: str
     shape: Shape
@@ -55,15 +64,15 @@ class Ranges:
 
     @classmethod
     def of(cls, url: str, shape: Shape, layer: int, commits: Sequence[CommitRecord]) -> Ranges:
-        """Read them off the commit records."""
-        blocks = [commit.manifest.blocks[0] for commit in commits]
+        """Compute the ranges from commit records."""
+        shards = [commit.manifest.blocks[0] for commit in commits]
         return cls(
             url,
             shape,
             layer,
-            [block.path for block in blocks],
-            [sum(block.chunk_bytes[:layer]) for block in blocks],
-            [block.chunk_bytes[layer] for block in blocks],
+            [shard.path for shard in shards],
+            [sum(shard.chunk_bytes[:layer]) for shard in shards],
+            [shard.chunk_bytes[layer] for shard in shards],
         )
 
     @property
@@ -73,7 +82,7 @@ class Ranges:
 
 
 def one_role_one_layer(report: Report, url: str, shape: Shape, commits: Sequence[CommitRecord]) -> None:
-    """Hold the bytes that a query fetches against those it needs."""
+    """Compare the bytes that a query of one role and layer fetches with those it needs."""
     layer = shape.layers // 2
     mine = [commit for commit in commits if commit.manifest.unit.persona == "role00001"]
     needed = Ranges.of(url, shape, layer, mine).num_bytes
@@ -90,12 +99,12 @@ def one_role_one_layer(report: Report, url: str, shape: Shape, commits: Sequence
 
 
 def opening(report: Report, url: str, units: int, repeats: int) -> None:
-    """Open a run of very many units: index fresh and run complete; partial, so that its commits are listed; stale."""
+    """Open a run of many units: complete, incomplete (its commits are listed), and with a stale index."""
     shape = Shape(units, 48, 30, 576)
     location, record = open_location(url), record_of(shape)
-    blocks = drawn_blocks(replace(shape, rollouts=2), 1)
+    shards = random_shards(replace(shape, rollouts=2), 1)
     began = time.perf_counter()
-    commits = commits_of(shape, blocks)
+    commits = commits_of(shape, shards)
     write_commits(location, commits)
     write_tables(location, record, commits)
     report.say(f"Wrote {units} commit records and the index in {time.perf_counter() - began:.0f} s.")
@@ -124,7 +133,7 @@ def _opened(
 
 
 def one_layer(report: Report, url: str, shape: Shape, commits: Sequence[CommitRecord], repeats: int) -> None:
-    """Read one layer of a whole run in every way there is."""
+    """Read one layer of a whole run with every reader, and report their throughput."""
     ranges = Ranges.of(url, shape, shape.layers // 2, commits)
     run = open_run(url)
     assert run.completeness.is_complete
@@ -134,11 +143,11 @@ def one_layer(report: Report, url: str, shape: Shape, commits: Sequence[CommitRe
         "raw ranged GETs, s3fs": raw_reader(ranges),
         "raw ranged GETs, boto3": raw_reader_boto3(ranges),
         "Query.read, open run": lambda: warm.read(),
-        "Query.read, run just opened": partial(_freshly, url, ranges.layer),
+        "Query.read, run just opened": partial(_open_and_read, url, ranges.layer),
         "zarr oindex": partial(zarr_reader, location, ranges),
         "whole objects": partial(whole_reader, location, ranges),
     }
-    _agree(warm.read().values, zarr_reader(location, ranges))
+    _require_equal(warm.read().values, zarr_reader(location, ranges))
     timed = interleaved(readers, repeats)
     raw = timed["raw ranged GETs, s3fs"]
     rows = [_reader_row(reader, rounds, raw, ranges.num_bytes) for reader, rounds in timed.items()]
@@ -161,17 +170,17 @@ def _reader_row(reader: str, rounds: Timed, raw: Timed, num_bytes: int) -> tuple
     )
 
 
-def _agree(ours: np.ndarray, theirs: np.ndarray) -> None:
+def _require_equal(ours: np.ndarray, theirs: np.ndarray) -> None:
     if not np.array_equal(ours, theirs):
         raise RuntimeError("two readers disagree")
 
 
-def _freshly(url: str, layer: int) -> None:
+def _open_and_read(url: str, layer: int) -> None:
     open_run(url).query(layer=layer).read()
 
 
 def raw_reader(ranges: Ranges) -> Callable[[], None]:
-    """Give what fetches the ranges with the store's own client and as many threads, and drops them."""
+    """Make a function that fetches the ranges with s3fs, as the store does, and discards the bytes."""
     import s3fs
 
     fs: Any = s3fs.S3FileSystem(
@@ -186,7 +195,7 @@ def raw_reader(ranges: Ranges) -> Callable[[], None]:
 
 
 def raw_reader_boto3(ranges: Ranges) -> Callable[[], None]:
-    """Give the same with boto3, a connection a thread."""
+    """Make a function that fetches the ranges with boto3, one connection per thread, and discards the bytes."""
     import boto3
     from botocore.config import Config
 
@@ -200,8 +209,8 @@ def raw_reader_boto3(ranges: Ranges) -> Callable[[], None]:
 
     def fetch(path: str, start: int, length: int) -> None:
         part = f"bytes={start}-{start + length - 1}"
-        answer = client.get_object(Bucket=bucket, Key=f"{prefix}/{path}", Range=part)
-        assert len(answer["Body"].read()) == length
+        response = client.get_object(Bucket=bucket, Key=f"{prefix}/{path}", Range=part)
+        assert len(response["Body"].read()) == length
 
     return partial(_in_threads, fetch, ranges)
 
@@ -213,7 +222,7 @@ def _in_threads(fetch: Callable[[str, int, int], None], ranges: Ranges) -> None:
 
 
 def zarr_reader(location: Location, ranges: Ranges) -> np.ndarray:
-    """Read the layer as anyone with Zarr would, with as many requests in flight."""
+    """Read the layer through Zarr alone, with as many requests in flight."""
     shape = ranges.shape
     with zarr.config.set({"async.concurrency": PARALLEL_REQUESTS}):
         array: Any = zarr.open_array(location.zarr(read_only=True), path=layout.array_path(*ARRAY), mode="r")
@@ -221,7 +230,7 @@ def zarr_reader(location: Location, ranges: Ranges) -> np.ndarray:
 
 
 def whole_reader(location: Location, ranges: Ranges) -> np.ndarray:
-    """Read the layer by loading whole objects, in as many threads."""
+    """Read the layer by fetching whole shards, in as many threads."""
     shape = ranges.shape
     values_UBD = np.empty((shape.units, shape.rollouts, shape.d_model), np.float32)
 
@@ -237,27 +246,31 @@ def whole_reader(location: Location, ranges: Ranges) -> np.ndarray:
 
 
 def main() -> int:
-    """Measure everything; exit status 1 when a floor does not hold."""
+    """Measure everything.
+
+    Returns:
+        The exit status: 1 if a figure does not meet its floor.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--quick", action="store_true", help="smaller runs, fewer repeats")
-    asked = parser.parse_args()
-    report = Report(asked.json)
-    # s3fs leaves connections of asynchronous filesystems open, and asyncio says so when they are collected.
+    options = parser.parse_args()
+    report = Report(options.json)
+    # s3fs does not close the connections of its filesystems, and asyncio logs that when they are collected.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    repeats = 3 if asked.quick else 7
-    small = Shape(40 if asked.quick else 120, 240, 30, 576)
-    wide = Shape(16 if asked.quick else 48, 48, 4, 8192)
+    repeats = 3 if options.quick else 7
+    small = Shape(40 if options.quick else 120, 240, 30, 576)
+    wide = Shape(16 if options.quick else 48, 48, 4, 8192)
     with s3_server() as bucket:
         for name, shape in (("small", small), ("wide", wide)):
-            blocks = drawn_blocks(shape)
+            shards = random_shards(shape)
             values = shape.rollouts * shape.layers * shape.d_model
-            report.say(f"{shape}: {len(blocks[0].data) / values:.2f} bytes per value.")
-            _, commits = write_run(f"{bucket}/{name}", shape, blocks)
+            report.say(f"{shape}: {len(shards[0].data) / values:.2f} bytes per value.")
+            _, commits = write_run(f"{bucket}/{name}", shape, shards)
             if name == "small":
                 one_role_one_layer(report, f"{bucket}/{name}", shape, commits)
             one_layer(report, f"{bucket}/{name}", shape, commits, repeats)
-        opening(report, f"{bucket}/many", 2_000 if asked.quick else 20_000, repeats)
+        opening(report, f"{bucket}/many", 2_000 if options.quick else 20_000, repeats)
     return report.finish()
 
 

@@ -1,8 +1,9 @@
-"""Compare ways of turning activations into bytes, on real ones; see what writing a unit takes.
+"""Compare encodings of real activations, and measure time and memory of writing a unit.
 
     python benchmarks/store.py [--quick] [--json]
 
-SmolLM2 plays 24 roles once; what it gave is kept in the package's cache. Axes: N rollouts, L layers, D d_model.
+The activations are of SmolLM2 in 24 roles, generated once and kept in the package's cache.
+Axes: N rollouts, L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.sources.load import load_source
 from persona_atlas.jobs.spec import CaptureSpec, JobSpec
 from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.wording import count_of
 from persona_atlas.storage.arrays.codec import round_mantissa
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.locations.location import Location, open_location
@@ -50,16 +52,16 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """A way to store values.
+    """An encoding of activations.
 
     Attributes:
-        number: ``float32`` (with ``bits`` of mantissa), ``float16`` or ``bfloat16``.
-        bits: Kept of 23; for float32 alone.
+        number: Stored type: ``float32`` rounded to ``bits``, ``float16`` or ``bfloat16``.
+        bits: Mantissa bits kept of 23; for float32 only.
         codec: Blosc's name of the compressor.
-        level: Of the compressor.
+        level: Compression level, 1 to 9.
         shuffle: A key of ``SHUFFLES``.
-        rows: Rollouts of a chunk; None takes all.
-        all_layers: Whether a chunk holds all layers; else one.
+        rows: Rollouts of a chunk; None: all of the array.
+        all_layers: Whether a chunk holds all layers rather than one.
     """
 
     number: str = "float32"
@@ -75,8 +77,8 @@ class Scheme:
         layers = "L" if self.all_layers else "1"
         return f"{number}, {self.codec} {self.level} {self.shuffle}, ({self.rows or 'unit'}, {layers}, d)"
 
-    def narrowed(self, values_NLD: Values) -> npt.NDArray[np.generic]:
-        """Give what is compressed: rounded, or of a narrower type."""
+    def narrow(self, values_NLD: Values) -> npt.NDArray[np.generic]:
+        """Round values, or convert them to a narrower type, for compression."""
         if self.number == "float16":
             with np.errstate(over="ignore"):
                 return values_NLD.astype(np.float16)
@@ -84,8 +86,8 @@ class Scheme:
             return (round_mantissa(values_NLD, 7).view(np.uint32) >> 16).astype(np.uint16)
         return round_mantissa(values_NLD, self.bits)
 
-    def widened(self, data: bytes) -> Values:
-        """Give float32 back."""
+    def widen(self, data: bytes) -> Values:
+        """Convert decompressed bytes to float32."""
         if self.number == "float16":
             return np.frombuffer(data, np.float16).astype(np.float32)
         if self.number == "bfloat16":
@@ -93,11 +95,11 @@ class Scheme:
         return np.frombuffer(data, np.float32)
 
     def compressor(self) -> Blosc:
-        """Give the codec; its shuffle takes the item size from what it is given."""
+        """Make the codec; it takes the item size for the shuffle from the type of its input."""
         return Blosc(cname=self.codec, clevel=self.level, shuffle=SHUFFLES[self.shuffle])
 
     def chunks(self, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
-        """Cut an array ``(N, L, D)``."""
+        """Cut an array ``(N, L, D)`` into chunks, as slices of its first two axes."""
         rows, layers = self.rows or shape[0], shape[1] if self.all_layers else 1
         return [
             (slice(row, row + rows), slice(layer, layer + layers))
@@ -105,17 +107,17 @@ class Scheme:
         ]
 
     def encode(self, values_NLD: Values) -> list[bytes]:
-        """Write every chunk."""
+        """Encode every chunk."""
         codec = self.compressor()
         parts = (np.ascontiguousarray(values_NLD[chunk]) for chunk in self.chunks(values_NLD.shape))
-        return [codec.encode(np.ascontiguousarray(self.narrowed(part))) for part in parts]
+        return [codec.encode(np.ascontiguousarray(self.narrow(part))) for part in parts]
 
     def decode(self, chunks: Sequence[bytes], shape: tuple[int, ...]) -> Values:
-        """Read every chunk."""
+        """Decode every chunk."""
         codec = self.compressor()
         values_NLD = np.empty(shape, np.float32)
         for where, data in zip(self.chunks(shape), chunks, strict=True):
-            values_NLD[where] = self.widened(codec.decode(data)).reshape(values_NLD[where].shape)
+            values_NLD[where] = self.widen(codec.decode(data)).reshape(values_NLD[where].shape)
         return values_NLD
 
 
@@ -140,7 +142,7 @@ CHUNKINGS = [
 
 
 def job(names: Sequence[str], questions: int, tokens: int) -> Plan:
-    """Plan some roles on SmolLM2."""
+    """Plan one prompt of some roles on SmolLM2."""
     directory = find_model(JobSpec.model_validate(_spec(names, questions, tokens)).model, print)
     spec = JobSpec.model_validate(_spec(names, questions, tokens))
     return make_plan(spec, load_source(spec), read_facts(directory))
@@ -159,7 +161,7 @@ def _spec(names: Sequence[str], questions: int, tokens: int) -> dict[str, object
 
 
 def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> BuiltinEngine:
-    """Load SmolLM2 as a worker would."""
+    """Load SmolLM2 as a worker does."""
     settings = EngineSettings(
         directory=find_model(plan.spec.model, print),
         dtype="float32",
@@ -176,20 +178,20 @@ def load(plan: Plan, poolings: Sequence[str] = ARRAY[1:]) -> BuiltinEngine:
 def generate(engine: BuiltinEngine, plan: Plan) -> list[UnitResult]:
     """Work every unit of a plan."""
     attempts = (UnitAttempt(unit, plan.requests(unit), 1, number) for number, unit in enumerate(plan.units))
-    blocks = list(run_units(engine, lambda: next(attempts, None)))
-    failed = [block for block in blocks if not isinstance(block, UnitResult)]
+    results = list(run_units(engine, lambda: next(attempts, None)))
+    failed = [result for result in results if not isinstance(result, UnitResult)]
     if failed:
         raise RuntimeError(f"SmolLM2 failed: {failed[0]}")
-    return [block for block in blocks if isinstance(block, UnitResult)]
+    return [result for result in results if isinstance(result, UnitResult)]
 
 
 def real_activations(report: Report, roles: int, tokens: int) -> Values:
-    """Give response means ``(N, L, D)``, two rollouts a role, made once on this machine."""
+    """Load response means ``(N, L, D)`` of two rollouts per role; generates them once per machine."""
     path = cache_dir() / "benchmarks" / f"smollm2-{roles}x2-{tokens}.npy"
     if not path.is_file():
         report.say(f"Generating {2 * roles} rollouts of {tokens} tokens; kept in {path}.")
         plan = job(load_catalog().names("role")[:roles], 2, tokens)
-        values_NLD = np.concatenate([block.arrays_BLD[ARRAY] for block in generate(load(plan), plan)])
+        values_NLD = np.concatenate([result.arrays_BLD[ARRAY] for result in generate(load(plan), plan)])
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, values_NLD)
     values_NLD = np.load(path)
@@ -197,7 +199,7 @@ def real_activations(report: Report, roles: int, tokens: int) -> Values:
 
 
 def errors(stored_NLD: Values, values_NLD: Values) -> tuple[float, float]:
-    """Give the worst relative error of a vector, as it is and after the mean over rollouts is taken off."""
+    """Compute the largest relative error of a vector, as it is and after subtracting the mean over rollouts."""
     wrong_NL = np.linalg.norm(stored_NLD.astype(np.float64) - values_NLD, axis=2)
     mean_LD = values_NLD.mean(axis=0, dtype=np.float64)
     plain = wrong_NL / np.linalg.norm(values_NLD, axis=2)
@@ -207,7 +209,15 @@ def errors(stored_NLD: Values, values_NLD: Values) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a scheme gave on the real values; medians of one processor's time."""
+    """Results of a scheme on real activations.
+
+    Attributes:
+        bytes_per_value: Encoded bytes per value.
+        write_s: Median processor seconds to encode all values.
+        read_s: Median processor seconds to decode all values.
+        error: Largest relative error of a vector.
+        centred_error: The same after subtracting the mean over rollouts.
+    """
 
     bytes_per_value: float
     write_s: float
@@ -217,7 +227,7 @@ class Measured:
 
 
 def measure(schemes: Sequence[Scheme], values_NLD: Values, repeats: int) -> dict[Scheme, Measured]:
-    """Measure schemes by turns."""
+    """Measure schemes in turns."""
     encoded = {str(scheme): scheme.encode(values_NLD) for scheme in schemes}
     writes = interleaved({str(s): partial(s.encode, values_NLD) for s in schemes}, repeats)
     reads = interleaved({str(s): partial(s.decode, encoded[str(s)], values_NLD.shape) for s in schemes}, repeats)
@@ -235,11 +245,11 @@ def measure(schemes: Sequence[Scheme], values_NLD: Values, repeats: int) -> dict
 
 
 def compare(report: Report, values_NLD: Values, repeats: int) -> None:
-    """Print three tables: numbers, codecs, chunkings."""
+    """Print three tables: stored types, codecs, chunk shapes."""
     for title, schemes in (
-        ("How many bits", NUMBERS),
-        ("Which codec, at 10 bits", CODECS),
-        ("Which chunk, at 10 bits", CHUNKINGS),
+        ("Stored types", NUMBERS),
+        ("Codecs at 10 bits", CODECS),
+        ("Chunk shapes at 10 bits", CHUNKINGS),
     ):
         found = measure(schemes, values_NLD, repeats)
         rows = [_row(scheme, measured, values_NLD) for scheme, measured in found.items()]
@@ -262,37 +272,37 @@ def _row(scheme: Scheme, measured: Measured, values_NLD: Values) -> tuple[str, .
         f"{megabytes / measured.read_s:.0f}",
         f"{measured.error:.1e}",
         f"{measured.centred_error:.1e}",
-        f"{layers} layers",
+        count_of(layers, "layer"),
     )
 
 
 def share_of_generation(report: Report, bucket: str, rollouts: int, tokens: int, repeats: int) -> UnitResult:
-    """Generate one unit and write it again and again; note the share."""
+    """Generate one unit, write it many times, and report writing as a share of generating."""
     plan = job(["pirate"], rollouts, tokens)
     engine = load(plan)
     generate(engine, job(["pirate"], 2, 2))
     began = time.perf_counter()
-    (block,) = generate(engine, plan)
+    (result,) = generate(engine, plan)
     generating_s = time.perf_counter() - began
     report.say(f"Generating a unit of {rollouts} rollouts took {generating_s:.1f} s.")
     with tempfile.TemporaryDirectory() as folder:
         places = {"a directory": open_location(folder), "S3": open_location(f"{bucket}/share")}
-        writes = interleaved({name: partial(write, place, block) for name, place in places.items()}, repeats)
+        writes = interleaved({name: partial(write, place, result) for name, place in places.items()}, repeats)
     for name, timed in writes.items():
         share = statistics.median(timed.seconds) / generating_s
         report.most(f"encoding and writing a unit to {name}, share of generating it", share, "ratio", 0.03)
-    return block
+    return result
 
 
-def write(location: Location, block: UnitResult) -> None:
-    """Write a unit's block as a worker does."""
+def write(location: Location, result: UnitResult) -> None:
+    """Write the result of a unit as a worker does."""
     write_unit_result(
-        location, block, rows_per_block=len(block.rollouts), mantissa_bits=DEFAULT.bits, worker="benchmark"
+        location, result, rows_per_block=len(result.rollouts), mantissa_bits=DEFAULT.bits, worker="benchmark"
     )
 
 
 def passes(report: Report, tokens: int) -> None:
-    """Count the model's passes for one pooling and for all."""
+    """Compare the number of forward passes for one pooling and for four."""
     plan = job(["pirate"], 4, tokens)
     counts = [_passes(plan, poolings) for poolings in (POOLINGS[:1], POOLINGS)]
     report.most("passes of the model with four poolings, of those with one", counts[1] / counts[0], "ratio", 1.0)
@@ -310,14 +320,14 @@ def _passes(plan: Plan, poolings: Sequence[str]) -> int:
     return len(seen)
 
 
-def writer_memory(report: Report, bucket: str, block: UnitResult, rows: int) -> None:
-    """Write a large block with all poolings; note the peak over what was there, the block itself counted in."""
-    values_BLD = np.resize(block.arrays_BLD[ARRAY], (rows, *block.arrays_BLD[ARRAY].shape[1:]))
-    unit = replace(block.attempt.unit, samples=rows // len(block.rollouts))
+def writer_memory(report: Report, bucket: str, result: UnitResult, rows: int) -> None:
+    """Write a large row block with all poolings, and report the peak memory, the block itself included."""
+    values_BLD = np.resize(result.arrays_BLD[ARRAY], (rows, *result.arrays_BLD[ARRAY].shape[1:]))
+    unit = replace(result.attempt.unit, samples=rows // len(result.rollouts))
     large = replace(
-        block,
-        attempt=replace(block.attempt, unit=unit),
-        rollouts=tuple(itertools.islice(itertools.cycle(block.rollouts), rows)),
+        result,
+        attempt=replace(result.attempt, unit=unit),
+        rollouts=tuple(itertools.islice(itertools.cycle(result.rollouts), rows)),
         arrays_BLD={("resid_post", pooling): values_BLD for pooling in POOLINGS},
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -336,18 +346,22 @@ def _peak(task: Callable[[], object]) -> int:
 
 
 def main() -> int:
-    """Measure everything; exit status 1 when a floor does not hold."""
+    """Measure everything.
+
+    Returns:
+        The exit status: 1 if a figure does not meet its floor.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--quick", action="store_true", help="fewer rollouts and repeats")
-    asked = parser.parse_args()
-    roles, tokens, repeats = (8, 16, 5) if asked.quick else (24, 48, 15)
-    report = Report(asked.json)
+    options = parser.parse_args()
+    roles, tokens, repeats = (8, 16, 5) if options.quick else (24, 48, 15)
+    report = Report(options.json)
     compare(report, real_activations(report, roles, tokens), repeats)
     passes(report, 8)
     with s3_server() as bucket:
-        block = share_of_generation(report, bucket, 12 if asked.quick else 48, tokens, repeats)
-        writer_memory(report, bucket, block, 240)
+        result = share_of_generation(report, bucket, 12 if options.quick else 48, tokens, repeats)
+        writer_memory(report, bucket, result, 240)
     return report.finish()
 
 

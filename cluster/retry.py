@@ -1,43 +1,80 @@
-"""Ask again when the network or the object store had a bad moment. The one place that waits."""
+"""Retry calls to the object store or a cluster that fail in a way that may pass, with growing waits between tries."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ..jobs.errors import AtlasError
 
 TRIES = 44
-"""With doubling waits from a quarter of a second to a quarter of a minute: ten minutes in all, besides what the
-store's own client waits in each try."""
+"""With waits that double from a quarter of a second up to 15 s: ten minutes in all, not counting the retries that the
+store's own client makes within each try."""
 
+_FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 15.0
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How often a call is tried, and how long to wait between tries. Waits double.
+
+    Attributes:
+        tries: Calls in all, the first included.
+        first_wait_s: Seconds between the first try and the second.
+        longest_wait_s: Seconds that no wait exceeds.
+    """
+
+    tries: int
+    first_wait_s: float
+    longest_wait_s: float
+
+    def wait_s(self, failures: int) -> float:
+        """Give the seconds to wait after so many failures.
+
+        Example:
+            >>> [Backoff(tries=9, first_wait_s=2, longest_wait_s=60).wait_s(failures) for failures in (1, 2, 8)]
+            [2.0, 4.0, 60]
+        """
+        return min(2.0 ** (failures - 1) * self.first_wait_s, self.longest_wait_s)
+
+
 def with_retries(
-    action: Callable[[], T], say: Callable[[str], None] = lambda _: None, stop: threading.Event | None = None
+    action: Callable[[], T],
+    say: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+    *,
+    backoff: Backoff | None = None,
 ) -> T:
-    """Do something, and again after a while when it fails in a way that may pass.
+    """Call an action, and call it again after a wait for as long as it raises a retryable error.
 
     Args:
-        action: Safe to do twice.
-        say: Told of each failure that is not the last.
-        stop: Once set, nothing is tried again.
+        action: The call; it must be safe to make twice.
+        say: Called with a line of text for every failure that will be retried.
+        stop: Once set, ends the wait and prevents further tries; the last error is raised.
+        backoff: Number of tries and waits; None: ``TRIES`` tries within about ten minutes.
+
+    Returns:
+        What the action returns.
 
     Raises:
-        AtlasError: Its last error, or its first that will not pass.
+        AtlasError: The first error that is not retryable, or the error of the last try.
     """
+    backoff = backoff or Backoff(TRIES, _FIRST_WAIT_S, _LONGEST_WAIT_S)
     stop = stop or threading.Event()
-    for attempt in range(TRIES):
+    failures = 0
+    while True:
         try:
             return action()
         except AtlasError as error:
-            if not error.retryable or attempt == TRIES - 1 or stop.is_set():
+            failures += 1
+            if not error.retryable or failures == backoff.tries or stop.is_set():
                 raise
-            say(f"{error.message} Trying again.")
-            if stop.wait(min(2.0**attempt / 4, _LONGEST_WAIT_S)):
+            wait_s = backoff.wait_s(failures)
+            say(f"{error.message} Trying again in {wait_s:.3g} s.")
+            if stop.wait(wait_s):
                 raise
-    raise AssertionError

@@ -1,14 +1,14 @@
-"""Every error this project raises on purpose.
+"""Every error that this project raises on purpose.
 
     AtlasError
-    ├── InputError      the input is wrong: mend it and ask again            exit status 2
-    ├── StoreError      what is stored is damaged or cannot be understood    exit status 1
-    ├── TransientError  the network or the object store had a bad moment     exit status 1, retryable
-    ├── UnitError       one work unit could not be done on this attempt      exit status 1
-    └── JobError        the job ended and not everything it promised is there exit status 1
+    ├── InputError      the input is wrong; fix it and run again             exit status 2
+    ├── StoreError      the store is damaged or of an unknown layout         exit status 1
+    ├── TransientError  the network or the object store failed for a moment  exit status 1, retryable
+    ├── UnitError       one attempt of a work unit failed                    exit status 1
+    └── JobError        the job ended without doing all of its units         exit status 1
 
-One class per what a caller would do; ``code`` is a stable word for the cause; what is ``retryable`` may succeed when
-the same call is made again in a moment. Knows nothing of the rest.
+There is one class for each way that a caller may react. ``code`` is a stable word for the cause. A ``retryable`` error
+may not occur again when the same call is repeated after a moment.
 """
 
 from __future__ import annotations
@@ -19,14 +19,23 @@ from typing import Any, ClassVar
 
 
 class AtlasError(Exception):
-    """Base of the tree.
+    """Base class of all errors.
 
     Args:
-        message: The rule that was broken and the values involved, in one sentence or two.
+        message: The rule that was broken and the values involved, in a sentence or two. Where there is a ``field`` or
+            ``file``, it may begin with the verb: the place is printed before it.
         code: A stable lower-case word for the cause, for programs.
-        field: The dotted name of the offending field, when there is one.
-        file: The file or URL that holds it, when there is one.
-        hint: What to do about it.
+        field: Dotted name of the spec field, or name of the option, that is wrong; None if there is none.
+        file: File or URL that holds the cause; None if there is none.
+        hint: What the user can do about it; None if nothing is known.
+
+    Attributes:
+        exit_status: Exit status of the command line for this error.
+        retryable: Whether the same call may succeed after a moment.
+
+    Example:
+        >>> print(InputError("must be at least 1, but is 0.", code="bad_value", field="--gpus", hint="Give 1."))
+        --gpus: must be at least 1, but is 0. Give 1.
     """
 
     exit_status: ClassVar[int] = 1
@@ -43,7 +52,7 @@ class AtlasError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions rebuild from positional arguments alone; ours travel between processes with all they know.
+        # By default an exception is unpickled from its positional arguments alone, which loses code, field, file, hint.
         return _rebuild, (type(self), self.message, self.as_dict())
 
     def __str__(self) -> str:
@@ -52,23 +61,24 @@ class AtlasError(Exception):
         return f"{text} {self.hint}" if self.hint else text
 
     def as_dict(self) -> dict[str, str]:
-        """Give the shape that ``--json`` prints: error, code and, where known, field, file and mend."""
-        facts = {"error": self.message, "code": self.code, "field": self.field, "file": self.file, "hint": self.hint}
-        return {key: value for key, value in facts.items() if value is not None}
+        """Build the object that ``--json`` prints: ``error``, ``code`` and, if known, ``field``, ``file``, ``hint``."""
+        fields = {"error": self.message, "code": self.code, "field": self.field, "file": self.file, "hint": self.hint}
+        return {key: value for key, value in fields.items() if value is not None}
 
 
-def _rebuild(cls: type[AtlasError], message: str, facts: dict[str, str]) -> AtlasError:
-    return cls(message, code=facts["code"], field=facts.get("field"), file=facts.get("file"), hint=facts.get("hint"))
+def _rebuild(cls: type[AtlasError], message: str, fields: dict[str, str]) -> AtlasError:
+    optional = {name: fields.get(name) for name in ("field", "file", "hint")}
+    return cls(message, code=fields["code"], **optional)
 
 
 class InputError(AtlasError):
-    """The caller's input is wrong; nothing was spent and nothing stored was touched."""
+    """The caller's input is wrong. Nothing was run and nothing in a store was changed."""
 
     exit_status = 2
 
 
 class StoreError(AtlasError):
-    """What a store holds is damaged, incomplete or of a layout this version does not read."""
+    """The contents of a store are damaged, incomplete, or of a layout that this version does not read."""
 
 
 class TransientError(AtlasError):
@@ -78,19 +88,26 @@ class TransientError(AtlasError):
 
 
 class UnitError(AtlasError):
-    """One work unit failed in a worker; another attempt, elsewhere, may succeed."""
+    """One attempt of a work unit failed; another one may succeed."""
 
 
 class JobError(AtlasError):
-    """A job ended and some of what it promised is missing; what was committed stays."""
+    """A job ended with units missing; committed units are kept."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known name, as the end of an error message (empty when nothing is near).
+    """Suggest the known name that is most similar to a misspelt one, as a hint for an error.
+
+    Args:
+        name: The misspelt name.
+        known: The valid names.
+
+    Returns:
+        A question; empty if no name is similar.
 
     Example:
         >>> closest("pirat", ["pirate", "poet"])
         "Did you mean 'pirate'?"
     """
-    near = get_close_matches(name, list(known), n=1)
-    return f"Did you mean {near[0]!r}?" if near else ""
+    similar = get_close_matches(name, list(known), n=1)
+    return f"Did you mean {similar[0]!r}?" if similar else ""

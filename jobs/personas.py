@@ -1,4 +1,4 @@
-"""Personas and their questions, as frozen values. Knows nothing of files or of how many will be asked."""
+"""Personas and their questions, as frozen values. Knows nothing of files, nor of how many rollouts will be made."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["role", "trait", "default", "conversation"]
-"""What a rollout is of; a catalog has the first three, ``conversation`` is a text that was given."""
+"""Kind of a rollout. Catalogs have the first three; ``conversation`` is a given text that belongs to no persona."""
 
 Polarity = Literal["pos", "neg"]
 
 KINDS: tuple[Kind, ...] = ("default", "role", "trait")
 POLARITIES: dict[Kind, tuple[Polarity, ...]] = {"default": ("pos",), "role": ("pos",), "trait": ("pos", "neg")}
 DEFAULT_PERSONA = "assistant_default"
-"""Name of the one persona of kind ``default``: the model as itself. (``assistant`` is also the name of a role.)"""
+"""Name of the only persona of kind ``default``, the model without a role. (``assistant`` is the name of a role.)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One extraction question; a text listed twice stays two questions with two ids."""
+    """One extraction question. A text that is listed twice is two questions with two ids.
+
+    Attributes:
+        id: Id of the question, unique within its list.
+        text: What the user asks.
+    """
 
     id: str
     text: str
@@ -26,16 +31,18 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """A role, a trait or the default Assistant. Kind and name together are its identity: nine names are both.
+    """A role, a trait or the default Assistant.
+
+    Kind and name together identify it: some names are those of both a role and a trait.
 
     Attributes:
         kind: ``role``, ``trait`` or ``default``.
-        name: Its name within the kind.
-        description: One line, empty where the source has none.
-        prompts: System prompts, by prompt_index; for a trait those that ask for it. ``""`` means no system prompt.
-        counter_prompts: For a trait, the prompts that ask for its opposite, matched by index; else empty.
-        questions: Its own questions; empty means it has none beside the shared ones.
-        judge_prompt: What a judge is asked, with ``{question}`` and ``{answer}``; empty for the default.
+        name: Name within the kind.
+        description: Description in one line; empty if the source has none.
+        prompts: System prompts by prompt_index, for a trait those of polarity ``pos``; ``""`` means no system prompt.
+        counter_prompts: System prompts of polarity ``neg`` by prompt_index; empty unless it is a trait.
+        questions: Questions of its own; empty if it has only the shared ones.
+        judge_prompt: Prompt for a judge, with ``{question}`` and ``{answer}``; empty if there is none.
     """
 
     kind: Kind
@@ -47,6 +54,19 @@ class Persona:
     judge_prompt: str = ""
 
     def system_prompt(self, polarity: Polarity, prompt_index: int, model_name: str) -> str:
-        """Give the system prompt of one polarity and index, ``{model_name}`` filled in (``""``: none)."""
+        """Give a system prompt with ``{model_name}`` filled in.
+
+        Args:
+            polarity: ``neg`` exists for traits only.
+            prompt_index: 0-based.
+            model_name: Name that the prompt calls the model.
+
+        Returns:
+            The prompt; empty for no system prompt.
+
+        Example:
+            >>> Persona("default", "assistant_default", "", ("You are {model_name}.",)).system_prompt("pos", 0, "Llama")
+            'You are Llama.'
+        """
         texts = self.prompts if polarity == "pos" else self.counter_prompts
         return texts[prompt_index].replace("{model_name}", model_name)

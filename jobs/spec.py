@@ -1,8 +1,8 @@
-"""The job spec: one YAML file that says what to run, validated before anything is spent.
+"""The job spec: one YAML file that says what to run, validated before anything runs.
 
-Everything that decides the science (which rollouts, from which model, sampled and captured how) is the run's
-*identity*; everything else (where it is kept, how it is spread over machines) may change between two starts of one
-run. Knows nothing of models' insides: whether a layer exists is the plan's question.
+The fields that decide the results (which rollouts, of which model, how sampled and captured) are the *identity* of a
+run. All others (where it is stored, how it is distributed) may differ between two starts of one run. Knows nothing of a
+model's architecture: whether a layer exists is checked by the plan.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class _Part(BaseModel):
 
 
 class ModelSpec(_Part):
-    """Which model, and how it is held.
+    """The model and the type of its parameters.
 
     Attributes:
         source: A Hugging Face id, a local directory, or ``package://<module>/<file>.gguf``.
-        revision: Branch, tag or commit of a Hugging Face id.
-        dtype: Parameters' type; ``auto`` is the checkpoint's own.
-        name: What ``{model_name}`` in a prompt becomes; the last part of ``source`` when not given.
+        revision: Branch, tag or commit of a Hugging Face id; None: the default branch.
+        dtype: Type of the parameters; ``auto`` is that of the checkpoint.
+        name: Replacement of ``{model_name}`` in prompts; None: the last part of ``source``.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -53,19 +53,24 @@ class ModelSpec(_Part):
 
     @property
     def display_name(self) -> str:
-        """What ``{model_name}`` in a prompt becomes."""
+        """Replacement of ``{model_name}`` in prompts.
+
+        Example:
+            >>> ModelSpec(source="Qwen/Qwen3-0.6B").display_name
+            'Qwen3-0.6B'
+        """
         return self.name or self.source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 class Selection(_Part):
-    """Which personas of one kind, and how many rollouts of each.
+    """Personas of one kind, and the number of rollouts of each.
 
     Attributes:
-        names: Names or globs of the catalog; an empty list leaves the kind out.
-        prompts: How many of each persona's system prompts, from the first; null means all.
-        questions: How many questions, from the first; null means all.
+        names: Names or globs of personas in the catalog; an empty list selects none.
+        prompts: Number of system prompts of each persona, from the first; None: all.
+        questions: Number of questions, from the first; None: all.
         samples: Rollouts per prompt and question.
-        questions_from: ``shared``: the catalog's extraction questions; ``own``: the persona's own.
+        questions_from: ``shared``: the catalog's extraction questions; ``own``: the persona's own questions.
     """
 
     names: list[str] = []
@@ -76,11 +81,11 @@ class Selection(_Part):
 
 
 class DefaultSelection(_Part):
-    """How much of the default Assistant; ``prompts: 0`` leaves it out.
+    """The number of rollouts of the default Assistant.
 
     Attributes:
-        prompts: How many of its variants, from the first; null means all, 0 none.
-        questions: How many of the shared questions, from the first; null means all.
+        prompts: Number of its system prompts, from the first; None: all; 0: no rollouts of the default Assistant.
+        questions: Number of shared questions, from the first; None: all.
         samples: Rollouts per prompt and question.
     """
 
@@ -90,13 +95,13 @@ class DefaultSelection(_Part):
 
 
 class PersonasSpec(_Part):
-    """Who is played.
+    """The personas that the model is prompted to adopt.
 
     Attributes:
-        catalog: ``builtin`` or a directory (our layout or the released one).
-        roles: The roles.
-        traits: The traits, each with both polarities.
-        default: The default Assistant.
+        catalog: ``builtin``, or a directory in the native or the released layout.
+        roles: Selection of roles.
+        traits: Selection of traits, each in both polarities.
+        default: Rollouts of the default Assistant.
     """
 
     catalog: str = BUILTIN
@@ -106,7 +111,7 @@ class PersonasSpec(_Part):
 
 
 class ConversationsSpec(_Part):
-    """Texts that exist already, read instead of personas being played.
+    """Existing conversations, whose activations are captured instead of generating responses.
 
     Attributes:
         source: A ``.jsonl`` or ``.json`` file, or a directory of such files.
@@ -116,14 +121,15 @@ class ConversationsSpec(_Part):
 
 
 class GenerationSpec(_Part):
-    """A server that generates, by the OpenAI protocol of vLLM, SGLang and others; capture is a pass of our own.
+    """A server with the OpenAI protocol (vLLM, SGLang and others) that generates; a worker's prefill pass captures.
 
     Attributes:
-        endpoint: Its base URL, as ``http://host:8000/v1``.
-        model: What the server calls the model; ``model.source`` when not given.
-        concurrency: Requests in flight at a time, of each replica.
-        timeout_s: Of one request.
-        api_key_env: Name of the environment variable with the key, where a worker runs; the key itself is kept nowhere.
+        endpoint: Base URL, such as ``http://host:8000/v1``.
+        model: Name of the model on the server; None: ``model.source``.
+        concurrency: Requests in flight of each replica.
+        timeout_s: Timeout of one request in seconds.
+        api_key_env: Name of the environment variable that holds the API key on the workers; the key is stored nowhere.
+            None: requests are sent without a key.
     """
 
     endpoint: str
@@ -136,9 +142,9 @@ class GenerationSpec(_Part):
     @classmethod
     def _is_a_plain_url(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
-            raise ValueError("an endpoint is an http:// or https:// URL")
+            raise ValueError("an endpoint must be an http:// or https:// URL")
         if "@" in url.split("://")[1].split("/")[0]:
-            raise ValueError("an endpoint URL carries no credentials; name their variable in generation.api_key_env")
+            raise ValueError("an endpoint URL must not hold credentials; name their variable in generation.api_key_env")
         return url.rstrip("/")
 
 
@@ -146,9 +152,9 @@ class SamplingSpec(_Part):
     """How responses are sampled.
 
     Attributes:
-        temperature: 0 is greedy.
-        top_p: Smallest set of tokens with at least this mass is sampled from.
-        max_new_tokens: Longest response, the end-of-turn token included.
+        temperature: Sampling temperature; 0 is greedy decoding.
+        top_p: Nucleus sampling: the smallest set of tokens with at least this probability is sampled from.
+        max_new_tokens: Most tokens of a response, the end-of-turn token included.
     """
 
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.7
@@ -157,17 +163,17 @@ class SamplingSpec(_Part):
 
 
 class CaptureSpec(_Part):
-    """What of the model is kept.
+    """Which activations are stored.
 
     Attributes:
-        hook_points: Places in a block; ``resid_post`` is the residual stream after its MLP, before any final norm. A
-            model whose blocks have no such place is refused by name.
-        layers: 0-based blocks, ``all``, or ``middle`` (block n_layers // 2).
+        hook_points: Points in a decoder layer; ``resid_post`` is the residual stream after its MLP, before any final
+            norm. A model whose layers lack one of them is refused.
+        layers: 0-based layers, ``all``, or ``middle`` (layer n_layers // 2).
         poolings: How a rollout's tokens become one vector; ``tokens`` keeps each content token of the response instead.
-        token_layers: Of which of ``layers`` every token is kept: blocks, ``middle`` or ``all``; said exactly when
-            ``tokens`` is among the poolings, for it is what makes a store large.
-        mode: ``during_generation``: no second pass; ``prefill_pass``: one over texts that are given or that a server
-            generated. Follows from the rest of the spec.
+        token_layers: Those of ``layers`` at which every token is kept: 0-based layers, ``middle`` or ``all``. Required
+            with the pooling ``tokens``, since it decides how large the store becomes; None without it.
+        mode: ``during_generation``: captured while the model generates; ``prefill_pass``: captured in a forward pass
+            over texts that are given or that a server generated. Derived from the rest of the spec.
     """
 
     hook_points: Annotated[list[HookPoint], Field(min_length=1)] = ["resid_post"]
@@ -180,7 +186,7 @@ class CaptureSpec(_Part):
 
     @property
     def pooled(self) -> list[Pooling]:
-        """The poolings that give one vector a rollout: all but ``tokens``."""
+        """The poolings that give one vector per rollout: all but ``tokens``."""
         return [pooling for pooling in self.poolings if pooling != TOKENS]
 
     @property
@@ -206,17 +212,17 @@ class CaptureSpec(_Part):
 
 
 class PlacementSpec(_Part):
-    """How the work is spread; may differ between two starts of one run.
+    """How the work is distributed; may differ between two starts of one run.
 
     Attributes:
-        replicas: Copies of the model, one Ray actor each; null means one per GPU, or one per node when there is none,
-            as many as there are at any time.
-        tensor_parallel: GPUs of one replica, each holding a slice of every matrix. Can be planned, priced and rendered;
-            ``run`` and ``submit`` take 1 alone so far.
-        device: ``auto`` takes GPUs when the cluster has them.
-        batch_tokens: Tokens, prompts and responses together, that one batch may hold; null is 12288, a CPU's measure:
-            raise it on a GPU.
-        threads: CPU threads per replica; null divides the machine's cores among the replicas.
+        replicas: Copies of the model, one Ray actor each; None: one per GPU, or one per node without GPUs, following
+            the cluster as nodes join and leave.
+        tensor_parallel: GPUs of one replica, each holding a slice of every matrix. More than 1 can be planned, priced
+            and rendered, but not run yet.
+        device: ``auto`` uses GPUs if the cluster has any.
+        batch_tokens: Most tokens of one batch, prompts and responses together; None: 12288, which suits a CPU. Raise
+            it on a GPU.
+        threads: CPU threads of each replica; None: the machine's cores are divided among the replicas.
     """
 
     replicas: _Count | None = None
@@ -227,12 +233,12 @@ class PlacementSpec(_Part):
 
 
 class StoreSpec(_Part):
-    """Where the run is kept. Credentials never stand here: they come from the environment or the instance's role.
+    """Where the run is stored. Credentials are not part of it: they come from the environment or the instance's role.
 
     Attributes:
         url: A directory or ``s3://bucket/prefix``.
-        endpoint_url: Of an S3-compatible server that is not AWS; ``AWS_ENDPOINT_URL`` serves too.
-        mantissa_bits: Bits kept of each float32's 23; 10 is float16's precision without its range.
+        endpoint_url: URL of an S3-compatible server; None: ``AWS_ENDPOINT_URL`` if it is set, else AWS.
+        mantissa_bits: Mantissa bits kept of each float32's 23; 10 gives float16's precision with float32's range.
     """
 
     url: Annotated[str, Field(min_length=1)]
@@ -243,32 +249,32 @@ class StoreSpec(_Part):
     @classmethod
     def _known_scheme(cls, url: str) -> str:
         if "://" in url and not url.startswith("s3://"):
-            raise ValueError("a store is a directory or an s3:// URL")
+            raise ValueError("a store must be a directory or an s3:// URL")
         if "@" in url.removeprefix("s3://").split("/")[0]:
-            raise ValueError("a store URL carries no credentials; set them in the environment")
+            raise ValueError("a store URL must not hold credentials; set them in the environment")
         return url
 
     @field_validator("endpoint_url")
     @classmethod
     def _no_credentials(cls, url: str | None) -> str | None:
         if url is not None and "@" in url.split("://")[-1].split("/")[0]:
-            raise ValueError("an endpoint URL carries no credentials; set them in the environment")
+            raise ValueError("an endpoint URL must not hold credentials; set them in the environment")
         return url
 
 
 class JobSpec(_Part):
-    """A whole job. See ``docs/spec.md`` for every field with its default.
+    """A job. ``docs/spec.md`` lists every field with its default.
 
     Attributes:
-        model: Which model.
-        personas: Who is played, how often.
-        conversations: Texts to read instead; None plays the personas.
-        generation: The server that generates; None generates here.
+        model: The model.
+        personas: Personas, and the number of rollouts of each.
+        conversations: Existing conversations to read instead; None: rollouts of the personas are generated.
+        generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
-        capture: What is kept of the residual stream.
-        placement: How it is spread over machines.
-        store: Where it is kept.
-        seed: Every rollout's own seed is derived from this and its address.
+        capture: Which activations are stored.
+        placement: How the work is distributed.
+        store: Where the run is stored.
+        seed: Seed from which, with its address, the seed of every rollout is derived.
     """
 
     model: ModelSpec
@@ -284,7 +290,7 @@ class JobSpec(_Part):
     @model_validator(mode="before")
     @classmethod
     def _derive_mode(cls, data: Any) -> Any:
-        """Texts that are not generated here are captured by a pass over them; nobody need say so."""
+        """Set the capture mode of texts that are given or that a server generates, unless the spec sets it."""
         if not isinstance(data, dict) or not (data.get("conversations") or data.get("generation")):
             return data
         capture = data.get("capture") or {}
@@ -298,23 +304,23 @@ class JobSpec(_Part):
             raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
         if self.conversations is not None:
             if self.personas != PersonasSpec():
-                raise ValueError("a job either reads conversations or plays personas: leave one of the two out")
+                raise ValueError("a job has either conversations or personas: leave one of the two out")
             if self.generation is not None:
-                raise ValueError("conversations are read and not generated: leave generation out")
+                raise ValueError("conversations need no generation: leave generation out")
             return self
         if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
-            raise ValueError("personas selects nobody: name roles or traits, or give the default a prompt")
+            raise ValueError("personas selects nobody: name roles or traits, or give the default at least one prompt")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Give the part of the spec that decides what the run's numbers mean."""
+        """Give the fields that decide the results, as JSON values; two specs of one run must agree in them."""
         whole = self.model_dump(mode="json")
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
         if not self.capture.keeps_tokens:
-            # A run that keeps none is what it was before there was such a choice.
+            # Keeps the digest of runs that were made before the field existed.
             del keep["capture"]["token_layers"]
-        # Where texts lie, or are generated, is no part of it: they are, and the plan's digest covers those.
+        # The texts themselves decide, not the place they come from; the plan's digest covers the texts.
         if self.conversations is not None:
             return keep | {"conversations": True}
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
@@ -325,7 +331,7 @@ class JobSpec(_Part):
 
     @property
     def served_model(self) -> str:
-        """What a server is asked for."""
+        """Name of the model on the server that generates."""
         return (self.generation and self.generation.model) or self.model.source
 
     @property
@@ -335,7 +341,12 @@ class JobSpec(_Part):
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value in canonical form."""
+    """Hash a JSON value in canonical form: SHA-256 in hexadecimal.
+
+    Example:
+        >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
+        True
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -344,10 +355,10 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 
     Args:
         path: The YAML file.
-        overrides: ``key.path=value`` assignments, applied in order before validation.
+        overrides: ``key.path=value`` assignments, applied one after the other before validation.
 
     Raises:
-        InputError: The file or an override is wrong; names the file, line and field.
+        InputError: The file or an override is invalid; names the file, line and field.
 
     Example:
         >>> load_spec("examples/demo.yaml", ["seed=7"]).seed  # doctest: +SKIP
@@ -358,10 +369,14 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec:
-    """Validate a spec that was put together from a command's options.
+    """Validate a spec that was built from the options of a command.
+
+    Args:
+        data: The spec as a nested mapping.
+        overrides: ``key.path=value`` assignments, applied one after the other before validation.
 
     Raises:
-        InputError: A field is wrong; names it.
+        InputError: A field is invalid; names it.
     """
     return _validated(dict(data), overrides, "", "the command line")
 

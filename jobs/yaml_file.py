@@ -1,6 +1,6 @@
-"""Read a YAML file into a pydantic model; every complaint names the file, the line and the field.
+"""Read YAML files into pydantic models, with errors that name the file, the line and the field.
 
-Knows nothing of what the files mean.
+Knows nothing of the meaning of the files.
 """
 
 from __future__ import annotations
@@ -24,10 +24,17 @@ def parse_yaml(text: str, file: str) -> Any:
 
     Args:
         text: The YAML.
-        file: What to call it in an error.
+        file: Name of the file, for errors.
+
+    Returns:
+        The parsed value; None for an empty text.
 
     Raises:
-        InputError: The text is not YAML; names the line.
+        InputError: The text is not valid YAML, or a mapping has the same key twice; names the line.
+
+    Example:
+        >>> parse_yaml("seed: 7", "job.yaml")
+        {'seed': 7}
     """
     try:
         loader = _Loader(text)
@@ -40,12 +47,12 @@ def parse_yaml(text: str, file: str) -> Any:
             f"line {line} is not valid YAML: {problem}.",
             code="not_yaml",
             file=file,
-            hint="Mend that line; a text with a colon needs quotes or a >- block.",
+            hint="Fix that line; a text that contains a colon needs quotes or a >- scalar.",
         ) from None
 
 
 def _refuse_repeated_keys(node: yaml.Node | None, file: str) -> None:
-    """YAML forbids a key that stands twice, and the parser lets the last one win; a person meant one of them."""
+    """Refuse a mapping with the same key twice: YAML forbids it, but the parser would silently keep the last."""
     if isinstance(node, yaml.SequenceNode):
         for entry in node.value:
             _refuse_repeated_keys(entry, file)
@@ -57,18 +64,21 @@ def _refuse_repeated_keys(node: yaml.Node | None, file: str) -> None:
         name = str(key.value)
         if name in seen:
             raise InputError(
-                f"stands twice, on lines {seen[name]} and {line} of {file}.",
+                f"must be given once, but is on lines {seen[name]} and {line} of {file}.",
                 code="repeated_key",
                 field=name,
                 file=file,
-                hint="Keep one of them.",
+                hint="Delete one of them.",
             )
         seen[name] = line
         _refuse_repeated_keys(value, file)
 
 
 def _place_of(error: yaml.YAMLError, text: str) -> tuple[int, str | None]:
-    """1-based line and reason of a parser's complaint; a forbidden character has a position and no mark."""
+    """Find the 1-based line and the reason of a parser's error.
+
+    For a forbidden character the parser gives a position in the text instead of a line.
+    """
     if isinstance(error, yaml.reader.ReaderError):
         return text.count("\n", 0, error.position) + 1, str(error.reason)
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
@@ -80,10 +90,10 @@ def read_text(path: Path, what: str) -> str:
 
     Args:
         path: The file.
-        what: What it was meant to be, for the error ("a spec", "a persona").
+        what: Kind of file, for errors, such as "a job spec".
 
     Raises:
-        InputError: It is missing, a directory, unreadable or not UTF-8.
+        InputError: The file is missing, a directory, not readable or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -97,23 +107,23 @@ def read_text(path: Path, what: str) -> str:
 
 
 def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
-    """Build a model from parsed data, turning the first complaint into one that names the file, line and field.
+    """Build a model from parsed YAML.
 
     Args:
-        model: The pydantic model.
-        data: What the YAML held.
-        text: The YAML itself, to find lines in.
-        file: What to call it.
+        model: Class of the model.
+        data: The parsed YAML.
+        text: The YAML itself, in which lines are looked up; empty if there is no file.
+        file: Name of the file, for errors.
 
     Raises:
-        InputError: The data does not fit the model.
+        InputError: The data does not fit the model; names file, line and field of the first problem.
     """
     if not isinstance(data, dict):
         raise InputError(
-            f"holds {type(data).__name__}, not a mapping of fields.",
+            f"must be a mapping of fields, but is {'empty' if data is None else f'a {type(data).__name__}'}.",
             code="not_a_mapping",
             file=file,
-            hint=f"It needs the fields {', '.join(model.model_fields)}.",
+            hint=f"Its fields are {', '.join(model.model_fields)}.",
         )
     try:
         return model.model_validate(data)
@@ -123,23 +133,23 @@ def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
 
 def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file: str) -> InputError:
     problems = error.errors(include_url=False)
-    # A key that is misspelt is also missing; the spelling is what to mend.
+    # A misspelt key causes two problems, an unknown key and a missing one. The unknown one shows the spelling.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    # Where a field may be of two types, pydantic adds the type it tried, such as "list[int]"; no user knows that.
+    # For a field of several types pydantic adds the one that it tried, such as "list[int]", to the path.
     path = tuple(part for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
     field = ".".join(str(part) for part in path)
     line = _line_of(text, path)
     where = f" ({file}, line {line})" if line else f" ({file})" if field else ""
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(model, path[:-1])
-        hint = closest(str(path[-1]), siblings) or f"Known here: {', '.join(sorted(siblings))}."
+        hint = closest(str(path[-1]), siblings) or f"The keys here are {', '.join(sorted(siblings))}."
         return InputError(f"is not a known key{where}.", code="unknown_key", field=field, file=file, hint=hint)
     if problem["type"] == "missing":
         return InputError(
             f"is required and missing{where}.", code="missing_key", field=field, file=file, hint=f"Add {path[-1]!r}."
         )
     given = problem.get("input")
-    # A URL that is refused for the credentials in it must not print them.
+    # A URL may be refused because it holds credentials, which an error must not repeat.
     is_secret = isinstance(given, str) and "@" in given
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and not is_secret else ""
     reason = problem["msg"].removeprefix("Value error, ")
@@ -147,7 +157,7 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Field names of the nested model at a path, as far as it can be followed."""
+    """List the fields of the nested model at a path, or of the last model that the path reaches."""
     current: Any = model
     for part in path:
         info = current.model_fields.get(part) if isinstance(part, str) else None
@@ -162,7 +172,7 @@ def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 
 
 def _line_of(text: str, path: Sequence[int | str]) -> int | None:
-    """1-based line of the deepest part of ``path`` that the YAML has."""
+    """Find the 1-based line of the deepest part of ``path`` that exists in the YAML."""
     node = yaml.compose(text, Loader=_Loader)
     line = None
     for part in path:
@@ -181,10 +191,17 @@ def _line_of(text: str, path: Sequence[int | str]) -> int | None:
 
 
 def set_by_path(data: Mapping[str, Any], assignment: str) -> dict[str, Any]:
-    """Apply one ``key.path=value`` to a nested mapping and give the changed copy; the value is read as YAML.
+    """Apply one assignment to a nested mapping.
+
+    Args:
+        data: The mapping; it is not changed.
+        assignment: ``key.path=value``; the value is parsed as YAML.
+
+    Returns:
+        A changed copy.
 
     Raises:
-        InputError: The assignment has no ``=`` or walks through something that is not a mapping.
+        InputError: The assignment has no ``=``, or its path leads through a value that is not a mapping.
 
     Example:
         >>> set_by_path({"store": {"url": "a"}}, "store.url=b")
@@ -193,7 +210,7 @@ def set_by_path(data: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     path, equals, value = assignment.partition("=")
     if not equals or not path:
         raise InputError(
-            f"{assignment!r} is not key.path=value.",
+            f"must be key.path=value, but is {assignment!r}.",
             code="bad_assignment",
             field="--set",
             hint="For example --set sampling.temperature=0.",
@@ -205,6 +222,11 @@ def set_by_path(data: Mapping[str, Any], assignment: str) -> dict[str, Any]:
         return changed
     inner = changed.get(head) or {}
     if not isinstance(inner, Mapping):
-        raise InputError(f"{head!r} holds a value, not fields.", code="bad_assignment", field=f"--set {path}")
+        raise InputError(
+            f"cannot be set, because {head!r} holds a value and not fields.",
+            code="bad_assignment",
+            field=f"--set {path}",
+            hint="See docs/spec.md for the fields of a spec.",
+        )
     changed[head] = set_by_path(inner, f"{rest}={value}")
     return changed

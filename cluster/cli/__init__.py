@@ -1,7 +1,7 @@
-"""The command ``persona-atlas``: adds one verb from each file of this folder, and turns errors into exit statuses.
+"""The command ``persona-atlas``: collects the commands of this folder's modules, and maps errors to exit statuses.
 
 0: done. 1: the work failed. 2: the input was wrong. 130: stopped by Ctrl-C or SIGTERM, resumable.
-Results go to stdout, everything else to stderr; with ``--json`` stdout holds one JSON document and nothing else.
+Results go to stdout, everything else to stderr; with ``--json`` stdout holds one JSON object and nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def cli() -> None:
     """Extract, keep and query the activations behind a language model's personas."""
 
 
-for _verb in (
+for _command in (
     run.run,
     extract.extract,
     submit.submit,
@@ -52,30 +52,34 @@ for _verb in (
     catalog.catalog,
     cluster.cluster,
 ):
-    cli.add_command(_verb)
+    cli.add_command(_command)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    # Cleaning up is not cut short by one more Ctrl-C; whoever insists gets out all the same.
+def _on_first_signal(_signal: int, _frame: FrameType | None) -> None:
+    # A second Ctrl-C only warns, so that cleaning up is not cut short by accident; a third exits at once.
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _force_stop)
+        signal.signal(each, _on_second_signal)
     raise KeyboardInterrupt
 
 
-def _force_stop(_signal: int, _frame: FrameType | None) -> None:
+def _on_second_signal(_signal: int, _frame: FrameType | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: os._exit(EXIT_INTERRUPTED))
-    output.progress().say("Still cleaning up: once more ends it at once. What is committed stays either way.")
+    output.progress().say("Still cleaning up; press Ctrl-C again to exit at once. Committed units are kept either way.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its status."""
+    """Run the command line and exit with its status.
+
+    Args:
+        arguments: Command and options; None: those of this process.
+    """
     argv: Sequence[str] = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _on_first_signal)
+    signal.signal(signal.SIGTERM, _on_first_signal)
     as_json = "--json" in argv
     try:
-        ended: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
+        result: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
     except click.ClickException as error:
         output.error({"error": error.format_message(), "code": "usage"}, as_json=as_json)
         sys.exit(2)
@@ -88,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             as_json=as_json,
         )
         sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 - the last place that can answer a program in its own terms
-        # A fault of ours: the whole of it for whoever mends it, and still one object for a program.
+    except Exception as error:  # noqa: BLE001 - nothing above could print it as JSON
+        # A bug: the traceback is for whoever fixes it, and a program that reads JSON still gets its one object.
         traceback.print_exc()
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)
         sys.exit(1)
-    sys.exit(ended if isinstance(ended, int) else 0)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,4 +1,4 @@
-"""``persona-atlas catalog``: which personas there are, one in full, and a check of a directory of one's own."""
+"""``persona-atlas catalog``: list personas, show one in full, and validate a directory of the user's own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from ...jobs.catalog import BUILTIN, KINDS, Catalog, load_catalog
 from ...jobs.personas import Kind, Persona
+from ...jobs.wording import count_of
 from . import output
 from .options import json_option
 
@@ -16,14 +17,14 @@ from .options import json_option
 @click.command()
 @click.argument("patterns", metavar="[NAME]...", nargs=-1)
 @click.option("--kind", type=click.Choice(KINDS), default=None, help="Only this kind.")
-@click.option("--from", "source", default=BUILTIN, show_default=True, help="A directory of personas.")
+@click.option("--from", "source", default=BUILTIN, show_default=True, help="The built-in catalog or a directory.")
 @click.option("--questions", is_flag=True, help="List the shared extraction questions instead.")
-@click.option("--validate", "check_only", is_flag=True, help="Read every file and report how many are in order.")
+@click.option("--validate", "check_only", is_flag=True, help="Read every file and count the valid ones.")
 @json_option
 def catalog(
     patterns: tuple[str, ...], kind: str | None, source: str, questions: bool, check_only: bool, as_json: bool
 ) -> None:
-    """List personas by NAME (names or globs; all without one); one alone is shown in full."""
+    """List the personas that match NAME (names or globs; without one, all). A single match is shown in full."""
     opened = load_catalog(source)
     if questions:
         _print_questions(opened, as_json=as_json)
@@ -36,35 +37,35 @@ def catalog(
         if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
     ]
     if not chosen and patterns:
-        # Says what is wrong, with the nearest name.
+        # Raises, with the nearest name as a hint.
         opened.select(kinds[0] if kind else "role", patterns, "NAME")
     if as_json:
         output.document({"personas": [as_dict(persona) for persona in chosen]})
     elif check_only:
         counts = {k: sum(persona.kind == k for persona in chosen) for k in kinds}
-        shown = ", ".join(f"{count} {k}" for k, count in counts.items())
-        output.text(f"{source}: in order: {shown}; {len(opened.questions)} shared questions")
+        shown = ", ".join(count_of(count, k) for k, count in counts.items())
+        output.text(f"{source} is valid: {shown}; {count_of(len(opened.questions), 'shared question')}")
     elif len(chosen) == 1 and patterns:
         _print_one(chosen[0])
     else:
         output.table(
-            f"{len(chosen)} personas of {source}",
+            f"{count_of(len(chosen), 'persona')} of {source}",
             ["kind", "name", "description"],
             [[persona.kind, persona.name, persona.description] for persona in chosen],
         )
 
 
 def as_dict(persona: Persona) -> dict[str, Any]:
-    """Give a persona as plain data, for ``--json``."""
-    facts: dict[str, Any] = {"kind": persona.kind, "name": persona.name, "description": persona.description}
+    """Build the object that ``--json`` prints for a persona."""
+    fields: dict[str, Any] = {"kind": persona.kind, "name": persona.name, "description": persona.description}
     if persona.kind == "trait":
         pairs = zip(persona.prompts, persona.counter_prompts, strict=True)
-        facts["pairs"] = [{"pos": pos, "neg": neg} for pos, neg in pairs]
+        fields["pairs"] = [{"pos": pos, "neg": neg} for pos, neg in pairs]
     else:
-        facts["system_prompts"] = list(persona.prompts)
-    facts["questions"] = [question.text for question in persona.questions]
-    facts["judge_prompt"] = persona.judge_prompt
-    return facts
+        fields["system_prompts"] = list(persona.prompts)
+    fields["questions"] = [question.text for question in persona.questions]
+    fields["judge_prompt"] = persona.judge_prompt
+    return fields
 
 
 def _print_one(persona: Persona) -> None:

@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 spec_argument: Decorator = click.argument("spec_file", metavar="SPEC", type=click.Path())
 store_argument: Decorator = click.argument("store_url", metavar="STORE")
 set_option: Decorator = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a field of the spec; may be repeated."
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a field of the spec; repeatable."
 )
-json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 endpoint_option: Decorator = click.option(
-    "--endpoint-url", default=None, help="S3-compatible server of the store (or set AWS_ENDPOINT_URL)."
+    "--endpoint-url", default=None, help="URL of an S3-compatible server (or set AWS_ENDPOINT_URL)."
 )
 address_option: Decorator = click.option(
     "--address",
     default=None,
     metavar="URL",
-    help="The cluster's dashboard, as http://head:8265 (or set RAY_API_SERVER_ADDRESS).",
+    help="The cluster's dashboard, such as http://head:8265 (or set RAY_API_SERVER_ADDRESS).",
 )
 join_option: Decorator = click.option(
-    "--address", default=None, metavar="HOST:PORT", help="Join this Ray cluster; without it, start one here."
+    "--address",
+    default=None,
+    metavar="HOST:PORT",
+    help="Ray cluster to join; without it, Ray is started on this machine.",
 )
 
 _CODE_OPTIONS: list[Decorator] = [
@@ -35,9 +38,9 @@ _CODE_OPTIONS: list[Decorator] = [
         type=click.Choice(["ship", "installed"]),
         default="ship",
         show_default=True,
-        help="Send this package along, or use the one that the cluster has.",
+        help="Upload this package with the job, or use the one installed on the nodes.",
     ),
-    click.option("--image", default=None, help="Container image for the job's processes, which has this package."),
+    click.option("--image", default=None, help="Container image for the job's processes; it must have this package."),
     click.option(
         "--driver-resource", default="", metavar="NAME", help="Keep the driver on nodes with this Ray resource."
     ),
@@ -45,33 +48,41 @@ _CODE_OPTIONS: list[Decorator] = [
         "--scale-up",
         "may_scale_up",
         is_flag=True,
-        help="GPUs that are not there yet will be: an autoscaler brings them.",
+        help="Accept a job that needs more nodes than there are: an autoscaler adds them.",
     ),
 ]
 
 
 def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how a job finds its code and its driver's place."""
+    """Add the options of ``SubmitOptions``: where a job's code comes from and where its driver runs."""
     for option in reversed(_CODE_OPTIONS):
         command = option(command)
     return command
 
 
 def is_store(target: str) -> bool:
-    """Whether an argument that may be a job's id or a store names a store."""
+    """Whether an argument names a store rather than a job.
+
+    Args:
+        target: A job's id, a directory or an ``s3://`` URL.
+
+    Example:
+        >>> is_store("run-3f9a1c"), is_store("s3://bucket/run")
+        (False, True)
+    """
     return "/" in target or "\\" in target or target in (".", "..") or Path(target).is_dir()
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose devices from the table."""
-    command = click.option("--device", default=None, metavar="NAME", help="One device of the table, such as H100.")(
-        command
-    )
+    command = click.option(
+        "--device", default=None, metavar="NAME", help="Only this device of the table, such as H100."
+    )(command)
     return click.option(
         "--devices",
         "devices_file",
         type=click.Path(),
         default=None,
         metavar="FILE",
-        help="A table of devices and prices of your own.",
+        help="Your own table of devices and prices.",
     )(command)

@@ -1,4 +1,4 @@
-"""What every verb prints with: JSON on stdout, text on stdout for people, errors and progress on stderr."""
+"""How every command prints: JSON or text on stdout, errors and progress on stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..run.progress import Progress
 
 
 def progress() -> Progress:
-    """Give a progress printer on stderr."""
+    """Make a progress printer on stderr."""
     return Progress(Console(stderr=True))
 
 
@@ -24,13 +24,13 @@ def document(value: Mapping[str, Any]) -> None:
 
 
 def table(title: str, columns: list[str], lines: list[list[str]], *, keep_first: bool = False) -> None:
-    """Print a table on stdout; columns of numbers, by their look, to the right.
+    """Print a table on stdout; columns in which every cell looks like a number are aligned to the right.
 
     Args:
-        title: Above it.
-        columns: Headings.
-        lines: Cells.
-        keep_first: Whether the first column is to be copied from, and so never broken.
+        title: Line above the table.
+        columns: Headings; all empty for a table without a header.
+        lines: Cells of each line.
+        keep_first: Never break the first column over lines, so that users can copy from it.
     """
     console = Console(markup=False, highlight=False)
     shown = Table(show_header=any(columns))
@@ -55,20 +55,30 @@ def text(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def error(facts: Mapping[str, str], *, as_json: bool) -> None:
-    """Print an error on stderr: one JSON object, or a sentence that names the place and the mend."""
+def error(fields: Mapping[str, str], *, as_json: bool) -> None:
+    """Print an error on stderr, as one JSON object or as text.
+
+    Args:
+        fields: The error in the shape of ``AtlasError.as_dict``.
+        as_json: Whether to print JSON.
+    """
     if as_json:
-        sys.stderr.write(json.dumps(facts) + "\n")
+        sys.stderr.write(json.dumps(fields) + "\n")
         return
-    place = facts.get("field") or facts.get("file")
-    message = f"{place}: {facts['error']}" if place else facts["error"]
+    place = fields.get("field") or fields.get("file")
+    message = f"{place}: {fields['error']}" if place else fields["error"]
     sys.stderr.write(f"Error: {message}\n")
-    if "hint" in facts:
-        sys.stderr.write(f"  {facts['hint']}\n")
+    if "hint" in fields:
+        sys.stderr.write(f"  {fields['hint']}\n")
 
 
 def size(num_bytes: float) -> str:
-    """Write bytes for people: 1.2 GB."""
+    """Format a number of bytes for people.
+
+    Example:
+        >>> size(812), size(1.24e9)
+        ('812 B', '1.2 GB')
+    """
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if num_bytes < 1000 or unit == "TB":
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

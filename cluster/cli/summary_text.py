@@ -1,4 +1,4 @@
-"""A summary as a short table on the terminal."""
+"""Print the summary of a reduction on the terminal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from . import output
 
 
 def print_summary(found: Summary) -> None:
-    """Print who lies where on the axis, and what PCA says."""
+    """Print the roles at both ends of the axis, the figures of PCA, and the thresholds."""
     if found.roles:
         lines = [[name, f"{value:+.2f}", _z(z, found)] for name, value, z in found.assistant_end]
         if found.default_projection is not None and found.default_z is not None:
             lines.insert(0, ["(the default Assistant)", f"{found.default_projection:+.2f}", _z(found.default_z, found)])
         far = [[name, f"{value:+.2f}", _z(z, found)] for name, value, z in reversed(found.far_end)]
         lines += [["...", "", ""], *far] if far else []
-        title = f"The Assistant Axis at layer {found.layer} (the higher, the nearer the Assistant; zero means nothing)"
+        title = f"The Assistant Axis at layer {found.layer} (higher is nearer the Assistant; zero has no meaning)"
         output.table(title, ["persona", "projection", "z among roles"], lines)
     if found.components_for_70 is not None:
         output.text(f"Components for 70 % of the variance of the role vectors: {found.components_for_70}")
@@ -28,9 +28,9 @@ def print_summary(found: Summary) -> None:
         output.text(f"Floors on the axis at layer {found.layer} (percentiles of -axis): {shown}")
     output.text(found.filter_note)
     if found.units_done < found.units_planned:
-        output.text(f"From {found.units_done} of {found.units_planned} units: the run is not complete.")
+        output.text(f"The run is not complete: these are {found.units_done} of {found.units_planned} units.")
 
 
 def _z(z: float, found: Summary) -> str:
-    # One role has no spread to be measured by.
+    # A single role has no standard deviation.
     return f"{z:+.2f}" if len(found.roles) > 1 else "-"

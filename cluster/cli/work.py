@@ -1,4 +1,4 @@
-"""What ``run`` and ``extract`` do once there is a spec: plan, work, reduce where that says something, tell the end."""
+"""What ``run`` and ``extract`` share: plan a spec, do its missing units, reduce, and print the result."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .jobs import plan
 
 
 def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
-    """Do a job, or what is missing of it, and print how it ended.
+    """Run a job, or the missing units of one, and print how it ended.
 
     Args:
-        spec: What to do.
-        address: Of a Ray cluster; None starts Ray here.
-        as_json: Whether a program reads the end.
+        spec: The job.
+        address: Ray cluster to join, as ``host:port``; None: Ray is started on this machine.
+        as_json: Print one JSON object instead of text.
 
     Returns:
         The exit status: 0 when every unit is committed, else 1.
@@ -33,7 +33,7 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
     for what, figure in plan.lines(job.plan, job.estimate):
         progress.say(f"  {what + ':':18}{figure}")
     if job.committed:
-        progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed already.")
+        progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are already committed.")
     try:
         with StatusReporter() as reporter:
             outcome = work_job(job, progress, reporter, address)
@@ -41,7 +41,7 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
             reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
     except KeyboardInterrupt:
         done = len(committed_units(job.location))
-        progress.say(f"{done} of {len(job.plan.units)} units are committed and stay; the same command resumes.")
+        progress.say(f"{done} of {len(job.plan.units)} units are committed and kept; the same command resumes.")
         raise
     if as_json:
         output.document(_as_dict(outcome, conclusion))

@@ -1,4 +1,4 @@
-"""What a user applies to get a cluster: KubeRay manifests, a cluster-launcher file, a Dockerfile. Built as plain data.
+"""Files that create a cluster: KubeRay manifests, a cluster-launcher file, a Dockerfile. Built as plain data.
 
-Pure: starts nothing, asks no cluster, and puts no credential into what it writes.
+Pure functions: they start nothing, contact no cluster, and write no credentials.
 """

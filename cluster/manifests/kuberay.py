@@ -24,27 +24,27 @@ API_VERSION = "ray.io/v1"
 
 _DASHBOARD_PORT = 8265
 _IDLE_S = 600
-_KEPT_S = 600
-"""How long a finished job's cluster stays, so that its logs can be read."""
+_TTL_S = 600
+"""How long the cluster of a finished job stays, so that its logs can be read."""
 
 _RETRIES = 2
-"""Clusters that follow a job whose driver was lost; each goes on where the last one stopped."""
+"""New clusters for a job whose head was lost; each continues from the committed units."""
 
 
 def raycluster(request: ClusterRequest) -> list[Manifest]:
-    """Render a RayCluster that stays until it is deleted, with the job's spec on its head."""
+    """Render a RayCluster, which stays until it is deleted, with the job's spec on its head."""
     cluster = {"apiVersion": API_VERSION, "kind": "RayCluster", "metadata": _metadata(request, request.name)}
     return [_config_map(request), _network_policy(request), cluster | {"spec": _cluster_spec(request)}]
 
 
 def rayjob(request: ClusterRequest) -> list[Manifest]:
-    """Render a RayJob: a cluster for this one job, which ends with it."""
+    """Render a RayJob: a cluster for this one job, deleted after the job has ended."""
     spec = {
         "entrypoint": entrypoint(request),
         "submissionMode": "K8sJobMode",
         "backoffLimit": _RETRIES,
         "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": _KEPT_S,
+        "ttlSecondsAfterFinished": _TTL_S,
         "submitterPodTemplate": submitter_template(request),
         "rayClusterSpec": _cluster_spec(request),
     }
@@ -53,9 +53,9 @@ def rayjob(request: ClusterRequest) -> list[Manifest]:
 
 
 def entrypoint(request: ClusterRequest) -> str:
-    """Give the command that works the job, on the head."""
-    words = ["persona-atlas", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--address", "auto"]
-    return shlex.join([*words, *(word for text in request.demand for word in ("--set", text))])
+    """Give the shell command that runs the job on the head."""
+    command = ["persona-atlas", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--address", "auto"]
+    return shlex.join([*command, *(word for text in request.demand for word in ("--set", text))])
 
 
 def _cluster_spec(request: ClusterRequest) -> Manifest:
@@ -95,14 +95,14 @@ _AUTOSCALER = {"cpu": "500m", "memory": "1Gi"}
 
 
 def _config_map(request: ClusterRequest) -> Manifest:
-    stated: dict[str, Any] = request.spec.model_dump(mode="json", exclude_unset=True)
-    text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
+    given: dict[str, Any] = request.spec.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     metadata = _metadata(request, spec_name(request))
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {SPEC_FILE: text}}
 
 
 def _network_policy(request: ClusterRequest) -> Manifest:
-    """Only the cluster's own pods reach it, and the operator its job port; nothing else in Kubernetes does."""
+    """Admit traffic from the cluster's own pods, and from the operator to the job port; nothing else."""
     ours = {"podSelector": {"matchLabels": labels(request)}}
     operator = {
         "namespaceSelector": {},

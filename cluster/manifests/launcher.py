@@ -1,7 +1,7 @@
-"""A Ray cluster on VMs, for ``ray up``: machines of AWS, or machines one has, each running our image.
+"""A cluster-launcher file for ``ray up``: VMs of AWS, or existing machines, each running our image.
 
-Ray's ports are open among the machines alone; the dashboard and the job port listen on the head's loopback, and a
-person reaches them through ssh. The token is a file that ``ray up`` carries from the user's machine to every other.
+The dashboard and the job port listen on the head's loopback interface only, so users reach them through ssh. ``ray up``
+copies the token file from the user's machine to every other.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _IDLE_MINUTES = 10
 
 @dataclass(frozen=True)
 class Machines:
-    """Where the machines are from.
+    """Where the machines come from.
 
     Attributes:
-        region: Of AWS.
-        hosts: Addresses of machines that are there, the head first; empty rents them from AWS.
-        ssh_user: Who may log in to them.
+        region: AWS region.
+        hosts: Addresses of existing machines, the head first; empty: machines are rented from AWS.
+        ssh_user: User to log in as.
     """
 
     region: str = "us-east-1"
@@ -40,22 +40,23 @@ class Machines:
 
 
 def ray_vm(request: ClusterRequest, machines: Machines, spec_file: str) -> Manifest:
-    """Render a cluster-launcher configuration; see :func:`how_to_use` for what to do with it.
+    """Render a cluster-launcher configuration; :func:`how_to_use` gives the commands to use it.
 
     Args:
         request: The cluster.
-        machines: Where it stands.
-        spec_file: The job's file on this machine; it is carried to the head.
+        machines: Where its machines come from.
+        spec_file: The job's spec file on this machine; ``ray up`` copies it to the head.
 
     Raises:
-        InputError: Credentials by Kubernetes secret, no role or no kind of machine on AWS, or too few hosts.
+        InputError: The request names a Kubernetes secret, there is no worker among the hosts, or AWS lacks an instance
+            profile or VM type.
     """
     if request.secret is not None:
         raise InputError(
-            "names a Kubernetes secret; VMs have none.",
+            f"is {request.secret!r}, but VMs cannot use a Kubernetes secret.",
             code="no_secret_here",
             field="--secret",
-            hint="Give the machines a role that may write to the store (--service-account: the instance profile).",
+            hint="Use --service-account with an instance profile whose role may write to the store.",
         )
     config: Manifest = {
         "cluster_name": request.name,
@@ -76,21 +77,21 @@ def ray_vm(request: ClusterRequest, machines: Machines, spec_file: str) -> Manif
             f"ulimit -n 65536; ray start --address=$RAY_HEAD_IP:6379 --object-store-memory={OBJECT_STORE_BYTES}",
         ],
     }
-    return config | (_own(request, machines) if machines.hosts else _aws(request, machines))
+    return config | (_on_hosts(request, machines) if machines.hosts else _on_aws(request, machines))
 
 
 def how_to_use(request: ClusterRequest, overrides: Sequence[str]) -> str:
-    """Give the commands that bring a rendered cluster up and start the job on it, as comments of its file.
+    """Give the commands that start a rendered cluster and run the job on it, as comments for the top of its file.
 
     Args:
         request: The cluster.
-        overrides: What was set over the spec's file, which is carried as it is.
+        overrides: Assignments of ``--set``, which the copied spec file does not contain.
     """
     file = f"{request.name}.yaml"
     settings = (word for text in (*overrides, *request.demand) for word in ("--set", text))
     job = shlex.join(["run", SPEC_PATH, "--address", "auto", *settings])
     lines = [
-        "ray get-auth-token --generate        # once: the token that this file carries to every machine",
+        "ray get-auth-token --generate        # once: creates the token that ray up copies",
         f"RAY_AUTH_MODE=token ray up {file}",
         f"ray exec {file} {shlex.quote('persona-atlas ' + job.replace(shlex.quote(SPEC_PATH), SPEC_PATH))}",
         f"ray down {file}",
@@ -115,19 +116,22 @@ def _docker(request: ClusterRequest) -> Manifest:
 
 
 def _make_cache(request: ClusterRequest) -> list[str]:
-    """The image's user is not root: the folder for models must be its own before the container starts."""
+    """Give the commands that create the model folder with the image's unprivileged user as its owner.
+
+    Docker would create a missing folder as root, and the container could not write to it.
+    """
     folder = f"/var/tmp/{request.name}"
     return [f"mkdir -p {folder} && sudo chown {USER_ID}:{USER_ID} {folder}"]
 
 
-def _own(request: ClusterRequest, machines: Machines) -> Manifest:
+def _on_hosts(request: ClusterRequest, machines: Machines) -> Manifest:
     head, *workers = machines.hosts
     if not workers:
         raise InputError(
-            "names the head alone; no replica stands on it.",
+            f"is {head!r} alone, but the head runs no replica.",
             code="too_few_hosts",
             field="--hosts",
-            hint="Give the head's address and those of the machines that work, with commas between.",
+            hint="Give the address of the head and of at least one worker, separated by commas.",
         )
     return {
         "max_workers": len(workers),
@@ -136,21 +140,22 @@ def _own(request: ClusterRequest, machines: Machines) -> Manifest:
     }
 
 
-def _aws(request: ClusterRequest, machines: Machines) -> Manifest:
+def _on_aws(request: ClusterRequest, machines: Machines) -> Manifest:
     device = request.device
     if request.service_account is None:
         raise InputError(
-            "is needed: an instance profile that may write to the bucket, start and end machines and pass itself on.",
+            "is required on AWS: an instance profile that may write to the bucket, start and stop machines, and pass "
+            "itself on.",
             code="no_role",
             field="--service-account",
-            hint="Name one that you have made.",
+            hint="Create one and give its name.",
         )
     if device is None or device.vm_type is None:
         raise InputError(
-            "is needed: a kind of device whose line in the table names a machine (vm_type).",
+            "is required on AWS: a device whose entry in the table has a vm_type.",
             code="no_vm_type",
             field="--gpu-type",
-            hint="For example --gpu-type H100, or --hosts for machines that are there.",
+            hint="For example --gpu-type H100; or use --hosts for existing machines.",
         )
     per_machine = device.per_node if request.gpus_per_replica else 1
     fewest, most = (math.ceil(gpus / per_machine) for gpus in (request.gpus_min, request.gpus_max))

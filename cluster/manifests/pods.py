@@ -1,4 +1,4 @@
-"""Pods of a Ray cluster on Kubernetes: not root, no credentials in them, a Ray that wants a token."""
+"""Pod templates of a Ray cluster on Kubernetes: unprivileged, without credentials, with token authentication."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SPEC_FILE = "job.yaml"
 CACHE_FOLDER = "/cache"
 USER_ID = 1000
 
-_NEEDED_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_REQUIRED_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "HF_TOKEN")
 
 ENVIRONMENT = {
-    # Ray refuses to start with this and without a token: an operator too old to hand one out fails, rather than
-    # leaving the door open.
+    # With this and without a token Ray refuses to start. So under an operator that is too old to create tokens the
+    # cluster fails, instead of running open to everybody.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HOME": f"{CACHE_FOLDER}/huggingface",
@@ -47,26 +47,26 @@ CONTAINER_SECURITY: Manifest = {
 
 
 def labels(request: ClusterRequest) -> dict[str, str]:
-    """Give the labels that every object of a cluster wears; the network policy knows its pods by them."""
+    """Give the labels of every object of a cluster; its network policy selects pods by them."""
     return {"app.kubernetes.io/part-of": "persona-atlas", "app.kubernetes.io/instance": request.name}
 
 
 def head_template(request: ClusterRequest) -> Manifest:
-    """Build the head's pod: it steers, and should not be moved."""
+    """Build the template of the head's pod, marked so that autoscalers do not evict it."""
     container = _container(request, "ray-head", head_size(request))
-    # Named, so that the head's service offers these and no others: not Ray's client port, above all.
+    # KubeRay's service exposes exactly the ports that are named here; Ray's client port must not be among them.
     container["ports"] = [{"name": "gcs-server", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
     container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
     pod = _pod(request, container, head_size(request))
     pod["volumes"].append({"name": "spec", "configMap": {"name": spec_name(request)}})
-    # The autoscaler asks Kubernetes for pods; without it nothing on the head may.
+    # Only the autoscaler, a container beside the head, needs access to the Kubernetes API.
     pod["automountServiceAccountToken"] = request.scales
-    stays = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
-    return {"metadata": {"labels": labels(request), "annotations": stays}, "spec": pod}
+    keep = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+    return {"metadata": {"labels": labels(request), "annotations": keep}, "spec": pod}
 
 
 def worker_template(request: ClusterRequest) -> Manifest:
-    """Build a worker's pod: one replica, all its GPUs on one machine. It may be taken away at any time."""
+    """Build the template of a worker's pod: one replica with all its GPUs. It may be evicted at any time."""
     size = worker_size(request)
     pod = _pod(request, _container(request, "ray-worker", size), size)
     pod["automountServiceAccountToken"] = False
@@ -83,7 +83,7 @@ def worker_template(request: ClusterRequest) -> Manifest:
 
 
 def submitter_template(request: ClusterRequest) -> Manifest:
-    """Build the pod that hands the job to the head: labelled, so that the network policy lets it in."""
+    """Build the template of the pod that submits the job; its labels let it through the network policy."""
     container: Manifest = {
         "name": "ray-job-submitter",
         "image": request.image,
@@ -103,7 +103,7 @@ def submitter_template(request: ClusterRequest) -> Manifest:
 
 
 def spec_name(request: ClusterRequest) -> str:
-    """Give the name of the ConfigMap that holds the job."""
+    """Give the name of the ConfigMap that holds the job's spec."""
     return f"{request.name}-spec"
 
 
@@ -148,7 +148,7 @@ def _container(request: ClusterRequest, name: str, size: Size) -> Manifest:
 def _environment(request: ClusterRequest) -> list[Manifest]:
     env: list[Manifest] = [{"name": key, "value": value} for key, value in (ENVIRONMENT | {"HOME": "/tmp"}).items()]
     if request.secret is not None:
-        env += [_from_secret(request.secret, key, optional=False) for key in _NEEDED_KEYS]
+        env += [_from_secret(request.secret, key, optional=False) for key in _REQUIRED_KEYS]
         env += [_from_secret(request.secret, key, optional=True) for key in _OPTIONAL_KEYS]
     return env
 

@@ -1,4 +1,4 @@
-"""What is asked of a cluster: a job, the image, how many GPUs of which kind, where credentials come from."""
+"""The request for a cluster: job, image, number and type of GPUs, source of credentials. Validated when it is made."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from ...jobs.sizing.estimate import Estimate
 from ...jobs.spec import PACKAGE_SCHEME, JobSpec
 
 DEFAULT_IMAGE = f"persona-atlas:{__version__}"
-"""What ``docker build`` is told to call the image of our Dockerfile; a cluster wants it in a registry it can reach."""
+"""Name of the image that our Dockerfile builds; a cluster needs it in a registry that it can reach."""
 
 _MAX_NAME = 47
-"""KubeRay appends to a RayJob's name, and refuses a longer one."""
+"""KubeRay appends a suffix to a RayJob's name, and refuses longer names."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class ClusterRequest:
-    """A cluster for one job, checked.
+    """A cluster for one job.
 
     Attributes:
         spec: The job.
-        figures: Its estimate; it fits the devices that were meant.
-        name: Of the cluster and all its objects.
-        namespace: Of Kubernetes.
-        image: Holds this package; see the Dockerfile.
-        gpus_min: GPUs at least (CPU replicas where the job wants no GPU).
-        gpus_max: GPUs at most; more than ``gpus_min`` switches Ray's autoscaler on.
-        device: The line of the table that the GPUs are; None leaves the kind open.
+        figures: Estimate of its plan; one replica fits the requested devices.
+        name: Name of the cluster, and prefix of the names of its objects.
+        namespace: Kubernetes namespace.
+        image: Container image with this package; see the Dockerfile.
+        gpus_min: Fewest GPUs; CPU replicas for a job without GPUs.
+        gpus_max: Most GPUs; more than ``gpus_min`` turns on Ray's autoscaler.
+        device: Entry of the device table for the GPUs; None: GPUs of any type.
         node_selector: Labels that a worker's node must have.
-        tolerations: Taints that a worker tolerates: a key, or a key and a value.
-        spot: Workers may stand on machines that can be taken away.
-        secret: Kubernetes secret with ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY`` and, if it likes, ``HF_TOKEN``.
-        service_account: Of Kubernetes, or the instance profile of VMs, that may write to the store.
-        cache_claim: A volume claim that all pods can write, for model files; None gives each pod its own scratch.
-        ray_version: What the image holds.
+        tolerations: Taints that a worker tolerates, as (key, value); value None tolerates any value.
+        spot: Run workers on spot machines, which the provider may take back.
+        secret: Kubernetes secret with ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY`` and optionally ``HF_TOKEN``.
+        service_account: Kubernetes service account, or instance profile of VMs, that may write to the store.
+        cache_claim: PersistentVolumeClaim for model files, writable by all pods; None: each pod downloads its own.
+        ray_version: Version of Ray in the image.
     """
 
     spec: JobSpec
@@ -65,7 +65,8 @@ class ClusterRequest:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > _MAX_NAME:
             raise InputError(
-                f"is {self.name!r}; it must be at most {_MAX_NAME} of a-z, 0-9 and -, and begin with a letter.",
+                f"must be at most {_MAX_NAME} characters of a-z, 0-9 and -, beginning with a letter and not ending "
+                f"with -, but is {self.name!r}.",
                 code="bad_name",
                 field="--name",
                 hint="For example --name llama-70b.",
@@ -78,27 +79,28 @@ class ClusterRequest:
         for option, gpus in (("--gpus-max", self.gpus_max), ("--gpus-min", self.gpus_min)):
             if gpus % size:
                 raise InputError(
-                    f"is {gpus}, but replicas take {size} GPUs each.",
+                    f"must be a multiple of {size}, the GPUs of a replica, but is {gpus}.",
                     code="not_whole_replicas",
                     field=option,
-                    hint=f"Give a multiple of {size}, such as {max(1, gpus // size) * size}.",
+                    hint=f"For example {max(1, gpus // size) * size}.",
                 )
         if not 0 <= self.gpus_min <= self.gpus_max or not self.gpus_max:
             raise InputError(
-                f"is {self.gpus_min}, and --gpus-max is {self.gpus_max}.",
+                f"must not be above --gpus-max, which must not be 0, but they are {self.gpus_min} and {self.gpus_max}.",
                 code="bad_bounds",
                 field="--gpus-min",
-                hint="The least cannot be above the most, and the most cannot be 0.",
+                hint="Lower --gpus-min or raise --gpus-max.",
             )
 
     def _check_paths(self) -> None:
-        """What lies on this machine is not there: the store must be an object store, folders must be in the image."""
+        """Refuse paths of this machine: a cluster needs an object store, and folders must be in the image."""
         if not self.spec.store.url.startswith("s3://"):
             raise InputError(
-                f"is the directory {self.spec.store.url!r}, and the machines of a cluster share no disk.",
+                "must be in an object store, because the machines of a cluster share no disk, but is "
+                f"{self.spec.store.url!r}.",
                 code="store_not_shared",
                 field="store.url",
-                hint="Give a bucket: --set store.url=s3://bucket/prefix.",
+                hint="For example --set store.url=s3://bucket/prefix.",
             )
         source = self.spec.model.source
         looks_local = source.startswith((".", "~")) and not source.startswith(PACKAGE_SCHEME)
@@ -109,53 +111,61 @@ class ClusterRequest:
         ):
             if is_local:
                 raise InputError(
-                    f"is {path!r} on this machine, and a cluster does not have it.",
+                    f"is {path!r} on this machine, but the cluster's machines do not have it.",
                     code="not_in_the_image",
                     field=name,
-                    hint="Put it into the image, and give its absolute path there.",
+                    hint="Add it to the image, and give its absolute path there.",
                 )
 
     @property
     def gpus_per_replica(self) -> int:
-        """GPUs of one replica; 0 where the job wants none."""
+        """Number of GPUs of one replica; 0 for a job on CPUs."""
         return 0 if self.spec.placement.device == "cpu" else self.figures.tensor_parallel
 
     @property
     def replicas_min(self) -> int:
-        """Replicas at least."""
+        """Fewest replicas."""
         return self.gpus_min // self.figures.tensor_parallel
 
     @property
     def replicas_max(self) -> int:
-        """Replicas at most."""
+        """Most replicas."""
         return self.gpus_max // self.figures.tensor_parallel
 
     @property
     def scales(self) -> bool:
-        """Whether Ray's autoscaler has anything to decide."""
+        """Whether Ray's autoscaler is on."""
         return self.gpus_min != self.gpus_max
 
     @property
     def demand(self) -> tuple[str, ...]:
-        """What the job's command sets, so that the autoscaler hears of replicas that have no machine yet.
+        """Overrides that make the job request replicas which have no machine yet, as ``key.path=value``.
 
-        Left to itself a job asks for as many as there are, of the kind that is there, and none would be brought.
+        By default a job uses the nodes and devices that exist, and the autoscaler would see no reason to add any.
         """
-        asked = self.spec.placement
+        placement = self.spec.placement
         if not self.scales:
             return ()
-        replicas = () if asked.replicas else (f"placement.replicas={self.replicas_max}",)
-        on_gpu = asked.device == "auto" and self.gpus_per_replica
+        replicas = () if placement.replicas else (f"placement.replicas={self.replicas_max}",)
+        on_gpu = placement.device == "auto" and self.gpus_per_replica
         return (*replicas, "placement.device=cuda") if on_gpu else replicas
 
 
 def pair(text: str, option: str) -> tuple[str, str | None]:
-    """Read ``KEY`` or ``KEY=VALUE``.
+    """Parse ``KEY`` or ``KEY=VALUE``; the value of a bare ``KEY`` is None.
+
+    Args:
+        text: The text.
+        option: Option that it was given to, for the error.
 
     Raises:
-        InputError: There is no key.
+        InputError: The key is empty.
+
+    Example:
+        >>> pair("pool=gpu", "--node-selector"), pair("spot", "--toleration")
+        (('pool', 'gpu'), ('spot', None))
     """
     key, equals, value = text.partition("=")
     if not key:
-        raise InputError(f"{text!r} has no key.", code="usage", field=option, hint="Give KEY=VALUE.")
+        raise InputError(f"must be KEY=VALUE, but is {text!r}.", code="usage", field=option, hint="Add a key.")
     return key, value if equals else None

@@ -1,4 +1,4 @@
-"""How large the machines' shares are: cores, memory, shared memory and disk, by stated rules from the estimate."""
+"""Sizes of the head and of a replica: cores, memory, shared memory and disk, by fixed rules from the estimate."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from .request import ClusterRequest
 
 OBJECT_STORE_BYTES = 2**30
-"""Ray's object store carries orders and manifests alone; it lies in shared memory."""
+"""Ray's object store, in shared memory, carries only assignments and manifests; activations never pass through it."""
 
 _GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A pod, or a machine.
+    """Resources of a pod or a machine.
 
     Attributes:
-        cpus: Cores.
-        memory_gib: GiB, shared memory included.
-        shm_gib: GiB of shared memory: the object store, and what the GPUs of a replica exchange.
-        disk_gib: GiB for model files.
-        gpus: GPUs.
+        cpus: Number of cores.
+        memory_gib: Memory in GiB, shared memory included.
+        shm_gib: Shared memory in GiB: Ray's object store, and NCCL buffers of a replica on several GPUs.
+        disk_gib: Disk for model files in GiB.
+        gpus: Number of GPUs.
     """
 
     cpus: int
@@ -33,12 +33,15 @@ class Size:
 
 
 def head_size(request: ClusterRequest) -> Size:
-    """Size the head: it steers, commits, and reduces at the end; no replica stands on it."""
+    """Size the head, which drives, commits and reduces but runs no replica."""
     return Size(cpus=4, memory_gib=16, shm_gib=2, disk_gib=_disk_gib(request))
 
 
 def worker_size(request: ClusterRequest) -> Size:
-    """Size one replica: on GPUs, room to load and to write; on CPUs, the whole replica in memory."""
+    """Size the machine of one replica.
+
+    On GPUs the memory is for loading weights and for units that wait to be written; on CPUs it holds the whole replica.
+    """
     gpus = request.gpus_per_replica
     if not gpus:
         held = math.ceil(request.figures.machine_bytes / _GIB)
@@ -50,5 +53,5 @@ def worker_size(request: ClusterRequest) -> Size:
 
 
 def _disk_gib(request: ClusterRequest) -> int:
-    """The checkpoint, converted or not, a fifth more, and some room for logs."""
+    """Room for the checkpoint, a fifth more, and 10 GiB for logs."""
     return math.ceil(1.2 * request.figures.weight_bytes / _GIB) + 10

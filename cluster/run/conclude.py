@@ -1,4 +1,4 @@
-"""What follows when the units are done: reduce what is committed and write the report. Knows no Ray."""
+"""After the last unit: reduce the committed units and write the report. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .status_reporter import StatusReporter
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a run came to.
+    """The results of a run.
 
     Attributes:
-        store: The run, open.
-        summary: What was found; None when nothing is committed, or it is of nothing that can be compared.
-        report_place: Where the report lies; None likewise.
+        store: The run, opened for reading.
+        summary: Summary of the reduction; None without one: nothing is committed, or the run has no groups to compare.
+        report_place: URL or path of the report; None without a reduction.
     """
 
     store: Run
@@ -29,32 +29,33 @@ class Conclusion:
 
 
 def conclude(job: Job, progress: Progress, reporter: StatusReporter) -> Conclusion:
-    """Reduce what a job has committed and write its report, where that says something.
+    """Reduce the committed units of a job and write the report, if the run has groups to compare.
 
     Raises:
-        StoreError: A committed number is missing or damaged.
+        StoreError: A committed value is missing or damaged.
         TransientError: The store failed.
+        JobStoppedError: The job was asked to end.
     """
     reporter.raise_if_stopped()
     store = open_run(job.location.url, job.plan.spec.store.endpoint_url)
     if not store.committed:
         return Conclusion(store, None, None)
-    if not _says_something(store):
-        reporter.reduces_nothing()
+    if not _can_be_reduced(store):
+        reporter.skip_reduction()
         return Conclusion(store, None, None)
-    progress.say("Reducing.")
-    reporter.doing("reducing")
+    progress.say("Reducing the committed units.")
+    reporter.set_phase("reducing")
     reduction = reduce_run(store)
     summary = summarise(store, reduction)
     place = write_report(store, reduction)
-    reporter.reduced()
+    reporter.finish_reduction()
     return Conclusion(store, summary, place)
 
 
-def _says_something(store: Run) -> bool:
-    """Whether there is anything to reduce: given conversations are, when they are those of roles and the default.
+def _can_be_reduced(store: Run) -> bool:
+    """Whether means and an axis exist: of given conversations, only if they are responses of roles and the default.
 
-    Where every token is kept and nothing is pooled there is no vector a rollout to take means of.
+    A run that keeps every token and pools nothing has no vector per rollout to average.
     """
     if not store.record.spec.capture.pooled:
         return False

@@ -232,7 +232,7 @@ def work_job(
     with open_workforce(job, address, progress) as workforce:
         reporter.raise_if_stopped()
         with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
-            reporter.open(job.location, lease.generation)
+            reporter.attach(job.location, lease.generation)
             if not lease.is_exclusive:
                 progress.say(
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
@@ -246,7 +246,7 @@ def _work_under_lease(
 ) -> Outcome:
     """Load the models, begin the run only when one is loaded, drive, and bring the index up to date."""
     executor = workforce.make_executor(lease)
-    reporter.doing("loading")
+    reporter.set_phase("loading")
     # This takes seconds for a large plan, so it is done before there are workers to wait for it.
     units = encode_units(job.plan.units)
     record = job.record or RunRecord.of(
@@ -257,7 +257,7 @@ def _work_under_lease(
         created_at=now_iso(),
     )
     try:
-        executor.start(lambda: reporter.wait_for_workers(executor))
+        executor.start(lambda: reporter.update_workers(executor))
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Listed again: another driver may have committed units between planning and this lease.
@@ -267,10 +267,10 @@ def _work_under_lease(
 
             def commit(manifest: Manifest) -> None:
                 keeper.add(commit_unit(job.location, lease, manifest))
-                reporter.count(manifest)
+                reporter.count_commit(manifest)
 
-            reporter.doing("working")
-            drive(ledger, executor, commit, progress, reporter.look)
+            reporter.set_phase("working")
+            drive(ledger, executor, commit, progress, reporter.update)
     finally:
         executor.close()
     done = ledger.num_done

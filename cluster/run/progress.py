@@ -1,4 +1,4 @@
-"""Tell a person, on stderr, how far a job is: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a job for people, on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from ...jobs.scheduling.ledger import Failure, Ledger
+from ...jobs.wording import count_of
 from ...storage.format.records import Manifest
 
 _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Prints to a console; keeps the counts that the figures need.
+    """Prints progress, and keeps the counts that the pace is computed from.
 
     Args:
-        console: On stderr.
+        console: Console to print to, usually on stderr.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar: RichProgress | None = None
         self._task = None
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._last_line = 0.0
         self._first_done: int | None = None
         self._tokens = 0
@@ -38,8 +39,8 @@ class Progress:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Show the bar while units are worked, where there is a terminal."""
-        self._began = time.monotonic()
+        """Show a bar while units are processed, if the console is a terminal; the pace counts from here."""
+        self._started = time.monotonic()
         if not self._console.is_terminal:
             yield
             return
@@ -61,7 +62,14 @@ class Progress:
 
     @contextmanager
     def checking(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Show how far a look at every unit is; yields what is told (done, of how many)."""
+        """Show a bar for a check of every unit.
+
+        Args:
+            what: Label of the bar.
+
+        Yields:
+            A function to call with (units checked, units in all).
+        """
         if not self._console.is_terminal:
             yield lambda _done, _total: None
             return
@@ -72,7 +80,12 @@ class Progress:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def units(self, ledger: Ledger, manifest: Manifest | None) -> None:
-        """Take note of a committed unit, or with None of the start."""
+        """Show the number of committed units: on a terminal at once, elsewhere every ten seconds and at the end.
+
+        Args:
+            ledger: State of the units.
+            manifest: Manifest of the unit that was just committed; None at the start.
+        """
         done, planned = ledger.num_done, len(ledger.plan.units)
         if manifest is None or self._first_done is None:
             self._first_done = done
@@ -89,27 +102,42 @@ class Progress:
             self.say(f"{done} of {planned} units{failed}{', ' + pace if pace else ''}")
 
     def failed(self, failure: Failure, *, again: bool) -> None:
-        """Take note of a failed attempt."""
+        """Print a failed attempt.
+
+        Args:
+            failure: The attempt, with its error.
+            again: Whether the unit will be tried again.
+        """
         what = "is tried again" if again else "is given up"
         self.say(f"Unit {failure.unit_id} failed (attempt {failure.attempt}) and {what}: {failure.message}")
 
     def lost(self, worker: str, failures: Sequence[Failure]) -> None:
-        """Take note of units that went with their worker through no fault of theirs."""
-        units = f"{len(failures)} unit{'s' * (len(failures) != 1)}"
-        self.say(f"{worker} had {units} in flight, which are done again: {failures[0].message}")
+        """Print the loss of a worker; its units are tried again and not blamed.
+
+        Args:
+            worker: Name of the worker.
+            failures: One for each unit that it had, at least one.
+        """
+        units = count_of(len(failures), "unit")
+        self.say(f"{worker} was lost with {units} in flight, to be tried again: {failures[0].message}")
 
     def _pace(self, done: int, planned: int) -> str:
-        seconds = time.monotonic() - self._began
-        fresh = done - (self._first_done or 0)
-        # Units end in waves: the first few say nothing of the pace.
-        if fresh < max(3, planned // 20) or seconds < 1:
+        seconds = time.monotonic() - self._started
+        committed = done - (self._first_done or 0)
+        # Units of one batch end together, in waves: the first few are no measure of the pace.
+        if committed < max(3, planned // 20) or seconds < 1:
             return ""
-        left = seconds / fresh * (planned - done)
+        left = seconds / committed * (planned - done)
         return f"{self._tokens / seconds:.0f} tokens/s, {span(left)} left"
 
 
 def span(seconds: float) -> str:
-    """Write a time for people: 12 s, 3 min, 1.5 h."""
+    """Format a duration for people.
+
+    Example:
+        >>> span(12.4), span(180), span(5400)
+        ('12 s', '3 min', '1.5 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,6 +1,7 @@
-"""What a driver tells of itself while it works, and where it is told to stop. Writes the run's status, off its way.
+"""Write the driver's status file every few seconds, and carry the request to stop from outside to the run loop.
 
-Knows executors by their protocol; the clock is asked here. A store that fails costs readers some news and no truth.
+Reads an executor through its protocol, and reads the clock itself. When the store fails, a status is skipped: readers
+see an older one, and what is committed does not depend on it.
 """
 
 from __future__ import annotations
@@ -19,26 +20,31 @@ from ...storage.locations.location import Location
 from ...storage.run.status import RunStatus, Stage, UnitFailure, WorkerStatus, write_status
 from ..pool.executor import Executor
 
-_EVERY_S = 3.0
-_PACE_OVER_S = 300.0
-"""Rates are over so long, or since the work began."""
+_WRITE_EVERY_S = 3.0
+_UPDATE_EVERY_S = 1.0
+"""The run loop turns many times a second, and a pool of a thousand workers takes a while to list."""
 
-_FAILURES_TOLD = 100
-_DETAIL_CHARS = 20_000
+_RATE_WINDOW_S = 300.0
+"""Rates are means over the last so many seconds, or since the work began when that is less."""
+
+_MAX_FAILURES = 100
+_MAX_DETAIL_CHARS = 20_000
 
 
 class JobStoppedError(JobError):
     """The job was cancelled."""
 
     def __init__(self) -> None:
-        super().__init__("cancelled.", code="cancelled", hint="What was committed stays; resume does the rest.")
+        super().__init__(
+            "cancelled.", code="cancelled", hint="Committed units are kept; persona-atlas resume does the rest."
+        )
 
 
 class StatusReporter:
-    """The news of one driver. Use as a context manager; leaving it says how the job ended.
+    """The status of one driver. A context manager: leaving it writes how the job ended.
 
     Args:
-        job_id: Of the job on a cluster; empty for a driver that was started by hand.
+        job_id: Id of the job on a cluster; empty for a driver that was started by hand.
     """
 
     def __init__(self, job_id: str = "") -> None:
@@ -51,65 +57,70 @@ class StatusReporter:
         self._status = RunStatus(
             job_id=job_id, state=JobState.RUNNING, doing="starting", told_at=now, begun_at=now, stages=()
         )
-        self._next_look = 0.0
-        self._worked_since = time.monotonic()
-        self._paces: deque[tuple[float, int, int]] = deque()
-        self._thread = threading.Thread(target=self._keep, name="board", daemon=True)
+        self._next_update = 0.0
+        self._working_since = time.monotonic()
+        self._commits: deque[tuple[float, int, int]] = deque()
+        self._thread = threading.Thread(target=self._write_regularly, name="status-reporter", daemon=True)
 
     def stop(self) -> None:
-        """Ask the job to end; whoever works it hears of it in its next turn."""
+        """Ask the job to end; the run loop raises ``JobStoppedError`` in its next turn. Callable from any thread."""
         self._stop.set()
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the job is to end."""
+        """Whether the job was asked to end."""
         return self._stop.is_set()
 
-    def wait(self, seconds: float) -> None:
-        """Wait, unless the job is to end.
-
-        Raises:
-            JobStoppedError: It is.
-        """
-        self._stop.wait(seconds)
-        self.raise_if_stopped()
+    @property
+    def stop_event(self) -> threading.Event:
+        """The event that is set once the job was asked to end, for waits that it must cut short."""
+        return self._stop
 
     def raise_if_stopped(self) -> None:
-        """End here if the job is to end.
+        """Do nothing unless the job was asked to end.
 
         Raises:
-            JobStoppedError: It is.
+            JobStoppedError: It was.
         """
         if self._stop.is_set():
             raise JobStoppedError
 
-    def open(self, location: Location, generation: int) -> None:
-        """Begin to write, as the driver of a generation."""
+    def attach(self, location: Location, generation: int) -> None:
+        """Start writing to a run's store.
+
+        Args:
+            location: The store.
+            generation: Number of the driver's lease; the status file carries it in its name.
+        """
         self._target = location, generation
-        self.tell()
+        self.write()
 
-    def doing(self, what: str) -> None:
-        """Say what the driver does now."""
-        self._change(doing=what)
-        if what == "working":
-            self._worked_since = time.monotonic()
-        self.tell()
+    def set_phase(self, phase: str) -> None:
+        """Set what the driver is doing, and write it at once.
 
-    def count(self, manifest: Manifest) -> None:
-        """Take note of a commit, for the rates; from any thread."""
-        self._paces.append((time.monotonic(), manifest.num_rows, manifest.num_response_tokens))
+        Args:
+            phase: ``loading``, ``working`` or ``reducing``; rates count from the last ``working``.
+        """
+        self._change(doing=phase)
+        if phase == "working":
+            self._working_since = time.monotonic()
+        self.write()
 
-    def look(self, ledger: Ledger, executor: Executor) -> None:
-        """Take note of how it stands; from the run loop, in every turn.
+    def count_commit(self, manifest: Manifest) -> None:
+        """Count a committed unit into the rates. Callable from any thread."""
+        self._commits.append((time.monotonic(), manifest.num_rows, manifest.num_response_tokens))
+
+    def update(self, ledger: Ledger, executor: Executor) -> None:
+        """Take counts, rates, failures and workers into the status; called by the run loop in every turn.
 
         Raises:
-            JobStoppedError: The job is to end.
+            JobStoppedError: The job was asked to end.
         """
         self.raise_if_stopped()
         now = time.monotonic()
-        if now < self._next_look and not ledger.is_over:
+        if now < self._next_update and not ledger.is_over:
             return
-        self._next_look = now + 1.0
+        self._next_update = now + _UPDATE_EVERY_S
         rollouts_per_second, tokens_per_second = self._rates(now)
         left = ledger.plan.num_rollouts - ledger.rollouts_done
         self._change(
@@ -126,17 +137,17 @@ class StatusReporter:
             **_pool(executor),
         )
 
-    def wait_for_workers(self, executor: Executor) -> None:
-        """Take note of the workers while there is no work for them yet: which load, which wait for a place.
+    def update_workers(self, executor: Executor) -> None:
+        """Take the workers into the status while they start: which are loading, and which wait for resources.
 
         Raises:
-            JobStoppedError: The job is to end.
+            JobStoppedError: The job was asked to end.
         """
         self.raise_if_stopped()
         self._change(**_pool(executor))
 
-    def reduced(self) -> None:
-        """Say that the reduction is stored."""
+    def finish_reduction(self) -> None:
+        """Mark the reduction as stored."""
         self._change(
             stages=tuple(
                 stage.model_copy(update={"done": 1}) if stage.name == "reduction" else stage
@@ -144,20 +155,25 @@ class StatusReporter:
             )
         )
 
-    def reduces_nothing(self) -> None:
-        """Say that there is no reduction: what is kept is of nothing that can be compared."""
+    def skip_reduction(self) -> None:
+        """Remove the reduction from the stages: this run has no groups to compare."""
         self._change(stages=tuple(stage for stage in self._status.stages if stage.name != "reduction"))
 
     def end(self, state: JobState, error: str = "") -> None:
-        """Say how the job ended; nothing can be added after."""
+        """Set how the job ended. Only the first call counts.
+
+        Args:
+            state: A final state.
+            error: The whole message of the error that ended the job; empty when none did.
+        """
         if not self._status.state.is_final:
             self._change(state=state, doing="ended", error=error, workers=(), units_in_flight=0, seconds_left=None)
 
-    def tell(self) -> None:
-        """Write the news now."""
+    def write(self) -> None:
+        """Write the status now, if a store is attached."""
         if self._target is not None:
             self._change(told_at=time.time())
-            # A store in a bad moment hears of it the next time.
+            # The next write, some seconds later, makes up for one that the store refused.
             with suppress(AtlasError):
                 write_status(*self._target, self._status)
 
@@ -174,24 +190,25 @@ class StatusReporter:
             self.end(JobState.CANCELLED, "cancelled.")
         elif error is not None:
             self.end(JobState.FAILED, str(error))
-        self.tell()
+        self.write()
 
     def _change(self, **changes: object) -> None:
         with self._lock:
             self._status = self._status.model_copy(update=changes)
 
-    def _keep(self) -> None:
-        while not self._done.wait(_EVERY_S):
-            self.tell()
+    def _write_regularly(self) -> None:
+        while not self._done.wait(_WRITE_EVERY_S):
+            self.write()
 
     def _rates(self, now: float) -> tuple[float | None, float | None]:
-        while self._paces and self._paces[0][0] < now - _PACE_OVER_S:
-            self._paces.popleft()
-        paces = list(self._paces)
-        seconds = min(now - self._worked_since, _PACE_OVER_S)
-        if not paces or seconds < 1:
+        while self._commits and self._commits[0][0] < now - _RATE_WINDOW_S:
+            self._commits.popleft()
+        # Committing threads append meanwhile.
+        commits = list(self._commits)
+        seconds = min(now - self._working_since, _RATE_WINDOW_S)
+        if not commits or seconds < 1:
             return None, None
-        return sum(rows for _, rows, _ in paces) / seconds, sum(tokens for _, _, tokens in paces) / seconds
+        return sum(rows for _, rows, _ in commits) / seconds, sum(tokens for _, _, tokens in commits) / seconds
 
 
 def _pool(executor: Executor) -> dict[str, object]:
@@ -207,18 +224,19 @@ def _detail(failure: Failure, first: Failure | None) -> str:
 
 
 def _failures(ledger: Ledger) -> tuple[UnitFailure, ...]:
+    """List the failed units, those that were given up first, but the unit that failed before all others on top."""
     first = ledger.first_failure
-    told = sorted(ledger.last_failure.values(), key=lambda failure: failure.unit_id not in ledger.failed)
+    listed = sorted(ledger.last_failure.values(), key=lambda failure: failure.unit_id not in ledger.failed)
     if first is not None and first.unit_id in ledger.last_failure:
-        told.sort(key=lambda failure: failure.unit_id != first.unit_id)
+        listed.sort(key=lambda failure: failure.unit_id != first.unit_id)
     return tuple(
         UnitFailure(
             unit_id=failure.unit_id,
             attempts=failure.attempt,
             error=failure.message,
-            # In full for one: the first of all, which tells most, or the first that is left.
-            detail=_detail(failure, first)[-_DETAIL_CHARS:] if number == 0 else "",
+            # One traceback is enough, and the first is the most telling: later failures often follow from it.
+            detail=_detail(failure, first)[-_MAX_DETAIL_CHARS:] if number == 0 else "",
             is_given_up=failure.unit_id in ledger.failed,
         )
-        for number, failure in enumerate(told[:_FAILURES_TOLD])
+        for number, failure in enumerate(listed[:_MAX_FAILURES])
     )

@@ -1,1 +1,1 @@
-"""Jobs on a cluster: submit, follow, and the actor that drives them there."""
+"""Jobs on a Ray cluster: submit them, drive them there in an actor, follow them, and look up their state."""

@@ -1,7 +1,8 @@
-"""The driver of a job on a cluster: a detached Ray actor that Ray starts again elsewhere when its node dies.
+"""The driver of a submitted job: a detached Ray actor, which Ray restarts on another node when its node dies.
 
-It begins as it is made, and goes on from the commits when it is made again. Whoever follows it asks for its news;
-nobody has to. Its lease on the run carries the job's id, so that it takes its own run over at once.
+The job starts with the actor's constructor; after a restart it continues from the committed units. The entrypoint polls
+``report`` to print the log, and the job does not depend on being polled. The lease on the run carries the job's id, so
+that a restarted driver takes over its own lease at once instead of waiting for it to expire.
 """
 
 from __future__ import annotations
@@ -19,36 +20,41 @@ from rich.console import Console
 
 from ...jobs.errors import AtlasError
 from ...jobs.scheduling.job_state import JobState
+from ...jobs.wording import count_of
+from ..retry import Backoff, with_retries
 from ..run.conclude import conclude
 from ..run.job import prepare_job, work_job
 from ..run.progress import Progress
-from ..run.status_reporter import JobStoppedError, StatusReporter
+from ..run.status_reporter import StatusReporter
 from .submitted_job import CATALOG_FOLDER, NAMESPACE, SubmittedJob, driver_actor_name
 
-_STARTS = 20
-_LONGEST_PAUSE_S = 60.0
-"""The store or the cluster may be away for a while: the job is begun again so many times, from what is committed."""
+_RESTARTS = Backoff(tries=20, first_wait_s=2.0, longest_wait_s=60.0)
+"""Each try is a whole job, continued from the committed units: a quarter of an hour of a store or cluster that is down,
+besides the retries within the job."""
 
-_LINGER_S = 120.0
-"""How long a driver that ended waits to be asked how."""
+_EXIT_DELAY_S = 120.0
+"""How long an ended driver stays, so that the entrypoint can fetch its exit status."""
+
+_REPLY_S = 1.0
+"""What Ray needs to deliver the reply that is on its way when the process exits."""
 
 _STOP_TIMEOUT_S = 6.0
-"""What a driver has to end in good order, before it is ended by force."""
+"""How long a stopped job may take to end by itself before its process is killed."""
 
 
 @dataclass(frozen=True)
 class DriverReport:
-    """What a driver has said since it was asked last.
+    """What a driver has logged since the previous report, and how it ended.
 
     Attributes:
-        incarnation: Another one when Ray started the driver again; its lines are counted from 0.
-        lines: New lines.
-        next_line: What to ask for next.
-        exit_status: As the command line's, when the job has ended.
-        error: The error that ended it, as ``AtlasError.as_dict`` gives it.
+        start_id: Random id of this start of the actor; another one after Ray has restarted it.
+        lines: Log lines since the previous report of the same start.
+        next_line: Number of lines logged by this start so far; pass it to the next call.
+        exit_status: Exit status of the job, as of the command line; None while it runs.
+        error: The error that ended the job, in the shape of ``AtlasError.as_dict``; None without one.
     """
 
-    incarnation: str
+    start_id: str
     lines: tuple[str, ...]
     next_line: int
     exit_status: int | None = None
@@ -56,81 +62,75 @@ class DriverReport:
 
 
 class Driver:
-    """Works a job to its end in a thread of its own.
+    """Runs a job to its end in a thread of its own.
 
     Args:
         job: The job.
-        leave: Ends this process for good; called when nothing is left to do.
+        exit_process: Ends this process for good; called when the job is over. None: kills the Ray actor.
     """
 
-    def __init__(self, job: SubmittedJob, leave: Callable[[], None] | None = None) -> None:
+    def __init__(self, job: SubmittedJob, exit_process: Callable[[], None] | None = None) -> None:
         self._job = job
-        self._leave = leave or _leave_ray(job.job_id)
-        self._incarnation = uuid.uuid4().hex
+        self._exit_process = exit_process or _kill_own_actor(job.job_id)
+        self._start_id = uuid.uuid4().hex
         self._lines: list[str] = []
         self._exit_status: int | None = None
         self._error: dict[str, str] | None = None
         self._reporter = StatusReporter(job.job_id)
-        self._was_heard = threading.Event()
-        self._progress = Progress(Console(file=cast(IO[str], _Lines(self._lines)), width=200))
+        self._end_was_reported = threading.Event()
+        self._progress = Progress(Console(file=cast(IO[str], _LineCollector(self._lines)), width=200))
         self._thread = threading.Thread(target=self._run, name="driver", daemon=True)
         self._thread.start()
 
-    def news(self, incarnation: str, next_line: int) -> DriverReport:
-        """Say what is new.
+    def report(self, start_id: str, next_line: int) -> DriverReport:
+        """Report new log lines, and the exit status once the job has ended.
 
         Args:
-            incarnation: Of the last news; empty at first.
-            next_line: Of the last news; 0 at first.
+            start_id: ``start_id`` of the caller's previous report; empty for all lines.
+            next_line: ``next_line`` of the caller's previous report.
         """
-        start = next_line if incarnation == self._incarnation else 0
-        # In this order: what was said before the end is among the lines.
+        start = next_line if start_id == self._start_id else 0
+        # Read before the lines: a status that is set guarantees that every line of the job is among them.
         exit_status = self._exit_status
         lines = tuple(self._lines[start:])
         if exit_status is not None:
-            self._was_heard.set()
-        return DriverReport(self._incarnation, lines, start + len(lines), exit_status, self._error)
+            self._end_was_reported.set()
+        return DriverReport(self._start_id, lines, start + len(lines), exit_status, self._error)
 
     def stop(self) -> None:
-        """End the job: the workers go at once, what is committed stays."""
+        """Cancel the job and return at once: its workers are stopped, committed units are kept."""
         self._reporter.stop()
-        threading.Thread(target=self._force_stop, name="insist", daemon=True).start()
+        threading.Thread(target=self._exit_after_timeout, name="stop-timeout", daemon=True).start()
 
-    def _force_stop(self) -> None:
+    def _exit_after_timeout(self) -> None:
         self._thread.join(_STOP_TIMEOUT_S)
-        # Something hangs that does not ask whether it is to stop; the workers go with their owner.
+        # The job may hang in a call that does not check for a stop. Workers die with the actor that owns them.
         self._reporter.end(JobState.CANCELLED, "cancelled.")
-        self._reporter.tell()
-        self._leave()
+        self._reporter.write()
+        self._exit_process()
 
     def _run(self) -> None:
         try:
-            self._exit_status = self._work_patiently()
+            self._exit_status = self._work_with_restarts()
         except AtlasError as error:
             self._error, self._exit_status = error.as_dict(), error.exit_status
-        except BaseException as error:  # noqa: BLE001 - said to whoever follows; there is nobody else to catch it
+        except BaseException as error:  # noqa: BLE001 - nothing above this thread could report it
             self._progress.say(traceback.format_exc())
             self._error, self._exit_status = {"error": f"unexpected: {error!r}", "code": "internal"}, 1
-        self._was_heard.wait(_LINGER_S)
+        self._end_was_reported.wait(_EXIT_DELAY_S)
         if not self._reporter.is_stopped:
-            # A last answer is on its way.
-            time.sleep(1.0)
-        self._leave()
+            time.sleep(_REPLY_S)
+        self._exit_process()
 
-    def _work_patiently(self) -> int:
+    def _work_with_restarts(self) -> int:
         with self._reporter:
-            for start in range(1, _STARTS + 1):
-                try:
-                    return self._work()
-                except JobStoppedError:
-                    raise
-                except AtlasError as error:
-                    if start == _STARTS or not _may_pass(error):
-                        raise
-                    pause = min(2.0**start, _LONGEST_PAUSE_S)
-                    self._progress.say(f"{error} Beginning again from what is committed in {pause:.0f} s.")
-                    self._reporter.wait(pause)
-        raise AssertionError
+            try:
+                return with_retries(self._work, self._progress.say, self._reporter.stop_event, backoff=_RESTARTS)
+            except AtlasError as error:
+                # A stop ends the wait before a restart, and then the job was cancelled rather than failed.
+                if error.retryable:
+                    self._reporter.raise_if_stopped()
+                raise
 
     def _work(self) -> int:
         catalog = CATALOG_FOLDER if self._job.ships_catalog else None
@@ -146,33 +146,29 @@ class Driver:
         if outcome.is_complete:
             self._reporter.end(JobState.SUCCEEDED)
             return 0
-        self._reporter.end(JobState.FAILED, f"{len(outcome.failures)} units were given up.")
+        self._reporter.end(JobState.FAILED, f"{count_of(len(outcome.failures), 'unit')} failed for good.")
         return 1
 
 
-def _may_pass(error: AtlasError) -> bool:
-    return error.retryable
-
-
-class _Lines(io.TextIOBase):
-    """A stream that keeps whole lines."""
+class _LineCollector(io.TextIOBase):
+    """A text stream that appends each finished line to a list."""
 
     def __init__(self, lines: list[str]) -> None:
-        self._kept = lines
-        self._part = ""
+        self._lines = lines
+        self._unfinished = ""
 
     def write(self, text: str) -> int:
-        *whole, self._part = (self._part + text).split("\n")
-        self._kept.extend(whole)
+        *finished, self._unfinished = (self._unfinished + text).split("\n")
+        self._lines.extend(finished)
         return len(text)
 
 
-def _leave_ray(job_id: str) -> Callable[[], None]:
-    def leave() -> None:
+def _kill_own_actor(job_id: str) -> Callable[[], None]:
+    def kill() -> None:
         import ray
 
-        # A detached actor that ends in any other way is started again.
+        # Ray restarts a detached actor whose process ends in any other way.
         myself: Any = ray.get_actor(driver_actor_name(job_id), namespace=NAMESPACE)
         ray.kill(myself, no_restart=True)
 
-    return leave
+    return kill

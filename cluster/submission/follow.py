@@ -1,4 +1,7 @@
-"""The entrypoint of a job on a cluster: start its driver, say what it says, end as it ends. Stopped, it stops it."""
+"""The entrypoint of a submitted job: start its driver, print the driver's log, exit with the driver's status.
+
+When Ray stops the entrypoint, it stops the driver. When the entrypoint dies, the driver goes on without it.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +18,34 @@ from ...jobs.errors import InputError, JobError
 from .driver_actor import Driver, DriverReport
 from .submitted_job import NAMESPACE, SubmittedJob, driver_actor_name
 
-_ASK_EVERY_S = 0.5
+_POLL_S = 0.5
 _SILENCE_S = 15.0
-"""When a driver does not answer for so long, that is said: Ray is starting it again."""
+"""A driver that does not answer for so long is mentioned in the log: Ray is probably restarting it."""
 
-_HEAD_MARK = "node:__internal_head__"
-"""A resource that Ray gives the head alone."""
+_HEAD_RESOURCE = "node:__internal_head__"
+"""A resource that Ray gives the head node and no other."""
 
 _STOP_S = 2.5
-"""Ray kills an entrypoint three seconds after it told it to stop."""
+"""Ray kills an entrypoint three seconds after the signal to stop."""
 
 
-class _ToldToStop(BaseException):
-    pass
+class _Stopped(BaseException):
+    """Ray sent SIGTERM."""
 
 
 def follow(job: SubmittedJob, version: str) -> int:
-    """Start a job's driver, or find it, and follow it to its end.
+    """Start a job's driver, or find the one that is running, and follow it to its end.
 
     Args:
         job: The job.
-        version: Of Persona Atlas here.
+        version: Version of Persona Atlas on this cluster.
 
     Returns:
-        The exit status.
+        The exit status of the job; 130 when it was stopped.
 
     Raises:
-        InputError: The code here is of another version than where the job was submitted.
-        JobError: The driver is gone for good.
+        InputError: The cluster runs another version of Persona Atlas or Python than the machine that submitted.
+        JobError: The driver died and Ray does not restart it.
     """
     refuse_other_versions(job, version)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -51,41 +54,45 @@ def follow(job: SubmittedJob, version: str) -> int:
     driver: Any = None
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
-        # After Ray has set a handler of its own, which would end this process without a word to the driver.
-        signal.signal(signal.SIGTERM, _stop)
+        # Set after ray.init, whose own handler would end this process without stopping the driver.
+        signal.signal(signal.SIGTERM, _raise_stopped)
         driver = _driver(job)
-        return _listen(ray, driver)
-    except _ToldToStop:
+        return _print_until_end(ray, driver)
+    except _Stopped:
         print("Stopping.", file=sys.stderr, flush=True)  # noqa: T201
         if driver is not None:
-            _end(ray, driver)
+            _stop(ray, driver)
         return 130
 
 
 def refuse_other_versions(job: SubmittedJob, version: str) -> None:
-    """Refuse a job that comes from another version than this.
+    """Refuse a job that was submitted from another version of Persona Atlas or Python.
+
+    Args:
+        job: The job, with the versions it was submitted from.
+        version: Version of Persona Atlas on this cluster.
 
     Raises:
-        InputError: Names both.
+        InputError: A version differs; names both.
     """
     python = ".".join(platform.python_version_tuple()[:2])
     if job.version != version:
         raise InputError(
-            f"the job was submitted by Persona Atlas {job.version}, and the cluster has {version}.",
+            f"the job was submitted by Persona Atlas {job.version}, but the cluster has {version}.",
             code="other_version",
-            hint="Submit with --code ship, which brings the code along, or with an image of that version.",
+            hint="Submit with --code ship, which sends the package along, or with an --image of that version.",
         )
     if job.python != python:
         raise InputError(
-            f"the job was submitted from Python {job.python}, and the cluster has {python}.",
+            f"the job was submitted from Python {job.python}, but the cluster has {python}.",
             code="other_python",
             hint=f"Submit from Python {python}, or use an image with {job.python}.",
         )
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
+def _raise_stopped(_signal: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _ToldToStop
+    raise _Stopped
 
 
 def _driver(job: SubmittedJob) -> Any:
@@ -98,69 +105,72 @@ def _driver(job: SubmittedJob) -> Any:
         "lifetime": "detached",
         "get_if_exists": True,
         "max_restarts": -1,
-        # Asking a driver that is being started again waits for it.
+        # Calls to a driver that is being restarted wait for it instead of failing.
         "max_task_retries": -1,
         "max_concurrency": 4,
-        # It must find a place on a cluster whose cores all belong to workers.
+        # The driver must fit on a cluster whose cores are all taken by workers.
         "num_cpus": 0,
     }
     if job.driver_resource:
         options["resources"] = {job.driver_resource: 0.001}
     else:
-        # Nodes that come and go do not take the driver with them.
+        # Worker nodes come and go; the head stays for as long as the cluster does.
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(_head(ray), soft=True)
     actor_class: Any = ray.remote(Driver)
     return actor_class.options(**options).remote(job)
 
 
 def _head(ray: Any) -> str:
-    """Find the head, where this process runs; but of several nodes on one machine Ray may call another its own."""
-    heads = [node["NodeID"] for node in ray.nodes() if _HEAD_MARK in node["Resources"]]
+    """Find the id of the head node.
+
+    This process runs on the head; but where several nodes share a machine, Ray may report another of them as its own.
+    """
+    heads = [node["NodeID"] for node in ray.nodes() if _HEAD_RESOURCE in node["Resources"]]
     return heads[0] if heads else ray.get_runtime_context().get_node_id()
 
 
-def _listen(ray: Any, driver: Any) -> int:
-    news = DriverReport("", (), 0)
+def _print_until_end(ray: Any, driver: Any) -> int:
+    report = DriverReport("", (), 0)
     while True:
-        news = _ask(ray, driver, news)
-        for line in news.lines:
+        report = _next_report(ray, driver, report)
+        for line in report.lines:
             print(line, flush=True)  # noqa: T201
-        if news.exit_status is not None:
-            if news.error is not None:
-                print(f"Error: {news.error}", file=sys.stderr, flush=True)  # noqa: T201
-            return news.exit_status
-        time.sleep(_ASK_EVERY_S)
+        if report.exit_status is not None:
+            if report.error is not None:
+                print(f"Error: {report.error}", file=sys.stderr, flush=True)  # noqa: T201
+            return report.exit_status
+        time.sleep(_POLL_S)
 
 
-def _ask(ray: Any, driver: Any, last: DriverReport) -> DriverReport:
+def _next_report(ray: Any, driver: Any, last: DriverReport) -> DriverReport:
     from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
-    question = driver.news.remote(last.incarnation, last.next_line)
+    pending = driver.report.remote(last.start_id, last.next_line)
     while True:
         try:
-            return ray.get(question, timeout=_SILENCE_S)
+            return ray.get(pending, timeout=_SILENCE_S)
         except GetTimeoutError:
-            known = "does not answer; Ray starts it again when its node is gone."
-            print(f"The driver {known if last.incarnation else 'is being started.'}", flush=True)  # noqa: T201
+            state = "does not answer; Ray restarts it if its node is gone." if last.start_id else "is being started."
+            print(f"The driver {state}", flush=True)  # noqa: T201
         except ActorUnavailableError:
-            time.sleep(_ASK_EVERY_S)
-            question = driver.news.remote(last.incarnation, last.next_line)
+            time.sleep(_POLL_S)
+            pending = driver.report.remote(last.start_id, last.next_line)
         except RayActorError as error:
             raise JobError(
-                f"the driver is gone: {error}",
+                f"the driver died: {error}",
                 code="no_driver",
-                hint="What was committed stays; persona-atlas resume does the rest.",
+                hint="Committed units are kept; persona-atlas resume does the rest.",
             ) from error
 
 
-def _end(ray: Any, driver: Any) -> None:
+def _stop(ray: Any, driver: Any) -> None:
     from ray.exceptions import RayError
 
     driver.stop.remote()
     deadline = time.monotonic() + _STOP_S
     while time.monotonic() < deadline:
         try:
-            if ray.get(driver.news.remote("", 0), timeout=_STOP_S).exit_status is not None:
+            if ray.get(driver.report.remote("", 0), timeout=_STOP_S).exit_status is not None:
                 return
         except RayError:
             return

@@ -1,4 +1,4 @@
-"""What is known of a job or a run, put together from Ray's word and the store's. Asks both, changes neither."""
+"""The current state of a job or a run, read from its store and from Ray. Reads only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...jobs.errors import AtlasError, InputError
-from ...jobs.scheduling.job_state import Facts, JobState, state_of
+from ...jobs.scheduling.job_state import JobEvidence, JobState, state_of
 from ...storage.format.records import Lease, RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
@@ -16,51 +16,52 @@ from ...storage.run.run_store import read_run_record
 from ...storage.run.status import RunStatus, Stage, read_status
 from .ray_cluster import RayJob
 
-NEWS_IS_FRESH_S = 30.0
+STATUS_IS_FRESH_S = 30.0
+"""A running driver writes its status every few seconds; an older one is of a driver that died or hangs."""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job, or a run without a job, as it stands.
+    """State of a job, or of a run that no job on a cluster belongs to.
 
     Attributes:
-        job_id: Empty for a run that was started by hand.
-        url: Of its run.
-        state: Where it is.
-        why: Why that is thought.
-        done: Units committed.
-        planned: Units of the run; 0 when it has not begun.
-        driver: The lease of the driver that is at work; None when none is.
-        status: What the job's driver said last.
-        ray: What Ray knows; None when it was not asked.
-        trouble: Why the store could not be read; empty when it could.
+        job_id: Id of the job; empty for a run that was started by hand.
+        url: Store of its run.
+        state: State of the job.
+        reason: Why it is in that state, in a few words.
+        done: Number of committed units.
+        planned: Number of units in the run; 0 before the run's record is written.
+        driver: Lease of the driver that is running; None when none is.
+        status: What the job's driver wrote into its status file last; None without such a file.
+        ray: The job as Ray reports it; None when Ray was not asked.
+        store_error: Why the store could not be read; empty when it could.
     """
 
     job_id: str
     url: str
     state: JobState
-    why: str
+    reason: str
     done: int
     planned: int
     driver: Lease | None
     status: RunStatus | None
     ray: RayJob | None
-    trouble: str = ""
+    store_error: str = ""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """How far each stage is; of the rollouts the commits tell, which are the truth."""
+        """Progress of each stage; that of the rollouts is counted from commits, not taken from the status file."""
         rest = [stage for stage in (self.status.stages if self.status else ()) if stage.name != "rollouts"]
         return (Stage(name="rollouts", done=self.done, planned=self.planned), *rest)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as plain data, for ``--json``."""
+        """Build the object that ``status --json`` prints."""
         status = self.status.model_dump(mode="json", exclude={"job_id", "state", "stages"}) if self.status else {}
         driver = self.driver
         return status | {
             "job_id": self.job_id,
             "state": self.state,
-            "why": self.why,
+            "why": self.reason,
             "store": self.url,
             "units_done": self.done,
             "units_planned": self.planned,
@@ -68,15 +69,19 @@ class JobView:
             "driver": {"host": driver.host, "pid": driver.pid} if driver else None,
             "ray_state": self.ray.state if self.ray else None,
             "ray_message": self.ray.message if self.ray else None,
-            "trouble": self.trouble or None,
+            "trouble": self.store_error or None,
         }
 
 
 def view_run(url: str, endpoint_url: str | None = None) -> JobView:
-    """Look at a run through its store alone, as when the cluster is gone.
+    """Read the state of a run from its store alone, without asking any cluster.
+
+    Args:
+        url: Store of the run.
+        endpoint_url: S3-compatible server of the store; None for AWS, a directory, or ``AWS_ENDPOINT_URL``.
 
     Raises:
-        InputError: There is no run.
+        InputError: The store holds no run.
         TransientError: The store failed.
     """
     location = open_location(url, endpoint_url)
@@ -90,13 +95,13 @@ def view_run(url: str, endpoint_url: str | None = None) -> JobView:
 
 
 def view_job(job: RayJob) -> JobView:
-    """Look at a job of a cluster; a store that cannot be read from here leaves Ray's word."""
+    """Read the state of a job from its store and Ray, or from Ray alone when this machine cannot read the store."""
     try:
         location = open_location(job.run_url, job.endpoint_url)
         return _view(job.job_id, location, read_run_record(location), newest_lease(location), job)
     except AtlasError as error:
-        state, why = state_of(Facts(ray=job.state))
-        return JobView(job.job_id, job.run_url, state, why, 0, 0, None, None, job, trouble=str(error))
+        state, reason = state_of(JobEvidence(ray=job.state))
+        return JobView(job.job_id, job.run_url, state, reason, 0, 0, None, None, job, store_error=str(error))
 
 
 def _view(
@@ -104,18 +109,18 @@ def _view(
 ) -> JobView:
     done = len(committed_units(location)) if record is not None else 0
     planned = record.num_units if record is not None else 0
-    # The newest driver may be another job's: then there is no news of this one.
+    # The newest lease may be another job's, whose status says nothing about this one.
     is_own = lease is not None and lease.holder == job_id
     status = read_status(location, lease.generation) if lease is not None and is_own else None
     is_driven = lease is not None and is_own and is_live(lease)
-    facts = Facts(
+    evidence = JobEvidence(
         done=done,
         planned=planned,
         is_driven=is_driven,
-        told=status.state if status else None,
-        is_status_fresh=status is not None and time.time() - status.told_at < NEWS_IS_FRESH_S,
+        reported_state=status.state if status else None,
+        is_status_fresh=status is not None and time.time() - status.told_at < STATUS_IS_FRESH_S,
         ray=ray.state if ray else None,
     )
-    state, why = state_of(facts)
+    state, reason = state_of(evidence)
     driver = lease if is_driven and state is JobState.RUNNING else None
-    return JobView(job_id, location.url, state, why, done, planned, driver, status, ray)
+    return JobView(job_id, location.url, state, reason, done, planned, driver, status, ray)

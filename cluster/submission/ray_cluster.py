@@ -1,7 +1,7 @@
-"""Jobs on a cluster through its dashboard, over HTTP. The one file that knows Ray's job submission.
+"""A Ray cluster through the HTTP API of its dashboard. No other module uses Ray's job submission.
 
-A job's metadata holds where its run lies, its spec and our version; none of it is a secret, for everybody who may look
-at the cluster reads it.
+The metadata of a job holds the URL of its run, its spec and the version of this package. Everybody with access to the
+cluster can read it, so none of it may be a secret.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from typing import Any, TypeVar
 
 from ...jobs.errors import AtlasError, InputError, JobError, TransientError, closest
 from ...jobs.scheduling.job_state import RayState
+from ..retry import Backoff, with_retries
 from .submitted_job import NAMESPACE, driver_actor_name
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _FIELD = "--address"
-_MARK = "persona_atlas"
+_VERSION_KEY = "persona_atlas"
+"""Metadata key with the version of this package; jobs without it are not ours."""
+
 _URL, _ENDPOINT, _SPEC = "run_url", "endpoint_url", "spec"
 
-_SUBMIT_TRIES = 20
-"""A cluster that has just begun takes no jobs yet; it says so with a server error, for some seconds."""
+_SUBMIT_BACKOFF = Backoff(tries=20, first_wait_s=1.0, longest_wait_s=1.0)
+"""For some seconds after its start a cluster answers submissions with a server error."""
 
-_PROBE_S = 120.0
+_SMALL_JOB_S = 120.0
+"""How long a job of a second or two may take, with its wait for a free core."""
 
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+_CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 
-_END_DRIVER = """
+_STOP_DRIVER = """
 import time, ray
 ray.init(namespace={namespace!r}, log_to_driver=False)
 try:
@@ -42,8 +46,8 @@ try:
     ray.get(driver.stop.remote(), timeout=5)
     time.sleep(5)
     ray.kill(driver, no_restart=True)
-except (ValueError, ray.exceptions.RayError) as gone:
-    print(gone)
+except (ValueError, ray.exceptions.RayError) as error:
+    print(error)
 """
 
 T = TypeVar("T")
@@ -51,16 +55,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """What a cluster is.
+    """Versions and sizes of a cluster.
 
     Attributes:
-        ray_version: Its Ray's.
-        python_version: Its head's, in full.
-        num_gpus: Of all nodes that are alive.
-        is_open: Whether it answers whoever comes, without a token.
-        cores: Of the node that has most of them.
-        memory_bytes: Of the node that has most of it; None when no node has told yet.
-        gpu_bytes: Of the largest GPU, likewise.
+        ray_version: Version of Ray, such as ``2.60.0``.
+        python_version: Version of Python on the head, such as ``3.11.4``.
+        num_gpus: Number of GPUs on all live nodes.
+        is_open: Whether the dashboard answers requests without a token.
+        cores: CPU cores of the live node with the most.
+        memory_bytes: Memory of the live node with the most, in bytes; None before any node has reported it.
+        gpu_bytes: Memory of the largest GPU, in bytes; None before any node has reported one.
     """
 
     ray_version: str
@@ -74,18 +78,18 @@ class ClusterInfo:
 
 @dataclass(frozen=True, slots=True)
 class RayJob:
-    """One of our jobs, as Ray knows it.
+    """A job that was submitted by this package, as Ray reports it.
 
     Attributes:
-        job_id: Its id.
-        state: What Ray says.
-        message: Why, when it failed.
-        run_url: Where its run lies.
-        endpoint_url: Of an S3-compatible server.
+        job_id: Id of the job, the same as Ray's submission id.
+        state: Ray's status.
+        message: Ray's explanation of the status; may be empty.
+        run_url: Store of the job's run.
+        endpoint_url: S3-compatible server of the store; None for AWS or a directory.
         spec: The resolved spec as JSON.
-        version: Of Persona Atlas, that submitted it.
+        version: Version of Persona Atlas that submitted it.
         submitted_at: Seconds since the epoch.
-        ended_at: Likewise; None while it has not.
+        ended_at: Seconds since the epoch; None while the job runs or waits.
     """
 
     job_id: str
@@ -100,13 +104,15 @@ class RayJob:
 
 
 class Cluster:
-    """A cluster's dashboard.
+    """A client of a cluster's dashboard.
 
     Args:
-        address: As ``http://head:8265``; None: ``RAY_API_SERVER_ADDRESS``, or this machine's.
+        address: URL of the dashboard, such as ``http://head:8265``; None: ``RAY_API_SERVER_ADDRESS`` from the
+            environment, else port 8265 of this machine.
 
     Raises:
-        InputError: Nothing answers there, or it wants another token.
+        InputError: Nothing answers at the address, or it refuses the token.
+        TransientError: The dashboard answers with a server error.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -114,15 +120,20 @@ class Cluster:
         self.address = (given if "://" in given else f"http://{given}").rstrip("/")
         if not self.address.startswith(("http://", "https://")):
             raise InputError(
-                f"{self.address!r} is not the address of a dashboard.",
+                f"{self.address!r} is not the URL of a dashboard; it must begin with http:// or https://.",
                 code="no_cluster",
                 field=_FIELD,
-                hint="Give the one that Ray's jobs are sent to, as http://head:8265.",
+                hint="Give the URL of the head's dashboard, such as http://head:8265.",
             )
         self._client = _connect(self.address)
 
-    def facts(self) -> ClusterInfo:
-        """Ask what the cluster is."""
+    def info(self) -> ClusterInfo:
+        """Fetch the cluster's versions and sizes.
+
+        Raises:
+            InputError: The cluster does not answer.
+            TransientError: The cluster failed.
+        """
         metadata = self._get("/api/v0/cluster_metadata")["data"]
         nodes = self._get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
         totals = [node.get("resources_total") or {} for node in nodes if node.get("state") == "ALIVE"]
@@ -130,16 +141,16 @@ class Cluster:
             ray_version=str(metadata["rayVersion"]),
             python_version=str(metadata["pythonVersion"]),
             num_gpus=int(sum(total.get("GPU", 0) for total in totals)),
-            is_open=_answers_anybody(self.address),
+            is_open=_answers_without_token(self.address),
             cores=int(max((total.get("CPU", 0) for total in totals), default=0)),
             **self._sizes(),
         )
 
     def _sizes(self) -> dict[str, int | None]:
-        """Ask what memory the nodes have, as their own agents have seen it."""
-        seen = self._get("/nodes?view=summary")["data"]["summary"]
-        alive = [node for node in seen if node.get("raylet", {}).get("state") == "ALIVE"]
-        # A head that only steers is none of the nodes that a model must fit.
+        """Fetch the largest memory and GPU memory of a node, as measured by the nodes' own agents."""
+        summary = self._get("/nodes?view=summary")["data"]["summary"]
+        alive = [node for node in summary if node.get("raylet", {}).get("state") == "ALIVE"]
+        # A head without CPUs runs no replica, so its memory does not count.
         workers = [node for node in alive if node["raylet"].get("resourcesTotal", {}).get("CPU")]
         memory = [int(node["mem"][0]) for node in workers if node.get("mem")]
         gpus = [gpu for node in workers for gpu in node.get("gpus") or ()]
@@ -159,43 +170,44 @@ class Cluster:
         image: str | None,
         metadata: dict[str, str],
     ) -> None:
-        """Hand in a job.
+        """Submit a job to Ray.
 
         Args:
-            job_id: Not used before on this cluster.
-            command: Its entrypoint.
-            working_directory: Sent along; the entrypoint and its workers begin in it.
-            code: A package's folder, sent along and put on the Python path; None when the cluster has it.
-            image: A container image the job's processes run in; None for what the nodes are.
+            job_id: Id of the job; unused so far on this cluster.
+            command: Shell command of the entrypoint.
+            working_directory: Folder to upload; the entrypoint and the workers start in it.
+            code: Folder of a package to upload and put on the Python path; None: the cluster has the package.
+            image: Container image for the job's processes; None: they run on the nodes as they are.
             metadata: See ``metadata_of``.
+
+        Raises:
+            InputError: The cluster refuses the job or does not answer.
+            TransientError: The cluster keeps answering with a server error.
         """
         environment: dict[str, Any] = {"working_dir": str(working_directory)}
         if code is not None:
             environment["py_modules"] = [str(code)]
         if image is not None:
             environment["image_uri"] = image
-        for attempt in range(_SUBMIT_TRIES):
-            try:
-                self._client.submit_job(
-                    entrypoint=command, submission_id=job_id, runtime_env=environment, metadata=metadata
-                )
-                return
-            except RuntimeError as error:
-                if "status code 5" not in str(error) or attempt == _SUBMIT_TRIES - 1:
-                    raise _refused(self.address, error) from error
-                time.sleep(1.0)
+
+        def submit() -> object:
+            return self._client.submit_job(
+                entrypoint=command, submission_id=job_id, runtime_env=environment, metadata=metadata
+            )
+
+        with_retries(lambda: self._ask(submit), backoff=_SUBMIT_BACKOFF)
 
     def jobs(self) -> list[RayJob]:
-        """Give our jobs, the newest first."""
+        """List the jobs that this package submitted, the newest first."""
         found = self._ask(self._client.list_jobs)
-        ours = [_ray_job(details) for details in found if (details.metadata or {}).get(_MARK)]
+        ours = [_ray_job(details) for details in found if (details.metadata or {}).get(_VERSION_KEY)]
         return sorted(ours, key=lambda job: -job.submitted_at)
 
     def job(self, job_id: str) -> RayJob:
-        """Find one of our jobs.
+        """Look up a job that this package submitted.
 
         Raises:
-            InputError: There is none of that id.
+            InputError: The cluster has no job with that id.
         """
         known = {job.job_id: job for job in self.jobs()}
         if job_id not in known:
@@ -203,25 +215,25 @@ class Cluster:
                 f"the cluster at {self.address} has no job {job_id!r}.",
                 code="no_job",
                 field="JOB",
-                hint=f"{closest(job_id, known)} `persona-atlas list` names them all.".strip(),
+                hint=f"{closest(job_id, known)} `persona-atlas list` shows all of them.".strip(),
             )
         return known[job_id]
 
     def stop(self, job_id: str) -> None:
-        """Tell a job to stop; does not wait for it."""
+        """Ask Ray to stop a job's entrypoint, which stops the driver; returns without waiting."""
         self._ask(lambda: self._client.stop_job(job_id))
 
-    def end_driver(self, job_id: str) -> None:
-        """End a driver whose job has ended without it, with a small job; does not wait for it."""
-        program = _END_DRIVER.format(name=driver_actor_name(job_id), namespace=NAMESPACE)
+    def stop_driver(self, job_id: str) -> None:
+        """Stop a driver whose entrypoint is gone, by means of a small job on the cluster; returns without waiting."""
+        program = _STOP_DRIVER.format(name=driver_actor_name(job_id), namespace=NAMESPACE)
         self._ask(lambda: self._client.submit_job(entrypoint=shlex.join(["python", "-c", program])))
 
     def logs(self, job_id: str) -> str:
-        """Give what a job has said so far."""
+        """Fetch the log of a job so far."""
         return self._ask(lambda: self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """Give what a job has said and says, piece by piece, until it ends."""
+        """Yield the log of a job in pieces, from its start and as it grows, until the job ends."""
         loop = asyncio.new_event_loop()
         pieces = self._client.tail_job_logs(job_id)
         try:
@@ -235,21 +247,32 @@ class Cluster:
             loop.close()
 
     def installed_version(self) -> str | None:
-        """Ask, with a small job, which version of Persona Atlas the cluster has; None: it has none."""
+        """Find out which version of Persona Atlas is installed on the cluster, by means of a small job there.
+
+        Returns:
+            The version; None when the package is not installed.
+
+        Raises:
+            JobError: The small job did not end in time.
+        """
         program = "import persona_atlas; print('has', persona_atlas.__version__)"
-        probe = self._ask(lambda: self._client.submit_job(entrypoint=f'python -c "{program}"'))
-        deadline = time.monotonic() + _PROBE_S
-        while not (state := self._ask(lambda: self._client.get_job_status(probe))).is_terminal():
+        small_job = self._ask(lambda: self._client.submit_job(entrypoint=f'python -c "{program}"'))
+        deadline = time.monotonic() + _SMALL_JOB_S
+        while not (state := self._ask(lambda: self._client.get_job_status(small_job))).is_terminal():
             if time.monotonic() > deadline:
-                raise JobError(f"the cluster at {self.address} did not begin a small job.", code="cluster_busy")
+                raise JobError(
+                    f"the cluster at {self.address} did not finish a small job within {_SMALL_JOB_S:.0f} s.",
+                    code="cluster_busy",
+                    hint="Is a core free for it? --code ship needs no such job.",
+                )
             time.sleep(0.3)
-        said = [line for line in self.logs(probe).splitlines() if line.startswith("has ")]
-        self._ask(lambda: self._client.delete_job(probe))
-        return said[-1].split()[1] if str(state) == "SUCCEEDED" and said else None
+        printed = [line for line in self.logs(small_job).splitlines() if line.startswith("has ")]
+        self._ask(lambda: self._client.delete_job(small_job))
+        return printed[-1].split()[1] if str(state) == "SUCCEEDED" and printed else None
 
     def _get(self, path: str) -> Any:
         def get() -> Any:
-            # Ray's own client has no public way to the dashboard's other pages; it knows about tokens.
+            # The client has no public method for other pages of the dashboard; its private one sends the token.
             answer = self._client._do_request("GET", path, timeout=30)
             answer.raise_for_status()
             return answer.json()
@@ -265,32 +288,39 @@ class Cluster:
         except AtlasError:
             raise
         except (AuthenticationError, RuntimeError, ConnectionError, RequestException) as error:
-            raise _refused(self.address, error) from error
+            raise _translated(self.address, error) from error
 
 
 def metadata_of(*, run_url: str, endpoint_url: str | None, spec: str, version: str) -> dict[str, str]:
-    """Give what a job's metadata says."""
-    return {_MARK: version, _URL: run_url, _ENDPOINT: endpoint_url or "", _SPEC: spec}
+    """Build the metadata that marks a job as this package's and lets it be resumed.
+
+    Args:
+        run_url: Store of the job's run.
+        endpoint_url: S3-compatible server of the store; None for AWS or a directory.
+        spec: The resolved spec as JSON.
+        version: Version of Persona Atlas that submits.
+    """
+    return {_VERSION_KEY: version, _URL: run_url, _ENDPOINT: endpoint_url or "", _SPEC: spec}
 
 
 def _ray_job(details: Any) -> RayJob:
-    told = details.metadata
+    metadata = details.metadata
     return RayJob(
         job_id=details.submission_id or "",
         state=RayState(str(details.status)),
         message=details.message or "",
-        run_url=told.get(_URL, ""),
-        endpoint_url=told.get(_ENDPOINT) or None,
-        spec=told.get(_SPEC, ""),
-        version=told[_MARK],
+        run_url=metadata.get(_URL, ""),
+        endpoint_url=metadata.get(_ENDPOINT) or None,
+        spec=metadata.get(_SPEC, ""),
+        version=metadata[_VERSION_KEY],
         submitted_at=(details.start_time or 0) / 1000,
         ended_at=details.end_time / 1000 if details.end_time else None,
     )
 
 
 @contextmanager
-def _only(address: str) -> Iterator[None]:
-    """Keep Ray from taking an address out of the environment instead of the one that was given."""
+def _address_in_environment(address: str) -> Iterator[None]:
+    """Set the address in the environment too: Ray's client prefers it there over its own argument."""
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
@@ -310,13 +340,13 @@ def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
     from requests.exceptions import RequestException
 
-    for name in _TALKATIVE:
+    for name in _CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _only(address):
+        with _address_in_environment(address):
             return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError, RequestException) as error:
-        raise _refused(address, error) from error
+        raise _translated(address, error) from error
 
 
 def _has_token() -> bool:
@@ -324,28 +354,28 @@ def _has_token() -> bool:
     return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
-def _refused(address: str, error: Exception) -> AtlasError:
+def _translated(address: str, error: Exception) -> AtlasError:
     from ray.exceptions import AuthenticationError
 
-    told = str(error).strip().splitlines() or [type(error).__name__]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, AuthenticationError):
         return InputError(
-            f"the cluster at {address} does not know this token.",
+            f"the cluster at {address} refuses this token.",
             code="cluster_denied",
             field=_FIELD,
             hint="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token.",
         )
     if isinstance(error, RuntimeError) and "status code 5" in str(error):
-        return TransientError(f"the cluster at {address} failed: {json.dumps(told[0])}", code="cluster_failed")
+        return TransientError(f"the cluster at {address} failed: {json.dumps(lines[0])}", code="cluster_failed")
     return InputError(
-        f"no Ray cluster answers at {address}: {told[0]}",
+        f"no Ray cluster answers at {address}: {lines[0]}",
         code="no_cluster",
         field=_FIELD,
-        hint="Check host and port: the dashboard's, as http://head:8265. Is there a tunnel to it?",
+        hint="Check the host and port of the dashboard, such as http://head:8265. Does it need a tunnel?",
     )
 
 
-def _answers_anybody(address: str) -> bool:
+def _answers_without_token(address: str) -> bool:
     import requests
 
     try:

@@ -1,7 +1,7 @@
-"""What travels to a cluster with a job: our code as a folder, and a working directory with the order. No credentials.
+"""The two folders that are uploaded with a job: this package's source, and a working directory with the job file.
 
-Ray puts the folder on the Python path of the job's processes. It holds this very package as it is installed here, so
-that the cluster needs our dependencies and not us. Knows nothing of Ray.
+Ray puts the source folder on the Python path of the job's processes, so the cluster needs the dependencies of this
+package but not the package itself. Neither folder holds credentials. Does not import Ray.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from .submitted_job import CATALOG_FOLDER, SubmittedJob
 
 _PACKAGE = "persona_atlas"
 _FOLDERS = ("jobs", "workers", "storage", "analysis", "cluster")
-_KEPT = (".py", ".yaml", ".typed")
+_SUFFIXES = (".py", ".yaml", ".typed")
 
 
 def stage_code(into: Path) -> Path:
-    """Copy the package.
+    """Copy the source of this package as it is installed here.
 
     Args:
         into: An empty folder.
 
     Returns:
-        The copy, a folder named as the package is.
+        The copy: a folder named like the package.
     """
     root = Path(__file__).parents[2]
     target = into / _PACKAGE
-    # By name: the root may be a checkout, where much else lies beside the package.
+    # Folders are named, because the root may be a checkout with much beside the package in it.
     found = [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*"))]
     for source in [root / "__init__.py", root / "py.typed", *found]:
-        if source.suffix in _KEPT:
+        if source.suffix in _SUFFIXES:
             copy = target / source.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
@@ -39,14 +39,14 @@ def stage_code(into: Path) -> Path:
 
 
 def stage_job(into: Path, job: SubmittedJob) -> Path:
-    """Write a job's working directory: the order, and a catalog of the user's own.
+    """Write a job's working directory: the job file, and a copy of the catalog if it is a directory.
 
     Args:
         into: An empty folder.
         job: The job.
 
     Returns:
-        The folder.
+        ``into``.
     """
     job.write(into)
     if job.ships_catalog:
@@ -55,5 +55,5 @@ def stage_job(into: Path, job: SubmittedJob) -> Path:
 
 
 def is_shipped_catalog(catalog: str) -> bool:
-    """Whether a spec's catalog is a directory here, so that it has to come along."""
+    """Whether a spec's catalog is a directory on this machine, which has to be sent with the job."""
     return catalog != BUILTIN and Path(catalog).is_dir()

@@ -1,4 +1,4 @@
-"""From a spec to a job on a cluster: validate, look at the store, look at the cluster, ship, hand in."""
+"""Submit a spec to a cluster: check the spec, the store and the cluster, then upload the code and start the job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 import shlex
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -28,20 +29,20 @@ from .submitted_job import SubmittedJob
 Code = Literal["ship", "installed"]
 
 _OLDEST_RAY = (2, 50)
-"""As ``pyproject.toml`` has it."""
+"""The lower bound in ``pyproject.toml``."""
 
 _COMMAND = ["python", "-m", "persona_atlas.cluster.cli", "drive"]
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
-    """How a job finds its code and its driver's place.
+    """Where a job's code comes from and where its driver runs.
 
     Attributes:
-        code: ``ship`` sends this package along; ``installed`` uses the cluster's own.
-        image: A container image for the job's processes, which has the package; None: the nodes as they are.
-        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head.
-        may_scale_up: Whether the cluster's autoscaler will bring the GPUs that are not there yet.
+        code: ``ship`` uploads this package with the job; ``installed`` uses the package that the nodes have.
+        image: Container image for the job's processes, which has the package; None: they run on the nodes as they are.
+        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head, if it has room.
+        may_scale_up: Whether an autoscaler will add nodes that the cluster does not have yet.
     """
 
     code: Code = "ship"
@@ -54,10 +55,10 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
     """Submit a job.
 
     Args:
-        spec: What to run.
-        cluster: Where.
-        options: With which code.
-        progress: Told what could not be checked from here.
+        spec: The job.
+        cluster: The cluster to run it.
+        options: Where its code comes from and where its driver runs.
+        progress: Prints what could not be checked on this machine.
 
     Returns:
         The job's id.
@@ -68,14 +69,15 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
     refuse_tensor_parallel(spec)
     refuse_conversations(spec)
     spec = resolved(spec)
-    plan = _look_at_the_store(spec, progress)
-    facts = cluster.facts()
-    refuse_cluster(facts, spec, options)
+    plan = _check_store(spec, progress)
+    info = cluster.info()
+    refuse_cluster(info, spec, options)
     if not options.may_scale_up:
-        refuse_what_fits_no_node(facts, spec, estimate(plan) if plan else None)
-    if facts.is_open:
+        refuse_what_fits_no_node(info, spec, estimate(plan) if plan else None)
+    if info.is_open:
         progress.say(
-            f"Warning: {cluster.address} takes jobs from whoever reaches it; docs/cluster.md says what to close."
+            f"Warning: {cluster.address} accepts jobs from anybody who can reach it, without a token. Set "
+            "RAY_AUTH_MODE=token on its nodes; see docs/cluster.md."
         )
     _refuse_second_job(cluster, spec)
     if options.code == "installed" and options.image is None:
@@ -93,7 +95,7 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
 
 
 def resolved(spec: JobSpec) -> JobSpec:
-    """Make a spec say the same from any directory and any machine: absolute paths, the endpoint of this environment."""
+    """Make a spec independent of this directory and environment: absolute paths, and the endpoint written into it."""
     location = open_location(spec.store.url, spec.store.endpoint_url)
     store = spec.store.model_copy(update={"url": location.url, "endpoint_url": location.endpoint_url})
     model, personas = spec.model, spec.personas
@@ -104,88 +106,92 @@ def resolved(spec: JobSpec) -> JobSpec:
     return spec.model_copy(update={"store": store, "model": model, "personas": personas})
 
 
-def refuse_cluster(facts: ClusterInfo, spec: JobSpec, options: SubmitOptions) -> None:
+def refuse_cluster(info: ClusterInfo, spec: JobSpec, options: SubmitOptions) -> None:
     """Refuse a cluster that cannot run a spec.
 
+    Args:
+        info: The cluster.
+        spec: The job.
+        options: Where its code comes from; an image brings its own Python.
+
     Raises:
-        InputError: Names what differs or lacks.
+        InputError: Ray is too old, Python differs, or there is no GPU for a spec that needs one; names both sides.
     """
-    if tuple(map(int, re.findall(r"\d+", facts.ray_version)[:2])) < _OLDEST_RAY:
+    if tuple(map(int, re.findall(r"\d+", info.ray_version)[:2])) < _OLDEST_RAY:
         raise InputError(
-            f"this needs Ray {'.'.join(map(str, _OLDEST_RAY))} or later, and the cluster has {facts.ray_version}.",
+            f"Ray must be {'.'.join(map(str, _OLDEST_RAY))} or later, but the cluster has {info.ray_version}.",
             code="other_ray",
             field="--address",
-            hint="Bring the cluster up to date; the version here is the one that is tested.",
+            hint=f"Update Ray on the cluster; {version('ray')}, the version installed here, works.",
         )
-    here, there = _python(platform.python_version()), _python(facts.python_version)
+    here, there = _python(platform.python_version()), _python(info.python_version)
     if here != there and options.image is None:
         raise InputError(
-            f"this is Python {here}, and the cluster has {facts.python_version}.",
+            f"the minor version of Python must be the same, but this machine has {here} and the cluster "
+            f"{info.python_version}.",
             code="other_python",
             field="--address",
-            hint=f"Submit from Python {there}, or name an --image with {here} and this package.",
+            hint=f"Submit from Python {there}, or give an --image that has Python {here} and this package.",
         )
-    if (
-        spec.placement.device == "cuda"
-        and not facts.num_gpus
-        and not (options.may_scale_up and spec.placement.replicas)
-    ):
+    if spec.placement.device == "cuda" and not info.num_gpus and not (options.may_scale_up and spec.placement.replicas):
         raise InputError(
-            "asks for cuda, but no GPU is on the cluster.",
+            "is cuda, but the cluster has no GPU.",
             code="no_gpu",
             field="placement.device",
-            hint="Use device: auto or cpu, or, where an autoscaler brings GPUs, set placement.replicas and --scale-up.",
+            hint="Use auto or cpu; or, if an autoscaler adds GPUs, set placement.replicas and give --scale-up.",
         )
 
 
-def refuse_what_fits_no_node(facts: ClusterInfo, spec: JobSpec, figures: Estimate | None) -> None:
-    """Refuse a job of which no node of the cluster could hold a replica; a worker asks its own machine once more.
+def refuse_what_fits_no_node(info: ClusterInfo, spec: JobSpec, figures: Estimate | None) -> None:
+    """Refuse a job of which no node of the cluster could hold a replica.
+
+    Workers check the memory of their own machine again before they load the model.
 
     Args:
-        facts: Of the cluster.
-        spec: What to run.
-        figures: Of its plan; None when it could not be planned here.
+        info: The cluster.
+        spec: The job.
+        figures: Estimate of its plan; None when it could not be planned on this machine.
 
     Raises:
-        InputError: Names what is needed and what there is.
+        InputError: Names what one replica needs and what the largest node has.
     """
     threads = spec.placement.threads or 1
-    if threads > facts.cores:
+    if threads > info.cores:
         raise InputError(
-            f"asks for {threads} cores on one node, and the largest has {facts.cores}.",
+            f"is {threads} cores on one node, but the largest node has {info.cores}.",
             code="does_not_fit",
             field="placement.threads",
-            hint="Ask for fewer, or start nodes that work with --num-cpus; --scale-up where an autoscaler brings them.",
+            hint="Lower it, or start a node with more --num-cpus; give --scale-up if an autoscaler adds such nodes.",
         )
-    uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and facts.num_gpus > 0)
-    there = facts.gpu_bytes if uses_gpu else facts.memory_bytes
-    if figures is None or there is None:
+    uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and info.num_gpus > 0)
+    available_bytes = info.gpu_bytes if uses_gpu else info.memory_bytes
+    if figures is None or available_bytes is None:
         return
     needed_bytes = figures.replica_bytes if uses_gpu else figures.machine_bytes
-    if needed_bytes > there:
+    if needed_bytes > available_bytes:
         what = "GPU" if uses_gpu else "node"
         raise InputError(
-            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB, and the largest {what} of the "
-            f"cluster has {there / 1e9:.1f} GB.",
+            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB, but the largest {what} of the "
+            f"cluster has {available_bytes / 1e9:.1f} GB.",
             code="does_not_fit",
             field="model.source",
             hint="Try a narrower model.dtype, a smaller placement.batch_tokens or fewer capture.layers; `persona-atlas "
-            "plan` says what would fit which device.",
+            "plan` shows what fits which device.",
         )
 
 
 def refuse_conversations(spec: JobSpec) -> None:
-    """Refuse a job that reads conversations: their files do not travel with a job so far.
+    """Refuse a job that reads conversations, because their files are not uploaded with a job yet.
 
     Raises:
-        InputError: Says what to do instead.
+        InputError: The spec names conversations.
     """
     if spec.conversations is not None:
         raise InputError(
-            "conversations are not sent to a cluster so far.",
+            "files of conversations cannot be sent to a cluster yet.",
             code="not_yet",
             field="conversations",
-            hint="Run it from a machine of the cluster that has them: persona-atlas extract --address auto.",
+            hint="Run persona-atlas extract --address auto on a machine of the cluster that has the files.",
         )
 
 
@@ -193,8 +199,8 @@ def _python(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _look_at_the_store(spec: JobSpec, progress: Progress) -> Plan | None:
-    """Plan the job and hold it against its store; None when the model is not here to be planned for."""
+def _check_store(spec: JobSpec, progress: Progress) -> Plan | None:
+    """Plan the job and compare the plan with the store's run; None when the model's files are not on this machine."""
     location = open_location(spec.store.url, spec.store.endpoint_url)
     refuse_if_driven(location)
     record = read_run_record(location)
@@ -203,8 +209,8 @@ def _look_at_the_store(spec: JobSpec, progress: Progress) -> Plan | None:
     except InputError as error:
         if error.field != "model.source":
             raise
-        # The cluster may have files that this machine has not; there it is planned again before anything is begun.
-        progress.say(f"The model is not here, so layers are checked on the cluster: {error.message}")
+        # The cluster may have the files; the driver plans again before it starts anything.
+        progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")
         return None
     if record is not None:
         check_same_run(record, plan, location.url)
@@ -215,7 +221,7 @@ def _refuse_second_job(cluster: Cluster, spec: JobSpec) -> None:
     for job in cluster.jobs():
         if job.ended_at is None and job.run_url == spec.store.url:
             raise InputError(
-                f"job {job.job_id} has the run at {job.run_url}.",
+                f"job {job.job_id} is already working on the run at {job.run_url}.",
                 code="run_has_driver",
                 field="store.url",
                 hint=f"Wait for it, or cancel it: persona-atlas cancel {job.job_id}",
@@ -223,13 +229,14 @@ def _refuse_second_job(cluster: Cluster, spec: JobSpec) -> None:
 
 
 def _refuse_other_installation(cluster: Cluster) -> None:
-    there = cluster.installed_version()
-    if there != __version__:
+    installed = cluster.installed_version()
+    if installed != __version__:
         raise InputError(
-            f"this is Persona Atlas {__version__}, and the cluster has {there or 'none'}.",
+            f"the version of Persona Atlas must be the same, but this machine has {__version__} and the cluster "
+            f"{installed or 'none'}.",
             code="other_version",
             field="--code",
-            hint="Use --code ship, which brings the code along, or install the same version on the cluster.",
+            hint="Use --code ship, which sends the package along, or install the same version on the cluster.",
         )
 
 

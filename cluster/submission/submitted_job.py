@@ -1,4 +1,4 @@
-"""What is sent to a cluster for a job: plain JSON in the job's working directory. Holds no credentials."""
+"""The file that describes a submitted job: JSON in the job's working directory on the cluster. Holds no credentials."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ JOB_FILE = "job.json"
 CATALOG_FOLDER = "catalog"
 
 NAMESPACE = "persona-atlas"
-"""Of the names of our actors on a cluster."""
+"""Ray namespace of this package's named actors."""
 
 
 def driver_actor_name(job_id: str) -> str:
-    """Name of a job's driver among Ray's actors."""
+    """Name the Ray actor that drives a job.
+
+    Example:
+        >>> driver_actor_name("run-3f9a1c")
+        'driver-run-3f9a1c'
+    """
     return f"driver-{job_id}"
 
 
 class SubmittedJob(BaseModel):
-    """A job, as its driver is told.
+    """A job as its driver receives it.
 
     Attributes:
-        job_id: Ours, and Ray's submission id.
-        spec: Resolved: paths are absolute, defaults filled in.
-        version: Of Persona Atlas where it was submitted.
-        python: Likewise, as ``3.11``.
-        ships_catalog: Whether the catalog's directory came along, as ``catalog``.
-        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head, if it can be had.
+        job_id: Id of the job, the same as Ray's submission id.
+        spec: The resolved spec: absolute paths, defaults filled in.
+        version: Version of Persona Atlas that submitted it.
+        python: Minor version of Python that submitted it, such as ``3.11``.
+        ships_catalog: Whether the working directory holds a copy of the spec's catalog directory, named ``catalog``.
+        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head, if it has room.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,10 +47,10 @@ class SubmittedJob(BaseModel):
     driver_resource: str = ""
 
     def write(self, folder: Path) -> None:
-        """Write it where the job will find it."""
+        """Write the file into a folder, which becomes the job's working directory."""
         (folder / JOB_FILE).write_text(self.model_dump_json(indent=1))
 
 
 def read_submitted_job() -> SubmittedJob:
-    """Read the order of the job that this process belongs to."""
+    """Read the job that this process belongs to from its working directory."""
     return SubmittedJob.model_validate_json(Path(JOB_FILE).read_bytes())

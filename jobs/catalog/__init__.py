@@ -1,8 +1,8 @@
 """The catalog: personas and questions, from the package's own data or from a directory of the user's.
 
-Two layouts are read. Ours: ``roles/<name>.yaml``, ``traits/<name>.yaml``, ``default.yaml``, ``questions.yaml``,
-``rubrics.yaml``. And the released Assistant Axis layout, see ``released.py``. Files are read when asked for, so that
-a job of four personas does not parse five hundred. Knows nothing of specs.
+Two layouts are supported: the native one, with ``roles/<name>.yaml``, ``traits/<name>.yaml``, ``default.yaml``,
+``questions.yaml`` and ``rubrics.yaml``, and that of the released Assistant Axis data, see ``released.py``. A persona's
+file is read when it is first needed: a job of four personas does not parse five hundred. Knows nothing of specs.
 """
 
 from __future__ import annotations
@@ -21,47 +21,54 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class Catalog:
-    """Personas by kind and name, and the questions every persona is asked.
+    """Personas by kind and name, and the questions that every persona is asked.
 
     Attributes:
-        source: Where it came from: ``builtin`` or a directory.
-        files: The file of each (kind, name).
-        questions: The shared extraction questions, in order.
+        source: ``builtin`` or a directory.
+        files: File of each persona, by (kind, name).
+        questions: Shared extraction questions, by question_index.
     """
 
     source: str
     files: Mapping[tuple[Kind, str], Path]
     questions: tuple[Question, ...]
     _read: Callable[[Kind, str, Path], Persona]
-    _read_already: dict[tuple[Kind, str], Persona] = field(default_factory=dict, repr=False, compare=False)
+    _loaded: dict[tuple[Kind, str], Persona] = field(default_factory=dict, repr=False, compare=False)
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """List the names of one kind, sorted."""
         return tuple(sorted(name for k, name in self.files if k == kind))
 
     def persona(self, kind: Kind, name: str) -> Persona:
-        """Read one persona.
+        """Read one persona; its file is read once.
 
         Raises:
-            InputError: There is none of that kind and name, or its file breaks the format.
+            InputError: The catalog has no such persona, or its file is invalid.
         """
         key = (kind, name)
         if key not in self.files:
             raise self._unknown(kind, name, field_name=None)
-        if key not in self._read_already:
-            self._read_already[key] = self._read(kind, name, self.files[key])
-        return self._read_already[key]
+        if key not in self._loaded:
+            self._loaded[key] = self._read(kind, name, self.files[key])
+        return self._loaded[key]
 
     def select(self, kind: Kind, patterns: Iterable[str], field_name: str) -> tuple[str, ...]:
-        """Turn names and globs into the sorted names they match.
+        """Expand names and globs to the names they match.
 
         Args:
-            kind: Which kind to look among.
-            patterns: Exact names or globs such as ``*`` and ``a*``.
-            field_name: The spec field they came from, for the error.
+            kind: Kind of the personas.
+            patterns: Names, or globs such as ``*`` and ``a*``.
+            field_name: Field of the spec or option that holds the patterns, for errors.
+
+        Returns:
+            The names, sorted, each once.
 
         Raises:
-            InputError: A pattern matches nothing; suggests the nearest name.
+            InputError: A pattern matches nothing; suggests the most similar name.
+
+        Example:
+            >>> load_catalog().select("role", ["pirate", "poe*"], "personas.roles.names")
+            ('pirate', 'poet')
         """
         known = self.names(kind)
         chosen: set[str] = set()
@@ -85,13 +92,13 @@ class Catalog:
 
 
 def load_catalog(source: str = BUILTIN) -> Catalog:
-    """Open a catalog.
+    """Open a catalog: list its personas and read its questions.
 
     Args:
-        source: ``builtin``, or a directory in our layout or the released one.
+        source: ``builtin``, or a directory in the native layout or the released one.
 
     Raises:
-        InputError: The directory is missing or in neither layout, or its list of questions breaks the format.
+        InputError: The directory is missing or in neither layout, or its list of questions is invalid.
 
     Example:
         >>> "pirate" in load_catalog().names("role")
@@ -100,7 +107,7 @@ def load_catalog(source: str = BUILTIN) -> Catalog:
     root = Path(__file__).parent if source == BUILTIN else Path(source)
     if not root.is_dir():
         raise InputError(
-            "there is no such directory.", code="no_catalog", file=source, hint="Name a directory or 'builtin'."
+            "there is no such directory.", code="no_catalog", file=source, hint="Give a directory or 'builtin'."
         )
     layout = native if (root / native.QUESTIONS_FILE).is_file() else released
     files = layout.persona_files(root)

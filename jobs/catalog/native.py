@@ -1,8 +1,8 @@
-"""Our catalog layout: one YAML file a persona, made to be edited and reviewed by people.
+"""The native catalog layout: one YAML file per persona, for people to edit and review.
 
-A persona's name is its file's name and its kind is its folder, so neither can disagree with the content. Judge
-prompts are put together from the persona's own description of a full performance and one shared rubric, this package's
-where a directory has none.
+The name of a persona is that of its file, and its kind follows from the folder, so the content can contradict neither.
+A judge prompt is a shared rubric with the persona's own description of a full performance filled in; a directory
+without ``rubrics.yaml`` uses the rubrics of the built-in catalog.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _RubricsFile(_File):
 
 
 def persona_files(root: Path) -> dict[tuple[Kind, str], Path]:
-    """Find the persona files of a directory in our layout."""
+    """Find the persona files of a directory in the native layout, by (kind, name)."""
     files: dict[tuple[Kind, str], Path] = {}
     folders: dict[Kind, str] = {"role": "roles", "trait": "traits"}
     for kind, folder in folders.items():
@@ -77,7 +77,7 @@ def read_questions(root: Path) -> tuple[Question, ...]:
     """Read the shared questions.
 
     Raises:
-        InputError: The file breaks the format.
+        InputError: The file is missing or invalid.
     """
     path = root / QUESTIONS_FILE
     text = read_text(path, "a list of questions")
@@ -86,7 +86,14 @@ def read_questions(root: Path) -> tuple[Question, ...]:
 
 
 def persona_reader(root: Path) -> Callable[[Kind, str, Path], Persona]:
-    """Give the function that reads one persona file of this directory."""
+    """Make the function that reads a persona file of a directory.
+
+    Args:
+        root: The directory, which may hold rubrics of its own.
+
+    Returns:
+        A function of kind, name and file, which raises ``InputError`` if the file is invalid.
+    """
 
     def rubric(kind: Kind) -> str:
         path = root / RUBRICS_FILE

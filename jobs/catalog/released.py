@@ -1,9 +1,9 @@
-"""The layout in which the Assistant Axis personas were released, which users have on disk.
+"""The layout of the released Assistant Axis data, for users who have a copy of it.
 
 ``roles/instructions/<name>.json`` with ``instruction`` (a list of ``{"pos": ...}``), ``questions`` and
 ``eval_prompt``; ``default.json`` among them with ``instruction`` alone; ``traits/instructions/<name>.json`` with
-``{"pos", "neg"}`` pairs; ``extraction_questions.jsonl`` with ``question`` and ``id``. Its oddities are kept: an empty
-first instruction (no system prompt), ``{model_name}``, a question listed twice, a name that is a role and a trait.
+``{"pos", "neg"}`` pairs; ``extraction_questions.jsonl`` with ``question`` and ``id``. Its peculiarities are kept: an
+empty first instruction (no system prompt), ``{model_name}``, a question listed twice, a name of a role and a trait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HINT = "See docs/catalog.md for the fields of this layout."
 
 
 def persona_files(root: Path) -> dict[tuple[Kind, str], Path]:
-    """Find the persona files of a directory in the released layout."""
+    """Find the persona files of a directory in the released layout, by (kind, name)."""
     files: dict[tuple[Kind, str], Path] = {}
     folders: dict[Kind, str] = {"role": "roles", "trait": "traits"}
     for kind, folder in folders.items():
@@ -34,7 +34,7 @@ def persona_files(root: Path) -> dict[tuple[Kind, str], Path]:
 
 
 def read_questions(root: Path) -> tuple[Question, ...]:
-    """Read ``extraction_questions.jsonl`` from the directory; absent means no shared questions.
+    """Read the shared questions from ``extraction_questions.jsonl``; none if there is no such file.
 
     Raises:
         InputError: A line is not a JSON object with a ``question``.
@@ -43,7 +43,7 @@ def read_questions(root: Path) -> tuple[Question, ...]:
     if not path.is_file():
         return ()
     questions: list[Question] = []
-    # Not splitlines: JSON texts may hold other line separators, such as U+2028.
+    # splitlines would also split at separators that are valid within JSON strings, such as U+2028.
     for number, line in enumerate(read_text(path, "a list of questions").split("\n"), start=1):
         if not line.strip():
             continue
@@ -56,7 +56,14 @@ def read_questions(root: Path) -> tuple[Question, ...]:
 
 
 def persona_reader(root: Path) -> Callable[[Kind, str, Path], Persona]:
-    """Give the function that reads one persona file; the released layout needs nothing else of the directory."""
+    """Make the function that reads a persona file; in this layout it does not depend on the directory.
+
+    Args:
+        root: The directory; unused.
+
+    Returns:
+        A function of kind, name and file, which raises ``InputError`` if the file is invalid.
+    """
     del root
     return _read
 

@@ -1,7 +1,8 @@
-"""The state of a job, from what is known of it. Pure: facts in, a state and its reason out.
+"""The state of a job, derived from evidence: commits, lease, the driver's status file, and Ray's job status.
 
-The store is the truth where it speaks: a run that is whole has succeeded whatever became of its job, and a driver that
-renews its lease runs whatever Ray says. Ray is believed about jobs that have not reached the store, or were stopped.
+A pure function of its input. The store takes precedence over Ray: a run whose units are all committed has succeeded
+whatever became of its Ray job, and a driver that keeps renewing its lease is running whatever Ray reports. Ray's status
+decides for jobs that have not reached the store yet, or were stopped.
 Knows neither Ray nor the store nor the clock.
 """
 
@@ -12,7 +13,7 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job is."""
+    """The state of a job as users see it."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -22,12 +23,17 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether it stays so until somebody resumes the run."""
+        """Whether the state stays as it is until somebody resumes the run.
+
+        Example:
+            >>> JobState.RUNNING.is_final, JobState.CANCELLED.is_final
+            (False, True)
+        """
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 class RayState(StrEnum):
-    """What Ray says of a submitted job, in Ray's words."""
+    """Status of a submitted job, by Ray's own names."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -37,65 +43,69 @@ class RayState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a job.
+class JobEvidence:
+    """What the store and Ray show about a job.
 
     Attributes:
-        done: Units committed.
-        planned: Units of the run; 0 when it has not begun.
-        is_driven: Whether a driver of this job holds a lease that has not run out.
-        told: What its driver said last: RUNNING, or how it ended; None when it has said nothing.
-        is_news_fresh: Whether the driver said that within the last moments.
-        ray: What Ray says; None when there is no Ray to ask, or it does not know the job.
+        done: Number of committed units.
+        planned: Number of units in the run; 0 before the run's record is written.
+        is_driven: Whether a driver of this job holds a lease that has not expired.
+        reported_state: State in the driver's status file: RUNNING, or how the job ended; None without such a file.
+        is_status_fresh: Whether the status file was written within the last seconds.
+        ray: Ray's status of the job; None when Ray was not asked or does not know the job.
     """
 
     done: int = 0
     planned: int = 0
     is_driven: bool = False
-    told: JobState | None = None
+    reported_state: JobState | None = None
     is_status_fresh: bool = False
     ray: RayState | None = None
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every unit of the run is committed."""
         return 0 < self.planned <= self.done
 
 
-def state_of(facts: Facts) -> tuple[JobState, str]:
-    """Say where a job is, and why that is thought.
+def state_of(evidence: JobEvidence) -> tuple[JobState, str]:
+    """Derive the state of a job, with the reason in a few words.
 
     Example:
-        >>> state_of(Facts(done=3, planned=9, is_driven=True))[0]
-        <JobState.RUNNING: 'RUNNING'>
+        >>> state_of(JobEvidence(done=3, planned=9, is_driven=True))
+        (<JobState.RUNNING: 'RUNNING'>, 'its driver is running')
+        >>> state_of(JobEvidence(done=3, planned=9, ray=RayState.STOPPED))
+        (<JobState.CANCELLED: 'CANCELLED'>, 'it was stopped')
     """
-    if _is_at_work(facts):
-        return JobState.RUNNING, "its driver is at work"
-    if facts.is_whole:
+    if _is_running(evidence):
+        return JobState.RUNNING, "its driver is running"
+    if evidence.is_complete:
         return JobState.SUCCEEDED, "every unit is committed"
-    if facts.ray is RayState.STOPPED:
+    if evidence.ray is RayState.STOPPED:
         return JobState.CANCELLED, "it was stopped"
-    if facts.told is JobState.SUCCEEDED:
-        return JobState.FAILED, "its driver ended well, and units are missing since"
-    if facts.told is not None and facts.told.is_final:
-        return facts.told, "its driver ended"
-    if facts.ray is RayState.PENDING:
-        return JobState.QUEUED, "it waits for the cluster"
-    if facts.ray is RayState.RUNNING:
-        return JobState.RUNNING, "it has begun"
-    if facts.ray is not None:
-        return JobState.FAILED, "it ended and units are missing"
-    if facts.told is not None or facts.planned:
-        return JobState.FAILED, "no driver is at work and units are missing"
-    return JobState.QUEUED, "nothing is known of it yet"
+    reported = evidence.reported_state
+    if reported is JobState.SUCCEEDED:
+        return JobState.FAILED, "its driver succeeded, but units have gone missing since"
+    if reported is not None and reported.is_final:
+        return reported, "its driver ended"
+    if evidence.ray is RayState.PENDING:
+        return JobState.QUEUED, "it is waiting for the cluster"
+    if evidence.ray is RayState.RUNNING:
+        return JobState.RUNNING, "it has started"
+    if evidence.ray is not None:
+        return JobState.FAILED, "it ended with units missing"
+    if reported is not None or evidence.planned:
+        return JobState.FAILED, "no driver is running and units are missing"
+    return JobState.QUEUED, "nothing is known about it yet"
 
 
-def _is_at_work(facts: Facts) -> bool:
-    if facts.told is not None and facts.told.is_final:
-        # It says so last of all, and the lease goes back in the next moment.
+def _is_running(evidence: JobEvidence) -> bool:
+    if evidence.reported_state is not None and evidence.reported_state.is_final:
+        # The final status is the last thing a driver writes; it releases its lease a moment later.
         return False
-    if facts.is_driven:
-        # A driver that was stopped by force cannot give its lease back; one that works on says so.
-        return facts.is_status_fresh or facts.ray is not RayState.STOPPED
-    # Reducing needs no lease.
-    return facts.told is JobState.RUNNING and facts.is_status_fresh
+    if evidence.is_driven:
+        # A driver that was killed cannot release its lease, so a live lease alone proves nothing once Ray has stopped
+        # the job; a driver that survived that keeps its status fresh.
+        return evidence.is_status_fresh or evidence.ray is not RayState.STOPPED
+    # The reduction at the end runs without a lease.
+    return evidence.reported_state is JobState.RUNNING and evidence.is_status_fresh

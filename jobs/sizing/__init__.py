@@ -1,1 +1,1 @@
-"""How much a plan takes: bytes, memory, time and money, and which device holds it."""
+"""What a plan needs: bytes, memory, time and money, and the devices it fits."""

@@ -1,6 +1,6 @@
-"""The table of devices: what one can do and what an hour of it costs. A small file that a user may replace.
+"""The table of devices: memory, speed and price of each. Users may replace it by a file of their own.
 
-Knows nothing of what this machine has.
+Knows nothing of the devices of this machine.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Device(BaseModel):
-    """One line of the table.
+    """An entry of the table.
 
     Attributes:
-        kind: ``cpu``: the device is a whole machine without GPUs.
-        memory_gb: GB (10^9 bytes).
-        tflops: TFLOP/s at 16 bits, dense.
-        float32_tflops: TFLOP/s at float32.
-        bandwidth_gb_s: GB/s to its own memory.
-        per_node: Devices of one machine, the most that a replica can be cut over.
-        price_per_hour: Of one device, in the table's currency.
-        efficiency: Share of arithmetic and bandwidth that is reached, 0 to 1.
-        layer_us: Microseconds that a decoding step takes per layer at least.
-        node_label: Value of the Kubernetes label ``nvidia.com/gpu.product``.
-        vm_type: A machine of a cloud's catalog that has these devices.
+        kind: ``gpu``, or ``cpu`` for a whole machine without GPUs.
+        memory_gb: Memory in GB (10^9 bytes).
+        tflops: Peak TFLOP/s at 16 bits, dense.
+        float32_tflops: Peak TFLOP/s at float32.
+        bandwidth_gb_s: Memory bandwidth in GB/s.
+        per_node: Devices of one machine; a replica cannot be split over more.
+        price_per_hour: Price of one device, in the table's currency.
+        efficiency: Share of peak arithmetic and bandwidth that is reached, 0 to 1.
+        layer_us: Least time of a decoding step per layer, in microseconds: the cost of launching kernels.
+        node_label: Value of the Kubernetes label ``nvidia.com/gpu.product``; None if unknown.
+        vm_type: AWS machine type with these devices; None if there is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,12 +57,12 @@ class Device(BaseModel):
 
 
 class DeviceTable(BaseModel):
-    """The whole table.
+    """A table of devices.
 
     Attributes:
-        prices_as_of: When the prices were written down.
-        currency: Of the prices.
-        devices: By name, in the order to be shown.
+        prices_as_of: Date of the prices.
+        currency: Currency of the prices, such as ``USD``.
+        devices: Devices by name, in the sequence in which they are listed to users.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,38 +72,48 @@ class DeviceTable(BaseModel):
     devices: Annotated[dict[str, Device], Field(min_length=1)]
 
     def only(self, name: str, option: str = "--device") -> DeviceTable:
-        """Give a table of one device.
+        """Select one device.
 
         Args:
-            name: Of the device.
-            option: What named it, for the error.
+            name: Name of the device.
+            option: Option that holds the name, for the error.
+
+        Returns:
+            A table with that device alone.
 
         Raises:
-            InputError: It is not in the table.
+            InputError: The table has no such device.
         """
         if name not in self.devices:
             raise InputError(
                 f"the table has no device {name!r}.",
                 code="no_such_device",
                 field=option,
-                hint=closest(name, self.devices) or f"It has {', '.join(self.devices)}; add yours with --devices FILE.",
+                hint=closest(name, self.devices)
+                or f"It has {', '.join(self.devices)}. Use --devices FILE for a table of your own.",
             )
         return self.model_copy(update={"devices": {name: self.devices[name]}})
 
     def of_kind(self, placement_device: str) -> DeviceTable:
-        """Give the devices that ``placement.device`` admits: ``cuda`` the GPUs, ``cpu`` the rest, ``auto`` all.
+        """Select the devices that ``placement.device`` allows.
+
+        Args:
+            placement_device: ``cuda`` for GPUs, ``cpu`` for machines without, ``auto`` for both.
+
+        Returns:
+            A table with these devices.
 
         Raises:
-            InputError: None is left.
+            InputError: The table has no such device.
         """
-        wanted = {"cuda": ("gpu",), "cpu": ("cpu",)}.get(placement_device, ("gpu", "cpu"))
-        found = {name: device for name, device in self.devices.items() if device.kind in wanted}
+        kinds = {"cuda": ("gpu",), "cpu": ("cpu",)}.get(placement_device, ("gpu", "cpu"))
+        found = {name: device for name, device in self.devices.items() if device.kind in kinds}
         if not found:
             raise InputError(
                 f"the table has no device for {placement_device!r}.",
                 code="no_such_device",
                 field="placement.device",
-                hint="Add one with --devices FILE, or name another with --device.",
+                hint="Use --devices FILE for a table that has one.",
             )
         return self.model_copy(update={"devices": found})
 
@@ -112,10 +122,10 @@ def load_devices(path: str | Path | None = None) -> DeviceTable:
     """Read a table of devices.
 
     Args:
-        path: A file in the built-in one's layout; None reads the built-in one.
+        path: A file in the layout of the built-in table; None: the built-in table.
 
     Raises:
-        InputError: The file is missing or wrong; names the line and the field.
+        InputError: The file is missing or invalid; names the line and the field.
 
     Example:
         >>> load_devices().devices["H100"].memory_gb

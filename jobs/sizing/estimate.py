@@ -1,4 +1,4 @@
-"""What a plan will take: tokens, bytes, memory. Rules of thumb, stated; knows nothing of this machine."""
+"""Estimate the tokens, bytes and memory of a plan by fixed rules of thumb. Knows nothing of this machine."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from ..unit_size import STORED_BYTES_PER_VALUE
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 HEADROOM = 1.2
-"""What a device needs over weights, cache and captured sums: activations, the allocator's waste."""
+"""Memory in relation to weights, KV cache and captured sums; the rest is activations and fragmentation."""
 
 UNITS_HELD = 4
-"""Units whose rollouts have ended, in part or all, and that are not written yet."""
+"""Units that are held in memory because some of their rollouts are unfinished or they are not written yet."""
 
 DEFAULT_BATCH_TOKENS = 12_288
-"""Tokens of one batch where the spec does not say: about 90 short rollouts, where decoding on a CPU levels off."""
+"""Tokens of a batch by default: about 90 short rollouts, beyond which decoding on a CPU gains little."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A plan in numbers.
+    """Estimated size of a plan.
 
     Attributes:
-        prompt_tokens: Read, about.
-        response_tokens: Written, at most; of given texts those that are read, about.
-        canary_tokens: Read once more, at most: one rollout of every unit is recomputed the plain way.
-        stored_bytes: Activations in the store, about, those of every token included; texts come to a few per cent.
-        stored_token_bytes: The part of it that every kept token takes, responses at their longest.
-        objects: Objects in the store: per unit one per hook point and pooling, one of texts, one commit record.
-        weight_bytes: Weights of one replica, all its devices together.
-        cache_bytes: KV cache of one batch, likewise; a pass over texts that exist needs none.
-        rows_per_batch: Rollouts that one batch holds, about.
-        row_tokens: Prompt and response of the longest rollout.
-        capture_bytes: Pooled sums of one batch, float32.
-        held_token_bytes: Memory of the machine, not of the device: every kept token of the rollouts under way and of
-            the units that are put together or wait to be written, float32.
-        rows_per_assignment: Rollouts handed out at a time, about: half a batch, for a worker requests more when it has
-            room; two batches of texts that exist, so that those which begin alike are read in one pass; at least as
-            many as a server takes at once.
+        prompt_tokens: Tokens of all prompts, roughly.
+        response_tokens: Tokens of all responses: of generated ones at most, of given ones roughly.
+        canary_tokens: Tokens of the rollouts that are recomputed as a check, one of every unit; at most.
+        stored_bytes: Bytes of activations in the store, roughly, kept tokens included; texts add a few per cent.
+        stored_token_bytes: The part of ``stored_bytes`` for the pooling ``tokens``, with responses of full length.
+        objects: Objects in the store: per unit one for each hook point and pooling, one of texts, one commit record.
+        weight_bytes: Bytes of the weights of one replica, all its devices together.
+        cache_bytes: Bytes of the KV cache of one batch, all devices together; 0 for given texts, which need none.
+        rows_per_batch: Rollouts that fit in one batch, roughly.
+        row_tokens: Tokens of the longest rollout, prompt and response; of given texts of a mean one.
+        capture_bytes: Bytes of the pooled sums of one batch, float32.
+        held_token_bytes: Bytes of kept tokens in main memory, not on the device: those of running rollouts and of
+            units that are not written yet, float32.
+        rows_per_assignment: Rollouts that a worker is assigned at a time, roughly: half a batch, because workers
+            request more before their batch runs empty; two batches of given texts, so that more of them share a
+            prefix; at least the concurrency of a server.
         tensor_parallel: Devices of one replica.
     """
 
@@ -61,22 +61,22 @@ class Estimate:
 
     @property
     def device_bytes(self) -> int:
-        """Memory that one device of a replica needs, see :func:`device_bytes`."""
+        """Bytes of memory that each device of a replica needs, see :func:`device_bytes`."""
         return device_bytes(self, self.tensor_parallel)
 
     @property
     def replica_bytes(self) -> int:
-        """Memory that one replica needs, all its devices together."""
+        """Bytes of memory that one replica needs, all its devices together."""
         return self.tensor_parallel * self.device_bytes
 
     @property
     def machine_bytes(self) -> int:
-        """Memory that one replica needs where the machine's memory is its device."""
+        """Bytes of memory that one replica needs on a CPU, where main memory holds kept tokens too."""
         return self.replica_bytes + self.held_token_bytes
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Estimate what a plan takes."""
+    """Estimate the size of a plan."""
     spec, facts = plan.spec, plan.facts
     texts = plan.source.token_counts(plan.units)
     rollouts = plan.num_rollouts
@@ -115,13 +115,13 @@ def _rows_per_assignment(plan: Plan, rows_per_batch: int) -> int:
 
 
 def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
-    """Give the memory that each of a replica's devices needs, in bytes.
+    """Compute the bytes of memory that each device of a replica needs.
 
-    Weights and cache are cut evenly; the residual stream, and so what is captured of it, is whole on every device.
-    A fifth is added for activations and the allocator.
+    Weights and KV cache are split evenly over the devices. The residual stream is whole on every one, and so are the
+    sums that are captured from it. A fifth is added for activations and fragmentation.
 
     Args:
-        figures: The plan's estimate; its own ``tensor_parallel`` is not used.
+        figures: Estimate of the plan; its own ``tensor_parallel`` is ignored.
         tensor_parallel: Devices of a replica.
     """
     sliced = (figures.weight_bytes + figures.cache_bytes) / tensor_parallel
@@ -129,16 +129,25 @@ def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
 
 
 def batch_tokens(placement: PlacementSpec) -> int:
-    """Tokens that one batch may hold."""
+    """Give the most tokens of one batch, by default ``DEFAULT_BATCH_TOKENS``."""
     return placement.batch_tokens or DEFAULT_BATCH_TOKENS
 
 
 def parameter_bytes(plan: Plan) -> int:
-    """Bytes of one parameter, and of one value of the KV cache."""
+    """Give the bytes of one parameter, which are also those of one value of the KV cache."""
     return BYTES_PER_PARAMETER[resolved_dtype(plan.spec.model.dtype, plan.facts.dtype)]
 
 
 def resolved_dtype(asked: str, checkpoint: str) -> str:
-    """Say which parameter type ``auto`` means: the checkpoint's own."""
+    """Resolve the type of the parameters.
+
+    Args:
+        asked: ``model.dtype`` of the spec; ``auto`` is the checkpoint's type.
+        checkpoint: Type of the checkpoint; float32 replaces a type that no engine computes in.
+
+    Example:
+        >>> resolved_dtype("auto", "bfloat16"), resolved_dtype("float32", "bfloat16"), resolved_dtype("auto", "float64")
+        ('bfloat16', 'float32', 'float32')
+    """
     dtype = checkpoint if asked == "auto" else asked
     return dtype if dtype in BYTES_PER_PARAMETER else "float32"

@@ -1,6 +1,6 @@
-"""Does one replica of a plan fit the devices it would run on, and what would make it fit? Reads a table of devices.
+"""Check whether a replica of a plan fits a device of the table, and find changes that would make it fit.
 
-``workers/models/memory.py`` reads the real device before a model is loaded; this runs before any is rented.
+This check is for planning. ``workers/models/memory.py`` checks the actual device before it loads a model.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from ..plan import Plan
+from ..wording import count_of
 from .devices import Device, DeviceTable
 from .estimate import HEADROOM, Estimate, batch_tokens, device_bytes, parameter_bytes
 
 _NOTHING_FITS = (
-    "Not one rollout fits, however it is cut over one machine: take a smaller model, or devices with more memory "
-    "(--device, --devices FILE). Streaming the model layer by layer may fit, and is not there yet for a run."
+    "Not even one rollout fits on a whole machine: use a smaller model, or devices with more memory (--device, "
+    "--devices FILE). Streaming the model layer by layer would need less, but a run cannot do that yet."
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One change that makes a replica fit one kind of device; what is None stays as it is.
+class SpecChange:
+    """A change of the spec that makes a replica fit a device. Fields that are None stay as they are.
 
     Attributes:
-        device: Its name in the table.
-        tensor_parallel: The fewest devices per replica, a power of two within one machine.
-        batch_tokens: The largest batch.
-        layers: The most captured layers.
-        dtype: A narrower parameter type.
+        device: Name of the device in the table.
+        tensor_parallel: Fewest devices per replica, a power of two within one machine.
+        batch_tokens: Tokens of the largest batch.
+        layers: Largest number of captured layers.
+        dtype: A narrower type of the parameters.
     """
 
     device: str
@@ -49,19 +50,35 @@ class Way:
 
 
 def fits(figures: Estimate, device: Device, tensor_parallel: int) -> bool:
-    """Say whether a replica over so many devices of a kind fits their memory and one machine."""
+    """Check whether a replica fits the memory of its devices, and its devices fit in one machine.
+
+    Args:
+        figures: Estimate of the plan.
+        device: The device.
+        tensor_parallel: Devices per replica.
+    """
     in_memory = device_bytes(figures, tensor_parallel) <= device.memory_bytes
     return in_memory and tensor_parallel <= device.per_node
 
 
 def smallest_tensor_parallel(figures: Estimate, device: Device) -> int | None:
-    """Give the fewest devices of one machine, a power of two, that hold a replica; None when a whole one does not."""
+    """Find the smallest power of two of devices that holds a replica; None if a whole machine does not."""
     sizes = (2**power for power in range(device.per_node.bit_length()))
     return next((size for size in sizes if fits(figures, device, size)), None)
 
 
 def largest_batch(plan: Plan, figures: Estimate, device: Device, tensor_parallel: int) -> int | None:
-    """Give the tokens of the largest batch that fits so many devices of a kind; None when not one rollout does."""
+    """Find the largest batch that fits.
+
+    Args:
+        plan: The plan.
+        figures: Its estimate.
+        device: The device.
+        tensor_parallel: Devices per replica.
+
+    Returns:
+        Tokens of the batch, a whole number of rollouts; None if not even one rollout fits.
+    """
     room = device.memory_bytes / HEADROOM - figures.weight_bytes / tensor_parallel
     cache_per_token = figures.cache_bytes / batch_tokens(plan.spec.placement) / tensor_parallel
     per_row = figures.row_tokens * cache_per_token + figures.capture_bytes / figures.rows_per_batch
@@ -69,61 +86,63 @@ def largest_batch(plan: Plan, figures: Estimate, device: Device, tensor_parallel
     return rows * figures.row_tokens if rows > 0 and tensor_parallel <= device.per_node else None
 
 
-def ways_to_fit(plan: Plan, figures: Estimate, name: str, device: Device) -> list[Way]:
-    """Find the single changes that make a replica fit a device, or, where none is enough, the largest machine's batch.
+def changes_that_fit(plan: Plan, figures: Estimate, name: str, device: Device) -> list[SpecChange]:
+    """Find changes of one field that make a replica fit a device; if none suffices, the largest batch on a machine.
 
     Args:
         plan: The plan.
-        figures: Its estimate; it does not fit the device.
-        name: The device's name in its table.
-        device: Its memory and how many of it one machine has.
+        figures: Its estimate, which does not fit the device.
+        name: Name of the device in the table.
+        device: The device.
 
     Returns:
-        The ways, the least trouble first; empty when even a whole machine cannot hold a single rollout.
+        The changes, the one with the least effect first; empty if a whole machine cannot hold one rollout.
     """
     size = figures.tensor_parallel
-    ways: list[Way] = []
+    changes: list[SpecChange] = []
     smallest = smallest_tensor_parallel(figures, device)
     if smallest is not None:
-        ways.append(Way(name, tensor_parallel=smallest))
+        changes.append(SpecChange(name, tensor_parallel=smallest))
     if size <= device.per_node:
         batch = largest_batch(plan, figures, device, size)
         if batch is not None:
-            ways.append(Way(name, batch_tokens=batch))
+            changes.append(SpecChange(name, batch_tokens=batch))
         room = device.memory_bytes / HEADROOM - (figures.weight_bytes + figures.cache_bytes) / size
         layers = int(room // (figures.capture_bytes / len(plan.layers))) if figures.capture_bytes else 0
         if layers > 0:
-            ways.append(Way(name, layers=layers))
+            changes.append(SpecChange(name, layers=layers))
         halved = replace(figures, weight_bytes=figures.weight_bytes // 2, cache_bytes=figures.cache_bytes // 2)
         if parameter_bytes(plan) == 4 and fits(halved, device, size):
-            ways.append(Way(name, dtype="bfloat16"))
-    if not ways:
+            changes.append(SpecChange(name, dtype="bfloat16"))
+    if not changes:
         batch = largest_batch(plan, figures, device, device.per_node)
         if batch is not None:
-            ways.append(Way(name, tensor_parallel=device.per_node, batch_tokens=batch))
-    return ways
+            changes.append(SpecChange(name, tensor_parallel=device.per_node, batch_tokens=batch))
+    return changes
 
 
 def require_fit(plan: Plan, figures: Estimate, table: DeviceTable) -> None:
-    """Make sure that a replica fits at least one device of a table.
+    """Refuse a plan whose replicas fit no device of a table.
 
     Args:
         plan: The plan.
         figures: Its estimate.
-        table: What there is to run it on.
+        table: The devices to choose from.
 
     Raises:
-        InputError: It fits none; names what it needs, what there is, and what would fit.
+        InputError: A replica fits none; names the memory it needs, that of each device, and changes that would fit.
     """
     size = figures.tensor_parallel
     if any(fits(figures, device, size) for device in table.devices.values()):
         return
-    had = ", ".join(f"{name} {device.memory_gb:g} GB x {device.per_node}" for name, device in table.devices.items())
-    ways = [way for name, device in table.devices.items() for way in ways_to_fit(plan, figures, name, device)]
+    devices = ", ".join(f"{name} {device.memory_gb:g} GB x {device.per_node}" for name, device in table.devices.items())
+    changes = [
+        change for name, device in table.devices.items() for change in changes_that_fit(plan, figures, name, device)
+    ]
     raise InputError(
-        f"one replica of {plan.spec.model.source!r} over {size} device(s) needs {figures.device_bytes / 1e9:.1f} GB on "
-        f"each, and fits no node there is ({had}).",
+        f"one replica of {plan.spec.model.source!r} over {count_of(size, 'device')} needs "
+        f"{figures.device_bytes / 1e9:.1f} GB on each, which no machine of the table has ({devices}).",
         code="does_not_fit",
         field="placement.tensor_parallel",
-        hint=f"What would fit: {'; '.join(map(str, ways))}." if ways else _NOTHING_FITS,
+        hint=f"What would fit: {'; '.join(map(str, changes))}." if changes else _NOTHING_FITS,
     )

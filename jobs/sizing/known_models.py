@@ -1,4 +1,4 @@
-"""Facts of well-known models, so that a job can be planned where their files are not. A run never rests on these."""
+"""Facts of well-known models, for planning jobs without their files. A run reads the facts from the files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Table(BaseModel):
 
 @cache
 def known_models() -> dict[str, ModelFacts]:
-    """Give the facts of each known model by its Hugging Face id; none has a fingerprint.
+    """Read the facts of all known models, by Hugging Face id. Their fingerprints are empty.
 
     Example:
         >>> known_models()["Qwen/Qwen3-32B"].n_layers

@@ -1,16 +1,15 @@
-"""Time and money of a plan on a device: a roofline with three roofs, stated below; nothing is measured here.
+"""Time and money of a plan on a device, from a roofline model with three limits. Nothing is measured.
 
-One decoding step of a batch gives each of its rows one token. It takes as long as the slowest of
+A decoding step of a batch generates one token for each of its slots. It takes as long as the slowest of
 
-- moving: (weights + keys and values of the rows) / (devices x bandwidth x efficiency)
-- arithmetic: 2 x parameters x rows / (devices x FLOP/s x efficiency)
-- launching: layers x layer_us, however small the model is
+- bandwidth: (weights + keys and values of the slots) / (devices x bandwidth x efficiency)
+- arithmetic: 2 x parameters x slots / (devices x FLOP/s x efficiency)
+- launching kernels: layers x layer_us, however small the model is
 
-and there are (tokens out / rows) of them. Reading takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency):
-the prompts, and the one rollout of every unit that is recomputed as its canary. Left out are attention's own
-arithmetic (1 % at a thousand tokens of a 70B model), communication between the devices of a replica (part of the
-efficiency), loading the model and waiting for machines. Every response counts at its full length, though many end
-earlier.
+and (tokens out / slots) steps are needed. Prefill takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency),
+for the prompts and for the canary of every unit, the rollout that is recomputed as a check. Not modelled are the
+arithmetic of attention (1 % at a thousand tokens of a 70B model), communication between the devices of a replica (part
+of the efficiency), loading the model, and waiting for machines. Every response counts at full length; many end earlier.
 """
 
 from __future__ import annotations
@@ -23,31 +22,31 @@ from ..plan import Plan
 from .devices import Device
 from .estimate import Estimate, parameter_bytes
 
-Roof = Literal["bandwidth", "arithmetic", "launching"]
+Limit = Literal["bandwidth", "arithmetic", "launching"]
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A plan on one kind of device.
+    """Time and money of a plan on one type of device.
 
     Attributes:
-        device: Its name in the table.
+        device: Name of the device in the table.
         tensor_parallel: Devices of one replica.
-        step_s: One decoding step of a full batch, seconds.
-        limited_by: The roof that a decoding step meets.
-        tokens_per_s: Written by one replica.
-        prefill_hours: One replica reading all prompts and recomputed rollouts, hours.
-        decode_hours: One replica writing all responses, hours.
-        gpu_hours: Device-hours, whatever the number of devices.
-        gpus: Devices at work: whole replicas of the given devices, and no more replicas than units.
-        days: Time on these devices.
+        step_s: Seconds of one decoding step of a full batch.
+        limited_by: The limit that decides ``step_s``.
+        tokens_per_s: Tokens that one replica generates per second.
+        prefill_hours: Hours that a single replica would need for all prompts and canaries.
+        decode_hours: Hours that a single replica would need for all responses.
+        gpu_hours: Device-hours; they do not depend on the number of devices.
+        gpus: Devices that are used: whole replicas, and no more replicas than units.
+        days: Days on these devices.
         money: Price of the device-hours, in the table's currency.
     """
 
     device: str
     tensor_parallel: int
     step_s: float
-    limited_by: Roof
+    limited_by: Limit
     tokens_per_s: float
     prefill_hours: float
     decode_hours: float
@@ -58,7 +57,7 @@ class Price:
 
     @property
     def replicas(self) -> int:
-        """Replicas at work."""
+        """Replicas that are used."""
         return self.gpus // self.tensor_parallel
 
 
@@ -70,13 +69,13 @@ def price(
     Args:
         plan: The plan.
         figures: Its estimate.
-        name: The device's name in its table.
-        device: Its memory, speed and price.
+        name: Name of the device in the table.
+        device: The device.
         tensor_parallel: Devices of one replica.
-        gpus: Devices in all; None takes ``placement.replicas`` replicas, or one.
+        gpus: Number of devices; None: those of ``placement.replicas`` replicas, or of one.
 
     Raises:
-        InputError: There are fewer devices than one replica takes.
+        InputError: There are fewer devices than one replica needs.
 
     Example:
         >>> h100 = table.devices["H100"]  # doctest: +SKIP
@@ -86,14 +85,14 @@ def price(
     asked = tensor_parallel * (plan.spec.placement.replicas or 1) if gpus is None else gpus
     if asked < tensor_parallel:
         raise InputError(
-            f"is {asked}, but one replica takes {tensor_parallel} of {name}.",
+            f"must be at least the {tensor_parallel} {name} of one replica, but is {asked}.",
             code="too_few_gpus",
             field="--gpus",
             hint=f"Give at least {tensor_parallel}.",
         )
     rows = min(figures.rows_per_batch, plan.num_rollouts)
     flops = tensor_parallel * _flops(plan, device) * device.efficiency
-    step_s, roof = _step(plan, figures, device, rows, tensor_parallel, flops)
+    step_s, limit = _step(plan, figures, device, rows, tensor_parallel, flops)
     decode_hours = step_s * figures.response_tokens / rows / 3600
     tokens_read = figures.prompt_tokens + figures.canary_tokens
     prefill_hours = 2 * plan.facts.num_parameters * tokens_read / flops / 3600
@@ -103,7 +102,7 @@ def price(
         device=name,
         tensor_parallel=tensor_parallel,
         step_s=step_s,
-        limited_by=roof,
+        limited_by=limit,
         tokens_per_s=rows / step_s,
         prefill_hours=prefill_hours,
         decode_hours=decode_hours,
@@ -121,15 +120,15 @@ def _flops(plan: Plan, device: Device) -> float:
 
 def _step(
     plan: Plan, figures: Estimate, device: Device, rows: int, tensor_parallel: int, flops: float
-) -> tuple[float, Roof]:
-    """Seconds of one decoding step, and the roof it meets; a row's context is half grown on average."""
+) -> tuple[float, Limit]:
+    """Compute the seconds of one decoding step and its limit; on average half of each response is generated."""
     context = figures.prompt_tokens / plan.num_rollouts + plan.spec.sampling.max_new_tokens / 2
     moved = figures.weight_bytes + rows * context * plan.facts.kv_values_per_token * parameter_bytes(plan)
     bandwidth = tensor_parallel * device.bandwidth_gb_s * 1e9 * device.efficiency
-    roofs: dict[Roof, float] = {
+    limits: dict[Limit, float] = {
         "bandwidth": moved / bandwidth,
         "arithmetic": 2 * plan.facts.num_parameters * rows / flops,
         "launching": plan.facts.n_layers * device.layer_us * 1e-6,
     }
-    highest = max(roofs, key=lambda roof: roofs[roof])
-    return roofs[highest], highest
+    highest = max(limits, key=lambda limit: limits[limit])
+    return limits[highest], highest

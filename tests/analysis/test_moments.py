@@ -1,4 +1,4 @@
-"""Means by group: whatever the cutting, the order and the merging, they are numpy's."""
+"""Means by group equal numpy's, however the vectors are cut into batches, ordered and merged."""
 
 from __future__ import annotations
 

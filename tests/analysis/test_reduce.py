@@ -1,4 +1,4 @@
-"""A reduction of a committed run against numpy over what each rollout is known to hold."""
+"""The reduction of a committed run against numpy over the known activations of each rollout."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_layer_at_a_time_gives_the_same_as_all_at_once(
     assert_same(by_layer, at_once)
 
 
-def test_small_blocks_of_rollouts_give_the_same_as_one(
+def test_small_batches_of_rollouts_give_the_same_as_one(
     whole: tuple[Run, Reduction, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     _, at_once, _ = whole

@@ -1,4 +1,4 @@
-"""What a summary says and what a report holds: everything of one page in one file."""
+"""Summary and report of a reduction: values against numpy, and a page that is one self-contained file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from stored_runs import small_run
 NOTE = "No judge is configured: every rollout counts"
 SECTIONS = {
     "The persona map",
-    "How many dimensions",
+    "Variance by component",
     "The Assistant Axis by layer",
     "Single rollouts on the axis",
     "Roles along the axis",
-    "Where this comes from",
+    "Provenance",
 }
 
 
@@ -151,7 +151,7 @@ def test_a_report_without_axis_and_pca_still_stands(tmp_path: Path):
     url = str(tmp_path / "run")
     run = small_run(url, small_spec(url, personas=personas))
     page = _Page(render_report(run, reduce_run(run)))
-    assert page.headings == {"Where this comes from"}
+    assert page.headings == {"Provenance"}
 
 
 def test_names_from_a_spec_are_escaped(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The command line as a fixture, its signal handlers put back afterwards."""
+"""Fixtures that run the command line and restore the signal handlers afterwards."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def signals_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], signals_as_before: None) -> Refused:
-    """Run a command that must be refused."""
+    """Run a command that must fail."""
     return refused_by(capsys)
 
 
 @pytest.fixture
 def answered(capsys: pytest.CaptureFixture[str], signals_as_before: None) -> Answered:
-    """Run a command that answers."""
+    """Run a command that must print an object."""
     return answered_by(capsys)

@@ -113,7 +113,7 @@ def test_a_directory_in_our_layout_is_a_catalog(native: Path):
         ),
         ("role", "sea_rover", ROLE.replace("A rover.", "7"), ["line 1", "description"]),
         ("role", "sea_rover", "description: x\nprompts: []\njudge: x\n", ["line 2", "prompts"]),
-        ("role", "sea_rover", "", ["not a mapping"]),
+        ("role", "sea_rover", "", ["must be a mapping of fields, but is empty"]),
         ("trait", "stoic", TRAIT.replace("    neg: Rest.\n", ""), ["line 3", "pairs.0.neg", "missing"]),
         ("trait", "stoic", TRAIT.replace("neg:", "negg:"), ["pairs.0"]),
     ],

@@ -1,4 +1,4 @@
-"""What the command line answers: a document on stdout, or an error object on stderr."""
+"""Run commands with ``--json`` and return their output: an object on stdout, or an error object on stderr."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from persona_atlas.cluster.cli import main
 
 
 class Refused(Protocol):
-    """Run a command that must be refused; gives the error object, having checked how it was said."""
+    """Run a command that must fail, check how the error is printed, and return the error object."""
 
     def __call__(self, *arguments: str | Path, status: int = 2) -> dict[str, Any]: ...
 
 
 class Answered(Protocol):
-    """Run a command with ``--json``; gives the document, having checked that it is all of stdout."""
+    """Run a command, check that stdout holds one JSON object and nothing else, and return it."""
 
     def __call__(self, *arguments: str | Path, status: int = 0) -> dict[str, Any]: ...
 
 
 def refused_by(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Make a ``Refused``."""
+    """Make a ``Refused`` for a test."""
 
     def call(*arguments: str | Path, status: int = 2) -> dict[str, Any]:
         capsys.readouterr()
@@ -33,15 +33,15 @@ def refused_by(capsys: pytest.CaptureFixture[str]) -> Refused:
         assert ended.value.code == status, err
         assert out == ""
         assert "Traceback" not in err
-        facts = json.loads(err.splitlines()[-1])
-        assert facts["error"]
-        return facts
+        error = json.loads(err.splitlines()[-1])
+        assert error["error"]
+        return error
 
     return call
 
 
 def answered_by(capsys: pytest.CaptureFixture[str]) -> Answered:
-    """Make an ``Answered``."""
+    """Make an ``Answered`` for a test."""
 
     def call(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Conversations for tests: made in memory, or written as a user's file would be."""
+"""Conversations for tests, in memory or as lines of a JSONL file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from persona_atlas.jobs.spec import JobSpec
 from fakes import FACTS
 
 
-def conversation(*said: str, system_prompt: str = "", index: int = 0, begins: int = 0) -> Conversation:
-    """User and assistant in turn; ``begins=1`` lets the assistant speak first."""
+def conversation(*texts: str, system_prompt: str = "", index: int = 0, begins: int = 0) -> Conversation:
+    """Make a conversation whose messages alternate between user and assistant.
+
+    Args:
+        *texts: Messages.
+        system_prompt: Empty for none.
+        index: 0-based line of the conversation.
+        begins: Role of the first message: 0 user, 1 assistant.
+    """
     roles = ("user", "assistant")
-    messages = tuple(Message(roles[(place + begins) % 2], text) for place, text in enumerate(said))
+    messages = tuple(Message(roles[(place + begins) % 2], text) for place, text in enumerate(texts))
     place = f"talks.jsonl, line {index + 1}"
     return Conversation("conversation", "talks", "pos", 0, index, 0, index, system_prompt, messages, "{}", place)
 
@@ -29,9 +36,9 @@ def given_plan(*talks: Conversation, facts: ModelFacts = FACTS, **changes: Any) 
     return make_plan(JobSpec.model_validate(data | changes), ConversationSource(talks), facts)
 
 
-def line(*said: str, system_prompt: str | None = None, **extra: Any) -> dict[str, Any]:
-    """A line of a JSONL file."""
-    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
+def line(*texts: str, system_prompt: str | None = None, **extra: Any) -> dict[str, Any]:
+    """Make a line of a JSONL file, with extra keys."""
+    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": system_prompt})
     return {"messages": messages} | extra

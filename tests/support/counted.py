@@ -1,4 +1,4 @@
-"""Locations that remember what they are asked for, and servers of our own: one counts requests, one refuses them."""
+"""A location that records its calls, a proxy that records requests to S3, and a server that refuses them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Asked:
     """One call of a location.
 
     Attributes:
-        method: Its name.
-        path: Of the object or folder.
+        method: Name of the method.
+        path: Path of the object or folder.
         start: First byte of a ranged read.
-        num_bytes: Length of what was read or written, or asked of a ranged read.
+        num_bytes: Bytes read or written, or requested by a ranged read.
     """
 
     method: str
@@ -33,11 +33,11 @@ class Asked:
 
 @dataclass
 class Counted:
-    """A location, and every request it was asked to make.
+    """A location that records every call.
 
     Attributes:
-        inner: The location.
-        asked: The requests, in order.
+        inner: The location that does the work.
+        asked: The calls, oldest first.
     """
 
     inner: Location
@@ -52,7 +52,7 @@ class Counted:
         return self.inner.endpoint_url
 
     def of(self, method: str) -> list[Asked]:
-        """The requests of one kind."""
+        """List the calls of one method."""
         return [asked for asked in self.asked if asked.method == method]
 
     def read(self, path: str) -> bytes | None:
@@ -106,7 +106,7 @@ class Counted:
 
 @contextmanager
 def counting_server(endpoint: str) -> Iterator[tuple[str, list[str]]]:
-    """Pass requests on to a server; gives the endpoint in between and the list of their ``METHOD path``, in order."""
+    """Run a proxy before a server; yields its endpoint and the growing list of ``METHOD path`` of its requests."""
     behind = urlsplit(endpoint).netloc
     requests: list[str] = []
 
@@ -144,7 +144,7 @@ _REFUSAL = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Mes
 
 @contextmanager
 def refusing_server(code: str) -> Iterator[str]:
-    """An S3 server that refuses whoever asks for whatever, with a code; gives its endpoint."""
+    """Run an S3 server that refuses every request with an error code; yields its endpoint."""
     refusal = _REFUSAL.format(code=code).encode()
 
     class Handler(BaseHTTPRequestHandler):

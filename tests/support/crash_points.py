@@ -1,7 +1,7 @@
-"""The steps of a process that writes into a directory, and its death at any one of them.
+"""Kill a process at any one of the steps in which it changes a directory.
 
-A step is a call that changes the directory: a file is opened for writing, renamed, linked or removed. Python tells of
-each before it is made, so dying there leaves exactly what all the steps before it have left.
+A step is a call that opens a file for writing, renames, links or removes one. Python raises an audit event before each,
+so dying in the audit hook leaves exactly the effects of all steps before it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NUMBERS = [
     (re.compile(r"-\d+\.parquet"), "-N.parquet"),
     (re.compile(r"/c/\d+/"), "/c/N/"),
 ]
-"""What differs between two starts on one store is left out of a step's name."""
+"""Parts of a path that differ from start to start, with the replacement that names of steps have."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The n-th time that a call is made with a path; paths as in the store, without generations and row blocks."""
+    """The n-th call of a function with a path, which is relative to the store, without generations and row blocks."""
 
     call: str
     path: str
@@ -38,18 +38,18 @@ class Step:
 
 
 def anonymous(path: str) -> str:
-    """A path without the numbers that differ from start to start."""
+    """Replace the numbers in a path that differ from start to start."""
     for pattern, instead in _NUMBERS:
         path = pattern.sub(instead, path)
     return path
 
 
 class StepWatch:
-    """Watches this process for the rest of its life.
+    """Records the steps of this process, for the rest of its life.
 
     Args:
-        root: Of the store.
-        die_at: The step that is not made any more; None to die never.
+        root: Directory of the store.
+        die_at: Step before which the process is killed; None: none.
     """
 
     def __init__(self, root: str, die_at: Step | None = None) -> None:
@@ -57,9 +57,9 @@ class StepWatch:
         self._die_at = die_at
         self._seen: Counter[tuple[str, str]] = Counter()
         self.steps: list[Step] = []
-        sys.addaudithook(self._hear)
+        sys.addaudithook(self._on_audit_event)
 
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _on_audit_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         name = _changed(event, arguments)
         if name is None:
             return
@@ -76,7 +76,7 @@ class StepWatch:
 
 
 def _changed(event: str, arguments: tuple[Any, ...]) -> Any:
-    """Give the path that a call changes; None for other calls, making a folder among them."""
+    """Return the path that a call changes; None for other calls, which include creating a folder."""
     if event == "open":
         path, mode, flags = arguments
         is_writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or bool(set(mode or "") & set("wax+"))

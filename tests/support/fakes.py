@@ -1,4 +1,4 @@
-"""Stand-ins that keep the contracts: an engine without a model, whose numbers tell which rollout they belong to."""
+"""An engine without a model, whose vectors identify their rollout, and small specs and plans to run it on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FACTS = ModelFacts(
 
 
 def vector_of(address: RolloutAddress, array: ArrayName, num_layers: int, d_model: int) -> np.ndarray:
-    """The float32 (num_layers, d_model) that FakeEngine gives for an address: a direction per persona, plus noise."""
+    """Make FakeEngine's vector of an address, float32 (num_layers, d_model): a direction per persona, plus noise."""
 
     def draw(text: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
@@ -42,18 +42,22 @@ def vector_of(address: RolloutAddress, array: ArrayName, num_layers: int, d_mode
 
 
 def tokens_of(address: RolloutAddress, num_tokens: int, num_layers: int, d_model: int) -> np.ndarray:
-    """The float32 (num_layers, num_tokens, d_model) that FakeEngine keeps of an address."""
+    """Make FakeEngine's token activations of an address, float32 (num_layers, num_tokens, d_model)."""
     seed = int.from_bytes(hashlib.sha256(f"{address}|tokens".encode()).digest()[:8], "big")
     return np.random.default_rng(seed).standard_normal((num_layers, num_tokens, d_model)).astype(np.float32)
 
 
 @dataclass
 class FakeEngine:
-    """An engine that answers at once; told to, it fails on given calls or answers some addresses with nothing.
+    """An engine that answers at once, with scripted failures and empty responses.
 
     Attributes:
+        layers: Captured layers.
+        d_model: Width of the vectors.
+        arrays: Captured pairs of hook point and pooling.
+        token_layers: Layers at which every token is kept.
         fail_on_calls: 1-based calls of ``generate`` that raise.
-        fail_personas: Personas that always raise.
+        fail_personas: Personas for which ``generate`` raises.
         empty: Addresses whose response is empty.
         token_layers: Of which every token is kept.
         more: Said after every other response.
@@ -131,7 +135,7 @@ class FakeEngine:
 
 
 def small_spec(store_url: str = "unused", **changes: object) -> JobSpec:
-    """Three roles, one trait, the default; two prompts and three questions of each."""
+    """Make a spec of three roles, a trait and the default, with two prompts and three questions each."""
     counts = {"prompts": 2, "questions": 3}
     data: dict[str, object] = {
         "model": {"source": "none", "name": "Nobody"},
@@ -152,7 +156,7 @@ def small_plan(spec: JobSpec | None = None, catalog: Catalog | None = None, fact
 
 
 def block_of(plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None) -> UnitResult:
-    """A unit's finished block, as FakeEngine makes it."""
+    """Run a unit on FakeEngine and return its result."""
     from persona_atlas.workers.run_units import run_units
 
     unit = plan.by_id[unit_id]

@@ -1,4 +1,4 @@
-"""The jobs that the fault tests run, and how hard they are to be on them."""
+"""The jobs of the fault tests, and how many faults they inject."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fakes import small_spec
 from fault_proxy import FaultProxy
 
 KILLS = int(os.environ.get("ATLAS_FAULTS", "0"))
-"""Kills in a loop of real runs, as ``make faults`` asks for them; 0 in the ordinary tests, which do a few."""
+"""Number of kills in a loop of real runs, set by ``make faults``; 0 for the few of the ordinary tests."""
 
 IS_THOROUGH = KILLS > 0
 
-by_make_faults = pytest.mark.skipif(not IS_THOROUGH, reason="make faults does it")
-"""Of tests and parameters that the ordinary tests leave out for their time."""
+by_make_faults = pytest.mark.skipif(not IS_THOROUGH, reason="only make faults runs it")
+"""Mark of tests and parameters that take too long for the ordinary tests."""
 
 _TWO_ARRAYS = {"poolings": ["response_mean", "prompt_last"]}
 
 
 def tiny_job(store_url: str, endpoint_url: str | None = None) -> JobSpec:
-    """Two units of two rollouts, two arrays: every kind of object, as few of them as can be."""
+    """Make a job with two units of two rollouts and two arrays: every kind of object, and few of each."""
     counts = {"prompts": 1, "questions": 2}
     personas = {"roles": {"names": ["pirate"], **counts}, "default": counts}
     store = {"url": store_url, "endpoint_url": endpoint_url}
@@ -31,17 +31,17 @@ def tiny_job(store_url: str, endpoint_url: str | None = None) -> JobSpec:
 
 
 def small_job(store_url: str, endpoint_url: str | None = None) -> JobSpec:
-    """Twelve units of three rollouts: roles, a trait's two poles, the default."""
+    """Make a job with twelve units of three rollouts: roles, a trait in both polarities, the default."""
     return small_spec(store_url, store={"url": store_url, "endpoint_url": endpoint_url})
 
 
 def straight(spec: JobSpec, proxy: FaultProxy) -> JobSpec:
-    """The same job on the same store, reached without the proxy."""
+    """Copy a job so that it reaches its store without the proxy."""
     return spec.model_copy(update={"store": spec.store.model_copy(update={"endpoint_url": proxy.server_url})})
 
 
 def random_moments(count: int, longest_s: float) -> list[float]:
-    """Draw moments to kill at, from a seed that is printed and can be given as ``ATLAS_FAULTS_SEED``."""
+    """Draw times to kill at, in seconds; the seed is printed, and ``ATLAS_FAULTS_SEED`` sets it."""
     seed = int(os.environ.get("ATLAS_FAULTS_SEED") or random.SystemRandom().randrange(10**6))
     print(f"ATLAS_FAULTS_SEED={seed}")  # noqa: T201 - pytest shows it with a failure
     draw = random.Random(seed)

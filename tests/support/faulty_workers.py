@@ -1,7 +1,7 @@
-"""Workers of a real Ray that have no model and go wrong on one node, or over one unit, as they are told.
+"""Ray workers without a model that fail in a scripted way, on one node or with one persona.
 
-Each time one does, it leaves a note in a folder; those without the fault wait for given numbers of notes, so that no
-test hangs on who is quicker.
+Each failure leaves a note, a file in a folder. Workers without the fault wait for a given number of notes, so that no
+test depends on which worker is faster.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from persona_atlas.workers.engine import CapturedRollout
 
 from fakes import FakeEngine
 
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 
 GO = "go"
-"""The note that ``dies_later`` waits for."""
+"""The note for which ``dies_later`` waits."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong.
+    """A scripted fault.
 
     Attributes:
-        folder: Where notes lie; there is one such folder for a test.
-        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (all other units of its
-            batch are answered, then it waits for a note), ``fails``, ``hangs`` or ``nothing``.
-        node: Id of the node where it does; empty: on every one.
-        persona: Over whose units alone; empty: over all.
-        pace: The others work their n-th unit when there are n times so many notes, or ``enough``.
-        enough: See ``pace``.
+        folder: Folder of the notes, a new one for each test.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (after all other units of its batch, and a
+            note), ``fails``, ``hangs`` or ``nothing``.
+        node: Id of the node with the fault; empty: all nodes.
+        persona: Persona whose units fail; empty: all units.
+        pace: Other workers do their n-th unit once there are n times as many notes as this, or ``enough``.
+        enough: Number of notes after which other workers no longer wait.
     """
 
     folder: Path
@@ -49,15 +49,15 @@ class Fault:
     enough: int = 0
 
     def notes(self) -> list[str]:
-        """Who has gone wrong, once for each time."""
+        """List the names of the workers that failed, once per failure."""
         return [path.name.split("@")[0] for path in sorted(self.folder.iterdir())]
 
     def note(self, name: str) -> None:
-        """Leave a note."""
+        """Leave a note for a worker."""
         (self.folder / f"{name}@{time.time_ns()}").touch()
 
     def actor_class(self) -> type[UnitActor]:
-        """Make the class of the workers."""
+        """Make the actor class of the workers."""
         fault = self
 
         class Faulty(UnitActor):
@@ -110,19 +110,19 @@ class _FaultyEngine(FakeEngine):
         if self.fault.what == "hangs":
             time.sleep(3600)
         if self.fault.what == "fails":
-            # As quick as a broken device answers, and slow enough for another to work meanwhile.
+            # As fast as a broken device, but slow enough for another worker to do a unit meanwhile.
             time.sleep(0.2)
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     @staticmethod
     def _wait_for(path: Path) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def _keep_pace(self) -> None:
         self.worked += 1
         wanted = min(self.worked * self.fault.pace, self.fault.enough)
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while len(self.fault.notes()) < wanted and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -38,7 +38,7 @@ from rich.console import Console
 from crash_points import Step, StepWatch
 from fakes import FACTS, FakeEngine
 
-# Forked from a process that has everything loaded and no thread: a start takes a moment, not two seconds.
+# Forked from a process that has loaded all modules and has no threads: a start takes no two seconds of imports.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
@@ -53,7 +53,7 @@ _processes.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Start:
-    """What a driver is told.
+    """Settings of a driver.
 
     Attributes:
         spec: The job; says where.
@@ -78,7 +78,7 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """How a driver ended by itself.
+    """How a driver ended that was not killed.
 
     Attributes:
         status: What the command line would exit with.
@@ -100,7 +100,7 @@ class End:
 
 
 class Driver:
-    """A started driver."""
+    """A driver that was started."""
 
     def __init__(self, start: Start) -> None:
         environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY"))}
@@ -111,11 +111,11 @@ class Driver:
         theirs.close()
 
     def strike(self) -> None:
-        """Kill it outright while another thread waits for its end."""
+        """Kill it without waiting, because another thread waits for its end."""
         self.process.kill()
 
     def kill(self) -> None:
-        """Kill it outright, and wait until it is gone."""
+        """Kill it and wait until it is gone."""
         self.process.kill()
         self.process.join(30)
         assert self.process.exitcode is not None

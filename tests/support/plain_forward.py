@@ -1,4 +1,4 @@
-"""The reference for captured vectors: one conversation at a time through plain Hugging Face, hooks of its own."""
+"""The reference for captured vectors: plain Hugging Face passes over one conversation at a time, with own hooks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
 
 
 class PlainModel:
-    """A model loaded anew, float32 unless said otherwise, without batching, padding or cache."""
+    """A freshly loaded model, in float32 by default, used without batching, padding or cache."""
 
     def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForCausalLM
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
         inner = self.model.transformer.h if hasattr(self.model, "transformer") else self.model.model.layers
-        self.blocks: list[Any] = list(inner)
+        self.layers: list[Any] = list(inner)
 
     def run(self, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Give what each block hands on and Hugging Face's hidden states after it: both (layer, token, d_model)."""
+        """Compute the output of each layer, and Hugging Face's hidden states after it: both (layer, token, d_model)."""
         states = self.places(token_ids)
         return states["resid_post"], states["hidden"]
 
     def places(self, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
-        """Give every hook point, by the family's own names for its parts, and Hugging Face's hidden states."""
+        """Compute every hook point, found by the family's own module names, and Hugging Face's hidden states."""
         seen: dict[tuple[str, int], torch.Tensor] = {}
         handles = []
 
@@ -43,36 +43,36 @@ class PlainModel:
         def keep_input(key: tuple[str, int]) -> Any:
             return lambda _module, inputs: seen.__setitem__(key, inputs[0][0])
 
-        for layer, block in enumerate(self.blocks):
-            parts = {name: getattr(block, name) for name in _PARTS[self._kind_of(block)]}
-            for point, module in zip(("attn_out", "resid_mid", "mlp_out"), parts.values(), strict=True):
+        for layer, module in enumerate(self.layers):
+            parts = {name: getattr(module, name) for name in _PARTS[self._kind_of(module)]}
+            for point, part in zip(("attn_out", "resid_mid", "mlp_out"), parts.values(), strict=True):
                 if point == "resid_mid":
-                    handles.append(module.register_forward_pre_hook(keep_input((point, layer))))
+                    handles.append(part.register_forward_pre_hook(keep_input((point, layer))))
                 else:
-                    handles.append(module.register_forward_hook(keep_output((point, layer))))
-            handles.append(block.register_forward_pre_hook(keep_input(("resid_pre", layer))))
-            handles.append(block.register_forward_hook(keep_output(("resid_post", layer))))
+                    handles.append(part.register_forward_hook(keep_output((point, layer))))
+            handles.append(module.register_forward_pre_hook(keep_input(("resid_pre", layer))))
+            handles.append(module.register_forward_hook(keep_output(("resid_post", layer))))
         with torch.no_grad():
             output = self.model(input_ids=torch.tensor([list(token_ids)]), output_hidden_states=True, use_cache=False)
         for handle in handles:
             handle.remove()
         points = {point for point, _ in seen}
         states = {
-            point: torch.stack([seen[point, layer] for layer in range(len(self.blocks))]).float().numpy()
+            point: torch.stack([seen[point, layer] for layer in range(len(self.layers))]).float().numpy()
             for point in points
         }
         states["hidden"] = torch.stack([hidden[0] for hidden in output.hidden_states[1:]]).float().numpy()
         return states
 
     @staticmethod
-    def _kind_of(block: Any) -> str:
-        if hasattr(block, "pre_feedforward_layernorm"):
+    def _kind_of(layer: Any) -> str:
+        if hasattr(layer, "pre_feedforward_layernorm"):
             return "sandwich"
-        return "gpt2" if hasattr(block, "ln_2") else "llama"
+        return "gpt2" if hasattr(layer, "ln_2") else "llama"
 
 
 _PARTS = {
-    # What adds to the stream after attention, what reads the stream before the MLP, what adds to it after the MLP.
+    # Modules whose output is attn_out, whose input is resid_mid, and whose output is mlp_out.
     "llama": ("self_attn", "post_attention_layernorm", "mlp"),
     "sandwich": ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
     "gpt2": ("attn", "ln_2", "mlp"),
@@ -80,7 +80,7 @@ _PARTS = {
 
 
 def pool(states_LTD: np.ndarray, rollout: Rollout) -> dict[str, np.ndarray]:
-    """Pool a whole conversation's states; NaN for the response poolings of an empty response."""
+    """Pool the states of a conversation in every way; NaN for the response poolings of an empty response."""
     prompt = states_LTD[:, : len(rollout.prompt_token_ids)].astype(np.float64)
     response = states_LTD[:, len(rollout.prompt_token_ids) :].astype(np.float64)
     nothing = np.full((states_LTD.shape[0], states_LTD.shape[2]), np.nan)
@@ -93,12 +93,12 @@ def pool(states_LTD: np.ndarray, rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def conversation_ids(rollout: Rollout) -> list[int]:
-    """Give a rollout's prompt and response content, without the end of its turn."""
+    """List the token ids of prompt and response content, without the end of the turn."""
     return [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
 
 
 def relative_errors(got_LD: np.ndarray, expected_LD: np.ndarray) -> np.ndarray:
-    """Norm of the difference over the norm of what was expected, per layer; 0 where both are zero."""
+    """Compute the norm of the difference over the norm of the expected vector, per layer; 0 if both are zero."""
     off_L, norms_L = np.linalg.norm(got_LD - expected_LD, axis=-1), np.linalg.norm(expected_LD, axis=-1)
-    # The embedding of a padding token is zero, and so is the stream below the first block.
+    # The embedding of a padding token is zero, and so is the residual stream before the first layer.
     return np.divide(off_L, norms_L, out=np.where(off_L > 0, np.inf, 0.0), where=norms_L > 0)

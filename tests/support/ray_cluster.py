@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine, each made by ``ray start`` as a cluster's owner makes it.
+"""A Ray cluster of several nodes on this machine, each started with ``ray start`` like a real one.
 
-Every node is a family of processes of its own that can be killed as a machine dies: all at once, without a word.
-Its ports, token and folder are its own, so that it meets no other Ray.
+Every node is a group of processes that can be killed at once, as if its machine died. Ports, token and folder are the
+cluster's own, so that it does not interfere with any other Ray.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STORE_BYTES = 80 * 2**20
 
 
 def free_port() -> int:
-    """A port that nobody has just now."""
+    """Find a port that is free at the moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @dataclass
 class RayNode:
-    """One ``ray start --block`` and all that came of it."""
+    """The process of one ``ray start --block`` and its descendants."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -50,7 +50,7 @@ class RayNode:
             return []
 
     def kill(self) -> None:
-        """Let the machine die."""
+        """Kill all processes of the node."""
         family = self.family()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -61,7 +61,7 @@ class RayNode:
 
 @dataclass
 class RayCluster:
-    """A head without cores and nodes that work. Use as a context manager."""
+    """A head without cores, and worker nodes. A context manager."""
 
     env: dict[str, str] = field(default_factory=dict)
     gcs_port: int = field(default_factory=free_port)
@@ -77,17 +77,17 @@ class RayCluster:
 
     @property
     def address(self) -> str:
-        """Of the dashboard, for jobs."""
+        """URL of the dashboard."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
     def gcs_address(self) -> str:
-        """Of the cluster itself, for drivers that join it."""
+        """Address for processes that join the cluster."""
         return f"127.0.0.1:{self.gcs_port}"
 
     @property
     def client_env(self) -> dict[str, str]:
-        """What a laptop needs to talk to it, and nothing of what the cluster has."""
+        """Environment of a client: the token, and none of the cluster's credentials."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
         return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
 
@@ -116,7 +116,7 @@ class RayCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self, kind: str) -> list[psutil.Process]:
-        """Processes of the cluster whose title begins so: ``ray::UnitActor``, ``ray::Driver``."""
+        """List the processes of the cluster whose title begins with ``kind``, such as ``ray::UnitActor``."""
         found = []
         for node in self.nodes.values():
             for process in node.family():
@@ -126,7 +126,7 @@ class RayCluster:
         return found
 
     def node_of(self, kind: str) -> str:
-        """Name of the node that runs such a process."""
+        """Return the name of the node that runs a process whose title begins with ``kind``."""
         for name, node in self.nodes.items():
             for process in node.family():
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -135,34 +135,34 @@ class RayCluster:
         raise AssertionError(f"no node runs {kind}")
 
     def add(self, name: str, *, num_cpus: int = 1, resources: dict[str, float] | None = None) -> None:
-        """Let a node join; does not wait for it."""
+        """Start a node, without waiting until it has joined."""
         more = [f"--resources={json.dumps(resources)}"] if resources else []
         self._start(name, f"--address={self.gcs_address}", *more, num_cpus=num_cpus)
 
     def kill(self, name: str) -> None:
-        """Let a node die at once."""
+        """Kill a node."""
         self.nodes.pop(name).kill()
 
     def wait_for_nodes(self, count: int, timeout_s: float = 60) -> None:
-        """Wait until so many nodes are alive, the head included."""
+        """Wait until ``count`` nodes are alive, the head included."""
         deadline = time.monotonic() + timeout_s
         while len(self.alive_nodes()) != count:
             assert time.monotonic() < deadline, f"{len(self.alive_nodes())} nodes are alive, not {count}"
             time.sleep(0.3)
 
     def alive_nodes(self) -> list[dict[str, Any]]:
-        """What the dashboard says of the nodes that live."""
+        """List the live nodes as the dashboard describes them."""
         found = self.get("/nodes?view=summary")["data"]["summary"]
         return [node for node in found if node["raylet"].get("state") == "ALIVE"]
 
     def get(self, path: str) -> Any:
-        """Ask the dashboard."""
+        """Fetch a page of the dashboard."""
         request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def _start(self, name: str, *arguments: str, num_cpus: int) -> None:
-        # Neither our path nor our credentials: what a node has of us is what is sent to it.
+        # Without our Python path and credentials, so that a node has only what a job sends to it.
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "PYTHONPATH"))}
         env = kept | self.env | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

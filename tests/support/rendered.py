@@ -1,4 +1,4 @@
-"""Render a cluster for a test: no model is looked for, few personas are planned, the environment is full of secrets."""
+"""Render a cluster for a test, without model files, with few personas, and with secrets in the environment."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 LLAMA = ROOT / "examples" / "llama-3.3-70b.yaml"
 FEW = ("--set", "personas.roles.names=[pirate]", "--set", "personas.traits.names=[]")
-"""Few personas: what is rendered is the same, and planned in no time."""
+"""Few personas are planned faster and render the same."""
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_ACCESS_KEY_ID": "AKIAHUNTER", "HF_TOKEN": "hf_hunter"}
 
-_VERB = "persona_atlas.cluster.cli.jobs.cluster"
+_MODULE = "persona_atlas.cluster.cli.jobs.cluster"
 _load_catalog = cache(load_catalog)
 
 
 def render(kind: str, example: Path = LLAMA, *options: str, few: bool = True) -> str:
-    """What ``cluster render`` prints for an example, its store moved to a bucket."""
+    """Return what ``cluster render`` prints for an example, with a store in a bucket."""
     arguments = ["--kind", kind, "--spec", str(example), "--set", "store.url=s3://bucket/x", *(FEW if few else ())]
     return render_plainly(*arguments, *options)
 
 
 def render_plainly(*arguments: str) -> str:
-    """What ``cluster render`` prints; an error comes out as it is."""
-    with patch(f"{_VERB}.sketch_model", _sketch), patch(f"{_VERB}.load_catalog", _load_catalog):
+    """Return what ``cluster render`` prints; its errors are raised."""
+    with patch(f"{_MODULE}.sketch_model", _sketch), patch(f"{_MODULE}.load_catalog", _load_catalog):
         runner = CliRunner(env=SECRETS)
         done = runner.invoke(cli, ["cluster", "render", *arguments], catch_exceptions=False, standalone_mode=False)
     assert done.exit_code == 0, done.output
@@ -61,7 +61,7 @@ def cluster_spec(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def templates(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every pod template, the submitter's too."""
+    """List every pod template, including the submitter's."""
     spec = cluster_spec(found)
     pods = [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
     submitter = found[-1]["spec"].get("submitterPodTemplate")
@@ -78,7 +78,7 @@ def worker(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parse_own_command(line: str) -> dict[str, Any]:
-    """What our own command line makes of a command."""
-    program, verb, *arguments = shlex.split(line)
+    """Parse a ``persona-atlas`` command and return its parameters."""
+    program, name, *arguments = shlex.split(line)
     assert program == "persona-atlas"
-    return cli.commands[verb].make_context(verb, list(arguments)).params
+    return cli.commands[name].make_context(name, list(arguments)).params

@@ -16,7 +16,7 @@ POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
 
 
 def requests_of(num: int, *, job_seed: int = 0, system_prompt: str = "You are a pirate.") -> list[RolloutRequest]:
-    """Requests of very different lengths, every third without a system prompt, each with its own seed."""
+    """Make requests of very different lengths, every third without a system prompt, each with its own seed."""
     requests: list[RolloutRequest] = []
     for index in range(num):
         address = RolloutAddress("role", "pirate", "pos", 0, index, 0)
@@ -41,7 +41,7 @@ def generate(engine: Responder, requests: Sequence[RolloutRequest]) -> list[Capt
 
 
 def texts_of(rollouts: Sequence[Rollout]) -> list[TokenisedText]:
-    """The conversations of rollouts, as texts to be read."""
+    """Make texts for a reader from the conversations of rollouts."""
     return [
         TokenisedText(
             str(rollout.address),
@@ -65,7 +65,7 @@ def engine_settings(
     dtype: str = "float32",
     token_layers: Sequence[int] = (),
 ) -> EngineSettings:
-    """Settings of an engine on the CPU; with ``token_layers`` every token of those is kept besides the poolings."""
+    """Make settings of an engine on the CPU; at ``token_layers`` every token is kept besides the poolings."""
     capture: dict[str, Any] = {"poolings": list(poolings), "hook_points": list(hook_points)}
     if token_layers:
         capture |= {"poolings": [*poolings, TOKENS], "token_layers": list(token_layers)}

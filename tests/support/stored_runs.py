@@ -1,4 +1,4 @@
-"""Runs written as a driver and its workers write them, with FakeEngine's numbers; small, real, on any store."""
+"""Small runs with FakeEngine's vectors, written to any store as a driver and its workers do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fakes import FakeEngine, block_of, small_plan, small_spec
 
 
 def record_of(plan: Plan) -> RunRecord:
-    """The record that a driver would write for a plan."""
+    """Make the run record that a driver would write for a plan."""
     return RunRecord.of(
         plan,
         units_sha256=sha256(encode_units(plan.units)).hexdigest(),
@@ -34,11 +34,11 @@ def record_of(plan: Plan) -> RunRecord:
 def write_unit(
     location: Location, plan: Plan, unit_id: str, row_block: int, engine: FakeEngine | None = None
 ) -> Manifest:
-    """Write one unit's block, uncommitted."""
-    block = block_of(plan, unit_id, row_block, engine)
+    """Write the objects of one unit without committing it."""
+    result = block_of(plan, unit_id, row_block, engine)
     return write_unit_result(
         location,
-        block,
+        result,
         rows_per_block=plan.rows_per_block,
         tokens_per_block=plan.tokens_per_block,
         mantissa_bits=plan.spec.store.mantissa_bits,
@@ -47,13 +47,13 @@ def write_unit(
 
 
 def begin(location: Location, plan: Plan, lease: HeldLease) -> None:
-    """Write the run's record and make room for the lease's row blocks."""
+    """Write the run's record and reserve the rows of the lease's row blocks."""
     begin_run(location, record_of(plan), encode_units(plan.units))
     reserve_rows(location, record_of(plan), lease.row_blocks.stop)
 
 
 def commit(location: Location, lease: HeldLease, manifest: Manifest) -> CommitRecord:
-    """Commit an attempt that must be the one to count."""
+    """Commit an attempt, and check that it is the one that counts."""
     record = commit_unit(location, lease, manifest)
     assert record.manifest == manifest
     return record
@@ -62,14 +62,14 @@ def commit(location: Location, lease: HeldLease, manifest: Manifest) -> CommitRe
 def store_run(
     url: str, plan: Plan, *, engine: FakeEngine | None = None, leave_out: Collection[str] = (), uncommitted: bool = True
 ) -> Location:
-    """Write a whole run; row blocks are handed out in a mixed order, so that rows are not in address order.
+    """Write a whole run. Row blocks are assigned at random, so that rows are not sorted by address.
 
     Args:
-        url: An empty place.
-        plan: The job.
-        engine: What answers.
-        leave_out: Units that are not committed.
-        uncommitted: Whether the units left out are written all the same.
+        url: Empty store.
+        plan: The plan of the run.
+        engine: The engine; None: a FakeEngine.
+        leave_out: Ids of units that are not committed.
+        uncommitted: Whether the objects of these units are written nevertheless.
     """
     location = open_location(url)
     with acquire(location, 2 * len(plan.units)) as lease:
@@ -85,7 +85,7 @@ def store_run(
 
 
 def commit_units(url: str, plan: Plan, unit_ids: Iterable[str], engine: FakeEngine | None = None) -> None:
-    """Work and commit units under a lease of their own, as one start of a driver does."""
+    """Run and commit units under a new lease, like one start of a driver."""
     location = open_location(url)
     wanted = list(unit_ids)
     with acquire(location, len(wanted)) as lease:
@@ -97,7 +97,7 @@ def commit_units(url: str, plan: Plan, unit_ids: Iterable[str], engine: FakeEngi
 def small_run(
     url: str, spec: JobSpec | None = None, engine: FakeEngine | None = None, *, leave_out: Iterable[str] = ()
 ) -> Run:
-    """Commit every unit of a spec (``small_spec`` when None) but some, and open the run."""
+    """Commit every unit of a spec, by default ``small_spec``, except those left out, and open the run."""
     plan = small_plan(spec or small_spec(url))
     left_out = set(leave_out)
     commit_units(url, plan, [unit.unit_id for unit in plan.units if unit.unit_id not in left_out], engine)

@@ -1,4 +1,4 @@
-"""A wire to a server that can be cut and joined again: connections pass through, or are refused and dropped."""
+"""A TCP proxy that can be switched off and on: connections are forwarded, or refused and dropped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class TcpSwitch:
-    """Listens on a port of its own and passes everything on. Use as a context manager."""
+    """Listens on a port of its own and forwards connections. A context manager."""
 
     def __init__(self, endpoint_url: str) -> None:
         target = urlsplit(endpoint_url)
@@ -28,14 +28,14 @@ class TcpSwitch:
         self.cut()
 
     def cut(self) -> None:
-        """Drop what is open and refuse what comes."""
+        """Drop open connections and refuse new ones."""
         self._is_up = False
         for end in list(self._open):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def join(self) -> None:
-        """Pass on again."""
+        """Forward new connections again."""
         self._is_up = True
 
     def _accept(self) -> None:

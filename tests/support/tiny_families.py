@@ -1,4 +1,4 @@
-"""Small random models of several families, with weights wide enough that a wrong mask or position shows."""
+"""Small random models of several families, with weights so large that a wrong mask or position changes the result."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def save_tiny_family(directory: Path, family: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model: Any = AutoModelForCausalLM.from_config(config)
-        # The two norms and biases start as constants; a random model should not have any.
+        # Norms and biases are initialised to constants, which would hide a mistake that affects them.
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:

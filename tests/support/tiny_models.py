@@ -1,4 +1,4 @@
-"""Small random models with a byte-level tokenizer and a chat template, saved as a user's checkpoint would be."""
+"""Small random models with a byte-level tokenizer and a chat template, saved like a user's checkpoint."""
 
 from __future__ import annotations
 

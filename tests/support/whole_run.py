@@ -1,4 +1,4 @@
-"""What every fault test ends with: a complete run, each rollout in it once, whole and its own."""
+"""Checks at the end of every fault test: the run is complete, with each rollout once and its own vectors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from persona_atlas.storage.verification.verify import Verification, verify_run
 from fakes import small_plan, vector_of
 
 PRECISION = 2.0**-11
-"""Half of the last bit that is kept."""
+"""Largest relative rounding error: half of the last mantissa bit that is kept."""
 
 
 def addresses_of(lines: pa.Table) -> list[RolloutAddress]:
-    """The address of each line."""
+    """Return the address of each line of a table."""
     columns = ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
     return [RolloutAddress(*address) for address in zip(*(lines[name].to_pylist() for name in columns), strict=True)]
 
 
 def assert_whole(spec: JobSpec) -> Run:
-    """No rollout of a ``plain_driver``'s job is lost, doubled or mixed, and ``verify`` finds nothing to say."""
+    """Check that no rollout of a ``plain_driver``'s job is lost, doubled or mixed up, and that ``verify`` passes."""
     run = open_run(spec.store.url, spec.store.endpoint_url)
     assert run.completeness.is_complete, run.completeness
     assert verified(run.location).is_complete
@@ -38,7 +38,7 @@ def assert_whole(spec: JobSpec) -> Run:
 
 
 def assert_right(run: Run, spec: JobSpec, unit_ids: Collection[str]) -> None:
-    """The run has these units of a ``plain_driver``'s job and no others, and everything in them is as it was made."""
+    """Check that a run has exactly these units of a ``plain_driver``'s job, with the right texts and vectors."""
     plan = small_plan(spec)
     assert run.committed == set(unit_ids), sorted(run.committed ^ set(unit_ids))
     requests = {
@@ -47,7 +47,7 @@ def assert_right(run: Run, spec: JobSpec, unit_ids: Collection[str]) -> None:
         for request in plan.requests(plan.by_id[unit_id]).first(plan.by_id[unit_id])
     }
     lines = run.rollouts()
-    # Each address once, none else.
+    # Each address exactly once.
     assert addresses_of(lines) == addresses_of(run.index) == sorted(requests)
     rows: list[int] = lines["row"].to_pylist()
     assert len(set(rows)) == len(rows)
@@ -66,14 +66,14 @@ def _assert_numbers(run: Run, array: ArrayName, rows: list[int], addresses: list
     assert addresses_of(found.rollouts) == addresses
     expected_NLD = np.stack([vector_of(address, array, *found.values.shape[1:]) for address in addresses])
     np.testing.assert_allclose(found.values, expected_NLD, rtol=PRECISION)
-    # And as anybody reads it who has Zarr and not us.
+    # The same through Zarr alone.
     with run.location.errors():
         plain: Any = zarr.open_array(run.location.zarr(read_only=True), path=layout.array_path(*array), mode="r")
         np.testing.assert_array_equal(plain.oindex[np.array(rows)], found.values)
 
 
 def verified(location: Location) -> Verification:
-    """A look at everything, in which nothing is wrong."""
+    """Verify a run and check that it has no problems."""
     found = verify_run(location)
     assert not found.problems, found.problems
     return found

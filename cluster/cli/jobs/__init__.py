@@ -1,1 +1,1 @@
-"""Commands about jobs: plan, run, extract, submit and what follows."""
+"""Commands about jobs: plan, run, extract, submit, status, list, logs, cancel, resume, cluster."""

@@ -1,4 +1,4 @@
-"""``persona-atlas cancel``: end a job; what is committed stays."""
+"""``persona-atlas cancel``: stop a job; committed units are kept."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ...submission.ray_cluster import Cluster
 from .. import output
 from ..options import address_option, json_option
 
-_INSIST_AFTER_S = 8.0
-"""A driver outlives the job that began it, if that was ended by force: then it is ended by another."""
+_STOP_DRIVER_AFTER_S = 8.0
+"""An entrypoint that was killed cannot stop its driver, which is detached; after so long, another job stops it."""
 
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 
 
 @click.command()
@@ -24,34 +24,34 @@ _PATIENCE_S = 60.0
 @address_option
 @json_option
 def cancel(job_id: str, address: str | None, as_json: bool) -> None:
-    """Cancel JOB: its workers go within seconds, what is committed stays, and resume does the rest."""
+    """Stop JOB and free its workers within seconds. Committed units are kept, and resume does the rest."""
     cluster = Cluster(address)
     before = view_job(cluster.job(job_id))
     if before.state.is_final:
         raise InputError(
-            f"job {job_id} is {before.state} already: {before.why}.",
+            f"job {job_id} is already {before.state}: {before.reason}.",
             code="job_over",
             field="JOB",
-            hint="Nothing is left to stop.",
+            hint="Only a queued or running job can be cancelled.",
         )
     cluster.stop(job_id)
-    began = time.monotonic()
-    must_insist = True
+    started = time.monotonic()
+    may_stop_driver = True
     while not (view := _ended(cluster, job_id)):
-        if must_insist and time.monotonic() - began > _INSIST_AFTER_S:
-            cluster.end_driver(job_id)
-            must_insist = False
-        if time.monotonic() - began > _PATIENCE_S:
+        if may_stop_driver and time.monotonic() - started > _STOP_DRIVER_AFTER_S:
+            cluster.stop_driver(job_id)
+            may_stop_driver = False
+        if time.monotonic() - started > _TIMEOUT_S:
             raise JobError(
-                f"job {job_id} was told to stop and has not, after {_PATIENCE_S:.0f} s.",
+                f"job {job_id} was asked to stop and has not stopped within {_TIMEOUT_S:.0f} s.",
                 code="not_stopped",
-                hint="Look at its logs; cancel again.",
+                hint=f"See persona-atlas logs {job_id}, and cancel again.",
             )
         time.sleep(0.3)
     if as_json:
         output.document(view.as_dict())
         return
-    output.text(f"{job_id} is {view.state}: {view.done} of {view.planned} units are committed and stay.")
+    output.text(f"{job_id} is {view.state}; {view.done} of {view.planned} units are committed and kept.")
 
 
 def _ended(cluster: Cluster, job_id: str) -> JobView | None:

@@ -1,4 +1,4 @@
-"""``persona-atlas cluster``: what to apply to get a cluster. Nothing is started and no cluster is asked."""
+"""``persona-atlas cluster``: render the files that create a cluster. Starts nothing and contacts no cluster."""
 
 from __future__ import annotations
 
@@ -28,31 +28,35 @@ _KINDS = ("rayjob", "raycluster", "ray-vm", "dockerfile")
 
 @click.group()
 def cluster() -> None:
-    """Render what makes a cluster: KubeRay manifests, a cluster-launcher file for VMs, a Dockerfile."""
+    """Render the files that create a cluster: KubeRay manifests, a cluster-launcher file for VMs, a Dockerfile."""
 
 
 @cluster.command()
 @click.option("--kind", type=click.Choice(_KINDS), required=True, help="What to render.")
-@click.option("--spec", "spec_file", type=click.Path(), default=None, help="The job; a dockerfile needs none.")
+@click.option("--spec", "spec_file", type=click.Path(), default=None, help="The job; optional for dockerfile.")
 @set_option
-@click.option("--name", default="persona-atlas", show_default=True, help="Of the cluster and its objects.")
-@click.option("--namespace", default="default", show_default=True, help="Of Kubernetes.")
-@click.option("--image", default=DEFAULT_IMAGE, show_default=True, help="Built from the Dockerfile and pushed by you.")
-@click.option("--gpus-min", type=click.IntRange(min=0), help="GPUs at least; otherwise as many as at most.")
-@click.option("--gpus-max", type=click.IntRange(min=1), help="GPUs at most; otherwise the spec's replicas, or one.")
+@click.option(
+    "--name", default="persona-atlas", show_default=True, help="Name of the cluster and prefix of its objects."
+)
+@click.option("--namespace", default="default", show_default=True, help="Kubernetes namespace.")
+@click.option("--image", default=DEFAULT_IMAGE, show_default=True, help="Image that you have built and pushed.")
+@click.option("--gpus-min", type=click.IntRange(min=0), help="Fewest GPUs; by default --gpus-max.")
+@click.option("--gpus-max", type=click.IntRange(min=1), help="Most GPUs; by default those of the spec's replicas.")
 @click.option("--gpu-type", default=None, metavar="NAME", help="A device of the table, such as H100.")
-@click.option("--devices", "devices_file", type=click.Path(), default=None, help="A table of devices of your own.")
-@click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Of the workers' nodes; may be repeated.")
-@click.option("--toleration", multiple=True, metavar="KEY[=VALUE]", help="Of the workers; may be repeated.")
-@click.option("--spot", is_flag=True, help="Workers on machines that may be taken away.")
+@click.option("--devices", "devices_file", type=click.Path(), default=None, help="Your own table of devices.")
+@click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Label of worker nodes; repeatable.")
+@click.option("--toleration", multiple=True, metavar="KEY[=VALUE]", help="Tolerated taint; repeatable.")
+@click.option("--spot", is_flag=True, help="Run workers on spot machines.")
 @click.option(
     "--secret", default=None, help="Kubernetes secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN."
 )
-@click.option("--service-account", default=None, help="That may write to the store; on VMs, the instance profile.")
-@click.option("--cache-claim", default=None, help="Volume claim for model files that all pods can write.")
-@click.option("--region", default="us-east-1", show_default=True, help="Of AWS, for ray-vm.")
-@click.option("--hosts", default="", metavar="HEAD,WORKER,...", help="Machines that are there, for ray-vm.")
-@click.option("--ssh-user", default="ubuntu", show_default=True, help="For ray-vm.")
+@click.option(
+    "--service-account", default=None, help="Account that may write to the store; on VMs, an instance profile."
+)
+@click.option("--cache-claim", default=None, help="PersistentVolumeClaim for model files, writable by all pods.")
+@click.option("--region", default="us-east-1", show_default=True, help="AWS region, for ray-vm.")
+@click.option("--hosts", default="", metavar="HEAD,WORKER,...", help="Existing machines instead of AWS, for ray-vm.")
+@click.option("--ssh-user", default="ubuntu", show_default=True, help="User to log in as, for ray-vm.")
 @json_option
 def render(
     kind: str,
@@ -64,25 +68,30 @@ def render(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Print what to apply for the job in a spec: with kubectl, with ray up, or with docker build.
+    """Print the file for the job in a spec, to be used with kubectl, ray up or docker build.
 
-    Credentials never stand in it: they come from a secret, a service account or a machine's role.
+    It never holds credentials: they come from a secret, a service account or a machine's role.
     """
     spec = load_spec(spec_file, overrides) if spec_file is not None else None
-    head = ""
+    usage = ""
     if kind == "dockerfile":
         text, documents = dockerfile(spec), []
     elif spec is None or spec_file is None:
-        raise InputError("is missing.", code="usage", field="--spec", hint=f"A {kind} is rendered for a job.")
+        raise InputError(
+            "is missing.",
+            code="usage",
+            field="--spec",
+            hint=f"A {kind} is rendered for one job; give its spec with --spec FILE.",
+        )
     else:
         request = _request(spec, **options)
         if kind == "ray-vm":
             machines = Machines(region, tuple(filter(None, hosts.split(","))), ssh_user)
             documents = [ray_vm(request, machines, spec_file)]
-            head = how_to_use(request, overrides)
+            usage = how_to_use(request, overrides)
         else:
             documents = rayjob(request) if kind == "rayjob" else raycluster(request)
-        text = head + yaml.dump_all(documents, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
+        text = usage + yaml.dump_all(documents, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
     if as_json:
         output.document({"kind": kind, "documents": documents, "text": text})
     else:
@@ -100,7 +109,7 @@ def _request(
     toleration: tuple[str, ...],
     **named: Any,
 ) -> ClusterRequest:
-    """Plan the job and refuse what fits no machine that is meant; then take the options together."""
+    """Plan the job, refuse it if it does not fit the chosen devices, and build the request from the options."""
     say = output.progress().say
     table = load_devices(devices_file).of_kind("cpu" if spec.placement.device == "cpu" else "cuda")
     table = table if gpu_type is None else table.only(gpu_type, "--gpu-type")
@@ -109,10 +118,10 @@ def _request(
     figures = estimate(planned)
     require_fit(planned, figures, table)
     if named["image"] == DEFAULT_IMAGE:
-        say(f"The image {DEFAULT_IMAGE} is only where you built it: push it, and give its name with --image.")
+        say(f"The image {DEFAULT_IMAGE} exists only where you built it. Push it, and give its full name with --image.")
     most = gpus_max or figures.tensor_parallel * (spec.placement.replicas or 1)
     if named["secret"] is None and named["service_account"] is None:
-        say("No --secret and no --service-account: the nodes' own role must be allowed to write to the store.")
+        say("Without --secret and --service-account the nodes' own role must be allowed to write to the store.")
     return ClusterRequest(
         spec,
         figures,
@@ -126,15 +135,15 @@ def _request(
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes long texts as blocks, and no anchors: people read these files."""
+    """Writes long texts as literal scalars, and repeats values instead of using anchors: people read these files."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Repeat what is the same, rather than pointing at it."""
+        """Repeat equal values instead of referring to the first."""
         return True
 
 
-def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _literal(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_PlainDumper.add_representer(str, _block)
+_PlainDumper.add_representer(str, _literal)

@@ -1,4 +1,4 @@
-"""``persona-atlas drive``: what a job's entrypoint on a cluster runs. Not for people."""
+"""``persona-atlas drive``: the entrypoint of a submitted job. Hidden, because only the cluster runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .... import __version__
 
 @click.command(hidden=True)
 def drive() -> int:
-    """Start the driver of the job in this directory, and follow it to its end."""
+    """Start the driver of the job in this directory and follow it to its end."""
     from ...submission.follow import follow
     from ...submission.submitted_job import read_submitted_job
 

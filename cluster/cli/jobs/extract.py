@@ -1,4 +1,4 @@
-"""``persona-atlas extract``: the prefill pass over conversations that exist already."""
+"""``persona-atlas extract``: capture activations of existing conversations with a prefill pass."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from ..work import work
     "poolings",
     multiple=True,
     type=click.Choice(get_args(Pooling)),
-    help="What is kept of a turn; may be repeated. Without it, response_mean. 'tokens' is every token, no vector.",
+    help="Pooling of each assistant turn; repeatable, by default response_mean. 'tokens' keeps every token instead.",
 )
-@click.option("--token-layers", default=None, help="Of which layers --pooling tokens keeps them: as --layers.")
+@click.option(
+    "--token-layers", default=None, help="Layers at which --pooling tokens keeps every token, as for --layers."
+)
 @set_option
 @join_option
 @endpoint_option
@@ -42,11 +44,11 @@ def extract(
     endpoint_url: str | None,
     as_json: bool,
 ) -> int:
-    """Run a model over conversations you have and keep what it shows: a row for every turn of the assistant.
+    """Run a model over existing conversations and store its activations, one row per assistant turn.
 
-    A line of a .jsonl file is {"messages": [{"role": ..., "content": ...}, ...]}; its other keys are carried along.
-    The released pipeline's directory of one file a role is read as such, and reduced when the default is there.
-    The same command goes on with what is missing.
+    A line of a .jsonl file is {"messages": [{"role": ..., "content": ...}, ...]}; other keys are copied into the store.
+    A directory of the released pipeline, with one file per role, also gives role vectors and the axis.
+    A run that was stopped continues with the same command.
     """
     data: dict[str, Any] = {
         "model": {"source": model},

@@ -1,4 +1,4 @@
-"""``persona-atlas list``: the jobs of a cluster."""
+"""``persona-atlas list``: list the jobs of a cluster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import datetime
 
 import click
 
+from ....jobs.wording import count_of
 from ...submission.job_view import JobView, view_job
 from ...submission.ray_cluster import Cluster
 from .. import output
@@ -16,13 +17,13 @@ from ..options import address_option, json_option
 @address_option
 @json_option
 def list_jobs(address: str | None, as_json: bool) -> None:
-    """List the jobs that were submitted to a cluster, the newest first, with their states and how complete each is."""
+    """List the jobs that were submitted to a cluster, the newest first, with state and number of committed units."""
     views = [view_job(job) for job in Cluster(address).jobs()]
     if as_json:
         output.document({"jobs": [_as_dict(view) for view in views]})
         return
     lines = [[view.job_id, view.state, _units(view), _when(view), view.url] for view in views]
-    output.table(f"{len(views)} jobs", ["job", "state", "units", "submitted", "store"], lines, keep_first=True)
+    output.table(count_of(len(views), "job"), ["job", "state", "units", "submitted", "store"], lines, keep_first=True)
 
 
 def _units(view: JobView) -> str:

@@ -1,4 +1,4 @@
-"""``persona-atlas logs``: what a job has said."""
+"""``persona-atlas logs``: print the log of a job."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..options import address_option
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the job ends.")
+@click.option("--follow", "-f", is_flag=True, help="Keep printing until the job ends.")
 @address_option
 def logs(job_id: str, follow: bool, address: str | None) -> None:
-    """Print what JOB has said."""
+    """Print the log of JOB."""
     cluster = Cluster(address)
     cluster.job(job_id)
     if not follow:

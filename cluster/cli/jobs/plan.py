@@ -1,4 +1,4 @@
-"""``persona-atlas plan``: what a spec would take and cost; nothing is run, and no weights are fetched."""
+"""``persona-atlas plan``: what a spec would need and cost. Runs nothing and downloads no weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
 from ....jobs.sources.persona_source import PersonaSource
 from ....jobs.spec import JobSpec, load_spec
+from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom, sketch_model
 from ...run.job import plan_job, require_readable
 from ...run.progress import Progress
@@ -23,7 +24,7 @@ from ..options import device_options, json_option, set_option, spec_argument
 
 _FACTS_FROM = {
     "files": "the model's files",
-    "configuration": "the model's configuration and weight index; a run needs the whole files",
+    "configuration": "the model's configuration and weight index; a run needs all files",
     "table": "the table of known models, not the model's files; a run needs the files",
 }
 
@@ -32,7 +33,11 @@ _FACTS_FROM = {
 @spec_argument
 @set_option
 @device_options
-@click.option("--gpus", type=click.IntRange(min=1), help="Devices in all, for the days; otherwise the spec's replicas.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    help="Number of devices, for the days; by default those of the spec's replicas.",
+)
 @json_option
 def plan(
     spec_file: str,
@@ -42,9 +47,10 @@ def plan(
     gpus: int | None,
     as_json: bool,
 ) -> None:
-    """Say what SPEC would take and cost: rollouts, tokens, bytes, memory, GPU-hours, money, days. Nothing is run.
+    """Estimate what SPEC needs and costs: rollouts, tokens, bytes, memory, GPU-hours, money, days. Nothing is run.
 
-    What fits no device is refused, with what would fit. Prices and speeds are from a small table that you may replace.
+    A job that fits no device is refused, with the changes that would make it fit. Prices and speeds come from a small
+    table, which --devices replaces.
     """
     spec = load_spec(spec_file, overrides)
     table = load_devices(devices_file).of_kind(spec.placement.device)
@@ -57,16 +63,16 @@ def plan(
         output.document(as_dict(planned, figures, facts_from) | _prices_as_dict(table, prices, figures))
         return
     output.table("Plan", ["", ""], [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]])
-    columns = ["device", "GB a device", "a replica", "tokens/s", "device-hours", table.currency, "at work", "days"]
+    columns = ["device", "GB", "per replica", "tokens/s", "device-hours", table.currency, "devices", "days"]
     output.table(
-        f"Price, with every response at its full length (table of {table.prices_as_of})",
+        f"Price, if every response has the full length (prices of {table.prices_as_of})",
         columns,
         [_price_line(name, table, figures, prices.get(name)) for name in table.devices],
     )
 
 
 def _planned(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
-    """Plan without fetching weights; given conversations are rendered, and that takes the model's own files."""
+    """Plan without downloading weights; only given conversations need the model's files, because they are rendered."""
     if spec.conversations is not None:
         planned, directory = plan_job(spec, progress)
         require_readable(planned, directory, progress)
@@ -78,8 +84,17 @@ def _planned(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
 def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | None) -> dict[str, Price]:
     """Price a plan on every device of a table that its replicas fit.
 
+    Args:
+        planned: The plan.
+        figures: Its estimate.
+        table: The devices.
+        gpus: Number of devices; None: those of the spec's replicas.
+
+    Returns:
+        The prices, by name of the device.
+
     Raises:
-        InputError: There are fewer devices than one replica takes.
+        InputError: There are fewer devices than one replica needs.
     """
     size = figures.tensor_parallel
     return {
@@ -90,48 +105,51 @@ def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | 
 
 
 def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
-    """Give the plan as (what, figure) lines for people."""
+    """Format the plan as lines of (label, figure) for people."""
     facts = planned.facts
     by_kind = ", ".join(f"{count:,} {kind}" for kind, count in planned.rollouts_by_kind().items())
     whole, parts = output.size(figures.replica_bytes), figures.tensor_parallel
-    each = f" over {parts} devices, {output.size(figures.device_bytes)} each" if parts > 1 else ""
+    split = f" over {parts} devices, {output.size(figures.device_bytes)} each" if parts > 1 else ""
     return [
-        ["model", f"{planned.spec.model.source} ({facts.n_layers} layers x {facts.d_model}, {facts.family})"],
-        ["units", f"{len(planned.units):,} of at most {planned.rows_per_block} rollouts"],
+        [
+            "model",
+            f"{planned.spec.model.source} ({count_of(facts.n_layers, 'layer')} x {facts.d_model}, {facts.family})",
+        ],
+        ["units", f"{len(planned.units):,} of at most {count_of(planned.rows_per_block, 'rollout')} each"],
         ["rollouts", f"{planned.num_rollouts:,} ({by_kind})"],
         ["tokens in", f"about {figures.prompt_tokens:,}"],
         ["tokens out", f"at most {figures.response_tokens:,}"],
         ["layers", f"{len(planned.layers)} of {facts.n_layers}"],
-        ["stored", f"about {output.size(figures.stored_bytes)} in {figures.objects:,} objects"],
+        ["stored", f"about {output.size(figures.stored_bytes)} in {count_of(figures.objects, 'object')}"],
         *_token_lines(planned, figures),
-        ["memory a replica", f"about {whole}{each}"],
+        ["replica memory", f"about {whole}{split}"],
         [
             "  of that",
-            f"weights {output.size(figures.weight_bytes)}, cache {output.size(figures.cache_bytes)} for "
-            f"{figures.rows_per_batch} rollouts at a time, captured {output.size(figures.capture_bytes)}",
+            f"weights {output.size(figures.weight_bytes)}, KV cache {output.size(figures.cache_bytes)} for "
+            f"{count_of(figures.rows_per_batch, 'rollout')} at a time, captured {output.size(figures.capture_bytes)}",
         ],
     ]
 
 
 def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
-    """Say what it costs to keep every token, where that is asked."""
+    """Format what keeping every token takes; no lines for a plan that does not."""
     if not planned.token_layers:
         return []
     return [
         [
             "  of that",
-            f"at most {output.size(figures.stored_token_bytes)} are every token of layers "
+            f"at most {output.size(figures.stored_token_bytes)} for every token of layers "
             f"{', '.join(map(str, planned.token_layers))}",
         ],
         [
             "tokens in memory",
-            f"about {output.size(figures.held_token_bytes)} a replica, of the machine and not the GPU",
+            f"about {output.size(figures.held_token_bytes)} per replica, in main memory and not the GPU's",
         ],
     ]
 
 
 def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str, Any]:
-    """Give the plan as plain data, for ``--json``."""
+    """Build the object that ``--json`` prints for a plan."""
     return {
         "model": planned.spec.model.source,
         "facts_from": facts_from,
@@ -159,7 +177,7 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "held_token_bytes": figures.held_token_bytes,
         "device_bytes": figures.device_bytes,
         "replica_bytes": figures.replica_bytes,
-        # Without the model's files nobody knows which model it is.
+        # The digest covers the fingerprint of the model's files, which only the files themselves give.
         "plan_digest": planned.digest if planned.facts.fingerprint else None,
     }
 
@@ -182,8 +200,8 @@ def _price_line(name: str, table: DeviceTable, figures: Estimate, found: Price |
     device = table.devices[name]
     if found is None:
         smallest = smallest_tensor_parallel(figures, device)
-        cure = f"fits with tensor_parallel {smallest}" if smallest else "does not fit"
-        return [name, f"{device.memory_gb:g}", cure, "", "", "", "", ""]
+        change = f"fits with tensor_parallel {smallest}" if smallest else "does not fit"
+        return [name, f"{device.memory_gb:g}", change, "", "", "", "", ""]
     return [
         name,
         f"{device.memory_gb:g}",
@@ -197,7 +215,7 @@ def _price_line(name: str, table: DeviceTable, figures: Estimate, found: Price |
 
 
 def _figure(value: float) -> str:
-    """Write a number for people: hundredths where it is small, whole where it is large."""
+    """Format a number for people: with two decimals if it is small, none if it is large."""
     if 0 < value < 0.01:
         return "< 0.01"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""``persona-atlas resume``: do what is missing of a job or a run, under a new driver."""
+"""``persona-atlas resume``: submit a job or run again, to do its missing units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...submission.ray_cluster import Cluster
 from ...submission.submit import SubmitOptions, submit_job
 from .. import output
 from ..options import address_option, code_options, endpoint_option, is_store, json_option
-from .submit import tell
+from .submit import print_submitted
 
 
 @click.command()
@@ -22,16 +22,16 @@ from .submit import tell
 @endpoint_option
 @json_option
 def resume(target: str, address: str | None, endpoint_url: str | None, as_json: bool, **options: Any) -> None:
-    """Submit JOB again, or the run at STORE when its cluster is gone: what is missing is done, nothing else.
+    """Submit JOB again, or the run at STORE when its cluster is gone. Only missing units are done.
 
-    The spec is the one that was submitted, or that the run was begun with.
+    The spec is that of the job, or that of the run's first start.
     """
     cluster = Cluster(address)
     if is_store(target):
         run = open_run(target, endpoint_url)
-        # Where it lies now, which may not be where it was begun.
+        # The store may have been moved or copied since the run was started.
         store = run.record.spec.store.model_copy(update={"url": run.url, "endpoint_url": run.location.endpoint_url})
         spec = run.record.spec.model_copy(update={"store": store})
     else:
         spec = JobSpec.model_validate_json(cluster.job(target).spec)
-    tell(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)
+    print_submitted(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``persona-atlas run``: do a job here and now, reduce it, and end with what was found."""
+"""``persona-atlas run``: run a job from this machine, reduce it, and print a summary."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..work import work
 @join_option
 @json_option
 def run(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> int:
-    """Run the job in SPEC, or what is missing of it, then reduce it and write its report.
+    """Run the job in SPEC, or the missing units of it, then reduce it and write its report.
 
-    A run that was stopped or killed goes on with the same command: committed units are never done again.
+    A run that was stopped or killed continues with the same command; committed units are not done again.
     """
     return work(load_spec(spec_file, overrides), address, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``persona-atlas status``: where a job or a run is, once or until it ends."""
+"""``persona-atlas status``: print the state of a job or run, once or until it ends."""
 
 from __future__ import annotations
 
@@ -7,42 +7,43 @@ import time
 import click
 
 from ....jobs.scheduling.job_state import JobState
+from ....jobs.wording import count_of
 from ...run.progress import span
 from ...submission.job_view import JobView, view_job, view_run
 from ...submission.ray_cluster import Cluster
 from .. import output
 from ..options import address_option, endpoint_option, is_store, json_option
 
-_EVERY_S = 2.0
-_SHOWN = 3
-"""Units of a worker, by name."""
+_POLL_S = 2.0
+_MAX_UNITS = 3
+"""How many units of a worker are named."""
 
 
 @click.command()
 @click.argument("target", metavar="JOB|STORE")
-@click.option("--watch", is_flag=True, help="Go on until it has ended; a line whenever something changes.")
+@click.option("--watch", is_flag=True, help="Print a line whenever something changes, until the job ends.")
 @address_option
 @endpoint_option
 @json_option
 def status(target: str, watch: bool, address: str | None, endpoint_url: str | None, as_json: bool) -> int:
-    """Say where JOB is, or the run at STORE (a directory or s3:// URL), which needs no cluster.
+    """Print the state of JOB, or of the run at STORE (a directory or s3:// URL), which needs no cluster.
 
-    Exit status: 0 when it is queued, running or has succeeded, 1 when it failed or was cancelled.
+    Exit status: 0 if queued, running or succeeded, 1 if failed or cancelled.
     """
     cluster = None if is_store(target) else Cluster(address)
 
-    def look() -> JobView:
+    def read_view() -> JobView:
         return view_run(target, endpoint_url) if cluster is None else view_job(cluster.job(target))
 
-    view = look()
+    view = read_view()
     last = ""
     while watch and not view.state.is_final:
         line = _line(view)
         if line != last:
             output.progress().say(line)
             last = line
-        time.sleep(_EVERY_S)
-        view = look()
+        time.sleep(_POLL_S)
+        view = read_view()
     if as_json:
         output.document(view.as_dict())
     else:
@@ -61,14 +62,14 @@ def _line(view: JobView) -> str:
             parts.append(f"{status.rollouts_per_second:.1f} rollouts/s")
         if status.seconds_left:
             parts.append(f"{span(status.seconds_left)} left")
-        working = sum(worker.doing == "working" for worker in status.workers)
-        parts.append(f"{working} of {len(status.workers)} workers at work")
+        busy = sum(worker.doing == "working" for worker in status.workers)
+        parts.append(f"{busy} of {len(status.workers)} workers busy")
     return ", ".join(parts)
 
 
 def _print(view: JobView) -> None:
     status = view.status
-    lines = [["state", f"{view.state}: {view.why}"]]
+    lines = [["state", f"{view.state}: {view.reason}"]]
     lines += [
         [stage.name, f"{stage.done} of {stage.planned}{' units' if stage.name == 'rollouts' else ''}"]
         for stage in view.stages
@@ -78,8 +79,8 @@ def _print(view: JobView) -> None:
     if view.driver is not None:
         lines.append(["driver", f"process {view.driver.pid} on {view.driver.host}"])
     if status is not None and view.state is JobState.RUNNING:
-        lines.append(["doing", status.doing])
-        lines.append(["in flight", f"{status.units_in_flight} units"])
+        lines.append(["phase", status.doing])
+        lines.append(["in flight", count_of(status.units_in_flight, "unit")])
         if status.rollouts_per_second:
             lines.append(
                 ["pace", f"{status.rollouts_per_second:.1f} rollouts/s, {status.tokens_per_second or 0:.0f} tokens/s"]
@@ -87,17 +88,17 @@ def _print(view: JobView) -> None:
         if status.seconds_left:
             lines.append(["time left", span(status.seconds_left)])
     output.table(view.job_id or view.url, ["", ""], lines)
-    if view.trouble:
-        output.text(f"The store cannot be read from here: {view.trouble}")
+    if view.store_error:
+        output.text(f"This machine cannot read the store: {view.store_error}")
     if status is not None:
         _print_details(view, status_is_live=view.state is JobState.RUNNING)
     if view.state is JobState.FAILED and view.ray is not None and (status is None or not status.error):
         output.text(view.ray.message.rstrip())
 
 
-def _some(unit_ids: tuple[str, ...]) -> str:
-    more = len(unit_ids) - _SHOWN
-    return ", ".join(unit_ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _shortened(unit_ids: tuple[str, ...]) -> str:
+    more = len(unit_ids) - _MAX_UNITS
+    return ", ".join(unit_ids[:_MAX_UNITS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _print_details(view: JobView, *, status_is_live: bool) -> None:
@@ -110,27 +111,27 @@ def _print_details(view: JobView, *, status_is_live: bool) -> None:
                 worker.name,
                 worker.node[:8],
                 worker.doing,
-                _some(worker.units),
+                _shortened(worker.units),
                 span(max(0.0, now - worker.since)),
             ]
             for worker in status.workers
         ]
-        output.table("Workers", ["worker", "node", "doing", "units", "last news"], rows)
+        output.table("Workers", ["worker", "node", "state", "units", "last change"], rows)
     if status.failures:
         rows = [
             [
                 failure.unit_id,
                 str(failure.attempts),
-                "given up" if failure.is_given_up else "tried again",
+                "given up" if failure.is_given_up else "to be retried",
                 failure.error,
             ]
             for failure in status.failures
         ]
-        output.table("Units that failed", ["unit", "attempts", "", "last error"], rows)
+        output.table("Units that failed", ["unit", "attempts", "state", "last error"], rows)
         detail = next((failure.detail for failure in status.failures if failure.detail), "")
         if detail:
             output.text(f"The first error:\n{detail.rstrip()}")
     for node, reason in status.nodes_left_out.items():
-        output.text(f"Node {node[:8]} is left out: {reason.splitlines()[0]}")
+        output.text(f"Node {node[:8]} is excluded: {reason.splitlines()[0]}")
     if status.error and not status_is_live and view.state is not JobState.SUCCEEDED:
         output.text(status.error)

@@ -1,4 +1,4 @@
-"""``persona-atlas submit``: hand a job to a cluster and come back at once."""
+"""``persona-atlas submit``: submit a job to a cluster without waiting for it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..options import address_option, code_options, json_option, set_option, spe
 @code_options
 @json_option
 def submit(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool, **options: Any) -> None:
-    """Submit the job in SPEC to a cluster; prints its id. This machine may go away then.
+    """Submit the job in SPEC to a cluster and print its id. The job does not depend on this machine after that.
 
-    Submitting the same spec again does what is missing, and nothing else.
+    Submitting the same spec again does the missing units only.
     """
     spec = load_spec(spec_file, overrides)
     cluster = Cluster(address)
-    tell(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)
+    print_submitted(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)
 
 
-def tell(job_id: str, cluster: Cluster, *, as_json: bool) -> None:
-    """Say that a job was submitted."""
+def print_submitted(job_id: str, cluster: Cluster, *, as_json: bool) -> None:
+    """Print the id of a submitted job on stdout, and how to watch it on stderr."""
     if as_json:
         output.document({"job_id": job_id, "address": cluster.address})
         return

@@ -1,1 +1,1 @@
-"""Commands about stores: show, query, reduce, report, verify, gc."""
+"""Commands about stores: show, query, reduce, report, verify, gc, probe-store."""

@@ -1,4 +1,4 @@
-"""``persona-atlas probe-store``: try what an object store really does, before a job stands on it."""
+"""``persona-atlas probe-store``: test what an object store supports, before a job relies on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from ....storage.locations.probe import probe_store as try_store
+from ....storage.locations.probe import probe_store as run_probe
 from .. import output
 from ..options import endpoint_option, json_option
 
@@ -18,20 +18,20 @@ _WORD = {True: "yes", False: "NO", None: "not seen"}
 @endpoint_option
 @json_option
 def probe_store(url: str, endpoint_url: str | None, as_json: bool) -> int:
-    """Try the store at URL: writing, listing, conditional writes that race, ranges, a wrong secret.
+    """Test the store at URL: writes, listings, racing conditional writes, byte ranges, and a wrong secret.
 
-    Writes a few objects under a name of its own and deletes them. Exit status 1 when no run can be kept there.
+    Writes a few objects under a name of their own and deletes them. Exit status 1 if the store cannot hold a run.
     """
-    findings = try_store(url, endpoint_url)
+    findings = run_probe(url, endpoint_url)
     is_fit = all(finding.holds for finding in findings if finding.is_needed)
     consequences = list(dict.fromkeys(finding.consequence for finding in findings if finding.consequence))
     if as_json:
-        facts = [asdict(finding) for finding in findings]
-        output.document({"fit": is_fit, "findings": facts, "consequences": consequences})
+        document = {"fit": is_fit, "findings": [asdict(finding) for finding in findings]}
+        output.document(document | {"consequences": consequences})
     else:
         lines = [[finding.name, _WORD[finding.holds], finding.what] for finding in findings]
-        output.table(f"What {url} does", ["", "", ""], lines)
+        output.table(f"Tests of {url}", ["test", "holds", "meaning"], lines)
         for consequence in consequences:
             output.text(consequence)
-        output.text("Runs can be kept here." if is_fit else "Runs cannot be kept here.")
+        output.text("This store can hold runs." if is_fit else "This store cannot hold runs.")
     return 0 if is_fit else 1

@@ -1,4 +1,4 @@
-"""``persona-atlas query``: activations out of a store, into a file or as a summary."""
+"""``persona-atlas query``: read activations from a store into a file, or show which rollouts match."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 
 from ....jobs.personas import Kind
+from ....jobs.wording import count_of
 from ....storage.query.export_file import FORMATS, check_target, write_query
 from ....storage.query.run import open_run
 from .. import output
@@ -17,23 +18,25 @@ from ..options import endpoint_option, json_option, store_argument
 
 @click.command()
 @store_argument
-@click.option("--kind", multiple=True, type=click.Choice(get_args(Kind)), help="May be repeated.")
-@click.option("--persona", multiple=True, help="Name or glob; may be repeated.")
-@click.option("--polarity", type=click.Choice(["pos", "neg"]), default=None)
-@click.option("--prompt", multiple=True, type=int, help="Prompt index; may be repeated.")
-@click.option("--question", multiple=True, type=int, help="Question index; may be repeated.")
-@click.option("--conversation", multiple=True, type=int, help="Conversation index, of given texts; may be repeated.")
-@click.option("--turn", multiple=True, type=int, help="Turn index, of given texts; may be repeated.")
-@click.option("--min-tokens", type=int, default=None, help="Least content tokens of a response.")
+@click.option("--kind", multiple=True, type=click.Choice(get_args(Kind)), help="Kind of persona; repeatable.")
+@click.option("--persona", multiple=True, help="Name or glob; repeatable.")
+@click.option("--polarity", type=click.Choice(["pos", "neg"]), default=None, help="Of traits: shown or opposite.")
+@click.option("--prompt", multiple=True, type=int, help="Prompt index; repeatable.")
+@click.option("--question", multiple=True, type=int, help="Question index; repeatable.")
+@click.option("--conversation", multiple=True, type=int, help="Conversation index, of runs of extract; repeatable.")
+@click.option("--turn", multiple=True, type=int, help="Turn index, of runs of extract; repeatable.")
+@click.option("--min-tokens", type=int, default=None, help="Fewest content tokens of a response.")
 @click.option("--max-tokens", type=int, default=None, help="Most content tokens of a response.")
-@click.option("--min-score", type=float, default=None, help="Least score that the judge gave.")
-@click.option("--max-score", type=float, default=None, help="Highest score that the judge gave.")
-@click.option("--judge", default=None, help="Whose scores, where several have judged.")
+@click.option("--min-score", type=float, default=None, help="Lowest judge score.")
+@click.option("--max-score", type=float, default=None, help="Highest judge score.")
+@click.option("--judge", default=None, help="Name of the judge, if the run has scores of several.")
 @click.option(
     "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."
 )
-@click.option("--hook-point", default="resid_post", show_default=True)
-@click.option("--pooling", default="response_mean", show_default=True, help="'tokens' is every token.")
+@click.option("--hook-point", default="resid_post", show_default=True, help="A captured hook point.")
+@click.option(
+    "--pooling", default="response_mean", show_default=True, help="A captured pooling; 'tokens' is every token."
+)
 @click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
 @endpoint_option
 @json_option
@@ -58,9 +61,9 @@ def query(
     endpoint_url: str | None,
     as_json: bool,
 ) -> None:
-    """Read activations of the run at STORE: float32, one line a rollout, in address order.
+    """Read activations of the run at STORE: float32, one row per rollout, sorted by address.
 
-    With --out they are written beside a table of their rollouts; without it, what would be is shown.
+    --out writes them to a file, with a table of their rollouts. Without it, the shape and the first rollouts are shown.
     """
     if out:
         check_target(Path(out), pooling)
@@ -83,9 +86,9 @@ def query(
         pooling=pooling,
     )
     shape = found.shape
-    # An empty answer leaves alone what an earlier one wrote.
+    # A query without matches must not overwrite the file of an earlier one.
     written = write_query(found, Path(out)) if out and shape[0] else []
-    facts: dict[str, Any] = {
+    document: dict[str, Any] = {
         "shape": list(shape),
         "rollouts": found.rollouts.num_rows,
         "dtype": "float32",
@@ -96,18 +99,20 @@ def query(
         "note": found.note or None,
     }
     if as_json:
-        output.document(facts)
+        output.document(document)
         return
     output.text(f"{shape} float32, {output.size(4 * math.prod(shape))}, from {found.completeness}")
     if found.note:
         output.text(found.note)
     if out and not written:
-        output.text("Nothing was written.")
+        output.text("No rollout matches; nothing was written.")
     for path in written:
-        output.text(f"wrote {path}")
+        output.text(f"Wrote {path}")
     if not out and shape[0]:
         place = ["conversation_index", "turn_index"] if run.record.of_conversations else ["polarity", "sample_index"]
         columns = ["kind", "persona", "prompt_index", "question_index", *place, "num_content_tokens"]
         lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
-        title = f"The first {len(lines)} of {found.rollouts.num_rows} rollouts; --out FILE writes the numbers"
+        title = (
+            f"First {len(lines)} of {count_of(found.rollouts.num_rows, 'rollout')}; --out FILE writes the activations"
+        )
         output.table(title, [c.removesuffix("_index").removeprefix("num_").replace("_", " ") for c in columns], lines)

@@ -1,4 +1,4 @@
-"""``persona-atlas reduce``: means, axis, PCA, projections and thresholds of what is committed."""
+"""``persona-atlas reduce``: compute means, axis, PCA, projections and thresholds from the committed units."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from ..options import endpoint_option, json_option, store_argument
 
 @click.command()
 @store_argument
-@click.option("--pooling", default=None, help="Which pooling; response_mean where it was captured.")
-@click.option("--layer", type=int, default=None, help="Layer to summarise; the middle one when not given.")
+@click.option(
+    "--pooling", default=None, help="Pooling to reduce; by default response_mean if captured, else the first."
+)
+@click.option("--layer", type=int, default=None, help="Layer to summarise; by default the middle one.")
 @endpoint_option
 @json_option
 def reduce(store_url: str, pooling: str | None, layer: int | None, endpoint_url: str | None, as_json: bool) -> None:
-    """Reduce the run at STORE, every captured layer, and keep the result in it."""
+    """Reduce the run at STORE at every captured layer, and store the result in it."""
     run = open_run(store_url, endpoint_url)
     if layer is not None:
         layer_positions(layer, run.layers, run.record.model.n_layers)

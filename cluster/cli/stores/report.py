@@ -1,4 +1,4 @@
-"""``persona-atlas report``: one HTML file with the plots of a run."""
+"""``persona-atlas report``: write the plots and tables of a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ..options import endpoint_option, json_option, store_argument
 
 @click.command()
 @store_argument
-@click.option("--out", type=click.Path(dir_okay=False), default=None, help="Write here rather than into the store.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False), default=None, help="File to write; by default report.html in the store."
+)
 @endpoint_option
 @json_option
 def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: bool) -> None:
@@ -33,7 +35,7 @@ def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: b
                 f"{out} cannot be written: {error.strerror or error}.",
                 code="not_writable",
                 field="--out",
-                hint="Choose another place.",
+                hint="Choose a file in an existing, writable folder.",
             ) from error
         place = out
     if as_json:

@@ -1,4 +1,4 @@
-"""``persona-atlas show``: what a store holds."""
+"""``persona-atlas show``: describe the contents of a store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ....jobs.wording import count_of
 from ....storage.derived.reductions import current_reduction_id
 from ....storage.query.run import Run, open_run
 from ....storage.run.lease import live_driver
@@ -18,33 +19,33 @@ from ..options import endpoint_option, json_option, store_argument
 @endpoint_option
 @json_option
 def show(store_url: str, endpoint_url: str | None, as_json: bool) -> None:
-    """Say what the run at STORE holds and how complete it is. Works while it is running."""
+    """Show the contents of the run at STORE and how complete it is, even while it is running."""
     run = open_run(store_url, endpoint_url)
-    facts = _facts(run)
+    contents = _contents(run)
     if as_json:
-        output.document(facts)
+        output.document(contents)
         return
-    personas = facts["personas"]
-    driver = facts["driver"]
+    personas = contents["personas"]
+    driver = contents["driver"]
     output.table(
         f"Run at {run.url}",
         ["", ""],
         [
-            ["model", f"{facts['model']} ({facts['n_layers']} layers x {facts['d_model']})"],
+            ["model", f"{contents['model']} ({count_of(contents['n_layers'], 'layer')} x {contents['d_model']})"],
             ["complete", str(run.completeness)],
-            ["driver", f"process {driver['pid']} on {driver['host']}" if driver else "none is at work"],
-            ["rollouts", f"{facts['rollouts']:,}, {facts['empty_responses']} of them empty"],
+            ["driver", f"process {driver['pid']} on {driver['host']}" if driver else "none is running"],
+            ["rollouts", f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty"],
             *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
-            ["arrays", ", ".join(facts["arrays"])],
-            ["layers", f"{len(facts['layers'])}: {facts['layers'][0]} to {facts['layers'][-1]}"],
-            ["precision", f"{facts['mantissa_bits']} mantissa bits, float32 range"],
-            ["reduction", facts["reduction"] or "none yet"],
-            ["begun", facts["created_at"]],
+            ["arrays", ", ".join(contents["arrays"])],
+            ["layers", f"{len(contents['layers'])}: {contents['layers'][0]} to {contents['layers'][-1]}"],
+            ["precision", f"{contents['mantissa_bits']} mantissa bits, float32 range"],
+            ["reduction", contents["reduction"] or "none yet"],
+            ["created", contents["created_at"]],
         ],
     )
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _contents(run: Run) -> dict[str, Any]:
     record, index = run.record, run.index
     personas: dict[str, list[str]] = {}
     pairs = sorted(set(zip(index["kind"].to_pylist(), index["persona"].to_pylist(), strict=True)))

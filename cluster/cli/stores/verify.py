@@ -1,4 +1,4 @@
-"""``persona-atlas verify``: re-read a run and prove it."""
+"""``persona-atlas verify``: re-read a run and check everything in it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from typing import Any
 
 import click
 
+from ....jobs.wording import count_of
 from ....storage.locations.location import open_location
 from ....storage.verification.verify import Verification, verify_run
 from .. import output
 from ..options import endpoint_option, json_option, store_argument
 
-_SHOWN = 20
+_MAX_UNITS = 20
 
 
 @click.command()
 @store_argument
-@click.option("--quick", is_flag=True, help="Look at records and lengths only; read no activations and no texts.")
-@click.option("--complete", is_flag=True, help="Fail when a planned unit is missing, too.")
+@click.option("--quick", is_flag=True, help="Check records and lengths only; read no activations or texts.")
+@click.option("--complete", is_flag=True, help="Fail if a planned unit is missing, too.")
 @endpoint_option
 @json_option
 def verify(store_url: str, quick: bool, complete: bool, endpoint_url: str | None, as_json: bool) -> int:
-    """Re-read the run at STORE and prove it: checksums, rows against texts and spans, finite numbers, canaries.
+    """Re-read the run at STORE and check it: checksums, rows against texts and spans, finite values, canaries.
 
-    Exit status 1 when anything committed is damaged. Units that are not there yet are listed and no damage.
+    Exit status 1 if anything committed is damaged. Units that are not committed yet are listed but are not damage.
     """
     progress = output.progress()
-    with progress.checking("Checking") as tell:
-        found = verify_run(open_location(store_url, endpoint_url), quick=quick, tell=tell)
+    with progress.checking("Checking") as show:
+        found = verify_run(open_location(store_url, endpoint_url), quick=quick, tell=show)
     is_good = found.is_sound and (found.is_complete or not complete)
     if as_json:
         output.document(_as_dict(found))
@@ -39,18 +40,20 @@ def verify(store_url: str, quick: bool, complete: bool, endpoint_url: str | None
 
 def _print(found: Verification, *, quick: bool) -> None:
     read = "lengths only" if quick else f"{output.size(found.bytes_read)} read"
-    output.text(f"{found.units_done} of {found.units_planned} units, {found.rollouts:,} rollouts, {read}")
+    output.text(f"{found.units_done} of {found.units_planned} units, {count_of(found.rollouts, 'rollout')}, {read}")
     if found.worst_relative_error is not None:
         output.text(
-            f"{found.canaries} units held against a plain forward pass: relative error at most "
+            f"{count_of(found.canaries, 'unit')} compared with a plain forward pass: relative error at most "
             f"{found.worst_relative_error:.1e}"
         )
     if found.missing:
-        named = ", ".join(found.missing[:_SHOWN])
-        output.text(f"Missing: {named}{' ...' if len(found.missing) > _SHOWN else ''}")
+        named = ", ".join(found.missing[:_MAX_UNITS])
+        output.text(f"Missing: {named}{' ...' if len(found.missing) > _MAX_UNITS else ''}")
     if found.dead_objects:
         size = output.size(found.dead_bytes)
-        output.text(f"{found.dead_objects} objects of attempts that do not count ({size}): persona-atlas gc")
+        output.text(
+            f"{count_of(found.dead_objects, 'object')} of attempts that do not count ({size}); see persona-atlas gc"
+        )
     if found.problems:
         lines = [[problem.kind, problem.path, problem.what] for problem in found.problems]
         output.table("Problems", ["kind", "object", "what"], lines)

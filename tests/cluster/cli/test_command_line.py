@@ -1,4 +1,4 @@
-"""Bad input on the command line: refused before anything is spent, with one message, exit status 2 and pure JSON."""
+"""Bad input on the command line: refused before anything runs, with one message, exit status 2 and pure JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_models import save_tiny_llama
 
 @pytest.fixture
 def spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
-    """A spec that is in order, on a tiny model, with a store that does not exist yet."""
+    """A valid spec with a tiny model and a store that does not exist yet."""
     counts = {"prompts": 1, "questions": 2}
     path = tmp_path / "job.yaml"
     data = {
@@ -29,7 +29,7 @@ def spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("assignment", "field", "told"),
+    ("assignment", "field", "named"),
     [
         ("sampling.temprature=1", "sampling.temprature", "temperature"),
         ("personas.roles.names=[pirat]", "personas.roles.names", "pirate"),
@@ -44,21 +44,21 @@ def spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
         ("placement.device=cuda", "placement.device", "GPU"),
     ],
 )
-def test_a_bad_field_is_named_with_a_mend_and_nothing_is_written(
-    refused: Refused, spec: Path, assignment: str, field: str, told: str
+def test_a_bad_field_is_named_with_a_fix_and_nothing_is_written(
+    refused: Refused, spec: Path, assignment: str, field: str, named: str
 ):
     if field == "placement.device" and __import__("torch").cuda.is_available():
         pytest.skip("this machine has a GPU")
-    facts = refused("run", spec, "--set", assignment)
-    assert facts["field"] == field
-    assert told in f"{facts['error']} {facts.get('hint', '')}"
+    error = refused("run", spec, "--set", assignment)
+    assert error["field"] == field
+    assert named in f"{error['error']} {error.get('hint', '')}"
     assert not (spec.parent / "run").exists()
 
 
 def test_a_model_whose_tokenizer_has_no_chat_template_is_refused(refused: Refused, spec: Path, tmp_path: Path):
     bare = save_tiny_llama(tmp_path / "bare", chat_template=None)
-    facts = refused("run", spec, "--set", f"model.source={bare}")
-    assert facts["code"] == "no_chat_template"
+    error = refused("run", spec, "--set", f"model.source={bare}")
+    assert error["code"] == "no_chat_template"
     assert not (tmp_path / "run").exists()
 
 
@@ -66,9 +66,9 @@ def test_a_model_that_is_not_whole_is_refused(refused: Refused, spec: Path, tmp_
     broken = save_tiny_llama(tmp_path / "broken")
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    facts = refused("run", spec, "--set", f"model.source={broken}")
-    assert facts["field"] == "model.source"
-    assert "safetensors" in facts["error"]
+    error = refused("run", spec, "--set", f"model.source={broken}")
+    assert error["field"] == "model.source"
+    assert "safetensors" in error["error"]
     assert not (tmp_path / "run").exists()
 
 
@@ -76,8 +76,8 @@ def test_a_store_of_another_job_is_refused_and_left_as_it_was(refused: Refused, 
     store = tmp_path / "run"
     small_run(str(store))
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
-    facts = refused("run", spec)
-    assert facts["code"] == "other_run"
+    error = refused("run", spec)
+    assert error["code"] == "other_run"
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
 
 
@@ -95,7 +95,7 @@ def test_a_bucket_that_does_not_exist_is_named(refused: Refused, spec: Path, s3_
 
 
 @pytest.mark.usefixtures("signals_as_before")
-def test_an_error_for_people_is_a_sentence_and_a_mend(spec: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_error_for_people_is_a_sentence_and_a_fix(spec: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["run", str(spec), "--set", "personas.roles.names=[pirat]"])
     out, err = capsys.readouterr()

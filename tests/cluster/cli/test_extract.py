@@ -1,4 +1,4 @@
-"""Given conversations and texts from a server through the command line: a real Ray, a real model, real stores."""
+"""Given conversations, and responses of a server, through the command line: a real Ray, real models and stores."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def atlas(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
-    """Run a verb with --json; gives its document, or its error."""
+    """Run a command with --json and return the object that it prints, or its error."""
     done = subprocess.run(command(*arguments, "--json"), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout if done.stdout else done.stderr.splitlines()[-1])
 
 
 def here(*arguments: str | Path) -> dict[str, Any]:
-    """Run a verb that starts no Ray in this process; gives its document, or raises its error."""
+    """Run a command in this process, without Ray, and return the object that it prints; its errors are raised."""
     asked = [*map(str, arguments), "--json"]
     done = CliRunner().invoke(cli, asked, catch_exceptions=False, standalone_mode=False)
     return json.loads(done.stdout)
@@ -51,7 +51,7 @@ def extract(model: Path, source: Path, store: str, *more: str | Path, status: in
 
 
 def assert_plain(run: Run, model: Path, talks: list[dict[str, Any]], pooling: str = "response_mean") -> None:
-    """Every row is what one plain forward pass over its own whole conversation shows, to the store's precision."""
+    """Check every row against one plain forward pass over its whole conversation, to the store's precision."""
     plain, renderer = PlainModel(model), load_renderer(model)
     found = run.activations(layer="all", pooling=pooling)
     place = {
@@ -62,10 +62,10 @@ def assert_plain(run: Run, model: Path, talks: list[dict[str, Any]], pooling: st
         messages = talk.get("messages") or talk["conversation"]
         has_system = messages[0]["role"] == "system"
         system = messages[0]["content"] if has_system else ""
-        said = [message["content"] for message in messages[has_system:]]
-        text = renderer.render(conversation(*said, system_prompt=system))
+        texts = [message["content"] for message in messages[has_system:]]
+        text = renderer.render(conversation(*texts, system_prompt=system))
         states, _ = plain.run(text.token_ids)
-        for turn, (start, stop) in zip(range(1, len(said), 2), text.responses, strict=True):
+        for turn, (start, stop) in zip(range(1, len(texts), 2), text.responses, strict=True):
             if start == stop:
                 assert (index, turn) not in place
                 continue
@@ -155,7 +155,7 @@ def test_the_released_pipelines_responses_are_reduced_to_roles_and_an_axis(tmp_p
     np.testing.assert_allclose(run.reduction.role_vectors[1, 1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_bad_input_is_refused_before_anything_is_spent(tmp_path: Path, tiny_model_directory: Path):
+def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, tiny_model_directory: Path):
     store = str(tmp_path / "run")
     source = write_lines(tmp_path / "talks.jsonl", [line("Hi", "Hello"), line("Hi")])
     refused = extract(tiny_model_directory, source, store, status=2)
@@ -174,7 +174,7 @@ def commits(store: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
 
 
-def test_a_driver_that_was_killed_goes_on_where_it_was(tmp_path: Path, tiny_model_directory: Path):
+def test_a_killed_run_continues_from_its_committed_units(tmp_path: Path, tiny_model_directory: Path):
     folder = tmp_path / "talks"
     folder.mkdir()
     talks = [line(f"What is {n}? " * 20, f"It is {n}. " * 60, "So?", "So.") for n in range(60)]

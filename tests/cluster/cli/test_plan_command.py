@@ -1,4 +1,4 @@
-"""``plan`` on the command line: what it says, where its facts are from, what it refuses; what ``run`` does not take."""
+"""``plan`` on the command line: its figures, the source of its facts, what it refuses, and what ``run`` refuses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tiny_spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
     return path
 
 
-def test_a_70b_model_is_planned_from_the_table_and_it_is_said():
+def test_a_70b_model_is_planned_from_the_table_and_the_output_says_so():
     found = planned("--device", "H100", "--gpus", "64")
     assert found["facts_from"] == "table"
     assert found["plan_digest"] is None
@@ -57,11 +57,11 @@ def test_a_70b_model_is_planned_from_the_table_and_it_is_said():
     assert price["gpus"] <= 64
     assert price["money"] == pytest.approx(price["gpu_hours"] * found["devices"]["H100"]["price_per_hour"])
     assert price["days"] == pytest.approx(price["gpu_hours"] / price["gpus"] / 24)
-    told = invoke("plan", LLAMA, *FEW).stdout
-    assert "table of known models, not the model's files" in told.replace("\n", " ")
+    printed = invoke("plan", LLAMA, *FEW).stdout
+    assert "table of known models, not the model's files" in printed.replace("\n", " ")
 
 
-def test_devices_that_a_replica_does_not_fit_are_told_apart():
+def test_devices_that_a_replica_does_not_fit_are_listed():
     found = planned()
     assert {price["device"] for price in found["prices"]} == {"H100", "H200", "A100-80"}
     other = {entry["device"]: entry["smallest_tensor_parallel"] for entry in found["does_not_fit"]}
@@ -114,7 +114,7 @@ def test_a_configuration_and_an_index_are_enough_to_plan_and_not_to_run(
         planned("--set", f"model.source={sketch}", spec=tiny_spec)
 
 
-def test_a_hub_in_reach_gives_facts_without_weights(monkeypatch: pytest.MonkeyPatch, tiny_model_directory: Path):
+def test_a_reachable_hub_gives_facts_without_weights(monkeypatch: pytest.MonkeyPatch, tiny_model_directory: Path):
     class Metadata:
         def __init__(self) -> None:
             self.parameter_count = {"BF16": 1_000_000, "F32": 10}
@@ -133,7 +133,7 @@ def test_a_hub_in_reach_gives_facts_without_weights(monkeypatch: pytest.MonkeyPa
     assert fetched == ["config.json"]
 
 
-def test_a_model_that_nothing_is_known_of_is_refused_with_those_that_are_known():
+def test_an_unknown_model_is_refused_and_the_known_ones_are_listed():
     with pytest.raises(InputError) as caught:
         planned("--set", "model.source=nobody/knows-this")
     assert (caught.value.code, caught.value.field) == ("no_model", "model.source")

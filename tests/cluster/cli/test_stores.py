@@ -1,4 +1,4 @@
-"""The verbs that look at a store: what they answer, with what exit status, and stores that are not in order."""
+"""The commands about stores: output and exit status, also for damaged stores and other directories."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, complete: Path) -> Path:
-    """A complete run to do as one likes with."""
+    """A complete run that a test may change."""
     shutil.copytree(complete, tmp_path / "run")
     return tmp_path / "run"
 
@@ -78,7 +78,7 @@ def test_missing_units_are_listed_and_fail_only_when_completeness_is_asked(answe
 
 
 @pytest.mark.usefixtures("signals_as_before")
-def test_people_are_told_in_sentences(store: Path, capsys: pytest.CaptureFixture[str]):
+def test_output_for_people_is_sentences(store: Path, capsys: pytest.CaptureFixture[str]):
     leave_a_dead_attempt(store)
     with pytest.raises(SystemExit) as ended:
         main(["verify", str(store)])
@@ -100,7 +100,7 @@ def test_people_are_told_in_sentences(store: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "Nothing is dead.\n"
 
 
-def test_gc_shows_and_deletes_only_when_told_to(answered: Answered, store: Path):
+def test_gc_lists_and_deletes_only_with_yes(answered: Answered, store: Path):
     dead = leave_a_dead_attempt(store)
     shown = answered("gc", store)
     assert {thing["path"] for thing in shown["removable"]} == dead
@@ -153,8 +153,8 @@ def test_queries_are_narrowed_by_length_and_score(answered: Answered, refused: R
 
 
 def test_queries_of_what_is_not_there_are_refused(refused: Refused, store: Path, tmp_path: Path):
-    for verb in READING:
-        assert refused(verb, tmp_path / "nowhere")["code"] == "no_run"
+    for command in READING:
+        assert refused(command, tmp_path / "nowhere")["code"] == "no_run"
     assert refused("query", store, "--layer", "9")["code"] == "no_such_layer"
     assert refused("query", store, "--layer", "some")["code"] == "bad_layer"
     assert refused("query", store, "--out", tmp_path / "x.csv")["code"] == "unknown_format"
@@ -217,11 +217,11 @@ def test_a_query_on_the_command_line_is_the_same_in_python(
     assert pq.read_table(answer["files"][1]).equals(found.rollouts)
 
 
-@pytest.mark.parametrize("verb", ["query", "reduce"])
-def test_a_pooling_that_was_not_captured_is_refused_with_those_that_were(refused: Refused, store: Path, verb: str):
-    facts = refused(verb, store, "--pooling", "prompt_mean")
-    assert facts["code"] == "not_captured"
-    assert "resid_post/response_mean" in f"{facts['error']} {facts.get('hint')}"
+@pytest.mark.parametrize("command", ["query", "reduce"])
+def test_a_pooling_that_was_not_captured_is_refused_with_those_that_were(refused: Refused, store: Path, command: str):
+    error = refused(command, store, "--pooling", "prompt_mean")
+    assert error["code"] == "not_captured"
+    assert "resid_post/response_mean" in f"{error['error']} {error.get('hint')}"
 
 
 def test_a_query_that_matches_nothing_is_an_empty_answer_with_a_note(answered: Answered, store: Path, tmp_path: Path):
@@ -245,23 +245,23 @@ def test_a_reduction_of_an_empty_run_is_refused(refused: Refused, tmp_path: Path
     assert refused("reduce", tmp_path / "run")["code"] == "empty_run"
 
 
-@pytest.mark.parametrize("verb", READING)
+@pytest.mark.parametrize("command", READING)
 @pytest.mark.parametrize(("version", "code"), [(1, "older_layout"), (layout.LAYOUT_VERSION + 1, "newer_layout")])
 def test_a_store_of_another_layout_is_refused_with_both_versions(
-    refused: Refused, store: Path, verb: str, version: int, code: str
+    refused: Refused, store: Path, command: str, version: int, code: str
 ):
     record = json.loads((store / layout.RUN_RECORD).read_bytes())
     (store / layout.RUN_RECORD).write_text(json.dumps(record | {"layout_version": version}))
-    facts = refused(verb, store, status=1)
-    assert facts["code"] == code
-    assert f"version {version}; this Persona Atlas reads {layout.LAYOUT_VERSION}" in facts["error"]
-    assert facts["hint"]
+    error = refused(command, store, status=1)
+    assert error["code"] == code
+    assert f"version {version}; this Persona Atlas reads {layout.LAYOUT_VERSION}" in error["error"]
+    assert error["hint"]
 
 
-@pytest.mark.parametrize("verb", READING)
-def test_a_store_without_its_record_is_half_deleted_and_no_other_thing(refused: Refused, store: Path, verb: str):
+@pytest.mark.parametrize("command", READING)
+def test_a_store_without_its_record_is_half_deleted_and_no_other_thing(refused: Refused, store: Path, command: str):
     (store / layout.RUN_RECORD).unlink()
-    assert refused(verb, store, status=1)["code"] == "half_deleted"
+    assert refused(command, store, status=1)["code"] == "half_deleted"
 
 
 def test_a_store_without_its_list_of_units_is_read_and_found_damaged(answered: Answered, store: Path):
@@ -274,42 +274,42 @@ def test_a_store_without_its_list_of_units_is_read_and_found_damaged(answered: A
 
 def test_a_store_without_its_activations_says_so(answered: Answered, refused: Refused, store: Path, tmp_path: Path):
     shutil.rmtree(store / layout.ACTIVATIONS)
-    facts = refused("query", store, "--out", tmp_path / "x.npy", status=1)
-    assert facts["code"] == "missing_object"
-    assert layout.ACTIVATIONS in facts["file"]
+    error = refused("query", store, "--out", tmp_path / "x.npy", status=1)
+    assert error["code"] == "missing_object"
+    assert layout.ACTIVATIONS in error["file"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert refused("reduce", store, status=1)["code"] == "missing_object"
     codes = {problem["code"] for problem in answered("verify", store, status=1)["problems"]}
     assert codes == {"missing_object", "bad_array", "stale_index"}
 
 
-@pytest.mark.parametrize("verb", READING)
-def test_a_place_that_holds_something_else_is_refused_and_left_as_it_is(refused: Refused, tmp_path: Path, verb: str):
+@pytest.mark.parametrize("command", READING)
+def test_a_place_that_holds_something_else_is_refused_and_left_as_it_is(refused: Refused, tmp_path: Path, command: str):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert refused(verb, tmp_path)["code"] == "not_a_run"
-    assert refused(verb, tmp_path / "thesis.tex")["field"] == "store.url"
+    assert refused(command, tmp_path)["code"] == "not_a_run"
+    assert refused(command, tmp_path / "thesis.tex")["field"] == "store.url"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("verb", READING)
-def test_refused_credentials_are_named(refused: Refused, monkeypatch: pytest.MonkeyPatch, verb: str):
+@pytest.mark.parametrize("command", READING)
+def test_refused_credentials_are_named(refused: Refused, monkeypatch: pytest.MonkeyPatch, command: str):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with refusing_server("SignatureDoesNotMatch") as endpoint:
-        facts = refused(verb, "s3://bucket/run", "--endpoint-url", endpoint)
-    assert (facts["code"], facts["field"]) == ("store_denied", "store.url")
-    assert "AWS_SECRET_ACCESS_KEY" in facts["hint"]
+        error = refused(command, "s3://bucket/run", "--endpoint-url", endpoint)
+    assert (error["code"], error["field"]) == ("store_denied", "store.url")
+    assert "AWS_SECRET_ACCESS_KEY" in error["hint"]
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("verb", READING)
-def test_a_bucket_that_does_not_exist_is_named(refused: Refused, s3_endpoint: str, verb: str):
-    facts = refused(verb, "s3://no-such-bucket-atlas/run", "--endpoint-url", s3_endpoint)
-    assert facts["code"] == "no_bucket"
-    assert "no-such-bucket-atlas" in facts["error"]
+@pytest.mark.parametrize("command", READING)
+def test_a_bucket_that_does_not_exist_is_named(refused: Refused, s3_endpoint: str, command: str):
+    error = refused(command, "s3://no-such-bucket-atlas/run", "--endpoint-url", s3_endpoint)
+    assert error["code"] == "no_bucket"
+    assert "no-such-bucket-atlas" in error["error"]
 
 
-def test_the_verbs_answer_the_same_wherever_the_run_is(answered: Answered, store_url: str):
+def test_commands_print_the_same_for_every_kind_of_store(answered: Answered, store_url: str):
     location = store_run(store_url, small_plan(), leave_out=[UNIT])
     assert answered("verify", location.url)["missing"] == [UNIT]
     assert answered("gc", location.url, "--yes")["kept"] == 2

@@ -1,4 +1,4 @@
-"""Every token of chosen layers through the command line: a real Ray, a real model, a folder and an S3 server."""
+"""The pooling ``tokens`` through the command line: a real Ray, a real model, a directory and an S3 server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 def atlas(*arguments: str | Path) -> dict[str, Any]:
-    """Run a verb that starts Ray, in a process of its own; gives its document."""
+    """Run a command that starts Ray, in a process of its own, and return the object that it prints."""
     command = [sys.executable, "-m", "persona_atlas.cluster.cli", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -55,7 +55,7 @@ def write_spec(path: Path, model: Path, store_url: str, **capture: object) -> Pa
 
 
 def assert_plain(run: Run, model: Path, layers: list[int]) -> None:
-    """Every token is what one plain forward pass over its finished conversation shows, to the store's precision."""
+    """Check every token against one plain forward pass over its finished conversation, to the store's precision."""
     plain = PlainModel(model)
     found = run.activations(layer="all", pooling="tokens")
     assert found.layers == tuple(layers)
@@ -123,15 +123,15 @@ def test_given_texts_give_the_tokens_of_each_turn_and_need_no_pooling(
     assert here("verify", store)["problems"] == []
 
 
-def test_what_no_unit_can_hold_is_refused_before_anything_is_spent(
+def test_what_no_unit_can_hold_is_refused_before_anything_runs(
     tmp_path: Path, tiny_model_directory: Path, refused: Refused
 ):
     spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, str(tmp_path / "run"), token_layers="all")
-    for verb in ("plan", "run"):
-        facts = refused(verb, spec, "--set", "sampling.max_new_tokens=1000000")
-        assert facts["field"] == "capture.token_layers"
-        assert "MiB" in facts["error"]
-        assert "max_new_tokens" in facts["hint"]
+    for command in ("plan", "run"):
+        error = refused(command, spec, "--set", "sampling.max_new_tokens=1000000")
+        assert error["field"] == "capture.token_layers"
+        assert "MiB" in error["error"]
+        assert "max_new_tokens" in error["hint"]
     assert not (tmp_path / "run").exists()
     without = write_spec(tmp_path / "job.yaml", tiny_model_directory, str(tmp_path / "run"), token_layers=None)
     assert refused("plan", without)["field"] == "capture.token_layers"

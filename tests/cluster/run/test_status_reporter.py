@@ -1,4 +1,4 @@
-"""What a driver tells of itself: how far, how quick, who does what, and what failed, the first error in full."""
+"""The status file of a driver: progress, rates, workers, and failures, the first of them in full."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stored_runs import write_unit
 
 
 class _Pool(LocalExecutor):
-    """One worker at work and one that waits for a place; a node is left out."""
+    """One worker that is working and one that waits for resources; one excluded node."""
 
     @property
     def views(self) -> list[WorkerView]:
@@ -45,36 +45,36 @@ def pool(tmp_path: Path) -> _Pool:
     )
 
 
-def told(place: Path) -> RunStatus:
+def written(place: Path) -> RunStatus:
     status = read_status(open_location(str(place)), 1)
     assert status is not None
     return status
 
 
-def fail(ledger: Ledger, unit_id: str, why: str) -> None:
+def fail(ledger: Ledger, unit_id: str, reason: str) -> None:
     attempt = ledger.num_attempts[unit_id]
-    ledger.fail(Failure(unit_id, attempt, f"{why} ({attempt})", f"Traceback of {why} ({attempt})"), "worker-0")
+    ledger.fail(Failure(unit_id, attempt, f"{reason} ({attempt})", f"Traceback of {reason} ({attempt})"), "worker-0")
 
 
-def test_the_news_say_how_far_it_is_who_does_what_and_what_failed(tmp_path: Path, pool: _Pool):
+def test_the_status_has_progress_workers_and_failures(tmp_path: Path, pool: _Pool):
     location = open_location(str(tmp_path))
     plan = small_plan(small_spec(str(tmp_path)))
     ledger = Ledger(plan, set(), iter(range(100)), rollouts_per_assignment=9)
     first, second, third = (attempt.unit.unit_id for attempt in ledger.next_assignment())
     with StatusReporter("job-1") as reporter:
-        reporter.open(location, 1)
-        reporter.doing("working")
+        reporter.attach(location, 1)
+        reporter.set_phase("working")
         manifest = write_unit(location, plan, first, 0)
-        reporter.count(manifest)
+        reporter.count_commit(manifest)
         ledger.commit(first)
         fail(ledger, second, "no memory")
         fail(ledger, third, "no luck")
         while third not in ledger.failed:
             if third in [attempt.unit.unit_id for attempt in ledger.next_assignment()]:
                 fail(ledger, third, "no luck")
-        reporter.look(ledger, pool)
-        reporter.tell()
-    status = told(tmp_path)
+        reporter.update(ledger, pool)
+        reporter.write()
+    status = written(tmp_path)
     assert status.job_id == "job-1"
     assert status.stages == (Stage(name="rollouts", done=1, planned=12), Stage(name="reduction", done=0, planned=1))
     assert (status.units_failed, status.units_in_flight) == (1, 10)
@@ -95,28 +95,28 @@ def test_the_news_say_how_far_it_is_who_does_what_and_what_failed(tmp_path: Path
     )
 
 
-def test_workers_are_told_of_while_they_load_and_a_stop_is_heard(tmp_path: Path, pool: _Pool):
+def test_workers_are_listed_while_they_load_and_a_stop_ends_the_job(tmp_path: Path, pool: _Pool):
     def load(reporter: StatusReporter) -> None:
         with reporter:
-            reporter.open(open_location(str(tmp_path)), 1)
-            reporter.wait_for_workers(pool)
-            reporter.tell()
-            assert [worker.doing for worker in told(tmp_path).workers] == ["working", "waiting"]
+            reporter.attach(open_location(str(tmp_path)), 1)
+            reporter.update_workers(pool)
+            reporter.write()
+            assert [worker.doing for worker in written(tmp_path).workers] == ["working", "waiting"]
             reporter.stop()
-            reporter.wait_for_workers(pool)
+            reporter.update_workers(pool)
 
     with pytest.raises(JobStoppedError):
         load(StatusReporter("job-1"))
-    status = told(tmp_path)
+    status = written(tmp_path)
     assert (status.state, status.workers, status.error) == (JobState.CANCELLED, (), "cancelled.")
 
 
-def test_an_error_ends_the_news_as_failed_with_its_words(tmp_path: Path):
+def test_an_error_is_written_as_the_end_of_the_job(tmp_path: Path):
     def work(reporter: StatusReporter) -> None:
         with reporter:
-            reporter.open(open_location(str(tmp_path)), 1)
+            reporter.attach(open_location(str(tmp_path)), 1)
             raise StoreError("the roof is gone.", code="gone")
 
     with pytest.raises(StoreError):
         work(StatusReporter())
-    assert (told(tmp_path).state, told(tmp_path).error) == (JobState.FAILED, "the roof is gone.")
+    assert (written(tmp_path).state, written(tmp_path).error) == (JobState.FAILED, "the roof is gone.")

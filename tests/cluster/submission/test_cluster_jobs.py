@@ -1,7 +1,7 @@
-"""Jobs on a cluster of three nodes through its dashboard, as a user submits them, and with a fault each.
+"""Jobs that are submitted to a cluster of three nodes through its dashboard, each with a fault.
 
-Every command is a process that shares nothing with the cluster but its address and its token. The package is sent to
-the nodes, but where a test says otherwise. After each fault: every unit once, ``verify`` clean, nobody of ours left.
+Every command is a process that shares only address and token with the cluster. The package is uploaded, unless a test
+says otherwise. After each fault every unit is committed once, ``verify`` passes, and no process of ours is left.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def cluster() -> Iterator[RayCluster]:
 
 
 class Laptop:
-    """Where commands are typed."""
+    """The machine on which commands are run."""
 
     def __init__(self, cluster: RayCluster, folder: Path, model: Path) -> None:
         self.cluster = cluster
@@ -50,7 +50,7 @@ class Laptop:
         self.env = cluster.client_env | CREDENTIALS | {"RAY_API_SERVER_ADDRESS": cluster.address}
 
     def spec(self, store_url: str, *, names: str = "c*", **changes: object) -> Path:
-        """Small units, one or two at a time, so that there is a middle to be stopped in."""
+        """Write a spec of many small units in small batches, so that a test can interrupt the job halfway."""
         counts = {"prompts": 1, "questions": 4}
         data: dict[str, object] = {
             "model": {"source": str(self._model)},
@@ -86,7 +86,7 @@ class Laptop:
         return self.json("submit", spec, *options)["job_id"]
 
     def succeed(self, job_id: str) -> dict[str, Any]:
-        """Wait for the end of a job, which must be a good one."""
+        """Wait for the end of a job, and check that it has succeeded."""
         view = self.json("status", job_id, "--watch")
         assert view["state"] == "SUCCEEDED", self.run("logs", job_id).stdout
         return view
@@ -109,7 +109,7 @@ def commits(store: Path) -> set[str]:
 
 
 def assert_whole(url: str, cluster: RayCluster, endpoint_url: str | None = None) -> None:
-    """Every unit once, nothing damaged, nobody left at work."""
+    """Check that every unit is there once, nothing is damaged, and no worker or driver is left."""
     found = verify_run(open_location(url, endpoint_url))
     assert found.is_sound, found.problems
     assert found.is_complete, found.missing
@@ -138,20 +138,20 @@ def test_a_job_from_submission_to_report_with_no_secret_anywhere(cluster: RayClu
     listed = laptop.json("list")["jobs"]
     assert [job["state"] for job in listed if job["job_id"] == job_id] == ["SUCCEEDED"]
     assert_whole(str(store), cluster)
-    # The truth from the store, with no cluster to ask.
+    # From the store alone, with no cluster to ask.
     assert laptop.json("status", store, RAY_API_SERVER_ADDRESS="http://127.0.0.1:1")["state"] == "SUCCEEDED"
     assert laptop.refused("cancel", job_id)["code"] == "job_over"
-    # By its store alone, and with the package that the nodes have.
+    # Resumed by its store, with the package that the nodes have.
     again = laptop.json("resume", store, "--code", "installed")["job_id"]
     assert laptop.succeed(again)["units_done"] == 3
     assert "0 of 3" not in laptop.run("logs", again).stdout
     assert len(list((store / "drivers").iterdir())) == 1, "a run that is whole needs no driver"
     places = [store, cluster.folder / "r"]
-    told = [json.dumps(cluster.get("/api/jobs/")), followed.stdout]
+    texts = [json.dumps(cluster.get("/api/jobs/")), followed.stdout]
     for path in (path for place in places for path in place.rglob("*") if path.is_file()):
-        told.append(path.read_bytes().decode("latin-1"))
-    assert len(told) > 20
-    assert not [text[:200] for text in told if SECRET in text]
+        texts.append(path.read_bytes().decode("latin-1"))
+    assert len(texts) > 20
+    assert not [text[:200] for text in texts if SECRET in text]
 
 
 @by_make_faults
@@ -169,7 +169,7 @@ def test_cancel_frees_the_workers_and_resume_does_the_rest(cluster: RayCluster, 
         text=True,
     )
     wait_for(lambda: not cluster.processes("ray::UnitActor"), 60)
-    # The command itself takes some seconds to begin, more where two cores are shared.
+    # The command itself takes some seconds to start, more on a busy machine.
     assert time.monotonic() - began < 30
     out, _ = cancelling.communicate(timeout=60)
     assert json.loads(out)["state"] == "CANCELLED"

@@ -1,4 +1,4 @@
-"""What is checked and what is shipped before a job is handed in; needs no cluster."""
+"""What is checked and uploaded before a job is submitted; needs no cluster."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from stored_runs import small_run
 PYTHON = ".".join(platform.python_version_tuple()[:2])
 
 
-def facts(python: str = platform.python_version(), gpus: int = 0) -> ClusterInfo:
+def info(python: str = platform.python_version(), gpus: int = 0) -> ClusterInfo:
     return ClusterInfo("2.60.0", python, gpus, is_open=False, cores=8, memory_bytes=16 * 10**9, gpu_bytes=80 * 10**9)
 
 
 def job(**changes: str) -> SubmittedJob:
-    told = {"job_id": "job-1", "version": __version__, "python": PYTHON} | changes
-    return SubmittedJob(spec=small_spec(), **told)  # type: ignore[arg-type]
+    fields = {"job_id": "job-1", "version": __version__, "python": PYTHON} | changes
+    return SubmittedJob(spec=small_spec(), **fields)  # type: ignore[arg-type]
 
 
 def test_the_code_that_is_sent_is_the_whole_package_and_nothing_else(tmp_path: Path):
@@ -62,14 +62,14 @@ def test_the_code_that_is_sent_is_the_whole_package_and_nothing_else(tmp_path: P
     assert sum(path.stat().st_size for path in package.rglob("*")) < 20 * 2**20
 
 
-def test_an_order_comes_back_as_it_was_written(tmp_path: Path):
+def test_a_job_file_reads_back_as_it_was_written(tmp_path: Path):
     sent = job()
     folder = stage_job(tmp_path, sent)
     assert SubmittedJob.model_validate_json((folder / "job.json").read_bytes()) == sent
     assert [path.name for path in folder.iterdir()] == ["job.json"]
 
 
-def test_a_spec_says_the_same_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_resolved_spec_does_not_depend_on_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     spec = resolved(small_spec("runs/x", model={"source": "model", "name": "Nobody"}))
@@ -82,40 +82,40 @@ def test_a_spec_says_the_same_from_any_directory(tmp_path: Path, monkeypatch: py
 
 def test_another_python_is_refused_and_both_are_named():
     with pytest.raises(InputError) as caught:
-        refuse_cluster(facts("3.9.18"), small_spec(), SubmitOptions())
+        refuse_cluster(info("3.9.18"), small_spec(), SubmitOptions())
     assert caught.value.code == "other_python"
     assert PYTHON in caught.value.message
     assert "3.9.18" in caught.value.message
-    refuse_cluster(facts(), small_spec(), SubmitOptions())
-    refuse_cluster(facts("3.9.18"), small_spec(), SubmitOptions(image="ours"))
+    refuse_cluster(info(), small_spec(), SubmitOptions())
+    refuse_cluster(info("3.9.18"), small_spec(), SubmitOptions(image="ours"))
 
 
 def test_a_cluster_with_a_ray_that_is_too_old_is_refused_and_both_are_named():
     with pytest.raises(InputError) as caught:
-        refuse_cluster(replace(facts(), ray_version="2.9.3"), small_spec(), SubmitOptions())
+        refuse_cluster(replace(info(), ray_version="2.9.3"), small_spec(), SubmitOptions())
     assert caught.value.code == "other_ray"
     assert "2.50" in caught.value.message
     assert "2.9.3" in caught.value.message
 
 
-def test_a_cluster_without_gpus_is_refused_unless_they_will_come():
+def test_a_cluster_without_gpus_is_refused_unless_it_scales_up():
     spec = small_spec(placement={"device": "cuda", "replicas": 2})
     with pytest.raises(InputError) as caught:
-        refuse_cluster(facts(), spec, SubmitOptions())
+        refuse_cluster(info(), spec, SubmitOptions())
     assert (caught.value.code, caught.value.field) == ("no_gpu", "placement.device")
-    refuse_cluster(facts(gpus=1), spec, SubmitOptions())
-    refuse_cluster(facts(), spec, SubmitOptions(may_scale_up=True))
+    refuse_cluster(info(gpus=1), spec, SubmitOptions())
+    refuse_cluster(info(), spec, SubmitOptions(may_scale_up=True))
 
 
 def figures(replica_gb: int, tokens_gb: int = 0) -> Estimate:
-    """An estimate of which only the memory matters."""
+    """An estimate with so much memory for a replica; its other numbers do not matter here."""
     plain = estimate(small_plan(small_spec()))
     weights = int(replica_gb * 1e9 / HEADROOM)
     return replace(plain, weight_bytes=weights, cache_bytes=0, capture_bytes=0, held_token_bytes=tokens_gb * 10**9)
 
 
 @pytest.mark.parametrize(
-    ("placement", "gpus", "needed_gb", "field", "told"),
+    ("placement", "gpus", "needed_gb", "field", "named"),
     [
         ({"threads": 9}, 0, 1, "placement.threads", ("9 cores", "8")),
         ({}, 0, 17, "model.source", ("17.0 GB", "node", "16.0 GB")),
@@ -124,26 +124,26 @@ def figures(replica_gb: int, tokens_gb: int = 0) -> Estimate:
     ],
 )
 def test_a_job_that_fits_no_node_is_refused_with_what_it_needs_and_what_there_is(
-    placement: dict[str, Any], gpus: int, needed_gb: int, field: str, told: tuple[str, ...]
+    placement: dict[str, Any], gpus: int, needed_gb: int, field: str, named: tuple[str, ...]
 ):
     with pytest.raises(InputError) as caught:
-        refuse_what_fits_no_node(facts(gpus=gpus), small_spec(placement=placement), figures(needed_gb))
+        refuse_what_fits_no_node(info(gpus=gpus), small_spec(placement=placement), figures(needed_gb))
     assert (caught.value.code, caught.value.field) == ("does_not_fit", field)
-    assert all(word in caught.value.message for word in told)
+    assert all(word in caught.value.message for word in named)
 
 
-def test_every_token_that_is_kept_takes_the_machines_memory_and_not_the_gpus():
-    refuse_what_fits_no_node(facts(gpus=1), small_spec(), figures(80, tokens_gb=10))
+def test_kept_tokens_take_memory_of_the_machine_and_not_of_the_gpu():
+    refuse_what_fits_no_node(info(gpus=1), small_spec(), figures(80, tokens_gb=10))
     with pytest.raises(InputError, match=r"17\.0 GB"):
-        refuse_what_fits_no_node(facts(), small_spec(), figures(7, tokens_gb=10))
+        refuse_what_fits_no_node(info(), small_spec(), figures(7, tokens_gb=10))
 
 
 def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
-    refuse_what_fits_no_node(facts(), small_spec(placement={"threads": 8}), figures(16))
-    refuse_what_fits_no_node(facts(gpus=1), small_spec(), figures(80))
-    refuse_what_fits_no_node(facts(), small_spec(), None)
-    untold = ClusterInfo("2.60.0", "3.11.4", 0, is_open=False, cores=1)
-    refuse_what_fits_no_node(untold, small_spec(), figures(10**6))
+    refuse_what_fits_no_node(info(), small_spec(placement={"threads": 8}), figures(16))
+    refuse_what_fits_no_node(info(gpus=1), small_spec(), figures(80))
+    refuse_what_fits_no_node(info(), small_spec(), None)
+    unreported = ClusterInfo("2.60.0", "3.11.4", 0, is_open=False, cores=1)
+    refuse_what_fits_no_node(unreported, small_spec(), figures(10**6))
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
         ({"conversations": {"source": "talks.jsonl"}}, "conversations"),
     ],
 )
-def test_what_a_cluster_cannot_be_sent_yet_is_refused_before_anything_is_asked(part: dict[str, Any], field: str):
+def test_what_cannot_be_submitted_yet_is_refused_before_the_store_or_cluster_is_read(part: dict[str, Any], field: str):
     spec = make_spec({"model": {"source": "nobody/nothing"}, "store": {"url": "runs/x"}} | part)
-    # Neither is there: asking either would be another error.
+    # Neither model nor cluster exists: reading either would raise another error.
     with pytest.raises(InputError) as caught:
         submit_job(spec, cast(Cluster, None), SubmitOptions(), cast(Progress, None))
     assert (caught.value.code, caught.value.field) == ("not_yet", field)
@@ -172,7 +172,7 @@ def test_a_cluster_of_another_version_ends_the_job_with_both_named(changes: dict
     refuse_other_versions(job(), __version__)
 
 
-def test_news_of_another_version_or_half_written_is_no_trouble(tmp_path: Path):
+def test_a_status_of_another_version_is_read_and_half_a_status_is_ignored(tmp_path: Path):
     location = small_run(str(tmp_path / "run")).location
     status = RunStatus(job_id="job-1", state=JobState.RUNNING, doing="working", told_at=1.0, begun_at=0.0)
     write_status(location, 1, status)

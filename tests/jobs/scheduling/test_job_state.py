@@ -1,85 +1,87 @@
-"""Where a job is, from every mix of facts: the store's word over Ray's, and never success without every unit."""
+"""The state of a job from every mix of evidence: the store before Ray, and never success without every unit."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.scheduling.job_state import Facts, JobState, RayState, state_of
+from persona_atlas.jobs.scheduling.job_state import JobEvidence, JobState, RayState, state_of
 
-FACTS = st.builds(
-    Facts,
+EVIDENCE = st.builds(
+    JobEvidence,
     done=st.integers(0, 4),
     planned=st.integers(0, 4),
     is_driven=st.booleans(),
-    told=st.none() | st.sampled_from([JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]),
+    reported_state=st.none()
+    | st.sampled_from([JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]),
     is_status_fresh=st.booleans(),
     ray=st.none() | st.sampled_from(list(RayState)),
 )
 
 
-@given(FACTS)
+@given(EVIDENCE)
 @settings(max_examples=400)
-def test_whatever_is_known_a_job_is_in_one_state_with_a_reason(facts: Facts):
-    state, why = state_of(facts)
-    assert why
+def test_any_evidence_gives_one_state_with_a_reason(evidence: JobEvidence):
+    state, reason = state_of(evidence)
+    assert reason
     if state is JobState.SUCCEEDED:
-        assert facts.is_whole
-    if facts.is_whole:
+        assert evidence.is_complete
+    if evidence.is_complete:
         assert state in (JobState.SUCCEEDED, JobState.RUNNING)
     if state is JobState.QUEUED:
-        assert not facts.is_driven
-        assert facts.ray in (None, RayState.PENDING)
-    if facts.ray in (RayState.STOPPED, RayState.FAILED, RayState.SUCCEEDED) and not facts.is_driven:
+        assert not evidence.is_driven
+        assert evidence.ray in (None, RayState.PENDING)
+    if evidence.ray in (RayState.STOPPED, RayState.FAILED, RayState.SUCCEEDED) and not evidence.is_driven:
         assert state is not JobState.QUEUED
 
 
-@given(FACTS)
+@given(EVIDENCE)
 @settings(max_examples=400)
-def test_a_driver_at_work_is_believed_over_ray(facts: Facts):
-    state, _ = state_of(facts)
-    says_it_works = facts.told is None or facts.told is JobState.RUNNING
-    if facts.is_driven and facts.is_status_fresh and says_it_works:
+def test_a_running_driver_is_believed_over_ray(evidence: JobEvidence):
+    state, _ = state_of(evidence)
+    reports_running = evidence.reported_state is None or evidence.reported_state is JobState.RUNNING
+    if evidence.is_driven and evidence.is_status_fresh and reports_running:
         assert state is JobState.RUNNING
-    if state is JobState.RUNNING and facts.ray is None:
-        assert facts.is_driven or facts.is_status_fresh
+    if state is JobState.RUNNING and evidence.ray is None:
+        assert evidence.is_driven or evidence.is_status_fresh
 
 
-@given(FACTS)
+@given(EVIDENCE)
 @settings(max_examples=400)
-def test_one_more_unit_never_turns_success_into_anything_else(facts: Facts):
-    if state_of(facts)[0] is JobState.SUCCEEDED:
-        more = Facts(facts.done + 1, facts.planned, facts.is_driven, facts.told, facts.is_status_fresh, facts.ray)
-        assert state_of(more)[0] is JobState.SUCCEEDED
+def test_one_more_unit_never_turns_success_into_anything_else(evidence: JobEvidence):
+    if state_of(evidence)[0] is JobState.SUCCEEDED:
+        assert state_of(replace(evidence, done=evidence.done + 1))[0] is JobState.SUCCEEDED
 
 
 R, J = RayState, JobState
 
 
 @pytest.mark.parametrize(
-    ("facts", "state"),
+    ("evidence", "state"),
     [
-        (Facts(ray=R.PENDING), J.QUEUED),
-        (Facts(ray=R.RUNNING), J.RUNNING),
-        (Facts(ray=R.FAILED), J.FAILED),
-        (Facts(ray=R.STOPPED), J.CANCELLED),
-        (Facts(1, 4, is_driven=True, told=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
-        # The entrypoint died; the driver is detached and works on.
-        (Facts(1, 4, is_driven=True, told=J.RUNNING, is_status_fresh=True, ray=R.FAILED), J.RUNNING),
-        # Between two lives of a driver the lease is there and no news comes.
-        (Facts(1, 4, is_driven=True, told=J.RUNNING, ray=R.RUNNING), J.RUNNING),
-        # Stopped by force: the lease cannot be given back.
-        (Facts(1, 4, is_driven=True, told=J.RUNNING, ray=R.STOPPED), J.CANCELLED),
-        (Facts(4, 4, told=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
-        (Facts(4, 4, told=J.SUCCEEDED, ray=R.RUNNING), J.SUCCEEDED),
-        (Facts(4, 4, ray=R.FAILED), J.SUCCEEDED),
-        (Facts(3, 4, told=J.FAILED, ray=R.RUNNING), J.FAILED),
-        (Facts(3, 4, told=J.CANCELLED), J.CANCELLED),
+        (JobEvidence(ray=R.PENDING), J.QUEUED),
+        (JobEvidence(ray=R.RUNNING), J.RUNNING),
+        (JobEvidence(ray=R.FAILED), J.FAILED),
+        (JobEvidence(ray=R.STOPPED), J.CANCELLED),
+        (JobEvidence(1, 4, is_driven=True, reported_state=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
+        # The entrypoint died; the driver is detached and goes on.
+        (JobEvidence(1, 4, is_driven=True, reported_state=J.RUNNING, is_status_fresh=True, ray=R.FAILED), J.RUNNING),
+        # While Ray restarts a driver its lease is still live and nothing updates its status.
+        (JobEvidence(1, 4, is_driven=True, reported_state=J.RUNNING, ray=R.RUNNING), J.RUNNING),
+        # Killed: nothing released the lease.
+        (JobEvidence(1, 4, is_driven=True, reported_state=J.RUNNING, ray=R.STOPPED), J.CANCELLED),
+        (JobEvidence(4, 4, reported_state=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
+        (JobEvidence(4, 4, reported_state=J.SUCCEEDED, ray=R.RUNNING), J.SUCCEEDED),
+        (JobEvidence(4, 4, ray=R.FAILED), J.SUCCEEDED),
+        (JobEvidence(3, 4, reported_state=J.FAILED, ray=R.RUNNING), J.FAILED),
+        (JobEvidence(3, 4, reported_state=J.CANCELLED), J.CANCELLED),
         # The cluster is gone, and with it the driver.
-        (Facts(3, 4, told=J.RUNNING), J.FAILED),
-        (Facts(3, 4), J.FAILED),
-        (Facts(4, 4), J.SUCCEEDED),
+        (JobEvidence(3, 4, reported_state=J.RUNNING), J.FAILED),
+        (JobEvidence(3, 4), J.FAILED),
+        (JobEvidence(4, 4), J.SUCCEEDED),
     ],
 )
-def test_what_it_comes_to(facts: Facts, state: JobState):
-    assert state_of(facts)[0] is state
+def test_the_state_of_typical_evidence(evidence: JobEvidence, state: JobState):
+    assert state_of(evidence)[0] is state

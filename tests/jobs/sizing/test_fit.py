@@ -12,7 +12,7 @@ from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.sizing.devices import Device, DeviceTable, load_devices
 from persona_atlas.jobs.sizing.estimate import device_bytes, estimate
-from persona_atlas.jobs.sizing.fit import Way, fits, require_fit, smallest_tensor_parallel, ways_to_fit
+from persona_atlas.jobs.sizing.fit import SpecChange, changes_that_fit, fits, require_fit, smallest_tensor_parallel
 from persona_atlas.jobs.sizing.known_models import known_models
 
 from fakes import small_plan, small_spec
@@ -25,18 +25,18 @@ def plan_of(model: str = "meta-llama/Llama-3.3-70B-Instruct", dtype: str = "auto
     return small_plan(small_spec(model={"source": model, "dtype": dtype}, **parts), facts=known_models()[model])
 
 
-def changed(plan: Plan, way: Way) -> Plan:
+def changed(plan: Plan, change: SpecChange) -> Plan:
     """The plan with the change that was offered."""
     placement = plan.spec.placement
     parts: dict[str, Any] = {
         "placement": {
-            "tensor_parallel": way.tensor_parallel or placement.tensor_parallel,
-            "batch_tokens": way.batch_tokens or placement.batch_tokens,
+            "tensor_parallel": change.tensor_parallel or placement.tensor_parallel,
+            "batch_tokens": change.batch_tokens or placement.batch_tokens,
         }
     }
-    if way.layers is not None:
-        parts["capture"] = {"layers": list(range(way.layers))}
-    return plan_of(plan.spec.model.source, way.dtype or plan.spec.model.dtype, **parts)
+    if change.layers is not None:
+        parts["capture"] = {"layers": list(range(change.layers))}
+    return plan_of(plan.spec.model.source, change.dtype or plan.spec.model.dtype, **parts)
 
 
 def with_memory(device: Device, memory_gb: float) -> DeviceTable:
@@ -89,16 +89,18 @@ def test_when_nothing_helps_it_says_so():
 
 def test_a_batch_that_is_too_large_is_cut_before_more_gpus_are_the_only_word():
     plan = plan_of("meta-llama/Llama-3.1-8B-Instruct", placement={"batch_tokens": 1_000_000})
-    ways = ways_to_fit(plan, estimate(plan), "H100", TABLE.devices["H100"])
-    assert {("tensor_parallel", way.tensor_parallel is not None) for way in ways} >= {("tensor_parallel", True)}
-    assert any(way.batch_tokens for way in ways)
+    changes = changes_that_fit(plan, estimate(plan), "H100", TABLE.devices["H100"])
+    assert {("tensor_parallel", change.tensor_parallel is not None) for change in changes} >= {
+        ("tensor_parallel", True)
+    }
+    assert any(change.batch_tokens for change in changes)
 
 
 def test_fewer_layers_are_offered_where_capture_is_what_is_too_large():
     plan = plan_of("meta-llama/Llama-3.1-8B-Instruct", placement={"batch_tokens": 200_000})
     figures = replace(estimate(plan), capture_bytes=60 * 10**9)
-    ways = ways_to_fit(plan, figures, "H100", TABLE.devices["H100"])
-    layers = next(way.layers for way in ways if way.layers)
+    changes = changes_that_fit(plan, figures, "H100", TABLE.devices["H100"])
+    layers = next(change.layers for change in changes if change.layers)
     assert 0 < layers < 32
     assert fits(replace(figures, capture_bytes=60 * 10**9 * layers // 32), TABLE.devices["H100"], 1)
 
@@ -121,6 +123,6 @@ def test_whatever_is_offered_fits(memory: float, model: str, dtype: str, batch: 
         return
     with pytest.raises(InputError):
         require_fit(plan, figures, table)
-    for way in ways_to_fit(plan, figures, "d", device):
-        better = changed(plan, way)
-        assert fits(estimate(better), device, better.spec.placement.tensor_parallel), way
+    for change in changes_that_fit(plan, figures, "d", device):
+        better = changed(plan, change)
+        assert fits(estimate(better), device, better.spec.placement.tensor_parallel), change
