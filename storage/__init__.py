@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .query.run import Activations, Query, Run, open_run
+from .query.activations import Activations
+from .query.run import Query, Run, open_run
 
 __all__ = ["Activations", "Query", "Run", "open_run"]

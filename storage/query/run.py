@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
 
@@ -33,6 +32,7 @@ from ..locations.location import Location, open_location
 from ..run.commits import PARALLEL_READS, read_commits, read_rollouts
 from ..run.index import Index, load_index
 from ..run.run_store import read_run_record
+from .activations import Activations, Completeness
 from .selection import Filters, Layers, is_single_layer, layer_positions, select, unknown_personas, wants_scores
 
 if TYPE_CHECKING:
@@ -40,55 +40,6 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 256 * 2**20
 """Activations that ``Query.blocks`` holds at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completeness:
-    """How much of a run is there.
-
-    Attributes:
-        done: Units committed.
-        planned: Units of the job.
-    """
-
-    done: int
-    planned: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned unit is committed."""
-        return self.done >= self.planned
-
-    def __str__(self) -> str:
-        return f"{self.done} of {self.planned} units"
-
-
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """The answer to a query.
-
-    Attributes:
-        values: float32 ``(n, d_model)`` for one layer, else ``(n, layers, d_model)``; of ``tokens`` the tokens of all n
-            rollouts, one's after another's, in the place of n.
-        rollouts: n lines in the same order: address, row, token counts.
-        layers: The layers of ``values``, 0-based.
-        completeness: Of the run, when it was asked.
-        offsets: Of ``tokens``, int64 ``(n + 1)``: rollout i has ``values[offsets[i]:offsets[i + 1]]``; else None.
-        note: What the asker may not have meant: that nothing matches, or that a persona is not there; else empty.
-    """
-
-    values: npt.NDArray[np.float32]
-    rollouts: pa.Table
-    layers: tuple[int, ...]
-    completeness: Completeness
-    offsets: npt.NDArray[np.int64] | None = None
-    note: str = ""
-
-    def per_rollout(self) -> list[npt.NDArray[np.float32]]:
-        """Give each rollout's part of ``values``, in order: its vector, or of ``tokens`` its tokens, first to last."""
-        if self.offsets is None:
-            return list(self.values)
-        return np.split(self.values, self.offsets[1:-1])[: self.rollouts.num_rows]
 
 
 class Query:
@@ -137,7 +88,16 @@ class Query:
             StoreError: A committed number is missing or damaged.
         """
         values = self._read(0, self.rollouts.num_rows)
-        return Activations(values, self.rollouts, self.layers, self.completeness, self.offsets, self.note)
+        return Activations(
+            values=values,
+            rollouts=self.rollouts,
+            layers=self.layers,
+            hook_point=self.hook_point,
+            pooling=self.pooling,
+            completeness=self.completeness,
+            offsets=self.offsets,
+            note=self.note,
+        )
 
     def blocks(self, max_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[pa.Table, npt.NDArray[np.float32]]]:
         """Read it a bounded number of rollouts at a time, in order; whole ones, whatever is kept of each.
