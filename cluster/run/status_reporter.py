@@ -49,7 +49,7 @@ class StatusReporter:
         self._target: tuple[Location, int] | None = None
         now = time.time()
         self._status = RunStatus(
-            job_id=job_id, state=JobState.RUNNING, doing="starting", told_at=now, begun_at=now, stages=()
+            job_id=job_id, state=JobState.RUNNING, doing="starting", updated_at=now, started_at=now, stages=()
         )
         self._next_look = 0.0
         self._worked_since = time.monotonic()
@@ -156,7 +156,7 @@ class StatusReporter:
     def tell(self) -> None:
         """Write the news now."""
         if self._target is not None:
-            self._change(told_at=time.time())
+            self._change(updated_at=time.time())
             # A store in a bad moment hears of it the next time.
             with suppress(AtlasError):
                 write_status(*self._target, self._status)

@@ -55,7 +55,11 @@ class JobView:
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as plain data, for ``--json``."""
-        status = self.status.model_dump(mode="json", exclude={"job_id", "state", "stages"}) if self.status else {}
+        status = (
+            self.status.model_dump(mode="json", by_alias=True, exclude={"job_id", "state", "stages"})
+            if self.status
+            else {}
+        )
         driver = self.driver
         return status | {
             "job_id": self.job_id,
@@ -113,7 +117,7 @@ def _view(
         planned=planned,
         is_driven=is_driven,
         told=status.state if status else None,
-        is_status_fresh=status is not None and time.time() - status.told_at < NEWS_IS_FRESH_S,
+        is_status_fresh=status is not None and time.time() - status.updated_at < NEWS_IS_FRESH_S,
         ray=ray.state if ray else None,
     )
     state, why = state_of(facts)
