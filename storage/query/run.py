@@ -305,7 +305,7 @@ class Run:
             chunks = cut.chunks_per_block
             self._lengths[array] = ChunkLengths(self.location, hook_point, pooling, len(cut.layers), chunks)
         lengths = self._lengths[array]
-        lengths.learn(self._index.missing_commits)
+        lengths.add_commits(self._index.missing_commits)
         return ActivationReader(self.location, self.record, hook_point, pooling, lengths)
 
     @cached_property
