@@ -1,4 +1,4 @@
-"""What is kept: layout, row blocks, commit records, the run lease, queries. Knows neither Ray, torch nor models."""
+"""Storage of runs: layout, arrays, commit records, leases, queries, verification. Imports neither Ray nor torch."""
 
 from __future__ import annotations
 
