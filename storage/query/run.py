@@ -217,8 +217,7 @@ class Run:
             InputError: A layer, hook point or pooling was not captured, a filter is unknown, or there are no scores.
 
         Example:
-            >>> query = open_run("runs/demo").query(kind="role", layer="10:20")  # doctest: +SKIP
-            >>> query.shape  # doctest: +SKIP
+            >>> open_run("runs/demo").query(kind="role", layer="10:20").shape  # doctest: +SKIP
             (24, 10, 576)
         """
         chosen = self._select(filters)
