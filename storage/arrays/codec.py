@@ -4,10 +4,10 @@ Values are rounded to a number of mantissa bits first; then the codecs of the ar
 blosc, crc32c), all of them standard Zarr v3, so that any Zarr reader opens a store. Rounding is not a codec: it changes
 values once, before they are encoded.
 
-Shards are assembled here and not by Zarr. Zarr's writer takes the whole array, holds several copies of the shard while
-it encodes it, and does not return the lengths of the inner chunks, which the commit record needs; here one layer is
-rounded, compressed and checksummed at a time. The format is Zarr's own, byte for byte where a layer is a single inner
-chunk:
+Shards are assembled here and not by Zarr. Zarr's writer takes the whole array, holds four more copies of the shard
+while it encodes it, and does not return the lengths of the inner chunks, which the commit record needs; here one layer
+is rounded, compressed and checksummed at a time. The format is Zarr's own, byte for byte where a layer is a single
+inner chunk:
 
     inner chunk (layer 0, rows 0..R) | inner chunk (layer 0, rows R..2R) | ... | inner chunk (layer L-1, ...) | index
 

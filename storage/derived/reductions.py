@@ -154,7 +154,7 @@ def read_current_reduction(location: Location) -> Reduction | None:
     if pointer is None:
         return None
     reduction_id, path, digests = pointer
-    # Caught inside ``errors()``: a missing group means damage here, not a missing bucket, as ``errors()`` would say.
+    # Caught here, inside ``errors()``, which would report a missing group as a missing bucket.
     with location.errors():
         try:
             group: Any = zarr.open_group(location.zarr(read_only=True), path=path, mode="r")

@@ -6,7 +6,7 @@ Axes: N rows of ``values``, one per rollout or, for per-token activations, one p
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex, overload
 
@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Float32 = npt.NDArray[np.float32]
+Selection = slice | Sequence[int] | Sequence[bool] | npt.NDArray[np.integer | np.bool_]
+"""Keys that select several rollouts; pyarrow columns, which have no type stubs, do too."""
 
 _ADDRESS = ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index", "turn_index")
 _ADDRESSES_SHOWN = 3
@@ -51,7 +53,7 @@ class Activations:
     on ``values``.
 
     Attributes:
-        values: float32 ``(N, D)`` when one layer was asked for, else ``(N, L, D)``. For pooled activations N is the
+        values: float32 ``(N, D)`` when one layer was requested, else ``(N, L, D)``. For pooled activations N is the
             number of rollouts. For per-token activations (``offsets`` is not None) N is the number of tokens of all
             rollouts, concatenated.
         rollouts: One line per rollout, in the same order: address, row, token counts.
@@ -105,7 +107,7 @@ class Activations:
 
     @property
     def ndim(self) -> int:
-        """Number of axes of ``values``: 2 when one layer was asked for, else 3."""
+        """Number of axes of ``values``: 2 when one layer was requested, else 3."""
         return self.values.ndim
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -118,10 +120,10 @@ class Activations:
         return iter(self.per_rollout())
 
     @overload
-    def __getitem__(self, key: SupportsIndex) -> Float32: ...
+    def __getitem__(self, key: Selection) -> Activations: ...
 
     @overload
-    def __getitem__(self, key: slice | npt.ArrayLike) -> Activations: ...
+    def __getitem__(self, key: SupportsIndex) -> Float32: ...
 
     def __getitem__(self, key: Any) -> Float32 | Activations:
         """Select rollouts.
@@ -196,7 +198,7 @@ def _checked_key(key: Any) -> Any:
     try:
         return operator.index(key)
     except TypeError:
-        # Not one integer; an array of them, or a mask, is looked at below.
+        # Not a single integer: an array of them, or a mask.
         array = np.asarray(key)
     if array.size == 0 and array.dtype.kind == "f":
         # An empty list has no type of its own: numpy takes it as integers too.

@@ -1,6 +1,6 @@
 """A driver's status: one small JSON object per driver, overwritten every few seconds, for people who watch a run.
 
-Nothing decides by it. Which units are committed is read from the commit records, and who holds the run from the leases.
+No decision is based on it: committed units are read from the commit records, and who holds the run from the leases.
 A driver that crashes leaves its last status with the time at which it was written.
 """
 

@@ -172,8 +172,7 @@ def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecor
     for hook_point, pooling in record.arrays:
         path = layout.array_path(hook_point, pooling)
         geometry = geometry_of(record, pooling)
-        # Caught inside ``errors()``: a missing array means damage here, not a missing bucket, as ``errors()`` would
-        # say.
+        # Caught here, inside ``errors()``, which would report a missing array as a missing bucket.
         with location.errors():
             try:
                 array: Any = zarr.open_array(location.zarr(read_only=True), path=path, mode="r")

@@ -122,9 +122,7 @@ class UnitCheck:
                 "damage", "no_canary", path, "none of its rollouts was compared with a plain forward pass.", unit_id
             )
         elif canary is not None and len(canary.relative_error_L) != len(self._record.layers):
-            yield Problem(
-                "damage", "bad_canary", path, "its canary is not of the run's layers.", unit_id
-            )
+            yield Problem("damage", "bad_canary", path, "its canary is not of the run's layers.", unit_id)
         elif canary is not None and not max(canary.relative_error_L) <= _WORST_CANARY:
             message = f"it differs from a plain forward pass by {max(canary.relative_error_L):.1e} of its norm."
             yield Problem("damage", "bad_canary", path, message, unit_id)
@@ -204,7 +202,7 @@ class UnitCheck:
 
 
 def _filled_rows(pooling: str, manifest: Manifest) -> list[bool]:
-    """For each of a shard's first rows (rollouts, or tokens of a ``tokens`` array), say whether it must have values."""
+    """For each of a shard's first rows (rollouts, or tokens of a ``tokens`` array), whether it must have values."""
     if pooling == TOKENS:
         return [True] * manifest.num_response_tokens
     return [tokens > 0 or pooling.startswith("prompt_") for tokens in manifest.content_tokens]
