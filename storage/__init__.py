@@ -1,7 +1,8 @@
-"""What is kept: layout, row blocks, commit records, the run lease, queries. Knows neither Ray, torch nor models."""
+"""Storage of runs: layout, arrays, commit records, leases, queries, verification. Imports neither Ray nor torch."""
 
 from __future__ import annotations
 
-from .query.run import Activations, Query, Run, open_run
+from .query.activations import Activations
+from .query.run import Query, Run, open_run
 
 __all__ = ["Activations", "Query", "Run", "open_run"]

@@ -55,7 +55,7 @@ class StatusReporter:
         self._target: tuple[Location, int] | None = None
         now = time.time()
         self._status = RunStatus(
-            job_id=job_id, state=JobState.RUNNING, doing="starting", told_at=now, begun_at=now, stages=()
+            job_id=job_id, state=JobState.RUNNING, doing="starting", updated_at=now, started_at=now, stages=()
         )
         self._next_update = 0.0
         self._working_since = time.monotonic()
@@ -172,7 +172,7 @@ class StatusReporter:
     def write(self) -> None:
         """Write the status now, if a store is attached."""
         if self._target is not None:
-            self._change(told_at=time.time())
+            self._change(updated_at=time.time())
             # The next write, some seconds later, makes up for one that the store refused.
             with suppress(AtlasError):
                 write_status(*self._target, self._status)

@@ -56,7 +56,11 @@ class JobView:
 
     def as_dict(self) -> dict[str, Any]:
         """Build the object that ``status --json`` prints."""
-        status = self.status.model_dump(mode="json", exclude={"job_id", "state", "stages"}) if self.status else {}
+        status = (
+            self.status.model_dump(mode="json", by_alias=True, exclude={"job_id", "state", "stages"})
+            if self.status
+            else {}
+        )
         driver = self.driver
         return status | {
             "job_id": self.job_id,
@@ -118,7 +122,7 @@ def _view(
         planned=planned,
         is_driven=is_driven,
         reported_state=status.state if status else None,
-        is_status_fresh=status is not None and time.time() - status.told_at < STATUS_IS_FRESH_S,
+        is_status_fresh=status is not None and time.time() - status.updated_at < STATUS_IS_FRESH_S,
         ray=ray.state if ray else None,
     )
     state, reason = state_of(evidence)

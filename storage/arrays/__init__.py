@@ -1,1 +1,1 @@
-"""Activations as Zarr arrays: encoding, writing a unit's shards, reading chunks back."""
+"""Activations as Zarr arrays: encode and write the shards of a unit, read chunks by byte range."""

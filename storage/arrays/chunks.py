@@ -1,7 +1,12 @@
-"""``chunks.parquet``: how long each chunk is in every committed activation object.
+"""``chunks.parquet``: the encoded length of every inner chunk of every committed shard.
 
-With it a reader fetches one layer with one request, where a Zarr reader asks each object for its own index first. A
-convenience like ``index.parquet``: commit records hold the same lengths. Axes: U units, L layers, C chunks of a layer.
+Zarr's sharding codec keeps an index at the end of each shard, so a generic Zarr reader makes two requests per shard:
+one for the index, one for the chunk. Here shards are written with their inner chunks back to back from byte 0, layer by
+layer (``codec.encode_shard``), so the lengths alone give every byte range, and a reader that knows them needs one
+request.
+
+Like ``index.parquet`` the file is a cache of the commit records, which hold the same lengths, and may lag behind them.
+Axes: L layers, C inner chunks of a layer.
 """
 
 from __future__ import annotations
@@ -27,48 +32,51 @@ CHUNK_SCHEMA = pa.schema(
         ("chunk_bytes", pa.list_(pa.uint32())),
     ]
 )
-"""A line for each committed activation object."""
+"""One line per committed shard; ``chunk_bytes`` has an entry per inner chunk, layer by layer."""
 
 
 def read_chunks(location: Location) -> pa.Table:
-    """Read the stored table; empty when there is none that can be used."""
+    """Read the stored table; empty when it is missing or damaged."""
     table = read_parquet(location, layout.CHUNKS, CHUNK_SCHEMA)
     return table if table is not None else CHUNK_SCHEMA.empty_table()
 
 
 def write_chunks(location: Location, table: pa.Table) -> None:
-    """Write the table anew."""
+    """Write the table and replace the stored one."""
     location.write(layout.CHUNKS, to_parquet(table))
 
 
 def chunk_table(manifests: Iterable[Manifest]) -> pa.Table:
-    """Put the chunk lengths of attempts into a table of ``CHUNK_SCHEMA``."""
+    """Return the chunk lengths of attempts' shards as a table of ``CHUNK_SCHEMA``."""
     lines = [
         {
             "row_block": manifest.row_block,
-            "hook_point": block.hook_point,
-            "pooling": block.pooling,
-            "chunk_bytes": block.chunk_bytes,
+            "hook_point": shard.hook_point,
+            "pooling": shard.pooling,
+            "chunk_bytes": shard.chunk_bytes,
         }
         for manifest in manifests
-        for block in manifest.blocks
+        for shard in manifest.blocks
     ]
     return pa.Table.from_pylist(lines, schema=CHUNK_SCHEMA)
 
 
 class ChunkLengths:
-    """Knows, for each row block of one array, how long the chunk of each layer is; asks the store as little as it can.
+    """Encoded lengths of the inner chunks of one array, by row block, fetched from the store on demand.
+
+    Lengths come from three sources, cheapest first: commit records that were read anyway, ``chunks.parquet``, and the
+    commit record of a single unit.
 
     Args:
         location: The run's store.
-        hook_point: Of the array.
-        pooling: Of the array.
-        num_layers: Of the array.
-        chunks_per_block: That a layer has at most.
+        hook_point: Hook point of the array.
+        pooling: Pooling of the array.
+        num_layers: Length of the array's second axis.
+        chunks_per_block: Inner chunks per layer of a full shard.
     """
 
-    _FEW = 32
-    """So many commit records are read one by one before the whole of ``chunks.parquet`` is."""
+    _MAX_COMMITS_READ = 32
+    """Up to this many units it is cheaper to read their commit records than ``chunks.parquet``, which covers all."""
 
     def __init__(
         self, location: Location, hook_point: str, pooling: str, num_layers: int, chunks_per_block: int = 1
@@ -79,60 +87,64 @@ class ChunkLengths:
         self._array = (hook_point, pooling)
         self._known: dict[int, np.ndarray] = {}
         self._has_stored = False
-        self._num_asked = 0
+        self._num_requested = 0
 
-    def learn(self, commits: Iterable[CommitRecord]) -> None:
-        """Take note of commit records that were read for another reason."""
+    def add_commits(self, commits: Iterable[CommitRecord]) -> None:
+        """Take the lengths from commit records that were read for another reason."""
         for commit in commits:
-            for block in commit.manifest.blocks:
-                if (block.hook_point, block.pooling) == self._array and self._fits(block.chunk_bytes):
-                    lengths = np.array(block.chunk_bytes, dtype=np.int64)
+            for shard in commit.manifest.blocks:
+                if (shard.hook_point, shard.pooling) == self._array and self._is_plausible(shard.chunk_bytes):
+                    lengths = np.array(shard.chunk_bytes, dtype=np.int64)
                     self._known[commit.manifest.row_block] = lengths.reshape(self._num_layers, -1)
 
-    def of(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[np.ndarray]:
-        """Give int64 ``(L, C)`` of each row block, C chunks of a layer.
+    def lengths_of(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[np.ndarray]:
+        """Return the chunk lengths of row blocks.
 
         Args:
-            row_blocks: Which.
-            unit_ids: The unit that each belongs to.
+            row_blocks: Numbers of the row blocks.
+            unit_ids: Ids of the units that the row blocks belong to.
+
+        Returns:
+            For each row block int64 ``(L, C)``, in bytes; C is the number of inner chunks that its shard has per layer.
 
         Raises:
-            StoreError: A commit record is missing, damaged, or names no such object.
+            StoreError: A commit record is missing, damaged, or names no shard in that row block.
         """
         unknown = self._unknown(row_blocks, unit_ids)
-        # Counted over all calls: a large answer is read in many small parts.
-        self._num_asked += len(unknown)
-        if self._num_asked > self._FEW and not self._has_stored:
+        # Counted over all calls: a large result is read in many small parts, each of few units.
+        self._num_requested += len(unknown)
+        if self._num_requested > self._MAX_COMMITS_READ and not self._has_stored:
             self._read_stored()
             unknown = self._unknown(row_blocks, unit_ids)
         if unknown:
-            self.learn(read_commits(self._location, unknown))
+            self.add_commits(read_commits(self._location, unknown))
         for row_block, unit_id in self._unknown_pairs(row_blocks, unit_ids):
-            raise self._no_such_object(row_block, unit_id)
+            raise self._no_such_shard(row_block, unit_id)
         return [self._known[row_block] for row_block in row_blocks]
 
-    def confirmed(self, row_block: int, unit_id: str) -> np.ndarray:
-        """Give the lengths ``(L, C)`` of one row block by its unit's commit record, whatever was known before.
+    def reread(self, row_block: int, unit_id: str) -> np.ndarray:
+        """Return the lengths ``(L, C)`` of one row block from its unit's commit record, whatever was cached.
 
         Raises:
-            StoreError: The record is missing, damaged, or names no such object.
+            StoreError: The record is missing, damaged, or names no shard in that row block.
         """
         (commit,) = read_commits(self._location, [unit_id])
-        self.learn([commit])
+        self.add_commits([commit])
         if commit.manifest.row_block != row_block or row_block not in self._known:
-            raise self._no_such_object(row_block, unit_id)
+            raise self._no_such_shard(row_block, unit_id)
         return self._known[row_block]
 
-    def _fits(self, chunk_bytes: Sequence[int] | np.ndarray) -> bool:
+    def _is_plausible(self, chunk_bytes: Sequence[int] | np.ndarray) -> bool:
+        """Whether lengths have the shape of this array: equally many chunks per layer, at least one, none empty."""
         chunks, rest = divmod(len(chunk_bytes), self._num_layers)
         return not rest and 1 <= chunks <= self._chunks_per_block and int(np.min(chunk_bytes)) >= 1
 
-    def _no_such_object(self, row_block: int, unit_id: str) -> StoreError:
+    def _no_such_shard(self, row_block: int, unit_id: str) -> StoreError:
         return StoreError(
             f"unit {unit_id} has no activations of {'/'.join(self._array)} in row block {row_block}.",
             code="missing_object",
             file=f"{self._location.url}/{layout.commit_path(unit_id)}",
-            hint="Run verify, which names everything that is damaged.",
+            hint="Run verify, which lists all damage.",
         )
 
     def _unknown(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[str]:
@@ -147,11 +159,12 @@ class ChunkLengths:
         table = read_chunks(self._location)
         hook_point, pooling = self._array
         table = table.filter((pc.field("hook_point") == hook_point) & (pc.field("pooling") == pooling))
-        # A line that does not fit is as good as none: the commit has it.
+        # Implausible lines are skipped, as if they were missing: the commit record has the right lengths.
         pairs = zip(table["row_block"].to_pylist(), table["chunk_bytes"].to_numpy(), strict=True)
-        fitting = {
+        stored = {
             block: lengths.astype(np.int64).reshape(self._num_layers, -1)
             for block, lengths in pairs
-            if self._fits(lengths)
+            if self._is_plausible(lengths)
         }
-        self._known = fitting | self._known
+        # What came from commit records wins over the cache.
+        self._known = stored | self._known

@@ -1,9 +1,22 @@
-"""How numbers become bytes: mantissas rounded, then standard Zarr v3 codecs that any reader knows.
+"""Encode activations as Zarr v3 shards, and decode their inner chunks.
 
-The rounding happens before Zarr sees the values, and the codecs in the array's metadata (sharding, bytes, blosc,
-crc32c) are in the Zarr v3 core and its registered extensions, so a store opens without this package. A shard is put
-together here, a layer at a time, because Zarr's own writer holds four more copies of it; its tests hold it to Zarr's.
-Axes: R rows of a chunk, B rows of a block that are filled, C chunks of a layer, L layers, D d_model.
+Values are rounded to a number of mantissa bits first; then the codecs of the array's metadata apply (sharding, bytes,
+blosc, crc32c), all of them standard Zarr v3, so that any Zarr reader opens a store. Rounding is not a codec: it changes
+values once, before they are encoded.
+
+Shards are assembled here and not by Zarr. Zarr's writer takes the whole array, holds four more copies of the shard
+while it encodes it, and does not return the lengths of the inner chunks, which the commit record needs; here one layer
+is rounded, compressed and checksummed at a time. The format is Zarr's own, byte for byte where a layer is a single
+inner chunk:
+
+    inner chunk (layer 0, rows 0..R) | inner chunk (layer 0, rows R..2R) | ... | inner chunk (layer L-1, ...) | index
+
+An inner chunk is the blosc frame of float32 ``(R, D)`` in little-endian order, then the crc32c of that frame (4 bytes).
+The index has one pair (offset, length) of uint64 per inner chunk of a full shard, in C order of ``(C, L)``, then the
+crc32c of the index. Zarr fixes the index, but leaves the order of the inner chunks open; layer after layer makes all
+rows of adjacent layers one byte range.
+
+Axes: R rows of an inner chunk, B rows of a shard that are filled, C inner chunks of a layer, L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -23,13 +36,13 @@ from ...jobs.errors import UnitError
 
 Float32 = npt.NDArray[np.float32]
 
-# As small as zstd makes them and read more than twice as fast (docs/store.md). What a chunk was written with stands in
-# it, so a change here leaves older stores readable.
+# After a bit shuffle lz4 compresses these values as well as zstd does and decodes more than twice as fast
+# (measurements: docs/store.md). A blosc frame names its own compressor, so a change here leaves older stores readable.
 _LEVEL = 9
 _BLOSC = Blosc(cname="lz4", clevel=_LEVEL, shuffle=Blosc.BITSHUFFLE)
 _CHECKSUM_BYTES = 4
-_ABSENT = np.uint64(2**64 - 1)
-"""What a shard's index says, twice, of a chunk that is not there."""
+_MISSING_CHUNK = np.uint64(2**64 - 1)
+"""Offset and length that the shard index has for an inner chunk that is not stored; it reads as the fill value."""
 
 
 def create_array(
@@ -43,17 +56,17 @@ def create_array(
     mantissa_bits: int,
     rows_per_chunk: int | None = None,
 ) -> zarr.Array:
-    """Create an activation array: a shard per row block, chunks of one layer each in it, NaN where nothing is.
+    """Create an activation array ``(num_rows, L, D)`` of float32 with fill value NaN, one shard per row block.
 
     Args:
-        store: Where.
-        path: The array's path in it.
-        num_rows: First dimension; may grow later.
+        store: Zarr store to create it in.
+        path: Path of the array in the store.
+        num_rows: Initial length of the first axis; ``resize`` may lengthen it later.
         rows_per_block: Rows of a shard.
-        layers: The captured blocks that the second dimension stands for.
-        d_model: Third dimension.
-        mantissa_bits: Kept of 23; recorded in the attributes.
-        rows_per_chunk: Rows of a chunk; all of a shard's when None.
+        layers: Decoder layers along the second axis, 0-based; stored as the attribute ``layers``.
+        d_model: Length of the third axis.
+        mantissa_bits: Mantissa bits that values are rounded to, of 23; stored as an attribute.
+        rows_per_chunk: Rows of an inner chunk; ``rows_per_block`` when None.
     """
     return zarr.create_array(
         store,
@@ -71,12 +84,12 @@ def create_array(
 
 @dataclass(frozen=True, slots=True)
 class EncodedShard:
-    """A shard object.
+    """An encoded shard.
 
     Attributes:
-        data: Its bytes: the chunks of one layer after those of another from the start, then the index of them.
-        chunk_bytes: Length of each chunk in that order, so that a layer can be fetched without asking for the index
-            first; every layer has equally many.
+        data: Bytes of the object: inner chunks from byte 0, layer by layer, then the shard index.
+        chunk_bytes: Length of each inner chunk in bytes, in that order, with the same number of chunks for each layer.
+            A reader that has them needs no request for the shard index.
     """
 
     data: bytes
@@ -86,19 +99,19 @@ class EncodedShard:
 def encode_shard(
     values_BLD: Float32, rows_per_block: int, mantissa_bits: int, rows_per_chunk: int | None = None
 ) -> EncodedShard | None:
-    """Encode one row block as an object that Zarr reads, and would write itself where a layer is one chunk.
+    """Encode one row block as a shard.
 
     Args:
-        values_BLD: float32 of at most ``rows_per_block`` rows; NaN only in whole rows that have no vector.
-        rows_per_block: Rows of the shard; missing rows are filled with NaN, missing chunks left out.
-        mantissa_bits: Kept of 23.
-        rows_per_chunk: Rows of a chunk, of which a shard holds whole ones; all of the shard's when None.
+        values_BLD: float32 ``(B, L, D)`` with B <= ``rows_per_block``; rows without a vector are NaN throughout.
+        rows_per_block: Rows of the shard. Rows from B on read as NaN; inner chunks without any row are not stored.
+        mantissa_bits: Mantissa bits to keep, of 23.
+        rows_per_chunk: Rows of an inner chunk, a divisor of ``rows_per_block``; ``rows_per_block`` when None.
 
     Returns:
-        None when there is no number at all: then Zarr keeps no object either.
+        The shard; None when every value is NaN, for then Zarr stores no object either.
 
     Raises:
-        UnitError: A value is infinite, or becomes so by rounding; nothing is encoded.
+        UnitError: A value is infinite, or rounding makes it so.
     """
     num_rows, num_layers, d_model = values_BLD.shape
     if np.isnan(values_BLD).all():
@@ -120,19 +133,31 @@ def encode_shard(
 
 
 def _index(chunk_bytes: Sequence[int], num_layers: int, chunks_per_block: int) -> bytes:
-    """Write a shard's own index, which goes by rows first and has a line for chunks that are not there."""
+    """Encode the shard index, as Zarr's sharding codec defines it.
+
+    Its order is that of the chunk grid ``(C, L)``, rows first, while the chunks themselves lie layer by layer; and it
+    has an entry for every inner chunk of a full shard, stored or not.
+    """
     lengths_LC = np.array(chunk_bytes, dtype=np.uint64).reshape(num_layers, -1)
     starts_LC = (np.cumsum(lengths_LC) - lengths_LC.ravel()).reshape(lengths_LC.shape)
-    index_CL2 = np.full((chunks_per_block, num_layers, 2), _ABSENT, dtype="<u8")
+    index_CL2 = np.full((chunks_per_block, num_layers, 2), _MISSING_CHUNK, dtype="<u8")
     index_CL2[: lengths_LC.shape[1]] = np.stack([starts_LC.T, lengths_LC.T], axis=2)
     return _with_checksum(index_CL2.tobytes())
 
 
 def decode_chunk(data: bytes, rows_per_chunk: int, d_model: int) -> Float32:
-    """Decode one chunk of a shard: float32 ``(R, D)``, read-only.
+    """Decode one inner chunk.
+
+    Args:
+        data: Its bytes in the shard, checksum included.
+        rows_per_chunk: R.
+        d_model: D.
+
+    Returns:
+        float32 ``(R, D)``, read-only.
 
     Raises:
-        ValueError: Its checksum does not match, or it is not such a chunk.
+        ValueError: The checksum does not match, or the bytes do not decode to that shape.
     """
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
@@ -145,20 +170,28 @@ def decode_chunk(data: bytes, rows_per_chunk: int, d_model: int) -> Float32:
 
 
 def decode_chunk_lengths(shard: bytes, num_layers: int, chunks_per_block: int = 1) -> tuple[int, ...]:
-    """Read a shard's own index, and make sure that its chunks follow one another from the start, layer by layer.
+    """Decode a shard's index, and check that its inner chunks follow one another from byte 0, layer by layer.
+
+    Args:
+        shard: Bytes of the whole object.
+        num_layers: L.
+        chunks_per_block: C of a full shard.
+
+    Returns:
+        Length of each stored inner chunk in bytes, layer by layer.
 
     Raises:
-        ValueError: The index is damaged, or the chunks lie otherwise.
+        ValueError: The index is damaged, or the chunks are in another order or have gaps.
     """
     index = shard[-(16 * num_layers * chunks_per_block + _CHECKSUM_BYTES) :]
     body, checksum = index[:-_CHECKSUM_BYTES], index[-_CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
         raise ValueError("the checksum of its index does not match")
     index_CL2 = np.frombuffer(body, dtype="<u8").reshape(chunks_per_block, num_layers, 2)
-    is_there_C = (index_CL2 != _ABSENT).all(axis=(1, 2))
-    present, absent = index_CL2[: is_there_C.sum()], index_CL2[is_there_C.sum() :]
+    is_stored_C = (index_CL2 != _MISSING_CHUNK).all(axis=(1, 2))
+    present, absent = index_CL2[: is_stored_C.sum()], index_CL2[is_stored_C.sum() :]
     starts, lengths = present.transpose(2, 1, 0).reshape(2, -1)
-    if (absent != _ABSENT).any() or not np.array_equal(np.cumsum(lengths) - lengths, starts):
+    if (absent != _MISSING_CHUNK).any() or not np.array_equal(np.cumsum(lengths) - lengths, starts):
         raise ValueError("its chunks do not follow one another")
     return tuple(int(length) for length in lengths)
 
@@ -168,7 +201,7 @@ def _with_checksum(data: bytes) -> bytes:
 
 
 def round_mantissa(values: Float32, mantissa_bits: int) -> Float32:
-    """Round float32 to a number of mantissa bits, to nearest, ties to even; NaN and infinities stay.
+    """Round float32 values to a number of mantissa bits, to nearest, ties to even; NaN and infinities are kept.
 
     Example:
         >>> round_mantissa(np.array([1.0009765, 1.0], dtype=np.float32), 8).tolist()
@@ -178,5 +211,6 @@ def round_mantissa(values: Float32, mantissa_bits: int) -> Float32:
         return values
     encoded = BitRound(keepbits=mantissa_bits).encode(np.ascontiguousarray(values))
     rounded = np.asarray(encoded).view(np.float32).reshape(values.shape)
-    # A NaN whose mantissa is all ones, as CUDA makes them, rounds to -0.
+    # BitRound adds half a unit in the last kept place. In a NaN whose mantissa is all ones, as CUDA makes them, that
+    # carries into exponent and sign, and gives -0.
     return np.where(np.isnan(values), np.float32(np.nan), rounded)

@@ -1,8 +1,10 @@
-"""How each activation array of a run is cut into shards and chunks, and which layers it holds. Pure.
+"""Shard and chunk shapes of a run's activation arrays, and the layers they hold. Pure.
 
-A pooled array has a row for every rollout and a chunk for every layer of a block. A ``tokens`` array has a row for each
-content token, one rollout's after another's in row order, and cuts a block's layers into chunks of a fixed number of
-them, so that the room that short responses leave takes no space.
+Each shard holds one row block, which belongs to one attempt of one unit, at all captured layers. A pooled array has one
+row per rollout, and its shard one inner chunk per layer. A ``tokens`` array has one row per content token, the
+rollouts' tokens concatenated in row order, and its shard several inner chunks per layer, of ``TOKENS_PER_CHUNK`` rows
+each: a shard must have room for the longest responses that a unit could have, and inner chunks without a token are not
+stored.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from ..format.records import RunRecord
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The cut of one array.
+    """Shard and chunk shape of one array.
 
     Attributes:
-        rows_per_block: Rows of a shard, a unit's.
-        rows_per_chunk: Rows of a chunk, of one layer each.
-        layers: Blocks that the second axis stands for.
-        d_model: Third axis.
+        rows_per_block: Rows of a shard; a shard has shape ``(rows_per_block, len(layers), d_model)``.
+        rows_per_chunk: Rows of an inner chunk, which has shape ``(rows_per_chunk, 1, d_model)``.
+        layers: Decoder layers along the second axis, 0-based.
+        d_model: Length of the third axis, the model's hidden size.
     """
 
     rows_per_block: int
@@ -32,12 +34,12 @@ class Geometry:
 
     @property
     def chunks_per_block(self) -> int:
-        """Chunks that a layer of a block has at most."""
+        """Inner chunks per layer of a shard that is full."""
         return self.rows_per_block // self.rows_per_chunk
 
 
 def geometry_of(record: RunRecord, pooling: str) -> Geometry:
-    """Give the cut of a run's arrays of one pooling."""
+    """Return the geometry of a run's arrays of one pooling."""
     d_model = record.model.d_model
     if pooling == TOKENS:
         return Geometry(record.tokens_per_block, TOKENS_PER_CHUNK, record.token_layers, d_model)

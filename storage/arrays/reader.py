@@ -1,8 +1,12 @@
-"""Read rows of an activation array: for each unit one ranged request a run of layers, many at a time, each checked.
+"""Read rows of an activation array with one ranged request per unit and run of adjacent layers, many at a time.
 
-Zarr would ask every object for its own index before it asks for a layer; here the lengths are known beforehand, and so
-a layer costs one request and its own bytes. Axes: N rows, L asked layers, K the array's, C chunks of a layer in a
-block, R rows of a chunk, D d_model.
+Zarr's sharding codec would read each shard's index before a chunk of it: two requests per unit, each a round trip to
+S3. The lengths of all inner chunks are known here beforehand (``chunks.ChunkLengths``), so a byte range is computed and
+fetched at once. Each inner chunk carries a crc32c, which is checked; a wrong length thus shows as a failed checksum,
+never as wrong numbers.
+
+Axes: N rows, L requested layers, K layers of the array, C inner chunks per layer of a shard, R rows of an inner chunk,
+D d_model.
 """
 
 from __future__ import annotations
@@ -24,24 +28,27 @@ from .codec import Float32, decode_chunk
 from .geometry import geometry_of
 
 PARALLEL_REQUESTS = 32
-"""Ranged reads in flight at a time, at most."""
+"""Ranged requests in flight at a time, at most: enough to hide the latency of S3."""
 
 _BYTES_IN_FLIGHT = 256 * 2**20
-"""Fewer reads where each brings much: a block of every token does."""
+"""Bound on the bytes of all requests in flight: a shard of per-token activations may have tens of megabytes."""
 
-_HINT = "Run verify, which names everything that is damaged."
+_HINT = "Run verify, which lists all damage."
+
+Places = npt.NDArray[np.intp]
+"""Positions in the N axis of the result."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A run of chunks of one row block: what one request brings.
+class _ByteRange:
+    """Adjacent inner chunks of one shard, fetched with one request.
 
     Attributes:
-        row_block: Of the array.
-        start: First byte in the object.
-        chunk_bytes: Length of each chunk.
-        slots: Which of the asked layers each chunk is of.
-        chunks: Which of its layer's chunks each is.
+        row_block: Row block of the shard.
+        start: Offset of the first chunk in the object, in bytes.
+        chunk_bytes: Length of each chunk, in bytes.
+        slots: For each chunk, the position of its layer among the requested layers.
+        chunks: For each chunk, its number within its layer.
     """
 
     row_block: int
@@ -50,23 +57,28 @@ class _Piece:
     slots: tuple[int, ...]
     chunks: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Length of the range, in bytes."""
+        return sum(self.chunk_bytes)
+
 
 class ActivationReader:
-    """Reads one activation array of a run.
+    """Reads rows of one activation array of a run.
 
     Args:
         location: The run's store.
-        record: Of the run.
-        hook_point: Of the array.
-        pooling: Of the array.
-        lengths: Of its chunks.
+        record: The run's record.
+        hook_point: Hook point of the array.
+        pooling: Pooling of the array.
+        lengths: Lengths of the array's inner chunks.
     """
 
     def __init__(
         self, location: Location, record: RunRecord, hook_point: str, pooling: str, lengths: ChunkLengths
     ) -> None:
         self._location = location
-        self._cut = geometry_of(record, pooling)
+        self._geometry = geometry_of(record, pooling)
         self._array = (hook_point, pooling)
         self._lengths = lengths
 
@@ -76,132 +88,167 @@ class ActivationReader:
         Args:
             rows_N: Rows of the array, in any order.
             unit_ids: The unit of each row.
-            positions: Places of the layers among the captured ones, in any order.
+            positions: Indices along the array's layer axis, in any order.
 
         Returns:
-            float32 ``(N, L, D)``; every number is finite.
+            float32 ``(N, L, D)`` in the order of ``rows_N`` and ``positions``; every value is finite.
 
         Raises:
-            StoreError: An object is missing or damaged, or a row has no numbers.
+            StoreError: A shard is missing or damaged, or a row has no values.
         """
-        values_NLD = np.empty((len(rows_N), len(positions), self._cut.d_model), dtype=np.float32)
-        blocks_N = rows_N // self._cut.rows_per_block
+        values_NLD = np.empty((len(rows_N), len(positions), self._geometry.d_model), dtype=np.float32)
+        requests = self._requests(rows_N, unit_ids, positions)
+
+        def fetch(request: tuple[_ByteRange, Places]) -> None:
+            byte_range, places = request
+            try:
+                self._fill(values_NLD, rows_N, unit_ids, byte_range, places)
+            except StoreError as error:
+                # ``chunks.parquet`` is a cache and may be wrong where the shard is right, so the commit record decides.
+                for again in self._corrected(byte_range, rows_N, unit_ids, positions, places, error):
+                    self._fill(values_NLD, rows_N, unit_ids, again, places)
+
+        if len(requests) == 1:
+            # A single unit, as in an interactive query: threads would only add overhead.
+            fetch(requests[0])
+            return values_NLD
+        largest = max((byte_range.num_bytes for byte_range, _ in requests), default=1)
+        pool = ThreadPoolExecutor(max(1, min(PARALLEL_REQUESTS, _BYTES_IN_FLIGHT // largest)))
+        try:
+            for _ in pool.map(fetch, requests):
+                pass
+        finally:
+            # After an error the remaining requests would only be thrown away.
+            pool.shutdown(cancel_futures=True)
+        return values_NLD
+
+    def _requests(
+        self, rows_N: npt.NDArray[np.int64], unit_ids: Sequence[str], positions: Sequence[int]
+    ) -> list[tuple[_ByteRange, Places]]:
+        """Group rows by shard, and compute the byte ranges of each with the places of its rows in the result."""
+        blocks_N = rows_N // self._geometry.rows_per_block
+        # A stable sort keeps rows of one shard in their order, so that consecutive rows stay consecutive.
         order = np.argsort(blocks_N, kind="stable")
         blocks_U, first_U = np.unique(blocks_N[order], return_index=True)
-        lengths = self._lengths.of(blocks_U.tolist(), [unit_ids[int(place)] for place in order[first_U]])
+        lengths = self._lengths.lengths_of(blocks_U.tolist(), [unit_ids[int(place)] for place in order[first_U]])
         edges = [*first_U.tolist(), len(order)]
-        tasks: list[tuple[_Piece, npt.NDArray[np.intp]]] = []
+        requests: list[tuple[_ByteRange, Places]] = []
         for row_block, lengths_KC, (start, stop) in zip(blocks_U.tolist(), lengths, pairwise(edges), strict=True):
             places = order[start:stop]
             chunks = self._chunk_span(rows_N[places])
             if chunks.stop > lengths_KC.shape[1]:
-                lengths_KC = self._confirmed(row_block, unit_ids[int(places[0])], chunks)
-            tasks += [(piece, places) for piece in _pieces(row_block, lengths_KC, positions, chunks)]
-
-        def fetch(task: tuple[_Piece, npt.NDArray[np.intp]]) -> None:
-            piece, places = task
-            try:
-                self._fill(values_NLD, rows_N, unit_ids, piece, places)
-            except StoreError:
-                # The table of lengths is a convenience: before an object is called damaged, its commit is asked.
-                chunks = self._chunk_span(rows_N[places])
-                lengths_KC = self._confirmed(piece.row_block, unit_ids[int(places[0])], chunks)
-                again = list(_pieces(piece.row_block, lengths_KC, positions, chunks))
-                if piece in again:
-                    raise
-                # All of the block: with another number of chunks a layer its runs are cut elsewhere.
-                for other in again:
-                    self._fill(values_NLD, rows_N, unit_ids, other, places)
-
-        if len(tasks) == 1:
-            fetch(tasks[0])
-        else:
-            largest = max((sum(piece.chunk_bytes) for piece, _ in tasks), default=1)
-            pool = ThreadPoolExecutor(max(1, min(PARALLEL_REQUESTS, _BYTES_IN_FLIGHT // largest)))
-            try:
-                for _ in pool.map(fetch, tasks):
-                    pass
-            finally:
-                # After an error nobody wants the rest.
-                pool.shutdown(cancel_futures=True)
-        return values_NLD
+                # The index says that the shard has these rows, the cached lengths say that it does not.
+                lengths_KC = self._reread_lengths(row_block, unit_ids[int(places[0])], chunks)
+            requests += [(byte_range, places) for byte_range in _byte_ranges(row_block, lengths_KC, positions, chunks)]
+        return requests
 
     def _fill(
         self,
         values_NLD: Float32,
         rows_N: npt.NDArray[np.int64],
         unit_ids: Sequence[str],
-        piece: _Piece,
-        places: npt.NDArray[np.intp],
+        byte_range: _ByteRange,
+        places: Places,
     ) -> None:
-        """Fetch a piece and put its rows in their places."""
+        """Fetch a byte range and copy its rows into the result."""
         chunks_N, rows_in_chunk_N = self._in_chunks(rows_N[places])
-        mine_of = {chunk: np.flatnonzero(chunks_N == chunk) for chunk in set(piece.chunks)}
-        spans = {
-            chunk: (_span(rows_in_chunk_N[mine]), _span(places[mine])) for chunk, mine in mine_of.items() if len(mine)
-        }
-        for slot, chunk, chunk_RD in self._chunks(piece):
-            if chunk not in spans:
+        # For each chunk the rows to take from it, and their places in the result.
+        rows_and_places: dict[int, tuple[slice | Places, slice | Places]] = {}
+        for chunk in set(byte_range.chunks):
+            mine = np.flatnonzero(chunks_N == chunk)
+            if len(mine):
+                rows_and_places[chunk] = (_as_slice(rows_in_chunk_N[mine]), _as_slice(places[mine]))
+        for slot, chunk, chunk_RD in self._decoded(byte_range):
+            # A chunk between two requested ones comes along: one longer request is cheaper than two.
+            if chunk not in rows_and_places:
                 continue
-            rows_in_chunk, span = spans[chunk]
+            rows_in_chunk, into = rows_and_places[chunk]
             taken = chunk_RD[rows_in_chunk]
-            if not np.isfinite(taken).all():
-                bad = unit_ids[int(places[mine_of[chunk]][np.argmin(np.isfinite(taken).all(axis=1))])]
-                raise self._error(piece.row_block, f"a committed row of unit {bad} has no numbers", "missing_object")
-            values_NLD[span, slot] = taken
+            is_finite = np.isfinite(taken).all(axis=1)
+            if not is_finite.all():
+                # The fill value: whatever is committed has numbers, so this is not what was committed.
+                unit_id = unit_ids[int(places[np.flatnonzero(chunks_N == chunk)[np.argmin(is_finite)]])]
+                raise self._error(
+                    byte_range.row_block, f"a committed row of unit {unit_id} has no numbers", "missing_object"
+                )
+            values_NLD[into, slot] = taken
 
-    def _confirmed(self, row_block: int, unit_id: str, chunks: range) -> npt.NDArray[np.int64]:
-        """Give the lengths that a unit's commit record has, of at least the chunks that are wanted."""
-        lengths_KC = self._lengths.confirmed(row_block, unit_id)
+    def _corrected(
+        self,
+        failed: _ByteRange,
+        rows_N: npt.NDArray[np.int64],
+        unit_ids: Sequence[str],
+        positions: Sequence[int],
+        places: Places,
+        error: StoreError,
+    ) -> list[_ByteRange]:
+        """Return all byte ranges of a shard by its commit record.
+
+        Raises:
+            StoreError: The given error, when the range that failed agrees with the commit record: the shard is damaged.
+        """
+        chunks = self._chunk_span(rows_N[places])
+        lengths_KC = self._reread_lengths(failed.row_block, unit_ids[int(places[0])], chunks)
+        byte_ranges = list(_byte_ranges(failed.row_block, lengths_KC, positions, chunks))
+        if failed in byte_ranges:
+            raise error
+        # Not only the failed one: with other lengths, and perhaps another number of chunks, every range is another.
+        return byte_ranges
+
+    def _reread_lengths(self, row_block: int, unit_id: str, chunks: range) -> npt.NDArray[np.int64]:
+        """Return the chunk lengths of a unit's commit record, and check that the shard has the given chunks."""
+        lengths_KC = self._lengths.reread(row_block, unit_id)
         if chunks.stop > lengths_KC.shape[1]:
             raise self._error(row_block, f"it ends before some rows of unit {unit_id}", "missing_object")
         return lengths_KC
 
     def _in_chunks(self, rows_N: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Say in which of its block's chunks each row lies, and where in it."""
-        chunks_N, rows_in_chunk_N = np.divmod(rows_N % self._cut.rows_per_block, self._cut.rows_per_chunk)
+        """Return, for each row, the number of its inner chunk within the shard's layers, and its row in that chunk."""
+        chunks_N, rows_in_chunk_N = np.divmod(rows_N % self._geometry.rows_per_block, self._geometry.rows_per_chunk)
         return chunks_N, rows_in_chunk_N
 
     def _chunk_span(self, rows_N: npt.NDArray[np.int64]) -> range:
-        """Give the chunks of a layer, the first to the last, that hold some rows of one block."""
+        """Return the numbers of the inner chunks from the first to the last that hold rows of one shard."""
         chunks_N, _ = self._in_chunks(rows_N)
         return range(int(chunks_N.min()), int(chunks_N.max()) + 1)
 
-    def _chunks(self, piece: _Piece) -> Iterator[tuple[int, int, Float32]]:
-        path = layout.shard_path(*self._array, piece.row_block)
-        data = self._location.read_range(path, piece.start, sum(piece.chunk_bytes))
+    def _decoded(self, byte_range: _ByteRange) -> Iterator[tuple[int, int, Float32]]:
+        """Fetch a byte range and yield its chunks: slot, number within the layer, values ``(R, D)``."""
+        path = layout.shard_path(*self._array, byte_range.row_block)
+        data = self._location.read_range(path, byte_range.start, byte_range.num_bytes)
         if data is None:
-            raise self._error(piece.row_block, "it is missing", "missing_object")
+            raise self._error(byte_range.row_block, "it is missing", "missing_object")
         end = 0
-        for slot, chunk, num_bytes in zip(piece.slots, piece.chunks, piece.chunk_bytes, strict=True):
-            begin, end = end, end + num_bytes
+        for slot, chunk, num_bytes in zip(byte_range.slots, byte_range.chunks, byte_range.chunk_bytes, strict=True):
+            start, end = end, end + num_bytes
             try:
-                chunk_RD = decode_chunk(data[begin:end], self._cut.rows_per_chunk, self._cut.d_model)
+                chunk_RD = decode_chunk(data[start:end], self._geometry.rows_per_chunk, self._geometry.d_model)
             except ValueError as error:
-                raise self._error(piece.row_block, f"it is damaged: {error}", "bad_object") from error
+                raise self._error(byte_range.row_block, f"it is damaged: {error}", "bad_object") from error
             yield slot, chunk, chunk_RD
 
     def _error(self, row_block: int, reason: str, code: str) -> StoreError:
         path = layout.shard_path(*self._array, row_block)
         return StoreError(
-            f"this activation object cannot be read: {reason}.",
-            code=code,
-            file=f"{self._location.url}/{path}",
-            hint=_HINT,
+            f"this shard cannot be read: {reason}.", code=code, file=f"{self._location.url}/{path}", hint=_HINT
         )
 
 
-def _span(places: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:
-    """Give consecutive places as a slice: a unit in address order is one, and numpy need not gather it."""
+def _as_slice(places: Places) -> slice | Places:
+    """Return consecutive places as a slice: numpy copies a slice faster than it gathers by index."""
     first = int(places[0])
     is_consecutive = np.array_equal(places, np.arange(first, first + len(places)))
     return slice(first, first + len(places)) if is_consecutive else places
 
 
-def _pieces(
+def _byte_ranges(
     row_block: int, lengths_KC: npt.NDArray[np.int64], positions: Sequence[int], chunks: range
-) -> Iterator[_Piece]:
-    """Cut the asked chunks of the asked layers into runs that lie beside each other in the object."""
+) -> Iterator[_ByteRange]:
+    """Compute the byte ranges of some chunks of some layers of a shard, one per run of adjacent chunks.
+
+    Chunk c of layer k is number ``k * C + c`` in the object, and starts where the lengths before it end. Requested
+    chunks whose numbers follow one another are one range: all layers of a pooled array are a single request.
+    """
     num_chunks = lengths_KC.shape[1]
     wanted = sorted(
         (position * num_chunks + chunk, slot, chunk) for slot, position in enumerate(positions) for chunk in chunks
@@ -209,8 +256,9 @@ def _pieces(
     if not wanted:
         return
     lengths, ends = lengths_KC.ravel(), np.cumsum(lengths_KC)
+    # A layer that is requested twice has equal numbers; those do not follow one another, and it is fetched twice.
     cuts = [0, *(i for i in range(1, len(wanted)) if wanted[i][0] != wanted[i - 1][0] + 1)]
-    for begin, end in pairwise([*cuts, len(wanted)]):
-        places, slots, of_layer = zip(*wanted[begin:end], strict=True)
-        first = int(ends[places[0]] - lengths[places[0]])
-        yield _Piece(row_block, first, tuple(int(lengths[place]) for place in places), slots, of_layer)
+    for first, last in pairwise([*cuts, len(wanted)]):
+        numbers, slots, of_layer = zip(*wanted[first:last], strict=True)
+        start = int(ends[numbers[0]] - lengths[numbers[0]])
+        yield _ByteRange(row_block, start, tuple(int(lengths[number]) for number in numbers), slots, of_layer)

@@ -1,6 +1,7 @@
-"""Where the tokens of rollouts lie in a ``tokens`` array: the index has all it takes to know. Pure.
+"""Rows of a ``tokens`` array that hold given rollouts, computed from the index alone. Pure.
 
-In a unit's block the tokens of its rollouts follow one another in row order, without gaps, from the block's first row.
+In a shard, the tokens of a unit's rollouts follow one another in row order, without gaps, from the shard's first row.
+So a rollout starts after the sum of the token counts of the unit's rollouts before it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ Int64 = npt.NDArray[np.int64]
 
 
 class TokenRows:
-    """Rows of a ``tokens`` array for some rollouts.
+    """Rows of a ``tokens`` array for selected rollouts.
 
     Args:
-        index: Every committed rollout: units are whole in it.
-        chosen: n of them, in the order in which their tokens are wanted.
-        rows_per_block: Of the run.
-        tokens_per_block: Of the run.
+        index: Every committed rollout. Counts are summed over all rollouts of a unit, so none of a unit may be missing.
+        chosen: The n selected rollouts, in the order in which their tokens are to be concatenated.
+        rows_per_block: Rows per shard of the pooled arrays.
+        tokens_per_block: Rows per shard of the ``tokens`` array.
 
     Attributes:
-        offsets: int64 ``(n + 1)``: the tokens of rollout i are ``[offsets[i], offsets[i + 1])`` of all that are wanted.
+        offsets: int64 ``(n + 1,)``: rows ``offsets[i]`` to ``offsets[i + 1]`` of the concatenation are rollout i's.
     """
 
     def __init__(self, index: pa.Table, chosen: pa.Table, rows_per_block: int, tokens_per_block: int) -> None:
@@ -36,6 +37,6 @@ class TokenRows:
         self.offsets: Int64 = np.concatenate([[0], np.cumsum(chosen["num_content_tokens"].to_numpy(), dtype=np.int64)])
 
     def rows(self, start: int, stop: int) -> Int64:
-        """Give the array's rows for rollouts ``[start, stop)``, one a token."""
+        """Return the array's rows of the selected rollouts ``start`` to ``stop``, int64, one per token."""
         offsets = self.offsets[start : stop + 1] - self.offsets[start]
         return np.repeat(self._first_row[start:stop] - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1])

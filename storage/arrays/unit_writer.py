@@ -1,7 +1,8 @@
-"""Write one attempt's block: its texts, then its activation objects. Nothing here makes it count; a commit does.
+"""Write the objects of one attempt: its table of rollouts, then its shards. Readers see them once they are committed.
 
-Every path carries the attempt's own row block, so a late or doubled worker overwrites nobody. The texts come first
-because their name tells the unit: no row block is ever found in a store without whose it is.
+Every path contains the row block, which is assigned to one attempt only, so a slow or duplicate worker never overwrites
+the objects of another. The table of rollouts is written first because its path also names the unit: garbage collection
+finds the unit of an uncommitted shard through the table with the same row block.
 """
 
 from __future__ import annotations
@@ -21,45 +22,45 @@ from .codec import encode_shard
 
 def write_unit_result(
     location: Location,
-    block: UnitResult,
+    result: UnitResult,
     *,
     rows_per_block: int,
     mantissa_bits: int,
     worker: str,
     tokens_per_block: int = 0,
 ) -> Manifest:
-    """Write a finished unit and say what was written.
+    """Write the objects of a finished unit.
 
     Args:
         location: The run's store.
-        block: The unit with its arrays.
-        rows_per_block: Of the run.
-        mantissa_bits: Of the run.
-        worker: Who worked it, for people.
-        tokens_per_block: Of the run; 0 when it keeps no tokens.
+        result: The unit's rollouts and arrays, as an engine returned them.
+        rows_per_block: Rows per shard of the pooled arrays.
+        mantissa_bits: Mantissa bits to keep, of 23.
+        worker: Name of the worker, for people.
+        tokens_per_block: Rows per shard of the ``tokens`` array; 0 in a run without one.
 
     Returns:
-        The manifest that the driver commits.
+        The manifest of the objects, which the driver commits.
 
     Raises:
-        UnitError: A number is missing, not finite or overflows; nothing of it can be committed.
-        TransientError: The store failed.
+        UnitError: A value is missing, not finite or overflows; the attempt cannot be committed.
+        TransientError: The store cannot be reached.
     """
-    attempt, rollouts = block.attempt, block.rollouts
+    attempt, rollouts = result.attempt, result.rollouts
     unit_id = attempt.unit.unit_id
-    for (hook_point, pooling), values_BLD in block.arrays_BLD.items():
-        _check_finite(block, values_BLD, hook_point, pooling)
-    for (hook_point, _), tokens_NKD in block.tokens_NKD.items():
-        _check_tokens(block, tokens_NKD, hook_point, tokens_per_block)
-    if block.canary and not np.isfinite([*block.canary.relative_error_L, *block.canary.cosine_L]).all():
-        raise UnitError("the canary's figures are not finite.", code="canary")
+    for (hook_point, pooling), values_BLD in result.arrays_BLD.items():
+        _check_finite(result, values_BLD, hook_point, pooling)
+    for (hook_point, _), tokens_NKD in result.tokens_NKD.items():
+        _check_tokens(result, tokens_NKD, hook_point, tokens_per_block)
+    if result.canary and not np.isfinite([*result.canary.relative_error_L, *result.canary.cosine_L]).all():
+        raise UnitError("the canary's values are not finite.", code="canary")
     texts_path = layout.rollouts_path(unit_id, attempt.row_block)
     data = to_parquet(rollout_table(unit_id, rollouts, attempt.row_block * rows_per_block))
     texts = StoredObject.of(texts_path, data)
     location.write(texts_path, data)
-    blocks: list[StoredShard] = []
-    for (hook_point, pooling), values in sorted([*block.arrays_BLD.items(), *block.tokens_NKD.items()]):
-        # One at a time, so that no more than one is ever held encoded.
+    shards: list[StoredShard] = []
+    for (hook_point, pooling), values in sorted([*result.arrays_BLD.items(), *result.tokens_NKD.items()]):
+        # One at a time, so that only one encoded shard is in memory.
         if pooling == TOKENS:
             encoded = encode_shard(values, tokens_per_block, mantissa_bits, TOKENS_PER_CHUNK)
         else:
@@ -67,27 +68,30 @@ def write_unit_result(
         if encoded is None:
             continue
         path = layout.shard_path(hook_point, pooling, attempt.row_block)
-        where = {"hook_point": hook_point, "pooling": pooling, "chunk_bytes": encoded.chunk_bytes}
-        blocks.append(StoredShard.of(path, encoded.data, **where))
+        array = {"hook_point": hook_point, "pooling": pooling, "chunk_bytes": encoded.chunk_bytes}
+        shards.append(StoredShard.of(path, encoded.data, **array))
         location.write(path, encoded.data)
     return Manifest(
         unit=attempt.unit,
         attempt=attempt.number,
         row_block=attempt.row_block,
         texts=texts,
-        blocks=tuple(blocks),
+        blocks=tuple(shards),
         prompt_tokens=tuple(len(rollout.prompt_token_ids) for rollout in rollouts),
         content_tokens=tuple(rollout.num_content_tokens for rollout in rollouts),
         finish_reasons=tuple(rollout.finish_reason for rollout in rollouts),
         worker=worker,
-        seconds=block.seconds,
-        canary=block.canary,
+        seconds=result.seconds,
+        canary=result.canary,
     )
 
 
-def _check_finite(block: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:
-    """A row of a response pooling has numbers exactly when its response has content; a prompt always has."""
-    for row, rollout in enumerate(block.rollouts):
+def _check_finite(result: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:
+    """Check that each row is finite if it has a vector, and NaN throughout if not.
+
+    A response without content tokens has nothing to pool; a prompt always has tokens.
+    """
+    for row, rollout in enumerate(result.rollouts):
         expected = rollout.has_vector or pooling.startswith("prompt_")
         finite_L = np.isfinite(values_BLD[row]).all(axis=1)
         if expected and not finite_L.all():
@@ -97,22 +101,22 @@ def _check_finite(block: UnitResult, values_BLD: np.ndarray, hook_point: str, po
                 code="not_finite",
             )
         if not expected and not np.isnan(values_BLD[row]).all():
-            raise UnitError(f"{rollout.address}: an empty response has numbers.", code="empty_response")
+            raise UnitError(f"{rollout.address}: an empty response has values.", code="empty_response")
 
 
-def _check_tokens(block: UnitResult, tokens_NKD: np.ndarray, hook_point: str, tokens_per_block: int) -> None:
-    """There is a row for every content token and no other, each has numbers, and the block has room for them."""
-    counts = [rollout.num_content_tokens for rollout in block.rollouts]
+def _check_tokens(result: UnitResult, tokens_NKD: np.ndarray, hook_point: str, tokens_per_block: int) -> None:
+    """Check that there is one finite row per content token, and that they fit into a shard."""
+    counts = [rollout.num_content_tokens for rollout in result.rollouts]
     if len(tokens_NKD) != sum(counts):
         raise UnitError(
             f"{hook_point}/{TOKENS} has {len(tokens_NKD)} tokens; the responses have {sum(counts)}.", code="rows_mixed"
         )
     if len(tokens_NKD) > tokens_per_block:
         raise UnitError(
-            f"the responses have {len(tokens_NKD)} tokens; a block of this run holds {tokens_per_block}.",
+            f"the responses have {len(tokens_NKD)} tokens; a shard of this run holds {tokens_per_block}.",
             code="too_many_tokens",
         )
     finite_N = np.isfinite(tokens_NKD).all(axis=(1, 2))
     if not finite_N.all():
         row = int(np.searchsorted(np.cumsum(counts), np.argmin(finite_N), side="right"))
-        raise UnitError(f"{block.rollouts[row].address}: {hook_point}/{TOKENS} is not finite.", code="not_finite")
+        raise UnitError(f"{result.rollouts[row].address}: {hook_point}/{TOKENS} is not finite.", code="not_finite")

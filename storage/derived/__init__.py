@@ -1,1 +1,1 @@
-"""What is computed from committed rollouts and kept beside them: judge scores and reductions."""
+"""Results computed from committed rollouts and stored beside them: judges' scores and reductions."""

@@ -1,8 +1,8 @@
-"""What a reduction found, and its place in the store: a Zarr group that any Zarr reader opens.
+"""Reductions of a run (vectors, axis, PCA, projections, thresholds), each stored as a Zarr group.
 
-A reduction is written under an id of its own, then ``analysis/current.json`` is pointed at it: an older one is never
-changed, and a reader never sees half of a new one. Axes: P personas, L layers, D d_model, K components, N rollouts,
-Q percentile labels.
+A reduction is written to a group with a unique path, then its record is created, then ``analysis/current.json`` is
+replaced by a copy of the record. So an existing reduction is never changed, and readers never see part of a new one.
+Axes: P roles, T traits, L layers, D d_model, K components, N rollouts, Q percentile labels.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Reduction:
-    """Vectors, axis, PCA, projections and thresholds of a run, per layer. Arrays are float32 unless said.
+    """Vectors, axis, PCA, projections and thresholds of a run, per layer. Arrays are float32 unless stated otherwise.
 
-    What cannot be had is None: no axis without default and roles, no PCA with fewer than three roles.
-    The axis points toward the Assistant. A projection is the dot product with the unit axis, not centred.
+    An array is None where it is undefined: the axis needs the default and a role, PCA at least three roles. The axis
+    points toward the Assistant. A projection is the dot product with the axis normalised to unit length, not centred.
 
     Attributes:
-        reduction_id: Its name in the store.
-        layers: Captured layers, 0-based; the L of all arrays.
-        role_names: The roles, in the order of ``role_vectors``.
-        trait_names: The traits, in the order of ``trait_vectors``.
-        facts: What it was made from: units, rollouts, filter, hook point, pooling.
-        role_vectors: ``(P, L, D)``, mean over a role's rollouts.
-        role_counts: ``(P,)`` int64, rollouts behind each.
-        default_vector: ``(L, D)``, mean over the default's rollouts.
-        trait_vectors: ``(T, L, D)``, mean(pos) - mean(neg).
-        axis: ``(L, D)``, default_vector - mean(role_vectors), not normalised.
-        pca_mean: ``(L, D)``, the mean role vector that PCA is centred on.
-        pca_components: ``(L, K, D)``, unit length; the first oriented to agree with the axis.
-        pca_variance_ratio: ``(L, K)``, share of the variance of the role vectors.
-        pc1_axis_cosine: ``(L,)``.
-        projections: ``(N, L)``, of every rollout that has a vector.
-        projection_rows: ``(N,)`` int64, their rows in the activation arrays.
-        threshold_labels: ``p0.01``, ``p0.25`` ...: percentiles of the projection on -axis, as fractions.
-        cap_on_minus_axis: ``(Q, L)``, that percentile on -axis: a ceiling for the projection on -axis.
-        floor_on_axis: ``(Q, L)``, its negative: a floor for the projection on +axis.
+        reduction_id: Id of the reduction, a hash of its inputs.
+        layers: Layers along the L axis of all arrays, 0-based.
+        role_names: Names of the roles, in the order of ``role_vectors``.
+        trait_names: Names of the traits, in the order of ``trait_vectors``.
+        facts: What the reduction was computed from: units, rollouts, filter, hook point, pooling.
+        role_vectors: ``(P, L, D)``, mean over the rollouts of each role.
+        role_counts: ``(P,)`` int64, number of rollouts of each role.
+        default_vector: ``(L, D)``, mean over the rollouts of the default persona.
+        trait_vectors: ``(T, L, D)``, mean of the trait shown minus mean of its opposite.
+        axis: ``(L, D)``, ``default_vector`` minus the mean of ``role_vectors``, not normalised.
+        pca_mean: ``(L, D)``, mean of ``role_vectors``, which PCA centres on.
+        pca_components: ``(L, K, D)``, unit length; the sign of the first agrees with the axis.
+        pca_variance_ratio: ``(L, K)``, fraction of the variance of ``role_vectors``, 0 to 1.
+        pc1_axis_cosine: ``(L,)``, cosine between the first component and the axis.
+        projections: ``(N, L)``, projection of every rollout that has a vector.
+        projection_rows: ``(N,)`` int64, rows of those rollouts in the activation arrays.
+        threshold_labels: ``p0.01``, ``p0.25`` and so on: percentiles of the projection on -axis, as fractions.
+        cap_on_minus_axis: ``(Q, L)``, those percentiles: upper bounds for the projection on -axis.
+        floor_on_axis: ``(Q, L)``, their negatives: lower bounds for the projection on +axis.
     """
 
     reduction_id: str
@@ -75,7 +75,11 @@ class Reduction:
     floor_on_axis: Float32 | None = None
 
     def position(self, layer: int) -> int:
-        """Place of a layer in the L axis."""
+        """Return a layer's index along the L axis.
+
+        Raises:
+            ValueError: The layer was not captured.
+        """
         return self.layers.index(layer)
 
 
@@ -86,8 +90,15 @@ _ARRAYS = tuple(f.name for f in fields(Reduction) if f.name not in ("reduction_i
 def write_reduction(location: Location, reduction: Reduction) -> None:
     """Store a reduction and make it the current one.
 
-    The group is written under a name that nobody else writes; the record that names it is written last, once.
+    Args:
+        location: The run's store.
+        reduction: The reduction.
+
+    Raises:
+        AtlasError: The store cannot be reached or written.
     """
+    # A random part in the path: two processes that compute the same reduction do not write into one group. The record
+    # is created conditionally, so the first complete group of an id is the one that counts.
     path = layout.reduction_path(f"{reduction.reduction_id}-{uuid.uuid4().hex[:8]}")
     digests: dict[str, str] = {}
     with location.errors():
@@ -100,7 +111,7 @@ def write_reduction(location: Location, reduction: Reduction) -> None:
             values = getattr(reduction, name)
             if values is not None:
                 digests[name] = _digest_of(values)
-                # NaN where a chunk is missing, and a checksum in each: a lost or damaged one does not read as numbers.
+                # A lost chunk reads as the fill value, so that is NaN; a damaged one fails its crc32c.
                 fill = float("nan") if values.dtype.kind == "f" else None
                 codecs = [BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), Crc32cCodec()]
                 group.create_array(name, data=values, fill_value=fill, compressors=codecs)
@@ -110,10 +121,10 @@ def write_reduction(location: Location, reduction: Reduction) -> None:
 
 
 def make_current(location: Location, reduction_id: str) -> bool:
-    """Point at a reduction that is stored already.
+    """Make a stored reduction the current one.
 
     Returns:
-        False when there is none of that id.
+        Whether there is a complete reduction of that id.
     """
     record = location.read(layout.reduction_record_path(reduction_id))
     if record is None:
@@ -124,10 +135,10 @@ def make_current(location: Location, reduction_id: str) -> bool:
 
 
 def current_reduction_id(location: Location) -> str | None:
-    """Say which reduction is current, without loading it.
+    """Return the id of the current reduction without loading it; None when there is none.
 
     Raises:
-        StoreError: The pointer is damaged.
+        StoreError: ``analysis/current.json`` is damaged.
     """
     pointer = _read_pointer(location)
     return pointer[0] if pointer else None
@@ -137,13 +148,13 @@ def read_current_reduction(location: Location) -> Reduction | None:
     """Load the current reduction; None when there is none.
 
     Raises:
-        StoreError: The pointer or the group is damaged.
+        StoreError: ``analysis/current.json`` or the group is damaged.
     """
     pointer = _read_pointer(location)
     if pointer is None:
         return None
     reduction_id, path, digests = pointer
-    # Inside: a group that is not there is a missing file to us, and no trouble of the store's.
+    # Caught here, inside ``errors()``, which would report a missing group as a missing bucket.
     with location.errors():
         try:
             group: Any = zarr.open_group(location.zarr(read_only=True), path=path, mode="r")
@@ -151,7 +162,8 @@ def read_current_reduction(location: Location) -> Reduction | None:
             arrays: dict[str, Any] = {name: np.asarray(group[name][...]) for name in _ARRAYS if name in group}
         except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
             raise _damaged(location, path, str(error)) from error
-    # A chunk that is missing reads as the fill value, an array that is missing as one that could not be had.
+    # Zarr reads a missing chunk as the fill value, and a missing array looks like one that is undefined. The digests in
+    # the record find both.
     if {name: _digest_of(values) for name, values in arrays.items()} != digests:
         raise _damaged(location, path, "its arrays are not those that were written")
     texts = {name: tuple(value) if isinstance(value, list) else value for name, value in texts.items()}
@@ -159,7 +171,7 @@ def read_current_reduction(location: Location) -> Reduction | None:
 
 
 def _digest_of(values: np.ndarray) -> str:
-    """SHA-256 over an array's type, shape and numbers."""
+    """Return the SHA-256 of an array's dtype, shape and values, as hexadecimal digits."""
     head = f"{values.dtype.str}{values.shape}".encode()
     return sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()
 
@@ -180,7 +192,7 @@ def _damaged(location: Location, path: str, reason: str) -> StoreError:
         f"the reduction cannot be read: {reason}.",
         code="bad_reduction",
         file=f"{location.url}/{path}",
-        hint=f"Delete {layout.ANALYSIS}/ and run reduce again; the activations are not touched.",
+        hint=f"Delete {layout.ANALYSIS}/ and run reduce again; activations are not affected.",
     )
 
 

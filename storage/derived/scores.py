@@ -1,4 +1,4 @@
-"""Judges' scores beside a run: one small file a judge and unit, so that several judges can differ side by side."""
+"""Judges' scores of a run's responses: one Parquet file per judge and unit, so that a run can have several judges."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ..format.rollout_tables import read_parquet, to_parquet
 from ..locations.location import Location
 
 SCORE_SCHEMA = pa.schema([("row", pa.int64()), ("score", pa.float32())])
-"""A line a judged rollout; the score is null where the judge gave none that could be read."""
+"""One line per judged rollout; the score is null where the judge gave none that could be parsed."""
 
 _PARALLEL_READS = 32
 
 
 def write_scores(location: Location, judge: str, unit_id: str, rows: Sequence[int], scores: Sequence[float]) -> None:
-    """Keep what a judge says of one unit; over what it said before.
+    """Write a judge's scores of one unit, and replace its earlier ones.
 
     Args:
         location: The run's store.
-        judge: Its name: letters, digits, dots, dashes and underscores.
-        unit_id: The unit.
-        rows: Rows of its rollouts.
-        scores: One a row; NaN for none.
+        judge: Name of the judge: letters, digits, dots, dashes and underscores.
+        unit_id: Id of the unit.
+        rows: Rows of the unit's rollouts in the activation arrays.
+        scores: One score per row; NaN for none.
 
     Raises:
-        InputError: The name is none that a folder could have.
+        InputError: The name has other characters, or dots only.
     """
     if not judge.strip(".") or not all(c.isalnum() or c in "._-" for c in judge):
         raise InputError(f"{judge!r} cannot be a judge's name.", code="bad_judge", field="judge", hint="Use a-z, 0-9.")
@@ -41,7 +41,7 @@ def write_scores(location: Location, judge: str, unit_id: str, rows: Sequence[in
 
 
 def judges(location: Location) -> list[str]:
-    """Name the judges that have scores here."""
+    """List the names of the judges that have scored the run, sorted."""
     return sorted({PurePosixPath(path).parts[1] for path in location.sizes(layout.SCORES)})
 
 
@@ -50,17 +50,20 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
 
     Args:
         location: The run's store.
-        index: Lines to judge; only their units' files are read.
-        judge: Whose; None for the only one there is.
+        index: Lines of the index; only scores of their units are read.
+        judge: Name of the judge; None for the only one that has scored the run.
 
     Raises:
-        InputError: Nobody has judged the run, not this judge, or several and none was named.
+        InputError: No judge has scored the run, this one has not, or there are several and ``judge`` is None.
         StoreError: A file of scores is damaged.
     """
     known = judges(location)
     if not known:
         raise InputError(
-            "the run has no judge's scores.", code="no_scores", field="min_score", hint="Ask without bounds on scores."
+            "the run has no judge's scores.",
+            code="no_scores",
+            field="min_score",
+            hint="Query without filters on scores.",
         )
     if judge is None and len(known) > 1:
         raise InputError(
@@ -78,7 +81,7 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
     def read(unit_id: str) -> pa.Table:
         path = layout.scores_path(name, unit_id)
         table = read_parquet(location, path, SCORE_SCHEMA)
-        # What is not there was not judged; nothing else holds what a damaged file held.
+        # A missing file means not judged yet. A damaged one is an error: unlike the index, scores are stored only here.
         if table is None and location.size(path) is not None:
             raise StoreError(
                 f"the scores of unit {unit_id} cannot be read.",

@@ -1,1 +1,1 @@
-"""What a store's objects are called and hold: paths, JSON records, Parquet tables."""
+"""Paths and contents of a store's objects: JSON records and Parquet tables."""

@@ -1,25 +1,25 @@
-"""Where each thing of a run lies, by name. Pure strings; the store's map in one place.
+"""Paths of a store's objects, relative to the run's URL. Pure strings.
 
-run.json                             what the run is; written once
+run.json                             spec, model, shapes; written once
 units-<sha256>.parquet               every planned unit; written once, before run.json
-drivers/<generation>.json            leases: who may commit, and which row blocks it may hand out
-status/<generation>.json             what that driver said last of how it goes; news, never the truth
-activations/<hook>/<pooling>         Zarr arrays (row, layer, d_model), a shard a row block; ``tokens``: a row a token
-rollouts/<unit>-<row_block>.parquet  texts, token ids, spans of one attempt
-commits/<unit>.json                  written last: the attempt that counts
-index.parquet                        all committed rollouts; a convenience, commits are the truth
-chunks.parquet                       where in its object each committed layer lies; a convenience too
+drivers/<generation>.json            a driver's lease: may it commit, and which row blocks may it assign
+status/<generation>.json             that driver's last status, for people
+activations/<hook_point>/<pooling>   Zarr array (row, layer, d_model), a shard per row block
+rollouts/<unit>-<row_block>.parquet  texts, token ids and token counts of one attempt
+commits/<unit>.json                  commit record: the attempt that readers see; written after its objects
+index.parquet                        every committed rollout; a cache of the commit records
+chunks.parquet                       lengths of the inner chunks of every committed shard; a cache too
 scores/<judge>/<unit>.parquet        a judge's scores of one unit
-analysis/<reduction>-<own>/          Zarr group of one reduction
-analysis/<reduction>.json            that it is whole, and where; written once
-analysis/current.json                which reduction is the newest; written last
+analysis/<reduction>-<random>/       Zarr group of one reduction
+analysis/<reduction>.json            path and checksums of a complete reduction; written once, after the group
+analysis/current.json                a copy of the newest reduction's record; written last
 report.html                          the report of that reduction
 """
 
 from __future__ import annotations
 
 LAYOUT_VERSION = 2
-"""Raised when an older reader would misread a store, or this one an older store."""
+"""Increased when an older reader would misread a new store, or this one an older store."""
 
 RUN_RECORD = "run.json"
 INDEX = "index.parquet"
@@ -36,22 +36,22 @@ REPORT = "report.html"
 
 
 def units_path(sha256: str) -> str:
-    """Path of the list of planned units; its checksum is part of it, so that no other list is ever written over it."""
+    """Path of the list of planned units. It contains the list's checksum, so that no other list overwrites it."""
     return f"units-{sha256[:16]}.parquet"
 
 
 def array_path(hook_point: str, pooling: str) -> str:
-    """Path of an activation array."""
+    """Path of the Zarr array of one hook point and pooling."""
     return f"{ACTIVATIONS}/{hook_point}/{pooling}"
 
 
 def shard_path(hook_point: str, pooling: str, row_block: int) -> str:
-    """Path of the one object that holds a row block."""
+    """Path of a row block's shard: Zarr's chunk key, as a shard spans all layers and d_model."""
     return f"{array_path(hook_point, pooling)}/c/{row_block}/0/0"
 
 
 def rollouts_path(unit_id: str, row_block: int) -> str:
-    """Path of an attempt's texts; the row block makes it the attempt's own."""
+    """Path of an attempt's table of rollouts. It contains the row block, which no other attempt has."""
     return f"{ROLLOUTS}/{unit_id}-{row_block}.parquet"
 
 
@@ -66,20 +66,20 @@ def scores_path(judge: str, unit_id: str) -> str:
 
 
 def driver_path(generation: int) -> str:
-    """Path of a lease."""
+    """Path of the lease of one generation."""
     return f"{DRIVERS}/{generation:06d}.json"
 
 
 def status_path(generation: int) -> str:
-    """Path of a driver's status."""
+    """Path of the status of one generation's driver."""
     return f"{STATUS}/{generation:06d}.json"
 
 
 def reduction_path(name: str) -> str:
-    """Path of a reduction's Zarr group; the name is its id and a part that is the writer's own."""
+    """Path of a reduction's Zarr group; ``name`` is the reduction's id and a random part."""
     return f"{ANALYSIS}/{name}"
 
 
 def reduction_record_path(reduction_id: str) -> str:
-    """Path of the record that names a finished reduction's group; written once, after the group."""
+    """Path of the record of a complete reduction; written once, after its group."""
     return f"{ANALYSIS}/{reduction_id}.json"

@@ -1,4 +1,4 @@
-"""``units-<sha256>.parquet``: every unit a run is to have, so that what is missing can be named without the catalog."""
+"""``units-<sha256>.parquet``: every planned unit of a run, so that missing units can be listed without the catalog."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def encode_units(units: Iterable[WorkUnit]) -> bytes:
 
 
 def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
-    """Read the planned units of a run, by id, in the plan's order.
+    """Read the planned units of a run by id, in the order of the plan.
 
     Raises:
-        StoreError: The list is missing or is not the one the run was begun with.
+        StoreError: The list is missing, or its SHA-256 is not that of the run's record.
     """
     path = layout.units_path(record.units_sha256)
     data = location.read(path)
@@ -65,7 +65,7 @@ def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
             f"the list of planned units {state}.",
             code="bad_object",
             file=f"{location.url}/{path}",
-            hint="Restore it from a copy; the spec that began the run can be run again to complete it.",
+            hint="Restore it from a copy. Running the same spec again completes the run all the same.",
         )
     units: list[WorkUnit] = TypeAdapter(list[UnitField]).validate_python(from_parquet(data).to_pylist())
     return {unit.unit_id: unit for unit in units}

@@ -1,4 +1,4 @@
-"""The JSON records of a store, as pydantic models: what a run is, what an attempt wrote, what is committed."""
+"""The JSON records of a store as pydantic models: run record, manifest of an attempt, commit record, lease."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def to_bytes(self) -> bytes:
-        """Write as indented JSON, which people can read."""
+        """Encode as indented JSON, readable for people."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 class _Sealed(_Record):
-    """A record with a seal over all the rest of what is stored, so that an edit shows when it is parsed."""
+    """A record with a digest of its other fields, ``seal``, so that parsing detects damage and edits."""
 
     seal: str
 
     @classmethod
     def sealed(cls, **body: Any) -> Self:
-        """Make a record and seal it."""
+        """Make a record and compute its seal."""
         unsealed = cls.model_construct(seal="", **body)
         return cls(seal=digest_of(unsealed.model_dump(mode="json", exclude={"seal"})), **body)
 
     @staticmethod
     def is_intact(data: bytes) -> bool:
-        """Whether a record's bytes are as they were sealed; the bytes decide, so that fields may be added later."""
+        """Whether the seal matches the stored bytes; not those of the model, so that fields may be added later."""
         body = json.loads(data)
         return body.pop("seal", None) == digest_of(body)
 
 
 class RunRecord(_Sealed):
-    """What a run is: ``run.json``, written once and never changed.
+    """The record of a run: ``run.json``, written once and never changed.
 
     Attributes:
         layout_version: Version of the store's layout.
-        plan_digest: Identity of spec, model and every text; a resume must have the same.
-        spec: The spec as it was at the first start, defaults filled in.
-        model: What was known of the model.
-        layers: Captured layers, ascending.
-        num_units: Planned units.
-        units_sha256: SHA-256 over ``units.parquet``, the list of them.
-        num_rollouts: Planned rollouts.
-        rows_per_block: Rows of a row block, in the arrays of pooled vectors.
-        token_layers: Captured layers of which every token is kept.
-        tokens_per_block: Rows of a row block in the arrays of tokens; 0 when none are kept.
-        rendering: How prompts become tokens: hash of the chat template, what it does with a system prompt.
-        versions: Versions of the packages that began the run, by name.
-        created_at: ISO 8601, UTC.
+        plan_digest: Digest of the identity of spec and model and of every text; a resumed job must have the same.
+        spec: The spec of the first start, with defaults filled in.
+        model: Shape and fingerprint of the model.
+        layers: Decoder layers along the second axis of the pooled arrays, 0-based.
+        num_units: Number of planned units.
+        units_sha256: SHA-256 of the list of planned units, as hexadecimal digits.
+        num_rollouts: Number of planned rollouts.
+        rows_per_block: Rows per shard of the pooled arrays.
+        token_layers: Decoder layers along the second axis of ``tokens`` arrays; empty in a run without them.
+        tokens_per_block: Rows per shard of the ``tokens`` arrays; 0 in a run without them.
+        rendering: How prompts become tokens: hash of the chat template, and what it does with a system prompt.
+        versions: Software that started the run, by name of the package.
+        created_at: ISO 8601, in UTC.
     """
 
     layout_version: int
@@ -88,7 +88,7 @@ class RunRecord(_Sealed):
         versions: dict[str, str],
         created_at: str,
     ) -> RunRecord:
-        """Make the record of a plan."""
+        """Make the sealed record of a plan."""
         return cls.sealed(
             layout_version=LAYOUT_VERSION,
             plan_digest=plan.digest,
@@ -108,23 +108,23 @@ class RunRecord(_Sealed):
 
     @property
     def of_conversations(self) -> bool:
-        """Whether its texts were given, and so have a conversation and a turn."""
+        """Whether the responses were given as conversations, so that rollouts have a conversation and a turn index."""
         return self.spec.conversations is not None
 
     @property
     def arrays(self) -> list[tuple[str, str]]:
-        """(hook point, pooling) of every activation array."""
+        """Hook point and pooling of every activation array."""
         capture = self.spec.capture
         return [(hook, pooling) for hook in capture.hook_points for pooling in capture.poolings]
 
 
 class StoredObject(_Record):
-    """One object of an attempt.
+    """An object that an attempt wrote.
 
     Attributes:
         path: Path in the store.
-        num_bytes: Length.
-        sha256: SHA-256 (hex) over its bytes.
+        num_bytes: Length of the object in bytes.
+        sha256: SHA-256 of its bytes, as hexadecimal digits.
     """
 
     path: str
@@ -133,18 +133,18 @@ class StoredObject(_Record):
 
     @classmethod
     def of(cls, path: str, data: bytes, **more: Any) -> Self:
-        """Describe an object by its bytes."""
+        """Describe an object; ``more`` are fields of a subclass."""
         return cls(path=path, num_bytes=len(data), sha256=sha256(data).hexdigest(), **more)
 
 
 class StoredShard(StoredObject):
-    """An attempt's row block of one activation array.
+    """An attempt's shard of one activation array.
 
     Attributes:
         hook_point: Hook point of the array.
         pooling: Pooling of the array.
-        chunk_bytes: Length of each chunk; they follow one another from the object's start, layer by layer. A layer is
-            one chunk, but for ``tokens``, where it is one for every ``TOKENS_PER_CHUNK`` tokens.
+        chunk_bytes: Length of each inner chunk in bytes, in the order in which they follow one another from byte 0:
+            layer by layer, one per layer, or in a ``tokens`` array one per ``TOKENS_PER_CHUNK`` tokens.
     """
 
     hook_point: str
@@ -153,22 +153,23 @@ class StoredShard(StoredObject):
 
 
 class Manifest(_Record):
-    """What one attempt wrote. It travels from worker to driver; the arrays do not.
+    """The objects that one attempt wrote. Sent from worker to driver instead of the arrays themselves.
 
-    The three tuples have an entry for each rollout, in row order (that of ``unit.addresses()``).
+    ``prompt_tokens``, ``content_tokens`` and ``finish_reasons`` have one entry per rollout, in row order (that of
+    ``unit.addresses()``).
 
     Attributes:
-        unit: The unit that was worked.
-        attempt: 1 for the first.
-        row_block: Rows ``[row_block * rows_per_block, ... + num_rows)`` are its own.
-        texts: The Parquet file of its rollouts.
-        blocks: Its activation objects; one that holds no number at all was not written.
-        prompt_tokens: Tokens of each prompt.
-        content_tokens: Content tokens of each response.
-        finish_reasons: How each response ended.
+        unit: The unit.
+        attempt: Number of the attempt, from 1.
+        row_block: The attempt's rows are those from ``row_block * rows_per_block`` on, ``num_rows`` of them.
+        texts: The Parquet table of the rollouts.
+        blocks: The shards. One without any value, because every response was empty, is not written and not listed.
+        prompt_tokens: Number of tokens of each prompt.
+        content_tokens: Number of content tokens of each response.
+        finish_reasons: Why each response ended.
         worker: Name of the worker, for people.
-        seconds: Time the model took.
-        canary: How the numbers compare with a plain forward pass; None when no rollout has any content.
+        seconds: Time the model took, in seconds.
+        canary: Comparison of one rollout with a plain forward pass; None when no response has content.
     """
 
     unit: UnitField
@@ -192,32 +193,32 @@ class Manifest(_Record):
 
     @property
     def unit_id(self) -> str:
-        """Id of the unit."""
+        """Id of the manifest's unit."""
         return self.unit.unit_id
 
     @property
     def num_rows(self) -> int:
-        """Rollouts."""
+        """Number of rollouts, hence of rows."""
         return self.unit.num_rollouts
 
     @property
     def num_response_tokens(self) -> int:
-        """Content tokens written in all."""
+        """Number of content tokens of all responses."""
         return sum(self.content_tokens)
 
     @property
     def objects(self) -> tuple[StoredObject, ...]:
-        """Everything the attempt wrote, in the order it was written."""
+        """All objects of the attempt in the order of writing: the table of rollouts, then the shards."""
         return (self.texts, *self.blocks)
 
 
 class CommitRecord(_Sealed):
-    """That a unit is live, and which attempt's objects hold it. Written last, by the run's driver alone.
+    """The record that makes one attempt of a unit visible to readers. Created by a driver after the attempt's objects.
 
     Attributes:
-        manifest: The attempt that counts.
-        generation: Generation of the driver's lease.
-        committed_at: ISO 8601, UTC.
+        manifest: The objects of the committed attempt.
+        generation: Number of the driver's lease.
+        committed_at: ISO 8601, in UTC.
     """
 
     manifest: Manifest
@@ -230,25 +231,25 @@ class CommitRecord(_Sealed):
         return cls.sealed(manifest=manifest, generation=generation, committed_at=committed_at)
 
     def to_bytes(self) -> bytes:
-        """Write as JSON on one line: there are many of these, with long lists of numbers."""
+        """Encode as JSON on one line: a run has many of these records, with long lists of numbers."""
         return (self.model_dump_json() + "\n").encode()
 
 
 class Lease(_Record):
-    """One driver's right to commit to a run, until it ends, gives it up or stops renewing it.
+    """One driver's permission to commit to a run, until it releases the lease, exits or stops renewing it.
 
     Attributes:
-        generation: Counts drivers; the highest holds the run.
-        host: Name of the driver's machine.
-        boot_id: Id of that machine's present boot: after a reboot the same process id is another process.
+        generation: Number of the lease, from 1; the highest is valid.
+        host: Host name of the driver's machine.
+        boot_id: Id of that machine's boot. After a reboot the process id means nothing.
         pid: Process id of the driver.
-        process_started: Seconds since the epoch: a process id is used again.
-        expires_at: Seconds since the epoch; a driver that lives renews before.
-        released: Whether the driver has ended and given the run up.
-        first_row_block: It may hand out ``[first_row_block, end_row_block)``.
+        process_started: When that process started, in seconds since the epoch. Process ids are reused.
+        expires_at: When the lease ends unless it is renewed, in seconds since the epoch.
+        released: Whether the driver has ended and released the lease.
+        first_row_block: First row block that the driver may assign.
         end_row_block: End of that range, exclusive.
-        holder: Id of the job on a cluster, by which a driver that Ray started again takes its own run over; ``""`` for
-            a driver without a job.
+        holder: Id of the cluster job, whose restarted driver may take the lease over at once; empty for a driver that
+            was started by hand.
     """
 
     generation: int
@@ -267,10 +268,15 @@ R = TypeVar("R", bound=_Record)
 
 
 def parse_record(model: type[R], data: bytes, url: str) -> R:
-    """Read a record.
+    """Parse a record and check its seal.
+
+    Args:
+        model: The type of the record.
+        data: The object's bytes.
+        url: URL of the object, for error messages.
 
     Raises:
-        StoreError: It is not such a record; says whether a newer version wrote it.
+        StoreError: The bytes are not such a record, its seal does not match, or the store has another layout version.
     """
     version = _layout_version(data) if url.endswith(RUN_RECORD) else None
     if version is not None and version != LAYOUT_VERSION:
@@ -286,15 +292,15 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
     except ValidationError as error:
         raise _damaged(url, error.errors(include_url=False)[0]["msg"]) from None
     if isinstance(record, _Sealed) and not record.is_intact(data):
-        raise _damaged(url, "its seal does not match the rest of it")
+        raise _damaged(url, "its seal does not match its fields")
     return record
 
 
 def _damaged(url: str, reason: str) -> StoreError:
     hint = "Restore it from a copy."
     if f"/{COMMITS}/" in url:
-        hint = "Restore it from a copy, or delete it: the command that began the run then does its unit again."
-    return StoreError(f"is damaged or was edited: {reason}.", code="bad_record", file=url, hint=hint)
+        hint = "Restore it from a copy, or delete it and run the same command again, which then redoes its unit."
+    return StoreError(f"this record is damaged or was edited: {reason}.", code="bad_record", file=url, hint=hint)
 
 
 def _layout_version(data: bytes) -> int | None:

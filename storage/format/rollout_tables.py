@@ -1,4 +1,4 @@
-"""The rollouts' texts and addresses as Arrow tables: what a Parquet file of the store holds, and the index."""
+"""Arrow schemas and tables of rollouts: a unit's table with texts and token ids, and the index without them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INDEX_SCHEMA = pa.schema(
         ("unit_id", pa.string()),
     ]
 )
-"""Columns of the index: an address, its row, and what a query filters by."""
+"""Columns of the index: address, row, and what queries filter by. ``has_vector`` is false for empty responses."""
 
 ROLLOUT_SCHEMA = pa.schema(
     [
@@ -42,41 +42,41 @@ ROLLOUT_SCHEMA = pa.schema(
         ("response_token_ids", pa.list_(pa.int32())),
     ]
 )
-"""Columns of a unit's file: the index's, and the texts, seeds and token ids."""
+"""Columns of a unit's table: those of the index, and texts, seeds and token ids."""
 
 _OF_CONVERSATIONS = [("conversation_index", pa.int32()), ("turn_index", pa.int32())]
-"""Columns that only a run of given conversations has, at the end of its index; its texts have ``extra`` besides."""
+"""Columns that only runs of given conversations have, after the others; a unit's table has ``extra`` (JSON) too."""
 
 ADDRESS_ORDER = [
     (name, "ascending") for name in ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
 ]
-"""The order in which rollouts are given; those of one conversation follow by turn."""
+"""Sort order of rollouts in results; within one conversation they are sorted by turn as well."""
 
 
 def index_schema(*, of_conversations: bool) -> pa.Schema:
-    """Give the columns of a run's index."""
+    """Return the schema of a run's index."""
     return pa.schema([*INDEX_SCHEMA, *(_OF_CONVERSATIONS if of_conversations else [])])
 
 
 def rollout_schema(*, of_conversations: bool) -> pa.Schema:
-    """Give the columns of a run's texts."""
+    """Return the schema of a unit's table of rollouts."""
     return (
         pa.schema([*ROLLOUT_SCHEMA, *_OF_CONVERSATIONS, ("extra", pa.string())]) if of_conversations else ROLLOUT_SCHEMA
     )
 
 
 def in_address_order(table: pa.Table) -> pa.Table:
-    """Sort rollouts into the order in which they are given: by address."""
+    """Sort rollouts by address: kind, persona, polarity, prompt, question, sample, turn."""
     by_turn = [("turn_index", "ascending")] if "turn_index" in table.column_names else []
     return table.sort_by([*ADDRESS_ORDER, *by_turn])
 
 
 def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> pa.Table:
-    """Put a unit's rollouts into a table, one line each, in row order.
+    """Make a unit's table, one line per rollout.
 
     Args:
         unit_id: Id of the unit.
-        rollouts: In row order.
+        rollouts: Its rollouts in row order.
         first_row: First row of the attempt's row block.
     """
     lines = [
@@ -110,15 +110,15 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
 
 
 def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool = False) -> pa.Table:
-    """Make the index lines of committed units, unsorted.
+    """Make the index lines of committed units.
 
     Args:
-        manifests: The attempts that count.
-        rows_per_block: Rows of a row block of the run.
-        of_conversations: Whether its rows have a conversation and a turn.
+        manifests: Manifests of the committed attempts.
+        rows_per_block: Rows per shard of the pooled arrays.
+        of_conversations: Whether the run is one of given conversations.
 
     Returns:
-        A table of ``index_schema``.
+        A table of ``index_schema``, unit by unit in the order of ``manifests``.
     """
     schema = index_schema(of_conversations=of_conversations)
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
@@ -149,14 +149,18 @@ def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conver
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """Encode a table as one Parquet file, a checksum on every page."""
+    """Encode a table as a Parquet file with zstd and a CRC per page."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table | None:
-    """Read a file of the index with its metadata; one that is damaged is as good as none, the commits have it all."""
+    """Read a table of a schema, with its metadata; None when it is missing, or damaged.
+
+    For caches of the commit records: a damaged cache is treated as a missing one, and its content read from the
+    records.
+    """
     data = location.read(path)
     if data is None:
         return None
@@ -168,6 +172,6 @@ def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table |
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Decode a Parquet file, or some of its columns."""
+    """Decode a Parquet file and check its page CRCs; all columns when ``columns`` is None."""
     wanted = list(columns) if columns is not None else None
     return pq.read_table(io.BytesIO(data), columns=wanted, page_checksum_verification=True)

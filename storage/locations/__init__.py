@@ -1,1 +1,1 @@
-"""Where a store lies: a directory or an S3 prefix, behind one protocol."""
+"""Object access: a directory or an S3 prefix, behind the protocol ``Location``."""

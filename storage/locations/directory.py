@@ -1,4 +1,10 @@
-"""A directory as a place to keep objects; see ``Location`` for the contract. The one file that knows disks."""
+"""``Location`` on a file system.
+
+A reader must never see half an object, and a crash or a power cut must not leave a commit record whose objects are
+lost. So each object is written to a temporary file, flushed to disk, and only then given its name; then the directory
+entry is flushed too. POSIX and NFS make ``rename`` and ``link`` atomic; ``link`` fails when the name is taken, which
+makes ``create`` a conditional write.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +24,14 @@ from ...jobs.errors import AtlasError, InputError, TransientError
 _FIELD = "store.url"
 
 _PART = re.compile(r"\..*\.[0-9a-f]{32}\.part")
-"""Names of a directory's objects while they are written."""
+"""File names of objects that are being written; a crash leaves one behind, which ``gc`` deletes."""
 
 
 class DirectoryLocation:
     """A ``Location`` on a file system.
 
     Args:
-        root: The directory; need not be there.
+        root: The directory; need not exist yet.
     """
 
     def __init__(self, root: Path) -> None:
@@ -64,24 +70,26 @@ class DirectoryLocation:
 
     def write(self, path: str, data: bytes) -> None:
         with self.errors():
-            temporary = self._written_aside(path, data)
+            temporary = self._write_temporary(path, data)
             temporary.replace(self._root / path)
-            _keep_name(self._root / path)
+            _sync_folder_of(self._root / path)
 
     def create(self, path: str, data: bytes) -> bool:
         with self.errors():
-            temporary = self._written_aside(path, data)
+            temporary = self._write_temporary(path, data)
             try:
-                # A link appears with its whole content or not at all, and never over another.
+                # Not ``rename``, which would replace an existing file: two drivers that create one lease at the same
+                # time would both succeed. ``link`` gives the complete file its name, or fails if the name is taken.
                 os.link(temporary, self._root / path)
             except FileExistsError:
                 return False
             finally:
                 temporary.unlink()
-            _keep_name(self._root / path)
+            _sync_folder_of(self._root / path)
             return True
 
-    def _written_aside(self, path: str, data: bytes) -> Path:
+    def _write_temporary(self, path: str, data: bytes) -> Path:
+        """Write and flush a file beside its target, on the same file system, so that it can be renamed or linked."""
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
@@ -123,7 +131,7 @@ class DirectoryLocation:
     def is_empty(self) -> bool:
         with self.errors():
             try:
-                # A process that died over its very first object has left folders, and perhaps a part of it.
+                # A process that died while it wrote its first object leaves directories, and perhaps a temporary file.
                 return not any(
                     not _PART.fullmatch(name) for _, _, names in os.walk(self._root, onerror=_raise) for name in names
                 )
@@ -147,8 +155,12 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _keep_name(path: Path) -> None:
-    """Make a file's new name outlast a power cut: a commit must not survive what it names."""
+def _sync_folder_of(path: Path) -> None:
+    """Flush the directory entry of a new file to disk.
+
+    ``fsync`` of a file does not flush its name. Without this, a power cut could keep a commit record and lose an object
+    that was written before it.
+    """
     if os.name == "nt":
         return
     folder = os.open(path.parent, os.O_RDONLY)
@@ -166,7 +178,10 @@ def _from_os_error(error: OSError, url: str) -> AtlasError:
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return InputError(
-            f"{url} is not a directory: {reason}.", code="store_not_a_directory", field=_FIELD, hint="Choose another."
+            f"{url} is not a directory: {reason}.",
+            code="store_not_a_directory",
+            field=_FIELD,
+            hint="Choose another place.",
         )
     if error.errno == errno.ENOSPC:
         return TransientError(

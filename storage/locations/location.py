@@ -1,7 +1,8 @@
-"""A place to keep objects: the contract, and the way to one. ``directory`` and ``s3`` are the two there are.
+"""The protocol ``Location`` for reading and writing objects, and ``open_location``, which picks an implementation.
 
-An object is written whole or not at all; ``create`` writes only where nothing is yet, and is what leases and commit
-records stand on. Whatever a disk or a server raises is turned into our errors.
+``DirectoryLocation`` keeps objects as files, ``S3Location`` on S3. In both, an object becomes visible with its whole
+content or not at all, and ``create`` writes an object only where none exists. Leases and commit records rely on these
+two guarantees. Errors of the file system and of the server are raised as ``AtlasError``.
 """
 
 from __future__ import annotations
@@ -20,76 +21,80 @@ from .s3 import S3Location
 
 
 class Location(Protocol):
-    """Objects under one URL. Paths are relative, with forward slashes."""
+    """Objects under one URL. Paths are relative to it, with forward slashes."""
 
     @property
     def url(self) -> str:
-        """The URL or absolute directory, without a trailing slash."""
+        """The ``s3://`` URL or absolute directory, without a trailing slash."""
         ...
 
     @property
     def endpoint_url(self) -> str | None:
-        """The S3-compatible server it is reached through, the environment's included; None for AWS and directories."""
+        """URL of the S3-compatible server, also when the environment names it; None for AWS and for directories."""
         ...
 
     def read(self, path: str) -> bytes | None:
-        """Read an object; None when there is none."""
+        """Read a whole object; None when it does not exist."""
         ...
 
     def read_range(self, path: str, start: int, num_bytes: int) -> bytes | None:
-        """Read part of an object, less when it ends before; None when there is none."""
+        """Read ``num_bytes`` bytes from ``start``, fewer when the object ends before; None when it does not exist."""
         ...
 
     def size(self, path: str) -> int | None:
-        """Give an object's length in bytes; None when there is none."""
+        """Return an object's length in bytes; None when it does not exist."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Write an object whole, over what is there."""
+        """Write an object, and replace one of that path."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write an object only if there is none; False when there was one."""
+        """Write an object only if the path is free; return False, and write nothing, when it is taken."""
         ...
 
     def names(self, folder: str) -> list[str]:
-        """List the names of the objects directly under a folder, sorted; empty when there is no such folder."""
+        """List the names of the objects directly under a folder, sorted; empty when the folder does not exist."""
         ...
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Give every object under a folder, at any depth, with its length in bytes; paths are the location's."""
+        """Map the path of every object under a folder, at any depth, to its length in bytes."""
         ...
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Delete objects; one that is not there is no error."""
+        """Delete objects; paths that do not exist are ignored."""
         ...
 
     def remove_empty_folder(self) -> None:
-        """Remove the folder itself when it is a directory without any object; S3 has no folders."""
+        """Remove the root directory once it holds no objects; does nothing on S3, which has no directories."""
         ...
 
     def is_empty(self) -> bool:
-        """Whether nothing at all is kept here."""
+        """Whether no object exists here."""
         ...
 
     def zarr(self, *, read_only: bool) -> Store:
-        """Give a Zarr store rooted here; use it inside ``errors``."""
+        """Return a Zarr store rooted here; use it inside ``errors()``."""
         ...
 
     def errors(self) -> AbstractContextManager[None]:
-        """Turn what the disk or the server raises into our errors; the other methods do so by themselves."""
+        """Raise errors of the disk or the server as ``AtlasError``; every other method does so by itself."""
         ...
 
 
 def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Location:
-    """Open a directory or an ``s3://bucket/prefix``; nothing is read or created yet.
+    """Return the location of a directory or an ``s3://bucket/prefix``, without reading or creating anything.
 
     Args:
-        url: Where.
-        endpoint_url: Of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
+        url: A path, or an ``s3://`` URL.
+        endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
 
     Raises:
-        InputError: The URL has another scheme or names no bucket, or the endpoint is no URL.
+        InputError: The URL has another scheme or names no bucket, or the endpoint is not an http(s) URL.
+
+    Example:
+        >>> open_location("s3://bucket/prefix/").url
+        's3://bucket/prefix'
     """
     url = os.fspath(url)
     if url.startswith("s3://"):
@@ -105,12 +110,5 @@ def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) 
 
 
 def open_with_wrong_secret(location: Location) -> Location | None:
-    """Open the same place with the last character of the secret changed; None where no secret is asked for."""
-    from botocore.session import Session
-
-    credentials = Session().get_credentials() if isinstance(location, S3Location) else None
-    if credentials is None or not credentials.secret_key:
-        return None
-    last = "A" if credentials.secret_key[-1] != "A" else "B"
-    wrong = {"key": credentials.access_key, "secret": credentials.secret_key[:-1] + last, "token": credentials.token}
-    return S3Location(location.url, location.endpoint_url, wrong)
+    """Open the same S3 prefix with the last character of the secret key changed; None where there is no secret key."""
+    return location.with_wrong_secret() if isinstance(location, S3Location) else None

@@ -1,7 +1,8 @@
-"""Try what an object store really does, before a job stands on it. Writes under a name of its own and cleans up.
+"""Test whether an object store behaves as a run needs. Writes under a folder of its own and deletes it afterwards.
 
-Stores differ in what they do with a conditional write, and some SDKs and proxies between change it again; a lease
-and a commit record stand on it. So it is tried, by processes that race, and not looked up.
+Leases and commit records need conditional writes. S3-compatible servers differ in whether they honour the condition,
+and a proxy in front of one may drop the header. Documentation does not settle that, so processes race to create one
+object, and exactly one may succeed.
 """
 
 from __future__ import annotations
@@ -23,42 +24,42 @@ from .location import Location, open_location, open_with_wrong_secret
 
 RACERS = 8
 ROUNDS = 5
-_RACE_BEGINS_IN_S = 0.3
-_BLOCK = bytes(range(256)) * 4096
+_RACE_STARTS_IN_S = 0.3
+_PAYLOAD = bytes(range(256)) * 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was tried.
+class ProbeResult:
+    """The result of one test of an object store.
 
     Attributes:
-        name: A stable word for it.
-        holds: Whether the store does it; None where it cannot be seen.
-        is_needed: Whether a run cannot be kept without it.
-        what: What was seen.
-        consequence: What follows when it does not hold; empty when it does.
+        name: Stable name of the test, such as ``conditional_create``.
+        holds: Whether the store passed; None where the test does not apply.
+        is_needed: Whether no run can be stored without it.
+        message: What was observed, in one line.
+        consequence: What a failure means for a run; empty when the test passed.
     """
 
     name: str
     holds: bool | None
     is_needed: bool
-    what: str
+    message: str
     consequence: str = ""
 
 
-def probe_store(url: str, endpoint_url: str | None = None) -> list[Finding]:
-    """Try a store.
+def probe_store(url: str, endpoint_url: str | None = None) -> list[ProbeResult]:
+    """Test an object store by writing to it, and delete what was written.
 
     Args:
-        url: A directory or ``s3://`` URL; may hold a run, which is left alone.
-        endpoint_url: Of an S3-compatible server.
+        url: A directory or ``s3://`` URL. A run that is stored there is not touched.
+        endpoint_url: URL of an S3-compatible server.
 
     Returns:
-        What was found, the needed things first.
+        One result per test, those that a run needs first.
 
     Raises:
-        InputError: There is no such place, or it may not be written.
-        TransientError: It does not answer.
+        InputError: The bucket does not exist, or writing is not allowed.
+        TransientError: The server does not answer.
     """
     folder = f"probe-{uuid.uuid4().hex[:12]}"
     location = open_location(f"{url.rstrip('/')}/{folder}", endpoint_url)
@@ -74,19 +75,19 @@ def probe_store(url: str, endpoint_url: str | None = None) -> list[Finding]:
             _pace(location),
         ]
     finally:
-        # What is left here is the probe's own.
+        # ``location`` is the probe's own folder, so everything in it is the probe's.
         location.delete(location.sizes(""))
         location.remove_empty_folder()
 
 
-def _write_and_read(location: Location) -> Finding:
+def _write_and_read(location: Location) -> ProbeResult:
     location.write("written", b"first")
-    location.write("written", _BLOCK)
-    holds = location.read("written") == _BLOCK and location.size("written") == len(_BLOCK)
-    return _needed("write", holds, "what was written over an object is read back at once")
+    location.write("written", _PAYLOAD)
+    holds = location.read("written") == _PAYLOAD and location.size("written") == len(_PAYLOAD)
+    return _needed("write", holds, "an overwritten object is read back at once")
 
 
-def _list_after_write(location: Location) -> Finding:
+def _list_after_write(location: Location) -> ProbeResult:
     seen = 0
     for number in range(20):
         location.write(f"listed/{number:02}", b"x")
@@ -94,20 +95,20 @@ def _list_after_write(location: Location) -> Finding:
     return _needed("list_after_write", seen == 20, f"a new object was listed at once {seen} times of 20")
 
 
-def _ranges(location: Location) -> Finding:
-    holds = location.read_range("written", 1000, 300) == _BLOCK[1000:1300]
+def _ranges(location: Location) -> ProbeResult:
+    holds = location.read_range("written", 1000, 300) == _PAYLOAD[1000:1300]
     with location.errors():
         suffix = sync(
             location.zarr(read_only=True).get("written", default_buffer_prototype(), SuffixByteRequest(suffix=100))
         )
-    holds = holds and suffix is not None and suffix.to_bytes() == _BLOCK[-100:]
-    return _needed("ranges", holds, "parts of an object, and its end, are read alone")
+    holds = holds and suffix is not None and suffix.to_bytes() == _PAYLOAD[-100:]
+    return _needed("ranges", holds, "ranges of an object, and its last bytes, can be read by themselves")
 
 
-def _delete(location: Location) -> Finding:
+def _delete(location: Location) -> ProbeResult:
     location.delete(["written"])
     holds = location.read("written") is None and "written" not in location.names("")
-    return Finding(
+    return ProbeResult(
         "delete",
         holds,
         False,
@@ -116,21 +117,21 @@ def _delete(location: Location) -> Finding:
     )
 
 
-def _create_is_refused(location: Location) -> Finding:
+def _create_is_refused(location: Location) -> ProbeResult:
     first = location.create("created", b"mine")
     second = location.create("created", b"yours")
     holds = first and not second and location.read("created") == b"mine"
-    return _exclusive("conditional_create", holds, "an object that is there is not created again")
+    return _exclusive("conditional_create", holds, "a second conditional write of an object is refused")
 
 
-def _race(location: Location) -> Finding:
-    # Processes, not threads: what races in earnest shares no connection.
+def _race(location: Location) -> ProbeResult:
+    # Processes, not threads: drivers do not share a connection either, and one connection could serialise the race.
     context = multiprocessing.get_context("spawn")
     fair = 0
     with ProcessPoolExecutor(RACERS, mp_context=context) as pool:
-        # The first round starts the processes and is not counted.
+        # Round 0 only starts the processes: they import for seconds, and would not start together.
         for number in range(ROUNDS + 1):
-            start_at = time.time() + (_RACE_BEGINS_IN_S if number else 0.0)
+            start_at = time.time() + (_RACE_STARTS_IN_S if number else 0.0)
             path = f"raced/{number}"
             racers = [
                 pool.submit(_try_to_create, location.url, location.endpoint_url, path, str(racer), start_at)
@@ -139,46 +140,48 @@ def _race(location: Location) -> Finding:
             winners = [str(racer) for racer, future in enumerate(racers) if future.result()]
             kept = location.read(path) or b""
             fair += bool(number) and len(winners) == 1 and kept.decode() == winners[0]
-    what = f"of {RACERS} processes that created one object at once, exactly one did: {fair} times of {ROUNDS}"
-    return _exclusive("conditional_create_race", fair == ROUNDS, what)
+    message = (
+        f"of {RACERS} processes that create one object at the same time, exactly one succeeds: {fair} of {ROUNDS} times"
+    )
+    return _exclusive("conditional_create_race", fair == ROUNDS, message)
 
 
 def _try_to_create(url: str, endpoint_url: str | None, path: str, name: str, start_at: float) -> bool:
     location = open_location(url, endpoint_url)
-    # Opens the connection before the start.
+    # Opens the connection before the race starts.
     location.read(path)
     time.sleep(max(0.0, start_at - time.time()))
-    # Refused by our own object when the first answer was lost.
+    # When the answer to a successful PUT is lost, the client sends it again and is refused by its own object.
     return location.create(path, name.encode()) or location.read(path) == name.encode()
 
 
-def _wrong_secret(location: Location) -> Finding:
-    stranger = open_with_wrong_secret(location)
-    if stranger is None:
-        return Finding("wrong_secret", None, False, "there is no secret to get wrong")
+def _wrong_secret(location: Location) -> ProbeResult:
+    with_wrong_secret = open_with_wrong_secret(location)
+    if with_wrong_secret is None:
+        return ProbeResult("wrong_secret", None, False, "there is no secret key to test with")
     try:
-        stranger.read("created")
+        with_wrong_secret.read("created")
     except InputError:
-        return Finding("wrong_secret", True, False, "a wrong secret is refused")
+        return ProbeResult("wrong_secret", True, False, "a wrong secret key is refused")
     except AtlasError as error:
-        return Finding("wrong_secret", None, False, f"a wrong secret ended in another error: {error.message}")
-    return Finding(
+        return ProbeResult("wrong_secret", None, False, f"a wrong secret key leads to another error: {error.message}")
+    return ProbeResult(
         "wrong_secret",
         False,
         False,
-        "a wrong secret is let in",
-        "Whoever reaches the server reads and writes the run: let nobody reach it but those who should.",
+        "a wrong secret key is accepted",
+        "Anybody who can reach the server can read and change the run: restrict access to it by network.",
     )
 
 
-def _pace(location: Location) -> Finding:
+def _pace(location: Location) -> ProbeResult:
     small = statistics.median(_seconds(lambda: location.write("small", b"x")) for _ in range(9))
-    written = _seconds(lambda: location.write("large", _BLOCK * 8))
+    written = _seconds(lambda: location.write("large", _PAYLOAD * 8))
     read = _seconds(lambda: location.read("large"))
-    size = len(_BLOCK) * 8 / 1e6
-    speeds = f"{size:.0f} MB at {size / written:.0f} MB/s out, {size / read:.0f} in"
-    what = f"a small write takes {1000 * small:.1f} ms; {speeds}"
-    return Finding("pace", True, False, what)
+    size = len(_PAYLOAD) * 8 / 1e6
+    speeds = f"{size:.0f} MB at {size / written:.0f} MB/s written, {size / read:.0f} MB/s read"
+    message = f"a small write takes {1000 * small:.1f} ms; {speeds}"
+    return ProbeResult("pace", True, False, message)
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -187,13 +190,13 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _needed(name: str, holds: bool, what: str) -> Finding:
-    return Finding(name, holds, True, what, "" if holds else "No run can be kept here.")
+def _needed(name: str, holds: bool, message: str) -> ProbeResult:
+    return ProbeResult(name, holds, True, message, "" if holds else "No run can be kept here.")
 
 
-def _exclusive(name: str, holds: bool, what: str) -> Finding:
+def _exclusive(name: str, holds: bool, message: str) -> ProbeResult:
     consequence = (
-        "A lease does not hold here: nothing keeps a second driver out, and a unit that two drivers work may be "
-        "committed twice, the later over the earlier. Start one driver at a time."
+        "A lease is not exclusive here: a second driver is not kept out, and if two drivers work on a unit, the later "
+        "commit replaces the earlier. Start one driver at a time."
     )
-    return Finding(name, holds, False, what, "" if holds else consequence)
+    return ProbeResult(name, holds, False, message, "" if holds else consequence)

@@ -1,7 +1,12 @@
-"""A prefix on S3 as a place to keep objects, through s3fs; see ``Location`` for the contract. The one that asks S3.
+"""``Location`` on S3 or an S3-compatible server, through s3fs.
 
-Credentials come from the environment, the user's AWS profile or the instance's role, as boto does it; they never pass
-through here.
+Every request of this package to S3 is made here or by the Zarr store that this module opens. Credentials come from
+botocore's own chain (environment, AWS profile, instance role); they are never read from a job's specification and never
+stored.
+
+``create`` is a PUT with ``If-None-Match: *``: the server refuses it when the key exists. A lease and a commit record
+are correct only if the server honours that header, and not every S3-compatible server does: ``acquire`` tests it on
+each lease, and ``persona-atlas probe-store`` tests it with racing processes.
 """
 
 from __future__ import annotations
@@ -32,10 +37,10 @@ from .s3_connections import close_with
 _FIELD = "store.url"
 
 _CONNECTIONS = 64
-"""Requests in flight at a time; the client's own 10 would hold readers and the driver's commits back."""
+"""Connections in the pool. botocore's default of 10 is less than the 32 reads that a query makes at a time."""
 
-_DELETED_AT_ONCE = 1000
-"""What S3 takes in one request."""
+_KEYS_PER_DELETE = 1000
+"""Keys per DeleteObjects request: the limit of the S3 API."""
 
 
 class S3Location:
@@ -43,22 +48,24 @@ class S3Location:
 
     Args:
         url: ``s3://bucket/prefix``.
-        endpoint_url: Of the server; ``AWS_ENDPOINT_URL`` from the environment when None.
-        credentials: ``key``, ``secret`` and ``token`` for who must not use what boto finds.
+        endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
+        credentials: ``key``, ``secret`` and ``token`` as s3fs takes them, instead of those that botocore finds.
 
     Raises:
-        InputError: The URL names no bucket, or the endpoint is no URL.
+        InputError: The URL names no bucket, or the endpoint is not an http(s) URL.
     """
 
     def __init__(self, url: str, endpoint_url: str | None, credentials: Mapping[str, str | None] | None = None) -> None:
         self._root = url.removeprefix("s3://").strip("/")
         self._credentials: dict[str, Any] = dict(credentials or {})
         if not self._root:
-            raise InputError(f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, hint="s3://bucket/prefix")
+            raise InputError(
+                f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, hint="Write s3://bucket/prefix."
+            )
         self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
         if self._endpoint_url and not re.match(r"https?://[^/]", self._endpoint_url):
             raise InputError(
-                f"{self._endpoint_url!r} is no URL of a server.",
+                f"{self._endpoint_url!r} is not the URL of a server.",
                 code="bad_endpoint",
                 field="store.endpoint_url",
                 hint="Write http://host:port or https://host, there or in AWS_ENDPOINT_URL.",
@@ -75,6 +82,18 @@ class S3Location:
     def endpoint_url(self) -> str | None:
         return self._endpoint_url
 
+    def with_wrong_secret(self) -> S3Location | None:
+        """Open the same prefix with the last character of the secret key changed; None without a secret key."""
+        from botocore.session import Session
+
+        credentials = Session().get_credentials()
+        if credentials is None or not credentials.secret_key:
+            return None
+        last = "A" if credentials.secret_key[-1] != "A" else "B"
+        secret = credentials.secret_key[:-1] + last
+        wrong = {"key": credentials.access_key, "secret": secret, "token": credentials.token}
+        return S3Location(self.url, self.endpoint_url, wrong)
+
     def size(self, path: str) -> int | None:
         with self.errors():
             try:
@@ -85,7 +104,8 @@ class S3Location:
     def _filesystem(self, *, asynchronous: bool) -> Any:
         import s3fs
 
-        # A listing that is cached would hide what other processes write.
+        # A cached listing would hide commits and leases that other processes write. A shared instance would be closed
+        # together with the first of the locations that use it.
         return s3fs.S3FileSystem(
             endpoint_url=self._endpoint_url,
             asynchronous=asynchronous,
@@ -101,7 +121,7 @@ class S3Location:
     def read(self, path: str) -> bytes | None:
         with self.errors():
             try:
-                # One connection, for s3fs asks for the size first when it may use more.
+                # With more than one connection s3fs first asks for the size: a second request for each small object.
                 return self._fs.cat_file(self._at(path), max_concurrency=1)
             except FileNotFoundError:
                 return None
@@ -113,7 +133,7 @@ class S3Location:
             except FileNotFoundError:
                 return None
             except OSError as error:
-                # A range that begins beyond the object's end.
+                # S3 answers 416 to a range that starts at or past the end of the object; the contract says: no bytes.
                 if error.errno == errno.EINVAL and (size := self.size(path)) is not None and size <= start:
                     return b""
                 raise
@@ -129,7 +149,9 @@ class S3Location:
             except FileExistsError:
                 return False
             except OSError as error:
-                # Ceph's gateway answers a refused condition with EINVAL's translation.
+                # AWS answers a failed condition with 412, which s3fs raises as FileExistsError. Ceph's gateway sends
+                # an error that s3fs translates to EINVAL, as it does for bad requests. Only if the object exists was
+                # it the condition that failed.
                 if error.errno == errno.EINVAL and self.read(path) is not None:
                     return False
                 raise
@@ -152,9 +174,9 @@ class S3Location:
         with self.errors():
             bucket, _, prefix = self._root.partition("/")
             keys = [{"Key": str(PurePosixPath(prefix) / path)} for path in paths]
-            for start in range(0, len(keys), _DELETED_AT_ONCE):
-                batch = {"Objects": keys[start : start + _DELETED_AT_ONCE], "Quiet": True}
-                # Through s3fs's own deletion the errors of single keys would be lost.
+            for start in range(0, len(keys), _KEYS_PER_DELETE):
+                batch = {"Objects": keys[start : start + _KEYS_PER_DELETE], "Quiet": True}
+                # DeleteObjects answers 200 and lists keys that it could not delete. ``s3fs.rm`` drops that list.
                 answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=batch)
                 for error in answer.get("Errors", []):
                     raise _not_deleted(self.url, error)
@@ -178,7 +200,8 @@ class S3Location:
                 ) from error
 
     def zarr(self, *, read_only: bool) -> Store:
-        # One for all stores of this location, so that a query does not open connections of its own.
+        # Zarr needs an asynchronous filesystem, which has a connection pool of its own. One serves all Zarr stores of
+        # this location; else each query would open new connections.
         if self._zarr_fs is None:
             self._zarr_fs = self._filesystem(asynchronous=True)
             close_with(self, self._zarr_fs, sync(_running_loop()))
@@ -220,12 +243,16 @@ class S3Location:
 
 
 def _reason(error: BaseException) -> str:
-    """Say what the server said: s3fs keeps its message, which some leave out, and not its code, which all send."""
+    """Return the server's error code and message.
+
+    s3fs raises an ``OSError`` with the message alone, which some servers leave empty. The code, which all of them send,
+    is in the ``ClientError`` that caused it.
+    """
     cause = error if isinstance(error, ClientError) else error.__cause__
     if not isinstance(cause, ClientError):
         return str(error).removesuffix(".")
-    said = cause.response.get("Error", {})
-    return " ".join(part for part in (said.get("Code"), said.get("Message")) if part).removesuffix(".")
+    error_fields = cause.response.get("Error", {})
+    return " ".join(part for part in (error_fields.get("Code"), error_fields.get("Message")) if part).removesuffix(".")
 
 
 async def _running_loop() -> asyncio.AbstractEventLoop:
@@ -233,8 +260,10 @@ async def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _not_deleted(url: str, error: Mapping[str, str]) -> AtlasError:
-    """Say why S3 did not delete one of several objects."""
-    what = f"{error.get('Key')} was not deleted from {url}: {error.get('Code')} {error.get('Message', '')}".rstrip()
+    """Make the error for one key that DeleteObjects reports as not deleted."""
+    message = f"{error.get('Key')} was not deleted from {url}: {error.get('Code')} {error.get('Message', '')}".rstrip()
     if error.get("Code") == "AccessDenied":
-        return InputError(f"{what}.", code="store_denied", field=_FIELD, hint="Use credentials that may delete.")
-    return TransientError(f"{what}.", code="store_io", field=_FIELD)
+        return InputError(
+            f"{message}.", code="store_denied", field=_FIELD, hint="Use credentials that allow s3:DeleteObject."
+        )
+    return TransientError(f"{message}.", code="store_io", field=_FIELD)

@@ -1,8 +1,7 @@
-"""The end of S3 connections: with the location they serve, at the latest with the process.
+"""Close the connections of s3fs filesystems: when the location that uses them is collected, at the latest at exit.
 
-s3fs gives those of its synchronous filesystems a tenth of a second to close when the process ends, and forgets those of
-asynchronous ones, which Zarr needs; what stays open is complained of on the user's stderr. Knows s3fs and event loops,
-nothing of stores.
+At exit s3fs waits 0.1 s for a synchronous filesystem to close, and never closes an asynchronous one, which Zarr needs.
+aiohttp then prints "Unclosed client session" to the user's stderr. So this module closes both kinds itself.
 """
 
 from __future__ import annotations
@@ -14,23 +13,24 @@ from concurrent.futures import Future, wait
 from functools import cache
 from typing import Any
 
-_PATIENCE_S = 5.0
-"""Closing takes milliseconds, more on a machine that is busy; a process must end all the same."""
+_CLOSE_TIMEOUT_S = 5.0
+"""Closing takes milliseconds, and more on a busy machine; the process must end even if a server does not answer."""
 
 _open: dict[int, tuple[Any, asyncio.AbstractEventLoop]] = {}
 _closing: set[Future[None]] = set()
 
 
 def close_with(owner: object, filesystem: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a filesystem's connections when its owner is collected, or else when the process ends.
+    """Close a filesystem's connections when its owner is garbage-collected, or else when the process ends.
 
     Args:
-        owner: Whom it serves; must not be referred to by the filesystem.
-        filesystem: Of s3fs.
-        loop: The running event loop that its requests are made in.
+        owner: The object that uses the filesystem. The filesystem must not refer to it, or it is never collected.
+        filesystem: An ``s3fs.S3FileSystem``.
+        loop: The running event loop in which the filesystem makes its requests.
     """
-    finalizer = weakref.finalize(owner, _begin_to_close, id(filesystem))
-    # At exit they are closed together, before s3fs's own finalizers and before Zarr stops its loop.
+    finalizer = weakref.finalize(owner, _start_closing, id(filesystem))
+    # At exit ``_close_all`` closes them together and waits for them: before s3fs's finalizers give up after 0.1 s, and
+    # before Zarr stops the event loop in which they close.
     finalizer.atexit = False
     _close_all_at_exit()
     _open[id(filesystem)] = (filesystem, loop)
@@ -38,19 +38,20 @@ def close_with(owner: object, filesystem: Any, loop: asyncio.AbstractEventLoop) 
 
 @cache
 def _close_all_at_exit() -> None:
-    # What is registered last is called first; the finalizers' own hook was registered by the first of them.
+    # atexit calls its functions in reverse order of registration. ``weakref`` registered its own hook, which runs the
+    # finalizers of s3fs, when the first finalizer was made. Registered after that, ``_close_all`` runs before it.
     atexit.register(_close_all)
 
 
 def _close_all() -> None:
     for key in list(_open):
-        _begin_to_close(key)
-    wait(list(_closing), _PATIENCE_S)
+        _start_closing(key)
+    wait(list(_closing), _CLOSE_TIMEOUT_S)
 
 
-def _begin_to_close(key: int) -> None:
-    """Not waited for where a location is collected: that may be in the loop's own thread."""
-    # Closed already, where the process ends before its owner does.
+def _start_closing(key: int) -> None:
+    """Schedule the closing in the filesystem's loop, without waiting: this may run in the loop's own thread."""
+    # Not in the table when ``_close_all`` closed it before its owner was collected.
     filesystem, loop = _open.pop(key, (None, None))
     if loop is not None and loop.is_running():
         closing = asyncio.run_coroutine_threadsafe(_close(filesystem), loop)
@@ -59,7 +60,7 @@ def _begin_to_close(key: int) -> None:
 
 
 async def _close(filesystem: Any) -> None:
-    # Made with the first request; there is no public way to ask for it without making it.
+    # s3fs makes its client with the first request. Its public accessor would make one now; hence the private attribute.
     client = filesystem._s3
     if client is not None:
         await client.close()

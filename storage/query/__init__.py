@@ -1,1 +1,1 @@
-"""Open a run, select rollouts and layers, read them, export them."""
+"""Open a run, select rollouts and layers, read and export activations."""

@@ -1,7 +1,8 @@
-"""Write a query's answer to a file, by its extension, a block at a time: larger than memory is no trouble.
+"""Export a query to a file in a format chosen by its extension, part by part, so that it may be larger than memory.
 
-A file appears whole or not at all. Beside numbers alone goes a table of their rollouts. Every token of responses is as
-many rows as they are long: formats that say where each begins take it, ``.npy`` does not.
+A file appears complete or not at all. Formats that hold only numbers get a table of their rollouts in a second file.
+Per-token activations have a varying number of rows per rollout, so they need a format with room for ``offsets``;
+``.npy`` has none.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ from .run import Query
 
 
 def write_query(query: Query, path: Path) -> list[Path]:
-    """Read a query and write it, and say which files were written.
+    """Read a query and write it to a file.
 
-    ``.npy`` and ``.safetensors`` hold numbers only, so the rollouts go to ``<name>.rollouts.parquet`` beside; ``.npz``
-    holds the address columns too; ``.parquet`` is one table with a column of lists. Of ``tokens`` the activations are
-    those of all rollouts, one's after another's, with ``offsets`` of where each begins; in ``.parquet`` a line has the
-    list of its own.
+    ``.npy`` and ``.safetensors`` hold numbers only, so the table of rollouts is written to ``<name>.rollouts.parquet``.
+    ``.npz`` contains its columns, and ``.parquet`` is that table with a column ``activations`` of lists. Per-token
+    activations are those of all rollouts, concatenated, with an array ``offsets``; in ``.parquet`` each line has a list
+    of vectors.
 
     Args:
-        query: What.
-        path: Where; nothing is written when its extension is not one of ``FORMATS``.
+        query: The query.
+        path: File to write; its extension must be one of ``FORMATS``.
+
+    Returns:
+        The paths of the files that were written.
 
     Raises:
-        InputError: The extension is unknown, cannot hold the answer, or the file cannot be written.
-        StoreError: A committed number is missing or damaged.
+        InputError: The extension is unknown, the format cannot hold the result, or the file cannot be written.
+        StoreError: A committed shard is missing or damaged.
     """
     check_target(path, query.pooling)
     try:
@@ -48,43 +52,43 @@ def write_query(query: Query, path: Path) -> list[Path]:
             f"{path} cannot be written: {error.strerror or error}.",
             code="not_writable",
             field="--out",
-            hint="Choose another place.",
+            hint="Choose another path.",
         ) from error
 
 
 def check_target(path: Path, pooling: str) -> None:
-    """Make sure, before anything is read, that a file could be written.
+    """Raise, before anything is read, if a file could not be written.
 
     Args:
-        path: Of the file.
-        pooling: What it is to hold.
+        path: File to write.
+        pooling: Pooling of the activations to be written.
 
     Raises:
-        InputError: The extension is unknown, or its format cannot hold such numbers, or the folder is not there.
+        InputError: The extension is unknown, its format cannot hold that pooling, or the folder does not exist.
     """
     if path.suffix not in FORMATS:
         raise InputError(
-            f"{path.suffix or path.name!r} is not a format known here.",
+            f"{path.suffix or path.name!r} is not a supported file format.",
             code="unknown_format",
             field="--out",
             hint=f"Use one of {', '.join(FORMATS)}.",
         )
     if pooling == TOKENS and path.suffix == ".npy":
         raise InputError(
-            "a .npy file holds one array, and says nowhere which of its tokens are which rollout's.",
+            "a .npy file holds one array, without the offsets that say which tokens belong to which rollout.",
             code="unknown_format",
             field="--out",
             hint=f"Use one of {', '.join(suffix for suffix in FORMATS if suffix != '.npy')}.",
         )
     if not path.parent.is_dir():
         raise InputError(
-            f"there is no folder {str(path.parent)!r}.", code="no_folder", field="--out", hint="Make it first."
+            f"there is no folder {str(path.parent)!r}.", code="no_folder", field="--out", hint="Create it first."
         )
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name only when all of it is written."""
+def _atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that is renamed to ``path`` when it is complete, and deleted after an error."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -99,23 +103,23 @@ def _values(query: Query) -> Iterator[bytes]:
         yield np.ascontiguousarray(values, dtype="<f4").tobytes()
 
 
-def _forget_rollouts(path: Path) -> None:
-    """Take an earlier answer's rollouts away first, so that they never lie beside other numbers."""
+def _remove_old_rollouts(path: Path) -> None:
+    """Delete the rollouts of an earlier export first, so that an interrupted one never pairs them with other values."""
     path.with_suffix(".rollouts.parquet").unlink(missing_ok=True)
 
 
-def _rollouts_beside(query: Query, path: Path) -> Path:
+def _write_rollouts(query: Query, path: Path) -> Path:
     beside = path.with_suffix(".rollouts.parquet")
-    with _whole(beside) as file:
+    with _atomic_file(beside) as file:
         pq.write_table(query.rollouts, file)
     return beside
 
 
 def _npy(query: Query, path: Path) -> list[Path]:
-    _forget_rollouts(path)
-    with _whole(path) as file:
+    _remove_old_rollouts(path)
+    with _atomic_file(path) as file:
         _write_npy(query, file)
-    return [path, _rollouts_beside(query, path)]
+    return [path, _write_rollouts(query, path)]
 
 
 def _write_npy(query: Query, file: IO[bytes]) -> None:
@@ -130,7 +134,7 @@ def _npz(query: Query, path: Path) -> list[Path]:
     columns["layers"] = np.array(query.layers)
     if query.offsets is not None:
         columns["offsets"] = query.offsets
-    with _whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with _atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         with archive.open("activations.npy", "w", force_zip64=True) as member:
             _write_npy(query, member)
         for name, values in columns.items():
@@ -145,7 +149,8 @@ def _column(rollouts: pa.Table, name: str) -> np.ndarray:
 
 
 def _safetensors(query: Query, path: Path) -> list[Path]:
-    # The format is a length, a JSON header and the bytes; its own library writes from memory only.
+    # A safetensors file is the header's length, a JSON header and the bytes. The safetensors library writes tensors
+    # that are in memory only, hence written by hand.
     end = 4 * math.prod(query.shape)
     offsets = b"" if query.offsets is None else query.offsets.astype("<i8").tobytes()
     header: dict[str, Any] = {
@@ -157,13 +162,13 @@ def _safetensors(query: Query, path: Path) -> list[Path]:
         header["offsets"] = {"dtype": "I64", "shape": query.offsets.shape, "data_offsets": places}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    _forget_rollouts(path)
-    with _whole(path) as file:
+    _remove_old_rollouts(path)
+    with _atomic_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for data in _values(query):
             file.write(data)
         file.write(offsets)
-    return [path, _rollouts_beside(query, path)]
+    return [path, _write_rollouts(query, path)]
 
 
 def _parquet(query: Query, path: Path) -> list[Path]:
@@ -172,7 +177,7 @@ def _parquet(query: Query, path: Path) -> list[Path]:
     schema = query.rollouts.schema.append(
         pa.field("activations", vector if query.offsets is None else pa.list_(vector))
     )
-    with _whole(path) as file, pq.ParquetWriter(file, schema) as writer:
+    with _atomic_file(path) as file, pq.ParquetWriter(file, schema) as writer:
         for lines, values in query.blocks():
             lists: pa.Array = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
             if query.offsets is not None:
@@ -188,4 +193,4 @@ FORMATS: dict[str, Callable[[Query, Path], list[Path]]] = {
     ".safetensors": _safetensors,
     ".parquet": _parquet,
 }
-"""Writers by extension."""
+"""Writers by file extension; each returns the paths that it wrote."""

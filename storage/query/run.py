@@ -1,8 +1,8 @@
-"""Read a run: what is in it, activations by persona and layer, texts, and what a reduction found.
+"""Read a run: its rollouts and texts, activations by persona and layer, and its newest reduction.
 
-Works while the run is running: only committed units exist for a reader. Rollouts always come in address order: kind,
-persona, polarity, prompt, question, sample, turn. Axes: N rows of an answer, one a rollout or, of ``tokens``, one a
-token; L layers, D d_model.
+A run can be read while a driver works on it: readers see committed units only. Rollouts are always in address order: by
+kind, persona, polarity, prompt, question, sample, turn. Axes: N rows of a result, one per rollout or, of per-token
+activations, one per token; L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
 
@@ -33,75 +32,27 @@ from ..locations.location import Location, open_location
 from ..run.commits import PARALLEL_READS, read_commits, read_rollouts
 from ..run.index import Index, load_index
 from ..run.run_store import read_run_record
+from .activations import Activations, Completeness
 from .selection import Filters, Layers, is_single_layer, layer_positions, select, unknown_personas, wants_scores
 
 if TYPE_CHECKING:
     import xarray
 
 _BLOCK_BYTES = 256 * 2**20
-"""Activations that ``Query.blocks`` holds at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completeness:
-    """How much of a run is there.
-
-    Attributes:
-        done: Units committed.
-        planned: Units of the job.
-    """
-
-    done: int
-    planned: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned unit is committed."""
-        return self.done >= self.planned
-
-    def __str__(self) -> str:
-        return f"{self.done} of {self.planned} units"
-
-
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """The answer to a query.
-
-    Attributes:
-        values: float32 ``(n, d_model)`` for one layer, else ``(n, layers, d_model)``; of ``tokens`` the tokens of all n
-            rollouts, one's after another's, in the place of n.
-        rollouts: n lines in the same order: address, row, token counts.
-        layers: The layers of ``values``, 0-based.
-        completeness: Of the run, when it was asked.
-        offsets: Of ``tokens``, int64 ``(n + 1)``: rollout i has ``values[offsets[i]:offsets[i + 1]]``; else None.
-        note: What the asker may not have meant: that nothing matches, or that a persona is not there; else empty.
-    """
-
-    values: npt.NDArray[np.float32]
-    rollouts: pa.Table
-    layers: tuple[int, ...]
-    completeness: Completeness
-    offsets: npt.NDArray[np.int64] | None = None
-    note: str = ""
-
-    def per_rollout(self) -> list[npt.NDArray[np.float32]]:
-        """Give each rollout's part of ``values``, in order: its vector, or of ``tokens`` its tokens, first to last."""
-        if self.offsets is None:
-            return list(self.values)
-        return np.split(self.values, self.offsets[1:-1])[: self.rollouts.num_rows]
+"""Default size of the parts that ``Query.blocks`` yields, in bytes."""
 
 
 class Query:
-    """Rollouts and layers of one activation array, chosen and not yet read.
+    """A selection of rollouts and layers of one activation array, not read yet. Made by ``Run.query``.
 
     Attributes:
-        rollouts: A line each, in address order: address, row, token counts, and ``score`` when scores were asked for.
-        layers: The layers asked for, 0-based.
-        hook_point: Of the array.
-        pooling: Of the array.
-        offsets: Of ``tokens``, where each rollout's rows begin and end, as in ``Activations``; else None.
-        completeness: Of the run, when it was asked.
-        note: What the asker may not have meant: that nothing matches, or that a persona is not there; else empty.
+        rollouts: One line per rollout, in address order: address, row, token counts, and ``score`` with a score filter.
+        layers: The requested layers, 0-based.
+        hook_point: Hook point of the array.
+        pooling: Pooling of the array.
+        offsets: For per-token activations, where each rollout's rows start and end, as in ``Activations``; else None.
+        completeness: Units committed and planned when the run was queried.
+        note: A warning for people, such as that nothing matches or a persona does not exist; else empty.
     """
 
     def __init__(
@@ -127,26 +78,35 @@ class Query:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``(n, d_model)`` for one layer, else ``(n, layers, d_model)``; of ``tokens`` with their number for n."""
+        """Shape of the values: ``(N, D)`` when one layer was requested by number or name, else ``(N, L, D)``."""
         return self._shape(self._num_rows(0, self.rollouts.num_rows))
 
     def read(self) -> Activations:
-        """Read all of it.
+        """Read the whole selection into memory.
 
         Raises:
-            StoreError: A committed number is missing or damaged.
+            StoreError: A committed shard is missing or damaged.
         """
         values = self._read(0, self.rollouts.num_rows)
-        return Activations(values, self.rollouts, self.layers, self.completeness, self.offsets, self.note)
+        return Activations(
+            values=values,
+            rollouts=self.rollouts,
+            layers=self.layers,
+            hook_point=self.hook_point,
+            pooling=self.pooling,
+            completeness=self.completeness,
+            offsets=self.offsets,
+            note=self.note,
+        )
 
     def blocks(self, max_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[pa.Table, npt.NDArray[np.float32]]]:
-        """Read it a bounded number of rollouts at a time, in order; whole ones, whatever is kept of each.
+        """Read the selection in parts of bounded size, in order. A unit's rollouts are never split between parts.
 
         Args:
-            max_bytes: Of activations in a block; one unit at least.
+            max_bytes: Maximum size of a part's values, in bytes; a part has at least one unit, however large.
 
         Yields:
-            Lines of ``rollouts`` and their float32 values, shaped as ``shape`` says.
+            The part's lines of ``rollouts`` and its float32 values, ``shape`` but for the first axis.
         """
         limit = max(1, max_bytes // (len(self.layers) * self._d_model * 4))
         start = last = 0
@@ -162,7 +122,7 @@ class Query:
         return self.rollouts.slice(start, stop - start), self._read(start, stop)
 
     def _num_rows(self, start: int, stop: int) -> int:
-        """Rows that the rollouts ``[start, stop)`` have in the answer."""
+        """Return how many rows of the result the rollouts ``start`` to ``stop`` have."""
         return stop - start if self.offsets is None else int(self.offsets[stop] - self.offsets[start])
 
     def _shape(self, num_rows: int) -> tuple[int, ...]:
@@ -179,7 +139,15 @@ class Query:
 
 
 class Run:
-    """An open run. Holds what is committed as it was when first asked for; ``refresh`` looks again."""
+    """A run opened for reading. Make one with ``open_run``.
+
+    The list of committed units is loaded on first use and kept, so that several queries see the same rollouts;
+    ``refresh`` loads it again.
+
+    Attributes:
+        location: The run's store.
+        record: The run's record: spec, model, shapes.
+    """
 
     def __init__(self, location: Location, record: RunRecord) -> None:
         self.location = location
@@ -188,12 +156,12 @@ class Run:
 
     @property
     def url(self) -> str:
-        """Where it lies."""
+        """Directory or ``s3://`` URL of the store."""
         return self.location.url
 
     @property
     def completeness(self) -> Completeness:
-        """Units committed, of units planned."""
+        """Number of committed and of planned units."""
         return Completeness(len(self._index.committed), self.record.num_units)
 
     @property
@@ -208,11 +176,11 @@ class Run:
 
     @property
     def middle_layer(self) -> int:
-        """The layer most analyses look at: block n_layers // 2, or the captured one nearest to it."""
+        """The default layer of queries: n_layers // 2, or the captured layer nearest to it."""
         return _nearest(self.layers, self.record.model.n_layers // 2)
 
     def refresh(self) -> Run:
-        """Look again at what is committed."""
+        """Load committed units and the reduction again on next use, and return this run."""
         self.__dict__.pop("_index", None)
         self._lengths.clear()
         self.__dict__.pop("reduction", None)
@@ -220,12 +188,12 @@ class Run:
 
     @property
     def index(self) -> pa.Table:
-        """Every committed rollout: address, row, token counts, finish reason, in address order."""
+        """One line per committed rollout, in address order: address, row, token counts, finish reason."""
         return self._index.table
 
     @property
     def num_empty_responses(self) -> int:
-        """Committed rollouts whose response has no content, and so no vector."""
+        """Number of committed rollouts whose response has no content tokens, and so no vector."""
         return self.index.num_rows - self.index.filter(self.index["has_vector"]).num_rows
 
     def query(
@@ -236,16 +204,21 @@ class Run:
         pooling: str = "response_mean",
         **filters: Unpack[Filters],
     ) -> Query:
-        """Choose activations without reading them yet; rollouts without a vector (empty responses) are left out.
+        """Select activations without reading them; rollouts without a vector (empty responses) are left out.
 
         Args:
-            layer: A 0-based block, several, a range such as ``"10:20"``, ``"middle"`` or ``"all"``.
-            hook_point: Which hook point.
-            pooling: Which pooling; ``tokens`` gives every content token of each response.
-            **filters: Which rollouts; see ``Filters``.
+            layer: A 0-based layer, several, a range such as ``"10:20"``, ``"middle"`` or ``"all"``. One number or name
+                gives values without a layer axis.
+            hook_point: Hook point, as named in the spec.
+            pooling: Pooling, as named in the spec; ``tokens`` selects every content token of each response.
+            **filters: Conditions on rollouts; see ``Filters``.
 
         Raises:
-            InputError: A layer, hook point or pooling that was not captured, an unknown filter, or no scores.
+            InputError: A layer, hook point or pooling was not captured, a filter is unknown, or there are no scores.
+
+        Example:
+            >>> open_run("runs/demo").query(kind="role", layer="10:20").shape  # doctest: +SKIP
+            (24, 10, 576)
         """
         chosen = self._select(filters)
         chosen = chosen.filter(chosen["has_vector"])
@@ -259,24 +232,36 @@ class Run:
         pooling: str = "response_mean",
         **filters: Unpack[Filters],
     ) -> Activations:
-        """Read pooled activations; the arguments are those of ``query``.
+        """Select activations and read them into memory; arguments as for ``query``.
 
         Raises:
-            InputError: See ``query``.
-            StoreError: A committed number is missing or damaged.
+            InputError: As for ``query``.
+            StoreError: A committed shard is missing or damaged.
 
         Example:
-            >>> run.activations(persona="pirate", layer=15).values.shape  # doctest: +SKIP
-            (8, 576)
+            >>> found = open_run("runs/demo").activations(persona="pirate", layer=15)  # doctest: +SKIP
+            >>> found.shape, found[2:5].rollouts["question_index"].to_pylist()  # doctest: +SKIP
+            ((8, 576), [2, 3, 0])
         """
         return self.query(layer=layer, hook_point=hook_point, pooling=pooling, **filters).read()
 
     def rollouts(self, **filters: Unpack[Filters]) -> pa.Table:
-        """Read rollouts with their texts and token ids; ``.to_pandas()`` turns the table into a frame.
+        """Read rollouts with their texts and token ids, empty responses included.
+
+        Args:
+            **filters: Conditions on rollouts; see ``Filters``.
+
+        Returns:
+            A table with one line per rollout, in address order; ``.to_pandas()`` converts it.
 
         Raises:
-            InputError: An unknown filter, or no scores.
-            StoreError: A committed file is missing or damaged, or the index is not that of the commits.
+            InputError: A filter is unknown, or there are no scores.
+            StoreError: A committed table is missing or damaged, or the index does not match the commit records.
+
+        Example:
+            >>> table = open_run("runs/demo").rollouts(persona="pirate", question=[0, 2])  # doctest: +SKIP
+            >>> table.num_rows, table.column_names[:3]  # doctest: +SKIP
+            (4, ['kind', 'persona', 'polarity'])
         """
         chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
@@ -289,48 +274,58 @@ class Run:
         rows = chosen["row"].to_pylist()
         if not place_of.keys() >= set(rows):
             raise StoreError(
-                "the index has rows that no commit has.",
+                "the index lists rows that no commit record has.",
                 code="wrong_index",
                 file=f"{self.url}/{layout.INDEX}",
-                hint="persona-atlas gc --yes writes it anew from the commits.",
+                hint="persona-atlas gc --yes rewrites it from the commit records.",
             )
         texts = texts.take(pa.array([place_of[row] for row in rows], pa.int64()))
         return texts.append_column("score", chosen["score"]) if "score" in chosen.column_names else texts
 
     def to_xarray(self, hook_point: str = "resid_post", **filters: Unpack[Filters]) -> xarray.Dataset:
-        """Give activations as a labelled dataset that reads nothing until its values are asked for.
+        """Open activations as a lazy xarray dataset: values are fetched when they are used.
 
         One variable per pooling, with dimensions ``rollout``, ``layer`` and ``d_model``; ``layer`` and the parts of a
-        rollout's address are coordinates. ``tokens`` are left out: as many as a response has fit no such array.
+        rollout's address are coordinates. Per-token activations have no such shape and are left out.
 
         Args:
-            hook_point: Which hook point.
-            **filters: Which rollouts; see ``Filters``.
+            hook_point: Hook point, as named in the spec.
+            **filters: Conditions on rollouts; see ``Filters``.
 
         Raises:
             InputError: The package ``xarray`` is not installed, or the hook point was not captured.
 
         Example:
-            >>> run.to_xarray().response_mean.sel(layer=15).values.shape  # doctest: +SKIP
-            (312, 576)
+            >>> dataset = open_run("runs/demo").to_xarray(persona="pirate")  # doctest: +SKIP
+            >>> dataset.response_mean.sel(layer=15).values.shape  # doctest: +SKIP
+            (8, 576)
         """
-        from .labelled import labelled
+        from .xarray_dataset import to_dataset
 
         poolings = [pooling for hook, pooling in self.record.arrays if hook == hook_point and pooling != TOKENS]
         readers = {pooling: self.reader(hook_point, pooling) for pooling in poolings or ["response_mean"]}
         chosen = self._select(filters)
-        return labelled(readers, chosen.filter(chosen["has_vector"]), self.layers, self.record.model.d_model)
+        return to_dataset(readers, chosen.filter(chosen["has_vector"]), self.layers, self.record.model.d_model)
 
     @cached_property
     def reduction(self) -> Reduction | None:
-        """The newest reduction, if there is one, as it was when first asked for; ``refresh`` looks again."""
+        """The newest reduction, loaded on first use and kept until ``refresh``; None when there is none.
+
+        Raises:
+            StoreError: The reduction is damaged.
+
+        Example:
+            >>> reduction = open_run("runs/demo").reduction  # doctest: +SKIP
+            >>> reduction.axis[reduction.position(15)].shape  # doctest: +SKIP
+            (576,)
+        """
         return read_current_reduction(self.location)
 
     def reader(self, hook_point: str, pooling: str) -> ActivationReader:
-        """Give what reads the rows of one activation array.
+        """Return a reader of rows of one activation array.
 
         Raises:
-            InputError: It was not captured.
+            InputError: The hook point or the pooling was not captured.
         """
         array = (hook_point, pooling)
         if array not in self.record.arrays:
@@ -338,14 +333,15 @@ class Run:
                 f"{hook_point}/{pooling} was not captured.",
                 code="not_captured",
                 field="pooling",
-                hint=f"The run holds {', '.join('/'.join(pair) for pair in self.record.arrays)}; name one of them.",
+                hint=f"The run has {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
             )
         if array not in self._lengths:
-            cut = geometry_of(self.record, pooling)
-            chunks = cut.chunks_per_block
-            self._lengths[array] = ChunkLengths(self.location, hook_point, pooling, len(cut.layers), chunks)
+            geometry = geometry_of(self.record, pooling)
+            self._lengths[array] = ChunkLengths(
+                self.location, hook_point, pooling, len(geometry.layers), geometry.chunks_per_block
+            )
         lengths = self._lengths[array]
-        lengths.learn(self._index.read_one_by_one)
+        lengths.add_commits(self._index.missing_commits)
         return ActivationReader(self.location, self.record, hook_point, pooling, lengths)
 
     @cached_property
@@ -374,21 +370,26 @@ def _nearest(layers: Sequence[int], wanted: int) -> int:
 
 
 def _unit_ends(rollouts: pa.Table) -> list[int]:
-    """Places after which another unit's rollouts follow; address order keeps a unit together."""
+    """Return the end of each unit's run of lines, exclusive; in address order a unit's lines are adjacent."""
     units = rollouts["unit_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     return [*(np.flatnonzero(np.diff(units)) + 1).tolist(), len(units)]
 
 
 def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Run:
-    """Open a run for reading.
+    """Open a run for reading; its index is loaded on first use.
 
     Args:
-        url: Its directory or ``s3://`` URL.
-        endpoint_url: Of an S3-compatible server.
+        url: Directory or ``s3://`` URL of the store.
+        endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
 
     Raises:
-        InputError: There is no run.
-        StoreError: Its record is damaged or of a newer layout.
+        InputError: There is no run at the URL.
+        StoreError: The run's record is damaged or of another layout version.
+
+    Example:
+        >>> run = open_run("runs/demo")  # doctest: +SKIP
+        >>> print(run.completeness)  # doctest: +SKIP
+        8 of 8 units
     """
     location = open_location(url, endpoint_url)
     record = read_run_record(location)

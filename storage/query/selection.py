@@ -1,4 +1,4 @@
-"""What a query asks for: which rollouts, which layers. Pure; works on the index table."""
+"""Filters on rollouts and selections of layers, applied to the index table. Pure."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Layers = SupportsIndex | str | Iterable[SupportsIndex]
 
 
 class Filters(TypedDict, total=False):
-    """Filters on rollouts, as keyword arguments; what is left out or None lets everything through.
+    """Filters on rollouts, as keyword arguments. A rollout must match all that are given; None is no filter.
 
     Attributes:
-        kind: ``role``, ``trait``, ``default``, ``conversation``; one or several.
-        persona: Names or globs such as ``p*``.
-        polarity: ``pos`` or ``neg``.
-        prompt: Prompt indices.
-        question: Question indices.
-        conversation: Conversation indices, in a run of given conversations.
-        turn: Turn indices, in such a run.
-        min_tokens: Least number of content tokens in the response.
-        max_tokens: Most of them.
-        min_score: Least score that the judge gave; rollouts without one are left out.
-        max_score: Highest of them.
-        judge: Whose scores; may be left out when only one has judged the run.
+        kind: ``role``, ``trait``, ``default`` or ``conversation``; one, several, or a glob.
+        persona: Names or globs such as ``p*``; one or several.
+        polarity: ``pos`` or ``neg``; one or several.
+        prompt: Prompt indices, 0-based; one or several.
+        question: Question indices, 0-based; one or several.
+        conversation: Conversation indices, 0-based, in a run of given conversations.
+        turn: Turn indices in a run of given conversations: user 0, assistant 1, and so on.
+        min_tokens: Minimum number of content tokens of the response, inclusive.
+        max_tokens: Maximum number of content tokens, inclusive.
+        min_score: Minimum of the judge's score, inclusive; rollouts without a score do not match.
+        max_score: Maximum of the judge's score, inclusive; rollouts without a score do not match.
+        judge: Name of the judge; may be omitted when only one has scored the run.
     """
 
     kind: Names
@@ -51,19 +51,19 @@ class Filters(TypedDict, total=False):
 
 
 def wants_scores(filters: Filters) -> bool:
-    """Whether the filters cannot be applied without a judge's scores."""
+    """Whether applying the filters needs a judge's scores."""
     return any(filters.get(name) is not None for name in ("min_score", "max_score", "judge"))
 
 
 def select(index: pa.Table, filters: Filters) -> pa.Table:
-    """Keep the matching lines of an index table, in its order.
+    """Return the matching lines of an index table, in its order.
 
     Args:
-        index: A table of ``index_schema``, with a column ``score`` (null where there is none) when scores are asked.
-        filters: Which lines.
+        index: A table of ``index_schema``; with a column ``score`` (null without a score) when a filter needs one.
+        filters: The filters.
 
     Raises:
-        InputError: A filter is not known.
+        InputError: A filter is unknown, or not available in this run.
     """
     for name in filters:
         if name not in Filters.__annotations__:
@@ -96,7 +96,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
         ("score", filters.get("min_score"), filters.get("max_score")),
     ):
-        # A comparison with null is null, which filters out: a rollout without a score is within no bounds.
+        # Arrow compares null to null, and a filter drops null: a rollout without a score is in no range of scores.
         if least is not None:
             index = index.filter(pc.field(column) >= least)
         if most is not None:
@@ -105,7 +105,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
 
 
 def unknown_personas(index: pa.Table, personas: Names) -> str:
-    """Name the personas asked for that no line is of, with the nearest that is there; empty when there are none."""
+    """Name the requested personas that no line has, each with the most similar existing name; empty when all exist."""
     known = index["persona"].unique().to_pylist()
     unknown = [name for name in _listed(personas) if not any(fnmatchcase(k, name) for k in known)]
     return " ".join(f"There is no persona {name!r}. {closest(name, known)}".strip() for name in unknown)
@@ -116,27 +116,30 @@ def _listed(names: Names) -> list[str]:
 
 
 def _numbers(asked: SupportsIndex | Iterable[SupportsIndex], field: str) -> list[int]:
-    # An array has __index__ too.
+    # numpy arrays have ``__index__`` too, so it does not tell one number from several.
     several = [asked] if isinstance(asked, int | np.integer) else cast(Iterable[SupportsIndex], asked)
     try:
         return [operator.index(number) for number in several]
     except TypeError as error:
         raise InputError(
-            f"{asked!r} is not a whole number, nor several.", code="not_a_number", field=field, hint="Give 3 or [3, 5]."
+            f"{asked!r} is not an integer, nor a sequence of them.",
+            code="not_a_number",
+            field=field,
+            hint="Give 3 or [3, 5].",
         ) from error
 
 
 def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> list[int]:
-    """Turn asked layers into positions among the captured ones.
+    """Return the positions of requested layers along an array's layer axis.
 
     Args:
-        asked: A 0-based block, several, ``middle`` (block n_layers // 2), ``all``, or a text such as ``3``,
-            ``3,5`` or ``10:20`` (end exclusive).
-        captured: The blocks that the store holds, in its order.
-        n_layers: Blocks of the model.
+        asked: A 0-based layer, several, ``"middle"`` (layer n_layers // 2), ``"all"``, or a string such as ``"3"``,
+            ``"3,5"`` or ``"10:20"`` (end exclusive).
+        captured: Layers of the array, in its order.
+        n_layers: Number of decoder layers of the model.
 
     Raises:
-        InputError: A layer that was not captured, or a text that names none.
+        InputError: A layer was not captured, or a string does not name layers.
 
     Example:
         >>> layer_positions("2:4", captured=[0, 1, 2, 3], n_layers=4)
@@ -157,7 +160,7 @@ def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> li
 
 
 def is_single_layer(asked: Layers) -> bool:
-    """Whether the asker wants one layer, and so an array without a layer axis."""
+    """Whether exactly one layer is requested, by a single number or name, so that results have no layer axis."""
     return isinstance(asked, int | np.integer) or (isinstance(asked, str) and (asked == "middle" or asked.isdecimal()))
 
 

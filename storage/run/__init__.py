@@ -1,1 +1,1 @@
-"""The run as a whole: its record, leases, commit records, index and status."""
+"""Objects that concern a whole run: its record, leases, commit records, index and status."""

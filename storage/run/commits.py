@@ -1,4 +1,9 @@
-"""Commit records: make an attempt count, and read which attempts do. The truth of a run."""
+"""Commit records: one object per unit, which names the attempt that readers see. They are the truth of a run.
+
+An attempt writes its objects first and is committed last, so readers never see half a unit. The record is created with
+a conditional write, so a unit is committed once, whatever drivers, retries and lost answers there are. Other objects
+that list commits (``index.parquet``, ``chunks.parquet``) are caches of these records.
+"""
 
 from __future__ import annotations
 
@@ -18,54 +23,65 @@ from ..locations.location import Location
 from .lease import HeldLease
 
 PARALLEL_READS = 32
-"""Small objects asked for at a time."""
+"""Small objects that are read at a time: each costs a round trip and few bytes."""
 
 
 def now_iso() -> str:
-    """Give the present time as ISO 8601, UTC, to the second."""
+    """Return the current time as ISO 8601, in UTC, to the second."""
     return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
 
 
 def committed_units(location: Location) -> set[str]:
-    """List the units that are committed, from the records' names alone."""
+    """List the ids of the committed units, from the records' names alone: one request per 1000 units on S3."""
     return {name.removesuffix(".json") for name in location.names(layout.COMMITS) if name.endswith(".json")}
 
 
 def commit_unit(location: Location, lease: HeldLease, manifest: Manifest) -> CommitRecord:
-    """Make an attempt count, unless another attempt of the unit does already.
+    """Commit an attempt, unless another attempt of its unit is committed already.
+
+    Args:
+        location: The run's store.
+        lease: This driver's lease.
+        manifest: What the attempt wrote.
 
     Returns:
-        The record that counts; its manifest is another when this attempt stays dead.
+        The unit's commit record. It has another manifest when another attempt was committed first; the objects of this
+        attempt are then garbage.
 
     Raises:
         StoreError: This driver no longer holds the run.
-        UnitError: What the manifest names is not in the store as this process sees it; nothing is committed.
-        TransientError: The store failed; whether the record was written is open, and asking again is safe.
+        UnitError: An object of the manifest does not exist, or has another length; nothing is committed.
+        TransientError: The store cannot be reached. The record may or may not have been written; calling again is safe.
     """
     lease.check()
+    # Read back from here, not trusted: a worker on another machine may have written to a disk or an endpoint of its own
+    # under the same URL. Lengths are enough for that, and cost no transfer; ``verify`` compares checksums.
     for stored in manifest.objects:
         if location.size(stored.path) != stored.num_bytes:
             raise UnitError(
                 f"{stored.path}, which {manifest.worker} wrote, is not at {location.url} as seen from here: does every "
-                "machine reach the same store?",
+                "machine use the same store?",
                 code="not_written",
             )
     record = CommitRecord.of(manifest, generation=lease.generation, committed_at=now_iso())
     path = layout.commit_path(manifest.unit_id)
     if location.create(path, record.to_bytes()):
         return record
-    # Refused: by another attempt's record, or by our own from a try whose answer was lost.
-    there = location.read(path)
-    if there is None:
-        raise StoreError("a commit record vanished.", code="bad_record", file=f"{location.url}/{path}")
-    return parse_record(CommitRecord, there, f"{location.url}/{path}")
+    # The unit has a record: another attempt's, or this one's, written by an earlier try whose answer was lost. Either
+    # way the stored record is the answer; that makes a retry of this function safe.
+    existing = location.read(path)
+    if existing is None:
+        raise StoreError(
+            "a commit record was deleted while it was read.", code="bad_record", file=f"{location.url}/{path}"
+        )
+    return parse_record(CommitRecord, existing, f"{location.url}/{path}")
 
 
 def read_commit(location: Location, unit_id: str) -> CommitRecord:
     """Read a unit's commit record.
 
     Raises:
-        StoreError: There is none, or it is damaged.
+        StoreError: The unit is not committed, or its record is damaged or another unit's.
     """
     path = layout.commit_path(unit_id)
     data = location.read(path)
@@ -74,7 +90,7 @@ def read_commit(location: Location, unit_id: str) -> CommitRecord:
     record = parse_record(CommitRecord, data, f"{location.url}/{path}")
     if record.manifest.unit_id != unit_id:
         raise StoreError(
-            f"is the commit record of {record.manifest.unit_id}, under another unit's name.",
+            f"this is the commit record of {record.manifest.unit_id}, stored under another unit's name.",
             code="wrong_unit",
             file=f"{location.url}/{path}",
             hint="Delete this copy.",
@@ -83,20 +99,25 @@ def read_commit(location: Location, unit_id: str) -> CommitRecord:
 
 
 def read_commits(location: Location, unit_ids: Collection[str]) -> list[CommitRecord]:
-    """Read commit records, many at a time, in the order of the ids.
+    """Read commit records, ``PARALLEL_READS`` at a time, in the order of the ids.
 
     Raises:
-        StoreError: One is missing or damaged.
+        StoreError: A record is missing or damaged.
     """
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         return list(pool.map(lambda unit_id: read_commit(location, unit_id), unit_ids))
 
 
 def read_rollouts(location: Location, commit: CommitRecord, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a committed unit's rollouts, all columns or some, checked against the commit record.
+    """Read a committed unit's table of rollouts and check its SHA-256 against the commit record.
+
+    Args:
+        location: The run's store.
+        commit: The unit's commit record.
+        columns: Names of the columns to decode; all when None.
 
     Raises:
-        StoreError: The file is missing, or is not the one that was committed.
+        StoreError: The file is missing, or its bytes are not those that were committed.
     """
     recorded = commit.manifest.texts
     data = location.read(recorded.path)
@@ -106,7 +127,7 @@ def read_rollouts(location: Location, commit: CommitRecord, columns: Sequence[st
             f"the texts of unit {commit.manifest.unit_id} are {state}.",
             code="bad_object",
             file=f"{location.url}/{recorded.path}",
-            hint="Run verify, which names everything that is damaged.",
+            hint="Run verify, which lists all damage.",
         )
     try:
         return from_parquet(data, columns)

@@ -1,9 +1,13 @@
-"""``index.parquet``: every committed rollout with its row. It spares a reader one request a unit.
+"""``index.parquet``: one line per committed rollout, with its row. Saves readers one request per unit.
 
-A convenience: commit records are the truth, and whatever the file lacks is read from those. It can only lag, for no
-program takes a commit back; when a person does, the next driver drops its lines before it commits anything. Only one
-that holds every planned unit is taken at its word; else the commits are listed, for a record may arrive later than
-anybody would think.
+The index is a cache of the commit records, so it can lag behind them but never be ahead: this package deletes no commit
+record. When a person deletes one, to have a unit done again, the next driver removes its lines before it commits
+anything.
+
+A reader can tell that the index does not lag only when it lists every planned unit. Otherwise it lists the commit
+records, one request per 1000, and reads those that the index lacks. No driver can declare an incomplete index up to
+date: the PUT of a commit record may time out at the driver and still reach the store later, even after the driver's
+lease has ended.
 """
 
 from __future__ import annotations
@@ -25,76 +29,78 @@ _PLAN = b"plan_digest"
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """What is committed, as one look at the store found it.
+    """The committed rollouts of a run at one point in time.
 
     Attributes:
-        table: A line a rollout (``index_schema``), in address order.
-        committed: Ids of the units in it.
-        read_one_by_one: The commit records that the stored index lacked.
-        has_dropped: Whether the stored index had units that are not committed any more.
+        table: One line per rollout (``index_schema``), in address order.
+        committed: Ids of the units in ``table``.
+        missing_commits: The commit records of the units that the stored index lacked.
+        has_removed_units: Whether the stored index listed units whose commit records do not exist any more.
     """
 
     table: pa.Table
     committed: frozenset[str]
-    read_one_by_one: tuple[CommitRecord, ...] = ()
-    has_dropped: bool = False
+    missing_commits: tuple[CommitRecord, ...] = ()
+    has_removed_units: bool = False
 
 
-def load_index(location: Location, record: RunRecord, *, ask_commits: bool = False) -> Index:
-    """Give the index of all committed units.
+def load_index(location: Location, record: RunRecord, *, list_commits: bool = False) -> Index:
+    """Load the index and complete it from the commit records.
 
-    One request when the run is complete and so is the stored index; else the commit records are listed, a thousand a
-    request, and those the index lacks are read.
+    Takes one request when the stored index lists every planned unit. Otherwise the commit records are listed, 1000 per
+    request, and those that the index lacks are read.
 
     Args:
         location: The run's store.
-        record: Of the run.
-        ask_commits: List them in any case: a record may have been deleted by hand, so that its unit is done again.
+        record: The run's record.
+        list_commits: Whether to list the commit records even if the index is complete. A driver does: a person may have
+            deleted a record so that its unit is done again, and only the list shows that.
 
     Raises:
         StoreError: A commit record is damaged.
     """
     table = read_stored_index(location, record)
     indexed = set(table["unit_id"].unique().to_pylist())
-    if len(indexed) == record.num_units and not ask_commits:
+    if len(indexed) == record.num_units and not list_commits:
         return Index(table, frozenset(indexed))
     committed = committed_units(location)
-    has_dropped = not indexed <= committed
-    if has_dropped:
+    has_removed_units = not indexed <= committed
+    if has_removed_units:
         indexed &= committed
         table = table.filter(pc.field("unit_id").isin(pa.array(sorted(indexed), pa.string())))
     missing = sorted(committed - indexed)
     if not missing:
-        return Index(table, frozenset(indexed), has_dropped=has_dropped)
+        return Index(table, frozenset(indexed), has_removed_units=has_removed_units)
     commits = read_commits(location, missing)
     added = index_lines(record, commits)
     table = in_address_order(pa.concat_tables([table, added]))
-    return Index(table, frozenset(indexed.union(missing)), tuple(commits), has_dropped)
+    return Index(table, frozenset(indexed.union(missing)), tuple(commits), has_removed_units)
 
 
 def index_lines(record: RunRecord, commits: Iterable[CommitRecord]) -> pa.Table:
-    """Make the index lines of a run's commits, in no particular order."""
+    """Return the index lines of commit records, in the order of the records."""
     manifests = (commit.manifest for commit in commits)
     return index_table(manifests, record.rows_per_block, of_conversations=record.of_conversations)
 
 
 def write_index(location: Location, record: RunRecord, table: pa.Table) -> None:
-    """Write ``index.parquet`` anew.
+    """Write ``index.parquet`` and replace the stored one.
 
     Args:
         location: The run's store.
-        record: Of the run.
+        record: The run's record.
         table: Every committed rollout, in address order.
     """
-    facts = {_PLAN: record.plan_digest.encode()}
-    location.write(layout.INDEX, to_parquet(table.replace_schema_metadata(facts)))
+    # The digest of the plan goes with it: an index that was copied in from another run must not be believed.
+    metadata = {_PLAN: record.plan_digest.encode()}
+    location.write(layout.INDEX, to_parquet(table.replace_schema_metadata(metadata)))
 
 
 def read_stored_index(location: Location, record: RunRecord) -> pa.Table:
-    """Give the stored index; an empty one when there is none that can be used."""
+    """Read the stored index; an empty table when it is missing, damaged or of another plan."""
     schema = index_schema(of_conversations=record.of_conversations)
     table = read_parquet(location, layout.INDEX, schema)
-    facts = (table.schema.metadata or {}) if table is not None else {}
-    if table is None or facts.get(_PLAN) != record.plan_digest.encode():
+    metadata = (table.schema.metadata or {}) if table is not None else {}
+    if table is None or metadata.get(_PLAN) != record.plan_digest.encode():
         return schema.empty_table()
     return table.replace_schema_metadata(None)

@@ -1,4 +1,8 @@
-"""Keeps the stored index close behind the commits while a driver works, off its way."""
+"""Write the index in a thread of its own while a driver works, so that it lags by half a minute or so.
+
+The index is one file, written whole each time. Written after every commit, a run of n units would write n²/2 lines; so
+commits are collected, and written every 30 s, less often when writing takes long.
+"""
 
 from __future__ import annotations
 
@@ -19,45 +23,47 @@ from ..locations.location import Location
 from .index import index_lines, load_index, write_index
 
 _EVERY_S = 30.0
-_AT_MOST_SHARE = 0.05
-"""Of the time that may go into writing: a large run's index is written less often."""
+_MAX_WRITING_SHARE = 0.05
+"""Share of the time that may be spent on writing: the index of a large run takes seconds, and is written less often."""
 
 
 class IndexKeeper:
-    """Takes commits as they come and writes them into the index now and then. Use as a context manager.
+    """Collects commits and writes them into the index at intervals. Use as a context manager; the exit writes the rest.
 
-    Leaving it writes what is left. A store that fails then costs readers some requests and no truth, so it is said and
-    not raised. Lines of units whose commits were deleted are another matter: those leave the store's index at once.
+    An index that could not be written costs readers requests and nothing else, so that error goes to ``warn`` and is
+    not raised. Lines of units whose commit records were deleted are removed in the constructor, whose errors are
+    raised: readers would take those lines for the units' new attempts.
 
     Args:
         location: The run's store.
-        record: Of the run.
-        say: Told when the index could not be written.
+        record: The run's record.
+        warn: Called with a message when the index could not be written at the end.
 
     Raises:
         StoreError: A commit record is damaged.
-        TransientError: The store failed.
+        TransientError: The store cannot be reached.
     """
 
-    def __init__(self, location: Location, record: RunRecord, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, location: Location, record: RunRecord, warn: Callable[[str], None] = lambda _: None) -> None:
         self._location = location
         self._record = record
-        self._say = say
-        index = load_index(location, record, ask_commits=True)
+        self._warn = warn
+        index = load_index(location, record, list_commits=True)
         self._table = index.table
         self._known = set(index.committed)
-        chunks = _only_of(index.table, read_chunks(location), record.rows_per_block)
-        self._chunks = _with_new(chunks, index.read_one_by_one)
-        if index.has_dropped:
-            # Before a unit is done again: its old line would pass for the new attempt's, for both have one id.
+        chunks = _of_indexed_blocks(index.table, read_chunks(location), record.rows_per_block)
+        self._chunks = _with_new(chunks, index.missing_commits)
+        if index.has_removed_units:
+            # Before the unit is committed again. Old and new lines have the same unit id, so a reader of a complete
+            # index would take the lines of the deleted attempt, and their rows, for those of the new one.
             _write_both(location, record, self._table, self._chunks)
         self._added: list[CommitRecord] = []
         self._lock = threading.Lock()
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="index", daemon=True)
+        self._thread = threading.Thread(target=self._write_loop, name="index", daemon=True)
 
     def add(self, commit: CommitRecord) -> None:
-        """Take note of a commit, the same one any number of times; costs nothing now."""
+        """Add a commit to the next write; a unit that the index has already is ignored."""
         unit_id = commit.manifest.unit_id
         with self._lock:
             if unit_id not in self._known:
@@ -72,21 +78,23 @@ class IndexKeeper:
         self._done.set()
         self._thread.join()
         if isinstance(error, AtlasError):
-            # The store or the lease is in trouble, and somebody else may know more by now.
+            # The lease may be lost, and another driver's index ahead of this one. Writing now would make it lag again.
             return
         try:
             self._write()
-        except AtlasError as trouble:
-            self._say(f"The index could not be written, so readers will read commits one by one: {trouble}")
+        except AtlasError as write_error:
+            self._warn(
+                f"The index could not be written; readers will read its commit records one by one: {write_error}"
+            )
 
-    def _keep(self) -> None:
+    def _write_loop(self) -> None:
         pause = _EVERY_S
         while not self._done.wait(pause):
             began = time.monotonic()
-            # A store in a bad moment has the same lines written the next time.
+            # After an error the added lines stay in the table, and the next write includes them.
             with suppress(AtlasError):
                 self._write()
-            pause = max(_EVERY_S, (time.monotonic() - began) / _AT_MOST_SHARE)
+            pause = max(_EVERY_S, (time.monotonic() - began) / _MAX_WRITING_SHARE)
 
     def _write(self) -> None:
         with self._lock:
@@ -98,46 +106,50 @@ class IndexKeeper:
 
 
 def refresh_index(location: Location, record: RunRecord) -> None:
-    """Bring the stored index up to what is committed, where it lags and no driver will.
-
-    Raises:
-        StoreError: A commit record is damaged.
-        TransientError: The store failed.
-    """
-    index = load_index(location, record)
-    if index.read_one_by_one:
-        _write_both(location, record, index.table, _with_new(read_chunks(location), index.read_one_by_one))
-
-
-def rebuild_index(location: Location, record: RunRecord, commits: Sequence[CommitRecord]) -> None:
-    """Write the index anew from every commit, whatever the stored one says.
+    """Add missing commits to the stored index, of a run that no driver works on.
 
     Args:
         location: The run's store.
-        record: Of the run.
-        commits: All of them.
+        record: The run's record.
 
     Raises:
-        TransientError: The store failed.
+        StoreError: A commit record is damaged.
+        TransientError: The store cannot be reached.
+    """
+    index = load_index(location, record)
+    if index.missing_commits:
+        _write_both(location, record, index.table, _with_new(read_chunks(location), index.missing_commits))
+
+
+def rebuild_index(location: Location, record: RunRecord, commits: Sequence[CommitRecord]) -> None:
+    """Write the index from the commit records alone, and replace whatever is stored.
+
+    Args:
+        location: The run's store.
+        record: The run's record.
+        commits: Every commit record of the run.
+
+    Raises:
+        TransientError: The store cannot be reached.
     """
     table = in_address_order(index_lines(record, commits))
     _write_both(location, record, table, chunk_table(commit.manifest for commit in commits))
 
 
 def _write_both(location: Location, record: RunRecord, table: pa.Table, chunks: pa.Table) -> None:
-    # The chunks first: who reads the new index finds the chunks it needs.
+    # The chunk lengths first: a reader that sees the new index then finds the lengths of its units.
     write_chunks(location, chunks)
     write_index(location, record, table)
 
 
-def _only_of(table: pa.Table, chunks: pa.Table, rows_per_block: int) -> pa.Table:
-    """Leave out the lines of row blocks that no line of the index is of."""
+def _of_indexed_blocks(table: pa.Table, chunks: pa.Table, rows_per_block: int) -> pa.Table:
+    """Keep the chunk lengths of row blocks that the index names."""
     row_blocks = np.unique(table["row"].to_numpy() // rows_per_block)
     return chunks.filter(pc.field("row_block").isin(pa.array(row_blocks, pa.int64())))
 
 
 def _with_new(chunks: pa.Table, commits: Iterable[CommitRecord]) -> pa.Table:
-    """Add the lines of commits whose row block is not in the table."""
+    """Add the chunk lengths of commits whose row block is not in the table yet."""
     fresh = chunk_table(commit.manifest for commit in commits)
     is_known = pc.field("row_block").isin(chunks["row_block"].combine_chunks())
     return pa.concat_tables([chunks, fresh.filter(~is_known)])

@@ -1,11 +1,19 @@
-"""Who may commit to a run: a lease per driver, numbered by generation, the highest holds.
+"""Leases: which driver may commit to a run. Each driver has one, numbered by generation; the highest number is valid.
 
-A lease is created with a conditional write, so of two drivers that reach for one generation one gets it. It carries
-the row blocks its driver may hand out, which begin where the generation before ended: no two attempts of any two
-drivers ever share one. That holds for a driver that takes over from an earlier one of its own job, too, alive or not:
-should the earlier one work on, it has other row blocks, and of two commit records of a unit the first counts. And it
-holds when somebody deletes leases by hand: the arrays, lengthened before a block is handed out, tell how many were.
-The clock and the process table are asked here and nowhere else in the store.
+A lease is created with a conditional write: of two drivers that try to take the same generation, one succeeds. It ends
+when the driver releases it, stops renewing it for ``LEASE_SECONDS``, or is seen to have exited.
+
+Expiry alone cannot keep two drivers apart. A driver may stall (a suspended machine, a long garbage collection) past its
+expiry and continue before it has noticed; clocks of two hosts differ. So nothing stored depends on there being one
+driver:
+
+- Each lease carries a range of row blocks, which starts where the range of the generation before ends. A driver assigns
+  row blocks from its own range only, so two attempts never write the same object, whichever drivers they belong to.
+- Commit records are created conditionally, so of two commits of one unit the first counts.
+
+A lease therefore saves work, and the two rules above keep the data right. The ranges stay disjoint even when somebody
+deletes leases by hand: a driver lengthens the arrays to the end of its range before it assigns a row block, and
+``acquire`` starts behind the end of the arrays.
 """
 
 from __future__ import annotations
@@ -26,17 +34,23 @@ from ..locations.location import Location
 from .run_store import reserved_row_blocks
 
 LEASE_SECONDS = 120.0
-"""A driver that has not renewed for this long is taken for dead."""
+"""How long a lease is valid after each renewal; a driver that has not renewed for this long may be replaced."""
 
 RENEW_SECONDS = 20.0
+"""Interval of renewals: five may fail in a row before the lease expires."""
 
 
 class HeldLease:
-    """The lease this process holds; renews itself until released. Use as a context manager.
+    """The lease of this process, renewed by a thread until the ``with`` block ends, which releases it.
+
+    Args:
+        location: The run's store.
+        lease: The lease as ``acquire`` stored it.
+        is_exclusive: Whether the store refused to create the same lease again.
 
     Attributes:
-        is_exclusive: False when the object store ignores the condition of a conditional write, so that another
-            driver could not be kept out.
+        is_exclusive: False when the object store ignores the condition of a conditional write, so that a second driver
+            is not kept out.
     """
 
     def __init__(self, location: Location, lease: Lease, *, is_exclusive: bool) -> None:
@@ -46,26 +60,27 @@ class HeldLease:
         self._done = threading.Event()
         self._lost: str | None = None
         self._renewing = threading.Lock()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_loop, name="lease", daemon=True)
         self._thread.start()
 
     @property
     def generation(self) -> int:
-        """This driver's number; goes into each commit record."""
+        """Number of this lease, from 1; each commit record names it."""
         return self._lease.generation
 
     @property
     def row_blocks(self) -> range:
-        """Row blocks this driver may hand out."""
+        """Row blocks that this driver may assign to attempts."""
         return range(self._lease.first_row_block, self._lease.end_row_block)
 
     def check(self) -> None:
-        """Make sure the lease still holds; one that ran out while the store was away is renewed if nobody took it.
+        """Raise unless this driver still holds the run; renew the lease first when it has expired.
 
         Raises:
-            StoreError: Another driver has taken the run.
-            TransientError: The lease ran out, and the store cannot say whether it was taken.
+            StoreError: Another driver has taken the run, or the lease was deleted.
+            TransientError: The lease has expired, and the store cannot be reached to see whether it was taken.
         """
+        # An expired lease that nobody took is still ours: the store may have been unreachable for some minutes.
         if self._lost is None and time.time() > self._lease.expires_at:
             self._renew_now()
         if self._lost is not None:
@@ -73,7 +88,7 @@ class HeldLease:
                 f"this driver's lease on the run {self._lost}.",
                 code="lease_lost",
                 file=self._location.url,
-                hint="What was committed stays; start the same command again when no other driver runs.",
+                hint="Committed units stay. Run the same command again when no other driver is running.",
             )
 
     def __enter__(self) -> HeldLease:
@@ -84,21 +99,26 @@ class HeldLease:
         self._thread.join()
         if self._lost is None:
             released = self._lease.model_copy(update={"released": True})
-            # One that cannot be given back runs out by itself, and must not hide how the run ended.
+            # A lease that cannot be released expires by itself. Raising here would hide the error that ended the run.
             with suppress(AtlasError):
-                # Deleted by hand, its number may be another's by now.
+                # If somebody deleted the lease, another driver may have been given its number since.
                 if self._is_still_there():
                     self._location.write(layout.driver_path(self.generation), released.to_bytes())
 
-    def _renew(self) -> None:
+    def _renew_loop(self) -> None:
         while not self._done.wait(RENEW_SECONDS) and self._lost is None:
             try:
                 self._renew_now()
-            except Exception:  # noqa: BLE001 - a bad moment of the store; check() asks again when the lease runs out
+            except Exception:  # noqa: BLE001 - the store is unreachable for now; check() renews an expired lease itself
                 continue
 
     def _renew_now(self) -> None:
+        # Called by the renewing thread and by ``check``; the lock keeps the later expiry from being overwritten.
         with self._renewing:
+            # Check before writing. The write below cannot be made conditional on what is stored, for not every S3
+            # server honours ``If-Match``; without the check, a driver whose lease was deleted by hand would write it
+            # back. A takeover between check and write does no harm: the successor's lease is another object with a
+            # higher generation.
             newest = _newest_generation(self._location)
             if newest < self.generation:
                 self._lost = "was deleted from the store"
@@ -111,28 +131,30 @@ class HeldLease:
             self._lease = renewed
 
     def _is_still_there(self) -> bool:
-        """Whether the lease of this number is ours; another's when ours was deleted and the number given again."""
+        """Whether the newest stored lease is ours; a deleted lease's number may have been assigned again."""
         stored = newest_lease(self._location)
         return stored is not None and stored.model_copy(update={"expires_at": self._lease.expires_at}) == self._lease
 
 
 def acquire(location: Location, num_row_blocks: int, holder: str = "") -> HeldLease:
-    """Take a run for this process.
+    """Take the lease on a run for this process.
 
     Args:
         location: The run's store.
-        num_row_blocks: How many row blocks may be handed out under the lease.
-        holder: Id of the job this is a driver of; a lease of the same job is taken over at once. Empty for a driver
-            that nobody starts again.
+        num_row_blocks: Number of row blocks that the lease reserves.
+        holder: Id of the cluster job that this process drives. A lease of the same job is taken over at once: the
+            cluster starts a driver again when it has lost the earlier one, and should that one still run, disjoint row
+            blocks make it harmless. Empty for a driver started by hand.
 
     Raises:
-        InputError: A live driver holds the run; names its host and process.
+        InputError: A live driver holds the run; the message names its host and process.
         StoreError: The run's record or the newest lease is damaged.
-        TransientError: The store failed.
+        TransientError: The store cannot be reached.
     """
     held = newest_lease(location)
-    if held is not None and is_live(held) and not _is_of(held, holder):
-        raise _taken(location, held)
+    if held is not None and is_live(held) and not _is_same_job(held, holder):
+        raise _run_is_held(location, held)
+    # Behind the previous lease's range and behind all that the arrays cover: see the module's docstring.
     first = max(held.end_row_block if held else 0, reserved_row_blocks(location))
     me = psutil.Process()
     lease = Lease(
@@ -148,39 +170,41 @@ def acquire(location: Location, num_row_blocks: int, holder: str = "") -> HeldLe
         holder=holder,
     )
     path = layout.driver_path(lease.generation)
-    # Refused by our own object when the store took the first try and its answer was lost.
+    # When the answer to a successful PUT is lost, the client sends it again and is refused by its own object. So a
+    # refusal counts only if the stored lease is not byte for byte this one.
     if not location.create(path, lease.to_bytes()) and location.read(path) != lease.to_bytes():
-        raise _taken(location, None)
+        raise _run_is_held(location, None)
+    # A store that honours conditional writes must refuse to create the same lease a second time.
     is_exclusive = not location.create(path, lease.to_bytes())
     return HeldLease(location, lease, is_exclusive=is_exclusive)
 
 
 def refuse_if_driven(location: Location, holder: str = "") -> None:
-    """Look, without taking anything, whether a run could be taken.
+    """Raise if ``acquire`` would be refused, without taking a lease.
 
     Args:
         location: The run's store.
-        holder: As for ``acquire``.
+        holder: Job id, as for ``acquire``.
 
     Raises:
-        InputError: A live driver holds it.
+        InputError: A live driver holds the run.
     """
     lease = live_driver(location)
-    if lease is not None and not _is_of(lease, holder):
-        raise _taken(location, lease)
+    if lease is not None and not _is_same_job(lease, holder):
+        raise _run_is_held(location, lease)
 
 
 def live_driver(location: Location) -> Lease | None:
-    """Give the lease of the driver that works on a run now, if one does."""
+    """Return the newest lease if its driver may still be working; else None."""
     lease = newest_lease(location)
     return lease if lease is not None and is_live(lease) else None
 
 
 def newest_lease(location: Location) -> Lease | None:
-    """Give the lease of the last driver that a run had, alive or not.
+    """Return the lease of the highest generation, live or not; None when the run never had a driver.
 
     Raises:
-        StoreError: It is damaged or vanished.
+        StoreError: The lease is damaged, or was deleted between listing and reading.
     """
     newest = _newest_generation(location)
     if not newest:
@@ -188,7 +212,12 @@ def newest_lease(location: Location) -> Lease | None:
     path = layout.driver_path(newest)
     data = location.read(path)
     if data is None:
-        raise StoreError("a lease vanished.", code="bad_record", file=f"{location.url}/{path}", hint="Try again.")
+        raise StoreError(
+            "the newest lease was deleted while it was read.",
+            code="bad_record",
+            file=f"{location.url}/{path}",
+            hint="Try again.",
+        )
     return parse_record(Lease, data, f"{location.url}/{path}")
 
 
@@ -199,38 +228,41 @@ def _newest_generation(location: Location) -> int:
 
 
 def is_live(lease: Lease) -> bool:
-    """Whether the driver of a lease may be at work: it has neither given it up nor let it run out, nor is it gone."""
+    """Whether a lease's driver may still be working: not released, not expired, and its process not seen to be gone."""
     if lease.released or time.time() > lease.expires_at:
         return False
+    # The process table tells about this host since its last boot only. For any other driver, expiry decides. Containers
+    # on one machine share a boot id and may number their processes alike, but their host names differ.
     if lease.host != socket.gethostname() or lease.boot_id != _boot_id():
         return True
     try:
-        # A second's slack: the process table rounds.
+        # Process ids are reused, so the start time has to match too; process tables round it, to 0.01 s on Linux.
         process = psutil.Process(lease.pid)
         is_same = abs(process.create_time() - lease.process_started) < 1.0
-        # Killed and not yet reaped by its parent, as in a container without an init: it works no more.
+        # A zombie was killed and waits for its parent to collect it, for ever in a container without an init process.
         return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def _is_of(lease: Lease, holder: str) -> bool:
+def _is_same_job(lease: Lease, holder: str) -> bool:
     return bool(holder) and lease.holder == holder
 
 
-def _taken(location: Location, held: Lease | None) -> InputError:
+def _run_is_held(location: Location, held: Lease | None) -> InputError:
     if held is None:
-        who = "by another driver that was quicker"
+        who = "by another driver, which took the lease first"
     else:
         who = f"by {f'job {held.holder}, ' if held.holder else ''}process {held.pid} on {held.host}"
     return InputError(
-        f"the run at {location.url} is being worked {who}.",
+        f"the run at {location.url} is being worked on {who}.",
         code="run_has_driver",
         field="store.url",
-        hint=f"Wait for it, stop it, or, if it is dead, try again in {LEASE_SECONDS:.0f} s.",
+        hint=f"Wait for it or stop it. If it has crashed, try again in {LEASE_SECONDS:.0f} s.",
     )
 
 
 def _boot_id() -> str:
+    """Return an id of this host's current boot: a process id means nothing after a reboot."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else f"{psutil.boot_time():.0f}-{os.name}"

@@ -1,4 +1,4 @@
-"""The driver's side of a run's store: begin or rejoin a run, make room for its rows."""
+"""What a driver does with a run's store before it works: create or rejoin the run, and lengthen its arrays."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..locations.location import Location
 
 
 def read_run_record(location: Location) -> RunRecord | None:
-    """Read what run a store holds; None when the place is empty.
+    """Read ``run.json``; None when the location is empty or a driver crashed before it wrote the record.
 
     Raises:
-        InputError: The place holds something that is not a run.
-        StoreError: The record is damaged, gone from a store that has commits, or of another layout version.
+        InputError: The location holds other objects and no run.
+        StoreError: The record is damaged or of another layout version, or is missing although there are commits.
     """
     data = location.read(layout.RUN_RECORD)
     if data is not None:
@@ -36,21 +36,27 @@ def read_run_record(location: Location) -> RunRecord | None:
             hint="Restore it from a copy, or delete the rest.",
         )
     if location.names(layout.DRIVERS):
-        # A driver took its lease and died before it wrote what the run is.
+        # A driver took the lease and crashed before it wrote the record: the run does not exist yet.
         return None
     raise InputError(
         f"{location.url} holds something that is not a run: it has no {layout.RUN_RECORD}.",
         code="not_a_run",
         field="store.url",
-        hint="Choose an empty place or an existing run.",
+        hint="Choose an empty location or an existing run.",
     )
 
 
 def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
-    """Refuse to mix two jobs in one store.
+    """Raise unless a plan is that of the stored run.
+
+    Args:
+        record: The stored run's record.
+        plan: The plan of the job to run.
+        url: The store's URL, for the message.
 
     Raises:
-        InputError: The stored run has another spec, model or catalog; names the first field that differs.
+        InputError: The stored run has another spec, model, catalog or conversations; names the first field that
+            differs.
     """
     if record.plan_digest == plan.digest:
         return
@@ -61,13 +67,13 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
         message = f"the run at {url} was begun with {json.dumps(was)}, the spec says {json.dumps(now)}."
     elif record.model.fingerprint != plan.facts.fingerprint:
         field = "model.source"
-        message = f"the run at {url} was made with another model's files of that name."
+        message = f"the run at {url} was made with other model files of the same name."
     elif record.of_conversations:
         field = "conversations.source"
-        message = f"the run at {url} was made of other conversations."
+        message = f"the run at {url} was made from other conversations."
     else:
         field = "personas.catalog"
-        message = f"the run at {url} was made with other prompts or questions of those names."
+        message = f"the run at {url} was made with other prompts or questions of the same names."
     raise InputError(
         message, code="other_run", field=field, hint="Give this job its own store.url, or restore the spec."
     )
@@ -84,28 +90,32 @@ def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object
 
 
 def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
-    """Write the run's list of units and its record if it has none. The caller holds the lease.
+    """Create a run unless it exists: write its list of units, then its record. The caller holds the lease.
 
     Args:
         location: The run's store.
-        record: What the run is.
-        units: The list of its units, as ``encode_units`` gives it.
+        record: The run's record.
+        units: The encoded list of planned units, as ``encode_units`` returns it.
 
     Raises:
-        InputError: Another run got there first.
+        InputError: Another run was created here in the meantime.
     """
     if location.read(layout.RUN_RECORD) is None:
-        # Before the record that names its checksum: a run that exists has its list.
+        # The list first, so that a run that has a record always has its list too.
         location.write(layout.units_path(record.units_sha256), units)
         if location.create(layout.RUN_RECORD, record.to_bytes()):
             return
-    there = read_run_record(location)
-    if there is None or there.plan_digest != record.plan_digest:
-        raise InputError(f"another run was begun at {location.url} meanwhile.", code="other_run", field="store.url")
+    stored = read_run_record(location)
+    if stored is None or stored.plan_digest != record.plan_digest:
+        raise InputError(
+            f"another run was started at {location.url} in the meantime.", code="other_run", field="store.url"
+        )
 
 
 def reserved_row_blocks(location: Location) -> int:
-    """Give how many row blocks drivers have made room for so far, by the arrays themselves.
+    """Return how many row blocks the arrays cover: the first block that no driver has ever assigned.
+
+    The longest array counts, for a driver may have crashed while it lengthened them one by one.
 
     Raises:
         StoreError: The run's record is damaged.
@@ -122,7 +132,7 @@ def reserved_row_blocks(location: Location) -> int:
 
 
 def _num_rows(metadata: bytes | None) -> int:
-    """Take an array's length out of its metadata; 0 where that says none."""
+    """Return an array's number of rows from its ``zarr.json``; 0 when that is missing or unreadable."""
     try:
         return int(json.loads(metadata or b"")["shape"][0])
     except (ValueError, TypeError, KeyError, IndexError):
@@ -130,9 +140,15 @@ def _num_rows(metadata: bytes | None) -> int:
 
 
 def reserve_rows(location: Location, record: RunRecord, num_row_blocks: int) -> None:
-    """Make the activation arrays, or lengthen them, so that they cover a number of row blocks.
+    """Create the activation arrays, or lengthen them, so that they cover a number of row blocks.
 
-    Empty blocks take no space. The caller holds the lease; nobody else writes the arrays' metadata.
+    Row blocks without a shard take no space and read as NaN, the fill value. Workers never write array metadata, so
+    only the driver that holds the lease changes an array's shape.
+
+    Args:
+        location: The run's store.
+        record: The run's record.
+        num_row_blocks: Row blocks that the arrays must have room for; longer arrays are left as they are.
     """
     with location.errors():
         _reserve(location.zarr(read_only=False), record, num_row_blocks)
@@ -142,18 +158,18 @@ def _reserve(store: Store, record: RunRecord, num_row_blocks: int) -> None:
     root = zarr.open_group(store, mode="a")
     for hook_point, pooling in record.arrays:
         path = layout.array_path(hook_point, pooling)
-        cut = geometry_of(record, pooling)
-        num_rows = num_row_blocks * cut.rows_per_block
+        geometry = geometry_of(record, pooling)
+        num_rows = num_row_blocks * geometry.rows_per_block
         if path not in root:
             create_array(
                 store,
                 path,
                 num_rows=num_rows,
-                rows_per_block=cut.rows_per_block,
-                layers=cut.layers,
-                d_model=cut.d_model,
+                rows_per_block=geometry.rows_per_block,
+                layers=geometry.layers,
+                d_model=geometry.d_model,
                 mantissa_bits=record.spec.store.mantissa_bits,
-                rows_per_chunk=cut.rows_per_chunk,
+                rows_per_chunk=geometry.rows_per_chunk,
             )
             continue
         array = root[path]

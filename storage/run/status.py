@@ -1,30 +1,37 @@
-"""What a driver says of how it goes: one small object in the store, written over every few seconds.
+"""A driver's status: one small JSON object per driver, overwritten every few seconds, for people who watch a run.
 
-News and never the truth: what is committed and who holds the run is read from the commits and the leases. A driver
-that dies leaves its last words here, and the time it said them.
+No decision is based on it: committed units are read from the commit records, and who holds the run from the leases.
+A driver that crashes leaves its last status with the time at which it was written.
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from ...jobs.scheduling.job_state import JobState
 from ..format import layout
 from ..locations.location import Location
 
 
-class _News(BaseModel):
-    # Read by other versions than the one that wrote it: what they do not know they pass over.
+def _stored_as(key: str, name: str) -> Any:
+    """Keep a field's key in stored files, which clients of other versions read."""
+    return Field(validation_alias=AliasChoices(key, name), serialization_alias=key)
+
+
+class _StatusModel(BaseModel):
+    # A client of another version than the driver's may read it, so fields that it does not know are ignored.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Stage(_News):
-    """A stage of the job and how far it is.
+class Stage(_StatusModel):
+    """Progress of one stage of a job.
 
     Attributes:
         name: ``rollouts`` or ``reduction``.
-        done: Units, or for the reduction 1 when it is stored.
-        planned: Of how many.
+        done: Committed units; for the reduction 1 when it is stored, else 0.
+        planned: Planned units; 1 for the reduction.
     """
 
     name: str
@@ -32,15 +39,15 @@ class Stage(_News):
     planned: int
 
 
-class WorkerStatus(_News):
-    """What one worker is doing.
+class WorkerStatus(_StatusModel):
+    """State of one worker.
 
     Attributes:
-        name: Who.
-        node: Id of its node; empty until it has a place.
-        doing: ``waiting`` for a place, ``loading``, ``idle`` or ``working``.
-        units: What it works on.
-        since: Seconds since the epoch.
+        name: Name of the worker, such as ``worker-0``.
+        node: Ray's id of its node; empty until it is scheduled.
+        doing: ``waiting`` to be scheduled, ``loading`` the model, ``idle`` or ``working``.
+        units: Ids of the units it works on.
+        since: When it entered that state, in seconds since the epoch.
     """
 
     name: str
@@ -50,15 +57,15 @@ class WorkerStatus(_News):
     since: float
 
 
-class UnitFailure(_News):
-    """A unit that failed, so far or for good.
+class UnitFailure(_StatusModel):
+    """A unit whose last attempt failed.
 
     Attributes:
-        unit_id: Which.
-        attempts: How often.
-        error: One line of the last.
-        detail: All that is known; kept in full for the first failure alone.
-        is_given_up: Whether it is not tried again.
+        unit_id: Id of the unit.
+        attempts: Number of failed attempts.
+        error: The last error, in one line.
+        detail: Full text of the error with its traceback; empty except for the first failure in the list.
+        is_given_up: Whether it is not retried any more.
     """
 
     unit_id: str
@@ -68,32 +75,32 @@ class UnitFailure(_News):
     is_given_up: bool
 
 
-class RunStatus(_News):
-    """How a driver's work goes.
+class RunStatus(_StatusModel):
+    """Status of a driver. Stored under the keys ``told_at`` and ``begun_at`` for ``updated_at`` and ``started_at``.
 
     Attributes:
-        job_id: Of the job on a cluster; empty for a driver that was started by hand.
-        state: RUNNING, or how it ended.
+        job_id: Id of the cluster job; empty for a driver that was started by hand.
+        state: RUNNING, or the state in which the job ended.
         doing: ``starting``, ``loading``, ``working``, ``reducing`` or ``ended``.
-        told_at: Seconds since the epoch.
-        begun_at: Likewise.
-        stages: How far each stage is.
-        units_failed: Given up.
-        units_in_flight: Handed out and not answered.
-        rollouts_per_second: Committed, over the last minutes; None before there is a measure.
-        tokens_per_second: Of responses, likewise.
-        seconds_left: Estimated for the rollouts; None before there is a measure.
-        workers: What each does.
-        failures: The units that failed.
-        nodes_left_out: Nodes that get no more work, with the reason.
-        error: What ended it, in full; empty when nothing did.
+        updated_at: When this status was made, in seconds since the epoch.
+        started_at: When the driver started, in seconds since the epoch.
+        stages: Progress of each stage.
+        units_failed: Number of units that are not retried any more.
+        units_in_flight: Number of units that were sent to a worker and are not finished.
+        rollouts_per_second: Committed rollouts per second over the last minutes; None until it is measured.
+        tokens_per_second: Response tokens per second over the last minutes; None until it is measured.
+        seconds_left: Estimated time until all rollouts are committed, in seconds; None until it is measured.
+        workers: State of each worker.
+        failures: Units whose last attempt failed.
+        nodes_left_out: By node id, why a node gets no more work.
+        error: The error that ended the job, in full; empty when none did.
     """
 
     job_id: str = ""
     state: JobState
     doing: str
-    told_at: float
-    begun_at: float
+    updated_at: float = _stored_as("told_at", "updated_at")
+    started_at: float = _stored_as("begun_at", "started_at")
     stages: tuple[Stage, ...] = ()
     units_failed: int = 0
     units_in_flight: int = 0
@@ -107,16 +114,21 @@ class RunStatus(_News):
 
 
 def write_status(location: Location, generation: int, status: RunStatus) -> None:
-    """Write a driver's news over its last.
+    """Write a driver's status over its previous one.
+
+    Args:
+        location: The run's store.
+        generation: Number of the driver's lease.
+        status: The new status.
 
     Raises:
-        AtlasError: The store failed.
+        AtlasError: The store cannot be reached or written.
     """
-    location.write(layout.status_path(generation), (status.model_dump_json(indent=1) + "\n").encode())
+    location.write(layout.status_path(generation), (status.model_dump_json(indent=1, by_alias=True) + "\n").encode())
 
 
 def read_status(location: Location, generation: int) -> RunStatus | None:
-    """Read the news of the driver of one generation; None when there is none that can be read."""
+    """Read the status of the driver of one generation; None when there is none or it cannot be parsed."""
     data = location.read(layout.status_path(generation))
     try:
         return RunStatus.model_validate_json(data) if data is not None else None

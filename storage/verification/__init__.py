@@ -1,1 +1,1 @@
-"""Re-read a store and hold it against what was committed; find what dead attempts left."""
+"""Check a store against its commit records, and find and delete garbage."""

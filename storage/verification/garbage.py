@@ -1,8 +1,9 @@
-"""Objects of attempts that do not count: find them, and delete those that no commit can ever name.
+"""Garbage: objects of uncommitted attempts. Find it, and delete what can never be committed.
 
-An attempt leaves objects behind when its worker or driver dies, or another attempt of its unit was quicker. They cost
-space and nothing else. While a unit is not committed, a driver that was stalled might still commit one of its
-attempts, so those stay; once a unit is committed, or the run complete, its other attempts are dead for good.
+An attempt leaves objects behind when its worker or driver crashes, or when another attempt of its unit is committed
+first. Garbage takes space and does no other harm. While a unit has no commit record, a stalled driver might still
+commit one of its attempts, so those objects must stay; once the unit is committed, or the run is complete, its other
+attempts can never be committed.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from ..run.index_keeper import rebuild_index
 from ..run.lease import acquire
 from ..run.run_store import reserve_rows
 
-_PARTS = (".part", ".partial")
-"""How a directory's objects end while they are written, ours and Zarr's; a crash leaves one behind."""
+_TEMPORARY_SUFFIXES = (".part", ".partial")
+"""Suffixes of temporary files in a directory store, this package's and Zarr's; a crash leaves one behind."""
 
 
 @dataclass(frozen=True, slots=True)
 class GarbageObject:
-    """An object that no commit names.
+    """An object that no commit record names.
 
     Attributes:
-        path: In the store.
-        num_bytes: It takes.
-        unit_id: Whose attempt wrote it; None when that cannot be told.
-        is_removable: Whether no commit can ever name it.
+        path: Path in the store.
+        num_bytes: Length in bytes.
+        unit_id: Unit of the attempt that wrote it; None when unknown.
+        is_removable: Whether no commit record can ever name it.
     """
 
     path: str
@@ -39,72 +40,78 @@ class GarbageObject:
     is_removable: bool
 
 
-def find_garbage(location: Location, live: Iterable[Manifest], *, is_complete: bool = False) -> list[GarbageObject]:
-    """Find the objects of attempts that do not count.
+def find_garbage(
+    location: Location, manifests: Iterable[Manifest], *, is_complete: bool = False
+) -> list[GarbageObject]:
+    """Find the objects of uncommitted attempts.
 
     Args:
         location: The run's store.
-        live: The manifests of every commit.
+        manifests: The manifests of all commit records.
         is_complete: Whether every planned unit is committed.
 
     Returns:
-        Sorted by path.
+        Garbage objects, sorted by path.
     """
-    live = list(live)
-    named = {stored.path for manifest in live for stored in manifest.objects}
-    committed = {manifest.unit_id for manifest in live}
+    manifests = list(manifests)
+    named = {stored.path for manifest in manifests for stored in manifest.objects}
+    committed = {manifest.unit_id for manifest in manifests}
     everything = location.sizes("")
     texts = {path for path in everything if path.startswith(f"{layout.ROLLOUTS}/")}
-    blocks = {path for path in everything if path.startswith(f"{layout.ACTIVATIONS}/")}
-    parts = {path for path in everything if path.endswith(_PARTS)}
-    owner: dict[int | None, str | None] = {row_block: unit_id for unit_id, row_block in map(_texts_name, texts)}
-    dead: list[GarbageObject] = []
-    for path in sorted(texts | blocks | parts):
+    shards = {path for path in everything if path.startswith(f"{layout.ACTIVATIONS}/")}
+    temporary = {path for path in everything if path.endswith(_TEMPORARY_SUFFIXES)}
+    # A shard's path has the row block and not the unit; the attempt's table of rollouts, written before, has both.
+    owner: dict[int | None, str | None] = {
+        row_block: unit_id for unit_id, row_block in map(_parse_rollouts_path, texts)
+    }
+    garbage: list[GarbageObject] = []
+    for path in sorted(texts | shards | temporary):
         is_metadata = path.endswith("zarr.json")
         if path in named or is_metadata:
             continue
-        unit_id = _texts_name(path)[0] if path in texts else owner.get(_row_block(path))
-        is_removable = is_complete or unit_id in committed or path in parts
-        dead.append(GarbageObject(path, everything[path], unit_id, is_removable))
-    return dead
+        unit_id = _parse_rollouts_path(path)[0] if path in texts else owner.get(_row_block(path))
+        is_removable = is_complete or unit_id in committed or path in temporary
+        garbage.append(GarbageObject(path, everything[path], unit_id, is_removable))
+    return garbage
 
 
-def remove_garbage(location: Location, record: RunRecord, dead: Iterable[GarbageObject]) -> int:
-    """Delete the removable of these, and put index and lengths of arrays in order. Takes the run's lease meanwhile.
+def remove_garbage(location: Location, record: RunRecord, garbage: Iterable[GarbageObject]) -> int:
+    """Delete removable garbage, and bring index and array lengths up to date, under the run's lease.
 
     Args:
         location: The run's store.
-        record: Of the run.
-        dead: As ``find_dead`` gave them; looked at again under the lease.
+        record: The run's record.
+        garbage: Objects to delete, from ``find_garbage``. Each is checked again under the lease.
 
     Returns:
-        How many were deleted.
+        Number of deleted objects.
 
     Raises:
         InputError: A driver works on the run.
         StoreError: A commit record is damaged; nothing is deleted.
     """
-    wanted = {thing.path for thing in dead}
+    wanted = {garbage_object.path for garbage_object in garbage}
     with acquire(location, 0) as lease:
         commits = read_commits(location, sorted(committed_units(location)))
         manifests = [commit.manifest for commit in commits]
         again = find_garbage(location, manifests, is_complete=len(commits) == record.num_units)
-        paths = [thing.path for thing in again if thing.is_removable and thing.path in wanted]
+        paths = [found.path for found in again if found.is_removable and found.path in wanted]
         lease.check()
         location.delete(paths)
-        # Both are for readers' convenience, and either may have been written over by a driver long dead.
+        # A late write of a crashed driver may have replaced either by an older state. Readers of this package do not
+        # mind, for they go by the commit records; other Zarr readers see an array that is too short.
         reserve_rows(location, record, max((manifest.row_block + 1 for manifest in manifests), default=0))
         rebuild_index(location, record, commits)
     return len(paths)
 
 
-def _texts_name(path: str) -> tuple[str | None, int | None]:
-    """Take a texts' path apart: ``rollouts/<unit>-<row_block>.parquet``."""
+def _parse_rollouts_path(path: str) -> tuple[str | None, int | None]:
+    """Parse ``rollouts/<unit>-<row_block>.parquet``; (None, None) for other paths."""
     unit_id, _, number = path.removeprefix(f"{layout.ROLLOUTS}/").removesuffix(".parquet").rpartition("-")
     return (unit_id, int(number)) if unit_id and number.isdecimal() else (None, None)
 
 
 def _row_block(path: str) -> int | None:
-    """Take the row block out of ``activations/<hook>/<pooling>/c/<row_block>/0/0``."""
+    """Parse the row block of ``activations/<hook_point>/<pooling>/c/<row_block>/0/0``; None for other paths."""
     parts = path.split("/")
     return int(parts[4]) if len(parts) > 4 and parts[4].isdecimal() else None

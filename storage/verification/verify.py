@@ -1,4 +1,8 @@
-"""Re-read a run and prove it: every planned unit there or named, every byte as committed, every number in its place."""
+"""Verify a run: read every committed object and check it against commit records, plan and index.
+
+Problems are of two kinds. *Damage*: a value, text or record is missing or wrong. *Lag*: a cache of the commit records
+does not know a commit yet, which costs readers requests and makes no result wrong.
+"""
 
 from __future__ import annotations
 
@@ -30,26 +34,26 @@ from .garbage import find_garbage
 from .verify_unit import Problem, UnitCheck
 
 _PARALLEL_UNITS = 8
-"""Units in memory at a time, one object of each."""
+"""Units that are checked at a time; one object of each is in memory."""
 
-_OTHER_LINES = "its lines are not those of the commits; gc --yes writes it anew."
+_OTHER_LINES = "its lines differ from the commit records; gc --yes rewrites it."
 
 
 @dataclass
 class Verification:
-    """What a look at everything found.
+    """The result of ``verify_run``.
 
     Attributes:
-        units_planned: Of the run.
-        units_done: Committed.
-        missing: Planned units that are not committed, in the plan's order.
-        problems: Everything that is wrong.
-        rollouts: Of the committed units.
-        bytes_read: Of activations and texts.
-        canaries: Committed units that were held against a plain forward pass.
-        worst_relative_error: Over all canaries and layers; None without any.
-        dead_objects: Left by attempts that do not count.
-        dead_bytes: They take.
+        units_planned: Number of planned units.
+        units_done: Number of committed units.
+        missing: Ids of the planned units that are not committed, in the order of the plan.
+        problems: All damage and lag.
+        rollouts: Number of rollouts of the committed units.
+        bytes_read: Bytes of shards and tables that were read.
+        canaries: Number of committed units with a rollout that was compared with a plain forward pass.
+        worst_relative_error: Largest relative error over all canaries and layers; None without canaries.
+        garbage_objects: Number of objects of uncommitted attempts.
+        garbage_bytes: Their size in bytes.
     """
 
     units_planned: int
@@ -60,12 +64,12 @@ class Verification:
     bytes_read: int = 0
     canaries: int = 0
     worst_relative_error: float | None = None
-    dead_objects: int = 0
-    dead_bytes: int = 0
+    garbage_objects: int = 0
+    garbage_bytes: int = 0
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing that is committed is damaged."""
+        """Whether there is no damage; lag is allowed."""
         return all(problem.kind == "lag" for problem in self.problems)
 
     @property
@@ -75,19 +79,27 @@ class Verification:
 
 
 def verify_run(
-    location: Location, *, quick: bool = False, tell: Callable[[int, int], None] = lambda *_: None
+    location: Location, *, quick: bool = False, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> Verification:
-    """Check a run.
+    """Verify a run: checksums, rows against texts and token counts, finite values, canaries, index, metadata.
+
+    Damage is collected, not raised, so that one call lists all of it.
 
     Args:
-        location: Its store.
-        quick: Hold objects' lengths against the commits, and read none of them.
-        tell: Told now and then how many units are checked, of how many.
+        location: The run's store.
+        quick: Whether to check records and object lengths only, and read no object.
+        on_progress: Called after each unit with the numbers of checked and of committed units.
 
     Raises:
         InputError: There is no run.
-        StoreError: ``run.json`` cannot be read, so nothing can be said.
-        TransientError: The store failed.
+        StoreError: ``run.json`` is damaged, so nothing can be checked.
+        TransientError: The store cannot be reached.
+
+    Example:
+        >>> from persona_atlas.storage.locations.location import open_location
+        >>> report = verify_run(open_location("runs/demo"))  # doctest: +SKIP
+        >>> report.is_sound, report.is_complete, report.rollouts  # doctest: +SKIP
+        (True, True, 32)
     """
     record = read_run_record(location)
     if record is None:
@@ -96,14 +108,15 @@ def verify_run(
         )
     found = Verification(record.num_units)
     planned = _planned(location, record, found)
-    # Before the commits, which a driver may add to meanwhile: the index can only lag behind what is listed after it.
+    # Caches are read before the commits are listed: a driver may commit meanwhile, and then they lag. Read in the other
+    # order they could have units that the list lacks, which would look like damage.
     stored = _StoredIndex(read_stored_index(location, record), read_chunks(location))
     names = sorted(committed_units(location))
     found.units_done = len(names)
     if planned is not None:
         if len(planned) != record.num_units:
-            what = f"it says {record.num_units} units, the list of them has {len(planned)}."
-            found.problems.append(Problem("damage", "wrong_count", layout.RUN_RECORD, what))
+            message = f"it says {record.num_units} units, the list of them has {len(planned)}."
+            found.problems.append(Problem("damage", "wrong_count", layout.RUN_RECORD, message))
         found.missing = tuple(unit_id for unit_id in planned if unit_id not in set(names))
     check = UnitCheck(location, record, planned, quick=quick)
     commits: list[CommitRecord] = []
@@ -113,15 +126,15 @@ def verify_run(
             found.bytes_read += checked.bytes_read
             if checked.commit is not None:
                 commits.append(checked.commit)
-            tell(number, len(names))
-    _sum_up(found, commits)
+            on_progress(number, len(names))
+    _add_totals(found, commits)
     found.problems += _shared_row_blocks(commits)
     found.problems += _arrays(location, record, commits)
     found.problems += _index(stored, record, commits)
     found.problems += _reduction(location)
     found.problems += _scores(location)
-    dead = find_garbage(location, [commit.manifest for commit in commits])
-    found.dead_objects, found.dead_bytes = len(dead), sum(thing.num_bytes for thing in dead)
+    garbage = find_garbage(location, [commit.manifest for commit in commits])
+    found.garbage_objects, found.garbage_bytes = len(garbage), sum(found_object.num_bytes for found_object in garbage)
     return found
 
 
@@ -133,7 +146,7 @@ def _planned(location: Location, record: RunRecord, found: Verification) -> dict
         return None
 
 
-def _sum_up(found: Verification, commits: Iterable[CommitRecord]) -> None:
+def _add_totals(found: Verification, commits: Iterable[CommitRecord]) -> None:
     for commit in commits:
         found.rollouts += commit.manifest.num_rows
         canary = commit.manifest.canary
@@ -148,35 +161,36 @@ def _shared_row_blocks(commits: Iterable[CommitRecord]) -> Iterator[Problem]:
     for commit in commits:
         row_block, unit_id = commit.manifest.row_block, commit.manifest.unit_id
         if row_block in owner:
-            what = f"row block {row_block} is also that of {owner[row_block]}."
-            yield Problem("damage", "shared_row_block", layout.commit_path(unit_id), what, unit_id)
+            message = f"row block {row_block} belongs to {owner[row_block]} too."
+            yield Problem("damage", "shared_row_block", layout.commit_path(unit_id), message, unit_id)
         owner[row_block] = unit_id
 
 
 def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecord]) -> Iterator[Problem]:
-    """Check what Zarr readers go by; our own reader goes by the commits."""
+    """Check the arrays' metadata, by which other Zarr readers go; this package reads by the commit records."""
     num_blocks = max((commit.manifest.row_block + 1 for commit in commits), default=0)
     for hook_point, pooling in record.arrays:
         path = layout.array_path(hook_point, pooling)
-        cut = geometry_of(record, pooling)
-        # Inside: an array that is not there is a missing file to us, and no trouble of the store's.
+        geometry = geometry_of(record, pooling)
+        # Caught here, inside ``errors()``, which would report a missing array as a missing bucket.
         with location.errors():
             try:
                 array: Any = zarr.open_array(location.zarr(read_only=True), path=path, mode="r")
-                facts = (array.shape[1:], array.shards, array.chunks, str(array.dtype), list(array.attrs["layers"]))
+                metadata = (array.shape[1:], array.shards, array.chunks, str(array.dtype), list(array.attrs["layers"]))
                 is_nan_filled = bool(np.isnan(array.fill_value))
             except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-                what = f"the array's metadata cannot be read: {error}."
-                yield Problem("damage", "bad_array", f"{path}/zarr.json", what)
+                message = f"the array's metadata cannot be read: {error}."
+                yield Problem("damage", "bad_array", f"{path}/zarr.json", message)
                 continue
-        shard, chunk = (cut.rows_per_block, len(cut.layers), cut.d_model), (cut.rows_per_chunk, 1, cut.d_model)
-        expected = (shard[1:], shard, chunk, "float32", list(cut.layers))
-        if facts != expected or not is_nan_filled:
-            yield Problem("damage", "bad_array", f"{path}/zarr.json", "the array's metadata does not fit the run.")
-        elif array.shape[0] < num_blocks * cut.rows_per_block:
-            # A dead driver's write may arrive late; queries go by the commits and do not mind.
-            what = f"the array ends at row {array.shape[0]}, and Zarr readers see no further; gc --yes lengthens it."
-            yield Problem("lag", "short_array", f"{path}/zarr.json", what)
+        shard = (geometry.rows_per_block, len(geometry.layers), geometry.d_model)
+        chunk = (geometry.rows_per_chunk, 1, geometry.d_model)
+        expected = (shard[1:], shard, chunk, "float32", list(geometry.layers))
+        if metadata != expected or not is_nan_filled:
+            yield Problem("damage", "bad_array", f"{path}/zarr.json", "the array's metadata does not match the run.")
+        elif array.shape[0] < num_blocks * geometry.rows_per_block:
+            # A late write of a crashed driver may have shortened it. Queries go by the commit records.
+            message = f"the array ends at row {array.shape[0]}, so Zarr readers miss the rest; gc --yes lengthens it."
+            yield Problem("lag", "short_array", f"{path}/zarr.json", message)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,20 +201,22 @@ class _StoredIndex:
 
 def _index(stored: _StoredIndex, record: RunRecord, commits: list[CommitRecord]) -> Iterator[Problem]:
     table, chunks = stored.rollouts, stored.chunks
-    truth = index_lines(record, commits)
+    expected_lines = index_lines(record, commits)
     indexed = set(table["unit_id"].unique().to_pylist())
     known = {commit.manifest.unit_id for commit in commits}
     lagging = len(known - indexed)
     if lagging:
-        what = f"it lacks {lagging} committed units; readers ask their commits."
-        yield Problem("lag", "stale_index", layout.INDEX, what)
+        message = f"it lacks {lagging} committed units; readers read their commit records."
+        yield Problem("lag", "stale_index", layout.INDEX, message)
     shared = pa.array(sorted(known & indexed), pa.string())
-    theirs, ours = (in_address_order(lines.filter(pc.field("unit_id").isin(shared))) for lines in (table, truth))
+    theirs, ours = (
+        in_address_order(lines.filter(pc.field("unit_id").isin(shared))) for lines in (table, expected_lines)
+    )
     if not theirs.equals(ours):
         yield Problem("damage", "wrong_index", layout.INDEX, _OTHER_LINES)
     if indexed - known:
-        what = f"it has {len(indexed - known)} units without a sound commit record, such as {min(indexed - known)}."
-        yield Problem("damage", "wrong_index", layout.INDEX, what)
+        message = f"it has {len(indexed - known)} units without a valid commit record, such as {min(indexed - known)}."
+        yield Problem("damage", "wrong_index", layout.INDEX, message)
     order = [("row_block", "ascending"), ("hook_point", "ascending"), ("pooling", "ascending")]
     expected = chunk_table(commit.manifest for commit in commits)
     blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
@@ -208,7 +224,9 @@ def _index(stored: _StoredIndex, record: RunRecord, commits: list[CommitRecord])
         yield Problem("damage", "wrong_index", layout.CHUNKS, _OTHER_LINES)
     lacking = len(set(expected["row_block"].to_pylist()) - set(blocks.to_pylist()))
     if lacking:
-        yield Problem("lag", "stale_index", layout.CHUNKS, f"it lacks {lacking} units; readers ask their commits.")
+        yield Problem(
+            "lag", "stale_index", layout.CHUNKS, f"it lacks {lacking} units; readers read their commit records."
+        )
 
 
 def _reduction(location: Location) -> Iterator[Problem]:

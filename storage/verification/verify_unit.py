@@ -1,7 +1,6 @@
 """Check one committed unit: its record against the plan, its objects against the record, their content against both.
 
-What is wrong is *damage* (a number, text or record that cannot be trusted) or *lag* (the index does not know a commit
-yet, which costs readers requests and no truth). Axes: C chunks of a layer, R rows of a chunk, D d_model.
+Axes: C inner chunks of a layer, R rows of an inner chunk, D d_model.
 """
 
 from __future__ import annotations
@@ -26,31 +25,38 @@ from ..locations.location import Location
 from ..run.commits import read_commit
 
 _WORST_CANARY = 5e-2
-"""Relative error that no engine lets pass, whatever its type; another rollout's or layer's vector is off by 1e-1."""
+"""Largest relative error of a canary. Engines allow less at any dtype; a wrong rollout or layer gives 1e-1 or more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it must be.
+    """An inconsistency that ``verify_run`` found.
 
     Attributes:
-        kind: ``damage`` or ``lag``.
-        code: A stable word for it.
-        path: The object, in the store.
-        what: One sentence.
-        unit_id: Whose it is, where it is a unit's.
+        kind: ``damage`` when a value, text or record is missing or wrong; ``lag`` when a cache of the commit records,
+            or an array's length, is behind them, which changes no result.
+        code: Stable name of the cause, such as ``bad_object``.
+        path: Path of the object in the store.
+        message: One sentence.
+        unit_id: Id of the unit that the object belongs to; None where it belongs to none.
     """
 
     kind: Literal["damage", "lag"]
     code: str
     path: str
-    what: str
+    message: str
     unit_id: str | None = None
 
 
 @dataclass
-class Checked:
-    """What was found of one unit; no commit when its record cannot be read."""
+class UnitReport:
+    """The result of checking one unit.
+
+    Attributes:
+        commit: The unit's commit record; None when it cannot be read.
+        problems: Damage of the record and its objects.
+        bytes_read: Bytes of the unit's objects that were read.
+    """
 
     commit: CommitRecord | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -58,7 +64,14 @@ class Checked:
 
 
 class UnitCheck:
-    """Checks one committed unit at a time, in whichever thread."""
+    """Checks committed units of a run; its methods may be called from several threads.
+
+    Args:
+        location: The run's store.
+        record: The run's record.
+        planned: Planned units by id; None when the list of them cannot be read.
+        quick: Whether to check lengths instead of reading objects.
+    """
 
     def __init__(
         self, location: Location, record: RunRecord, planned: dict[str, WorkUnit] | None, *, quick: bool
@@ -68,61 +81,63 @@ class UnitCheck:
         self._planned = planned
         self._quick = quick
 
-    def run(self, unit_id: str) -> Checked:
-        """Check a unit's record, texts and activations."""
-        checked = Checked()
+    def run(self, unit_id: str) -> UnitReport:
+        """Check a unit's commit record, table of rollouts and shards."""
+        report = UnitReport()
         try:
             commit = read_commit(self._location, unit_id)
         except StoreError as error:
             path = layout.commit_path(unit_id)
-            checked.problems.append(Problem("damage", error.code, path, error.message, unit_id))
-            return checked
-        checked.commit = commit
-        checked.problems += self._record_problems(unit_id, commit.manifest)
-        checked.problems += self._object(checked, commit.manifest.texts, self._texts_problems, commit.manifest)
-        for block in commit.manifest.blocks:
-            checked.problems += self._object(checked, block, self._block_problems, commit.manifest)
-        return checked
+            report.problems.append(Problem("damage", error.code, path, error.message, unit_id))
+            return report
+        report.commit = commit
+        report.problems += self._record_problems(unit_id, commit.manifest)
+        report.problems += self._object(report, commit.manifest.texts, self._texts_problems, commit.manifest)
+        for shard in commit.manifest.blocks:
+            report.problems += self._object(report, shard, self._shard_problems, commit.manifest)
+        return report
 
     def _record_problems(self, unit_id: str, manifest: Manifest) -> Iterator[Problem]:
         path = layout.commit_path(unit_id)
         if self._planned is not None and self._planned.get(unit_id) != manifest.unit:
             known = unit_id in self._planned
-            what = "is not the planned unit of that name" if known else "is of a unit that was never planned"
-            yield Problem("damage", "wrong_unit", path, f"the commit record {what}.", unit_id)
+            reason = "differs from the planned unit of that id" if known else "is of a unit that was never planned"
+            yield Problem("damage", "wrong_unit", path, f"the commit record {reason}.", unit_id)
         row_block = manifest.row_block
         has_content = any(manifest.content_tokens)
         expected = {
             layout.shard_path(*array, row_block)
             for array in self._record.arrays
-            # Zarr keeps no object for a block without a number: every response was empty.
+            # A shard without any value is not stored: that of a unit whose responses are all empty.
             if has_content or array[1].startswith("prompt_")
         }
-        named = {block.path for block in manifest.blocks}
+        named = {shard.path for shard in manifest.blocks}
         if named != expected or manifest.texts.path != layout.rollouts_path(unit_id, row_block):
             yield Problem(
-                "damage", "wrong_objects", path, "the commit record names other objects than its own.", unit_id
+                "damage", "wrong_objects", path, "the commit record names objects that are not its own.", unit_id
             )
         canary = manifest.canary
         if canary is None and has_content:
-            yield Problem("damage", "no_canary", path, "nothing of it was held against a plain forward pass.", unit_id)
+            yield Problem(
+                "damage", "no_canary", path, "none of its rollouts was compared with a plain forward pass.", unit_id
+            )
         elif canary is not None and len(canary.relative_error_L) != len(self._record.layers):
             yield Problem("damage", "bad_canary", path, "its canary is not of the run's layers.", unit_id)
         elif canary is not None and not max(canary.relative_error_L) <= _WORST_CANARY:
-            what = f"it differs from a plain forward pass by {max(canary.relative_error_L):.1e} of its norm."
-            yield Problem("damage", "bad_canary", path, what, unit_id)
+            message = f"it differs from a plain forward pass by {max(canary.relative_error_L):.1e} of its norm."
+            yield Problem("damage", "bad_canary", path, message, unit_id)
 
     def _object(
         self,
-        checked: Checked,
+        report: UnitReport,
         stored: StoredObject,
         problems: Callable[[bytes, Any, Manifest], Iterator[str]],
         manifest: Manifest,
     ) -> Iterator[Problem]:
-        """Check that an object has the committed bytes, then what they say."""
+        """Check an object's length and SHA-256; if they match, check its content with ``problems``."""
 
-        def damage(code: str, what: str) -> Problem:
-            return Problem("damage", code, stored.path, what, manifest.unit_id)
+        def damage(code: str, message: str) -> Problem:
+            return Problem("damage", code, stored.path, message, manifest.unit_id)
 
         data = None if self._quick else self._location.read(stored.path)
         size = self._location.size(stored.path) if self._quick else len(data) if data is not None else None
@@ -132,12 +147,12 @@ class UnitCheck:
             state = "empty" if not size else f"{size} bytes long"
             yield damage("bad_object", f"it is {state}; {stored.num_bytes} bytes were committed.")
         elif data is not None:
-            checked.bytes_read += len(data)
+            report.bytes_read += len(data)
             if sha256(data).hexdigest() != stored.sha256:
                 yield damage("bad_object", "its bytes are not those that were committed.")
             else:
-                for what in problems(data, stored, manifest):
-                    yield damage("wrong_content", what)
+                for message in problems(data, stored, manifest):
+                    yield damage("wrong_content", message)
 
     def _texts_problems(self, data: bytes, _stored: StoredObject, manifest: Manifest) -> Iterator[str]:
         try:
@@ -157,27 +172,27 @@ class UnitCheck:
         responses = [len(ids) for ids in table["response_token_ids"].to_pylist()]
         content = table["num_content_tokens"].to_pylist()
         if prompts != table["num_prompt_tokens"].to_pylist():
-            yield "a prompt's token ids are not as many as its count."
-        # At most the end-of-turn token follows the content.
-        if any(not spoken <= ids <= spoken + 1 for spoken, ids in zip(content, responses, strict=True)):
+            yield "the number of a prompt's token ids differs from its token count."
+        # A response's token ids are its content tokens, and the end-of-turn token unless it was cut off.
+        if any(not tokens <= ids <= tokens + 1 for tokens, ids in zip(content, responses, strict=True)):
             yield "a response's span does not fit its token ids."
 
-    def _block_problems(self, data: bytes, stored: StoredShard, manifest: Manifest) -> Iterator[str]:
-        cut = geometry_of(self._record, stored.pooling)
+    def _shard_problems(self, data: bytes, stored: StoredShard, manifest: Manifest) -> Iterator[str]:
+        geometry = geometry_of(self._record, stored.pooling)
         filled = _filled_rows(stored.pooling, manifest)
-        num_chunks = -(-len(filled) // cut.rows_per_chunk)
-        has_numbers_CR = np.zeros((num_chunks, cut.rows_per_chunk), dtype=bool)
+        num_chunks = -(-len(filled) // geometry.rows_per_chunk)
+        has_numbers_CR = np.zeros((num_chunks, geometry.rows_per_chunk), dtype=bool)
         has_numbers_CR.flat[: len(filled)] = filled
         try:
-            lengths = decode_chunk_lengths(data, len(cut.layers), cut.chunks_per_block)
-            if lengths != stored.chunk_bytes or len(lengths) != len(cut.layers) * num_chunks:
-                yield "its layers do not lie where the commit record says."
+            lengths = decode_chunk_lengths(data, len(geometry.layers), geometry.chunks_per_block)
+            if lengths != stored.chunk_bytes or len(lengths) != len(geometry.layers) * num_chunks:
+                yield "its inner chunks have other lengths than the commit record says."
                 return
             end = 0
             for place, num_bytes in enumerate(lengths):
-                layer, has_numbers_R = cut.layers[place // num_chunks], has_numbers_CR[place % num_chunks]
+                layer, has_numbers_R = geometry.layers[place // num_chunks], has_numbers_CR[place % num_chunks]
                 begin, end = end, end + num_bytes
-                chunk_RD = decode_chunk(data[begin:end], cut.rows_per_chunk, cut.d_model)
+                chunk_RD = decode_chunk(data[begin:end], geometry.rows_per_chunk, geometry.d_model)
                 if not np.isfinite(chunk_RD[has_numbers_R]).all():
                     yield f"a row of layer {layer} has numbers that are missing or not finite."
                 if not np.isnan(chunk_RD[~has_numbers_R]).all():
@@ -187,7 +202,7 @@ class UnitCheck:
 
 
 def _filled_rows(pooling: str, manifest: Manifest) -> list[bool]:
-    """Say which of a block's first rows have numbers: a row is a rollout, of ``tokens`` a token."""
+    """For each of a shard's first rows (rollouts, or tokens of a ``tokens`` array), whether it must have values."""
     if pooling == TOKENS:
         return [True] * manifest.num_response_tokens
     return [tokens > 0 or pooling.startswith("prompt_") for tokens in manifest.content_tokens]

@@ -109,10 +109,10 @@ def test_a_worker_that_wakes_in_the_middle_of_its_upload_when_its_unit_is_commit
         assert commit_unit(location, lease, late.result()) == counts
     found = verify_run(location)
     # Nobody has written the index so far.
-    assert (found.is_sound, found.is_complete, found.dead_objects) == (True, True, 3)
+    assert (found.is_sound, found.is_complete, found.garbage_objects) == (True, True, 3)
     assert_whole_numbers(spec)
     assert collect_garbage(spec) == 3
-    assert verified(location).dead_objects == 0
+    assert verified(location).garbage_objects == 0
     assert_whole_numbers(spec)
 
 
@@ -135,7 +135,7 @@ def test_what_a_dead_drivers_worker_brings_after_gc_is_dead_and_the_next_gc_find
     collect_garbage(spec)
     held.let_go()
     assert_whole(spec)
-    assert verified(open_location(spec.store.url, spec.store.endpoint_url)).dead_objects == 1
+    assert verified(open_location(spec.store.url, spec.store.endpoint_url)).garbage_objects == 1
     assert collect_garbage(spec) == 1
     assert_whole(spec)
 

@@ -332,7 +332,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.a_reader_opens_the_run()
             self.garbage_is_collected()
             found = verify_run(self.location)
-            assert (found.problems, found.missing, found.dead_objects) == ([], (), 0)
+            assert (found.problems, found.missing, found.garbage_objects) == ([], (), 0)
         finally:
             for driver in self.alive:
                 self._end(driver, in_order=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
+from ....storage.locations.probe import ProbeResult
 from ....storage.locations.probe import probe_store as run_probe
 from .. import output
 from ..options import endpoint_option, json_option
@@ -26,12 +28,18 @@ def probe_store(url: str, endpoint_url: str | None, as_json: bool) -> int:
     is_fit = all(finding.holds for finding in findings if finding.is_needed)
     consequences = list(dict.fromkeys(finding.consequence for finding in findings if finding.consequence))
     if as_json:
-        document = {"fit": is_fit, "findings": [asdict(finding) for finding in findings]}
+        document = {"fit": is_fit, "findings": [_as_dict(finding) for finding in findings]}
         output.document(document | {"consequences": consequences})
     else:
-        lines = [[finding.name, _WORD[finding.holds], finding.what] for finding in findings]
+        lines = [[finding.name, _WORD[finding.holds], finding.message] for finding in findings]
         output.table(f"Tests of {url}", ["test", "holds", "meaning"], lines)
         for consequence in consequences:
             output.text(consequence)
         output.text("This store can hold runs." if is_fit else "This store cannot hold runs.")
     return 0 if is_fit else 1
+
+
+def _as_dict(finding: ProbeResult) -> dict[str, Any]:
+    facts = asdict(finding)
+    # The name that ``--json`` has always had for it.
+    return {"what" if key == "message" else key: value for key, value in facts.items()}

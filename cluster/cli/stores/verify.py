@@ -10,6 +10,7 @@ import click
 from ....jobs.wording import count_of
 from ....storage.locations.location import open_location
 from ....storage.verification.verify import Verification, verify_run
+from ....storage.verification.verify_unit import Problem
 from .. import output
 from ..options import endpoint_option, json_option, store_argument
 
@@ -29,7 +30,7 @@ def verify(store_url: str, quick: bool, complete: bool, endpoint_url: str | None
     """
     progress = output.progress()
     with progress.checking("Checking") as show:
-        found = verify_run(open_location(store_url, endpoint_url), quick=quick, tell=show)
+        found = verify_run(open_location(store_url, endpoint_url), quick=quick, on_progress=show)
     is_good = found.is_sound and (found.is_complete or not complete)
     if as_json:
         output.document(_as_dict(found))
@@ -49,13 +50,13 @@ def _print(found: Verification, *, quick: bool) -> None:
     if found.missing:
         named = ", ".join(found.missing[:_MAX_UNITS])
         output.text(f"Missing: {named}{' ...' if len(found.missing) > _MAX_UNITS else ''}")
-    if found.dead_objects:
-        size = output.size(found.dead_bytes)
+    if found.garbage_objects:
+        size = output.size(found.garbage_bytes)
         output.text(
-            f"{count_of(found.dead_objects, 'object')} of attempts that do not count ({size}); see persona-atlas gc"
+            f"{count_of(found.garbage_objects, 'object')} of attempts that do not count ({size}); see persona-atlas gc"
         )
     if found.problems:
-        lines = [[problem.kind, problem.path, problem.what] for problem in found.problems]
+        lines = [[problem.kind, problem.path, problem.message] for problem in found.problems]
         output.table("Problems", ["kind", "object", "what"], lines)
     state = "Sound" if found.is_sound else "DAMAGED"
     output.text(f"{state} and {'complete' if found.is_complete else 'incomplete'}.")
@@ -68,11 +69,16 @@ def _as_dict(found: Verification) -> dict[str, Any]:
         "units_done": found.units_done,
         "units_planned": found.units_planned,
         "missing": list(found.missing),
-        "problems": [asdict(problem) for problem in found.problems],
+        "problems": [_problem_as_dict(problem) for problem in found.problems],
         "rollouts": found.rollouts,
         "bytes_read": found.bytes_read,
         "canaries": found.canaries,
         "worst_relative_error": found.worst_relative_error,
-        "dead_objects": found.dead_objects,
-        "dead_bytes": found.dead_bytes,
+        "dead_objects": found.garbage_objects,
+        "dead_bytes": found.garbage_bytes,
     }
+
+
+def _problem_as_dict(problem: Problem) -> dict[str, Any]:
+    # The name that ``--json`` has always had for it.
+    return {"what" if key == "message" else key: value for key, value in asdict(problem).items()}

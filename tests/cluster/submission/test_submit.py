@@ -174,7 +174,7 @@ def test_a_cluster_of_another_version_ends_the_job_with_both_named(changes: dict
 
 def test_a_status_of_another_version_is_read_and_half_a_status_is_ignored(tmp_path: Path):
     location = small_run(str(tmp_path / "run")).location
-    status = RunStatus(job_id="job-1", state=JobState.RUNNING, doing="working", told_at=1.0, begun_at=0.0)
+    status = RunStatus(job_id="job-1", state=JobState.RUNNING, doing="working", updated_at=1.0, started_at=0.0)
     write_status(location, 1, status)
     assert read_status(location, 1) == status
     location.write("status/000001.json", status.model_dump_json().replace("{", '{"hue": "blue",', 1).encode())

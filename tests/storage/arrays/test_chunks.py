@@ -74,42 +74,42 @@ def test_for_a_few_units_their_commits_are_asked(
 ):
     few = commits[:3]
     lengths = ChunkLengths(location, *array, num_layers=4)
-    assert_right(lengths.of(*asked_of(few)), few, array)
+    assert_right(lengths.lengths_of(*asked_of(few)), few, array)
     assert sorted(asked.path for asked in location.asked) == sorted(layout.commit_path(c.manifest.unit_id) for c in few)
     location.asked.clear()
-    assert_right(lengths.of(*asked_of(few[::-1])), few[::-1], array)
+    assert_right(lengths.lengths_of(*asked_of(few[::-1])), few[::-1], array)
     assert location.asked == [], "what is known is not asked again"
 
 
 def test_for_many_units_one_table_is_asked(
     location: Counted, commits: list[CommitRecord], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ChunkLengths, "_FEW", 11)
-    assert_right(ChunkLengths(location, *LAST, num_layers=4).of(*asked_of(commits)), commits, LAST)
+    monkeypatch.setattr(ChunkLengths, "_MAX_COMMITS_READ", 11)
+    assert_right(ChunkLengths(location, *LAST, num_layers=4).lengths_of(*asked_of(commits)), commits, LAST)
     assert [asked.path for asked in location.asked] == [layout.CHUNKS]
 
 
 def test_commits_that_were_read_already_are_not_read_again(location: Counted, commits: list[CommitRecord]):
     lengths = ChunkLengths(location, *MEAN, num_layers=4)
-    lengths.learn(commits)
-    assert_right(lengths.of(*asked_of(commits)), commits)
+    lengths.add_commits(commits)
+    assert_right(lengths.lengths_of(*asked_of(commits)), commits)
     assert location.asked == []
 
 
 def test_what_the_table_lacks_is_read_from_the_commits(
     tmp_path: Path, stored: Path, commits: list[CommitRecord], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ChunkLengths, "_FEW", 2)
+    monkeypatch.setattr(ChunkLengths, "_MAX_COMMITS_READ", 2)
     shutil.copytree(stored, tmp_path / "run")
     location = Counted(open_location(str(tmp_path / "run")))
     write_chunks(location, chunk_table(commit.manifest for commit in commits[:8]))
     location.asked.clear()
-    assert_right(ChunkLengths(location, *MEAN, num_layers=4).of(*asked_of(commits)), commits)
+    assert_right(ChunkLengths(location, *MEAN, num_layers=4).lengths_of(*asked_of(commits)), commits)
     assert len(location.asked) == 1 + 4
 
 
 def test_nothing_asked_is_nothing_read(location: Counted):
-    assert ChunkLengths(location, *MEAN, num_layers=4).of([], []) == []
+    assert ChunkLengths(location, *MEAN, num_layers=4).lengths_of([], []) == []
     assert location.asked == []
 
 
@@ -118,7 +118,7 @@ def test_a_row_block_that_is_not_the_units_is_an_error_that_names_the_commit(
 ):
     unit_id = commits[0].manifest.unit_id
     with pytest.raises(StoreError, match=f"unit {unit_id} has no activations of resid_post/response_mean") as caught:
-        ChunkLengths(location, *MEAN, num_layers=4).of([999], [unit_id])
+        ChunkLengths(location, *MEAN, num_layers=4).lengths_of([999], [unit_id])
     assert (caught.value.code, caught.value.file) == (
         "missing_object",
         f"{location.url}/{layout.commit_path(unit_id)}",
@@ -127,7 +127,7 @@ def test_a_row_block_that_is_not_the_units_is_an_error_that_names_the_commit(
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 300])
 def test_a_damaged_table_is_as_good_as_none(tmp_path: Path, stored: Path, monkeypatch: pytest.MonkeyPatch, data: bytes):
-    monkeypatch.setattr(ChunkLengths, "_FEW", 2)
+    monkeypatch.setattr(ChunkLengths, "_MAX_COMMITS_READ", 2)
     shutil.copytree(stored, tmp_path / "run")
     (tmp_path / "run" / layout.CHUNKS).write_bytes(data)
     expected = open_run(str(stored)).activations(layer="all").values
@@ -138,7 +138,7 @@ def test_a_damaged_table_is_as_good_as_none(tmp_path: Path, stored: Path, monkey
 def test_a_table_that_is_wrong_spoils_no_reading(
     tmp_path: Path, stored: Path, commits: list[CommitRecord], wrong: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ChunkLengths, "_FEW", 2)
+    monkeypatch.setattr(ChunkLengths, "_MAX_COMMITS_READ", 2)
     shutil.copytree(stored, tmp_path / "run")
     truth = open_run(str(stored)).activations(layer="all").values
     location = open_location(str(tmp_path / "run"))

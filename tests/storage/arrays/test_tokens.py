@@ -235,7 +235,7 @@ def test_a_table_with_more_chunks_a_layer_than_there_are_spoils_no_reading(
     folder_run: Run, monkeypatch: pytest.MonkeyPatch
 ):
     truth = folder_run.activations(layer="all", pooling="tokens").values
-    monkeypatch.setattr(ChunkLengths, "_FEW", 2)
+    monkeypatch.setattr(ChunkLengths, "_MAX_COMMITS_READ", 2)
     lines = read_chunks(folder_run.location).to_pylist()
     long = [line for line in lines if len(line["chunk_bytes"]) == 3 * len(TOKEN_LAYERS)]
     assert {line["pooling"] for line in long} == {"tokens"}

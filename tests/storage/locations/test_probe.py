@@ -10,7 +10,7 @@ import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.locations import probe
 from persona_atlas.storage.locations.location import Location, open_location
-from persona_atlas.storage.locations.probe import Finding, probe_store
+from persona_atlas.storage.locations.probe import ProbeResult, probe_store
 
 from counted import Counted, refusing_server
 from fakes import small_plan
@@ -27,7 +27,7 @@ def fewer_races(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "ROUNDS", 1)
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: list[ProbeResult]) -> dict[str, ProbeResult]:
     assert {finding.name for finding in findings if finding.is_needed} == NEEDED
     for finding in findings:
         assert bool(finding.consequence) == (finding.holds is False), finding
@@ -60,7 +60,7 @@ def test_an_s3_server_is_fit_and_one_that_takes_any_secret_is_told_on(s3_endpoin
     # moto takes any secret; another server that is tested against need not.
     if "ATLAS_TEST_S3" not in os.environ:
         assert found["wrong_secret"].holds is False
-        assert "let in" in found["wrong_secret"].what
+        assert "accepted" in found["wrong_secret"].message
         assert "let nobody reach it" in found["wrong_secret"].consequence
     assert open_location(url, s3_endpoint).sizes("") == {}
 
@@ -99,7 +99,7 @@ def test_a_store_that_does_not_give_back_what_it_took_is_found_unfit(tmp_path: P
                 super().write(path, data)
 
     monkeypatch.setattr(probe, "open_location", lambda url, endpoint_url=None: Forgetful(open_location(url)))
-    monkeypatch.setattr(probe, "_race", lambda _: Finding("conditional_create_race", True, False, "not tried"))
+    monkeypatch.setattr(probe, "_race", lambda _: ProbeResult("conditional_create_race", True, False, "not tried"))
     found = by_name(probe_store(str(tmp_path)))
     assert found["write"].holds is False
     assert found["write"].consequence == "No run can be kept here."

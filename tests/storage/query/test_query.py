@@ -19,7 +19,8 @@ from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, parse_record
 from persona_atlas.storage.format.rollout_tables import ROLLOUT_SCHEMA
 from persona_atlas.storage.locations.location import open_location
-from persona_atlas.storage.query.run import Activations, Run, open_run
+from persona_atlas.storage.query.activations import Activations
+from persona_atlas.storage.query.run import Run, open_run
 from persona_atlas.storage.run.index_keeper import refresh_index
 
 from counted import Counted

@@ -93,7 +93,7 @@ def unfinished(tmp_path: Path, incomplete: Path) -> Location:
 
 
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
-def test_a_run_without_dead_objects_loses_nothing(request: pytest.FixtureRequest, state: str, plan: Plan):
+def test_a_run_without_garbage_objects_loses_nothing(request: pytest.FixtureRequest, state: str, plan: Plan):
     location = request.getfixturevalue(state)
     assert find(location, plan) == []
     assert collect(location, plan) == set()
@@ -110,11 +110,11 @@ def test_of_a_complete_run_exactly_the_objects_of_dead_attempts_go(store_url: st
     assert [thing.path for thing in found] == sorted(thing.path for thing in found)
     assert {thing.unit_id for thing in found} == {UNIT, LEFT_OUT}
     assert all(thing.is_removable for thing in found)
-    assert verify_run(location).dead_objects == 6
+    assert verify_run(location).garbage_objects == 6
     assert collect(location, plan) == paths(dead)
     assert np.array_equal(open_run(store_url).activations(layer="all").values, values)
     after = verify_run(location)
-    assert (after.problems, after.dead_objects, after.dead_bytes) == ([], 0, 0)
+    assert (after.problems, after.garbage_objects, after.garbage_bytes) == ([], 0, 0)
 
 
 def test_of_an_incomplete_run_attempts_of_uncommitted_units_stay(unfinished: Location, plan: Plan):

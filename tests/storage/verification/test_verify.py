@@ -100,7 +100,7 @@ def run(tmp_path: Path, good: Stored) -> Stored:
 
 def told(found: Verification) -> list[tuple[str, str, str | None]]:
     """What was found: code, path, unit."""
-    assert all(problem.what.endswith(".") for problem in found.problems)
+    assert all(problem.message.endswith(".") for problem in found.problems)
     return [(problem.code, problem.path, problem.unit_id) for problem in found.problems]
 
 
@@ -108,14 +108,14 @@ def test_a_good_run_is_sound_and_complete_and_every_byte_was_read(store_url: str
     location = store_run(store_url, plan, engine=FakeEngine(arrays=ARRAYS))
     refresh_index(location, record_of(plan))
     progress: list[tuple[int, int]] = []
-    found = verify_run(location, tell=lambda done, total: progress.append((done, total)))
+    found = verify_run(location, on_progress=lambda done, total: progress.append((done, total)))
     assert told(found) == []
     assert found.is_sound
     assert found.is_complete
     assert (found.units_done, found.units_planned, found.rollouts, found.missing) == (12, 12, 36, ())
     objects = [stored for c in read_commits(location, sorted(plan.by_id)) for stored in c.manifest.objects]
     assert found.bytes_read == sum(stored.num_bytes for stored in objects)
-    assert (found.dead_objects, found.dead_bytes) == (0, 0)
+    assert (found.garbage_objects, found.garbage_bytes) == (0, 0)
     assert progress == [(done, 12) for done in range(1, 13)]
 
 
@@ -247,7 +247,7 @@ def test_a_commit_of_a_unit_that_was_never_planned_is_found(run: Stored):
     run.recommit(stranger, manifest.model_copy(update={"unit": unit}))
     (problem,) = [p for p in run.verify().problems if p.code == "wrong_unit"]
     assert (problem.path, problem.unit_id) == (layout.commit_path(stranger), stranger)
-    assert "never planned" in problem.what
+    assert "never planned" in problem.message
 
 
 def test_two_commits_that_name_one_row_block_are_found(run: Stored):
@@ -332,7 +332,7 @@ def test_numbers_that_are_missing_or_too_many_are_found(run: Stored):
     means = [stored.path for stored in manifest.blocks if stored.pooling == "response_mean"]
     found = [problem for problem in run.verify().problems if problem.path in means]
     assert {problem.code for problem in found} == {"wrong_content"}
-    assert "has numbers where there was nothing to pool" in found[0].what
+    assert "has numbers where there was nothing to pool" in found[0].message
 
 
 def test_a_commit_that_says_wrongly_where_layers_lie_is_found(run: Stored):
@@ -356,7 +356,7 @@ def test_a_stale_index_is_a_lag_and_no_damage(tmp_path: Path, plan: Plan):
         ("lag", "stale_index", layout.INDEX),
         ("lag", "stale_index", layout.CHUNKS),
     ]
-    assert "1 committed unit" in found.problems[0].what
+    assert "1 committed unit" in found.problems[0].message
     assert found.is_sound
     assert found.is_complete
 
@@ -417,7 +417,7 @@ def test_an_index_that_knows_a_unit_without_a_commit_is_found(run: Stored):
     found = run.verify()
     assert ("wrong_index", layout.INDEX, None) in told(found)
     assert found.missing == (UNIT,)
-    assert (found.dead_objects, found.units_done) == (3, 11)
+    assert (found.garbage_objects, found.units_done) == (3, 11)
 
 
 def test_a_wrong_line_in_the_table_of_chunks_is_found(run: Stored):
@@ -506,8 +506,8 @@ def test_missing_units_are_listed_in_the_plans_order_and_are_no_damage(tmp_path:
     assert (found.units_done, found.units_planned) == (9, 12)
     assert found.is_sound
     assert not found.is_complete
-    assert found.dead_objects == 3 * 3
-    assert found.dead_bytes > 0
+    assert found.garbage_objects == 3 * 3
+    assert found.garbage_bytes > 0
 
 
 def test_empty_responses_are_in_order(tmp_path: Path, plan: Plan):
@@ -549,7 +549,7 @@ def test_a_canary_that_proves_the_contrary_is_found(run: Stored, errors: tuple[f
     with_canary(run, UNIT, Canary(1, errors, (1.0,) * len(errors)))
     found = run.verify(quick=True)
     assert told(found) == [("bad_canary", COMMIT, UNIT)]
-    assert what in found.problems[0].what
+    assert what in found.problems[0].message
     assert not found.is_sound
 
 

@@ -1,4 +1,4 @@
-"""Activations as an xarray dataset: named axes, labels, and no byte read before it is asked for."""
+"""Activations as an xarray dataset that is read lazily: values are fetched when they are used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _COORDINATES = (
 
 
 class _LazyActivations(BackendArray):
-    """One pooling as (rollout, layer, d_model): reads the rollouts and layers of an indexing, and no others."""
+    """One pooling as an array (rollout, layer, d_model): indexing fetches the selected rollouts and layers only."""
 
     def __init__(self, reader: ActivationReader, rollouts: pa.Table, num_layers: int, d_model: int) -> None:
         self._reader = reader
@@ -50,25 +50,30 @@ class _LazyActivations(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        # What is asked for along each axis: a number, a slice, or an array of numbers.
+        # Outer indexing: along each axis an integer, a slice or an array of integers, independent of the other axes.
         rollout_key, layer_key, value_key = key
         rollouts = np.atleast_1d(np.arange(self.shape[0])[rollout_key])
         positions = np.atleast_1d(np.arange(self.shape[1])[layer_key]).tolist()
         values = self._reader.read(self._rows[rollouts], self._unit_ids[rollouts].tolist(), positions)
-        asked_one = tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in (rollout_key, layer_key))
-        return values[..., value_key][asked_one]
+        # An integer drops its axis, which ``np.atleast_1d`` has kept so far.
+        drop = tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in (rollout_key, layer_key))
+        return values[..., value_key][drop]
 
 
-def labelled(
+def to_dataset(
     readers: Mapping[str, ActivationReader], rollouts: pa.Table, layers: Sequence[int], d_model: int
 ) -> xarray.Dataset:
-    """Make the dataset of some rollouts.
+    """Make a lazy dataset of some rollouts.
 
     Args:
-        readers: By the name of the variable.
-        rollouts: A line each, all with vectors.
-        layers: Captured blocks.
-        d_model: Width.
+        readers: By name of the variable, the reader of its array.
+        rollouts: Index lines of the rollouts; each must have a vector.
+        layers: Layers of the arrays, 0-based; the coordinate ``layer``.
+        d_model: Length of the third dimension.
+
+    Returns:
+        A dataset with dimensions ``rollout``, ``layer`` and ``d_model``; address, row and score are coordinates of
+        ``rollout``.
     """
     dims = ("rollout", "layer", "d_model")
     variables = {
