@@ -67,7 +67,7 @@ def reduce_run(
     groups = set(_groups(index))
     if {kind for kind, _, _ in groups} == {"conversation"}:
         raise InputError(
-            "a reduction compares personas, but this run holds only conversations that belong to none.",
+            "the run holds only given conversations that belong to no persona, so there are no means to take.",
             code="nothing_to_reduce",
             file=run.url,
             hint="Use query; or extract a directory with the responses of roles and the default.",
