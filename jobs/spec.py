@@ -269,6 +269,11 @@ class JobSpec(_Part):
         placement: How it is spread over machines.
         store: Where it is kept.
         seed: Every rollout's own seed is derived from this and its address.
+
+    Example:
+        >>> spec = load_spec("job.yaml")
+        >>> spec.model.source, spec.personas.roles.names
+        ('models/tiny', ['pirate', 'poet', 'teacher'])
     """
 
     model: ModelSpec
@@ -350,7 +355,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         InputError: The file or an override is wrong; names the file, line and field.
 
     Example:
-        >>> load_spec("examples/demo.yaml", ["seed=7"]).seed  # doctest: +SKIP
+        >>> load_spec("examples/demo.yaml", ["seed=7"]).seed
         7
     """
     text = read_text(Path(path), "a job spec")
@@ -358,10 +363,19 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec:
-    """Validate a spec that was put together from a command's options.
+    """Validate a spec that was put together in memory.
+
+    Args:
+        data: What a spec file would hold.
+        overrides: As for ``load_spec``.
 
     Raises:
         InputError: A field is wrong; names it.
+
+    Example:
+        >>> spec = make_spec({"model": {"source": "models/tiny"}, "store": {"url": "runs/mine"}})
+        >>> spec.sampling.temperature
+        0.7
     """
     return _validated(dict(data), overrides, "", "the command line")
 

@@ -12,11 +12,8 @@ import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.spec import JobSpec, load_spec
-from persona_atlas.storage.run.index_keeper import refresh_index
 
-from conversations import conversation, given_plan
-from fakes import FACTS, FakeEngine, small_plan, small_spec
-from stored_runs import record_of, store_run
+from fakes import FACTS, small_plan
 
 ROOT = Path(__file__).parents[1]
 READING = ("show", "query", "verify", "gc", "reduce", "report", "catalog")
@@ -38,31 +35,13 @@ def commands() -> list[str]:
     return sorted({line for line in lines if line.startswith("persona-atlas ")})
 
 
-@pytest.fixture(scope="module")
-def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stand-ins for the demo's store, 30 layers x 576, the pirate with 2 prompts and 4 questions, and one of texts."""
-    folder = tmp_path_factory.mktemp("docs")
-    counts = {"prompts": 2, "questions": 4}
-    personas = {"roles": {"names": ["pirate", "poet", "teacher"], **counts}, "default": counts}
-    plan = small_plan(small_spec(personas=personas), facts=replace(FACTS, n_layers=30, d_model=576))
-    engine = FakeEngine(layers=tuple(range(30)), d_model=576, more=", and at some length")
-    location = store_run(str(folder / "runs" / "demo"), plan, engine=engine)
-    refresh_index(location, record_of(plan))
-    talks = given_plan(conversation("Hi", "Hello", "So?", "So."), facts=plan.facts)
-    store_run(str(folder / "runs" / "talks"), talks, engine=engine)
-    keeps = {"poolings": ["response_mean", "tokens"], "token_layers": [15, 20]}
-    keeping = small_plan(small_spec(personas=personas, capture=keeps), facts=plan.facts)
-    store_run(str(folder / "runs" / "tokens"), keeping, engine=replace(engine, token_layers=(15, 20)))
-    return folder
-
-
 def run_command(line: str) -> None:
     done = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False, standalone_mode=False)
     assert done.exit_code == 0, done.output
 
 
-def test_every_command_that_reads_a_store_or_the_catalog_runs(demo_store: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(demo_store)
+def test_every_command_that_reads_a_store_or_the_catalog_runs(documented_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(documented_folder)
     reading = [line for line in commands() if line.split()[1] in READING]
     reading = [
         line for line in reading if "my-personas" not in line and "on-cluster" not in line and "runs/second" not in line
@@ -83,11 +62,19 @@ def test_every_other_command_parses(monkeypatch: pytest.MonkeyPatch):
         command.make_context(name, list(arguments), resilient_parsing=False)
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def python_blocks() -> list[object]:
+    """Those that run SmolLM2 need it installed."""
+    return [
+        pytest.param(page, text, marks=[pytest.mark.model] if "package://" in text else [], id=f"{page}-{number}")
+        for number, (page, text) in enumerate(blocks("python"))
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), python_blocks())
 def test_every_python_block_runs_and_prints_what_it_says(
-    page: str, text: str, demo_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, text: str, documented_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.chdir(demo_store)
+    monkeypatch.chdir(documented_folder)
     if page == "README.md":
         run_command("persona-atlas reduce runs/demo")
         capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from ...jobs.errors import InputError
 from ...jobs.plan import Plan, make_plan
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...jobs.sizing.estimate import Estimate, batch_tokens, estimate, resolved_dtype
+from ...jobs.sources.conversation import Conversation
 from ...jobs.sources.conversation_source import GivenPlan, make_given_plan
 from ...jobs.sources.read_conversations import read_conversations
 from ...jobs.spec import JobSpec
@@ -29,6 +31,7 @@ from ...workers.chat.spans import load_renderer, require_within_context
 from ...workers.engine import EngineSettings
 from ...workers.models.memory import require_memory
 from ...workers.models.model_files import find_model, read_facts
+from ...workers.models.model_sketch import FactsFrom, sketch_model
 from ..pool.executor import Executor
 from ..pool.session import Placement, local_resources, place, ray_session
 from ..pool.worker_task import WorkerSettings
@@ -88,24 +91,55 @@ class Outcome:
         return self.done == self.planned
 
 
-def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> tuple[Plan, Path]:
-    """Plan a spec against the model and the catalog or conversations it names; the store is not looked at.
+def plan_job(
+    spec: JobSpec,
+    progress: Progress,
+    catalog_directory: str | None = None,
+    conversations: Sequence[Conversation] | None = None,
+) -> tuple[Plan, Path]:
+    """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
     Args:
         spec: What to run.
-        progress: Told when something takes long.
+        progress: Prints a line before something that takes long.
         catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
+        conversations: Those of a spec with ``conversations`` when they are in memory; None reads its ``source``.
+
+    Returns:
+        The plan, and the directory with the model's files.
 
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
     if spec.conversations is not None:
-        conversations = read_conversations(spec.conversations.source)
+        if conversations is None:
+            conversations = read_conversations(spec.conversations.source)
         directory = find_model(spec.model, progress.say)
         return make_given_plan(spec, conversations, read_facts(directory)), directory
     catalog = load_catalog(catalog_directory or spec.personas.catalog)
     directory = find_model(spec.model, progress.say)
     return make_plan(spec, catalog, read_facts(directory)), directory
+
+
+def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
+    """Plan a spec without fetching weights; given conversations are rendered, which takes the model's own files.
+
+    Args:
+        spec: What to plan.
+        progress: Prints a line before something that takes long.
+
+    Returns:
+        The plan, and where the facts of the model are from: ``files``, ``configuration`` or ``table``.
+
+    Raises:
+        InputError: A persona, conversation, layer, model or file is wrong.
+    """
+    if spec.conversations is not None:
+        plan, directory = plan_job(spec, progress)
+        require_readable(plan, directory, progress)
+        return plan, "files"
+    facts, facts_from = sketch_model(spec.model, progress.say)
+    return make_plan(spec, load_catalog(spec.personas.catalog), facts), facts_from
 
 
 def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
@@ -122,13 +156,19 @@ def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
         require_within_context(renderer.render(given), plan.facts.max_context)
 
 
-def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> Job:
+def prepare_job(
+    spec: JobSpec,
+    progress: Progress,
+    catalog_directory: str | None = None,
+    conversations: Sequence[Conversation] | None = None,
+) -> Job:
     """Plan a spec and hold it against its store; nothing is written.
 
     Args:
         spec: What to run.
-        progress: Told when something takes long.
+        progress: Prints a line before something that takes long.
         catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
+        conversations: As for ``plan_job``.
 
     Raises:
         InputError: The spec is wrong or asks for what cannot be run yet, or the store belongs to another run.
@@ -137,7 +177,7 @@ def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None
     refuse_tensor_parallel(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
-    plan, directory = plan_job(spec, progress, catalog_directory)
+    plan, directory = plan_job(spec, progress, catalog_directory, conversations)
     if record is not None:
         check_same_run(record, plan, location.url)
     else:
@@ -172,7 +212,7 @@ def work_job(job: Job, progress: Progress, reporter: StatusReporter, address: st
     rendering = renderer.describe()
     if address is None:
         _refuse_what_cannot_fit(job)
-        _refuse_without_server(job.plan.spec, renderer)
+        refuse_without_server(job.plan.spec, renderer)
     refuse_if_driven(job.location, reporter.job_id)
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
@@ -202,7 +242,7 @@ def _work_under_lease(
         f"Loading the model: {placement.replicas} replica(s) on {placement.device}, {placement.threads} thread(s) each."
     )
     executor = RayExecutor(
-        _worker_settings(job, placement, driver_path(lease.generation)),
+        worker_settings(job, placement, driver_path(lease.generation)),
         placement,
         replicas=job.plan.spec.placement.replicas,
     )
@@ -267,7 +307,14 @@ def work_units(
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
 
 
-def _worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
+def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
+    """Say all that a worker of a job must know.
+
+    Args:
+        job: Prepared.
+        placement: Device and threads of one replica.
+        sentinel: Path of an object that the driver has written, by which a worker sees that it reaches the same store.
+    """
     spec = job.plan.spec
     return WorkerSettings(
         engine=EngineSettings(
@@ -311,8 +358,12 @@ def refuse_tensor_parallel(spec: JobSpec) -> None:
         )
 
 
-def _refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
-    """Where the workers run on this machine, ask the server that is to generate before Ray is started for it."""
+def refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
+    """Ask the server that is to generate for one token, before a model is loaded or Ray is started for it.
+
+    Raises:
+        InputError: It does not answer, or does not serve the model.
+    """
     if spec.generation is None:
         return
     # Only where there is a server to ask is its client loaded.

@@ -83,7 +83,19 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Estimate what a plan takes."""
+    """Estimate what a plan takes.
+
+    Args:
+        plan: Its units, and the facts of its model.
+
+    Returns:
+        Tokens, bytes in the store and bytes of memory; rules of thumb, not measurements.
+
+    Example:
+        >>> from persona_atlas import estimate, plan
+        >>> estimate(plan("job.yaml")).response_tokens
+        112
+    """
     spec, facts = plan.spec, plan.facts
     texts = _of_given(plan) if isinstance(plan, GivenPlan) else _of_personas(plan)
     rollouts = plan.num_rollouts

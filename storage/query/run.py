@@ -179,7 +179,17 @@ class Query:
 
 
 class Run:
-    """An open run. Holds what is committed as it was when first asked for; ``refresh`` looks again."""
+    """An open run. Holds what is committed as it was when first asked for; ``refresh`` reads it again.
+
+    Attributes:
+        location: Its store.
+        record: What the run is: spec, model, layers, versions.
+
+    Example:
+        >>> run = open_run("runs/demo")
+        >>> str(run.completeness), len(run.layers)
+        ('8 of 8 units', 30)
+    """
 
     def __init__(self, location: Location, record: RunRecord) -> None:
         self.location = location
@@ -266,7 +276,8 @@ class Run:
             StoreError: A committed number is missing or damaged.
 
         Example:
-            >>> run.activations(persona="pirate", layer=15).values.shape  # doctest: +SKIP
+            >>> run = open_run("runs/demo")
+            >>> run.activations(persona="pirate", layer=15).values.shape
             (8, 576)
         """
         return self.query(layer=layer, hook_point=hook_point, pooling=pooling, **filters).read()
@@ -311,8 +322,9 @@ class Run:
             InputError: The package ``xarray`` is not installed, or the hook point was not captured.
 
         Example:
-            >>> run.to_xarray().response_mean.sel(layer=15).values.shape  # doctest: +SKIP
-            (312, 576)
+            >>> run = open_run("runs/demo")
+            >>> run.to_xarray(persona="pirate").response_mean.sel(layer=15).values.shape
+            (8, 576)
         """
         from .labelled import labelled
 
@@ -389,6 +401,10 @@ def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Ru
     Raises:
         InputError: There is no run.
         StoreError: Its record is damaged or of a newer layout.
+
+    Example:
+        >>> open_run("runs/demo").rollouts(persona="pirate").num_rows
+        8
     """
     location = open_location(url, endpoint_url)
     record = read_run_record(location)

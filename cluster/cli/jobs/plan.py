@@ -7,16 +7,14 @@ from typing import Any
 
 import click
 
-from ....jobs.catalog import load_catalog
-from ....jobs.plan import Plan, make_plan
+from ....jobs.plan import Plan
 from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate, estimate
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
-from ....jobs.spec import JobSpec, load_spec
-from ....workers.models.model_sketch import FactsFrom, sketch_model
-from ...run.job import plan_job, require_readable
-from ...run.progress import Progress
+from ....jobs.spec import load_spec
+from ....workers.models.model_sketch import FactsFrom
+from ...run.job import sketch_plan
 from .. import output
 from ..options import device_options, json_option, set_option, spec_argument
 
@@ -48,7 +46,7 @@ def plan(
     spec = load_spec(spec_file, overrides)
     table = load_devices(devices_file).of_kind(spec.placement.device)
     table = table if device is None else table.only(device)
-    planned, facts_from = _planned(spec, output.progress())
+    planned, facts_from = sketch_plan(spec, output.progress())
     figures = estimate(planned)
     require_fit(planned, figures, table)
     prices = price_all(planned, figures, table, gpus)
@@ -62,16 +60,6 @@ def plan(
         columns,
         [_price_line(name, table, figures, prices.get(name)) for name in table.devices],
     )
-
-
-def _planned(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
-    """Plan without fetching weights; given conversations are rendered, and that takes the model's own files."""
-    if spec.conversations is not None:
-        planned, directory = plan_job(spec, progress)
-        require_readable(planned, directory, progress)
-        return planned, "files"
-    facts, facts_from = sketch_model(spec.model, progress.say)
-    return make_plan(spec, load_catalog(spec.personas.catalog), facts), facts_from
 
 
 def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | None) -> dict[str, Price]:
