@@ -1,7 +1,8 @@
 """Run a job in this very process: one replica, no Ray, no other processes. What a notebook wants.
 
-The model runs in a thread of its own while the caller's thread commits, so Ctrl-C reaches the caller at once; the model
-thread ends before its next forward pass.
+The model runs in a thread of its own while the caller's thread commits, so Ctrl-C reaches the caller at once. The model
+thread ends when its engine next asks for a request: before the next forward pass, or, where the batch is full, when one
+of the responses under way ends.
 """
 
 from __future__ import annotations
@@ -141,15 +142,12 @@ class InProcessExecutor:
         return [Answer(_NAME, results)] if results else []
 
     def close(self) -> None:
-        """Stop the model thread before its next pass; what is in flight is lost."""
+        """Tell the model thread to stop; what is in flight is lost."""
         self._stopped.set()
 
 
 class _StoppableEngine:
-    """An engine that fails when it is asked for anything after the job ended, so that no processor works on for nobody.
-
-    An engine asks for the next request before every pass that has room for one, which is where it ends.
-    """
+    """An engine that fails when it is asked for anything after the job ended, so that no processor works on for nobody."""
 
     def __init__(self, engine: Engine, stopped: threading.Event) -> None:
         self._engine = engine

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -94,14 +94,18 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_call_does_the_rest(
 
 
 def test_ctrl_c_in_the_middle_of_a_response_stops_the_model_too(job: dict[str, Any]):
-    long = job | {"sampling": {"max_new_tokens": 1500, "temperature": 2.0, "top_p": 1.0}}
-    before = set(model_threads())
+    # One unit of 240 responses: more than half a minute of work.
+    personas = {"roles": {"names": ["pirate"], "prompts": 1}, "default": {"prompts": 0}}
+    long = job | {"personas": personas, "sampling": {"max_new_tokens": 1500, "temperature": 2.0, "top_p": 1.0}}
+    before, main = set(model_threads()), threading.main_thread().ident
+    assert main is not None
 
     def interrupt_when_generating() -> None:
         while not set(model_threads()) - before:
             time.sleep(0.05)
         time.sleep(0.3)
-        _thread.interrupt_main()
+        # A real signal: only that wakes a thread which waits for the model.
+        signal.pthread_kill(main, signal.SIGINT)
 
     threading.Thread(target=interrupt_when_generating, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
@@ -112,7 +116,7 @@ def test_ctrl_c_in_the_middle_of_a_response_stops_the_model_too(job: dict[str, A
 
 
 def test_conversations_in_memory_are_those_of_a_file(tiny_model_directory: Path, tmp_path: Path):
-    talks = [TALK, {"messages": TALK[:1] + [{"role": "assistant", "content": "No one."}], "topic": "names"}]
+    talks = [TALK, {"messages": [*TALK[:1], {"role": "assistant", "content": "No one."}], "topic": "names"}]
     path = tmp_path / "conversations.json"
     path.write_text(json.dumps(talks))
     model, store = str(tiny_model_directory), str(tmp_path / "run")
