@@ -17,7 +17,13 @@ from fakes import FACTS, small_plan
 
 ROOT = Path(__file__).parents[1]
 READING = ("show", "query", "verify", "gc", "reduce", "report", "catalog")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FOLDERS = ("jobs", "workers", "storage", "analysis", "cluster", "tests", "docs", "examples", "benchmarks")
+HISTORY = ("log.md", "CHANGELOG.md")
+"""Pages that name what was there once."""
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -105,6 +111,19 @@ def test_links_between_the_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_file_that_a_page_names_is_there():
+    named = [
+        (page, path)
+        for page in PAGES
+        if page.name not in HISTORY
+        for path in re.findall(r"`(\w+/[\w/.-]+)`", page.read_text())
+    ]
+    files = [(page, path) for page, path in named if path.split("/")[0] in FOLDERS]
+    assert len(files) > 50
+    for page, path in files:
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
 def test_the_spec_page_names_every_field():

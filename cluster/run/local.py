@@ -147,7 +147,7 @@ class InProcessExecutor:
 
 
 class _StoppableEngine:
-    """An engine that fails when it is asked for anything after the job ended, so that no processor works on for nobody."""
+    """An engine that refuses every call once the job is stopped, so that the model does not run on in vain."""
 
     def __init__(self, engine: Engine, stopped: threading.Event) -> None:
         self._engine = engine
