@@ -126,6 +126,17 @@ def test_every_file_that_a_page_names_is_there():
         assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
+def test_every_test_that_a_page_names_is_there():
+    tests = {name for file in (ROOT / "tests").rglob("test_*.py") for name in (*_tests_of(file), file.name)}
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text())}
+    assert len(named) > 10
+    assert not named - tests
+
+
+def _tests_of(file: Path) -> list[str]:
+    return re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+
+
 def test_the_spec_page_names_every_field():
     text = (ROOT / "docs" / "spec.md").read_text()
 
