@@ -123,7 +123,7 @@ def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
 
 def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file: str) -> InputError:
     problems = error.errors(include_url=False)
-    # A key that is misspelt is also missing; the spelling is what to mend.
+    # A key that is misspelt is also missing; the hint is about the spelling.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     # Where a field may be of two types, pydantic adds the type it tried, such as "list[int]"; no user knows that.
     path = tuple(part for part in problem["loc"] if not (isinstance(part, str) and "[" in part))

@@ -94,8 +94,8 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_call_does_the_rest(
 
 
 def test_ctrl_c_in_the_middle_of_a_response_stops_the_model_too(job: dict[str, Any]):
-    # One unit of 240 responses: more than half a minute of work.
-    personas = {"roles": {"names": ["pirate"], "prompts": 1}, "default": {"prompts": 0}}
+    # One unit of 2,400 responses: minutes of work.
+    personas = {"roles": {"names": ["pirate"], "prompts": 1, "samples": 10}, "default": {"prompts": 0}}
     long = job | {"personas": personas, "sampling": {"max_new_tokens": 1500, "temperature": 2.0, "top_p": 1.0}}
     before, main = set(model_threads()), threading.main_thread().ident
     assert main is not None
@@ -111,7 +111,7 @@ def test_ctrl_c_in_the_middle_of_a_response_stops_the_model_too(job: dict[str, A
     with pytest.raises(KeyboardInterrupt):
         persona_atlas.run(long, progress=False)
     for thread in set(model_threads()) - before:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive(), "the model works on for nobody"
 
 
