@@ -31,7 +31,7 @@ test: setup
 # gateway is installed and this is root, the S3 ones against that.
 FAULTS ?= 25
 faults: setup
-	ATLAS_FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults tests/cluster/test_cluster_jobs.py
+	ATLAS_FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults tests/cluster/submission/test_cluster_jobs.py
 	if command -v radosgw > /dev/null && [ "$$(id -u)" = 0 ]; then \
 	  ATLAS_FAULTS=$(FAULTS) tests/with_radosgw.sh $(BIN)/python -m pytest tests/faults -m s3; fi
 

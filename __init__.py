@@ -1,11 +1,11 @@
 """Persona Atlas: extract, keep and query the activations behind a language model's personas.
 
-The public face. It is light: importing it loads neither torch nor ray.
+The public interface. Importing it loads neither torch nor ray; both are loaded when a job needs them.
 
 Example:
     >>> import persona_atlas
-    >>> run = persona_atlas.open_run("runs/demo")  # doctest: +SKIP
-    >>> run.activations(kind="role", persona="pirate", layer=15).values.shape  # doctest: +SKIP
+    >>> run = persona_atlas.open_run("runs/demo")
+    >>> run.activations(kind="role", persona="pirate", layer=15).values.shape
     (8, 576)
 """
 
@@ -14,31 +14,81 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cluster.api import JobResult, extract, plan, reduce, run, verify
     from .jobs.catalog import load_catalog
-    from .jobs.plan import make_plan
-    from .jobs.sources.load import load_source
-    from .jobs.spec import JobSpec, load_spec
-    from .storage.query.run import open_run
+    from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
+    from .jobs.plan import Plan
+    from .jobs.sizing.estimate import estimate
+    from .jobs.spec import JobSpec, load_spec, make_spec
+    from .storage.derived.reductions import Reduction
+    from .storage.query.run import Run, open_run
 
 _version = "0.1.0"
 __version__ = _version
 
-__all__ = ["JobSpec", "__version__", "load_catalog", "load_source", "load_spec", "make_plan", "open_run"]
+__all__ = [
+    "AtlasError",
+    "InputError",
+    "JobError",
+    "JobResult",
+    "JobSpec",
+    "Plan",
+    "Reduction",
+    "Run",
+    "StoreError",
+    "TransientError",
+    "UnitError",
+    "__version__",
+    "estimate",
+    "extract",
+    "load_catalog",
+    "load_spec",
+    "make_spec",
+    "open_run",
+    "plan",
+    "reduce",
+    "run",
+    "verify",
+]
 
-_HOMES = {
+_MODULES = {
+    "AtlasError": "jobs.errors",
+    "InputError": "jobs.errors",
+    "JobError": "jobs.errors",
+    "JobResult": "cluster.api",
     "JobSpec": "jobs.spec",
+    "Plan": "jobs.plan",
+    "Reduction": "storage.derived.reductions",
+    "Run": "storage.query.run",
+    "StoreError": "jobs.errors",
+    "TransientError": "jobs.errors",
+    "UnitError": "jobs.errors",
+    "estimate": "jobs.sizing.estimate",
+    "extract": "cluster.api",
     "load_catalog": "jobs.catalog",
     "load_source": "jobs.sources.load",
     "load_spec": "jobs.spec",
-    "make_plan": "jobs.plan",
+    "make_spec": "jobs.spec",
     "open_run": "storage.query.run",
+    "plan": "cluster.api",
+    "reduce": "cluster.api",
+    "run": "cluster.api",
+    "verify": "cluster.api",
 }
+"""The module of each public name, which is imported when the name is first used."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home on first use."""
-    if name not in _HOMES:
+    """Import a public name from its module on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, which completion in a notebook asks for."""
+    return sorted({*globals(), *__all__})

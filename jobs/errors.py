@@ -72,27 +72,62 @@ def _rebuild(cls: type[AtlasError], message: str, fields: dict[str, str]) -> Atl
 
 
 class InputError(AtlasError):
-    """The caller's input is wrong. Nothing was run and nothing in a store was changed."""
+    """The caller's input is wrong. Nothing was run and nothing in a store was changed.
+
+    Example:
+        >>> from persona_atlas import InputError, load_spec
+        >>> try:
+        ...     load_spec("job.yaml", ["sampling.temprature=0"])
+        ... except InputError as error:
+        ...     print(error.field)
+        sampling.temprature
+    """
 
     exit_status = 2
 
 
 class StoreError(AtlasError):
-    """The contents of a store are damaged, incomplete, or of a layout that this version does not read."""
+    """The contents of a store are damaged, incomplete, or of a layout that this version does not read.
+
+    Example:
+        >>> from persona_atlas import StoreError
+        >>> StoreError.exit_status, StoreError.retryable
+        (1, False)
+    """
 
 
 class TransientError(AtlasError):
-    """The network or the object store failed in a way that may pass."""
+    """The network or the object store failed in a way that may pass.
+
+    Example:
+        >>> from persona_atlas import TransientError
+        >>> TransientError.retryable
+        True
+    """
 
     retryable = True
 
 
 class UnitError(AtlasError):
-    """One attempt of a work unit failed; another one may succeed."""
+    """One attempt of a work unit failed; another one may succeed.
+
+    A job records it and tries the unit again; it reaches a caller as a line of ``JobResult.failures``.
+
+    Example:
+        >>> from persona_atlas import UnitError
+        >>> str(UnitError("a number is not finite.", code="not_finite"))
+        'a number is not finite.'
+    """
 
 
 class JobError(AtlasError):
-    """A job ended with units missing; committed units are kept."""
+    """A job ended with units missing; committed units are kept.
+
+    Example:
+        >>> from persona_atlas import JobError
+        >>> JobError("no worker is left.", code="no_worker", hint="Run it again.").as_dict()
+        {'error': 'no worker is left.', 'code': 'no_worker', 'hint': 'Run it again.'}
+    """
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -33,6 +33,11 @@ class Plan:
         units: In the source's order.
         rows_per_block: Rows of a unit's row block; a shorter unit leaves the rest empty.
         tokens_per_block: Content tokens that a unit's responses may come to in all; 0 when none are kept.
+
+    Example:
+        >>> from persona_atlas import plan
+        >>> plan("job.yaml").units[0].unit_id
+        'default.assistant_default.pos.p0.b0'
     """
 
     spec: JobSpec

@@ -275,6 +275,11 @@ class JobSpec(_Part):
         placement: How the work is distributed.
         store: Where the run is stored.
         seed: Seed from which, with its address, the seed of every rollout is derived.
+
+    Example:
+        >>> spec = load_spec("job.yaml")
+        >>> spec.model.source, spec.personas.roles.names
+        ('models/tiny', ['pirate', 'poet', 'teacher'])
     """
 
     model: ModelSpec
@@ -361,7 +366,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         InputError: The file or an override is invalid; names the file, line and field.
 
     Example:
-        >>> load_spec("examples/demo.yaml", ["seed=7"]).seed  # doctest: +SKIP
+        >>> load_spec("examples/demo.yaml", ["seed=7"]).seed
         7
     """
     text = read_text(Path(path), "a job spec")
@@ -377,6 +382,11 @@ def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec
 
     Raises:
         InputError: A field is invalid; names it.
+
+    Example:
+        >>> spec = make_spec({"model": {"source": "models/tiny"}, "store": {"url": "runs/mine"}})
+        >>> spec.sampling.temperature
+        0.7
     """
     return _validated(dict(data), overrides, "", "the command line")
 

@@ -89,3 +89,14 @@ def tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models import save_tiny_llama
 
     return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def documented_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the examples of docs and docstrings run; see ``documented``."""
+    from documented import write_job, write_stores
+
+    folder = tmp_path_factory.mktemp("documented")
+    write_stores(folder)
+    write_job(folder, Path(__file__).parents[1] / "examples")
+    return folder

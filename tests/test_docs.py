@@ -12,15 +12,18 @@ import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.spec import JobSpec, load_spec
-from persona_atlas.storage.run.index_keeper import refresh_index
 
-from conversations import conversation, given_plan
-from fakes import FACTS, FakeEngine, small_plan, small_spec
-from stored_runs import record_of, store_run
+from fakes import FACTS, small_plan
 
 ROOT = Path(__file__).parents[1]
 READING = ("show", "query", "verify", "gc", "reduce", "report", "catalog")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FOLDERS = ("jobs", "workers", "storage", "analysis", "cluster", "tests", "docs", "examples", "benchmarks")
+HISTORY = ("log.md", "CHANGELOG.md")
+"""Pages that name what was there once."""
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -38,31 +41,13 @@ def commands() -> list[str]:
     return sorted({line for line in lines if line.startswith("persona-atlas ")})
 
 
-@pytest.fixture(scope="module")
-def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stand-ins for the demo's store, 30 layers x 576, the pirate with 2 prompts and 4 questions, and one of texts."""
-    folder = tmp_path_factory.mktemp("docs")
-    counts = {"prompts": 2, "questions": 4}
-    personas = {"roles": {"names": ["pirate", "poet", "teacher"], **counts}, "default": counts}
-    plan = small_plan(small_spec(personas=personas), facts=replace(FACTS, n_layers=30, d_model=576))
-    engine = FakeEngine(layers=tuple(range(30)), d_model=576, more=", and at some length")
-    location = store_run(str(folder / "runs" / "demo"), plan, engine=engine)
-    refresh_index(location, record_of(plan))
-    talks = given_plan(conversation("Hi", "Hello", "So?", "So."), facts=plan.facts)
-    store_run(str(folder / "runs" / "talks"), talks, engine=engine)
-    keeps = {"poolings": ["response_mean", "tokens"], "token_layers": [15, 20]}
-    keeping = small_plan(small_spec(personas=personas, capture=keeps), facts=plan.facts)
-    store_run(str(folder / "runs" / "tokens"), keeping, engine=replace(engine, token_layers=(15, 20)))
-    return folder
-
-
 def run_command(line: str) -> None:
     done = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False, standalone_mode=False)
     assert done.exit_code == 0, done.output
 
 
-def test_every_command_that_reads_a_store_or_the_catalog_runs(demo_store: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(demo_store)
+def test_every_command_that_reads_a_store_or_the_catalog_runs(documented_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(documented_folder)
     reading = [line for line in commands() if line.split()[1] in READING]
     reading = [
         line for line in reading if "my-personas" not in line and "on-cluster" not in line and "runs/second" not in line
@@ -83,11 +68,19 @@ def test_every_other_command_parses(monkeypatch: pytest.MonkeyPatch):
         command.make_context(name, list(arguments), resilient_parsing=False)
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def python_blocks() -> list[object]:
+    """Those that run SmolLM2 need it installed."""
+    return [
+        pytest.param(page, text, marks=[pytest.mark.model] if "package://" in text else [], id=f"{page}-{number}")
+        for number, (page, text) in enumerate(blocks("python"))
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), python_blocks())
 def test_every_python_block_runs_and_prints_what_it_says(
-    page: str, text: str, demo_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, text: str, documented_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.chdir(demo_store)
+    monkeypatch.chdir(documented_folder)
     if page == "README.md":
         run_command("persona-atlas reduce runs/demo")
         capsys.readouterr()
@@ -118,6 +111,30 @@ def test_links_between_the_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_file_that_a_page_names_is_there():
+    named = [
+        (page, path)
+        for page in PAGES
+        if page.name not in HISTORY
+        for path in re.findall(r"`(\w+/[\w/.-]+)`", page.read_text())
+    ]
+    files = [(page, path) for page, path in named if path.split("/")[0] in FOLDERS]
+    assert len(files) > 50
+    for page, path in files:
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_test_that_a_page_names_is_there():
+    tests = {name for file in (ROOT / "tests").rglob("test_*.py") for name in (*_tests_of(file), file.name)}
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text())}
+    assert len(named) > 10
+    assert not named - tests
+
+
+def _tests_of(file: Path) -> list[str]:
+    return re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
 
 
 def test_the_spec_page_names_every_field():

@@ -14,7 +14,7 @@ import pytest
 def test_importing_the_face_and_the_command_line_loads_neither_torch_nor_ray():
     program = (
         "import sys, persona_atlas, persona_atlas.cluster.cli\n"
-        "persona_atlas.open_run, persona_atlas.load_spec\n"
+        "[getattr(persona_atlas, name) for name in persona_atlas.__all__]\n"
         "print([name for name in ('torch', 'ray', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -25,6 +25,7 @@ def test_the_face_is_sorted_and_every_name_is_there():
     assert persona_atlas.__all__ == sorted(persona_atlas.__all__)
     for name in persona_atlas.__all__:
         assert getattr(persona_atlas, name) is not None
+    assert set(persona_atlas.__all__) <= set(dir(persona_atlas))
     with pytest.raises(AttributeError):
         getattr(persona_atlas, "nothing_of_the_kind")  # noqa: B009 - the name is not there
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...jobs.scheduling.job_state import JobState
 from ...jobs.spec import JobSpec
-from ...storage.run.commits import committed_units
-from ..run.conclude import Conclusion, conclude
-from ..run.job import Outcome, prepare_job, work_job
-from ..run.status_reporter import StatusReporter
+from ..run.conclude import Conclusion
+from ..run.job import Outcome, work_job
+from ..run.prepare import prepare_job
+from ..run.whole_job import finish_job
 from . import output, summary_text
 from .jobs import plan
 
@@ -32,17 +31,7 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
     job = prepare_job(spec, progress)
     for what, figure in plan.lines(job.plan, job.estimate):
         progress.say(f"  {what + ':':18}{figure}")
-    if job.committed:
-        progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are already committed.")
-    try:
-        with StatusReporter() as reporter:
-            outcome = work_job(job, progress, reporter, address)
-            conclusion = conclude(job, progress, reporter)
-            reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
-    except KeyboardInterrupt:
-        done = len(committed_units(job.location))
-        progress.say(f"{done} of {len(job.plan.units)} units are committed and kept; the same command resumes.")
-        raise
+    outcome, conclusion = finish_job(job, progress, lambda reporter: work_job(job, progress, reporter, address))
     if as_json:
         output.document(_as_dict(outcome, conclusion))
     else:

@@ -8,7 +8,7 @@ from ...analysis.reduce import reduce_run
 from ...analysis.report import write_report
 from ...analysis.summary import Summary, summarise
 from ...storage.query.run import Run, open_run
-from .job import Job
+from .prepare import Job
 from .progress import Progress
 from .status_reporter import StatusReporter
 

@@ -1,70 +1,27 @@
-"""One job on this machine or a cluster it can reach: plan, refuse or start, drive, bring the index up to date."""
+"""Do what is missing of a prepared job: take the lease, load the workers, drive, bring the index up to date."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 
-from ...jobs.errors import InputError
-from ...jobs.plan import Plan, make_plan
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
-from ...jobs.sizing.estimate import Estimate, batch_tokens, estimate, resolved_dtype
-from ...jobs.sources.load import load_source
-from ...jobs.spec import JobSpec
-from ...storage.format.layout import driver_path
 from ...storage.format.planned_units import encode_units
 from ...storage.format.records import Manifest, RunRecord
-from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import commit_unit, committed_units, now_iso
 from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
-from ...storage.run.run_store import begin_run, check_same_run, read_run_record, reserve_rows
-from ...workers.chat.renderer import ChatRenderer
-from ...workers.chat.spans import load_renderer, require_within_context
-from ...workers.engine import EngineSettings
-from ...workers.models.memory import require_memory
-from ...workers.models.model_files import find_model, read_facts
-from ..pool.executor import Executor
-from ..pool.placement import Placement, place
-from ..pool.session import local_resources, ray_session
-from ..pool.worker_settings import WorkerSettings
+from ...storage.run.run_store import begin_run, reserve_rows
 from ..retry import with_retries
 from .drive import drive
+from .prepare import Job
 from .progress import Progress
 from .status_reporter import StatusReporter
+from .worker_pool import OpenPool, WorkerPool, open_ray_pool
 
 _VERSIONED = ("persona-atlas", "torch", "transformers", "ray", "zarr", "numcodecs", "numpy")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job that has been planned and not refused so far.
-
-    Attributes:
-        plan: Its units.
-        estimate: What it takes.
-        model_directory: The model's files on this machine.
-        location: Its store.
-        record: What the store holds already; None for a new run.
-        committed: Units done before.
-    """
-
-    plan: Plan
-    estimate: Estimate
-    model_directory: Path
-    location: Location
-    record: RunRecord | None
-    committed: frozenset[str]
-
-    @property
-    def num_missing(self) -> int:
-        """Units that are still to do."""
-        return len(set(self.plan.by_id) - self.committed)
 
 
 @dataclass(frozen=True)
@@ -89,122 +46,12 @@ class Outcome:
         return self.done == self.planned
 
 
-def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> tuple[Plan, Path]:
-    """Plan a spec against the model and the catalog or conversations it names; the store is not read.
-
-    Args:
-        spec: What to run.
-        progress: Shows a line when something takes long.
-        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
-
-    Raises:
-        InputError: A persona, conversation, layer, model or file is wrong.
-    """
-    # First what costs nothing: a model may have to be fetched.
-    source = load_source(spec, catalog_directory)
-    directory = find_model(spec.model, progress.say)
-    return make_plan(spec, source, read_facts(directory)), directory
-
-
-def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
-    """Render every conversation that exists once, so that a bad one is found before anything is spent.
-
-    Raises:
-        InputError: The model's template refuses one, or it is longer than the model's context.
-    """
-    conversations = plan.source.conversations
-    if not conversations:
-        return
-    progress.say(f"Checking {len(conversations):,} conversations against the chat template.")
-    renderer = load_renderer(directory)
-    for given in conversations:
-        require_within_context(renderer.render(given), plan.facts.max_context)
-
-
-def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> Job:
-    """Plan a spec and hold it against its store; nothing is written.
-
-    Args:
-        spec: What to run.
-        progress: Shows a line when something takes long.
-        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
-
-    Raises:
-        InputError: The spec is wrong or asks for what cannot be run yet, or the store belongs to another run.
-        StoreError: The store is damaged.
-    """
-    refuse_tensor_parallel(spec)
-    location = open_location(spec.store.url, spec.store.endpoint_url)
-    record = read_run_record(location)
-    plan, directory = plan_job(spec, progress, catalog_directory)
-    if record is not None:
-        check_same_run(record, plan, location.url)
-    else:
-        require_readable(plan, directory, progress)
-    committed = frozenset(committed_units(location)) if record is not None else frozenset()
-    return Job(plan, estimate(plan), directory, location, record, committed)
-
-
-@dataclass(frozen=True)
-class Workforce:
-    """Workers that a job may have, none of them started.
-
-    Attributes:
-        rendering: How their prompts become tokens, for the run's record.
-        make_executor: Makes their executor; called once the lease is held, because workers look for it in the store.
-    """
-
-    rendering: dict[str, object]
-    make_executor: Callable[[HeldLease], Executor]
-
-
-OpenWorkforce = Callable[[Job, str | None, Progress], AbstractContextManager[Workforce]]
-"""Called with a job, the address of a cluster or None, and the progress; see :func:`open_ray_workforce`."""
-
-
-@contextmanager
-def open_ray_workforce(job: Job, address: str | None, progress: Progress) -> Iterator[Workforce]:
-    """Connect to Ray for as long as the job lasts, and refuse what cannot run there.
-
-    Args:
-        job: Prepared.
-        address: Address of a Ray cluster; None starts Ray on this machine.
-        progress: Receives what takes long.
-
-    Yields:
-        Workers that are Ray actors.
-
-    Raises:
-        InputError: No template, no room, no such cluster, or the server that is to generate does not serve the model.
-    """
-    # Ray is imported only by a job that has something to do.
-    from ..pool.ray_executor import RayExecutor
-
-    renderer = load_renderer(job.model_directory).renderer
-    if address is None:
-        _refuse_what_cannot_fit(job)
-        _refuse_without_server(job.plan.spec, renderer)
-    progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
-    with ray_session(address) as resources:
-        placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
-
-        def make_executor(lease: HeldLease) -> Executor:
-            progress.say(
-                f"Loading the model: {placement.replicas} replica(s) on {placement.device}, "
-                f"{placement.threads} thread(s) each."
-            )
-            settings = worker_settings(job, placement, driver_path(lease.generation))
-            return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
-
-        yield Workforce(renderer.describe(), make_executor)
-
-
 def work_job(
     job: Job,
     progress: Progress,
     reporter: StatusReporter,
     address: str | None = None,
-    open_workforce: OpenWorkforce = open_ray_workforce,
+    open_pool: OpenPool = open_ray_pool,
 ) -> Outcome:
     """Run the units that a job is missing.
 
@@ -213,7 +60,7 @@ def work_job(
         progress: Receives how far it is.
         reporter: Writes the run's status, and knows when the job is to stop.
         address: Address of a Ray cluster; None starts Ray on this machine.
-        open_workforce: What the workers are; tests and benchmarks have others than Ray's.
+        open_pool: What the workers are; tests and benchmarks have others than Ray's.
 
     Returns:
         How it ended, with the units that failed for good.
@@ -229,7 +76,7 @@ def work_job(
             refresh_index(job.location, job.record)
         return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
     refuse_if_driven(job.location, reporter.job_id)
-    with open_workforce(job, address, progress) as workforce:
+    with open_pool(job, address, progress) as pool:
         reporter.raise_if_stopped()
         with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
             reporter.attach(job.location, lease.generation)
@@ -238,21 +85,21 @@ def work_job(
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
                     "out. Start one at a time."
                 )
-            return _work_under_lease(job, lease, workforce, progress, reporter)
+            return _work_under_lease(job, lease, pool, progress, reporter)
 
 
 def _work_under_lease(
-    job: Job, lease: HeldLease, workforce: Workforce, progress: Progress, reporter: StatusReporter
+    job: Job, lease: HeldLease, pool: WorkerPool, progress: Progress, reporter: StatusReporter
 ) -> Outcome:
     """Load the models, begin the run only when one is loaded, drive, and bring the index up to date."""
-    executor = workforce.make_executor(lease)
+    executor = pool.make_executor(lease)
     reporter.set_phase("loading")
     # This takes seconds for a large plan, so it is done before there are workers to wait for it.
     units = encode_units(job.plan.units)
     record = job.record or RunRecord.of(
         job.plan,
         units_sha256=sha256(units).hexdigest(),
-        rendering=workforce.rendering,
+        rendering=pool.rendering,
         versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         created_at=now_iso(),
     )
@@ -276,71 +123,3 @@ def _work_under_lease(
     done = ledger.num_done
     failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
     return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
-
-
-def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
-    """Give what every worker of a job is told.
-
-    Args:
-        job: Prepared.
-        placement: What each worker runs on.
-        sentinel: Path of an object that the driver has written, for workers to look for.
-    """
-    spec = job.plan.spec
-    return WorkerSettings(
-        engine=EngineSettings(
-            directory=job.model_directory,
-            dtype=resolved_dtype(spec.model.dtype, job.plan.facts.dtype),
-            device=placement.device,
-            threads=placement.threads,
-            batch_tokens=batch_tokens(spec.placement),
-            layers=job.plan.layers,
-            sampling=spec.sampling,
-            capture=spec.capture,
-            token_layers=job.plan.token_layers,
-        ),
-        needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
-        store_url=job.location.url,
-        endpoint_url=job.location.endpoint_url,
-        rows_per_block=job.plan.rows_per_block,
-        mantissa_bits=spec.store.mantissa_bits,
-        model=spec.model,
-        reads_given=not job.plan.source.generates,
-        generation=spec.generation,
-        served_model=spec.served_model,
-        sentinel=sentinel,
-        tokens_per_block=job.plan.tokens_per_block,
-    )
-
-
-def refuse_tensor_parallel(spec: JobSpec) -> None:
-    """Refuse replicas of several GPUs before the model is fetched, which may be 140 GB.
-
-    Raises:
-        InputError: The spec asks for one.
-    """
-    if spec.placement.tensor_parallel > 1:
-        raise InputError(
-            f"asks for {spec.placement.tensor_parallel} GPUs a replica; a run takes 1 so far. Planning, pricing and "
-            "rendering such a job work.",
-            code="not_yet",
-            field="placement.tensor_parallel",
-            hint="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
-        )
-
-
-def _refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
-    """Where the workers run on this machine, check the server that is to generate before Ray is started."""
-    if spec.generation is None:
-        return
-    # The client is imported only where a server is used.
-    from ...workers.responders.endpoint import check_endpoint
-
-    check_endpoint(spec.generation, spec.served_model, renderer)
-
-
-def _refuse_what_cannot_fit(job: Job) -> None:
-    """On this machine, before Ray is started: room for the replicas, and on the CPU memory for all of them."""
-    placement = place(job.plan.spec.placement, local_resources())
-    if placement.device == "cpu":
-        require_memory(job.estimate.machine_bytes, placement.replicas, "cpu")

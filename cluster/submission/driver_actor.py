@@ -23,7 +23,8 @@ from ...jobs.scheduling.job_state import JobState
 from ...jobs.wording import count_of
 from ..retry import Backoff, with_retries
 from ..run.conclude import conclude
-from ..run.job import prepare_job, work_job
+from ..run.job import work_job
+from ..run.prepare import prepare_job
 from ..run.progress import Progress
 from ..run.status_reporter import StatusReporter
 from .submitted_job import CATALOG_FOLDER, NAMESPACE, SubmittedJob, driver_actor_name

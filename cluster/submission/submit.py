@@ -20,7 +20,7 @@ from ...jobs.spec import PACKAGE_SCHEME, JobSpec
 from ...storage.locations.location import open_location
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
-from ..run.job import plan_job, refuse_tensor_parallel
+from ..run.prepare import plan_job, refuse_tensor_parallel
 from ..run.progress import Progress
 from .ray_cluster import Cluster, ClusterInfo, metadata_of
 from .shipping import is_shipped_catalog, stage_code, stage_job

@@ -76,7 +76,13 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Estimate the size of a plan."""
+    """Estimate the size of a plan.
+
+    Example:
+        >>> from persona_atlas import estimate, plan
+        >>> estimate(plan("job.yaml")).response_tokens
+        112
+    """
     spec, facts = plan.spec, plan.facts
     texts = plan.source.token_counts(plan.units)
     rollouts = plan.num_rollouts

@@ -78,9 +78,11 @@ def price(
         InputError: There are fewer devices than one replica needs.
 
     Example:
-        >>> h100 = table.devices["H100"]  # doctest: +SKIP
-        >>> price(plan, estimate(plan), "H100", h100, tensor_parallel=4, gpus=64).gpu_hours  # doctest: +SKIP
-        69.2
+        >>> from persona_atlas import estimate, plan
+        >>> from persona_atlas.jobs.sizing.devices import load_devices
+        >>> planned = plan("job.yaml")
+        >>> price(planned, estimate(planned), "H100", load_devices().devices["H100"], tensor_parallel=1).limited_by
+        'launching'
     """
     asked = tensor_parallel * (plan.spec.placement.replicas or 1) if gpus is None else gpus
     if asked < tensor_parallel:

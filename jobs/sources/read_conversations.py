@@ -42,6 +42,35 @@ def read_conversations(source: str) -> tuple[Conversation, ...]:
     return tuple(found)
 
 
+def parse_conversations(values: Any, name: str = "conversations") -> tuple[Conversation, ...]:
+    """Take conversations that are in memory, in the forms that a JSON file may have.
+
+    Args:
+        values: A list of messages (one conversation), an object with ``messages`` or ``conversation``, or a list of
+            either.
+        name: Stands for the file's name: the persona of the rows, and the place that errors name.
+
+    Returns:
+        By conversation_index.
+
+    Raises:
+        InputError: Something is not a conversation; names the entry and the field.
+
+    Example:
+        >>> talk = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Ahoy!"}]
+        >>> parse_conversations(talk)[0].num_turns
+        1
+    """
+    try:
+        # As if it had come from a file: tuples become lists, and every key is a text.
+        whole = json.loads(json.dumps(values))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"is not what JSON can hold: {error}.", code="not_json", field="conversations", hint=_HINT
+        ) from None
+    return tuple(_make_conversations(list(_entries_of(whole, name)), Path(name), 0))
+
+
 def _files(source: Path) -> list[Path]:
     if not source.is_dir():
         return [source]
@@ -72,16 +101,20 @@ def _entries(path: Path) -> Iterator[_Entry]:
     text = read_text(path, "conversations").removeprefix("\ufeff")
     file = str(path)
     if path.suffix == ".json":
-        whole = _parse(text, file, None)
-        is_list_of_conversations = isinstance(whole, list) and bool(whole) and not _is_message(whole[0])
-        for number, value in enumerate(whole if is_list_of_conversations else [whole], start=1):
-            place = f"{file}, entry {number}" if is_list_of_conversations else file
-            yield _Entry(value if not isinstance(value, list) else {"messages": value}, file, place)
+        yield from _entries_of(_parse(text, file, None), file)
         return
     # Not splitlines: JSON texts may hold other line separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _Entry(_parse(line, file, number), file, f"{file}, line {number}")
+
+
+def _entries_of(whole: Any, file: str) -> Iterator[_Entry]:
+    """Tell one conversation from a list of them."""
+    is_list_of_conversations = isinstance(whole, list) and bool(whole) and not _is_message(whole[0])
+    for number, value in enumerate(whole if is_list_of_conversations else [whole], start=1):
+        place = f"{file}, entry {number}" if is_list_of_conversations else file
+        yield _Entry(value if not isinstance(value, list) else {"messages": value}, file, place)
 
 
 def _is_message(value: Any) -> bool:
@@ -103,7 +136,10 @@ def _parse(text: str, file: str, line: int | None) -> Any:
 
 
 def _read_file(path: Path, first_index: int) -> list[Conversation]:
-    entries = list(_entries(path))
+    return _make_conversations(list(_entries(path)), path, first_index)
+
+
+def _make_conversations(entries: list[_Entry], path: Path, first_index: int) -> list[Conversation]:
     parsed = [_texts(entry) for entry in entries]
     is_released = bool(entries) and all(isinstance(entries[0].value.get(key), int) for key in _ADDRESS)
     kind: Kind = "conversation"

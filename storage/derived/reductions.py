@@ -52,6 +52,12 @@ class Reduction:
         threshold_labels: ``p0.01``, ``p0.25`` and so on: percentiles of the projection on -axis, as fractions.
         cap_on_minus_axis: ``(Q, L)``, those percentiles: upper bounds for the projection on -axis.
         floor_on_axis: ``(Q, L)``, their negatives: lower bounds for the projection on +axis.
+
+    Example:
+        >>> from persona_atlas import reduce
+        >>> reduction = reduce("runs/demo", progress=False)
+        >>> reduction.role_names, reduction.role_vectors.shape
+        (('pirate', 'poet', 'teacher'), (3, 30, 576))
     """
 
     reduction_id: str

@@ -147,6 +147,11 @@ class Run:
     Attributes:
         location: The run's store.
         record: The run's record: spec, model, shapes.
+
+    Example:
+        >>> run = open_run("runs/demo")
+        >>> str(run.completeness), len(run.layers)
+        ('8 of 8 units', 30)
     """
 
     def __init__(self, location: Location, record: RunRecord) -> None:
@@ -387,9 +392,8 @@ def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Ru
         StoreError: The run's record is damaged or of another layout version.
 
     Example:
-        >>> run = open_run("runs/demo")  # doctest: +SKIP
-        >>> print(run.completeness)  # doctest: +SKIP
-        8 of 8 units
+        >>> open_run("runs/demo").rollouts(persona="pirate").num_rows
+        8
     """
     location = open_location(url, endpoint_url)
     record = read_run_record(location)

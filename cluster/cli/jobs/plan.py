@@ -7,18 +7,15 @@ from typing import Any
 
 import click
 
-from ....jobs.catalog import load_catalog
-from ....jobs.plan import Plan, make_plan
+from ....jobs.plan import Plan
 from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate, estimate
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
-from ....jobs.sources.persona_source import PersonaSource
-from ....jobs.spec import JobSpec, load_spec
+from ....jobs.spec import load_spec
 from ....jobs.wording import count_of
-from ....workers.models.model_sketch import FactsFrom, sketch_model
-from ...run.job import plan_job, require_readable
-from ...run.progress import Progress
+from ....workers.models.model_sketch import FactsFrom
+from ...run.prepare import sketch_plan
 from .. import output
 from ..options import device_options, json_option, set_option, spec_argument
 
@@ -55,7 +52,7 @@ def plan(
     spec = load_spec(spec_file, overrides)
     table = load_devices(devices_file).of_kind(spec.placement.device)
     table = table if device is None else table.only(device)
-    planned, facts_from = _planned(spec, output.progress())
+    planned, facts_from = sketch_plan(spec, output.progress())
     figures = estimate(planned)
     require_fit(planned, figures, table)
     prices = price_all(planned, figures, table, gpus)
@@ -69,16 +66,6 @@ def plan(
         columns,
         [_price_line(name, table, figures, prices.get(name)) for name in table.devices],
     )
-
-
-def _planned(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
-    """Plan without downloading weights; only given conversations need the model's files, because they are rendered."""
-    if spec.conversations is not None:
-        planned, directory = plan_job(spec, progress)
-        require_readable(planned, directory, progress)
-        return planned, "files"
-    facts, facts_from = sketch_model(spec.model, progress.say)
-    return make_plan(spec, PersonaSource(spec, load_catalog(spec.personas.catalog)), facts), facts_from
 
 
 def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | None) -> dict[str, Price]:

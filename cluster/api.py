@@ -1,0 +1,286 @@
+"""The Python interface: plan, run, extract, reduce and verify without a command line.
+
+Each function does what the command of the same name does and raises the same errors; progress goes to stderr. The names
+that a program should use are those of ``persona_atlas``; this module is where they are made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from ..analysis.reduce import reduce_run
+from ..analysis.summary import Summary
+from ..jobs.plan import Plan
+from ..jobs.scheduling.ledger import Failure
+from ..jobs.sources.conversation import Conversation
+from ..jobs.sources.read_conversations import parse_conversations
+from ..jobs.spec import JobSpec, load_spec, make_spec
+from ..storage.derived.reductions import Reduction
+from ..storage.locations.location import open_location
+from ..storage.query.run import Run, open_run
+from ..storage.verification.verify import Verification, verify_run
+from .run.job import Outcome, work_job
+from .run.local import open_local_pool
+from .run.prepare import prepare_job, sketch_plan
+from .run.progress import Progress
+from .run.status_reporter import StatusReporter
+from .run.whole_job import finish_job
+
+SpecLike = JobSpec | str | os.PathLike[str] | Mapping[str, Any]
+"""A validated spec, the path of a YAML file, or the file's content as a mapping."""
+
+_IN_MEMORY = "(in memory)"
+"""What stands for ``conversations.source`` in the record of a run whose conversations came from Python."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended, with its run open for reading.
+
+    Attributes:
+        run: The run's store, open.
+        planned: Units of the job.
+        done: Units that are committed now.
+        worked: Units that this call committed; 0 when nothing was missing.
+        failures: Units that failed three times and are not committed, with their last error.
+        summary: What the reduction found at the middle layer; None when there is nothing to reduce.
+        report: Where the HTML report is; None likewise.
+
+    Example:
+        >>> from persona_atlas import run
+        >>> result = run("job.yaml", progress=False)
+        >>> result.is_complete, result.failures
+        (True, ())
+    """
+
+    run: Run
+    planned: int
+    done: int
+    worked: int
+    failures: tuple[Failure, ...]
+    summary: Summary | None
+    report: str | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned unit is committed."""
+        return self.done == self.planned
+
+
+def plan(spec: SpecLike, *, progress: bool = True) -> Plan:
+    """Plan a job without running it and without fetching weights.
+
+    Args:
+        spec: What to plan.
+        progress: Whether to print a line before something that takes long.
+
+    Returns:
+        The units of the job; ``estimate`` gives its tokens, bytes and memory.
+
+    Raises:
+        InputError: The spec, a persona, a conversation, a layer or the model is wrong.
+
+    Example:
+        >>> from persona_atlas import plan
+        >>> planned = plan("job.yaml")
+        >>> len(planned.units), planned.num_rollouts
+        (7, 14)
+    """
+    return sketch_plan(_as_spec(spec), _progress(progress))[0]
+
+
+def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = None, progress: bool = True) -> JobResult:
+    """Run a job, or what is missing of it, then reduce it and write its report.
+
+    The model runs in this process. More than one replica starts Ray on this machine, and ``address`` joins a Ray
+    cluster. Ctrl-C (``KeyboardInterrupt``) stops the job; committed units stay, and the same call does what is missing.
+
+    Args:
+        spec: What to run.
+        replicas: Copies of the model; ``placement.replicas`` of the spec when None, else 1.
+        address: ``host:port`` of a Ray cluster, or ``auto`` for the one that this machine belongs to.
+        progress: Whether to print progress to stderr.
+
+    Returns:
+        How it ended; look at ``is_complete``, for units that failed three times raise no error.
+
+    Raises:
+        InputError: The spec is wrong, the store belongs to another run, or another driver works it.
+        StoreError: The store is damaged.
+        TransientError: The store failed for good.
+        JobError: No worker could be had.
+
+    Example:
+        >>> from persona_atlas import run
+        >>> result = run("job.yaml", progress=False)
+        >>> result.run.activations(persona="pirate", layer=1).values.shape
+        (4, 32)
+    """
+    return _work(_as_spec(spec), replicas, address, progress)
+
+
+def extract(
+    model: str,
+    conversations: str | os.PathLike[str] | Sequence[Any],
+    store: str | os.PathLike[str],
+    *,
+    layers: str | Sequence[int] = "all",
+    poolings: Sequence[str] = ("response_mean",),
+    token_layers: str | Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    replicas: int | None = None,
+    address: str | None = None,
+    progress: bool = True,
+) -> JobResult:
+    """Run a model over conversations that exist and keep its activations, a row for each message of the assistant.
+
+    Args:
+        model: A Hugging Face id, a local directory, or ``package://module/file.gguf``.
+        conversations: A ``.jsonl`` or ``.json`` file or a directory of such files; or in memory a list of messages
+            ``{"role", "content"}``, or a list of conversations, each such a list or an object with ``messages``.
+        store: A directory or ``s3://bucket/prefix``.
+        layers: ``"all"``, ``"middle"`` or 0-based decoder layers.
+        poolings: What is kept of each response.
+        token_layers: Layers of which the pooling ``tokens`` keeps every token.
+        overrides: ``key.path=value`` assignments to other fields of the spec.
+        replicas: As for ``run``.
+        address: As for ``run``.
+        progress: Whether to print progress to stderr.
+
+    Returns:
+        How it ended, with the run open.
+
+    Raises:
+        InputError: A conversation, a layer, the model or another field is wrong.
+        StoreError: The store is damaged.
+        TransientError: The store failed for good.
+        JobError: No worker could be had.
+
+    Example:
+        >>> from persona_atlas import extract
+        >>> talk = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A pirate!"}]
+        >>> extract("models/tiny", talk, "runs/talk", progress=False).run.activations(layer="all").values.shape
+        (1, 3, 32)
+    """
+    given: Sequence[Conversation] | None = None
+    if isinstance(conversations, str | os.PathLike):
+        source = os.fspath(conversations)
+    else:
+        source, given = _IN_MEMORY, parse_conversations(conversations)
+    data = {
+        "model": {"source": model},
+        "conversations": {"source": source},
+        "capture": {
+            "layers": _plain(layers),
+            "poolings": list(poolings),
+            "token_layers": _plain(token_layers),
+        },
+        "store": {"url": os.fspath(store)},
+    }
+    return _work(make_spec(data, overrides), replicas, address, progress, given)
+
+
+def reduce(
+    run: Run | str | os.PathLike[str],
+    *,
+    hook_point: str | None = None,
+    pooling: str | None = None,
+    progress: bool = True,
+) -> Reduction:
+    """Find a run's role and trait vectors, Assistant Axis, principal components and thresholds, and keep them in it.
+
+    Args:
+        run: An open run, or its place.
+        hook_point: ``resid_post``, or the first that was captured, when None.
+        pooling: ``response_mean``, or the first that was captured, when None.
+        progress: Whether to print progress to stderr.
+
+    Returns:
+        The reduction of what is committed; one that is stored already is loaded.
+
+    Raises:
+        InputError: There is no run, or nothing in it to reduce.
+        StoreError: A committed number is missing or damaged.
+        JobError: The vectors of some layers are all the same.
+
+    Example:
+        >>> from persona_atlas import reduce
+        >>> found = reduce("runs/demo", progress=False)
+        >>> found.axis[found.position(15)].shape
+        (576,)
+    """
+    opened = run if isinstance(run, Run) else open_run(run)
+    return reduce_run(opened, hook_point=hook_point, pooling=pooling, say=_progress(progress).say)
+
+
+def verify(run: Run | str | os.PathLike[str], *, quick: bool = False) -> Verification:
+    """Re-read a run and check every checksum, row, span and number against its commit records.
+
+    Args:
+        run: An open run, or its place.
+        quick: Whether to compare lengths only, and read no object.
+
+    Returns:
+        What was found; ``is_sound`` says that nothing is damaged, ``is_complete`` that nothing is missing.
+
+    Raises:
+        InputError: There is no run.
+        StoreError: ``run.json`` cannot be read.
+        TransientError: The store failed.
+
+    Example:
+        >>> from persona_atlas import verify
+        >>> verify("runs/demo").is_sound
+        True
+    """
+    return verify_run(run.location if isinstance(run, Run) else open_location(run), quick=quick)
+
+
+def _work(
+    spec: JobSpec,
+    replicas: int | None,
+    address: str | None,
+    shows_progress: bool,
+    conversations: Sequence[Conversation] | None = None,
+) -> JobResult:
+    if replicas is not None:
+        placement = spec.placement.model_dump() | {"replicas": replicas}
+        spec = make_spec(spec.model_dump(mode="json") | {"placement": placement})
+    progress = _progress(shows_progress)
+    job = prepare_job(spec, progress, conversations=conversations)
+    needs_ray = address is not None or (spec.placement.replicas or 1) > 1
+
+    def work(reporter: StatusReporter) -> Outcome:
+        if needs_ray:
+            return work_job(job, progress, reporter, address)
+        return work_job(job, progress, reporter, open_pool=open_local_pool)
+
+    outcome, conclusion = finish_job(job, progress, work)
+    return JobResult(
+        run=conclusion.store,
+        planned=outcome.planned,
+        done=outcome.done,
+        worked=outcome.worked,
+        failures=outcome.failures,
+        summary=conclusion.summary,
+        report=conclusion.report_place,
+    )
+
+
+def _as_spec(spec: SpecLike) -> JobSpec:
+    if isinstance(spec, JobSpec):
+        return spec
+    return make_spec(spec) if isinstance(spec, Mapping) else load_spec(os.fspath(spec))
+
+
+def _plain(layers: str | Sequence[int] | None) -> str | list[int] | None:
+    return layers if layers is None or isinstance(layers, str) else list(layers)
+
+
+def _progress(is_shown: bool) -> Progress:
+    return Progress(Console(stderr=True, quiet=not is_shown))

@@ -1,0 +1,171 @@
+"""Run a job in this very process: one replica, no Ray, no other processes. What a notebook wants.
+
+The model runs in a thread of its own while the caller's thread commits, so Ctrl-C reaches the caller at once. The model
+thread ends when its engine next asks for a request: before the next forward pass, or, where the batch is full, when one
+of the responses under way ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ...jobs.errors import UnitError
+from ...jobs.scheduling.worker_load import WorkerLoad
+from ...jobs.units import RolloutRequest, UnitAttempt
+from ...storage.format.layout import driver_path
+from ...storage.run.lease import HeldLease
+from ...workers.chat.spans import load_renderer
+from ...workers.engine import CapturedRollout, Reader, Responder
+from ...workers.models.memory import require_memory
+from ..pool.assemble import load_engine
+from ..pool.executor import Answer, WorkerView
+from ..pool.placement import place
+from ..pool.session import local_resources
+from ..pool.worker_loop import WorkerLoop
+from ..pool.worker_settings import WorkerSettings
+from .prepare import Job
+from .progress import Progress
+from .worker_pool import WorkerPool, refuse_without_server, worker_settings
+
+_NAME = "this-process"
+
+
+@contextmanager
+def open_local_pool(job: Job, address: str | None, progress: Progress) -> Iterator[WorkerPool]:
+    """Make this process the one worker of a job.
+
+    Args:
+        job: Prepared; its ``placement.replicas`` is not read, for there is one.
+        address: Not used: there is no cluster.
+        progress: Prints a line before the model is loaded.
+
+    Yields:
+        A pool of one.
+
+    Raises:
+        InputError: No chat template, no room in memory, or the server that is to generate does not serve the model.
+    """
+    del address
+    spec = job.plan.spec
+    renderer = load_renderer(job.model_directory).renderer
+    placement = place(spec.placement.model_copy(update={"replicas": 1}), local_resources())
+    if placement.device == "cpu":
+        require_memory(job.estimate.machine_bytes, 1, "cpu")
+    refuse_without_server(spec, renderer)
+
+    def make_executor(lease: HeldLease) -> InProcessExecutor:
+        progress.say(f"Loading the model in this process: {placement.device}, {placement.threads} thread(s).")
+        return InProcessExecutor(worker_settings(job, placement, driver_path(lease.generation)))
+
+    yield WorkerPool(renderer.describe(), make_executor)
+
+
+class InProcessExecutor:
+    """A pool of one worker, which is this process.
+
+    Args:
+        settings: What the worker loads and where it writes.
+        load: Makes the engine.
+    """
+
+    def __init__(self, settings: WorkerSettings, load: Callable[[WorkerSettings], Responder] = load_engine) -> None:
+        self._stopped = threading.Event()
+        self._loop = WorkerLoop(settings, _NAME, load=lambda told: _StoppableResponder(load(told), self._stopped))
+        self._load = WorkerLoad()
+        self._is_ready = False
+        self._since = time.time()
+
+    def start(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Load the model."""
+        tick()
+        self._loop.prepare()
+        self._is_ready = True
+        self._since = time.time()
+
+    @property
+    def ready(self) -> list[str]:
+        """This process, once its model is loaded."""
+        return [_NAME] if self._is_ready else []
+
+    @property
+    def idle(self) -> list[str]:
+        """This process, while it holds no unit."""
+        return [_NAME] if self._is_ready and self._load.is_empty else []
+
+    @property
+    def requesting(self) -> list[str]:
+        """This process, when its running batch has room."""
+        return [_NAME] if self._load.takes_more else []
+
+    @property
+    def num_workers(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def views(self) -> list[WorkerView]:
+        """This process, and the units that it holds."""
+        doing = "loading" if not self._is_ready else "idle" if self._load.is_empty else "working"
+        units = tuple(attempt.unit.unit_id for attempt in self._load.attempts)
+        return [WorkerView(_NAME, _NAME, doing, units, self._since)]
+
+    @property
+    def nodes_left_out(self) -> dict[str, str]:
+        """None: there is no other node."""
+        return {}
+
+    def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
+        """Give units to the model thread; returns at once."""
+        del worker
+        self._since = time.time()
+        self._load.take(attempts)
+        self._loop.take(attempts)
+
+    def wait(self, timeout_s: float) -> list[Answer]:
+        """Wait for the next report; without a unit to report of, sleep instead."""
+        if self._load.is_empty:
+            time.sleep(timeout_s)
+            return []
+        # Without a timeout, because a report always comes while the worker holds a unit. A thread that waited here in
+        # the caller's place would keep the model in memory after the job.
+        report = self._loop.next_report()
+        if report.work_request is not None:
+            self._load.note_request(report.work_request)
+        results = tuple(result for result in report.results if self._load.answered(result.unit_id) is not None)
+        self._since = time.time()
+        return [Answer(_NAME, results)] if results else []
+
+    def close(self) -> None:
+        """Tell the model thread to stop; what is in flight is lost."""
+        self._stopped.set()
+
+
+class _StoppableResponder:
+    """A responder that refuses every request once the job is stopped, so that the model does not run on in vain."""
+
+    def __init__(self, responder: Responder, stopped: threading.Event) -> None:
+        self._responder = responder
+        self._stopped = stopped
+        self.prefetch = responder.prefetch
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of the responder itself."""
+        return self._responder.reader
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate until the job is stopped; see ``Responder.generate``."""
+
+        def next_unless_stopped() -> RolloutRequest | None:
+            self._check()
+            return next_request()
+
+        self._check()
+        yield from self._responder.generate(next_unless_stopped)
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise UnitError("the job was stopped.", code="stopped")

@@ -1,0 +1,159 @@
+"""Plan a job and hold it against its store, before anything is started or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...jobs.errors import InputError
+from ...jobs.plan import Plan, make_plan
+from ...jobs.sizing.estimate import Estimate, estimate
+from ...jobs.sources.conversation import Conversation
+from ...jobs.sources.conversation_source import ConversationSource
+from ...jobs.sources.load import load_source
+from ...jobs.spec import JobSpec
+from ...storage.format.records import RunRecord
+from ...storage.locations.location import Location, open_location
+from ...storage.run.commits import committed_units
+from ...storage.run.run_store import check_same_run, read_run_record
+from ...workers.chat.spans import load_renderer, require_within_context
+from ...workers.models.model_files import find_model, read_facts
+from ...workers.models.model_sketch import FactsFrom, sketch_model
+from .progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that has been planned and not refused so far.
+
+    Attributes:
+        plan: Its units.
+        estimate: What it takes.
+        model_directory: The model's files on this machine.
+        location: Its store.
+        record: What the store holds already; None for a new run.
+        committed: Units done before.
+    """
+
+    plan: Plan
+    estimate: Estimate
+    model_directory: Path
+    location: Location
+    record: RunRecord | None
+    committed: frozenset[str]
+
+    @property
+    def num_missing(self) -> int:
+        """Units that are still to do."""
+        return len(set(self.plan.by_id) - self.committed)
+
+
+def plan_job(
+    spec: JobSpec,
+    progress: Progress,
+    catalog_directory: str | None = None,
+    conversations: Sequence[Conversation] | None = None,
+) -> tuple[Plan, Path]:
+    """Plan a spec against the model and the catalog or conversations it names; the store is not read.
+
+    Args:
+        spec: What to run.
+        progress: Prints a line before something that takes long.
+        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
+        conversations: Those of a spec with ``conversations`` when they are in memory; None reads its ``source``.
+
+    Returns:
+        The plan, and the directory with the model's files.
+
+    Raises:
+        InputError: A persona, conversation, layer, model or file is wrong.
+    """
+    # First what costs nothing: a model may have to be fetched.
+    source = (
+        ConversationSource(tuple(conversations)) if conversations is not None else load_source(spec, catalog_directory)
+    )
+    directory = find_model(spec.model, progress.say)
+    return make_plan(spec, source, read_facts(directory)), directory
+
+
+def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
+    """Plan a spec without fetching weights; given conversations are rendered, which takes the model's own files.
+
+    Args:
+        spec: What to plan.
+        progress: Prints a line before something that takes long.
+
+    Returns:
+        The plan, and where the facts of the model are from: ``files``, ``configuration`` or ``table``.
+
+    Raises:
+        InputError: A persona, conversation, layer, model or file is wrong.
+    """
+    if spec.conversations is not None:
+        plan, directory = plan_job(spec, progress)
+        require_readable(plan, directory, progress)
+        return plan, "files"
+    facts, facts_from = sketch_model(spec.model, progress.say)
+    return make_plan(spec, load_source(spec), facts), facts_from
+
+
+def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
+    """Render every conversation that exists once, so that a bad one is found before anything is spent.
+
+    Raises:
+        InputError: The model's template refuses one, or it is longer than the model's context.
+    """
+    conversations = plan.source.conversations
+    if not conversations:
+        return
+    progress.say(f"Checking {len(conversations):,} conversations against the chat template.")
+    renderer = load_renderer(directory)
+    for given in conversations:
+        require_within_context(renderer.render(given), plan.facts.max_context)
+
+
+def prepare_job(
+    spec: JobSpec,
+    progress: Progress,
+    catalog_directory: str | None = None,
+    conversations: Sequence[Conversation] | None = None,
+) -> Job:
+    """Plan a spec and hold it against its store; nothing is written.
+
+    Args:
+        spec: What to run.
+        progress: Prints a line before something that takes long.
+        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
+        conversations: As for ``plan_job``.
+
+    Raises:
+        InputError: The spec is wrong or asks for what cannot be run yet, or the store belongs to another run.
+        StoreError: The store is damaged.
+    """
+    refuse_tensor_parallel(spec)
+    location = open_location(spec.store.url, spec.store.endpoint_url)
+    record = read_run_record(location)
+    plan, directory = plan_job(spec, progress, catalog_directory, conversations)
+    if record is not None:
+        check_same_run(record, plan, location.url)
+    else:
+        require_readable(plan, directory, progress)
+    committed = frozenset(committed_units(location)) if record is not None else frozenset()
+    return Job(plan, estimate(plan), directory, location, record, committed)
+
+
+def refuse_tensor_parallel(spec: JobSpec) -> None:
+    """Refuse replicas of several GPUs before the model is fetched, which may be 140 GB.
+
+    Raises:
+        InputError: The spec asks for one.
+    """
+    if spec.placement.tensor_parallel > 1:
+        raise InputError(
+            f"asks for {spec.placement.tensor_parallel} GPUs a replica; a run takes 1 so far. Planning, pricing and "
+            "rendering such a job work.",
+            code="not_yet",
+            field="placement.tensor_parallel",
+            hint="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
+        )

@@ -1,0 +1,132 @@
+"""The workers of a job: Ray actors, opened for as long as the job lasts, and what each of them is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from ...jobs.sizing.estimate import batch_tokens, resolved_dtype
+from ...jobs.spec import JobSpec
+from ...storage.format.layout import driver_path
+from ...storage.run.lease import HeldLease
+from ...workers.chat.renderer import ChatRenderer
+from ...workers.chat.spans import load_renderer
+from ...workers.engine import EngineSettings
+from ...workers.models.memory import require_memory
+from ..pool.executor import Executor
+from ..pool.placement import Placement, place
+from ..pool.session import local_resources, ray_session
+from ..pool.worker_settings import WorkerSettings
+from .prepare import Job
+from .progress import Progress
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """Workers that a job may have, none of them started.
+
+    Attributes:
+        rendering: How their prompts become tokens, for the run's record.
+        make_executor: Makes their executor; called once the lease is held, because workers look for it in the store.
+    """
+
+    rendering: dict[str, object]
+    make_executor: Callable[[HeldLease], Executor]
+
+
+OpenPool = Callable[[Job, str | None, Progress], AbstractContextManager[WorkerPool]]
+"""Called with a job, the address of a cluster or None, and the progress; see :func:`open_ray_pool`."""
+
+
+@contextmanager
+def open_ray_pool(job: Job, address: str | None, progress: Progress) -> Iterator[WorkerPool]:
+    """Connect to Ray for as long as the job lasts, and refuse what cannot run there.
+
+    Args:
+        job: Prepared.
+        address: Address of a Ray cluster; None starts Ray on this machine.
+        progress: Receives what takes long.
+
+    Yields:
+        Workers that are Ray actors.
+
+    Raises:
+        InputError: No template, no room, no such cluster, or the server that is to generate does not serve the model.
+    """
+    # Ray is imported only by a job that has something to do.
+    from ..pool.ray_executor import RayExecutor
+
+    renderer = load_renderer(job.model_directory).renderer
+    if address is None:
+        _refuse_what_cannot_fit(job)
+        refuse_without_server(job.plan.spec, renderer)
+    progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
+    with ray_session(address) as resources:
+        placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
+
+        def make_executor(lease: HeldLease) -> Executor:
+            progress.say(
+                f"Loading the model: {placement.replicas} replica(s) on {placement.device}, "
+                f"{placement.threads} thread(s) each."
+            )
+            settings = worker_settings(job, placement, driver_path(lease.generation))
+            return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
+
+        yield WorkerPool(renderer.describe(), make_executor)
+
+
+def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
+    """Give what every worker of a job is told.
+
+    Args:
+        job: Prepared.
+        placement: What each worker runs on.
+        sentinel: Path of an object that the driver has written, for workers to look for.
+    """
+    spec = job.plan.spec
+    return WorkerSettings(
+        engine=EngineSettings(
+            directory=job.model_directory,
+            dtype=resolved_dtype(spec.model.dtype, job.plan.facts.dtype),
+            device=placement.device,
+            threads=placement.threads,
+            batch_tokens=batch_tokens(spec.placement),
+            layers=job.plan.layers,
+            sampling=spec.sampling,
+            capture=spec.capture,
+            token_layers=job.plan.token_layers,
+        ),
+        needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
+        store_url=job.location.url,
+        endpoint_url=job.location.endpoint_url,
+        rows_per_block=job.plan.rows_per_block,
+        mantissa_bits=spec.store.mantissa_bits,
+        model=spec.model,
+        reads_given=not job.plan.source.generates,
+        generation=spec.generation,
+        served_model=spec.served_model,
+        sentinel=sentinel,
+        tokens_per_block=job.plan.tokens_per_block,
+    )
+
+
+def refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
+    """Ask the server that is to generate for one token, before a model is loaded or Ray is started for it.
+
+    Raises:
+        InputError: It does not answer, or does not serve the model.
+    """
+    if spec.generation is None:
+        return
+    # The client is imported only where a server is used.
+    from ...workers.responders.endpoint import check_endpoint
+
+    check_endpoint(spec.generation, spec.served_model, renderer)
+
+
+def _refuse_what_cannot_fit(job: Job) -> None:
+    """On this machine, before Ray is started: room for the replicas, and on the CPU memory for all of them."""
+    placement = place(job.plan.spec.placement, local_resources())
+    if placement.device == "cpu":
+        require_memory(job.estimate.machine_bytes, placement.replicas, "cpu")

@@ -1,0 +1,80 @@
+"""The pool of one that is this process: it asks for more, reports as units end, and stops when it is told."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from persona_atlas.cluster.pool.worker_settings import WorkerSettings
+from persona_atlas.cluster.run.drive import drive
+from persona_atlas.cluster.run.local import InProcessExecutor
+from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.scheduling.ledger import Ledger
+from persona_atlas.storage.format.records import Manifest
+from persona_atlas.workers.engine import EngineSettings
+from rich.console import Console
+
+from fakes import FakeEngine, small_plan
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return small_plan()
+
+
+def executor_of(plan: Plan, store: Path, engine: FakeEngine) -> InProcessExecutor:
+    spec = plan.spec
+    unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, spec.sampling, spec.capture)
+    settings = WorkerSettings(
+        engine=unused,
+        needed_bytes=0,
+        store_url=str(store),
+        endpoint_url=None,
+        rows_per_block=plan.rows_per_block,
+        mantissa_bits=10,
+    )
+    return InProcessExecutor(settings, load=lambda _: engine)
+
+
+def work(plan: Plan, executor: InProcessExecutor) -> tuple[Ledger, list[Manifest]]:
+    ledger = Ledger(plan, set(), iter(range(1000)), rollouts_per_assignment=1)
+    manifests: list[Manifest] = []
+    executor.start()
+    drive(ledger, executor, manifests.append, Progress(Console(file=io.StringIO())))
+    return ledger, manifests
+
+
+def test_every_unit_is_worked_once(plan: Plan, tmp_path: Path):
+    engine = FakeEngine()
+    ledger, manifests = work(plan, executor_of(plan, tmp_path, engine))
+    assert sorted(manifest.unit_id for manifest in manifests) == sorted(plan.by_id)
+    assert ledger.num_done == len(plan.units)
+    assert sum(map(len, engine.calls)) == plan.num_rollouts
+
+
+def test_a_unit_that_fails_is_tried_three_times_and_the_others_go_on(plan: Plan, tmp_path: Path):
+    ledger, manifests = work(plan, executor_of(plan, tmp_path, FakeEngine(fail_personas=frozenset({"poet"}))))
+    poets = [unit.unit_id for unit in plan.units if unit.persona == "poet"]
+    assert sorted(ledger.failed) == sorted(poets)
+    assert {failure.attempt for failure in ledger.failed.values()} == {3}
+    assert len(manifests) == len(plan.units) - len(poets)
+
+
+def test_nothing_is_handed_out_before_the_model_is_loaded(plan: Plan, tmp_path: Path):
+    executor = executor_of(plan, tmp_path, FakeEngine())
+    assert (executor.ready, executor.idle, executor.views[0].doing) == ([], [], "loading")
+    executor.start()
+    assert (executor.ready, executor.idle, executor.views[0].doing) == (["this-process"], ["this-process"], "idle")
+
+
+def test_a_closed_pool_leaves_no_thread_behind(plan: Plan, tmp_path: Path):
+    before = set(threading.enumerate())
+    executor = executor_of(plan, tmp_path, FakeEngine())
+    work(plan, executor)
+    executor.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive(), thread.name
