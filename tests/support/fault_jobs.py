@@ -1,4 +1,4 @@
-"""The jobs that the fault tests run, and how hard they are to be on them."""
+"""The jobs that the fault tests run, and how often they kill them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KILLS = int(os.environ.get("ATLAS_FAULTS", "0"))
 IS_THOROUGH = KILLS > 0
 
 by_make_faults = pytest.mark.skipif(not IS_THOROUGH, reason="make faults does it")
-"""Of tests and parameters that the ordinary tests leave out for their time."""
+"""Mark of tests and parameters that the ordinary tests leave out because they take long."""
 
 _TWO_ARRAYS = {"poolings": ["response_mean", "prompt_last"]}
 

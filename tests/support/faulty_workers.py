@@ -1,7 +1,7 @@
-"""Workers of a real Ray that have no model and go wrong on one node, or over one unit, as they are told.
+"""Workers of a real Ray that have no model and fail as scripted, on one node or over one persona's units.
 
-Each time one does, it leaves a note in a folder; those without the fault wait for given numbers of notes, so that no
-test hangs on who is quicker.
+Each time one fails, it leaves a note in a folder; the healthy ones wait for given numbers of notes, so that no test
+depends on who is faster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from persona_atlas.workers.engine import CapturedRollout
 
 from fakes import FakeEngine
 
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 
 GO = "go"
 """The note that ``dies_later`` waits for."""
@@ -32,13 +32,13 @@ class Fault:
     """What goes wrong.
 
     Attributes:
-        folder: Where notes lie; there is one such folder for a test.
-        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (all other units of its
-            batch are answered, then it waits for a note), ``fails``, ``hangs`` or ``nothing``.
-        node: Id of the node where it does; empty: on every one.
-        persona: Over whose units alone; empty: over all.
-        pace: The others work their n-th unit when there are n times so many notes, or ``enough``.
-        enough: See ``pace``.
+        folder: Folder of the notes; one for each test.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (all other units of its batch are answered,
+            then it waits for a note), ``fails``, ``hangs`` or ``nothing``.
+        node: Id of the node where it goes wrong; empty: on every node.
+        persona: Whose units it goes wrong over; empty: over all.
+        pace: Healthy workers run their n-th unit when there are n times this many notes, or ``enough``.
+        enough: Number of notes from which on healthy workers wait for none.
     """
 
     folder: Path
@@ -49,15 +49,15 @@ class Fault:
     enough: int = 0
 
     def notes(self) -> list[str]:
-        """Who has gone wrong, once for each time."""
+        """Names of the workers that have failed, once for each time."""
         return [path.name.split("@")[0] for path in sorted(self.folder.iterdir())]
 
     def note(self, name: str) -> None:
-        """Leave a note."""
+        """Leave a note that a worker has failed."""
         (self.folder / f"{name}@{time.time_ns()}").touch()
 
     def actor_class(self) -> type[UnitActor]:
-        """Make the class of the workers."""
+        """The class of such actors."""
         fault = self
 
         class Faulty(UnitActor):
@@ -116,13 +116,13 @@ class _FaultyEngine(FakeEngine):
 
     @staticmethod
     def _wait_for(path: Path) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def _keep_pace(self) -> None:
         self.worked += 1
         wanted = min(self.worked * self.fault.pace, self.fault.enough)
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while len(self.fault.notes()) < wanted and time.monotonic() < deadline:
             time.sleep(0.02)

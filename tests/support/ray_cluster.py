@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, each made by ``ray start`` as a cluster's owner makes it.
 
-Every node is a family of processes of its own that can be killed as a machine dies: all at once, without a word.
+Every node is a family of processes of its own that can be killed as a machine dies: all at once.
 Its ports, token and folder are its own, so that it meets no other Ray.
 """
 
@@ -29,7 +29,7 @@ _STORE_BYTES = 80 * 2**20
 
 
 def free_port() -> int:
-    """A port that nobody has just now."""
+    """A port that is free at the moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @dataclass
 class RayNode:
-    """One ``ray start --block`` and all that came of it."""
+    """One ``ray start --block`` and all its child processes."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -50,7 +50,7 @@ class RayNode:
             return []
 
     def kill(self) -> None:
-        """Let the machine die."""
+        """Kill every process of the node at once."""
         family = self.family()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -77,17 +77,17 @@ class RayCluster:
 
     @property
     def address(self) -> str:
-        """Of the dashboard, for jobs."""
+        """Address of the dashboard, for job submission."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
     def gcs_address(self) -> str:
-        """Of the cluster itself, for drivers that join it."""
+        """Address of the cluster itself, for drivers that join it."""
         return f"127.0.0.1:{self.gcs_port}"
 
     @property
     def client_env(self) -> dict[str, str]:
-        """What a laptop needs to talk to it, and nothing of what the cluster has."""
+        """Environment of a client: what it needs to connect, and none of the cluster's own variables."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
         return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
 
@@ -135,12 +135,12 @@ class RayCluster:
         raise AssertionError(f"no node runs {kind}")
 
     def add(self, name: str, *, num_cpus: int = 1, resources: dict[str, float] | None = None) -> None:
-        """Let a node join; does not wait for it."""
+        """Start a node; does not wait until it has joined."""
         more = [f"--resources={json.dumps(resources)}"] if resources else []
         self._start(name, f"--address={self.gcs_address}", *more, num_cpus=num_cpus)
 
     def kill(self, name: str) -> None:
-        """Let a node die at once."""
+        """Kill a node at once."""
         self.nodes.pop(name).kill()
 
     def wait_for_nodes(self, count: int, timeout_s: float = 60) -> None:
@@ -151,18 +151,18 @@ class RayCluster:
             time.sleep(0.3)
 
     def alive_nodes(self) -> list[dict[str, Any]]:
-        """What the dashboard says of the nodes that live."""
+        """The living nodes, as the dashboard lists them."""
         found = self.get("/nodes?view=summary")["data"]["summary"]
         return [node for node in found if node["raylet"].get("state") == "ALIVE"]
 
     def get(self, path: str) -> Any:
-        """Ask the dashboard."""
+        """Get a path of the dashboard, parsed from JSON."""
         request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def _start(self, name: str, *arguments: str, num_cpus: int) -> None:
-        # Neither our path nor our credentials: what a node has of us is what is sent to it.
+        # A node gets neither our path nor our credentials, so that a test sees whether a job sends what it needs.
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "PYTHONPATH"))}
         env = kept | self.env | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
