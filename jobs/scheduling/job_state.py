@@ -1,8 +1,8 @@
-"""The state of a job, from what is known of it. Pure: facts in, a state and its reason out.
+"""The state of a job, derived from what is known of it. Pure: facts in, a state and its reason out.
 
-The store is the truth where it speaks: a run that is whole has succeeded whatever became of its job, and a driver that
-renews its lease runs whatever Ray says. Ray is believed about jobs that have not reached the store, or were stopped.
-Knows neither Ray nor the store nor the clock.
+The store decides where it has an answer: a run that is complete has succeeded whatever became of its job, and a driver
+that renews its lease is running whatever Ray reports. Ray decides about jobs that have not reached the store, and about
+jobs that were stopped. Knows neither Ray nor the store nor the clock.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether it stays so until somebody resumes the run."""
+        """Whether the state stays until somebody resumes the run."""
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 class RayState(StrEnum):
-    """What Ray says of a submitted job, in Ray's words."""
+    """What Ray reports of a submitted job, in Ray's terms."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -41,12 +41,12 @@ class Facts:
     """What is known of a job.
 
     Attributes:
-        done: Units committed.
-        planned: Units of the run; 0 when it has not begun.
-        is_driven: Whether a driver of this job holds a lease that has not run out.
-        told: What its driver said last: RUNNING, or how it ended; None when it has said nothing.
-        is_news_fresh: Whether the driver said that within the last moments.
-        ray: What Ray says; None when there is no Ray to ask, or it does not know the job.
+        done: Number of committed units.
+        planned: Number of units of the run; 0 when it has not begun.
+        is_driven: Whether a driver of this job holds a lease that has not expired.
+        told: The state in the driver's last status: RUNNING, or how it ended; None when it has written none.
+        is_status_fresh: Whether that status was written within the last moments.
+        ray: What Ray reports; None when there is no Ray to ask, or it does not know the job.
     """
 
     done: int = 0
@@ -63,7 +63,7 @@ class Facts:
 
 
 def state_of(facts: Facts) -> tuple[JobState, str]:
-    """Say where a job is, and why that is thought.
+    """Derive the state of a job, and the reason for it.
 
     Example:
         >>> state_of(Facts(done=3, planned=9, is_driven=True))[0]
@@ -92,10 +92,10 @@ def state_of(facts: Facts) -> tuple[JobState, str]:
 
 def _is_at_work(facts: Facts) -> bool:
     if facts.told is not None and facts.told.is_final:
-        # It says so last of all, and the lease goes back in the next moment.
+        # That is the last status a driver writes; its lease is released a moment later.
         return False
     if facts.is_driven:
-        # A driver that was stopped by force cannot give its lease back; one that works on says so.
+        # A driver that was killed cannot release its lease; one that is alive keeps its status fresh.
         return facts.is_status_fresh or facts.ray is not RayState.STOPPED
-    # Reducing needs no lease.
+    # A reduction is running: it needs no lease.
     return facts.told is JobState.RUNNING and facts.is_status_fresh
