@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
+from persona_atlas.cluster.run.backend import Backend
 from persona_atlas.cluster.run.job import work_job
 from persona_atlas.cluster.run.prepare import Job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
-from persona_atlas.cluster.run.worker_pool import WorkerPool
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.scheduling.ledger import Ledger
@@ -93,8 +93,8 @@ def work(workers: int, units_each: int) -> Worked:
         job = Job(plan, figures, Path("none"), location, None, frozenset())
         watch = _Watch()
         with StatusReporter() as reporter:
-            pool = nullcontext(WorkerPool({}, lambda _: executor))
-            outcome = work_job(job, watch, reporter, open_pool=lambda *_: pool)
+            backend = nullcontext(Backend({}, lambda _: executor))
+            outcome = work_job(job, watch, reporter, open_backend=lambda *_: backend)
     assert outcome.is_complete, outcome
     return Worked(workers, len(plan.units), watch.wall_s, watch.model_s, watch.driver_s)
 

@@ -147,19 +147,26 @@ class SimulatedExecutor(PooledExecutor):
         super().start(tick)
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        """Give the answers that have arrived; skips the time until the first, unless a commit is under way.
+        """Wait for answers; skips the time until something happens, unless a commit is under way.
+
+        Like Ray's executor it returns at the first event of any kind, also at one that brings no answer: a worker that
+        is ready, or asks for more, is assigned work at once.
 
         Args:
-            timeout_s: Seconds to wait at most for the first.
+            timeout_s: Seconds to wait at most.
+
+        Returns:
+            The answers that have arrived.
         """
         deadline = self._time.now + timeout_s
         answers: list[Answer] = []
         while True:
             now = self._time.now
             if now >= self._pool.follow_at:
-                answers += self._carry_out(self._pool.follow(self._seen(), now))
+                self._carry_out(self._pool.follow(self._seen(), now))
+            has_event = self._next_event_at <= now
             answers += self._pass_to(now)
-            if answers or now >= deadline:
+            if has_event or now >= deadline:
                 return answers + self._carry_out(self._pool.check_silence(self._time.now))
             seconds = min(deadline, self._pool.follow_at, self._next_event_at) - self._time.now
             if seconds > 0 and self._uncommitted:

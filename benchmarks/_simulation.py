@@ -22,11 +22,11 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from persona_atlas.cluster.run.backend import Backend
 from persona_atlas.cluster.run.job import work_job
 from persona_atlas.cluster.run.prepare import Job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
-from persona_atlas.cluster.run.worker_pool import WorkerPool
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.scheduling.ledger import Ledger
 from persona_atlas.jobs.sizing.devices import load_devices
@@ -192,8 +192,8 @@ def _simulate(scenario: Scenario) -> Simulated:
         location = cast(Location, _Distant(open_location(folder), scenario.request_s, executor.committed))
         job = Job(plan, estimate(plan), Path("none"), location, None, frozenset())
         with StatusReporter() as reporter:
-            pool = nullcontext(WorkerPool({}, lambda _: executor))
-            work_job(job, watch, reporter, open_pool=lambda *_: pool)
+            backend = nullcontext(Backend({}, lambda _: executor))
+            work_job(job, watch, reporter, open_backend=lambda *_: backend)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         length_s = watch.committed_at[-1]
         return Simulated(

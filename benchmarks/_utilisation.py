@@ -1,6 +1,6 @@
 """How busy simulated workers were: figures and a picture of utilisation over time.
 
-A worker is busy while any rollout of its batch runs. Its batch is full while all places are taken.
+A worker is busy while any rollout of its batch runs. Its batch is full while all slots are taken.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from _simulation import Seconds, Simulated
 _BINS = 400
 _WIDTH, _HEIGHT = 1000, 720
 _LONG_ENOUGH = 0.1
-"""A worker that was there for a smaller share of the job is no measure of anything."""
+"""A worker that was there for a smaller share of the job does not count for the least busy one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Busyness:
-    """What part of their time workers had something to do.
+    """Shares of their time that workers were busy, between 0 and 1.
 
     Attributes:
-        mean: Of all workers' time while there was something to hand out.
-        least: Of the worker with the least.
-        idle_at_end: Of all workers' time, what they were idle after the last unit was handed out.
-        tail: Of the job's length, from the first idle worker of the end to the last commit.
-        full: Places of the batches that were taken while there was something to hand out.
+        mean: Busy share of all workers' time while there were units to assign.
+        least: The same of the least busy worker.
+        idle_at_end: Idle share of all workers' time, after the last unit was assigned.
+        tail: Share of the job's length from when the first worker ran dry for good to the last commit.
+        full: Share of the batches' slots that were taken while there were units to assign.
     """
 
     mean: float
@@ -44,7 +44,11 @@ class Busyness:
 
 
 def busyness(found: Simulated) -> Busyness:
-    """Work the figures out."""
+    """Compute the figures of a simulation.
+
+    Args:
+        found: The simulation.
+    """
     dealt, alive_s, before_s = found.assigned_s, 0.0, 0.0
     idle_before_s = idle_after_s = row_s = 0.0
     least, first_idle = 1.0, found.length_s
@@ -71,15 +75,15 @@ def busyness(found: Simulated) -> Busyness:
 
 
 def idle_spans(ready: float, gone: float, began: Seconds, ended: Seconds) -> tuple[Seconds, Seconds]:
-    """Give when one worker had nothing to do: from when and until when.
+    """Give the spans in which one worker had nothing to do: their starts and their ends, seconds.
 
     Example:
         >>> idle_spans(0.0, 10.0, np.array([1.0, 2.0, 6.0]), np.array([3.0, 5.0, 9.0]))
         (array([0., 5., 9.]), array([ 1.,  6., 10.]))
     """
     ran = began < ended
-    attempt = np.argsort(began[ran])
-    began, ended = began[ran][attempt], ended[ran][attempt]
+    order = np.argsort(began[ran])
+    began, ended = began[ran][order], ended[ran][order]
     free_from = np.maximum.accumulate(np.concatenate([[ready], ended]))
     free_until = np.concatenate([began, [gone]])
     idle = free_until > free_from
@@ -88,11 +92,11 @@ def idle_spans(ready: float, gone: float, began: Seconds, ended: Seconds) -> tup
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What a deal reaches that knows before who lasts how long, and every response's length.
+    """What a scheduler would reach that knows in advance how long each worker lives and each response is.
 
     Attributes:
-        length_s: Of the job.
-        idle_at_end: Of all workers' time, what those that saw the end had nothing to do before it.
+        length_s: Length of the job, seconds.
+        idle_at_end: Share of all workers' time in which those that were there at the end had nothing left to do.
     """
 
     length_s: float
@@ -100,7 +104,11 @@ class Foreseen:
 
 
 def foreseen(found: Simulated) -> Foreseen:
-    """Deal each unit to the worker that can begin it first, if it lives to finish it; nothing is asked or lost."""
+    """Assign each unit to the worker that can begin it first, if it lives to finish it; nothing is requested or lost.
+
+    Args:
+        found: The simulation, for its workers, units and losses.
+    """
     queue = [(float(ready), number) for number, ready in enumerate(found.ready_at)]
     places = [[float(ready)] * found.rows for ready in found.ready_at]
     heapq.heapify(queue)
@@ -114,7 +122,7 @@ def foreseen(found: Simulated) -> Foreseen:
                 done = tried[0] + seconds
                 heapq.heapreplace(tried, done)
                 end = max(end, done)
-            # Those that saw the end would have lived on.
+            # Workers that were there at the end would have lived on.
             if end <= found.gone_at[number] or found.gone_at[number] >= found.length_s:
                 break
         places[number] = tried
@@ -122,14 +130,22 @@ def foreseen(found: Simulated) -> Foreseen:
         ends[number] = max(ends[number], end)
         length_s = max(length_s, end)
     stays = found.gone_at >= found.length_s
-    # Who comes when all is done was never there.
+    # A worker that joined when all was done does not count.
     idle_s = np.maximum(length_s - ends, 0.0)
     alive_s = np.maximum(np.where(stays, length_s, np.minimum(found.gone_at, length_s)) - found.ready_at, 0.0)
     return Foreseen(length_s, float(np.sum(idle_s, where=stays) / np.sum(alive_s)))
 
 
 def over_time(found: Simulated) -> tuple[Seconds, dict[str, npt.NDArray[np.float64]]]:
-    """Give moments of the job, and for each the workers alive and busy, the places taken and the commits."""
+    """Sample the job at equal intervals.
+
+    Args:
+        found: The simulation.
+
+    Returns:
+        The moments in seconds; and for each the workers alive and busy, the taken slots in full batches, and the units
+        committed so far.
+    """
     moments = np.linspace(0, found.length_s, _BINS)
     alive = _count(moments, found.ready_at, found.gone_at)
     busy = alive.copy()

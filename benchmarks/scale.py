@@ -3,10 +3,10 @@
     python benchmarks/scale.py [--json] [--quick] [--hour] [--out FILE.html]
 
 Measured: one and two actors of a real Ray whose engine takes a known time, with arrays as large for that time as those
-of a 70B replica. Simulated: the whole of examples/llama-3.3-70b.yaml on stand-in workers. A replica's time is what
-`persona-atlas plan` prices it at; a third of the responses reach their limit, the others are of any length from an
-eighth of it. The driver, its scheduler, lease, commits, index and news are the real ones, on a directory, and their
-own time counts. --out draws the workers' utilisation over time.
+of a 70B replica. Simulated: the whole of examples/llama-3.3-70b.yaml on simulated workers and nodes. A replica's time
+is what `persona-atlas plan` prices it at; a third of the responses reach their limit, the others are of any length from
+an eighth of it. The driver with its pool, ledger, lease, commits, index and status is the real one, on a directory, and
+its own time counts. --out draws the workers' utilisation over time.
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ HOUR = Scenario(
 )
 GB = 1e9
 DEEP = 0.05
-"""Where the longest response is a smaller share of the job, the tail is the driver's; else it is that response's."""
+"""If the longest response is a smaller share of the job's length than this, the tail of the job is the driver's doing;
+else it is that response's."""
 
 
 def measured(report: Report, units_each: int) -> None:
-    """Work for a known time with one actor and with two."""
+    """Measure jobs of a known time with one actor and with two.
+
+    Args:
+        report: Receives the figures.
+        units_each: Units for each actor.
+    """
     with ray_session(None):
         work(1, 5)
         found = [work(workers, units_each) for workers in (1, 2)]
@@ -69,7 +75,12 @@ def _measured_row(worked: Worked) -> tuple[str, ...]:
 
 
 def simulated(report: Report, scenario: Scenario) -> Simulated:
-    """Simulate a job and note what its driver reached."""
+    """Simulate a job and report what its driver reached.
+
+    Args:
+        report: Receives the figures.
+        scenario: The job, and what is lost.
+    """
     report.say(f"Simulating {scenario}.")
     found = simulate(scenario)
     busy, best = busyness(found), foreseen(found)
@@ -79,15 +90,16 @@ def simulated(report: Report, scenario: Scenario) -> Simulated:
     report.least(f"busy while there is work, all workers: {name}", busy.mean, "ratio", 0.98)
     report.least(f"busy while there is work, the worst worker: {name}", busy.least, "ratio", 0.98)
     report.most(
-        f"idle after the last unit was dealt, share of worker time: {name}",
+        f"idle after the last unit was assigned, share of worker time: {name}",
         busy.idle_at_end,
         "ratio",
         0.02 if is_deep else None,
     )
     more = found.length_s / best.length_s - 1
-    # Who foresees losses deals nothing to those that go: in a job of few batches that alone is worth one.
+    # A scheduler that foresees losses assigns nothing to workers that will be lost: in a job of few batches that alone
+    # is worth one batch.
     limit = 0.02 if is_deep or not found.nodes_lost else None
-    report.most(f"longer than a deal that foresees all, share of its length: {name}", more, "ratio", limit)
+    report.most(f"longer than a schedule that foresees all, share of its length: {name}", more, "ratio", limit)
     report.most(f"the driver's memory: {name}", found.peak_bytes / GB, "GB", 1.0)
     report.least(f"every unit is committed exactly once: {name}", float(found.once), "yes", 1.0)
     return found
@@ -102,10 +114,10 @@ def _simulated_rows(found: Simulated, busy: Busyness, best: Foreseen) -> list[tu
         ("units in flight on them, done again", f"{found.units_lost:,}"),
         ("length; if everything were foreseen", f"{found.length_s:,.1f} s; {best.length_s:,.1f} s"),
         ("idle at the end; if everything were foreseen", f"{busy.idle_at_end:.1%}; {best.idle_at_end:.1%}"),
-        ("last unit dealt; first worker idle for good", f"{found.assigned_s:,.1f} s; tail of {busy.tail:.1%}"),
-        ("places of batches taken till then", f"{busy.full:.1%}"),
+        ("last unit assigned; first worker idle for good", f"{found.assigned_s:,.1f} s; tail of {busy.tail:.1%}"),
+        ("slots of batches taken till then", f"{busy.full:.1%}"),
         ("driver's processor time", f"{found.driver_s:.1f} s, {1e3 * found.driver_s / found.units:.2f} ms a unit"),
-        ("time skipped; the stand-ins' own", f"{found.skipped_s:,.1f} s; {found.stopped_s:.1f} s"),
+        ("time skipped; the simulation's own", f"{found.skipped_s:,.1f} s; {found.stopped_s:.1f} s"),
         ("index written after the last commit", f"{found.index_s:.1f} s"),
     ]
 

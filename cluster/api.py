@@ -25,7 +25,7 @@ from ..storage.locations.location import open_location
 from ..storage.query.run import Run, open_run
 from ..storage.verification.verify import Verification, verify_run
 from .run.job import Outcome, work_job
-from .run.local import open_local_pool
+from .run.local import open_local_backend
 from .run.prepare import prepare_job, sketch_plan
 from .run.progress import Progress
 from .run.status_reporter import StatusReporter
@@ -258,7 +258,7 @@ def _work(
     def work(reporter: StatusReporter) -> Outcome:
         if needs_ray:
             return work_job(job, progress, reporter, address)
-        return work_job(job, progress, reporter, open_pool=open_local_pool)
+        return work_job(job, progress, reporter, open_backend=open_local_backend)
 
     outcome, conclusion = finish_job(job, progress, work)
     return JobResult(

@@ -15,11 +15,11 @@ from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
 from ...storage.run.run_store import begin_run, reserve_rows
 from ..retry import with_retries
+from .backend import Backend, OpenBackend, open_ray_backend
 from .drive import drive
 from .prepare import Job
 from .progress import Progress
 from .status_reporter import StatusReporter
-from .worker_pool import OpenPool, WorkerPool, open_ray_pool
 
 _VERSIONED = ("persona-atlas", "torch", "transformers", "ray", "zarr", "numcodecs", "numpy")
 
@@ -51,7 +51,7 @@ def work_job(
     progress: Progress,
     reporter: StatusReporter,
     address: str | None = None,
-    open_pool: OpenPool = open_ray_pool,
+    open_backend: OpenBackend = open_ray_backend,
 ) -> Outcome:
     """Run the units that a job is missing.
 
@@ -60,7 +60,7 @@ def work_job(
         progress: Receives how far it is.
         reporter: Writes the run's status, and knows when the job is to stop.
         address: Address of a Ray cluster; None starts Ray on this machine.
-        open_pool: What the workers are; tests and benchmarks have others than Ray's.
+        open_backend: What the workers are; tests and benchmarks have others than Ray's.
 
     Returns:
         How it ended, with the units that failed for good.
@@ -76,7 +76,7 @@ def work_job(
             refresh_index(job.location, job.record)
         return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
     refuse_if_driven(job.location, reporter.job_id)
-    with open_pool(job, address, progress) as pool:
+    with open_backend(job, address, progress) as backend:
         reporter.raise_if_stopped()
         with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
             reporter.attach(job.location, lease.generation)
@@ -85,21 +85,21 @@ def work_job(
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
                     "out. Start one at a time."
                 )
-            return _work_under_lease(job, lease, pool, progress, reporter)
+            return _work_under_lease(job, lease, backend, progress, reporter)
 
 
 def _work_under_lease(
-    job: Job, lease: HeldLease, pool: WorkerPool, progress: Progress, reporter: StatusReporter
+    job: Job, lease: HeldLease, backend: Backend, progress: Progress, reporter: StatusReporter
 ) -> Outcome:
     """Load the models, begin the run only when one is loaded, drive, and bring the index up to date."""
-    executor = pool.make_executor(lease)
+    executor = backend.make_executor(lease)
     reporter.set_phase("loading")
     # This takes seconds for a large plan, so it is done before there are workers to wait for it.
     units = encode_units(job.plan.units)
     record = job.record or RunRecord.of(
         job.plan,
         units_sha256=sha256(units).hexdigest(),
-        rendering=pool.rendering,
+        rendering=backend.rendering,
         versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         created_at=now_iso(),
     )

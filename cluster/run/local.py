@@ -26,15 +26,15 @@ from ..pool.placement import place
 from ..pool.session import local_resources
 from ..pool.worker_loop import WorkerLoop
 from ..pool.worker_settings import WorkerSettings
+from .backend import Backend, refuse_without_server, worker_settings
 from .prepare import Job
 from .progress import Progress
-from .worker_pool import WorkerPool, refuse_without_server, worker_settings
 
 _NAME = "this-process"
 
 
 @contextmanager
-def open_local_pool(job: Job, address: str | None, progress: Progress) -> Iterator[WorkerPool]:
+def open_local_backend(job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
     """Make this process the one worker of a job.
 
     Args:
@@ -43,7 +43,7 @@ def open_local_pool(job: Job, address: str | None, progress: Progress) -> Iterat
         progress: Prints a line before the model is loaded.
 
     Yields:
-        A pool of one.
+        This process as the only worker.
 
     Raises:
         InputError: No chat template, no room in memory, or the server that is to generate does not serve the model.
@@ -60,7 +60,7 @@ def open_local_pool(job: Job, address: str | None, progress: Progress) -> Iterat
         progress.say(f"Loading the model in this process: {placement.device}, {placement.threads} thread(s).")
         return InProcessExecutor(worker_settings(job, placement, driver_path(lease.generation)))
 
-    yield WorkerPool(renderer.describe(), make_executor)
+    yield Backend(renderer.describe(), make_executor)
 
 
 class InProcessExecutor:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 MAX_DEATHS = 3
 WITHIN_S = 3600.0
-"""So many deaths of workers on one node within an hour, and it gets no more of them."""
+"""A node on which ``MAX_DEATHS`` workers have died within this time, in seconds, gets no more workers."""
 
 
 @dataclass
 class NodeHealth:
-    """Keeps count of the workers that died, node by node.
+    """Counts the workers that died, node by node.
 
     Attributes:
-        left_out: Nodes that get no workers any more, each with the reason.
+        left_out: Nodes on which no more workers are placed, by node id, with the reason.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
@@ -25,14 +25,14 @@ class NodeHealth:
         """Record that a worker died.
 
         Args:
-            node: Where.
-            now: Seconds, on any clock that only goes forward.
-            reason: For people.
-            is_unit_suspect: Whether it worked a unit that had failed before; then the unit may be to blame, which the
-                ledger sees to, and the node is not charged.
+            node: Id of its node.
+            now: Seconds on any clock that never goes back.
+            reason: Why, for people.
+            is_unit_suspect: Whether it held a suspect, a unit that had failed before. Then the unit may be to blame,
+                which the ledger takes care of, and the node is not charged.
 
         Returns:
-            Whether the node is left out from now on.
+            Whether this death has the node left out.
         """
         if is_unit_suspect or node in self.left_out:
             return False
@@ -46,5 +46,10 @@ class NodeHealth:
         return True
 
     def refused(self, node: str, reason: str) -> None:
-        """Record that a worker on a node said it cannot hold the model; the node is left out at once."""
+        """Leave a node out at once, because a worker there cannot do its work.
+
+        Args:
+            node: Id of the node.
+            reason: Why, for people.
+        """
         self.left_out[node] = reason

@@ -1,8 +1,9 @@
 """The pool of workers, as a pure machine: events and the time in, commands out. No Ray, no clock, no I/O.
 
 The pool follows the cluster: it wants as many workers as the job asks for, or as there is room for, and launches new
-ones for those that are lost. A worker is replaced and never restarted: whatever state it died or hung in is gone with
-its process, and its units fail and go back to the ledger, which assigns them anew.
+ones for those that are lost. A worker is replaced and never restarted, because a new one can be kept off the node that
+killed the last, and one that the cluster restarts by itself cannot. Its units fail and go back to the ledger, which
+decides whether and where they are tried again.
 
 Somebody else talks to the cluster. It calls a method for each thing that happens and carries out the commands that the
 method returns, in their order. Times are seconds on any clock that never goes back.
@@ -152,7 +153,7 @@ class WorkerPool(Generic[R]):
             is_retryable=error.retryable, is_room_elsewhere=is_room_elsewhere, is_any_placed=self.workers.is_any_placed
         )
         if verdict is Refusal.GIVE_UP:
-            # What is wrong with the input is said in the worker's own words, with the field at fault.
+            # An error of the input keeps its own message, code and field.
             self._give_up(error if isinstance(error, InputError) else _no_worker(f"{worker.name}: {error}"))
         elif verdict is Refusal.RETRY_LATER:
             self.follow_at = now + REFUSED_PAUSE_S

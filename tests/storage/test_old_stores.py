@@ -27,11 +27,11 @@ from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.cluster.pool.local_executor import LocalExecutor
 from persona_atlas.cluster.pool.placement import Placement
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
+from persona_atlas.cluster.run.backend import Backend, worker_settings
 from persona_atlas.cluster.run.job import Outcome, work_job
 from persona_atlas.cluster.run.prepare import Job, plan_job, prepare_job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
-from persona_atlas.cluster.run.worker_pool import WorkerPool, worker_settings
 from persona_atlas.jobs.scheduling.job_state import JobState
 from persona_atlas.jobs.spec import JobSpec, load_spec
 from persona_atlas.storage.arrays.codec import encode_shard
@@ -122,16 +122,16 @@ def hashes(root: Path) -> dict[str, str]:
 def work(spec: JobSpec) -> Outcome:
     """Begin a job or go on with it as on this machine, with the real engine in this process instead of Ray."""
     with StatusReporter() as reporter:
-        return work_job(prepare_job(spec, PROGRESS), PROGRESS, reporter, open_pool=in_this_process)
+        return work_job(prepare_job(spec, PROGRESS), PROGRESS, reporter, open_backend=in_this_process)
 
 
 @contextmanager
-def in_this_process(job: Job, _address: str | None, _progress: Progress) -> Iterator[WorkerPool]:
+def in_this_process(job: Job, _address: str | None, _progress: Progress) -> Iterator[Backend]:
     def make_executor(lease: HeldLease) -> LocalExecutor:
         settings = worker_settings(job, Placement(1, "cpu", 1, 0), driver_path(lease.generation))
         return LocalExecutor(WorkerLoop(settings, "local"))
 
-    yield WorkerPool(load_renderer(job.model_directory).renderer.describe(), make_executor)
+    yield Backend(load_renderer(job.model_directory).renderer.describe(), make_executor)
 
 
 def assert_reads_exactly(run: Run, old: OldStore, units: Collection[str]) -> None:

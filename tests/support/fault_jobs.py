@@ -1,4 +1,4 @@
-"""The jobs of the fault tests, and how many faults they inject."""
+"""The jobs that the fault tests run, and how often they kill them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ KILLS = int(os.environ.get("ATLAS_FAULTS", "0"))
 
 IS_THOROUGH = KILLS > 0
 
-by_make_faults = pytest.mark.skipif(not IS_THOROUGH, reason="only make faults runs it")
-"""Mark of tests and parameters that take too long for the ordinary tests."""
+by_make_faults = pytest.mark.skipif(not IS_THOROUGH, reason="make faults does it")
+"""Mark of tests and parameters that the ordinary tests leave out because they take long."""
 
 _TWO_ARRAYS = {"poolings": ["response_mean", "prompt_last"]}
 

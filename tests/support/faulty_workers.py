@@ -1,7 +1,7 @@
-"""Ray workers without a model that fail in a scripted way, on one node or with one persona.
+"""Workers of a real Ray that have no model and fail as scripted, on one node or over one persona's units.
 
-Each failure leaves a note, a file in a folder. Workers without the fault wait for a given number of notes, so that no
-test depends on which worker is faster.
+Each time one fails, it leaves a note in a folder; the healthy ones wait for given numbers of notes, so that no test
+depends on who is faster.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Fault:
     """A scripted fault.
 
     Attributes:
-        folder: Folder of the notes, a new one for each test.
-        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (after all other units of its batch, and a
-            note), ``fails``, ``hangs`` or ``nothing``.
-        node: Id of the node with the fault; empty: all nodes.
-        persona: Persona whose units fail; empty: all units.
-        pace: Other workers do their n-th unit once there are n times as many notes as this, or ``enough``.
-        enough: Number of notes after which other workers no longer wait.
+        folder: Folder of the notes; one for each test.
+        what: ``cannot_begin``, ``other_disk``, ``dies``, ``dies_later`` (all other units of its batch are answered,
+            then it waits for a note), ``fails``, ``hangs`` or ``nothing``.
+        node: Id of the node where it goes wrong; empty: on every node.
+        persona: Whose units it goes wrong over; empty: over all.
+        pace: Healthy workers run their n-th unit when there are n times this many notes, or ``enough``.
+        enough: Number of notes from which on healthy workers wait for none.
     """
 
     folder: Path
@@ -49,15 +49,15 @@ class Fault:
     enough: int = 0
 
     def notes(self) -> list[str]:
-        """List the names of the workers that failed, once per failure."""
+        """Names of the workers that have failed, once for each time."""
         return [path.name.split("@")[0] for path in sorted(self.folder.iterdir())]
 
     def note(self, name: str) -> None:
-        """Leave a note for a worker."""
+        """Leave a note that a worker has failed."""
         (self.folder / f"{name}@{time.time_ns()}").touch()
 
     def actor_class(self) -> type[UnitActor]:
-        """Make the actor class of the workers."""
+        """The class of such actors."""
         fault = self
 
         class Faulty(UnitActor):

@@ -23,12 +23,12 @@ from persona_atlas.cluster.pool.local_executor import LocalExecutor
 from persona_atlas.cluster.pool.placement import Placement
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
-from persona_atlas.cluster.run import job as job_module
+from persona_atlas.cluster.run import prepare
+from persona_atlas.cluster.run.backend import Backend, worker_settings
 from persona_atlas.cluster.run.job import Outcome, work_job
 from persona_atlas.cluster.run.prepare import Job, prepare_job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
-from persona_atlas.cluster.run.worker_pool import WorkerPool, worker_settings
 from persona_atlas.jobs.errors import AtlasError
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import RolloutRequest
@@ -194,23 +194,23 @@ class _PlainDriver:
     def work(self) -> Outcome:
         progress = Progress(Console(file=self.output, width=1000))
         with (
-            patch.object(job_module, "find_model", lambda *_: Path("none")),
-            patch.object(job_module, "read_facts", lambda _: FACTS),
+            patch.object(prepare, "find_model", lambda *_: Path("none")),
+            patch.object(prepare, "read_facts", lambda _: FACTS),
         ):
             job = prepare_job(self._start.spec, progress)
         job = replace(job, estimate=replace(job.estimate, rows_per_assignment=self._start.rollouts_per_assignment))
         # Not entered: its thread would write the status at moments of its own, and steps would not repeat.
-        return work_job(job, progress, StatusReporter(), open_pool=self._open_pool)
+        return work_job(job, progress, StatusReporter(), open_backend=self._open_backend)
 
     @contextmanager
-    def _open_pool(self, job: Job, address: str | None, progress: Progress) -> Iterator[WorkerPool]:
+    def _open_backend(self, job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
         del address, progress
 
         def make_executor(held: lease.HeldLease) -> LocalExecutor:
             settings = worker_settings(job, Placement(1, "cpu", 1, 0), driver_path(held.generation))
             return LocalExecutor(WorkerLoop(settings, "local", self._load))
 
-        yield WorkerPool({}, make_executor)
+        yield Backend({}, make_executor)
 
     def _load(self, settings: WorkerSettings) -> FakeEngine:
         self.model_was_loaded = True

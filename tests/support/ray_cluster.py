@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, each started with ``ray start`` like a real one.
 
-Every node is a group of processes that can be killed at once, as if its machine died. Ports, token and folder are the
-cluster's own, so that it does not interfere with any other Ray.
+Every node is a family of processes of its own that can be killed as a machine dies: all at once.
+Its ports, token and folder are its own, so that it meets no other Ray.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STORE_BYTES = 80 * 2**20
 
 
 def free_port() -> int:
-    """Find a port that is free at the moment."""
+    """A port that is free at the moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @dataclass
 class RayNode:
-    """The process of one ``ray start --block`` and its descendants."""
+    """One ``ray start --block`` and all its child processes."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -50,7 +50,7 @@ class RayNode:
             return []
 
     def kill(self) -> None:
-        """Kill all processes of the node."""
+        """Kill every process of the node at once."""
         family = self.family()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -77,17 +77,17 @@ class RayCluster:
 
     @property
     def address(self) -> str:
-        """URL of the dashboard."""
+        """Address of the dashboard, for job submission."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
     def gcs_address(self) -> str:
-        """Address for processes that join the cluster."""
+        """Address of the cluster itself, for drivers that join it."""
         return f"127.0.0.1:{self.gcs_port}"
 
     @property
     def client_env(self) -> dict[str, str]:
-        """Environment of a client: the token, and none of the cluster's credentials."""
+        """Environment of a client: what it needs to connect, and none of the cluster's own variables."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
         return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
 
@@ -135,12 +135,12 @@ class RayCluster:
         raise AssertionError(f"no node runs {kind}")
 
     def add(self, name: str, *, num_cpus: int = 1, resources: dict[str, float] | None = None) -> None:
-        """Start a node, without waiting until it has joined."""
+        """Start a node; does not wait until it has joined."""
         more = [f"--resources={json.dumps(resources)}"] if resources else []
         self._start(name, f"--address={self.gcs_address}", *more, num_cpus=num_cpus)
 
     def kill(self, name: str) -> None:
-        """Kill a node."""
+        """Kill a node at once."""
         self.nodes.pop(name).kill()
 
     def wait_for_nodes(self, count: int, timeout_s: float = 60) -> None:
@@ -151,18 +151,18 @@ class RayCluster:
             time.sleep(0.3)
 
     def alive_nodes(self) -> list[dict[str, Any]]:
-        """List the live nodes as the dashboard describes them."""
+        """The living nodes, as the dashboard lists them."""
         found = self.get("/nodes?view=summary")["data"]["summary"]
         return [node for node in found if node["raylet"].get("state") == "ALIVE"]
 
     def get(self, path: str) -> Any:
-        """Fetch a page of the dashboard."""
+        """Get a path of the dashboard, parsed from JSON."""
         request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def _start(self, name: str, *arguments: str, num_cpus: int) -> None:
-        # Without our Python path and credentials, so that a node has only what a job sends to it.
+        # A node gets neither our path nor our credentials, so that a test sees whether a job sends what it needs.
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "PYTHONPATH"))}
         env = kept | self.env | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -33,3 +33,9 @@ def test_a_node_that_cannot_hold_the_model_is_left_out_at_once():
     health = NodeHealth()
     health.refused("a", "no memory")
     assert health.left_out == {"a": "no memory"}
+
+
+def test_three_deaths_within_an_hour_count_together_and_those_before_do_not():
+    health = NodeHealth()
+    told = [health.died("a", now, "gone", is_unit_suspect=False) for now in (0.0, 1.0, 3600.5, 3601.0)]
+    assert told == [False, False, False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from persona_atlas.jobs.scheduling.worker_health import (
     FAILURES_IN_A_ROW,
     OF_ONE_PERSONA,
@@ -41,6 +42,20 @@ def test_the_units_of_one_persona_must_fail_for_longer_before_the_worker_is_blam
     streaks.is_broken("a", "role.pirate", failed=False)
     verdicts = [streaks.is_broken("a", "role.poet", failed=True) for _ in range(OF_ONE_PERSONA)]
     assert verdicts == [False] * (OF_ONE_PERSONA - 1) + [True]
+
+
+@pytest.mark.parametrize(("num_personas", "expected"), [(2, 5), (1, 15)])
+def test_five_failures_in_a_row_break_a_worker_or_fifteen_of_one_persona(num_personas: int, expected: int):
+    streaks = FailureStreaks()
+    streaks.is_broken("a", "role.pirate", failed=False)
+    verdicts = [streaks.is_broken("a", f"role.{number % num_personas}", failed=True) for number in range(expected)]
+    assert verdicts == [False] * (expected - 1) + [True]
+
+
+@pytest.mark.parametrize(("longest_s", "limit_s"), [(1.0, 1800.0), (180.0, 1800.0), (600.0, 6000.0)])
+def test_a_silent_worker_hangs_after_half_an_hour_or_ten_times_the_longest_silence(longest_s: float, limit_s: float):
+    assert not is_hung(limit_s, longest_s)
+    assert is_hung(limit_s + 0.001, longest_s)
 
 
 def test_a_success_between_clears_a_worker():

@@ -23,7 +23,7 @@ from .progress import Progress
 
 
 @dataclass(frozen=True)
-class WorkerPool:
+class Backend:
     """Workers that a job may have, none of them started.
 
     Attributes:
@@ -35,12 +35,12 @@ class WorkerPool:
     make_executor: Callable[[HeldLease], Executor]
 
 
-OpenPool = Callable[[Job, str | None, Progress], AbstractContextManager[WorkerPool]]
-"""Called with a job, the address of a cluster or None, and the progress; see :func:`open_ray_pool`."""
+OpenBackend = Callable[[Job, str | None, Progress], AbstractContextManager[Backend]]
+"""Called with a job, the address of a cluster or None, and the progress; see :func:`open_ray_backend`."""
 
 
 @contextmanager
-def open_ray_pool(job: Job, address: str | None, progress: Progress) -> Iterator[WorkerPool]:
+def open_ray_backend(job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
     """Connect to Ray for as long as the job lasts, and refuse what cannot run there.
 
     Args:
@@ -73,7 +73,7 @@ def open_ray_pool(job: Job, address: str | None, progress: Progress) -> Iterator
             settings = worker_settings(job, placement, driver_path(lease.generation))
             return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
 
-        yield WorkerPool(renderer.describe(), make_executor)
+        yield Backend(renderer.describe(), make_executor)
 
 
 def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
