@@ -101,10 +101,11 @@ def load_engine(settings: WorkerSettings) -> Engine:
     if not settings.reads_given and settings.generation is None:
         return BuiltinEngine(engine)
     conversations = load_renderer(engine.directory)
+    user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.generation is None:
         # What it reads at a time it holds: of every token that is much, so then it sorts fewer texts by length.
         ahead = min(engine.batch_tokens, _TOKENS_AHEAD) if engine.token_layers else engine.batch_tokens
-        return GivenEngine(BuiltinEngine(engine), conversations, ahead)
+        return GivenEngine(BuiltinEngine(engine), conversations, ahead, user_spans)
     # Only where there is a server to ask is its client loaded.
     from ...workers.responders.endpoint import EndpointEngine, check_endpoint
 
@@ -116,6 +117,7 @@ def load_engine(settings: WorkerSettings) -> Engine:
         settings.generation,
         settings.served_model,
         engine.sampling,
+        user_spans=user_spans,
     )
 
 

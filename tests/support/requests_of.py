@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from persona_atlas.jobs.poolings import TOKENS
 from persona_atlas.jobs.rollouts import Rollout
-from persona_atlas.jobs.spec import TOKENS, CaptureSpec, SamplingSpec
+from persona_atlas.jobs.spec import CaptureSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, Engine, EngineSettings, TokenisedText
 

@@ -18,6 +18,7 @@ from ...jobs.spec import GenerationSpec, SamplingSpec
 from ...jobs.units import RolloutRequest
 from ..chat.renderer import ChatRenderer
 from ..chat.spans import ConversationRenderer
+from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, CapturedText, Engine, TokenisedText
 from .chat_client import CHECK_RETRIES, RETRIES, ChatClient, Completion, Retries
 
@@ -39,6 +40,7 @@ class EndpointEngine:
         model: What it calls the model.
         sampling: Of the responses.
         retries: How often a request is tried.
+        user_spans: Finds the user's words; None where no pooling is over them.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class EndpointEngine:
         model: str,
         sampling: SamplingSpec,
         retries: Retries = RETRIES,
+        user_spans: UserSpans | None = None,
     ) -> None:
+        self._user_spans = user_spans
         self._reader = reader
         self._conversations = conversations
         self._generation = generation
@@ -95,16 +99,18 @@ class EndpointEngine:
 
     def _read(self, answered: Sequence[_Answered]) -> Iterator[CapturedRollout]:
         rollouts = [self._rollout(answer) for answer in answered]
-        texts = [
-            TokenisedText(
-                str(rollout.address),
-                (*rollout.prompt_token_ids, *rollout.response_token_ids),
-                ((len(rollout.prompt_token_ids), len(rollout.prompt_token_ids) + rollout.num_content_tokens),),
-            )
-            for rollout in rollouts
-        ]
-        for rollout, captured in zip(rollouts, self._reader.capture(texts) if texts else [], strict=True):
-            yield CapturedRollout(rollout, captured.vectors_LD[0], captured.tokens_KTD[0])
+        texts = [self._text(rollout) for rollout in rollouts]
+        captured = self._reader.capture(texts) if texts else []
+        for rollout, text, read in zip(rollouts, texts, captured, strict=True):
+            yield CapturedRollout(rollout, read.vectors_LD[0], read.tokens_KTD[0], text.spans[0].user)
+
+    def _text(self, rollout: Rollout) -> TokenisedText:
+        prompt_ids = rollout.prompt_token_ids
+        user = ()
+        if self._user_spans is not None:
+            user = (self._user_spans.of_prompt(rollout.system_prompt, rollout.question, prompt_ids),)
+        response = (len(prompt_ids), len(prompt_ids) + rollout.num_content_tokens)
+        return TokenisedText(str(rollout.address), (*prompt_ids, *rollout.response_token_ids), (response,), user)
 
     def _rollout(self, answer: _Answered) -> Rollout:
         request, completion = answer.request, answer.completion
@@ -165,6 +171,11 @@ class _Requests:
     async def _answer(self, request: RolloutRequest) -> None:
         name = str(request.address)
         try:
+            if request.intervention is not None and request.intervention.edits:
+                raise UnitError(
+                    f"{name}: the request carries an intervention, and a server generates with the model as it is.",
+                    code="no_intervention",
+                )
             said = [{"role": "user", "content": request.question}]
             messages = self._renderer.messages(request.system_prompt, said)
             answered = _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))

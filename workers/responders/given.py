@@ -10,6 +10,7 @@ from ...jobs.rollouts import Canary, Rollout
 from ...jobs.sources.conversation import Conversation
 from ...jobs.units import RolloutRequest
 from ..chat.spans import ConversationRenderer
+from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, CapturedText, Engine, TokenisedText
 
 _PASSES_AHEAD = 4
@@ -31,11 +32,19 @@ class GivenEngine:
         reader: What captures.
         conversations: Of the same model.
         batch_tokens: Of the reader's passes.
+        user_spans: Finds the user's words; None where no pooling is over them.
     """
 
-    def __init__(self, reader: Engine, conversations: ConversationRenderer, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        reader: Engine,
+        conversations: ConversationRenderer,
+        batch_tokens: int,
+        user_spans: UserSpans | None = None,
+    ) -> None:
         self._reader = reader
         self._conversations = conversations
+        self._user_spans = user_spans
         self._tokens = _PASSES_AHEAD * batch_tokens
         self._held: RolloutRequest | None = None
         self.layers = reader.layers
@@ -58,7 +67,13 @@ class GivenEngine:
             ):
                 for position, request in enumerate(reading.requests):
                     rollout = _rollout(request, reading.text, position)
-                    yield CapturedRollout(rollout, captured.vectors_LD[position], captured.tokens_KTD[position])
+                    yield CapturedRollout(
+                        rollout,
+                        captured.vectors_LD[position],
+                        captured.tokens_KTD[position],
+                        reading.text.spans[position].user,
+                        request.intervention,
+                    )
 
     def _take(self, next_request: Callable[[], RolloutRequest | None]) -> list[_Reading]:
         """Take conversations until there are tokens enough; the turns of one stay together."""
@@ -70,7 +85,7 @@ class GivenEngine:
             if first is None:
                 break
             requests = [first]
-            while (request := next_request()) is not None and request.given is first.given:
+            while (request := next_request()) is not None and _may_share_a_pass(first, request):
                 requests.append(request)
             self._held = request
             reading = _Reading(tuple(requests), self._render(requests))
@@ -84,8 +99,15 @@ class GivenEngine:
             raise UnitError(f"{requests[0].address} has no text to read.", code="rows_mixed")
         text = self._conversations.render(given)
         spans = dict(zip(given.turn_indices(), text.responses, strict=True))
-        asked = tuple(spans[_turn(request)] for request in requests)
-        return TokenisedText(text.name, text.token_ids, asked)
+        turns = [_turn(request) for request in requests]
+        asked = tuple(spans[turn] for turn in turns)
+        users = self._user_spans.of_turns(given, turns) if self._user_spans else ()
+        return TokenisedText(text.name, text.token_ids, asked, users, requests[0].intervention)
+
+
+def _may_share_a_pass(first: RolloutRequest, request: RolloutRequest) -> bool:
+    """Whether two requests are turns of one reading: of the same conversation, with the same change of the model."""
+    return request.given is first.given and request.intervention == first.intervention
 
 
 def _turn(request: RolloutRequest) -> int:
