@@ -71,18 +71,28 @@ class TextReader:
                 )
             last = stop
         if self._settings.capture.needs_user_spans:
-            for (first, _), (start, stop) in zip(text.responses, text.user_spans, strict=True):
-                if not 0 <= start < stop <= first:
-                    raise UnitError(
-                        f"{text.name}: the user's message [{start}, {stop}) is empty or not before the response that "
-                        f"begins at {first}.",
-                        code="bad_span",
-                    )
+            self._check_users(text)
         if length_of(text) > self._loaded.max_context:
             raise UnitError(
                 f"{text.name}: {length_of(text)} tokens exceed the model's context of {self._loaded.max_context}.",
                 code="too_long",
             )
+
+    @staticmethod
+    def _check_users(text: TokenisedText) -> None:
+        if len(text.user_spans) != len(text.responses):
+            raise UnitError(
+                f"{text.name}: a pooling is over the user's message; {len(text.user_spans)} such spans are given for "
+                f"{len(text.responses)} responses.",
+                code="bad_span",
+            )
+        for (first, _), (start, stop) in zip(text.responses, text.user_spans, strict=True):
+            if not 0 <= start < stop <= first:
+                raise UnitError(
+                    f"{text.name}: the user's message [{start}, {stop}) is empty or not before the response that "
+                    f"begins at {first}.",
+                    code="bad_span",
+                )
 
     def _ready(self, text: TokenisedText) -> AppliedIntervention | None:
         try:
