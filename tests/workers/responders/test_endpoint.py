@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import InputError, UnitError
+from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.spec import GenerationSpec
@@ -79,8 +81,9 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
         assert (rollout.seed, rollout.finish_reason) == (request.seed, "stop")
         assert list(rollout.prompt_token_ids) == renderer.renderer.render(request.system_prompt, request.question)
         states, _ = plain.run(conversation_ids(rollout))
-        for name, expected in pool(states, rollout).items():
-            assert relative_errors(got.vectors_LD["resid_post", name], expected).max() < 1e-4
+        expected = pool(states, rollout)
+        for name in POOLINGS:
+            assert relative_errors(got.vectors_LD["resid_post", name], expected[name]).max() < 1e-4
     assert set(captured[0].vectors_LD) == {("resid_post", pooling) for pooling in POOLINGS}
     bodies = {body["messages"][-1]["content"]: body for body in server.bodies}
     for request in requests:
@@ -97,6 +100,37 @@ def test_a_canary_holds_what_was_captured(server: ChatServer, reader: BuiltinEng
     canary = engine.canary(generate(engine, requests_of(1))[0])
     assert canary is not None
     assert max(canary.relative_error_L) < 1e-5
+
+
+def test_the_users_words_are_pooled_too(server: ChatServer, renderer: ConversationRenderer, tiny_model_directory: Path):
+    settings = engine_settings(tiny_model_directory, layers=(0, 1, 2), poolings=("user_mean", "assistant_start"))
+    asked = GenerationSpec.model_validate({"endpoint": server.url})
+    engine = EndpointEngine(
+        BuiltinEngine(settings), renderer, asked, "tiny", settings.sampling, QUICK, renderer.user_spans()
+    )
+    plain = PlainModel(tiny_model_directory)
+    for got in generate(engine, requests_of(6)):
+        states, _ = plain.run(conversation_ids(got.rollout))
+        for (_, name), vector_LD in got.vectors_LD.items():
+            assert relative_errors(vector_LD, pool(states, got.rollout)[name]).max() < 1e-4
+        canary = engine.canary(got)
+        assert canary is not None
+        assert max(canary.relative_error_L) < 1e-5
+
+
+def test_an_intervention_is_refused_by_name_for_a_server_knows_none(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    fine, other, third = requests_of(3)
+    steered = replace(other, intervention=Intervention((AddVector(1, (0.5,) * 32),)))
+    done: list[CapturedRollout] = []
+    with pytest.raises(UnitError, match="carries an intervention") as caught:
+        collect(engine_of(server, reader, renderer), [fine, steered], done)
+    assert caught.value.code == "no_intervention"
+    assert str(other.address) in caught.value.message
+    assert [row.rollout.address for row in done] == [fine.address]
+    (same,) = generate(engine_of(server, reader, renderer), [replace(third, intervention=Intervention())])
+    assert same.rollout.address == third.address
 
 
 def test_never_more_requests_are_open_than_asked_for(
