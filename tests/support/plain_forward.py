@@ -110,6 +110,7 @@ def pool(states_LTD: np.ndarray, rollout: Rollout, user_span: tuple[int, int] | 
     """
     prompt = states_LTD[:, : len(rollout.prompt_token_ids)].astype(np.float64)
     response = states_LTD[:, len(rollout.prompt_token_ids) :].astype(np.float64)
+    user = prompt[:, slice(*(user_span or user_span_of(rollout)))]
     nothing = np.full((states_LTD.shape[0], states_LTD.shape[2]), np.nan)
     return {
         "response_mean": response.mean(axis=1) if response.shape[1] else nothing,
@@ -117,7 +118,7 @@ def pool(states_LTD: np.ndarray, rollout: Rollout, user_span: tuple[int, int] | 
         "prompt_mean": prompt.mean(axis=1),
         "prompt_last": prompt[:, -1],
         "assistant_start": prompt[:, -1],
-        "user_mean": prompt[:, slice(*(user_span or user_span_of(rollout)))].mean(axis=1),
+        "user_mean": user.mean(axis=1) if user.shape[1] else nothing,
     }
 
 
