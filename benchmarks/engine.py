@@ -115,7 +115,7 @@ def padded(batch: Sequence[TokenisedText], device: str) -> tuple[torch.Tensor, t
 def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
     """The model over the tokens and nothing else: no LM head, no hooks, batches by length."""
     ordered = sorted(read, key=lambda text: -len(text.token_ids))
-    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+    with torch.inference_mode(), plain_attention(engine.model, engine.loaded.own_attention):
         while ordered:
             rows = max(1, settings.batch_tokens // len(ordered[0].token_ids))
             ids_BT, mask_BT = padded(ordered[:rows], settings.device)
@@ -125,7 +125,7 @@ def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence
 
 def usual_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
     """The usual way: batches of 16 as they come, every layer's output kept whole, the LM head run, then means."""
-    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+    with torch.inference_mode(), plain_attention(engine.model, engine.loaded.own_attention):
         for first in range(0, len(read), USUAL_PREFILL_ROWS):
             batch = read[first : first + USUAL_PREFILL_ROWS]
             ids_BT, mask_BT = padded(batch, settings.device)
@@ -144,8 +144,7 @@ def streamed(generation: Generation, asked: Sequence[RolloutRequest]) -> list[Ca
 def without_capture(engine: BuiltinEngine, settings: EngineSettings) -> Generation:
     """The same stream with nothing captured."""
     nothing = CaptureSpec.model_construct(hook_points=[], layers="all", poolings=[], mode="during_generation")
-    loaded = replace(engine.loaded, capture=Capture({}, [], torch.nn.Identity()))
-    return Generation(loaded, replace(settings, capture=nothing))
+    return engine.generation(replace(settings, capture=nothing), capture=Capture({}, [], torch.nn.Identity()))
 
 
 def usual_generate(
@@ -154,7 +153,7 @@ def usual_generate(
     """``model.generate`` in batches of 32, padded on the left; the conversations it gives."""
     made: list[TokenisedText] = []
     stop_ids = sorted(engine.loaded.stop_ids)
-    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+    with torch.inference_mode(), plain_attention(engine.model, engine.loaded.own_attention):
         for first in range(0, len(asked), USUAL_GENERATE_ROWS):
             prompts = [
                 engine.renderer.render(request.messages) for request in asked[first : first + USUAL_GENERATE_ROWS]
@@ -224,7 +223,7 @@ def decode_figures(
 
     def ours(count: int) -> None:
         sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
-        streamed(Generation(endless, replace(settings, sampling=sampling)), batch)
+        streamed(engine.generation(replace(settings, sampling=sampling), loaded=endless), batch)
 
     def theirs(count: int) -> None:
         sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
@@ -257,7 +256,7 @@ def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Si
         engine.capture(read)
 
     def generating() -> None:
-        streamed(Generation(engine.loaded, settings), asked)
+        streamed(engine.generation(settings), asked)
 
     compared: list[tuple[str, float, Callable[[], object], Callable[[], object]]] = [
         ("prefill capture against the bare forward pass", 0.97, partial(bare_prefill, engine, settings, read), reading),
@@ -278,7 +277,7 @@ def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Si
     # What is done once (buffers, tables, threads) is done now.
     engine.capture(read[:2])
     usual_prefill(engine, settings, usual_generate(engine, settings, asked[:2]))
-    streamed(Generation(engine.loaded, settings), asked[:2])
+    streamed(engine.generation(settings), asked[:2])
     for what, floor, other, own in compared:
         yield Figure(f"{name}: {what}", ratio(other, own, size.repeats), "ratio", floor)
     yield from decode_figures(name, engine, settings, asked, size)

@@ -98,8 +98,9 @@ def load_engine(settings: WorkerSettings) -> Responder:
     if not settings.reads_given and settings.generation is None:
         return BuiltinEngine(engine)
     conversations = load_renderer(engine.directory)
+    user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.generation is None:
-        return GivenResponder(BuiltinEngine(engine), conversations)
+        return GivenResponder(BuiltinEngine(engine), conversations, user_spans)
     # Only where there is a server to ask is its client loaded.
     from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
@@ -111,6 +112,7 @@ def load_engine(settings: WorkerSettings) -> Responder:
         settings.generation,
         settings.served_model,
         engine.sampling,
+        user_spans=user_spans,
     )
 
 

@@ -24,6 +24,7 @@ from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
 from ...storage.run.run_store import begin_run, check_same_run, read_run_record, reserve_rows
 from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import load_renderer, require_within_context
+from ...workers.chat.user_span import require_user_spans
 from ...workers.engine import EngineSettings
 from ...workers.models.memory import require_memory
 from ...workers.models.model_files import find_model, read_facts
@@ -106,16 +107,27 @@ def plan_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = 
 def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
     """Render every conversation that exists once, so that a bad one is found before anything is spent.
 
+    Where a pooling is over the user's message, its tokens are looked for too, in prompts as in conversations.
+
     Raises:
-        InputError: The model's template refuses one, or it is longer than the model's context.
+        InputError: The model's template refuses one or hides the user's words, or it is longer than the model's
+            context.
     """
+    needs_user_spans = plan.spec.capture.needs_user_spans
+    if plan.source.generates and needs_user_spans:
+        progress.say("Checking the prompts against the chat template.")
+        requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
+        require_user_spans(load_renderer(directory).user_spans(), requests)
     conversations = plan.source.conversations
     if not conversations:
         return
     progress.say(f"Checking {len(conversations):,} conversations against the chat template.")
     renderer = load_renderer(directory)
+    user_spans = renderer.user_spans() if needs_user_spans else None
     for given in conversations:
         require_within_context(renderer.render(given), plan.facts.max_context)
+        if user_spans is not None:
+            user_spans.of_turns(given, list(given.turn_indices()))
 
 
 def prepare_job(spec: JobSpec, progress: Progress, catalog_directory: str | None = None) -> Job:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...jobs.errors import UnitError
+from ...jobs.poolings import pooling_named
 from ...jobs.rollouts import UnitResult
-from ...jobs.spec import TOKENS
 from ...jobs.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
 from ..format.records import Manifest, StoredObject, StoredShard
@@ -49,8 +49,8 @@ def write_unit_result(
     unit_id = attempt.unit.unit_id
     for (hook_point, pooling), values_BLD in block.arrays_BLD.items():
         _check_finite(block, values_BLD, hook_point, pooling)
-    for (hook_point, _), tokens_NKD in block.tokens_NKD.items():
-        _check_tokens(block, tokens_NKD, hook_point, tokens_per_block)
+    for (hook_point, pooling), tokens_NKD in block.tokens_NKD.items():
+        _check_tokens(block, tokens_NKD, f"{hook_point}/{pooling}", tokens_per_block)
     if block.canary and not np.isfinite([*block.canary.relative_error_L, *block.canary.cosine_L]).all():
         raise UnitError("the canary's figures are not finite.", code="canary")
     texts_path = layout.rollouts_path(unit_id, attempt.row_block)
@@ -60,7 +60,7 @@ def write_unit_result(
     blocks: list[StoredShard] = []
     for (hook_point, pooling), values in sorted([*block.arrays_BLD.items(), *block.tokens_NKD.items()]):
         # One at a time, so that no more than one is ever held encoded.
-        if pooling == TOKENS:
+        if pooling_named(pooling).keeps_tokens:
             encoded = encode_shard(values, tokens_per_block, mantissa_bits, TOKENS_PER_CHUNK)
         else:
             encoded = encode_shard(values, rows_per_block, mantissa_bits)
@@ -86,9 +86,9 @@ def write_unit_result(
 
 
 def _check_finite(block: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:
-    """A row of a response pooling has numbers exactly when its response has content; a prompt always has."""
+    """Make sure that a row has numbers exactly when its pooling is defined: the table says when that is."""
     for row, rollout in enumerate(block.rollouts):
-        expected = rollout.has_vector or pooling.startswith("prompt_")
+        expected = pooling_named(pooling).has_value(rollout.num_content_tokens)
         finite_L = np.isfinite(values_BLD[row]).all(axis=1)
         if expected and not finite_L.all():
             raise UnitError(
@@ -100,13 +100,11 @@ def _check_finite(block: UnitResult, values_BLD: np.ndarray, hook_point: str, po
             raise UnitError(f"{rollout.address}: an empty response has numbers.", code="empty_response")
 
 
-def _check_tokens(block: UnitResult, tokens_NKD: np.ndarray, hook_point: str, tokens_per_block: int) -> None:
+def _check_tokens(block: UnitResult, tokens_NKD: np.ndarray, array: str, tokens_per_block: int) -> None:
     """There is a row for every content token and no other, each has numbers, and the block has room for them."""
     counts = [rollout.num_content_tokens for rollout in block.rollouts]
     if len(tokens_NKD) != sum(counts):
-        raise UnitError(
-            f"{hook_point}/{TOKENS} has {len(tokens_NKD)} tokens; the responses have {sum(counts)}.", code="rows_mixed"
-        )
+        raise UnitError(f"{array} has {len(tokens_NKD)} tokens; the responses have {sum(counts)}.", code="rows_mixed")
     if len(tokens_NKD) > tokens_per_block:
         raise UnitError(
             f"the responses have {len(tokens_NKD)} tokens; a block of this run holds {tokens_per_block}.",
@@ -115,4 +113,4 @@ def _check_tokens(block: UnitResult, tokens_NKD: np.ndarray, hook_point: str, to
     finite_N = np.isfinite(tokens_NKD).all(axis=(1, 2))
     if not finite_N.all():
         row = int(np.searchsorted(np.cumsum(counts), np.argmin(finite_N), side="right"))
-        raise UnitError(f"{block.rollouts[row].address}: {hook_point}/{TOKENS} is not finite.", code="not_finite")
+        raise UnitError(f"{block.rollouts[row].address}: {array} is not finite.", code="not_finite")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...jobs.errors import InputError
-from ...jobs.spec import TOKENS
+from ...jobs.poolings import keeps_tokens
 from .run import Query
 
 
@@ -69,7 +69,7 @@ def check_target(path: Path, pooling: str) -> None:
             field="--out",
             hint=f"Use one of {', '.join(FORMATS)}.",
         )
-    if pooling == TOKENS and path.suffix == ".npy":
+    if keeps_tokens(pooling) and path.suffix == ".npy":
         raise InputError(
             "a .npy file holds one array, and says nowhere which of its tokens are which rollout's.",
             code="unknown_format",

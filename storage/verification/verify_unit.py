@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...jobs.errors import StoreError
-from ...jobs.spec import TOKENS
+from ...jobs.poolings import POOLINGS
 from ...jobs.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
@@ -96,7 +96,7 @@ class UnitCheck:
             layout.shard_path(*array, row_block)
             for array in self._record.arrays
             # Zarr keeps no object for a block without a number: every response was empty.
-            if has_content or array[1].startswith("prompt_")
+            if has_content or POOLINGS[array[1]].defined_without_response
         }
         named = {block.path for block in manifest.blocks}
         if named != expected or manifest.texts.path != layout.rollouts_path(unit_id, row_block):
@@ -163,6 +163,9 @@ class UnitCheck:
             yield "a response's span does not fit its token ids."
 
     def _block_problems(self, data: bytes, stored: StoredShard, manifest: Manifest) -> Iterator[str]:
+        if stored.pooling not in POOLINGS:
+            yield f"its pooling, {stored.pooling}, is not one that is known."
+            return
         cut = geometry_of(self._record, stored.pooling)
         filled = _filled_rows(stored.pooling, manifest)
         num_chunks = -(-len(filled) // cut.rows_per_chunk)
@@ -188,6 +191,6 @@ class UnitCheck:
 
 def _filled_rows(pooling: str, manifest: Manifest) -> list[bool]:
     """Say which of a block's first rows have numbers: a row is a rollout, of ``tokens`` a token."""
-    if pooling == TOKENS:
+    if POOLINGS[pooling].keeps_tokens:
         return [True] * manifest.num_response_tokens
-    return [tokens > 0 or pooling.startswith("prompt_") for tokens in manifest.content_tokens]
+    return [POOLINGS[pooling].has_value(tokens) for tokens in manifest.content_tokens]

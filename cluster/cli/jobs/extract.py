@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from ....jobs.spec import Pooling, make_spec
+from ....jobs.poolings import DEFAULT_POOLING, POOLINGS
+from ....jobs.spec import make_spec
 from ..options import endpoint_option, join_option, json_option, set_option
 from ..work import work
 
@@ -22,8 +23,8 @@ from ..work import work
     "--pooling",
     "poolings",
     multiple=True,
-    type=click.Choice(get_args(Pooling)),
-    help="What is kept of a turn; may be repeated. Without it, response_mean. 'tokens' is every token, no vector.",
+    type=click.Choice(list(POOLINGS)),
+    help=f"What is kept of a turn; may be repeated. Without it, {DEFAULT_POOLING}. 'tokens' is every token, no vector.",
 )
 @click.option("--token-layers", default=None, help="Of which layers --pooling tokens keeps them: as --layers.")
 @set_option
@@ -53,7 +54,7 @@ def extract(
         "conversations": {"source": conversations},
         "capture": {
             "layers": _layers(layers, "--layers"),
-            "poolings": list(poolings) or ["response_mean"],
+            "poolings": list(poolings) or [DEFAULT_POOLING],
             "token_layers": _layers(token_layers, "--token-layers") if token_layers else None,
         },
         "store": {"url": store_url, "endpoint_url": endpoint_url},

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 
 from ....jobs.personas import Kind
+from ....jobs.poolings import DEFAULT_POOLING
 from ....storage.query.export_file import FORMATS, check_target, write_query
 from ....storage.query.run import open_run
 from .. import output
@@ -33,7 +34,7 @@ from ..options import endpoint_option, json_option, store_argument
     "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."
 )
 @click.option("--hook-point", default="resid_post", show_default=True)
-@click.option("--pooling", default="response_mean", show_default=True, help="'tokens' is every token.")
+@click.option("--pooling", default=DEFAULT_POOLING, show_default=True, help="'tokens' is every token.")
 @click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
 @endpoint_option
 @json_option

@@ -6,6 +6,7 @@ import click
 
 from ....analysis.reduce import reduce_run
 from ....analysis.summary import summarise
+from ....jobs.poolings import DEFAULT_POOLING
 from ....storage.query.run import open_run
 from ....storage.query.selection import layer_positions
 from .. import output, summary_text
@@ -14,7 +15,7 @@ from ..options import endpoint_option, json_option, store_argument
 
 @click.command()
 @store_argument
-@click.option("--pooling", default=None, help="Which pooling; response_mean where it was captured.")
+@click.option("--pooling", default=None, help=f"Which pooling; {DEFAULT_POOLING} where it was captured.")
 @click.option("--layer", type=int, default=None, help="Layer to summarise; the middle one when not given.")
 @endpoint_option
 @json_option
