@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from ..jobs.errors import InputError, JobError
 from ..jobs.personas import DEFAULT_PERSONA
-from ..jobs.spec import TOKENS, CaptureSpec, digest_of
+from ..jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
+from ..jobs.spec import CaptureSpec, digest_of
 from ..storage.derived.reductions import Reduction, make_current, read_current_reduction, write_reduction
 from ..storage.query.run import Run
 from .axis import assistant_axis, cosine, project
@@ -53,7 +54,7 @@ def reduce_run(
     capture = run.record.spec.capture
     _refuse_tokens(capture, pooling)
     hook_point = hook_point or _preferred("resid_post", capture.hook_points)
-    pooling = pooling or _preferred("response_mean", capture.pooled)
+    pooling = pooling or _preferred(DEFAULT_POOLING, capture.pooled)
     if not run.committed:
         raise InputError(
             f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", hint="Run the job first."
@@ -105,13 +106,13 @@ def _preferred(usual: str, captured: Sequence[str]) -> str:
 
 
 def _refuse_tokens(capture: CaptureSpec, pooling: str | None) -> None:
-    """Refuse ``tokens``, which keeps many vectors per rollout, and runs that captured nothing else."""
-    if pooling == TOKENS or not capture.pooled:
+    """Refuse a pooling that keeps many vectors per rollout, and runs that captured nothing else."""
+    if (pooling is not None and keeps_tokens(pooling)) or not capture.pooled:
         raise InputError(
             f"a reduction takes one vector per rollout, but {TOKENS} keeps one per token.",
             code="nothing_to_reduce",
             field="pooling",
-            hint=f"Reduce {' or '.join(capture.pooled) or 'a run that captured response_mean'}.",
+            hint=f"Reduce {' or '.join(capture.pooled) or f'a run that captures {DEFAULT_POOLING}'}.",
         )
 
 

@@ -131,7 +131,7 @@ def padded(batch: Sequence[TokenisedText], device: str) -> tuple[torch.Tensor, t
 def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
     """Run only the model over the tokens: no LM head, no hooks, batches sorted by length."""
     ordered = sorted(read, key=lambda text: -len(text.token_ids))
-    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+    with torch.inference_mode(), plain_attention(engine.model, engine.loaded.own_attention):
         while ordered:
             rows = max(1, settings.batch_tokens // len(ordered[0].token_ids))
             ids_BT, mask_BT = padded(ordered[:rows], settings.device)
@@ -141,7 +141,7 @@ def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence
 
 def baseline_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence[TokenisedText]) -> None:
     """Capture in the common way: unsorted batches of 16, LM head included, all hidden states kept, then averaged."""
-    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+    with torch.inference_mode(), plain_attention(engine.model, engine.loaded.own_attention):
         for first in range(0, len(read), BASELINE_PREFILL_SLOTS):
             batch = read[first : first + BASELINE_PREFILL_SLOTS]
             ids_BT, mask_BT = padded(batch, settings.device)
@@ -160,8 +160,7 @@ def streamed(generation: Generation, asked: Sequence[RolloutRequest]) -> list[Ca
 def without_capture(engine: BuiltinEngine, settings: EngineSettings) -> Generation:
     """Make a generation that captures nothing."""
     nothing = CaptureSpec.model_construct(hook_points=[], layers="all", poolings=[], mode="during_generation")
-    loaded = replace(engine.loaded, capture=Capture({}, [], torch.nn.Identity()))
-    return Generation(loaded, replace(settings, capture=nothing))
+    return engine.generation(replace(settings, capture=nothing), capture=Capture({}, [], torch.nn.Identity()))
 
 
 def baseline_generate(
@@ -180,7 +179,7 @@ def baseline_generate(
     """
     made: list[TokenisedText] = []
     stop_ids = sorted(engine.loaded.stop_ids)
-    with torch.inference_mode(), plain_attention(engine.model, engine.own_attention):
+    with torch.inference_mode(), plain_attention(engine.model, engine.loaded.own_attention):
         for first in range(0, len(asked), BASELINE_GENERATE_SLOTS):
             prompts = [
                 engine.renderer.render(request.messages) for request in asked[first : first + BASELINE_GENERATE_SLOTS]
@@ -248,7 +247,7 @@ def decode_figures(
 
     def ours(count: int) -> None:
         sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
-        streamed(Generation(endless, replace(settings, sampling=sampling)), batch)
+        streamed(engine.generation(replace(settings, sampling=sampling), loaded=endless), batch)
 
     def theirs(count: int) -> None:
         sampling = SamplingSpec(**SAMPLING, max_new_tokens=count)
@@ -281,7 +280,7 @@ def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Si
         engine.capture(read)
 
     def generating() -> None:
-        streamed(Generation(engine.loaded, settings), asked)
+        streamed(engine.generation(settings), asked)
 
     compared: list[tuple[str, float, Callable[[], object], Callable[[], object]]] = [
         ("prefill capture against the bare forward pass", 0.97, partial(bare_prefill, engine, settings, read), reading),
@@ -302,7 +301,7 @@ def figures(name: str, engine: BuiltinEngine, settings: EngineSettings, size: Si
     # Warm-up: buffers, tables and threads are created once.
     engine.capture(read[:2])
     baseline_prefill(engine, settings, baseline_generate(engine, settings, asked[:2]))
-    streamed(Generation(engine.loaded, settings), asked[:2])
+    streamed(engine.generation(settings), asked[:2])
     for what, floor, other, own in compared:
         yield Figure(f"{name}: {what}", ratio(other, own, size.repeats), "ratio", floor)
     yield from decode_figures(name, engine, settings, asked, size)

@@ -11,20 +11,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from .catalog import BUILTIN
+from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, pooling_name
 from .yaml_file import parse_yaml, read_text, set_by_path, validate
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-Pooling = Literal["response_mean", "response_last", "prompt_mean", "prompt_last", "tokens"]
+PoolingName = Annotated[str, AfterValidator(pooling_name)]
 CaptureMode = Literal["during_generation", "prefill_pass"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-TOKENS: Final = "tokens"
-"""The pooling that pools nothing: every content token of a response, at chosen layers."""
 
 PACKAGE_SCHEME = "package://"
 
@@ -169,7 +167,8 @@ class CaptureSpec(_Part):
         hook_points: Points in a decoder layer; ``resid_post`` is the residual stream after its MLP, before any final
             norm. A model whose layers lack one of them is refused.
         layers: 0-based layers, ``all``, or ``middle`` (layer n_layers // 2).
-        poolings: How a rollout's tokens become one vector; ``tokens`` keeps each content token of the response instead.
+        poolings: How a rollout's tokens become one vector: names of ``jobs/poolings.py``. ``tokens`` keeps each content
+            token of the response instead.
         token_layers: Those of ``layers`` at which every token is kept: 0-based layers, ``middle`` or ``all``. Required
             with the pooling ``tokens``, since it decides how large the store becomes; None without it.
         mode: ``during_generation``: captured while the model generates; ``prefill_pass``: captured in a forward pass
@@ -178,26 +177,32 @@ class CaptureSpec(_Part):
 
     hook_points: Annotated[list[HookPoint], Field(min_length=1)] = ["resid_post"]
     layers: Literal["all", "middle"] | Annotated[list[_Layer], Field(min_length=1)] = "all"
-    poolings: Annotated[list[Pooling], Field(min_length=1)] = ["response_mean"]
+    poolings: Annotated[list[PoolingName], Field(min_length=1)] = [DEFAULT_POOLING]
     token_layers: Annotated[
         Literal["all", "middle"] | Annotated[list[_Layer], Field(min_length=1)] | None, Field(validate_default=True)
     ] = None
     mode: CaptureMode = "during_generation"
 
     @property
-    def pooled(self) -> list[Pooling]:
-        """The poolings that give one vector per rollout: all but ``tokens``."""
-        return [pooling for pooling in self.poolings if pooling != TOKENS]
+    def pooled(self) -> list[str]:
+        """The poolings that give one vector per rollout: all but those that keep every token."""
+        return pooled_names(self.poolings)
 
     @property
     def keeps_tokens(self) -> bool:
         """Whether every token of some layers is kept."""
-        return TOKENS in self.poolings
+        return any(POOLINGS[name].keeps_tokens for name in self.poolings)
+
+    @property
+    def needs_user_spans(self) -> bool:
+        """Whether a pooling asks for the tokens of the user's message."""
+        return any(POOLINGS[name].needs_user_span for name in self.poolings)
 
     @field_validator("token_layers")
     @classmethod
     def _said_with_tokens(cls, layers: Any, info: ValidationInfo) -> Any:
-        if "poolings" in info.data and (TOKENS in info.data["poolings"]) != (layers is not None):
+        keeps_tokens = any(POOLINGS[name].keeps_tokens for name in info.data.get("poolings", ()))
+        if "poolings" in info.data and keeps_tokens != (layers is not None):
             if layers is None:
                 raise ValueError("poolings has tokens: name the layers, as [12] or middle (extract: --token-layers)")
             raise ValueError("means nothing unless poolings has tokens (extract: --pooling tokens)")

@@ -1,6 +1,6 @@
-"""The canary: one rollout of every unit, recomputed the plain way and held against what was captured of it.
+"""The canary: one rollout of every unit, recomputed by a plain forward pass and compared with what was captured.
 
-The arithmetic and the limits; the recomputing is ``plain_pass``. Imports no torch.
+The arithmetic and the limits; the recomputing is ``builtin/plain_pass``. Imports no torch.
 Axes: L captured layers, K those of which every token is kept, T tokens, D d_model.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..jobs.errors import UnitError
+from ..jobs.poolings import keeps_tokens
 from ..jobs.rollouts import ArrayName, Canary
-from ..jobs.spec import TOKENS
 
 LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 """Relative error above which a unit fails, by parameter type. Measured on SmolLM2: up to 4e-7 in float32 and 1e-2 in
@@ -25,7 +25,7 @@ def compare(
     plain: Mapping[ArrayName, npt.NDArray[np.float64]],
     token_positions: Sequence[int] = (),
 ) -> Canary:
-    """Hold one rollout's captured vectors against the plain ones; a layer's tokens count as one long vector.
+    """Compare one rollout's captured vectors with the plain ones; a layer's tokens count as one long vector.
 
     Args:
         captured: ``(L, D)`` per array, of ``tokens`` ``(K, T, D)``.
@@ -39,7 +39,7 @@ def compare(
     # Pooled arrays have all of the layers; where there are none, tokens have.
     num_layers = max(len(expected) for expected in plain.values())
     for array, expected in plain.items():
-        positions = list(token_positions) if array[1] == TOKENS else list(range(num_layers))
+        positions = list(token_positions) if keeps_tokens(array[1]) else list(range(num_layers))
         expected_LD = expected.reshape(len(positions), -1)
         got_LD = captured[array].astype(np.float64).reshape(expected_LD.shape)
         norms_L, off_L = np.linalg.norm(expected_LD, axis=1), np.linalg.norm(got_LD - expected_LD, axis=1)
@@ -48,7 +48,7 @@ def compare(
             error_L = np.where(off_L == 0, 0.0, off_L / norms_L)
             cosine_L = (got_LD * expected_LD).sum(axis=1) / (np.linalg.norm(got_LD, axis=1) * norms_L)
             cosine_L = np.where(off_L == 0, 1.0, cosine_L)
-        # Of layers whose tokens are not kept nothing is said here.
+        # An array of tokens has some of the layers only: it says nothing of the others.
         whole_error_L, whole_cosine_L = np.zeros(num_layers), np.ones(num_layers)
         whole_error_L[positions] = np.where(np.isfinite(error_L), error_L, np.inf)
         whole_cosine_L[positions] = np.where(np.isfinite(cosine_L), cosine_L, -1.0)

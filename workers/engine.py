@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..jobs.interventions import Intervention
+from ..jobs.poolings import TokenRange, TokenSpans
 from ..jobs.rollouts import ArrayName, Canary, Rollout
 from ..jobs.spec import CaptureSpec, SamplingSpec
 from ..jobs.units import RolloutRequest
@@ -27,11 +29,21 @@ class CapturedRollout:
         rollout: The texts, their token ids and their address.
         vectors_LD: float32 ``(L, D)`` per (hook point, pooling); all NaN where the rollout has no vector.
         tokens_KTD: float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where none are kept.
+        user_span: Tokens of the user's last message, in the prompt; None where no pooling is over them.
+        intervention: What was changed in the model meanwhile; None for nothing.
     """
 
     rollout: Rollout
     vectors_LD: dict[ArrayName, npt.NDArray[np.float32]]
     tokens_KTD: dict[ArrayName, npt.NDArray[np.float32]] = field(default_factory=dict)
+    user_span: TokenRange | None = None
+    intervention: Intervention | None = None
+
+    @property
+    def spans(self) -> TokenSpans:
+        """Where prompt, user's message and response lie in the conversation, in tokens."""
+        start = len(self.rollout.prompt_token_ids)
+        return TokenSpans((start, start + self.rollout.num_content_tokens), self.user_span)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +55,42 @@ class TokenisedText:
         token_ids: The whole conversation, rendered.
         responses: Spans ``(start, stop)`` of response content, ascending, end exclusive; the prompt of each is all that
             comes before it, ``[0, start)``. An empty span has no vector in the response poolings.
+        user_spans: For each response the tokens of the last message of the user before it; empty where no pooling is
+            over them.
+        intervention: What is changed in the model while it is read; None for nothing.
     """
 
     name: str
     token_ids: tuple[int, ...]
-    responses: tuple[tuple[int, int], ...]
+    responses: tuple[TokenRange, ...]
+    user_spans: tuple[TokenRange, ...] = ()
+    intervention: Intervention | None = None
+
+    @property
+    def spans(self) -> tuple[TokenSpans, ...]:
+        """For each response where it, its prompt and the user's message lie."""
+        users = self.user_spans or (None,) * len(self.responses)
+        return tuple(TokenSpans(response, user) for response, user in zip(self.responses, users, strict=True))
 
     @classmethod
-    def of(cls, rollout: Rollout) -> TokenisedText:
-        """Give a rollout as a text with one response."""
+    def of(
+        cls, rollout: Rollout, user_span: TokenRange | None = None, intervention: Intervention | None = None
+    ) -> TokenisedText:
+        """Give a rollout as a text with one response.
+
+        Args:
+            rollout: Prompt and response.
+            user_span: Tokens of the user's last message; None where no pooling is over them.
+            intervention: What is changed in the model while it is read; None for nothing.
+        """
         start = len(rollout.prompt_token_ids)
-        ids = (*rollout.prompt_token_ids, *rollout.response_token_ids)
-        return cls(str(rollout.address), ids, ((start, start + rollout.num_content_tokens),))
+        return cls(
+            name=str(rollout.address),
+            token_ids=(*rollout.prompt_token_ids, *rollout.response_token_ids),
+            responses=((start, start + rollout.num_content_tokens),),
+            user_spans=() if user_span is None else (user_span,),
+            intervention=intervention,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,8 +52,9 @@ def load_engine(settings: WorkerSettings) -> Responder:
     if not settings.reads_given and settings.generation is None:
         return BuiltinEngine(engine)
     conversations = load_renderer(engine.directory)
+    user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.generation is None:
-        return GivenResponder(BuiltinEngine(engine), conversations)
+        return GivenResponder(BuiltinEngine(engine), conversations, user_spans)
     # The client of a server is imported only where there is a server.
     from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
@@ -65,6 +66,7 @@ def load_engine(settings: WorkerSettings) -> Responder:
         settings.generation,
         settings.served_model,
         engine.sampling,
+        user_spans=user_spans,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...jobs.sizing.estimate import batch_tokens, resolved_dtype
 from ...jobs.spec import JobSpec
+from ...jobs.wording import count_of
 from ...storage.format.layout import driver_path
 from ...storage.run.lease import HeldLease
 from ...workers.chat.renderer import ChatRenderer
@@ -67,8 +68,8 @@ def open_ray_backend(job: Job, address: str | None, progress: Progress) -> Itera
 
         def make_executor(lease: HeldLease) -> Executor:
             progress.say(
-                f"Loading the model: {placement.replicas} replica(s) on {placement.device}, "
-                f"{placement.threads} thread(s) each."
+                f"Loading the model: {count_of(placement.replicas, 'replica')} on {placement.device}, "
+                f"{count_of(placement.threads, 'thread')} each."
             )
             settings = worker_settings(job, placement, driver_path(lease.generation))
             return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)

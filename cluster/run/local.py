@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from ...jobs.errors import UnitError
 from ...jobs.scheduling.worker_load import WorkerLoad
 from ...jobs.units import RolloutRequest, UnitAttempt
+from ...jobs.wording import count_of
 from ...storage.format.layout import driver_path
 from ...storage.run.lease import HeldLease
 from ...workers.chat.spans import load_renderer
@@ -57,7 +58,7 @@ def open_local_backend(job: Job, address: str | None, progress: Progress) -> Ite
     refuse_without_server(spec, renderer)
 
     def make_executor(lease: HeldLease) -> InProcessExecutor:
-        progress.say(f"Loading the model in this process: {placement.device}, {placement.threads} thread(s).")
+        progress.say(f"Loading the model in this process: {placement.device}, {count_of(placement.threads, 'thread')}.")
         return InProcessExecutor(worker_settings(job, placement, driver_path(lease.generation)))
 
     yield Backend(renderer.describe(), make_executor)

@@ -13,11 +13,13 @@ from ...jobs.sources.conversation import Conversation
 from ...jobs.sources.conversation_source import ConversationSource
 from ...jobs.sources.load import load_source
 from ...jobs.spec import JobSpec
+from ...jobs.wording import count_of
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
 from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.spans import load_renderer, require_within_context
+from ...workers.chat.user_span import require_user_spans
 from ...workers.models.model_files import find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
 from .progress import Progress
@@ -101,16 +103,27 @@ def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
 def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
     """Render every conversation that exists once, so that a bad one is found before anything is spent.
 
+    Where a pooling is over the user's message, its tokens are located too, in prompts as in conversations.
+
     Raises:
-        InputError: The model's template refuses one, or it is longer than the model's context.
+        InputError: The model's template refuses one or hides the user's words, or it is longer than the model's
+            context.
     """
+    needs_user_spans = plan.spec.capture.needs_user_spans
+    if plan.source.generates and needs_user_spans:
+        progress.say("Checking the prompts against the chat template.")
+        requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
+        require_user_spans(load_renderer(directory).user_spans(), requests)
     conversations = plan.source.conversations
     if not conversations:
         return
-    progress.say(f"Checking {len(conversations):,} conversations against the chat template.")
+    progress.say(f"Checking {count_of(len(conversations), 'conversation')} against the chat template.")
     renderer = load_renderer(directory)
+    user_spans = renderer.user_spans() if needs_user_spans else None
     for given in conversations:
         require_within_context(renderer.render(given), plan.facts.max_context)
+        if user_spans is not None:
+            user_spans.of_turns(given, list(given.turn_indices()))
 
 
 def prepare_job(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...jobs.spec import TOKENS
+from ...jobs.poolings import keeps_tokens
 from ...jobs.unit_size import TOKENS_PER_CHUNK
 from ..format.records import RunRecord
 
@@ -41,6 +41,6 @@ class Geometry:
 def geometry_of(record: RunRecord, pooling: str) -> Geometry:
     """Return the geometry of a run's arrays of one pooling."""
     d_model = record.model.d_model
-    if pooling == TOKENS:
+    if keeps_tokens(pooling):
         return Geometry(record.tokens_per_block, TOKENS_PER_CHUNK, record.token_layers, d_model)
     return Geometry(record.rows_per_block, record.rows_per_block, record.layers, d_model)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...jobs.errors import UnitError
+from ...jobs.poolings import pooling_named
 from ...jobs.rollouts import UnitResult
-from ...jobs.spec import TOKENS
 from ...jobs.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
 from ..format.records import Manifest, StoredObject, StoredShard
@@ -50,8 +50,8 @@ def write_unit_result(
     unit_id = attempt.unit.unit_id
     for (hook_point, pooling), values_BLD in result.arrays_BLD.items():
         _check_finite(result, values_BLD, hook_point, pooling)
-    for (hook_point, _), tokens_NKD in result.tokens_NKD.items():
-        _check_tokens(result, tokens_NKD, hook_point, tokens_per_block)
+    for (hook_point, pooling), tokens_NKD in result.tokens_NKD.items():
+        _check_tokens(result, tokens_NKD, f"{hook_point}/{pooling}", tokens_per_block)
     if result.canary and not np.isfinite([*result.canary.relative_error_L, *result.canary.cosine_L]).all():
         raise UnitError("the canary's values are not finite.", code="canary")
     texts_path = layout.rollouts_path(unit_id, attempt.row_block)
@@ -61,7 +61,7 @@ def write_unit_result(
     shards: list[StoredShard] = []
     for (hook_point, pooling), values in sorted([*result.arrays_BLD.items(), *result.tokens_NKD.items()]):
         # One at a time, so that only one encoded shard is in memory.
-        if pooling == TOKENS:
+        if pooling_named(pooling).keeps_tokens:
             encoded = encode_shard(values, tokens_per_block, mantissa_bits, TOKENS_PER_CHUNK)
         else:
             encoded = encode_shard(values, rows_per_block, mantissa_bits)
@@ -87,12 +87,9 @@ def write_unit_result(
 
 
 def _check_finite(result: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:
-    """Check that each row is finite if it has a vector, and NaN throughout if not.
-
-    A response without content tokens has nothing to pool; a prompt always has tokens.
-    """
+    """Check that each row is finite where its pooling is defined, and NaN throughout where not."""
     for row, rollout in enumerate(result.rollouts):
-        expected = rollout.has_vector or pooling.startswith("prompt_")
+        expected = pooling_named(pooling).has_value(rollout.num_content_tokens)
         finite_L = np.isfinite(values_BLD[row]).all(axis=1)
         if expected and not finite_L.all():
             raise UnitError(
@@ -104,13 +101,11 @@ def _check_finite(result: UnitResult, values_BLD: np.ndarray, hook_point: str, p
             raise UnitError(f"{rollout.address}: an empty response has values.", code="empty_response")
 
 
-def _check_tokens(result: UnitResult, tokens_NKD: np.ndarray, hook_point: str, tokens_per_block: int) -> None:
+def _check_tokens(result: UnitResult, tokens_NKD: np.ndarray, array: str, tokens_per_block: int) -> None:
     """Check that there is one finite row per content token, and that they fit into a shard."""
     counts = [rollout.num_content_tokens for rollout in result.rollouts]
     if len(tokens_NKD) != sum(counts):
-        raise UnitError(
-            f"{hook_point}/{TOKENS} has {len(tokens_NKD)} tokens; the responses have {sum(counts)}.", code="rows_mixed"
-        )
+        raise UnitError(f"{array} has {len(tokens_NKD)} tokens; the responses have {sum(counts)}.", code="rows_mixed")
     if len(tokens_NKD) > tokens_per_block:
         raise UnitError(
             f"the responses have {len(tokens_NKD)} tokens; a shard of this run holds {tokens_per_block}.",
@@ -119,4 +114,4 @@ def _check_tokens(result: UnitResult, tokens_NKD: np.ndarray, hook_point: str, t
     finite_N = np.isfinite(tokens_NKD).all(axis=(1, 2))
     if not finite_N.all():
         row = int(np.searchsorted(np.cumsum(counts), np.argmin(finite_N), side="right"))
-        raise UnitError(f"{result.rollouts[row].address}: {hook_point}/{TOKENS} is not finite.", code="not_finite")
+        raise UnitError(f"{result.rollouts[row].address}: {array} is not finite.", code="not_finite")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...jobs.errors import InputError
-from ...jobs.spec import TOKENS
+from ...jobs.poolings import keeps_tokens
 from .run import Query
 
 
@@ -73,7 +73,7 @@ def check_target(path: Path, pooling: str) -> None:
             field="--out",
             hint=f"Use one of {', '.join(FORMATS)}.",
         )
-    if pooling == TOKENS and path.suffix == ".npy":
+    if keeps_tokens(pooling) and path.suffix == ".npy":
         raise InputError(
             "a .npy file holds one array, without the offsets that say which tokens belong to which rollout.",
             code="unknown_format",

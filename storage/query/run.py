@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ...jobs.errors import InputError, StoreError
-from ...jobs.spec import TOKENS
+from ...jobs.poolings import DEFAULT_POOLING, keeps_tokens
 from ..arrays.chunks import ChunkLengths
 from ..arrays.geometry import geometry_of
 from ..arrays.reader import ActivationReader
@@ -66,7 +66,7 @@ class Query:
         self._is_single = is_single_layer(layer)
         self._d_model = run.record.model.d_model
         self._tokens = None
-        if pooling == TOKENS:
+        if keeps_tokens(pooling):
             self._tokens = TokenRows(run.index, rollouts, run.record.rows_per_block, run.record.tokens_per_block)
         self.rollouts = rollouts
         self.offsets = self._tokens.offsets if self._tokens is not None else None
@@ -206,7 +206,7 @@ class Run:
         *,
         layer: Layers = "middle",
         hook_point: str = "resid_post",
-        pooling: str = "response_mean",
+        pooling: str = DEFAULT_POOLING,
         **filters: Unpack[Filters],
     ) -> Query:
         """Select activations without reading them; rollouts without a vector (empty responses) are left out.
@@ -234,7 +234,7 @@ class Run:
         *,
         layer: Layers = "middle",
         hook_point: str = "resid_post",
-        pooling: str = "response_mean",
+        pooling: str = DEFAULT_POOLING,
         **filters: Unpack[Filters],
     ) -> Activations:
         """Select activations and read them into memory; arguments as for ``query``.
@@ -307,8 +307,8 @@ class Run:
         """
         from .xarray_dataset import to_dataset
 
-        poolings = [pooling for hook, pooling in self.record.arrays if hook == hook_point and pooling != TOKENS]
-        readers = {pooling: self.reader(hook_point, pooling) for pooling in poolings or ["response_mean"]}
+        poolings = self.record.spec.capture.pooled if hook_point in self.record.spec.capture.hook_points else []
+        readers = {pooling: self.reader(hook_point, pooling) for pooling in poolings or [DEFAULT_POOLING]}
         chosen = self._select(filters)
         return to_dataset(readers, chosen.filter(chosen["has_vector"]), self.layers, self.record.model.d_model)
 

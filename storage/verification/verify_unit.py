@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...jobs.errors import StoreError
-from ...jobs.spec import TOKENS
+from ...jobs.poolings import POOLINGS
 from ...jobs.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
@@ -109,7 +109,7 @@ class UnitCheck:
             layout.shard_path(*array, row_block)
             for array in self._record.arrays
             # A shard without any value is not stored: that of a unit whose responses are all empty.
-            if has_content or array[1].startswith("prompt_")
+            if has_content or POOLINGS[array[1]].defined_without_response
         }
         named = {shard.path for shard in manifest.blocks}
         if named != expected or manifest.texts.path != layout.rollouts_path(unit_id, row_block):
@@ -178,6 +178,9 @@ class UnitCheck:
             yield "a response's span does not fit its token ids."
 
     def _shard_problems(self, data: bytes, stored: StoredShard, manifest: Manifest) -> Iterator[str]:
+        if stored.pooling not in POOLINGS:
+            yield f"its pooling {stored.pooling} is unknown to this version."
+            return
         geometry = geometry_of(self._record, stored.pooling)
         filled = _filled_rows(stored.pooling, manifest)
         num_chunks = -(-len(filled) // geometry.rows_per_chunk)
@@ -203,6 +206,6 @@ class UnitCheck:
 
 def _filled_rows(pooling: str, manifest: Manifest) -> list[bool]:
     """For each of a shard's first rows (rollouts, or tokens of a ``tokens`` array), whether it must have values."""
-    if pooling == TOKENS:
+    if POOLINGS[pooling].keeps_tokens:
         return [True] * manifest.num_response_tokens
-    return [tokens > 0 or pooling.startswith("prompt_") for tokens in manifest.content_tokens]
+    return [POOLINGS[pooling].has_value(tokens) for tokens in manifest.content_tokens]

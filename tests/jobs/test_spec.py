@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.poolings import POOLINGS
 from persona_atlas.jobs.spec import JobSpec, load_spec
 
 from fakes import small_spec
@@ -87,6 +88,14 @@ def test_a_negative_layer_names_its_field(tmp_path: Path):
     assert error.field is not None
     assert error.field.startswith("capture.layers")
     assert "literal" not in error.field
+
+
+def test_a_pooling_that_is_none_is_refused_with_those_that_are(tmp_path: Path):
+    error = refusal(tmp_path, GOOD + "capture: {poolings: [response_mean, prompt_man]}\n")
+    assert (error.field, error.code) == ("capture.poolings.1", "bad_value")
+    assert all(name in error.message for name in POOLINGS)
+    assert "Did you mean 'prompt_mean'?" in error.message
+    assert "'prompt_man'" in error.message
 
 
 def test_a_missing_key_is_named(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,26 @@ from persona_atlas.jobs.rollouts import Rollout
 
 POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
+ALL_POOLINGS = (*POOLINGS, "assistant_start", "user_mean")
+
+_TOKENS_AFTER_USER = 1 + len("\n") + 1 + len("assistant\n")
+"""Of the tiny models' template, between the user's last word and the response: <|end|> and <|start|> are one token."""
 
 
 class PlainModel:
     """A freshly loaded model, in float32 by default, used without batching, padding or cache."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, directory: Path, dtype: torch.dtype = torch.float32, added: Mapping[int, Sequence[float]] | None = None
+    ) -> None:
+        """Load it; ``added`` is a vector that is added to the output of each of these layers, at every token."""
         from transformers import AutoModelForCausalLM
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
         inner = self.model.transformer.h if hasattr(self.model, "transformer") else self.model.model.layers
         self.layers: list[Any] = list(inner)
+        for layer, vector in (added or {}).items():
+            self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64)))
 
     def run(self, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Compute the output of each layer, and Hugging Face's hidden states after it: both (layer, token, d_model)."""
@@ -79,16 +88,37 @@ _PARTS = {
 }
 
 
-def pool(states_LTD: np.ndarray, rollout: Rollout) -> dict[str, np.ndarray]:
-    """Pool the states of a conversation in every way; NaN for the response poolings of an empty response."""
+def _adding(vector_D: torch.Tensor) -> Any:
+    def add(_module: Any, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return (output.double() + vector_D).to(output.dtype)
+        return ((output[0].double() + vector_D).to(output[0].dtype), *output[1:])
+
+    return add
+
+
+def user_span_of(rollout: Rollout) -> tuple[int, int]:
+    """Count where the question lies in a tiny model's prompt: its tokens are bytes, and so is nearly all after it."""
+    stop = len(rollout.prompt_token_ids) - _TOKENS_AFTER_USER
+    return stop - len(rollout.question.encode()), stop
+
+
+def pool(states_LTD: np.ndarray, rollout: Rollout, user_span: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    """Pool a whole conversation's states; NaN for the response poolings of an empty response.
+
+    ``user_mean`` is over ``user_span``, in a tiny model's prompt over the question.
+    """
     prompt = states_LTD[:, : len(rollout.prompt_token_ids)].astype(np.float64)
     response = states_LTD[:, len(rollout.prompt_token_ids) :].astype(np.float64)
+    user = prompt[:, slice(*(user_span or user_span_of(rollout)))]
     nothing = np.full((states_LTD.shape[0], states_LTD.shape[2]), np.nan)
     return {
         "response_mean": response.mean(axis=1) if response.shape[1] else nothing,
         "response_last": response[:, -1] if response.shape[1] else nothing,
         "prompt_mean": prompt.mean(axis=1),
         "prompt_last": prompt[:, -1],
+        "assistant_start": prompt[:, -1],
+        "user_mean": user.mean(axis=1) if user.shape[1] else nothing,
     }
 
 

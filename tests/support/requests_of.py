@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.jobs.rollouts import Rollout
-from persona_atlas.jobs.spec import TOKENS, CaptureSpec, SamplingSpec
+from persona_atlas.jobs.poolings import TOKENS
+from persona_atlas.jobs.spec import CaptureSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, Responder, TokenisedText
 
 POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")
+"""Those that any text can be read for; ``user_mean`` needs to know where the user's words are."""
 
 
 def requests_of(num: int, *, job_seed: int = 0, system_prompt: str = "You are a pirate.") -> list[RolloutRequest]:
@@ -40,16 +41,9 @@ def generate(engine: Responder, requests: Sequence[RolloutRequest]) -> list[Capt
     return [rows[request.address] for request in requests]
 
 
-def texts_of(rollouts: Sequence[Rollout]) -> list[TokenisedText]:
-    """Make texts for a reader from the conversations of rollouts."""
-    return [
-        TokenisedText(
-            str(rollout.address),
-            (*rollout.prompt_token_ids, *rollout.response_token_ids),
-            ((len(rollout.prompt_token_ids), len(rollout.prompt_token_ids) + rollout.num_content_tokens),),
-        )
-        for rollout in rollouts
-    ]
+def texts_of(rows: Sequence[CapturedRollout]) -> list[TokenisedText]:
+    """The conversations of rollouts, as texts to be read under the same interventions."""
+    return [TokenisedText.of(row.rollout, row.user_span, row.intervention) for row in rows]
 
 
 def engine_settings(

@@ -18,7 +18,7 @@ from persona_atlas.workers.run_units import run_units
 
 from dialogues import dialogue_attempt, place_of
 from fakes import FakeEngine, vector_of
-from plain_forward import PlainModel, conversation_ids, pool, relative_errors
+from plain_forward import ALL_POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings
 
 SCRIPTS = (("Who are you?", "Since when?", "Why?"), ("Hi", "So?"), ("What do you want?",))
@@ -150,7 +150,8 @@ def plain_ids(engine: BuiltinEngine, messages: Sequence[ChatMessage]) -> list[in
 def test_a_model_is_prompted_with_its_own_replies_and_later_turns_are_captured_like_any(
     batch_tokens: int, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    engine = BuiltinEngine(engine_settings(tiny_model_directory, layers=(0, 1, 2), batch_tokens=batch_tokens))
+    settings = engine_settings(tiny_model_directory, layers=(0, 1, 2), batch_tokens=batch_tokens, poolings=ALL_POOLINGS)
+    engine = BuiltinEngine(settings)
     attempts = [dialogue_attempt("pirate", SCRIPTS, 0), dialogue_attempt("poet", SCRIPTS[:2], 1)]
     streams: list[object] = []
     generate = engine.generate
@@ -182,3 +183,39 @@ def test_a_model_is_prompted_with_its_own_replies_and_later_turns_are_captured_l
             replies[number, turn] = rollout
     (pirate,) = [result for result in results if result.attempt.row_block == 0]
     assert sum(rollout.num_content_tokens > 0 for rollout in pirate.rollouts) >= 4, "the test tests something"
+
+
+@pytest.mark.parametrize("poolings", [("response_mean",), ("response_mean", "user_mean")], ids=["none", "user_mean"])
+def test_later_turns_share_the_system_prompt_that_the_first_ones_read(
+    poolings: Sequence[str], tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine = BuiltinEngine(engine_settings(tiny_model_directory, layers=(1,), poolings=poolings))
+    seen: list[int] = []
+    forward = engine.model.forward
+
+    def counting(*args: Any, **options: Any) -> Any:
+        seen.append(options["input_ids"].numel())
+        return forward(*args, **options)
+
+    monkeypatch.setattr(engine.model, "forward", counting)
+    attempt = dialogue_attempt("pirate", SCRIPTS)
+    to_ask = list(attempt.first_requests())
+    shared = len(engine.renderer.shared_prefix(to_ask[0].opening))
+    rows: list[CapturedRollout] = []
+    asked: dict[object, RolloutRequest] = {}
+
+    def next_request() -> RolloutRequest | None:
+        if not to_ask:
+            return None
+        asked[to_ask[0].address] = to_ask[0]
+        return to_ask.pop(0)
+
+    for row in engine.generate(next_request):
+        rows.append(row)
+        following = attempt.requests.following(asked[row.rollout.address], row.rollout)
+        to_ask.extend([] if following is None else [following])
+    assert len(rows) == 6
+    prompt_tokens = sum(len(row.rollout.prompt_token_ids) for row in rows)
+    fed = sum(row.rollout.num_content_tokens for row in rows)
+    assert shared >= 8
+    assert sum(seen) == prompt_tokens - 5 * shared + fed

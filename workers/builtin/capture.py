@@ -1,10 +1,10 @@
-"""Look at a model's residual stream while a packed pass runs: some tokens as they are, some spans summed.
+"""Observe a model's residual stream while a packed pass runs: some tokens as they are, some spans summed.
 
-What is kept of a pass is small whatever the pass: every look gathers the wanted tokens and adds up the wanted spans at
-once, on the device, in float32. Where every token of some layers is wanted they leave the device at once too. Knows
-nothing of rollouts; it is told which tokens matter.
-Axes: L captured layers, K those of which tokens are wanted as they are, N tokens of the pass, E tokens wanted of every
-layer, W tokens wanted of K layers, P wanted spans, D d_model.
+What is kept of a pass is small whatever the pass: every hook gathers the wanted tokens and adds up the wanted spans at
+once, on the device, in float32, so that no layer's whole output outlives the layer. Where every token of some layers is
+wanted they leave the device at once too. Knows nothing of rollouts and poolings; it is told which tokens matter.
+Axes: L captured layers, K those of which every token is kept, N tokens of the pass, E tokens observed of every layer,
+W tokens observed of K layers, P spans summed, D d_model.
 """
 
 from __future__ import annotations
@@ -18,30 +18,19 @@ import torch
 from torch import nn
 
 from ...jobs.errors import UnitError
+from ...jobs.poolings import TokenRange
 from ...jobs.spec import HookPoint
 from ..models.hook_points import Tap
+from ..observation import Observed, Wanted
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one pass showed at one hook point.
+class _LayerObservation:
+    """What one hook of one layer kept; ``every_WD`` only of the K layers."""
 
-    Attributes:
-        tokens_LED: float32, the wanted tokens.
-        sums_LPD: float32, the sum over each wanted span.
-        whole_KWD: float32, in the machine's memory: the tokens wanted of K layers.
-    """
-
-    tokens_LED: torch.Tensor
-    sums_LPD: torch.Tensor
-    whole_KWD: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Observation:
     tokens_ED: torch.Tensor
     sums_PD: torch.Tensor | None
-    whole_WD: torch.Tensor | None
+    every_WD: torch.Tensor | None
 
 
 class Capture:
@@ -50,8 +39,8 @@ class Capture:
     Args:
         taps: For every hook point one place per captured layer.
         layers: The captured layers, to name them.
-        top: The block of the highest of them.
-        whole: Places among ``layers`` of the K of which ``watch`` may be asked for more tokens.
+        top: The decoder layer of the highest of them.
+        token_positions: Places among ``layers`` of the K of which every token may be wanted.
     """
 
     def __init__(
@@ -59,59 +48,57 @@ class Capture:
         taps: Mapping[HookPoint, Sequence[Tap]],
         layers: Sequence[int],
         top: nn.Module,
-        whole: Sequence[int] = (),
+        token_positions: Sequence[int] = (),
     ) -> None:
         self._taps = taps
         self._layers = list(layers)
         self._top = top
-        self._whole = frozenset(whole)
+        self._token_positions = frozenset(token_positions)
 
-    def watch(
+    def observe(
         self,
         run: Callable[[], torch.Tensor],
+        wanted: Wanted,
         *,
-        tokens: Sequence[int],
-        spans: Sequence[tuple[int, int]],
         num_tokens: int,
         device: str,
-        whole: Sequence[int] = (),
         stop_at_top: bool = False,
-    ) -> tuple[torch.Tensor | None, dict[HookPoint, Seen]]:
-        """Run a pass and look.
+    ) -> tuple[torch.Tensor | None, dict[HookPoint, Observed]]:
+        """Run a pass and observe it.
 
         Args:
             run: Runs the model over one line of N tokens.
-            tokens: E wanted places in the line.
-            spans: P wanted spans of the line, end exclusive.
+            wanted: Which of them matter.
             num_tokens: N.
             device: Where the model is.
-            whole: W places in the line, wanted of K layers alone.
-            stop_at_top: End the pass above the highest captured block: nobody needs logits.
+            stop_at_top: Whether to end the pass above the highest captured layer, where nobody needs logits.
 
         Returns:
-            What ``run`` gave (None when it was stopped), and what was seen at each hook point.
+            What ``run`` gave (None when it was stopped), and what was observed at each hook point.
 
         Raises:
-            UnitError: A layer was not seen exactly once.
+            UnitError: A layer was not observed exactly once.
         """
-        tokens_E = torch.tensor(list(tokens), dtype=torch.long, device=device)
-        sums_of = _summing(spans, num_tokens, device) if spans else None
-        whole_W = torch.tensor(list(whole), dtype=torch.long, device=device) if whole else None
-        kept: dict[tuple[HookPoint, int], list[_Observation]] = {}
+        tokens_E = torch.tensor(wanted.tokens, dtype=torch.long, device=device)
+        sums_of = _summing(wanted.spans, num_tokens, device) if wanted.spans else None
+        every_W = torch.tensor(wanted.every, dtype=torch.long, device=device) if wanted.every else None
+        kept: dict[tuple[HookPoint, int], list[_LayerObservation]] = {}
 
-        def look(point: HookPoint, position: int, resid: torch.Tensor) -> None:
+        def observe(point: HookPoint, position: int, resid: torch.Tensor) -> None:
             resid_ND = resid.reshape(num_tokens, -1)
             sums_PD = None if sums_of is None else sums_of(resid_ND)
-            is_wanted = whole_W is not None and position in self._whole
-            whole_WD = resid_ND[whole_W].float().cpu() if is_wanted else None
-            kept.setdefault((point, position), []).append(_Observation(resid_ND[tokens_E], sums_PD, whole_WD))
+            is_kept = every_W is not None and position in self._token_positions
+            every_WD = resid_ND[every_W].float().cpu() if is_kept else None
+            # Indexing copies: what is kept holds no reference to the layer's whole output.
+            kept.setdefault((point, position), []).append(_LayerObservation(resid_ND[tokens_E], sums_PD, every_WD))
 
         handles: list[Any] = [
-            tap.attach(partial(look, point, position))
+            tap.attach(partial(observe, point, position))
             for point, taps in self._taps.items()
             for position, tap in enumerate(taps)
         ]
         if stop_at_top:
+            # Attached last, so that the top layer is observed (and edited, where a request asks for it) before.
             handles.append(self._top.register_forward_hook(_stop))
         try:
             output = run()
@@ -120,26 +107,27 @@ class Capture:
         finally:
             for handle in handles:
                 handle.remove()
-        return output, {point: self._seen(point, kept) for point in self._taps}
+        return output, {point: self._observed(point, kept) for point in self._taps}
 
-    def _seen(self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[_Observation]]) -> Seen:
-        looks: list[_Observation] = []
+    def _observed(self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[_LayerObservation]]) -> Observed:
+        observations: list[_LayerObservation] = []
         for position, layer in enumerate(self._layers):
             of_layer = kept.get((point, position), [])
+            # A family may run a layer twice, or skip it, in ways that nobody foresaw: then the numbers mean nothing.
             if len(of_layer) != 1:
                 raise UnitError(
                     f"layer {layer}: {point} was seen {len(of_layer)} times in one forward pass.", code="hook_not_fired"
                 )
-            looks += of_layer
-        tokens_LED = torch.stack([look.tokens_ED for look in looks]).float()
-        sums = [look.sums_PD for look in looks if look.sums_PD is not None]
-        whole = [look.whole_WD for look in looks if look.whole_WD is not None]
-        sums_LPD = torch.stack(sums) if sums else tokens_LED.new_empty(len(looks), 0, 0)
-        whole_KWD = torch.stack(whole) if whole else torch.empty(len(self._whole), 0, tokens_LED.shape[2])
-        return Seen(tokens_LED, sums_LPD, whole_KWD)
+            observations += of_layer
+        tokens_LED = torch.stack([one.tokens_ED for one in observations]).float()
+        sums = [one.sums_PD for one in observations if one.sums_PD is not None]
+        every = [one.every_WD for one in observations if one.every_WD is not None]
+        sums_LPD = torch.stack(sums) if sums else tokens_LED.new_empty(len(observations), 0, 0)
+        every_KWD = torch.stack(every) if every else torch.empty(len(self._token_positions), 0, tokens_LED.shape[2])
+        return Observed(tokens_LED, sums_LPD, every_KWD)
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: it ends a pass of which all that matters was seen
+class _Stopped(Exception):  # noqa: N818 - no error: it ends a pass of which all that matters was observed
     pass
 
 
@@ -147,7 +135,7 @@ def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
     raise _Stopped
 
 
-def _summing(spans: Sequence[tuple[int, int]], num_tokens: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _summing(spans: Sequence[TokenRange], num_tokens: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Give the function that adds up each span of a stream, ``(N, D)`` to float32 ``(P, D)``."""
     if device == "cpu":
         return lambda resid_ND: torch.stack([resid_ND[a:b].sum(dim=0, dtype=torch.float32) for a, b in spans])

@@ -1,7 +1,10 @@
 """One rollout the plain way, Hugging Face's own: the finished conversation alone, no cache, no padding, no packing.
 
-What transformers offers as hidden states is taken from there; the stream above the last block and the places inside a
-block are not among them and are read off by a hook that keeps whole tensors. Means are numpy's, in float64.
+This is what captured numbers are compared with, so it shares as little as it can with what captures them: the model and
+its decoder layers, the places of the hook points, the arithmetic of an edit, and the table's word on which tokens a
+pooling is over. What transformers offers as hidden states is taken from there. The places inside a layer, and the
+outputs of edited layers and of the last one, are not among them and are read off by a hook that keeps whole tensors.
+Means are numpy's, in float64.
 Axes: L captured layers, T tokens of the conversation, N of its response's content, D d_model.
 """
 
@@ -14,70 +17,117 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...jobs.rollouts import ArrayName, Rollout
-from ...jobs.spec import TOKENS, HookPoint
+from ...jobs.poolings import Pooling, TokenSpans, pooling_named
+from ...jobs.rollouts import ArrayName
+from ...jobs.spec import HookPoint
+from ..engine import CapturedRollout
+from ..interventions import AppliedIntervention, Interventions
 from ..models.hook_points import Tap
 
 
-def plain_vectors(
-    model: Any,
-    taps: Mapping[HookPoint, Sequence[Tap]],
-    layers: Sequence[int],
-    arrays: Sequence[ArrayName],
-    rollout: Rollout,
-    token_positions: Sequence[int] = (),
-) -> dict[ArrayName, npt.NDArray[np.float64]]:
-    """Recompute a rollout's vectors.
+class PlainPass:
+    """Recomputes rollouts with one model.
 
     Args:
-        model: A causal language model with its own attention.
+        model: A causal language model; it must have its own attention while this runs.
         taps: The places of the hook points, one per captured layer.
         layers: The captured layers.
-        arrays: Which vectors; ``tokens`` are the response's, ``(K, N, D)``.
-        rollout: One that has content.
-        token_positions: Places of the K layers among the L.
+        token_positions: Places among ``layers`` of those of which every token is kept.
+        interventions: Of the model.
     """
-    prompt = len(rollout.prompt_token_ids)
-    ids = [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
-    seen: dict[tuple[str, int], torch.Tensor] = {}
 
-    def keep(key: tuple[str, int]) -> Any:
-        return lambda states: seen.__setitem__(key, states)
+    def __init__(
+        self,
+        model: Any,
+        taps: Mapping[HookPoint, Sequence[Tap]],
+        layers: Sequence[int],
+        token_positions: Sequence[int],
+        interventions: Interventions,
+    ) -> None:
+        self._model = model
+        self._taps = taps
+        self._layers = list(layers)
+        self._token_positions = list(token_positions)
+        self._interventions = interventions
 
-    handles = [tap.attach(keep((point, i))) for point, places in taps.items() for i, tap in enumerate(places)]
-    try:
-        with torch.inference_mode():
-            output = model(
-                input_ids=torch.tensor([ids], device=next(model.parameters()).device),
-                use_cache=False,
-                output_hidden_states=True,
-                logits_to_keep=1,
+    def vectors(
+        self, captured: CapturedRollout, arrays: Sequence[ArrayName]
+    ) -> dict[ArrayName, npt.NDArray[np.float64]]:
+        """Recompute a rollout's vectors.
+
+        Args:
+            captured: A rollout that has content; of what was captured nothing is read.
+            arrays: Which to recompute.
+
+        Returns:
+            ``(L, D)`` each; where every token is kept ``(K, N, D)``.
+        """
+        rollout = captured.rollout
+        ids = [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
+        streams = self._run(ids, self._interventions.ready(captured.intervention))
+        return {
+            (point, name): np.stack(
+                [_pooled(streams[point, i], captured.spans, pooling_named(name)) for i in self._positions(name)]
             )
-    finally:
-        for handle in handles:
-            handle.remove()
-    hidden = output.hidden_states
+            for point, name in arrays
+        }
 
-    def stream(point: HookPoint | str, i: int) -> npt.NDArray[np.float64]:
-        # One more than there are blocks; the last one is behind the final norm.
-        index = {"resid_pre": layers[i], "resid_post": layers[i] + 1}.get(point, len(hidden))
-        states = hidden[index] if index < len(hidden) - 1 else seen[point, i]
+    def _positions(self, name: str) -> Sequence[int]:
+        return self._token_positions if pooling_named(name).keeps_tokens else range(len(self._layers))
+
+    def _run(
+        self, ids: Sequence[int], intervention: AppliedIntervention | None
+    ) -> dict[tuple[str, int], npt.NDArray[np.float64]]:
+        """Run the conversation; give every hook point of every captured layer, ``(T, D)`` each."""
+        seen: dict[tuple[str, int], torch.Tensor] = {}
+
+        def keep(key: tuple[str, int]) -> Any:
+            return lambda states: seen.__setitem__(key, states)
+
+        # Edits first: of hooks on one module the first that was attached runs first, and the others see what it made.
+        with self._interventions.applied([(intervention, 0, len(ids))]):
+            handles = [
+                tap.attach(keep((point, i))) for point, places in self._taps.items() for i, tap in enumerate(places)
+            ]
+            try:
+                with torch.inference_mode():
+                    output = self._model(
+                        input_ids=torch.tensor([list(ids)], device=next(self._model.parameters()).device),
+                        use_cache=False,
+                        output_hidden_states=True,
+                        logits_to_keep=1,
+                    )
+            finally:
+                for handle in handles:
+                    handle.remove()
+        edited = intervention.by_layer if intervention is not None else {}
+        return {
+            (point, i): self._stream(output.hidden_states, seen, point, i, edited)
+            for point in self._taps
+            for i in range(len(self._layers))
+        }
+
+    def _stream(
+        self,
+        hidden: Sequence[torch.Tensor],
+        seen: Mapping[tuple[str, int], torch.Tensor],
+        point: str,
+        position: int,
+        edited: Mapping[int, object],
+    ) -> npt.NDArray[np.float64]:
+        layer = self._layers[position]
+        # One more than there are decoder layers; the last is behind the final norm.
+        index = {"resid_pre": layer, "resid_post": layer + 1}.get(point, len(hidden))
+        # transformers takes a layer's output before hooks have edited it.
+        is_edited = index - 1 in edited
+        states = seen[point, position] if index >= len(hidden) - 1 or is_edited else hidden[index]
         return states[0].double().cpu().numpy()
 
-    return {
-        (point, pooling): np.stack(
-            [
-                _pooled(stream(point, i), prompt, pooling)
-                for i in (token_positions if pooling == TOKENS else range(len(layers)))
-            ]
-        )
-        for point, pooling in arrays
-    }
 
-
-def _pooled(states_TD: npt.NDArray[np.float64], prompt: int, pooling: str) -> npt.NDArray[np.float64]:
-    """Pool one layer: ``(D,)``, of ``tokens`` the response's ``(N, D)``."""
-    if pooling == TOKENS:
-        return states_TD[prompt:]
-    span_TD = states_TD[prompt:] if pooling.startswith("response_") else states_TD[:prompt]
-    return span_TD.mean(axis=0) if pooling.endswith("_mean") else span_TD[-1]
+def _pooled(states_TD: npt.NDArray[np.float64], spans: TokenSpans, pooling: Pooling) -> npt.NDArray[np.float64]:
+    """Pool one layer: ``(D,)``, or every token ``(N, D)``."""
+    start, stop = spans.of(pooling.span)
+    span_TD = states_TD[start:stop]
+    if pooling.combine == "every":
+        return span_TD
+    return span_TD.mean(axis=0) if pooling.combine == "mean" else span_TD[-1]

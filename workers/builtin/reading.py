@@ -1,217 +1,170 @@
-"""Read texts that exist already and pool what their response spans show: packed passes, nothing generated.
+"""Read texts that exist already and pool what their spans show: packed passes, nothing generated.
 
-No LM head, no block above the highest captured one, no cache, no padding. As many texts go to a pass as its token
-budget holds, those that begin alike next to each other: a beginning that they share, a system prompt for instance, is
-read once, with the first of them.
-Axes: L captured layers, K those of which every token is kept, P spans of a pass, E tokens of a pass that are looked at,
-W content tokens of all its responses, T of one, D d_model.
+No LM head, no decoder layer above the highest captured one, no cache, no padding. As many texts go to a pass as its
+token budget holds, those that begin alike next to each other: a prefix that they share, a system prompt for instance,
+is read once, with the first of them (``prefixes``).
+
+Every response of every text is a slot of the pools of its pass: prompt, user's message and response of each are
+stretches of the line, and a span that begins in a shared prefix is two, one in the leader's part and one in the text's
+own. Sums come back from the device once a pass and are put together on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ...jobs.errors import UnitError
-from ...jobs.rollouts import ArrayName
-from ...jobs.spec import TOKENS
 from ..engine import CapturedText, EngineSettings, TokenisedText
-from .capture import Seen, require_finite
-from .generation import LoadedModel
+from ..interventions import AppliedIntervention, Interventions
+from ..models.loaded_model import LoadedModel
+from ..observation import Wanted
+from ..pooling import Shape
+from ..pools import PassStretches, Pools
+from .capture import Capture, require_finite
 from .packed import PackedPass, Segment
-
-_Arrays = dict[ArrayName, npt.NDArray[np.float32]]
+from .prefixes import Reading, in_passes, length_of
 
 _PASS_TOKENS = 4096
 """Tokens of one pass at most, a single longer text aside: more make no pass quicker and take memory."""
 
-_LEAST_SHARED = 8
-"""Tokens that a shared beginning must have to be worth a mask of its own."""
 
-
-@dataclass(frozen=True)
-class _Reading:
-    """A text in a pass.
-
-    Attributes:
-        index: Of the text, among all.
-        text: The text.
-        shared: How many of its first tokens another text of the pass reads for it.
-        leader: Which, counted in the pass.
-    """
-
-    index: int
-    text: TokenisedText
-    shared: int = 0
-    leader: int = 0
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that it takes of the pass; nothing after the last response is ever looked at."""
-        return _length(self.text) - self.shared
-
-
-def capture_texts(loaded: LoadedModel, settings: EngineSettings, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-    """Read and capture; see ``Reader.capture``."""
-    for text in texts:
-        _check(text, loaded.max_context)
-    captured: dict[int, CapturedText] = {}
-    with torch.inference_mode():
-        for readings in _passes(texts, min(settings.batch_tokens, _PASS_TOKENS)):
-            captured |= zip((reading.index for reading in readings), _read(loaded, settings, readings), strict=True)
-    return [captured[index] for index in range(len(texts))]
-
-
-def _length(text: TokenisedText) -> int:
-    return text.responses[-1][1] if text.responses else 0
-
-
-def _check(text: TokenisedText, max_context: int) -> None:
-    last = 0
-    for start, stop in text.responses:
-        if not last <= start <= stop <= len(text.token_ids) or start == 0:
-            raise UnitError(
-                f"{text.name}: a response span [{start}, {stop}) does not lie after a prompt in {len(text.token_ids)} "
-                "tokens, in ascending order.",
-                code="bad_span",
-            )
-        last = stop
-    if _length(text) > max_context:
-        raise UnitError(
-            f"{text.name}: {_length(text)} tokens exceed the model's context of {max_context}.", code="too_long"
-        )
-
-
-def _passes(texts: Sequence[TokenisedText], budget: int) -> Iterator[list[_Reading]]:
-    """Cut texts, in the order of their tokens, into passes that stay within a budget of tokens."""
-    readings: list[_Reading] = []
-    leader = total = 0
-    for index in sorted(range(len(texts)), key=lambda index: texts[index].token_ids):
-        shared = _num_shared(readings[leader].text, texts[index]) if readings else 0
-        reading = _Reading(index, texts[index], shared, leader)
-        if readings and total + reading.num_tokens > budget:
-            yield readings
-            readings, total, shared = [], 0, 0
-        if not shared:
-            leader = len(readings)
-            reading = _Reading(index, texts[index])
-        readings.append(reading)
-        total += reading.num_tokens
-    if readings:
-        yield readings
-
-
-def _num_shared(leader: TokenisedText, text: TokenisedText) -> int:
-    """Count the tokens with which both begin; all of them in both prompts, and neither prompt whole."""
-    most = min((first.responses[0][0] - 1 if first.responses else 0) for first in (leader, text))
-    pairs = zip(leader.token_ids[:most], text.token_ids[:most], strict=True)
-    shared = next((place for place, (one, other) in enumerate(pairs) if one != other), most)
-    return shared if shared >= _LEAST_SHARED else 0
-
-
-def _read(loaded: LoadedModel, settings: EngineSettings, readings: Sequence[_Reading]) -> list[CapturedText]:
-    segments: list[Segment] = []
-    token_ids: list[int] = []
-    wants_prompt_mean = "prompt_mean" in settings.capture.poolings
-    spans: list[tuple[int, int]] = []
-    beginnings: list[tuple[int, int]] = []
-    ends: list[int] = []
-    content: list[int] = []
-    begins: list[int] = []
-    for reading in readings:
-        first, text, shared = len(token_ids), reading.text, reading.shared
-        begins.append(first)
-        # Where the text would begin if all of it stood here.
-        begin = first - shared
-        if reading.num_tokens:
-            begins_at = begins[reading.leader]
-            segments.append(Segment(shared, reading.num_tokens, begins_at=begins_at))
-            token_ids += text.token_ids[shared : shared + reading.num_tokens]
-            if shared:
-                beginnings.append((begins_at, begins_at + shared if wants_prompt_mean else begins_at))
-        for start, stop in text.responses:
-            # A span that nobody wants is empty, so that the others keep their places.
-            spans.append((first, begin + start if wants_prompt_mean else first))
-            spans.append(
-                (begin + start, begin + stop if "response_mean" in settings.capture.poolings else begin + start)
-            )
-            if settings.token_layers:
-                content += range(begin + start, begin + stop)
-            # The last token of an empty response is none; the prompt's stands in and is not used.
-            ends += [begin + start - 1, begin + max(start, stop - 1) if stop > start else begin + start - 1]
-    if not segments:
-        return [CapturedText((), ()) for _ in readings]
-    layout = PackedPass(settings.device, segments)
-    _, seen = loaded.capture.watch(
-        lambda: layout.run(loaded.model, token_ids, None),
-        tokens=ends,
-        spans=spans + beginnings if any(name.endswith("_mean") for name in settings.capture.poolings) else [],
-        num_tokens=len(token_ids),
-        device=settings.device,
-        whole=content,
-        stop_at_top=True,
-    )
-    whose = f"{readings[0].text.name} or a text beside it"
-    for point, shown in seen.items():
-        require_finite(shown.tokens_LED, settings.layers, f"{point} of a token of {whose}")
-        require_finite(shown.sums_LPD, settings.layers, f"{point} of a span of {whose}")
-        require_finite(shown.whole_KWD, settings.token_layers, f"{point} of a token of {whose}")
-    kept = {point: replace(s, tokens_LED=s.tokens_LED.cpu(), sums_LPD=s.sums_LPD.cpu()) for point, s in seen.items()}
-    captured: list[CapturedText] = []
-    entry = token = 0
-    beginning = len(spans)
-    for reading in readings:
-        responses, shared = reading.text.responses, reading.shared
-        vectors = tuple(
-            _vectors(settings, kept, entry + 2 * i, span, beginning if shared else None)
-            for i, span in enumerate(responses)
-        )
-        tokens: list[_Arrays] = []
-        for start, stop in responses:
-            tokens.append(_tokens(kept, token, stop - start) if settings.token_layers else {})
-            token += stop - start
-        captured.append(CapturedText(vectors, tuple(tokens)))
-        entry += 2 * len(responses)
-        beginning += shared > 0
-    return captured
-
-
-def _tokens(seen: dict[Any, Seen], first: int, length: int) -> _Arrays:
-    """Take one response's tokens out of those of the pass; a copy, so that the others do not stay with it."""
-    return {(point, TOKENS): shown.whole_KWD[:, first : first + length].numpy().copy() for point, shown in seen.items()}
-
-
-def _vectors(
-    settings: EngineSettings, seen: dict[Any, Seen], entry: int, span: tuple[int, int], beginning: int | None
-) -> _Arrays:
-    """Pool one response and its prompt.
+class TextReader:
+    """Reads texts with one model.
 
     Args:
-        settings: What is wanted.
-        seen: Of the pass.
-        entry: Where the prompt, or what the text has read of it itself, stands in what was seen; then the response.
-        span: The response's.
-        beginning: Where the sum over a beginning stands that another text has read.
+        loaded: The model.
+        capture: Its hook points.
+        settings: What is asked of it.
+        interventions: Of the model.
     """
-    start, stop = span
-    vectors: _Arrays = {}
-    for point in settings.capture.hook_points:
-        for name in settings.capture.pooled:
-            of_response = name.startswith("response_")
-            place, length = (entry + 1, stop - start) if of_response else (entry, start)
-            if length == 0:
-                vector_LD = torch.full_like(seen[point].tokens_LED[:, place], torch.nan)
-            elif name.endswith("_mean"):
-                vector_LD = seen[point].sums_LPD[:, place]
-                if beginning is not None and not of_response:
-                    vector_LD = vector_LD + seen[point].sums_LPD[:, beginning]
-                vector_LD = vector_LD / length
-            else:
-                vector_LD = seen[point].tokens_LED[:, place]
-            vectors[point, name] = vector_LD.contiguous().numpy().copy()
-    return vectors
+
+    def __init__(
+        self, loaded: LoadedModel, capture: Capture, settings: EngineSettings, interventions: Interventions
+    ) -> None:
+        self._loaded = loaded
+        self._capture = capture
+        self._settings = settings
+        self._interventions = interventions
+        self._shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, "cpu")
+
+    def read(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
+        """Read and capture; see ``Reader.capture``."""
+        for text in texts:
+            self._check(text)
+        interventions = [self._ready(text) for text in texts]
+        captured: dict[int, CapturedText] = {}
+        with torch.inference_mode():
+            for readings in in_passes(texts, interventions, min(self._settings.batch_tokens, _PASS_TOKENS)):
+                captured |= zip((reading.index for reading in readings), self._pass(readings), strict=True)
+        return [captured[index] for index in range(len(texts))]
+
+    def _check(self, text: TokenisedText) -> None:
+        last = 0
+        for start, stop in text.responses:
+            if not last <= start <= stop <= len(text.token_ids) or start == 0:
+                raise UnitError(
+                    f"{text.name}: a response span [{start}, {stop}) does not lie after a prompt in "
+                    f"{len(text.token_ids)} tokens, in ascending order.",
+                    code="bad_span",
+                )
+            last = stop
+        if self._settings.capture.needs_user_spans:
+            self._check_users(text)
+        if length_of(text) > self._loaded.max_context:
+            raise UnitError(
+                f"{text.name}: {length_of(text)} tokens exceed the model's context of {self._loaded.max_context}.",
+                code="too_long",
+            )
+
+    @staticmethod
+    def _check_users(text: TokenisedText) -> None:
+        if len(text.user_spans) != len(text.responses):
+            raise UnitError(
+                f"{text.name}: a pooling is over the user's message; {len(text.user_spans)} such spans are given for "
+                f"{len(text.responses)} responses.",
+                code="bad_span",
+            )
+        for (first, _), (start, stop) in zip(text.responses, text.user_spans, strict=True):
+            if not 0 <= start < stop <= first:
+                raise UnitError(
+                    f"{text.name}: the user's message [{start}, {stop}) is empty or not before the response that "
+                    f"begins at {first}.",
+                    code="bad_span",
+                )
+
+    def _ready(self, text: TokenisedText) -> AppliedIntervention | None:
+        try:
+            return self._interventions.ready(text.intervention)
+        except UnitError as error:
+            raise UnitError(f"{text.name}: {error.message}", code=error.code) from None
+
+    def _pass(self, readings: Sequence[Reading]) -> list[CapturedText]:
+        """Read the texts of one pass."""
+        pools = Pools(self._settings.capture, self._shape)
+        line = _Line(readings, pools)
+        if not line.token_ids:
+            return [CapturedText((), ()) for _ in readings]
+        layout = PackedPass(self._settings.device, line.segments)
+        with self._interventions.applied(line.interventions):
+            _, observed = self._capture.observe(
+                lambda: layout.run(self._loaded.model, line.token_ids, None),
+                line.stretches.wanted,
+                num_tokens=len(line.token_ids),
+                device=self._settings.device,
+                stop_at_top=True,
+            )
+        whose = f"{readings[0].text.name} or a text beside it"
+        for point, shown in observed.items():
+            require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {whose}")
+            require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {whose}")
+            require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {whose}")
+        pools.start(slice(0, line.num_slots))
+        line.stretches.add({point: shown.cpu() for point, shown in observed.items()})
+        captured: list[CapturedText] = []
+        slot = 0
+        for reading in readings:
+            pooled = [pools.finish(slot + i, spans) for i, spans in enumerate(reading.text.spans)]
+            captured.append(
+                CapturedText(tuple(vectors for vectors, _ in pooled), tuple(tokens for _, tokens in pooled))
+            )
+            slot += len(pooled)
+        return captured
+
+
+class _Line:
+    """The line of one pass: of each text what it does not share with a text before it.
+
+    Args:
+        readings: The texts.
+        pools: What is pooled of them; slots are the responses, text after text.
+
+    Attributes:
+        token_ids: The line.
+        segments: The texts' own parts.
+        interventions: Stretches of the line in which the model is changed.
+        stretches: What is pooled.
+        num_slots: Responses of all texts.
+    """
+
+    def __init__(self, readings: Sequence[Reading], pools: Pools) -> None:
+        self.token_ids: list[int] = []
+        self.segments: list[Segment] = []
+        self.interventions: list[tuple[AppliedIntervention | None, int, int]] = []
+        self.stretches = PassStretches(pools, Wanted())
+        self.num_slots = 0
+        begins: list[int] = []
+        for reading in readings:
+            begin = len(self.token_ids)
+            begins.append(begin)
+            leader_begin = begins[reading.leader]
+            if reading.num_tokens:
+                self.segments.append(Segment(reading.shared, reading.num_tokens, prefix_at=leader_begin))
+                self.token_ids += reading.text.token_ids[reading.shared : reading.shared + reading.num_tokens]
+                self.interventions.append((reading.intervention, begin, len(self.token_ids)))
+            for spans in reading.text.spans:
+                for span in pools.spans:
+                    for start, stop in reading.in_line(begin, leader_begin, spans.of(span)):
+                        self.stretches.claim(self.num_slots, span, start, stop)
+                self.num_slots += 1

@@ -9,8 +9,6 @@ that cannot be followed is refused. A token with characters of the template and 
 
 from __future__ import annotations
 
-import copy
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ...jobs.sources.conversation import Conversation
 from ..engine import TokenisedText
+from .offsets import Span, cut_at, offsets_encoder, token_span
 from .renderer import ChatRenderer
+from .user_span import UserSpans
 
 _PLACEHOLDER = "Zq7response"
 
-Span = tuple[int, int]
 _Messages = Sequence[dict[str, str]]
 
 
@@ -41,20 +40,12 @@ class ConversationRenderer:
     """
 
     def __init__(self, tokenizer: Any, renderer: ChatRenderer) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise InputError(
-                f"its tokenizer ({type(tokenizer).__name__}) does not tell where in a text its tokens lie.",
-                code="slow_tokenizer",
-                field="model.source",
-                hint="Save the tokenizer in the tokenizer.json format.",
-            )
         self.renderer = renderer
-        self._encoder = copy.deepcopy(backend)
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
-        # It adds special tokens, which the template writes itself, and leaves spaces out of the offsets.
-        self._encoder.post_processor = None
+        self._encoder = offsets_encoder(tokenizer)
+
+    def user_spans(self) -> UserSpans:
+        """Give what finds the user's own words in the same renderings."""
+        return UserSpans(self._encoder, self.renderer)
 
     def render(self, given: Conversation) -> TokenisedText:
         """Give a conversation's ids and the spans of the assistant's messages, one for each, in order.
@@ -74,7 +65,7 @@ class ConversationRenderer:
                 hint="Change the conversation, or leave it out.",
             ) from None
         encoding = self._encoder.encode(whole, add_special_tokens=False)
-        spans = tuple(_token_span(encoding.offsets, span) for span in characters)
+        spans = tuple(token_span(encoding.offsets, span) for span in characters)
         if spans[0][0] == 0:
             raise InputError(
                 f"begins with the assistant, and this template puts nothing before it ({given.place}).",
@@ -110,7 +101,7 @@ class ConversationRenderer:
             stem += "q"
         marks = {place: f"{stem}{place}." for place in places}
         marked = [{**message, "content": marks.get(i, message["content"])} for i, message in enumerate(messages)]
-        around = _around(self.renderer.text(marked, generate=False), list(marks.values()))
+        around = cut_at(self.renderer.text(marked, generate=False), list(marks.values()), "assistant")
         contents = [messages[place]["content"] for place in places]
         spans = _put_together(around, contents, whole)
         if spans is None:
@@ -122,7 +113,7 @@ class ConversationRenderer:
 
     def _as_rendered(self, messages: _Messages, marked: _Messages, marks: dict[int, str], place: int) -> str:
         """Give what a template makes of one response, which it strips of spaces, say."""
-        before, after = _around(self.renderer.text(marked, generate=False), [marks[place]])
+        before, after = cut_at(self.renderer.text(marked, generate=False), [marks[place]], "assistant")
         alone = [messages[i] if i == place else message for i, message in enumerate(marked)]
         text = self.renderer.text(alone, generate=False)
         if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
@@ -133,17 +124,6 @@ class ConversationRenderer:
         return text[len(before) : len(text) - len(after)]
 
 
-def _around(text: str, marks: Sequence[str]) -> list[str]:
-    """Cut a rendering at its placeholders: one part more than there are of them."""
-    parts: list[str] = []
-    for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found or mark in text:
-            raise ValueError("it leaves a message of the assistant out, or repeats it")
-        parts.append(before)
-    return [*parts, text]
-
-
 def _put_together(around: Sequence[str], contents: Sequence[str], whole: str) -> list[Span] | None:
     """Give the places of the contents between the parts, if together they are the whole."""
     spans: list[Span] = []
@@ -152,13 +132,6 @@ def _put_together(around: Sequence[str], contents: Sequence[str], whole: str) ->
         spans.append((len(text), len(text) + len(content)))
         text += content + after
     return spans if text == whole else None
-
-
-def _token_span(offsets: Sequence[Span], characters: Span) -> Span:
-    """Give the tokens that hold any of the characters; an empty span where there are none."""
-    start, stop = characters
-    first = bisect_right(offsets, start, key=lambda offset: offset[1])
-    return first, first if start == stop else bisect_left(offsets, stop, key=lambda offset: offset[0])
 
 
 def require_within_context(text: TokenisedText, max_context: int) -> None:

@@ -18,9 +18,10 @@ from ...jobs.spec import GenerationSpec, SamplingSpec
 from ...jobs.units import RolloutRequest
 from ..chat.renderer import ChatRenderer
 from ..chat.spans import ConversationRenderer
+from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, Reader, TokenisedText
 from .chat_client import CHECK_RETRIES, RETRIES, ChatClient, Completion, Retries
-from .readings import Reading, read, refuse_intervention
+from .readings import Reading, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class EndpointResponder:
         model: The server's name for the model.
         sampling: How the server chooses tokens.
         retries: How often a request is tried.
+        user_spans: Finds the user's words; None where no pooling is over them.
 
     Attributes:
         prefetch: One unit: as many requests as the server takes are sent at once.
@@ -53,9 +55,11 @@ class EndpointResponder:
         model: str,
         sampling: SamplingSpec,
         retries: Retries = RETRIES,
+        user_spans: UserSpans | None = None,
     ) -> None:
         self.reader = reader
         self.prefetch = 1
+        self._user_spans = user_spans
         self._conversations = conversations
         self._generation = generation
         self._model = model
@@ -90,8 +94,13 @@ class EndpointResponder:
                 raise refused
 
     def _read(self, answered: Sequence[_Answered]) -> Iterator[CapturedRollout]:
-        rollouts = [self._rollout(answer) for answer in answered]
-        return read(self.reader, [Reading(TokenisedText.of(rollout), (rollout,)) for rollout in rollouts])
+        return read(self.reader, [self._reading(answer) for answer in answered])
+
+    def _reading(self, answer: _Answered) -> Reading:
+        rollout = self._rollout(answer)
+        spans = self._user_spans
+        user_span = spans.of_prompt(answer.request.messages, rollout.prompt_token_ids) if spans else None
+        return Reading(TokenisedText.of(rollout, user_span), (rollout,))
 
     def _rollout(self, answer: _Answered) -> Rollout:
         request, completion = answer.request, answer.completion
@@ -107,6 +116,19 @@ class EndpointResponder:
             num_content_tokens=len(response_ids),
             finish_reason=completion.finish_reason,
             seed=request.seed,
+        )
+
+
+def _refuse_intervention(request: RolloutRequest) -> None:
+    """Refuse a request that edits the model's residual stream, which the server's copy of the model knows nothing of.
+
+    Raises:
+        UnitError: It does.
+    """
+    if request.intervention is not None and request.intervention.edits:
+        raise UnitError(
+            f"{request.address}: the request carries an intervention, and a server generates with the model as it is.",
+            code="no_intervention",
         )
 
 
@@ -152,7 +174,7 @@ class _Requests:
     async def _answer(self, request: RolloutRequest) -> None:
         name = str(request.address)
         try:
-            refuse_intervention(request)
+            _refuse_intervention(request)
             messages = self._renderer.for_template(request.messages)
             answered = _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))
         except UnitError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ...jobs.errors import UnitError
+from ...jobs.poolings import TokenRange
 from ...jobs.rollouts import Rollout
 from ...jobs.units import RolloutRequest
 from ..chat.spans import ConversationRenderer
+from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, Reader, TokenisedText
-from .readings import Reading, read, refuse_intervention
-
-Span = tuple[int, int]
+from .readings import Reading, read
 
 
 class GivenResponder:
@@ -20,15 +20,19 @@ class GivenResponder:
     Args:
         reader: The model that captures.
         conversations: Renders for the same model.
+        user_spans: Finds the user's words; None where no pooling is over them.
 
     Attributes:
         prefetch: One unit: many conversations are taken at once, and nothing is asked for while they are read.
     """
 
-    def __init__(self, reader: Reader, conversations: ConversationRenderer) -> None:
+    def __init__(
+        self, reader: Reader, conversations: ConversationRenderer, user_spans: UserSpans | None = None
+    ) -> None:
         self.reader = reader
         self.prefetch = 1
         self._conversations = conversations
+        self._user_spans = user_spans
         self._held: RolloutRequest | None = None
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
@@ -47,7 +51,7 @@ class GivenResponder:
             if first is None:
                 break
             requests = [first]
-            while (request := next_request()) is not None and _conversation(request) is _conversation(first):
+            while (request := next_request()) is not None and _may_share_a_pass(first, request):
                 requests.append(request)
             self._held = request
             reading = self._reading(requests)
@@ -62,17 +66,23 @@ class GivenResponder:
             raise UnitError(f"{requests[0].address} has no text to read.", code="rows_mixed")
         text = self._conversations.render(given.conversation)
         spans = dict(zip(given.conversation.turn_indices(), text.responses, strict=True))
-        asked = tuple(spans[request.given.turn_index] for request in requests if request.given is not None)
+        turns = [request.given.turn_index for request in requests if request.given is not None]
+        asked = tuple(spans[turn] for turn in turns)
+        users = self._user_spans.of_turns(given.conversation, turns) if self._user_spans else ()
         rollouts = tuple(_rollout(request, text, span) for request, span in zip(requests, asked, strict=True))
-        return Reading(TokenisedText(text.name, text.token_ids, asked), rollouts)
+        return Reading(TokenisedText(text.name, text.token_ids, asked, users, requests[0].intervention), rollouts)
+
+
+def _may_share_a_pass(first: RolloutRequest, request: RolloutRequest) -> bool:
+    """Whether two requests are turns of one reading: of the same conversation, with the same change of the model."""
+    return _conversation(request) is _conversation(first) and request.intervention == first.intervention
 
 
 def _conversation(request: RolloutRequest) -> object:
     return request.given and request.given.conversation
 
 
-def _rollout(request: RolloutRequest, text: TokenisedText, span: Span) -> Rollout:
-    refuse_intervention(request)
+def _rollout(request: RolloutRequest, text: TokenisedText, span: TokenRange) -> Rollout:
     given = request.given
     assert given is not None
     start, stop = span

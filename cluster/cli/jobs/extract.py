@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from ....jobs.spec import Pooling, make_spec
+from ....jobs.poolings import DEFAULT_POOLING, POOLINGS
+from ....jobs.spec import make_spec
 from ..options import endpoint_option, join_option, json_option, set_option
 from ..work import work
 
@@ -22,8 +23,8 @@ from ..work import work
     "--pooling",
     "poolings",
     multiple=True,
-    type=click.Choice(get_args(Pooling)),
-    help="Pooling of each assistant turn; repeatable, by default response_mean. 'tokens' keeps every token instead.",
+    type=click.Choice(list(POOLINGS)),
+    help=f"Pooling of each assistant turn, repeatable; by default {DEFAULT_POOLING}. 'tokens' keeps every token.",
 )
 @click.option(
     "--token-layers", default=None, help="Layers at which --pooling tokens keeps every token, as for --layers."
@@ -55,7 +56,7 @@ def extract(
         "conversations": {"source": conversations},
         "capture": {
             "layers": _layers(layers, "--layers"),
-            "poolings": list(poolings) or ["response_mean"],
+            "poolings": list(poolings) or [DEFAULT_POOLING],
             "token_layers": _layers(token_layers, "--token-layers") if token_layers else None,
         },
         "store": {"url": store_url, "endpoint_url": endpoint_url},

@@ -157,10 +157,13 @@ def test_an_empty_response_that_has_numbers_is_refused(location: Location, plan:
     assert location.is_empty()
 
 
-def test_a_prompt_pooling_without_numbers_is_refused_even_for_an_empty_response(location: Location, plan: Plan):
+@pytest.mark.parametrize("pooling", ["prompt_last", "prompt_mean", "assistant_start", "user_mean"])
+def test_a_prompt_pooling_without_numbers_is_refused_even_for_an_empty_response(
+    location: Location, plan: Plan, pooling: str
+):
     address = next(plan.by_id[UNIT].addresses())
-    block = block_of(plan, UNIT, 0, FakeEngine(arrays=(PROMPT,), empty=frozenset({address})))
-    with pytest.raises(UnitError, match="prompt_last"):
+    block = block_of(plan, UNIT, 0, FakeEngine(arrays=(("resid_post", pooling),), empty=frozenset({address})))
+    with pytest.raises(UnitError, match=pooling):
         write(location, plan, block)
 
 

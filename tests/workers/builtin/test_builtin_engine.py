@@ -204,10 +204,10 @@ def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monke
     assert sum(seen) == prompt_tokens - 11 * shared + fed
 
 
-def test_texts_that_begin_alike_read_their_beginning_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
+def test_texts_that_begin_alike_read_their_prefix_once(directory: Path, monkeypatch: pytest.MonkeyPatch):
     engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS)))
-    beginnings = (tuple(range(40, 70)), tuple(range(80, 110)))
-    texts = [TokenisedText(f"text {n}", (*beginnings[n % 2], 150 + n, *range(50, 60)), ((35, 41),)) for n in range(6)]
+    prefixes = (tuple(range(40, 70)), tuple(range(80, 110)))
+    texts = [TokenisedText(f"text {n}", (*prefixes[n % 2], 150 + n, *range(50, 60)), ((35, 41),)) for n in range(6)]
     seen = count_tokens(engine, monkeypatch)
     engine.capture(texts)
     assert sum(seen) == 6 * 41 - 4 * 30

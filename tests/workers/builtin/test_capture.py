@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.workers.builtin.capture import Capture, require_finite
 from persona_atlas.workers.models.hook_points import Tap
+from persona_atlas.workers.observation import Wanted
 from torch import nn
 
 D_MODEL = 4
@@ -44,8 +45,11 @@ def test_tokens_and_sums_are_those_of_plain_arithmetic(num_tokens, places, spans
     spans = [tuple(sorted((a % (num_tokens + 1), b % (num_tokens + 1)))) for a, b in spans]
     line_ND = np.random.default_rng(seed).standard_normal((num_tokens, D_MODEL)).astype(np.float32) * 100
     model = _Decoder()
-    _, seen = capture_of(model).watch(
-        lambda: model(torch.from_numpy(line_ND)[None]), tokens=places, spans=spans, num_tokens=num_tokens, device="cpu"
+    _, seen = capture_of(model).observe(
+        lambda: model(torch.from_numpy(line_ND)[None]),
+        Wanted(tokens=places, spans=spans),
+        num_tokens=num_tokens,
+        device="cpu",
     )
     shown = seen["resid_post"]
     for position in range(2):
@@ -60,8 +64,8 @@ def test_tokens_and_sums_are_those_of_plain_arithmetic(num_tokens, places, spans
 def test_a_layer_that_is_not_seen_exactly_once_is_named(order: tuple[int, ...], times: int):
     model = _Decoder()
     with pytest.raises(UnitError, match=f"layer 7: resid_post was seen {times} times") as caught:
-        capture_of(model).watch(
-            lambda: model(torch.zeros(1, 3, D_MODEL), order), tokens=[0], spans=[], num_tokens=3, device="cpu"
+        capture_of(model).observe(
+            lambda: model(torch.zeros(1, 3, D_MODEL), order), Wanted(tokens=[0]), num_tokens=3, device="cpu"
         )
     assert caught.value.code == "hook_not_fired"
 
@@ -74,10 +78,10 @@ def test_nothing_is_left_on_the_model_after_a_pass_not_even_one_that_failed():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        capture_of(model).watch(fail, tokens=[0], spans=[], num_tokens=3, device="cpu")
+        capture_of(model).observe(fail, Wanted(tokens=[0]), num_tokens=3, device="cpu")
     # A hook that was left would see this pass too.
-    _, seen = capture_of(model).watch(
-        lambda: model(torch.zeros(1, 1, D_MODEL)), tokens=[0], spans=[], num_tokens=1, device="cpu"
+    _, seen = capture_of(model).observe(
+        lambda: model(torch.zeros(1, 1, D_MODEL)), Wanted(tokens=[0]), num_tokens=1, device="cpu"
     )
     assert seen["resid_post"].tokens_LED[:, 0, 0].tolist() == [1, 2]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from safetensors.torch import load_file, save_file
 
-from plain_forward import POINTS, POOLINGS, PlainModel, conversation_ids, pool, relative_errors
+from plain_forward import ALL_POOLINGS, POINTS, POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, generate, requests_of, texts_of
 from tiny_families import FAMILIES, N_LAYERS, save_tiny_family
 
@@ -48,9 +49,9 @@ def as_generated(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list
 
 def as_read(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
     """The vectors of a prefill pass over the same conversations."""
-    texts = engine.capture(texts_of([row.rollout for row in rows]))
+    texts = engine.capture(texts_of(rows))
     return [
-        CapturedRollout(row.rollout, text.vectors_LD[0], text.tokens_KTD[0])
+        CapturedRollout(row.rollout, text.vectors_LD[0], text.tokens_KTD[0], row.user_span, row.intervention)
         for row, text in zip(rows, texts, strict=True)
     ]
 
@@ -58,8 +59,16 @@ def as_read(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[Capt
 MODES = pytest.mark.parametrize("mode", [as_generated, as_read])
 
 
-def assert_equal_to_plain(rows: Sequence[CapturedRollout], plain: PlainModel, token_layers: Sequence[int] = ()) -> None:
+def assert_equal_to_plain(
+    rows: Sequence[CapturedRollout],
+    plain: PlainModel,
+    token_layers: Sequence[int] = (),
+    *,
+    bytes_are_tokens: bool = True,
+) -> None:
     for row in rows:
+        # The reference counts bytes where it can, and believes the engine's own span where it cannot.
+        user_span = None if bytes_are_tokens else row.user_span
         states = plain.places(conversation_ids(row.rollout))
         assert len(row.tokens_KTD) == (len({point for point, _ in row.vectors_LD}) if token_layers else 0)
         for (point, pooling), got_KTD in row.tokens_KTD.items():
@@ -69,7 +78,7 @@ def assert_equal_to_plain(rows: Sequence[CapturedRollout], plain: PlainModel, to
             worst = relative_errors(got_KTD, expected_KTD).max(initial=0)
             assert worst < TOLERANCE, (row.rollout.address, point)
         for (point, pooling), got_LD in row.vectors_LD.items():
-            expected_LD = pool(states[point], row.rollout)[pooling]
+            expected_LD = pool(states[point], row.rollout, user_span)[pooling]
             assert got_LD.dtype == np.float32
             if pooling.startswith("response_") and not row.rollout.has_vector:
                 assert np.isnan(got_LD).all()
@@ -86,7 +95,12 @@ def test_every_hook_point_and_pooling_equals_a_plain_forward_pass_in_every_famil
     directory = directory_of(family)
     # Room for about eight rollouts: most of them join while others run.
     settings = engine_settings(
-        directory, layers=range(N_LAYERS), hook_points=POINTS, batch_tokens=1000, token_layers=(1, N_LAYERS - 1)
+        directory,
+        layers=range(N_LAYERS),
+        hook_points=POINTS,
+        poolings=ALL_POOLINGS,
+        batch_tokens=1000,
+        token_layers=(1, N_LAYERS - 1),
     )
     engine = BuiltinEngine(settings)
     rows = generate(engine, requests_of(40))
@@ -140,7 +154,7 @@ def test_neither_batch_nor_order_nor_neighbours_change_a_rollout_or_its_vectors(
     directory = directory_of(family)
     requests = requests_of(16)
     engines = [
-        BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), batch_tokens=budget))
+        BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), poolings=ALL_POOLINGS, batch_tokens=budget))
         for budget in (1, 600, 100_000)
     ]
     alone = {row.rollout.address: row for row in mode(engines[0], generate(engines[0], requests))}
@@ -204,7 +218,10 @@ def test_in_bfloat16_the_vectors_point_where_the_plain_ones_do(
     directory_of: Callable[[str], Path], family: str, mode: Mode
 ):
     directory = directory_of(family)
-    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), dtype="bfloat16", batch_tokens=800))
+    settings = engine_settings(
+        directory, layers=range(N_LAYERS), poolings=ALL_POOLINGS, dtype="bfloat16", batch_tokens=800
+    )
+    engine = BuiltinEngine(settings)
     plain = PlainModel(directory, torch.bfloat16)
     for row in mode(engine, generate(engine, requests_of(12))):
         states_LTD, _ = plain.run(conversation_ids(row.rollout))
@@ -217,7 +234,9 @@ def test_in_bfloat16_the_vectors_point_where_the_plain_ones_do(
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_canary_sees_what_is_right_and_what_is_wrong(directory_of: Callable[[str], Path], family: str):
-    engine = BuiltinEngine(engine_settings(directory_of(family), layers=range(N_LAYERS), hook_points=POINTS))
+    engine = BuiltinEngine(
+        engine_settings(directory_of(family), layers=range(N_LAYERS), hook_points=POINTS, poolings=ALL_POOLINGS)
+    )
     first, second = [row for row in generate(engine, requests_of(20)) if row.rollout.has_vector][:2]
     canary = engine.canary(first)
     assert canary is not None
@@ -225,11 +244,11 @@ def test_the_canary_sees_what_is_right_and_what_is_wrong(directory_of: Callable[
     assert len(canary.relative_error_L) == len(canary.cosine_L) == N_LAYERS
     assert max(canary.relative_error_L) < TOLERANCE
     assert min(canary.cosine_L) > 0.9999
-    mixed = engine.canary(CapturedRollout(first.rollout, second.vectors_LD))
+    mixed = engine.canary(replace(first, vectors_LD=second.vectors_LD))
     assert mixed is not None
     assert min(mixed.relative_error_L) > engine.canary_limit
     shifted = {array: np.roll(vector_LD, 1, axis=0) for array, vector_LD in first.vectors_LD.items()}
-    wrong_layer = engine.canary(CapturedRollout(first.rollout, shifted))
+    wrong_layer = engine.canary(replace(first, vectors_LD=shifted))
     assert wrong_layer is not None
     assert min(wrong_layer.relative_error_L) > engine.canary_limit
 
@@ -238,25 +257,33 @@ def test_the_canary_sees_what_is_right_and_what_is_wrong(directory_of: Callable[
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_text_of_several_turns_gives_a_vector_for_each(directory_of: Callable[[str], Path], family: str, alike: int):
     directory = directory_of(family)
-    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), hook_points=POINTS))
+    settings = engine_settings(directory, layers=range(N_LAYERS), hook_points=POINTS, poolings=ALL_POOLINGS)
+    engine = BuiltinEngine(settings)
     plain = PlainModel(directory)
     rng = random.Random(0)
     # Two halves that begin alike, as the rollouts of two system prompts do.
-    beginnings = [[rng.randrange(40, 200) for _ in range(alike)] for _ in range(2)]
+    prefixes = [[rng.randrange(40, 200) for _ in range(alike)] for _ in range(2)]
     turns = ((3, 9), (20, 20), (30, 31))
+    # Of the first response the user's words lie partly in what another text reads, where texts begin alike; the other
+    # two answer one message.
+    users = ((alike // 2, alike + 2), (alike + 12, alike + 17), (alike + 12, alike + 17))
     texts = [
         TokenisedText(
             f"text {n}",
-            (*beginnings[n % 2], *(rng.randrange(40, 200) for _ in range(60))),
+            (*prefixes[n % 2], *(rng.randrange(40, 200) for _ in range(60))),
             tuple((alike + start, alike + stop + n * (start == 30)) for start, stop in turns),
+            users,
         )
         for n in range(8)
     ]
     for text, captured in zip(texts, engine.capture(texts), strict=True):
         states = plain.places(text.token_ids)
-        for (start, stop), vectors in zip(text.responses, captured.vectors_LD, strict=True):
+        for (start, stop), user, vectors in zip(text.responses, users, captured.vectors_LD, strict=True):
+            assert len(vectors) == len(POINTS) * len(ALL_POOLINGS)
             for (point, pooling), got_LD in vectors.items():
                 first, last = (start, stop) if pooling.startswith("response_") else (0, start)
+                if pooling == "user_mean":
+                    first, last = user
                 if first == last:
                     assert np.isnan(got_LD).all()
                     continue
@@ -346,8 +373,17 @@ def test_a_span_that_cannot_be_is_refused(directory_of: Callable[[str], Path], r
 @MODES
 def test_a_real_model_conforms(smollm2_directory: Path, mode: Mode):
     settings = engine_settings(
-        smollm2_directory, layers=range(30), max_new_tokens=10, temperature=0.7, top_p=0.9, batch_tokens=400
+        smollm2_directory,
+        layers=range(30),
+        max_new_tokens=10,
+        temperature=0.7,
+        top_p=0.9,
+        poolings=ALL_POOLINGS,
+        batch_tokens=400,
     )
     engine = BuiltinEngine(settings)
     rows = generate(engine, requests_of(8))
-    assert_equal_to_plain(mode(engine, rows), PlainModel(smollm2_directory))
+    spoken = [(row, row.rollout.prompt_token_ids[slice(*row.user_span or (0, 0))]) for row in rows]
+    decode = engine.loaded.tokenizer.decode
+    assert [decode(ids) for _, ids in spoken] == [row.rollout.question for row, _ in spoken]
+    assert_equal_to_plain(mode(engine, rows), PlainModel(smollm2_directory), bytes_are_tokens=False)

@@ -19,7 +19,7 @@ from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
 
 from free_port import free_port
-from plain_forward import PlainModel, conversation_ids, pool, relative_errors
+from plain_forward import POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, requests_of
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -69,7 +69,8 @@ def test_what_it_generates_is_captured_as_a_plain_forward_pass_sees_it(served: s
         # The server counts its own tokens, of which the end of turn is one; ours spell the same text.
         assert got.rollout.num_content_tokens <= 13
         states, _ = plain.run(conversation_ids(got.rollout))
-        for name, expected in pool(states[[0, 15, 29]], got.rollout).items():
+        expected_of = pool(states[[0, 15, 29]], got.rollout)
+        for name, expected in [(name, expected_of[name]) for name in POOLINGS]:
             assert relative_errors(got.vectors_LD["resid_post", name], expected).max() < 1e-4
     assert any(got.rollout.finish_reason == "length" for got in captured)
 

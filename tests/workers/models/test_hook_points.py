@@ -44,7 +44,7 @@ def test_the_parts_of_a_block_are_told_whatever_they_are_called():
 
 @pytest.mark.parametrize("block", [_Parallel(), _Serial(scale=0.5)], ids=["side by side", "scaled"])
 def test_a_block_without_such_parts_is_refused_by_name(block: nn.Module):
-    with pytest.raises(InputError, match=r"resid_mid, mlp_out cannot be told in block 0, a _") as caught:
+    with pytest.raises(InputError, match=r"resid_mid, mlp_out cannot be found in decoder layer 0, a _") as caught:
         find_taps([block], [0], ["resid_mid", "resid_post", "mlp_out"], probe(block))
     assert caught.value.field == "capture.hook_points"
     taps = find_taps([block], [0], ["resid_pre", "resid_post"], probe(block))

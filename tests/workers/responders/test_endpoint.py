@@ -14,19 +14,18 @@ from persona_atlas.jobs.rollouts import UnitResult
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.sources.persona_source import PersonaRequests
 from persona_atlas.jobs.spec import GenerationSpec
-from persona_atlas.jobs.units import GivenResponse, RolloutRequest, UnitAttempt, WorkUnit
+from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
+from persona_atlas.workers.chat.user_span import UserSpans
 from persona_atlas.workers.engine import CapturedRollout, Responder
 from persona_atlas.workers.responders.chat_client import Retries
 from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
-from persona_atlas.workers.responders.given import GivenResponder
 from persona_atlas.workers.run_units import run_units
 
 from chat_server import ChatServer, serving, wait_until
-from conversations import conversation
 from dialogues import dialogue_attempt
-from plain_forward import POOLINGS, PlainModel, conversation_ids, pool, relative_errors
+from plain_forward import ALL_POOLINGS, POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, requests_of
 
 QUICK = Retries(tries=5, first_pause_s=0.01)
@@ -54,11 +53,12 @@ def engine_of(
     renderer: ConversationRenderer,
     *,
     retries: Retries = QUICK,
+    user_spans: UserSpans | None = None,
     **generation: object,
 ) -> EndpointResponder:
     asked = GenerationSpec.model_validate({"endpoint": server.url, **generation})
     sampling = engine_settings(Path(), layers=(0,), max_new_tokens=20, temperature=0.7, top_p=0.9).sampling
-    return EndpointResponder(reader, renderer, asked, "tiny", sampling, retries)
+    return EndpointResponder(reader, renderer, asked, "tiny", sampling, retries, user_spans)
 
 
 def collect(engine: EndpointResponder, requests: Sequence[RolloutRequest], done: list[CapturedRollout]) -> None:
@@ -85,8 +85,9 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
         assert (rollout.seed, rollout.finish_reason) == (request.seed, "stop")
         assert list(rollout.prompt_token_ids) == renderer.renderer.render(request.messages)
         states, _ = plain.run(conversation_ids(rollout))
-        for name, expected in pool(states, rollout).items():
-            assert relative_errors(got.vectors_LD["resid_post", name], expected).max() < 1e-4
+        expected = pool(states, rollout)
+        for name in POOLINGS:
+            assert relative_errors(got.vectors_LD["resid_post", name], expected[name]).max() < 1e-4
     assert set(captured[0].vectors_LD) == {("resid_post", pooling) for pooling in POOLINGS}
     bodies = {body["messages"][-1]["content"]: body for body in server.bodies}
     for request in requests:
@@ -99,10 +100,12 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
 
 
 def test_a_server_is_sent_its_own_replies_and_later_turns_are_captured_like_any(
-    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer, tiny_model_directory: Path
+    server: ChatServer, renderer: ConversationRenderer, tiny_model_directory: Path
 ):
+    reader = BuiltinEngine(engine_settings(tiny_model_directory, layers=(0, 1, 2), poolings=ALL_POOLINGS))
+    engine = engine_of(server, reader, renderer, user_spans=renderer.user_spans(), concurrency=2)
     to_do = iter([dialogue_attempt("pirate", [("Hi", "So?", "And?"), ("Who?", "Why?")])])
-    (result,) = run_units(engine_of(server, reader, renderer, concurrency=2), lambda: next(to_do, None))
+    (result,) = run_units(engine, lambda: next(to_do, None))
     assert isinstance(result, UnitResult)
     said = [[message["content"] for message in body["messages"][1:]] for body in server.bodies]
     assert sorted(said, key=lambda texts: (texts[0], len(texts))) == [
@@ -122,24 +125,43 @@ def test_a_server_is_sent_its_own_replies_and_later_turns_are_captured_like_any(
             assert relative_errors(result.arrays_BLD["resid_post", name][row], expected).max() < 1e-4
 
 
-def test_an_intervention_is_not_passed_over_in_silence(
-    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
-):
-    steered = Intervention((AddVector(1, (0.5,)),))
-    (request,) = requests_of(1)
-    with pytest.raises(UnitError, match="an intervention needs a response that is generated here"):
-        generate(engine_of(server, reader, renderer), [replace(request, intervention=steered)])
-    assert not server.bodies
-    given = GivenResponse(conversation("Hi", "Hello"), 1)
-    with pytest.raises(UnitError, match="an intervention needs a response that is generated here"):
-        generate(GivenResponder(reader, renderer), [replace(request, given=given, intervention=steered)])
-
-
 def test_a_canary_holds_what_was_captured(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
     engine = engine_of(server, reader, renderer)
     canary = engine.reader.canary(generate(engine, requests_of(1))[0])
     assert canary is not None
     assert max(canary.relative_error_L) < 1e-5
+
+
+def test_the_users_words_are_pooled_too(server: ChatServer, renderer: ConversationRenderer, tiny_model_directory: Path):
+    settings = engine_settings(tiny_model_directory, layers=(0, 1, 2), poolings=("user_mean", "assistant_start"))
+    asked = GenerationSpec.model_validate({"endpoint": server.url})
+    engine = EndpointResponder(
+        BuiltinEngine(settings), renderer, asked, "tiny", settings.sampling, QUICK, renderer.user_spans()
+    )
+    plain = PlainModel(tiny_model_directory)
+    for got in generate(engine, requests_of(6)):
+        states, _ = plain.run(conversation_ids(got.rollout))
+        for (_, name), vector_LD in got.vectors_LD.items():
+            assert relative_errors(vector_LD, pool(states, got.rollout)[name]).max() < 1e-4
+        canary = engine.reader.canary(got)
+        assert canary is not None
+        assert max(canary.relative_error_L) < 1e-5
+
+
+def test_an_intervention_is_refused_by_name_for_a_server_knows_none(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    fine, other, third = requests_of(3)
+    steered = replace(other, intervention=Intervention((AddVector(1, (0.5,) * 32),)))
+    done: list[CapturedRollout] = []
+    with pytest.raises(UnitError, match="carries an intervention") as caught:
+        collect(engine_of(server, reader, renderer), [fine, steered], done)
+    assert caught.value.code == "no_intervention"
+    assert str(other.address) in caught.value.message
+    assert [row.rollout.address for row in done] == [fine.address]
+    assert len(server.bodies) == 1
+    (same,) = generate(engine_of(server, reader, renderer), [replace(third, intervention=Intervention())])
+    assert same.rollout.address == third.address
 
 
 def test_never_more_requests_are_open_than_asked_for(

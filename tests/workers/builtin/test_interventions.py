@@ -1,0 +1,287 @@
+"""Interventions: each edits the tokens of its own request at the output of a layer, whatever shares the pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from persona_atlas.jobs.errors import UnitError
+from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
+from persona_atlas.workers.engine import CapturedRollout, TokenisedText
+from persona_atlas.workers.interventions import Interventions
+from torch import nn
+
+from plain_forward import ALL_POOLINGS, PlainModel, conversation_ids, pool, relative_errors
+from requests_of import chat, engine_settings, generate, requests_of, texts_of
+from tiny_families import D_MODEL, FAMILIES, N_LAYERS, save_tiny_family
+
+TOLERANCE = 1e-4
+NO_OP = Intervention()
+
+
+def vector(seed: int) -> tuple[float, ...]:
+    return tuple(np.random.default_rng(seed).standard_normal(D_MODEL).tolist())
+
+
+def at(layer: int, seed: int, coefficient: float = 1.0) -> Intervention:
+    return Intervention((AddVector(layer, vector(seed), coefficient),))
+
+
+KINDS: tuple[Intervention | None, ...] = (
+    None,
+    at(1, 1),
+    at(1, 2, -2.0),
+    Intervention((AddVector(0, vector(3)), AddVector(2, vector(4), 0.5), AddVector(0, vector(5), -1.5))),
+    NO_OP,
+)
+
+
+def added_by(intervention: Intervention | None) -> dict[int, np.ndarray]:
+    """What an intervention adds at each layer, in float64."""
+    added: dict[int, np.ndarray] = {}
+    for edit in intervention.edits if intervention else ():
+        added[edit.layer] = added.get(edit.layer, np.zeros(D_MODEL)) + edit.coefficient * np.array(edit.vector)
+    return added
+
+
+def plain_of(directory: Path, intervention: Intervention | None) -> PlainModel:
+    return PlainModel(directory, added={layer: list(v) for layer, v in added_by(intervention).items()})
+
+
+def mixed(num: int, kinds: Sequence[Intervention | None] = KINDS) -> list[RolloutRequest]:
+    """Requests of which neighbours carry different interventions, under one long system prompt and under none."""
+    asked = requests_of(num, system_prompt="You are a pirate. " * 3)
+    return [dataclasses.replace(r, intervention=kinds[i % len(kinds)]) for i, r in enumerate(asked)]
+
+
+@pytest.fixture(scope="module")
+def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def find(family: str) -> Path:
+        if family not in made:
+            made[family] = save_tiny_family(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def engine(directory_of: Callable[[str], Path]) -> BuiltinEngine:
+    settings = engine_settings(directory_of("llama"), layers=range(N_LAYERS), poolings=ALL_POOLINGS, token_layers=(1,))
+    return BuiltinEngine(settings)
+
+
+def reread(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
+    """The same conversations by a prefill pass, under the same interventions."""
+    return [
+        dataclasses.replace(row, vectors_LD=text.vectors_LD[0], tokens_KTD=text.tokens_KTD[0])
+        for row, text in zip(rows, engine.capture(texts_of(rows)), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_both_modes_capture_what_a_plain_model_with_the_same_vectors_added_shows(
+    directory_of: Callable[[str], Path], family: str
+):
+    directory = directory_of(family)
+    settings = engine_settings(
+        directory,
+        layers=range(N_LAYERS),
+        hook_points=("resid_pre", "resid_mid", "resid_post", "mlp_out"),
+        poolings=ALL_POOLINGS,
+        batch_tokens=1000,
+        token_layers=(0, 2),
+    )
+    engine = BuiltinEngine(settings)
+    rows = generate(engine, mixed(20))
+    assert [row.intervention for row in rows] == [request.intervention for request in mixed(20)]
+    models = {kind: plain_of(directory, kind) for kind in KINDS}
+    for row in [*rows, *reread(engine, rows)]:
+        states = models[row.intervention].places(conversation_ids(row.rollout))
+        for (point, pooling), got_LD in row.vectors_LD.items():
+            expected_LD = pool(states[point], row.rollout)[pooling]
+            if row.rollout.has_vector or not pooling.startswith("response_"):
+                assert relative_errors(got_LD, expected_LD).max() < TOLERANCE, (row.rollout.address, point, pooling)
+        for (point, _), got_KTD in row.tokens_KTD.items():
+            expected_KTD = states[point][[0, 2], len(row.rollout.prompt_token_ids) :]
+            assert relative_errors(got_KTD, expected_KTD).max(initial=0) < TOLERANCE
+
+
+def test_each_of_a_mixed_batch_says_and_shows_what_it_does_alone(engine: BuiltinEngine):
+    requests = mixed(15)
+    together = generate(engine, requests)
+    said = set()
+    for request, row in zip(requests, together, strict=True):
+        (alone,) = generate(engine, [request])
+        assert row.rollout == alone.rollout
+        said.add(row.rollout.response_token_ids)
+        for array, vector_LD in row.vectors_LD.items():
+            np.testing.assert_allclose(vector_LD, alone.vectors_LD[array], rtol=1e-4, atol=1e-4)
+    assert len(said) > 3
+
+
+def test_an_intervention_changes_what_is_said(engine: BuiltinEngine):
+    plain, steered = (generate(engine, mixed(6, [kind])) for kind in (None, at(1, 1, 8.0)))
+    pairs = zip(plain, steered, strict=True)
+    assert all(one.rollout.response_token_ids != other.rollout.response_token_ids for one, other in pairs)
+
+
+def test_a_no_op_changes_nothing_to_the_last_bit(engine: BuiltinEngine):
+    plain, same = (generate(engine, mixed(6, [kind])) for kind in (None, NO_OP))
+    read = zip(reread(engine, plain), reread(engine, same), strict=True)
+    for one, other in [*zip(plain, same, strict=True), *read]:
+        assert one.rollout == other.rollout
+        for array, vector_LD in one.vectors_LD.items():
+            np.testing.assert_array_equal(vector_LD, other.vectors_LD[array])
+
+
+def test_what_is_captured_at_the_layer_is_the_plain_stream_and_the_vector(engine: BuiltinEngine):
+    (row,) = generate(engine, mixed(1, [at(2, 7, 3.0)]))
+    edited, plain = engine.capture(texts_of([row, dataclasses.replace(row, intervention=None)]))
+    for pooling in ("response_mean", "prompt_mean", "user_mean", "assistant_start"):
+        difference_LD = (
+            edited.vectors_LD[0]["resid_post", pooling].astype(np.float64) - plain.vectors_LD[0]["resid_post", pooling]
+        )
+        np.testing.assert_array_equal(difference_LD[:2], 0)
+        np.testing.assert_allclose(difference_LD[2], 3 * np.array(vector(7)), rtol=1e-5, atol=1e-5)
+        assert np.abs(difference_LD[3] - difference_LD[2]).max() > 1e-2
+
+
+def count_tokens(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have a list grow by the tokens of each pass."""
+    seen: list[int] = []
+    forward = engine.model.forward
+
+    def counting(*args: object, **options: torch.Tensor) -> object:
+        seen.append(options["input_ids"].numel())
+        return forward(*args, **options)
+
+    monkeypatch.setattr(engine.model, "forward", counting)
+    return seen
+
+
+def test_a_prefix_is_shared_by_equal_interventions_alone_in_generation(
+    directory_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+):
+    engine = BuiltinEngine(engine_settings(directory_of("llama"), layers=range(N_LAYERS), max_new_tokens=2))
+    kinds = (None, at(1, 1), at(1, 2))
+    # An equal intervention is the same one, wherever it was made; one that does nothing is none.
+    again = (NO_OP, at(1, 1), at(1, 2))
+    requests = [
+        dataclasses.replace(
+            r, messages=chat("You are a pirate. " * 8, r.question), intervention=(*kinds, *again)[i % 6]
+        )
+        for i, r in enumerate(requests_of(12))
+    ]
+    prompt_tokens = sum(len(engine.renderer.render(r.messages)) for r in requests)
+    seen = count_tokens(engine, monkeypatch)
+    rows = generate(engine, requests)
+    shared = len(engine.renderer.shared_prefix(requests[0].opening))
+    fed = sum(row.rollout.num_content_tokens for row in rows)
+    assert sum(seen) == prompt_tokens - (12 - 3) * shared + fed
+
+
+def test_a_prefix_is_shared_by_equal_interventions_alone_in_reading(
+    directory_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+):
+    directory = directory_of("llama")
+    engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS)))
+    kinds = (None, at(0, 1), at(0, 2), at(0, 1))
+    texts = [
+        TokenisedText(
+            f"text {n}", (*range(40, 70), 150 + n, *range(50, 60)), ((35, 41),), intervention=kinds[n % len(kinds)]
+        )
+        for n in range(8)
+    ]
+    seen = count_tokens(engine, monkeypatch)
+    captured = engine.capture(texts)
+    # Of two, two and four that are alike, all but the first of each begin with 30 tokens that were read.
+    assert sum(seen) == 8 * 41 - (1 + 1 + 3) * 30
+    for text, got in zip(texts, captured, strict=True):
+        states_LTD, _ = plain_of(directory, text.intervention).run(text.token_ids)
+        expected_LD = states_LTD[:, :35].astype(np.float64).mean(axis=1)
+        assert relative_errors(got.vectors_LD[0]["resid_post", "prompt_mean"], expected_LD).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_the_canary_honours_the_intervention_and_sees_when_it_is_not(
+    directory_of: Callable[[str], Path], family: str, monkeypatch: pytest.MonkeyPatch
+):
+    settings = engine_settings(
+        directory_of(family),
+        layers=range(N_LAYERS),
+        hook_points=("resid_pre", "resid_post"),
+        poolings=ALL_POOLINGS,
+        token_layers=(1,),
+    )
+    engine = BuiltinEngine(settings)
+    steered = [row for row in generate(engine, mixed(20)) if row.rollout.has_vector and added_by(row.intervention)]
+    for row in steered:
+        canary = engine.canary(row)
+        assert canary is not None
+        assert max(canary.relative_error_L) < TOLERANCE
+    row = next(row for row in steered if row.intervention == at(1, 1))
+    for other in (None, at(1, 2), at(2, 1)):
+        wrong = engine.canary(dataclasses.replace(row, intervention=other))
+        assert wrong is not None
+        assert wrong.relative_error_L[1] > engine.canary_limit
+
+    @contextmanager
+    def ignored(*_: object) -> Iterator[None]:
+        yield
+
+    # A plain pass that forgets the edits: nothing but the canary would notice.
+    monkeypatch.setattr(Interventions, "applied", ignored)
+    wrong = engine.canary(row)
+    assert wrong is not None
+    assert wrong.relative_error_L[1] > engine.canary_limit
+
+
+def test_in_bfloat16_the_edit_is_float32_arithmetic(directory_of: Callable[[str], Path]):
+    layer = nn.Identity()
+    interventions = Interventions([layer], D_MODEL, "cpu")
+    resid = torch.randn(1, 5, D_MODEL, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    small = Intervention((AddVector(0, vector(1), 1e-3),) * 200)
+    with interventions.applied([(interventions.ready(small), 1, 3)]):
+        edited = layer(resid)
+    exact = resid.double() + 0.2 * torch.tensor(vector(1), dtype=torch.float64)
+    assert edited.dtype == torch.bfloat16
+    torch.testing.assert_close(edited[:, 1:3].double(), exact[:, 1:3], rtol=2**-8, atol=1e-3)
+    assert torch.equal(edited[:, [0, 3, 4]], resid[:, [0, 3, 4]])
+    assert torch.equal(layer(resid), resid)
+
+
+@pytest.mark.parametrize(
+    ("intervention", "says"),
+    [
+        (at(N_LAYERS, 1), rf"edits layer {N_LAYERS}; the model has layers 0 to {N_LAYERS - 1}"),
+        (at(-1, 1), "edits layer -1"),
+        (Intervention((AddVector(1, (1.0,) * 31),)), f"31 numbers at layer 1; the model's d_model is {D_MODEL}"),
+        (Intervention((AddVector(1, (np.nan,) * D_MODEL),)), "not finite"),
+        (Intervention((AddVector(1, vector(1)), AddVector(1, vector(1), np.inf))), "edit 1 .* not finite"),
+    ],
+    ids=["layer beyond", "layer below", "width", "vector", "coefficient"],
+)
+def test_one_that_does_not_fit_the_model_is_refused_by_name_when_the_others_have_ended(
+    engine: BuiltinEngine, intervention: Intervention, says: str
+):
+    fine, wrong = mixed(2, [at(1, 1), intervention])
+    to_ask = iter([fine, wrong])
+    rollouts = engine.generate(lambda: next(to_ask, None))
+    row = next(rollouts)
+    assert row.rollout.address == fine.address
+    with pytest.raises(UnitError, match=says) as caught:
+        next(rollouts)
+    assert caught.value.code == "bad_intervention"
+    assert str(wrong.address) in caught.value.message
+    with pytest.raises(UnitError, match=says) as caught:
+        engine.capture(texts_of([dataclasses.replace(row, intervention=intervention)]))
+    assert str(fine.address) in caught.value.message

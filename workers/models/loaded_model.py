@@ -1,0 +1,118 @@
+"""A Hugging Face model that is loaded, with what goes with it: tokenizer, chat template, decoder layers, limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...jobs.errors import InputError
+from ..chat.renderer import ChatRenderer, stop_token_ids
+from ..engine import EngineSettings
+from .hook_points import find_decoder_layers
+
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+_UNLIMITED_CONTEXT = 2**31
+"""Where a configuration names no longest conversation."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model and what goes with it.
+
+    Attributes:
+        model: A causal language model, on its device.
+        tokenizer: Its tokenizer.
+        renderer: Its chat template.
+        decoder_layers: All of them, in order.
+        stop_ids: Token ids that end a response.
+        max_context: Longest conversation, in tokens.
+        d_model: Width of the residual stream.
+        own_attention: The attention that transformers would give the model.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    model: Any
+    tokenizer: Any
+    renderer: ChatRenderer
+    decoder_layers: tuple[nn.Module, ...]
+    stop_ids: frozenset[int]
+    max_context: int
+    d_model: int
+    own_attention: str
+    device: str
+
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers it has."""
+        return len(self.decoder_layers)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, device: str) -> LoadedModel:
+        """Describe a model that transformers has loaded.
+
+        Args:
+            model: On its device.
+            tokenizer: Its own.
+            device: ``cpu`` or ``cuda``.
+
+        Raises:
+            InputError: It has no chat template, layers other than attention, or no list of decoder layers.
+        """
+        renderer = ChatRenderer(tokenizer)
+        config: Any = model.config.get_text_config()
+        _refuse_other_attention(config)
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            renderer=renderer,
+            decoder_layers=tuple(find_decoder_layers(model, int(config.num_hidden_layers))),
+            stop_ids=stop_token_ids(tokenizer, model.config, model.generation_config),
+            max_context=int(getattr(config, "max_position_embeddings", None) or _UNLIMITED_CONTEXT),
+            d_model=int(config.hidden_size),
+            own_attention=str(model.config._attn_implementation),
+            device=device,
+        )
+
+
+def _refuse_other_attention(config: Any) -> None:
+    """Refuse layers that keep a running state instead of keys and values: a packed pass would mix its requests."""
+    other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
+    if other:
+        raise InputError(
+            f"the model has layers of type {', '.join(sorted(other))}, which cannot be batched here yet.",
+            code="unknown_model",
+            field="model.source",
+            hint="Choose a model of attention layers throughout.",
+        )
+
+
+def load_model(settings: EngineSettings) -> tuple[Any, Any]:
+    """Load a model and its tokenizer.
+
+    Args:
+        settings: Of which the directory, the parameters' type and the device are read.
+
+    Raises:
+        InputError: They cannot be loaded.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.directory, dtype=getattr(torch, settings.dtype), use_safetensors=True
+        )
+        model.to(settings.device).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise InputError(
+            f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            code="model_not_loaded",
+            field="model.source",
+            hint="Check its files, or choose another model.",
+        ) from error
+    return model, tokenizer
