@@ -15,12 +15,12 @@ import numpy.typing as npt
 from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import WorkUnit
-from persona_atlas.storage.arrays.chunks import chunk_table, write_chunks
 from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord, StoredObject, StoredShard
 from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, index_table
 from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.run.chunk_index import chunk_table, write_chunks
 from persona_atlas.storage.run.index import write_index
 from persona_atlas.storage.run.run_store import reserve_rows
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import zarr
 from persona_atlas.storage.arrays.codec import decode_chunk
-from persona_atlas.storage.arrays.reader import PARALLEL_REQUESTS
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord
 from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.query.reader import PARALLEL_REQUESTS
 from persona_atlas.storage.query.run import open_run
 
 from _large_run import (

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from ..analysis.reduce import reduce_run
 from ..analysis.summary import Summary
+from ..jobs.conversation import Conversation
 from ..jobs.plan import Plan
 from ..jobs.scheduling.ledger import Failure
-from ..jobs.sources.conversation import Conversation
 from ..jobs.sources.read_conversations import parse_conversations
 from ..jobs.spec import JobSpec, load_spec, make_spec
 from ..storage.derived.reductions import Reduction

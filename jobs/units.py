@@ -9,10 +9,10 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
+from .conversation import Conversation
 from .interventions import Intervention
 from .messages import ChatMessage
 from .personas import Kind, Polarity
-from .sources.conversation import Conversation
 
 if TYPE_CHECKING:
     from .rollouts import Rollout

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
-from ...jobs.sources.conversation import Conversation
 from ...jobs.sources.conversation_source import ConversationSource
 from ...jobs.sources.load import load_source
 from ...jobs.spec import JobSpec

@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..conversation import Conversation
 from ..errors import InputError
 from ..messages import ChatMessage
 from ..personas import Kind, Polarity
 from ..rollouts import Rollout
-from ..sizing.words import TEMPLATE_TOKENS, prompt_tokens, word_tokens
+from ..text_tokens import TEMPLATE_TOKENS, prompt_tokens, word_tokens
 from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..units import GivenResponse, RolloutRequest, WorkUnit
-from .conversation import Conversation
 from .source import TokenCounts
 
 ROWS_PER_UNIT = 256

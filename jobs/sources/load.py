@@ -21,8 +21,9 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         InputError: A file is missing or breaks its format; names it.
 
     Example:
-        >>> spec = load_spec("examples/demo.yaml")  # doctest: +SKIP
-        >>> plan = make_plan(spec, load_source(spec), facts)  # doctest: +SKIP
+        >>> from persona_atlas.jobs.spec import load_spec
+        >>> load_source(load_spec("examples/demo.yaml")).generates
+        True
     """
     if spec.conversations is not None:
         return ConversationSource(read_conversations(spec.conversations.source))

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from ..catalog import Catalog
+from ..conversation import Conversation
 from ..errors import InputError
 from ..messages import ChatMessage
 from ..personas import DEFAULT_PERSONA, POLARITIES, Kind, Persona, Question
 from ..rollouts import Rollout
-from ..sizing.words import prompt_tokens
 from ..spec import DefaultSelection, JobSpec, Selection
+from ..text_tokens import prompt_tokens
 from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..units import RolloutRequest, WorkUnit
-from .conversation import Conversation
 from .source import TokenCounts
 
 _RETOKENISED = 2

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from ..conversation import Conversation, Message, Role
 from ..errors import InputError
 from ..personas import DEFAULT_PERSONA, Kind, Polarity
 from ..yaml_file import read_text
-from .conversation import Conversation, Message, Role
 
 _LISTS = ("messages", "conversation")
 _ADDRESS = ("prompt_index", "question_index")

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..conversation import Conversation
 from ..unit_size import RowSizes
 from ..units import UnitRequests, WorkUnit
-from .conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,21 +19,21 @@ import pyarrow as pa
 
 from ...jobs.errors import InputError, StoreError
 from ...jobs.poolings import DEFAULT_POOLING, keeps_tokens
-from ..arrays.chunks import ChunkLengths
 from ..arrays.geometry import geometry_of
-from ..arrays.reader import ActivationReader
-from ..arrays.token_rows import TokenRows
 from ..derived.reductions import Reduction, read_current_reduction
 from ..derived.scores import with_scores
 from ..format import layout
 from ..format.records import RunRecord
 from ..format.rollout_tables import rollout_schema
 from ..locations.location import Location, open_location
+from ..run.chunk_index import ChunkLengths
 from ..run.commits import PARALLEL_READS, read_commits, read_rollouts
 from ..run.index import Index, load_index
 from ..run.run_store import read_run_record
 from .activations import Activations, Completeness
+from .reader import ActivationReader
 from .selection import Filters, Layers, is_single_layer, layer_positions, select, unknown_personas, wants_scores
+from .token_rows import TokenRows
 
 if TYPE_CHECKING:
     import xarray
@@ -222,7 +222,7 @@ class Run:
             InputError: A layer, hook point or pooling was not captured, a filter is unknown, or there are no scores.
 
         Example:
-            >>> open_run("runs/demo").query(kind="role", layer="10:20").shape  # doctest: +SKIP
+            >>> open_run("runs/demo").query(kind="role", layer="10:20").shape
             (24, 10, 576)
         """
         chosen = self._select(filters)
@@ -244,8 +244,8 @@ class Run:
             StoreError: A committed shard is missing or damaged.
 
         Example:
-            >>> found = open_run("runs/demo").activations(persona="pirate", layer=15)  # doctest: +SKIP
-            >>> found.shape, found[2:5].rollouts["question_index"].to_pylist()  # doctest: +SKIP
+            >>> found = open_run("runs/demo").activations(persona="pirate", layer=15)
+            >>> found.shape, found[2:5].rollouts["question_index"].to_pylist()
             ((8, 576), [2, 3, 0])
         """
         return self.query(layer=layer, hook_point=hook_point, pooling=pooling, **filters).read()
@@ -264,8 +264,8 @@ class Run:
             StoreError: A committed table is missing or damaged, or the index does not match the commit records.
 
         Example:
-            >>> table = open_run("runs/demo").rollouts(persona="pirate", question=[0, 2])  # doctest: +SKIP
-            >>> table.num_rows, table.column_names[:3]  # doctest: +SKIP
+            >>> table = open_run("runs/demo").rollouts(persona="pirate", question=[0, 2])
+            >>> table.num_rows, table.column_names[:3]
             (4, ['kind', 'persona', 'polarity'])
         """
         chosen = self._select(filters)
@@ -301,8 +301,8 @@ class Run:
             InputError: The package ``xarray`` is not installed, or the hook point was not captured.
 
         Example:
-            >>> dataset = open_run("runs/demo").to_xarray(persona="pirate")  # doctest: +SKIP
-            >>> dataset.response_mean.sel(layer=15).values.shape  # doctest: +SKIP
+            >>> dataset = open_run("runs/demo").to_xarray(persona="pirate")
+            >>> dataset.response_mean.sel(layer=15).values.shape
             (8, 576)
         """
         from .xarray_dataset import to_dataset
@@ -320,8 +320,8 @@ class Run:
             StoreError: The reduction is damaged.
 
         Example:
-            >>> reduction = open_run("runs/demo").reduction  # doctest: +SKIP
-            >>> reduction.axis[reduction.position(15)].shape  # doctest: +SKIP
+            >>> reduction = open_run("runs/demo").reduction
+            >>> reduction.axis[reduction.position(15)].shape
             (576,)
         """
         return read_current_reduction(self.location)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...jobs.errors import InputError
-from ..arrays.reader import ActivationReader
+from .reader import ActivationReader
 
 try:
     import xarray

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...jobs.errors import AtlasError
-from ..arrays.chunks import chunk_table, read_chunks, write_chunks
 from ..format.records import CommitRecord, RunRecord
 from ..format.rollout_tables import in_address_order
 from ..locations.location import Location
+from .chunk_index import chunk_table, read_chunks, write_chunks
 from .index import index_lines, load_index, write_index
 
 _EVERY_S = 30.0

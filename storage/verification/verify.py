@@ -18,7 +18,6 @@ import zarr
 
 from ...jobs.errors import InputError, StoreError
 from ...jobs.units import WorkUnit
-from ..arrays.chunks import chunk_table, read_chunks
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import read_current_reduction
 from ..derived.scores import SCORE_SCHEMA
@@ -27,6 +26,7 @@ from ..format.planned_units import read_units
 from ..format.records import CommitRecord, RunRecord
 from ..format.rollout_tables import in_address_order, read_parquet
 from ..locations.location import Location
+from ..run.chunk_index import chunk_table, read_chunks
 from ..run.commits import committed_units
 from ..run.index import index_lines, read_stored_index
 from ..run.run_store import read_run_record
@@ -97,8 +97,8 @@ def verify_run(
 
     Example:
         >>> from persona_atlas.storage.locations.location import open_location
-        >>> report = verify_run(open_location("runs/demo"))  # doctest: +SKIP
-        >>> report.is_sound, report.is_complete, report.rollouts  # doctest: +SKIP
+        >>> report = verify_run(open_location("runs/demo"))
+        >>> report.is_sound, report.is_complete, report.rollouts
         (True, True, 32)
     """
     record = read_run_record(location)

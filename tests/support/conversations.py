@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from persona_atlas.jobs.conversation import Conversation, Message
 from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.plan import Plan, make_plan
-from persona_atlas.jobs.sources.conversation import Conversation, Message
 from persona_atlas.jobs.sources.conversation_source import ConversationSource
 from persona_atlas.jobs.spec import JobSpec
 

@@ -14,8 +14,8 @@ from ...jobs.poolings import TokenRange
 from ...jobs.units import RolloutRequest
 from ..chat.user_span import UserSpans
 from ..interventions import AppliedIntervention, Interventions
-from ..models.loaded_model import LoadedModel
 from .kv_cache import KVCache
+from .loaded_model import LoadedModel
 from .prefixes import PrefixCache, SharedPrefix
 from .sampling import uniforms
 

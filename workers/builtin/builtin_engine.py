@@ -16,9 +16,9 @@ from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
 from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
-from ..models.loaded_model import LoadedModel, load_model
 from .capture import Capture
 from .generation import Generation
+from .loaded_model import LoadedModel, load_model
 from .packed import ATTENTION, PackedPass, Segment, plain_attention
 from .plain_pass import PlainPass
 from .reading import TextReader

@@ -24,13 +24,13 @@ from ...jobs.units import RolloutRequest
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, EngineSettings
 from ..interventions import AppliedIntervention, Interventions
-from ..models.loaded_model import LoadedModel
 from ..observation import Observed, Wanted
 from ..pooling import Shape
 from ..pools import PassStretches, Pools
 from .admission import Admission, RunningRollout
 from .capture import Capture, require_finite
 from .kv_cache import KVCache, PrefixKV
+from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
 from .sampling import sample
 

@@ -18,11 +18,11 @@ import torch
 from ...jobs.errors import UnitError
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from ..interventions import AppliedIntervention, Interventions
-from ..models.loaded_model import LoadedModel
 from ..observation import Wanted
 from ..pooling import Shape
 from ..pools import PassStretches, Pools
 from .capture import Capture, require_finite
+from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
 from .prefixes import Reading, in_passes, length_of
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
-from ...jobs.sources.conversation import Conversation
 from ..engine import TokenisedText
 from .offsets import Span, cut_at, offsets_encoder, token_span
 from .renderer import ChatRenderer

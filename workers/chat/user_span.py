@@ -19,9 +19,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
-from ...jobs.sources.conversation import Conversation
 from ...jobs.units import RolloutRequest
 from .offsets import Span, cut_at, token_span
 from .renderer import ChatRenderer

@@ -146,7 +146,7 @@ def test_a_run_over_several_gpus_a_replica_is_refused_before_its_model_is_looked
     def looked_for(*_args: object) -> None:
         pytest.fail("the model was looked for")
 
-    monkeypatch.setattr("persona_atlas.cluster.run.job.find_model", looked_for)
+    monkeypatch.setattr("persona_atlas.cluster.run.prepare.find_model", looked_for)
     with pytest.raises(InputError) as caught:
         invoke("run", LLAMA, "--set", f"store.url={tmp_path / 'run'}")
     assert (caught.value.code, caught.value.field) == ("not_yet", "placement.tensor_parallel")

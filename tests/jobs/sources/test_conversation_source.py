@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
+from persona_atlas.jobs.conversation import Conversation, Message
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.sizing.estimate import estimate
-from persona_atlas.jobs.sources.conversation import Conversation, Message
 from persona_atlas.jobs.sources.conversation_source import ROWS_PER_UNIT
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.unit_size import TOKENS_PER_CHUNK

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from persona_atlas.jobs.conversation import Conversation
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.sources.conversation import Conversation
 from persona_atlas.jobs.sources.read_conversations import read_conversations
 
 USER = {"role": "user", "content": "Who are you?"}

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import AtlasError, StoreError, TransientError
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.storage.arrays.chunks import chunk_table, read_chunks
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, RunRecord
 from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, INDEX_SCHEMA, index_table, to_parquet
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import Run
 from persona_atlas.storage.run import index_keeper
+from persona_atlas.storage.run.chunk_index import chunk_table, read_chunks
 from persona_atlas.storage.run.commits import commit_unit, committed_units, now_iso, read_commits
 from persona_atlas.storage.run.index import load_index, read_stored_index
 from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.rollouts import Canary
-from persona_atlas.storage.arrays.chunks import read_chunks, write_chunks
 from persona_atlas.storage.derived.reductions import Reduction, write_reduction
 from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.format import layout
@@ -25,6 +24,7 @@ from persona_atlas.storage.format.records import CommitRecord, Manifest, RunReco
 from persona_atlas.storage.format.rollout_tables import from_parquet, to_parquet
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import open_run
+from persona_atlas.storage.run.chunk_index import read_chunks, write_chunks
 from persona_atlas.storage.run.commits import commit_unit, committed_units, read_commit, read_commits
 from persona_atlas.storage.run.index import load_index, write_index
 from persona_atlas.storage.run.index_keeper import refresh_index

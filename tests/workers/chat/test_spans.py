@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from persona_atlas.jobs.conversation import Conversation
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.sources.conversation import Conversation
 from persona_atlas.workers.chat.renderer import ChatRenderer
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer, require_within_context
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.storage.arrays.chunks import CHUNK_SCHEMA, ChunkLengths, chunk_table, read_chunks, write_chunks
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import open_run
+from persona_atlas.storage.run.chunk_index import CHUNK_SCHEMA, ChunkLengths, chunk_table, read_chunks, write_chunks
 from persona_atlas.storage.run.commits import read_commits
 from persona_atlas.storage.run.index_keeper import refresh_index
 

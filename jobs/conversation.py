@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..messages import ChatMessage
-from ..personas import Kind, Polarity
+from .messages import ChatMessage
+from .personas import Kind, Polarity
 
 Role = Literal["user", "assistant"]
 

@@ -17,8 +17,8 @@ from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.units import RolloutAddress
 from persona_atlas.storage.arrays.codec import round_mantissa
-from persona_atlas.storage.arrays.reader import ActivationReader
 from persona_atlas.storage.format import layout
+from persona_atlas.storage.query.reader import ActivationReader
 from persona_atlas.storage.query.run import Run, open_run
 from persona_atlas.storage.run.commits import read_commit
 

@@ -22,7 +22,7 @@ from ..format import layout
 from ..format.records import CommitRecord, Manifest
 from ..format.rollout_tables import read_parquet, to_parquet
 from ..locations.location import Location
-from ..run.commits import read_commits
+from .commits import read_commits
 
 CHUNK_SCHEMA = pa.schema(
     [

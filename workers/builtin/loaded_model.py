@@ -11,7 +11,7 @@ from torch import nn
 from ...jobs.errors import InputError
 from ..chat.renderer import ChatRenderer, stop_token_ids
 from ..engine import EngineSettings
-from .hook_points import find_decoder_layers
+from ..models.hook_points import find_decoder_layers
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 

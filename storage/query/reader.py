@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import StoreError
+from ..arrays.codec import Float32, decode_chunk
+from ..arrays.geometry import geometry_of
 from ..format import layout
 from ..format.records import RunRecord
 from ..locations.location import Location
-from .chunks import ChunkLengths
-from .codec import Float32, decode_chunk
-from .geometry import geometry_of
+from ..run.chunk_index import ChunkLengths
 
 PARALLEL_REQUESTS = 32
 """Ranged requests in flight at a time, at most: enough to hide the latency of S3."""

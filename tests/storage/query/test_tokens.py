@@ -15,13 +15,13 @@ from persona_atlas.jobs.errors import InputError, StoreError, UnitError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.unit_size import TOKENS_PER_CHUNK
 from persona_atlas.jobs.units import RolloutAddress, RolloutRequest
-from persona_atlas.storage.arrays.chunks import CHUNK_SCHEMA, ChunkLengths, read_chunks, write_chunks
 from persona_atlas.storage.arrays.codec import round_mantissa
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.export_file import FORMATS, write_query
 from persona_atlas.storage.query.run import Run, open_run
+from persona_atlas.storage.run.chunk_index import CHUNK_SCHEMA, ChunkLengths, read_chunks, write_chunks
 from persona_atlas.storage.run.commits import committed_units, read_commit, read_commits
 from persona_atlas.storage.run.index_keeper import refresh_index
 from persona_atlas.storage.run.lease import acquire
