@@ -29,7 +29,7 @@ def finish_job(job: Job, progress: Progress, work: Callable[[StatusReporter], Ou
         KeyboardInterrupt: Somebody pressed Ctrl-C; said after telling how many units stay.
     """
     if job.committed:
-        progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed already.")
+        progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are already committed.")
     try:
         with StatusReporter() as reporter:
             outcome = work(reporter)
@@ -37,6 +37,6 @@ def finish_job(job: Job, progress: Progress, work: Callable[[StatusReporter], Ou
             reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
     except KeyboardInterrupt:
         done = len(committed_units(job.location))
-        progress.say(f"{done} of {len(job.plan.units)} units are committed and stay; running the job again resumes it.")
+        progress.say(f"{done} of {len(job.plan.units)} units are committed and kept; the same call or the same command resumes.")
         raise
     return outcome, conclusion

@@ -174,4 +174,7 @@ def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table |
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Decode a Parquet file and check its page CRCs; all columns when ``columns`` is None."""
     wanted = list(columns) if columns is not None else None
-    return pq.read_table(io.BytesIO(data), columns=wanted, page_checksum_verification=True)
+    # In the calling thread alone. Arrow's own threads drop their last reference to the bytes some time after the read;
+    # if the interpreter is shutting down by then, they may not take the GIL and the process aborts with status 134.
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
+    return file.read(columns=wanted, use_threads=False)
