@@ -17,6 +17,7 @@ from ..analysis.reduce import reduce_run
 from ..analysis.summary import Summary
 from ..jobs.conversation import Conversation
 from ..jobs.plan import Plan
+from ..jobs.poolings import DEFAULT_POOLING
 from ..jobs.scheduling.ledger import Failure
 from ..jobs.sources.read_conversations import parse_conversations
 from ..jobs.spec import JobSpec, load_spec, make_spec
@@ -130,7 +131,7 @@ def extract(
     store: str | os.PathLike[str],
     *,
     layers: str | Sequence[int] = "all",
-    poolings: Sequence[str] = ("response_mean",),
+    poolings: Sequence[str] = (DEFAULT_POOLING,),
     token_layers: str | Sequence[int] | None = None,
     overrides: Sequence[str] = (),
     replicas: int | None = None,

@@ -43,12 +43,13 @@ def run_units(responder: Responder, next_attempt: Callable[[], UnitAttempt | Non
         if stream.fault is None:
             return
         # A responder that fails before it takes any request fails the next unit, or this loop would never end.
-        units = stream.under_way or [_Unit.of(attempt) for attempt in (next_attempt(),) if attempt is not None]
+        units = stream.under_way or [_Unit(attempt) for attempt in (next_attempt(),) if attempt is not None]
         if not units:
             return
         for unit in units:
             alone = stream
-            if len(units) > 1:
+            # A unit without requests is the one at fault: they could not be made.
+            if len(units) > 1 and unit.requests:
                 alone = _Stream(responder, lambda: None, unit)
                 yield from alone.results()
             if alone.fault is not None:
@@ -70,16 +71,9 @@ class _Unit:
     requests: dict[RolloutAddress, RolloutRequest] = field(default_factory=dict)
     rows: dict[RolloutAddress, CapturedRollout] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, attempt: UnitAttempt) -> _Unit:
-        unit = cls(attempt)
-        unit.begin()
-        return unit
-
     def begin(self) -> None:
-        """Make the requests that wait for no reply."""
-        for request in self.attempt.first_requests():
-            self.requests[request.address] = request
+        """Make the requests that wait for no reply, all of them or, should one fail, none."""
+        self.requests = {request.address: request for request in self.attempt.first_requests()}
 
     @property
     def is_whole(self) -> bool:
@@ -193,6 +187,11 @@ class _Stream:
         answered = (rollout.address, rollout.system_prompt, rollout.question, rollout.seed)
         if answered != (request.address, request.system_prompt, request.question, request.seed):
             raise UnitError(f"the engine answered {request.address} with another rollout's words.", code="rows_mixed")
+        if captured.intervention != request.intervention:
+            raise UnitError(
+                f"the engine answered {request.address} under another intervention than was requested.",
+                code="rows_mixed",
+            )
         following = unit.follow(request, rollout)
         unit.rows[rollout.address] = captured
         self._rollouts += 1
@@ -218,11 +217,12 @@ class _Stream:
         try:
             rows = unit.in_row_order()
             canary = self._canary(rows)
+            share += time.perf_counter() - started
+            # Here too: rows that do not fit together are this unit's failure, and not that of the units beside it.
+            arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in rows[0].vectors_LD}
+            tokens = {name: _one_after_another([row.tokens_KTD[name] for row in rows]) for name in rows[0].tokens_KTD}
         except Exception as error:  # noqa: BLE001 - as above
             return failure_of(unit.attempt, error)
-        share += time.perf_counter() - started
-        arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in rows[0].vectors_LD}
-        tokens = {name: _one_after_another([row.tokens_KTD[name] for row in rows]) for name in rows[0].tokens_KTD}
         return UnitResult(unit.attempt, tuple(row.rollout for row in rows), arrays, share, canary, tokens)
 
     def _canary(self, rows: list[CapturedRollout]) -> Canary | None:

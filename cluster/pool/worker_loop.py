@@ -100,11 +100,19 @@ class WorkerLoop:
         with self._lock:
             if not self._is_generating:
                 # Before the units are queued: if no thread can be started, nothing waits for one in vain.
-                threading.Thread(target=self._generate, name="model", daemon=True).start()
+                threading.Thread(target=self._generate, args=(self._engine,), name="model", daemon=True).start()
                 self._is_generating = True
             self._inbox.extend(attempts)
             self._num_assigned += len(attempts)
             self._has_requested = False
+
+    def release(self) -> None:
+        """Forget the engine: its memory is free once the model thread has ended, whoever still holds this object.
+
+        Nothing may be taken afterwards.
+        """
+        with self._loading:
+            self._engine = None
 
     def next_report(self) -> WorkerReport:
         """Wait until there is something to report.
@@ -121,15 +129,14 @@ class WorkerLoop:
         results = tuple(event for event in events if not isinstance(event, WorkRequest))
         return WorkerReport(results, requests[-1] if requests else None)
 
-    def _generate(self) -> None:
+    def _generate(self, engine: Responder) -> None:
         """Run units until the inbox is empty; the body of the thread that has the model."""
-        assert self._engine is not None
         # By row block, which no two attempts share.
         under_way: dict[int, UnitAttempt] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
             while True:
                 try:
-                    for result in run_units(self._engine, partial(self._next_attempt, under_way)):
+                    for result in run_units(engine, partial(self._next_attempt, under_way, engine.prefetch)):
                         self._settle(result, under_way, writer)
                 except Exception as error:  # noqa: BLE001 - every unit in flight must be answered, whatever happened
                     for attempt in under_way.values():
@@ -156,14 +163,13 @@ class WorkerLoop:
             raise
         del under_way[result.attempt.row_block]
 
-    def _next_attempt(self, under_way: dict[int, UnitAttempt]) -> UnitAttempt | None:
-        assert self._engine is not None
+    def _next_attempt(self, under_way: dict[int, UnitAttempt], prefetch: int) -> UnitAttempt | None:
         with self._lock:
             if not self._inbox:
                 self._request_work()
                 return None
             attempt = self._inbox.popleft()
-            if len(self._inbox) < self._engine.prefetch:
+            if len(self._inbox) < prefetch:
                 self._request_work()
         under_way[attempt.row_block] = attempt
         return attempt

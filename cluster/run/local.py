@@ -73,8 +73,8 @@ class InProcessExecutor:
     """
 
     def __init__(self, settings: WorkerSettings, load: Callable[[WorkerSettings], Responder] = load_engine) -> None:
-        self._stopped = threading.Event()
-        self._loop = WorkerLoop(settings, _NAME, load=lambda told: _StoppableResponder(load(told), self._stopped))
+        self._stopped = stopped = threading.Event()
+        self._loop = WorkerLoop(settings, _NAME, load=lambda told: _StoppableResponder(load(told), stopped))
         self._load = WorkerLoad()
         self._is_ready = False
         self._since = time.time()
@@ -140,8 +140,10 @@ class InProcessExecutor:
         return [Answer(_NAME, results)] if results else []
 
     def close(self) -> None:
-        """Tell the model thread to stop; what is in flight is lost."""
+        """Tell the model thread to stop, and let go of the model; what is in flight is lost."""
         self._stopped.set()
+        # After Ctrl-C the traceback, which a notebook keeps, holds this object; the model must not stay with it.
+        self._loop.release()
 
 
 class _StoppableResponder:

@@ -131,7 +131,7 @@ class FakeEngine:
         if self.token_layers:
             kept = tokens_of(request.address, len(content), len(self.token_layers), self.d_model)
             tokens["resid_post", "tokens"] = kept
-        return CapturedRollout(rollout, vectors, tokens)
+        return CapturedRollout(rollout, vectors, tokens, intervention=request.intervention)
 
 
 def small_spec(store_url: str = "unused", **changes: object) -> JobSpec:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.rollouts import UnitResult
+from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.rollouts import Rollout, UnitResult
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt
+from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, UnitRequests, WorkUnit
 from persona_atlas.workers.engine import CapturedRollout
 from persona_atlas.workers.run_units import run_units
 
@@ -155,6 +157,79 @@ def test_rows_that_belong_to_other_rollouts_are_refused():
     assert failure.message == (
         "the engine answered role/pirate/pos/prompt0/question1/sample0 with another rollout's words."
     )
+
+
+@dataclass(frozen=True)
+class _Steered:
+    """The requests of a unit, each under an intervention."""
+
+    requests: UnitRequests
+    intervention: Intervention
+
+    def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        for request in self.requests.first(unit):
+            yield replace(request, intervention=self.intervention)
+
+    def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
+        return self.requests.following(request, rollout)
+
+
+class _Elsewhere(FakeEngine):
+    """Answers under an intervention of its own."""
+
+    under: Intervention | None = None
+
+    def _answer(self, request: RolloutRequest) -> CapturedRollout:
+        return replace(super()._answer(request), intervention=self.under)
+
+
+@pytest.mark.parametrize("under", [None, Intervention((AddVector(1, (0.5,), 2.0),))], ids=["none", "another"])
+def test_an_answer_under_another_intervention_than_requested_is_refused(under: Intervention | None):
+    (attempt,) = orders_of(UNITS[0])
+    steered = replace(attempt, requests=_Steered(attempt.requests, Intervention((AddVector(1, (0.5,), 1.0),))))
+    (block,) = run_units(FakeEngine(), fed([steered]))
+    assert isinstance(block, UnitResult)
+    engine = _Elsewhere()
+    engine.under = under
+    (failure,) = run_units(engine, fed([steered]))
+    assert isinstance(failure, Failure)
+    assert "role/pirate/pos/prompt0/question0/sample0 under another intervention" in failure.message
+
+
+class _NoTexts:
+    """The texts of a unit, which cannot be made into requests."""
+
+    def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        raise ValueError(f"no question for {unit.unit_id}")
+        yield
+
+    def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
+        return None
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_unit_whose_requests_cannot_be_made_fails_alone_and_says_why(place: int):
+    attempts = orders_of(*UNITS)
+    attempts[place] = replace(attempts[place], requests=_NoTexts())
+    results = list(run_units(FakeEngine(), fed(attempts)))
+    (failure,) = [result for result in results if isinstance(result, Failure)]
+    assert (failure.unit_id, failure.message) == (UNITS[place], f"no question for {UNITS[place]}")
+    assert sum(isinstance(result, UnitResult) for result in results) == 2
+
+
+class _Uneven(FakeEngine):
+    """Gives a poet's rollouts vectors of different sizes."""
+
+    def _answer(self, request: RolloutRequest) -> CapturedRollout:
+        row = super()._answer(request)
+        if request.address.persona != "poet" or not request.address.question_index:
+            return row
+        return replace(row, vectors_LD={array: vector_LD[:, :-1] for array, vector_LD in row.vectors_LD.items()})
+
+
+def test_rows_that_do_not_fit_together_fail_their_unit_alone():
+    results = list(run_units(_Uneven(), fed(orders_of(*UNITS))))
+    assert [type(result) for result in results] == [UnitResult, Failure, UnitResult]
 
 
 class _Inventing(FakeEngine):

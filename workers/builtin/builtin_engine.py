@@ -48,7 +48,7 @@ class BuiltinEngine:
         layers: The captured layers.
         canary_limit: See ``Reader``.
         tokens_per_capture: See ``Reader``.
-        prefetch: None: it asks for a request whenever a slot of its batch comes free.
+        prefetch: No unit: it asks for a request whenever a slot of its batch comes free.
     """
 
     def __init__(

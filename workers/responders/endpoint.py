@@ -100,7 +100,8 @@ class EndpointResponder:
         rollout = self._rollout(answer)
         spans = self._user_spans
         user_span = spans.of_prompt(answer.request.messages, rollout.prompt_token_ids) if spans else None
-        return Reading(TokenisedText.of(rollout, user_span), (rollout,))
+        # Interventions with edits were refused before; one without edits is still part of the answer.
+        return Reading(TokenisedText.of(rollout, user_span, answer.request.intervention), (rollout,))
 
     def _rollout(self, answer: _Answered) -> Rollout:
         request, completion = answer.request, answer.completion

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 
 from ....jobs.personas import Kind
+from ....jobs.poolings import DEFAULT_POOLING
 from ....jobs.wording import count_of
 from ....storage.query.export_file import FORMATS, check_target, write_query
 from ....storage.query.run import open_run
@@ -35,7 +36,7 @@ from ..options import endpoint_option, json_option, store_argument
 )
 @click.option("--hook-point", default="resid_post", show_default=True, help="A captured hook point.")
 @click.option(
-    "--pooling", default="response_mean", show_default=True, help="A captured pooling; 'tokens' is every token."
+    "--pooling", default=DEFAULT_POOLING, show_default=True, help="A captured pooling; 'tokens' is every token."
 )
 @click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
 @endpoint_option

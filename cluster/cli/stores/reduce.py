@@ -6,6 +6,7 @@ import click
 
 from ....analysis.reduce import reduce_run
 from ....analysis.summary import summarise
+from ....jobs.poolings import DEFAULT_POOLING
 from ....storage.query.run import open_run
 from ....storage.query.selection import layer_positions
 from .. import output, summary_text
@@ -15,7 +16,7 @@ from ..options import endpoint_option, json_option, store_argument
 @click.command()
 @store_argument
 @click.option(
-    "--pooling", default=None, help="Pooling to reduce; by default response_mean if captured, else the first."
+    "--pooling", default=None, help=f"Pooling to reduce; by default {DEFAULT_POOLING} if captured, else the first."
 )
 @click.option("--layer", type=int, default=None, help="Layer to summarise; by default the middle one.")
 @endpoint_option

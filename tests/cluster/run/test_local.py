@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,8 @@ def executor_of(plan: Plan, store: Path, engine: FakeEngine) -> InProcessExecuto
         rows_per_block=plan.rows_per_block,
         mantissa_bits=10,
     )
-    return InProcessExecutor(settings, load=lambda _: engine)
+    engines = [engine]
+    return InProcessExecutor(settings, load=lambda _: engines.pop())
 
 
 def work(plan: Plan, executor: InProcessExecutor) -> tuple[Ledger, list[Manifest]]:
@@ -68,6 +71,34 @@ def test_nothing_is_handed_out_before_the_model_is_loaded(plan: Plan, tmp_path: 
     assert (executor.ready, executor.idle, executor.views[0].doing) == ([], [], "loading")
     executor.start()
     assert (executor.ready, executor.idle, executor.views[0].doing) == (["this-process"], ["this-process"], "idle")
+
+
+def test_a_closed_pool_lets_go_of_the_model_though_somebody_holds_the_pool(plan: Plan, tmp_path: Path):
+    engine = FakeEngine()
+    model = weakref.ref(engine)
+    before = set(threading.enumerate())
+    executor = executor_of(plan, tmp_path, engine)
+    work(plan, executor)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    executor.close()
+    del engine
+    gc.collect()
+    assert model() is None
+    assert executor.views
+
+
+def test_a_pool_is_gone_without_the_garbage_collector(plan: Plan, tmp_path: Path):
+    executor = executor_of(plan, tmp_path, FakeEngine())
+    pool = weakref.ref(executor)
+    gc.collect()
+    gc.disable()
+    try:
+        executor.start()
+        del executor
+        assert pool() is None
+    finally:
+        gc.enable()
 
 
 def test_a_closed_pool_leaves_no_thread_behind(plan: Plan, tmp_path: Path):
