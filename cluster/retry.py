@@ -34,7 +34,7 @@ class Backoff:
     longest_wait_s: float
 
     def wait_s(self, failures: int) -> float:
-        """Give the seconds to wait after so many failures.
+        """Return the seconds to wait after so many failures.
 
         Example:
             >>> [Backoff(tries=9, first_wait_s=2, longest_wait_s=60).wait_s(failures) for failures in (1, 2, 8)]

@@ -59,12 +59,12 @@ class Conversation:
     place: str
 
     def chat(self) -> tuple[ChatMessage, ...]:
-        """Give the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
+        """Return the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
         system = (ChatMessage("system", self.system_prompt),) if self.system_prompt else ()
         return (*system, *(ChatMessage(message.role, message.content) for message in self.messages))
 
     def turn_indices(self) -> Iterator[int]:
-        """Give the places of the assistant's messages, the system prompt not counted: each is a row."""
+        """Yield the places of the assistant's messages, the system prompt not counted: each is a row."""
         for index, message in enumerate(self.messages):
             if message.role == "assistant":
                 yield index
@@ -75,7 +75,7 @@ class Conversation:
         return sum(message.role == "assistant" for message in self.messages)
 
     def extra_of(self, turn_index: int) -> str:
-        """Give the input's other keys as JSON: the conversation's and, under ``message``, those of one message.
+        """Return the input's other keys as JSON: the conversation's and, under ``message``, those of one message.
 
         Args:
             turn_index: Place of the message.

@@ -67,11 +67,11 @@ class Plan:
         return counts
 
     def requests(self, unit: WorkUnit) -> UnitRequests:
-        """Give the texts of a unit, from which its requests are made."""
+        """Return the texts of a unit, from which its requests are made."""
         return self.source.requests(unit)
 
     def identity(self) -> list[Any]:
-        """Give what decides what the run's numbers mean and where they lie, but for the texts."""
+        """Return what decides what the run's numbers mean and where they lie, but for the texts."""
         sizes = [self.rows_per_block, *([self.tokens_per_block] if self.tokens_per_block else [])]
         return [self.spec.identity(), self.facts.fingerprint, *sizes]
 

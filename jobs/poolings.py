@@ -43,7 +43,7 @@ class TokenSpans:
     user: TokenRange | None = None
 
     def of(self, span: Span) -> TokenRange:
-        """Give one span.
+        """Return one span.
 
         Args:
             span: Which.

@@ -323,7 +323,7 @@ class JobSpec(_Part):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Give the fields that decide the results, as JSON values; two specs of one run must agree in them."""
+        """Return the fields that decide the results, as JSON values; two specs of one run must agree in them."""
         whole = self.model_dump(mode="json")
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits

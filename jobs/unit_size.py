@@ -33,7 +33,7 @@ class RowSizes:
 
     @classmethod
     def of(cls, spec: JobSpec, d_model: int, num_layers: int, num_token_layers: int) -> RowSizes:
-        """Give the sizes of a job.
+        """Return the sizes of a job.
 
         Args:
             spec: The job.

@@ -139,7 +139,7 @@ class WorkUnit:
         return len(self.question_indices)
 
     def addresses(self) -> Iterator[RolloutAddress]:
-        """Give the address of each row, in row order."""
+        """Yield the address of each row, in row order."""
         turns = self.turn_indices or (None,) * self.num_rollouts
         for question, sample, turn in zip(self.question_indices, self.sample_indices, turns, strict=True):
             yield RolloutAddress(self.kind, self.persona, self.polarity, self.prompt_index, question, sample, turn)

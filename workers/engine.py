@@ -76,7 +76,7 @@ class TokenisedText:
     def of(
         cls, rollout: Rollout, user_span: TokenRange | None = None, intervention: Intervention | None = None
     ) -> TokenisedText:
-        """Give a rollout as a text with one response.
+        """Return a rollout as a text with one response.
 
         Args:
             rollout: Prompt and response.

@@ -52,7 +52,7 @@ class AppliedIntervention:
     by_layer: Mapping[int, tuple[Application, ...]]
 
     def edited(self, layer: int, resid_TD: torch.Tensor) -> torch.Tensor:
-        """Give the output of a decoder layer as the edits leave it.
+        """Return the output of a decoder layer as the edits leave it.
 
         Args:
             layer: Which.

@@ -104,5 +104,5 @@ class Observed:
     every_KWD: torch.Tensor
 
     def cpu(self) -> Observed:
-        """Give the same in the machine's memory."""
+        """Return the same in the machine's memory."""
         return Observed(self.tokens_LED.cpu(), self.sums_LPD.cpu(), self.every_KWD)

@@ -105,7 +105,7 @@ class Accumulator(ABC):
 
     @abstractmethod
     def finish(self, slot: int, num_tokens: int) -> Float32:
-        """Give a slot's value.
+        """Return a slot's value.
 
         Args:
             slot: Which.
@@ -125,7 +125,7 @@ class _VectorAccumulator(Accumulator):
         self._state_LBD = torch.zeros(shape.num_layers, 0, shape.d_model, device=shape.device)
 
     def parts_of_tokens(self, tokens_LSD: torch.Tensor) -> torch.Tensor:
-        """Give the tokens as they are: each is its own sum and its own last."""
+        """Return the tokens as they are: each is its own sum and its own last."""
         return tokens_LSD
 
     def start(self, slots: slice) -> None:
@@ -142,14 +142,14 @@ class _VectorAccumulator(Accumulator):
         self._state_LBD[:, target] = self._state_LBD[:, source]
 
     def finish(self, slot: int, num_tokens: int) -> Float32:
-        """Give ``(L, D)``; see ``Accumulator.finish``."""
+        """Return ``(L, D)``; see ``Accumulator.finish``."""
         if num_tokens == 0:
             return np.full((self._shape.num_layers, self._shape.d_model), np.nan, dtype=np.float32)
         return self._value(slot, num_tokens).contiguous().cpu().numpy().copy()
 
     @abstractmethod
     def _value(self, slot: int, num_tokens: int) -> torch.Tensor:
-        """Give ``(L, D)``, of a span that has tokens."""
+        """Return ``(L, D)``, of a span that has tokens."""
 
 
 class MeanAccumulator(_VectorAccumulator):
@@ -227,7 +227,7 @@ class TokenAccumulator(Accumulator):
         self._kept[target] = self._kept.pop(source)
 
     def finish(self, slot: int, num_tokens: int) -> Float32:
-        """Give ``(K, T, D)``; the slot keeps nothing."""
+        """Return ``(K, T, D)``; the slot keeps nothing."""
         kept = self._kept.pop(slot)
         if not kept:
             return np.empty((len(self._positions), 0, self._shape.d_model), dtype=np.float32)

@@ -39,7 +39,7 @@ class Pools:
         return list(dict.fromkeys(pooling.span for pooling in self.poolings))
 
     def arrays(self, span: Span) -> list[tuple[HookPoint, ArrayName, Accumulator]]:
-        """Give the arrays that pool a span: hook point, name and accumulator."""
+        """Return the arrays that pool a span: hook point, name and accumulator."""
         return [
             (point, (point, pooling.name), self._accumulators[point, pooling.name])
             for point in self.hook_points
@@ -69,7 +69,7 @@ class Pools:
             accumulator.move(source, target)
 
     def finish(self, slot: int, spans: TokenSpans) -> tuple[dict[ArrayName, Float32], dict[ArrayName, Float32]]:
-        """Give a slot's values.
+        """Return a slot's values.
 
         Args:
             slot: Which.

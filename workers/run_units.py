@@ -86,7 +86,7 @@ class _Unit:
         return len(self.rows) == self.attempt.unit.num_rollouts
 
     def missing(self) -> list[RolloutRequest]:
-        """Give the requests that were not answered."""
+        """Return the requests that were not answered."""
         return [request for address, request in self.requests.items() if address not in self.rows]
 
     def follow(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
@@ -110,7 +110,7 @@ class _Unit:
         return following
 
     def in_row_order(self) -> list[CapturedRollout]:
-        """Give the rollouts of a whole unit, in the order of its addresses.
+        """Return the rollouts of a whole unit, in the order of its addresses.
 
         Raises:
             UnitError: A rollout of the unit was never requested, and another one in its place.
@@ -142,7 +142,7 @@ class _Stream:
         self._rollouts = 0
 
     def results(self) -> Iterator[UnitResult | Failure]:
-        """Give each unit that was finished, or whose numbers are wrong."""
+        """Yield each unit that was finished, or whose numbers are wrong."""
         rollouts: Iterator[CapturedRollout] | None = None
         answered = 0
         while True:

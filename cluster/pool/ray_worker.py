@@ -27,7 +27,7 @@ class UnitActor:
         self._loop = WorkerLoop(settings, name)
 
     def node_id(self) -> str:
-        """Give the id of the node that this runs on."""
+        """Return the id of the node that this runs on."""
         return ray.get_runtime_context().get_node_id()
 
     def wait_forever(self) -> None:

@@ -78,7 +78,7 @@ def open_ray_backend(job: Job, address: str | None, progress: Progress) -> Itera
 
 
 def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
-    """Give what every worker of a job is told.
+    """Return what every worker of a job is told.
 
     Args:
         job: Prepared.

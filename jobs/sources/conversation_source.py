@@ -49,7 +49,7 @@ class ConversationRequests:
         return None
 
     def _turns(self) -> Iterator[tuple[tuple[ChatMessage, ...], GivenResponse]]:
-        """Give every response, with the messages before it."""
+        """Yield every response, with the messages before it."""
         for conversation in self.conversations:
             chat = conversation.chat()
             num_system = len(chat) - len(conversation.messages)
@@ -99,11 +99,11 @@ class ConversationSource:
                 )
 
     def requests(self, unit: WorkUnit) -> ConversationRequests:
-        """Give the conversations of a unit."""
+        """Return the conversations of a unit."""
         return ConversationRequests(self._of(unit))
 
     def identity(self, unit: WorkUnit) -> bytes:
-        """Give the texts of a unit's conversations as JSON; see ``RequestSource.identity``."""
+        """Return the texts of a unit's conversations as JSON; see ``RequestSource.identity``."""
         lines: list[str] = []
         for given in self._of(unit):
             messages = [[message.role, message.content, message.extra] for message in given.messages]
@@ -111,7 +111,7 @@ class ConversationSource:
         return "".join(lines).encode()
 
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
-        """Give the most content tokens that the responses of a unit's conversations may come to."""
+        """Return the most content tokens that the responses of a unit's conversations may come to."""
         return sum(_most_tokens(given, max_context) for given in self._of(unit))
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
@@ -134,7 +134,7 @@ class ConversationSource:
 
 
 def _design(given: Conversation) -> tuple[Kind, str, Polarity, int]:
-    """Give what all conversations of a unit have in common."""
+    """Return what all conversations of a unit have in common."""
     return given.kind, given.persona, given.polarity, given.prompt_index
 
 

@@ -91,15 +91,15 @@ class PersonaSource:
                 yield from self._units_of(self.catalog.persona(kind, name), selection, sizes)
 
     def requests(self, unit: WorkUnit) -> PersonaRequests:
-        """Give a unit's system prompt and questions."""
+        """Return a unit's system prompt and questions."""
         return PersonaRequests(self._system_prompt(unit), self._questions(unit), self.spec.seed)
 
     def identity(self, unit: WorkUnit) -> bytes:
-        """Give a unit's system prompt and questions as JSON; see ``RequestSource.identity``."""
+        """Return a unit's system prompt and questions as JSON; see ``RequestSource.identity``."""
         return json.dumps([unit.unit_id, self._system_prompt(unit), self._questions(unit)]).encode()
 
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
-        """Give the tokens of a unit's responses when each is as long as it may become."""
+        """Return the tokens of a unit's responses when each is as long as it may become."""
         return unit.num_rollouts * self._longest_response
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
@@ -154,7 +154,7 @@ class PersonaSource:
         return tuple(asked[index].text for index in _distinct(unit))
 
     def _asked(self, persona: Persona) -> tuple[Question, ...]:
-        """Give all the questions that a persona may be asked: the shared ones, or its own."""
+        """Return all the questions that a persona may be asked: the shared ones, or its own."""
         selection = {"role": self.spec.personas.roles, "trait": self.spec.personas.traits}.get(persona.kind)
         is_own = selection is not None and selection.questions_from == "own"
         return persona.questions if is_own else self.catalog.questions
@@ -186,7 +186,7 @@ class PersonaSource:
 
 
 def _distinct(unit: WorkUnit) -> tuple[int, ...]:
-    """Give a unit's question indices, each once, in the order of its rows."""
+    """Return a unit's question indices, each once, in the order of its rows."""
     return tuple(dict.fromkeys(unit.question_indices))
 
 

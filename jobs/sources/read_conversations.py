@@ -210,7 +210,7 @@ def _texts(entry: _Entry) -> tuple[str, tuple[Message, ...], str]:
 
 
 def _system_beside(entry: _Entry, messages: list[Message]) -> str:
-    """Give the system prompt that stands beside the messages, unless the first of them holds it already."""
+    """Return the system prompt that stands beside the messages, unless the first of them holds it already."""
     text = entry.value.get("system_prompt")
     if text is None or text == "":
         return ""

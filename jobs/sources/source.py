@@ -59,15 +59,15 @@ class RequestSource(Protocol):
         ...
 
     def requests(self, unit: WorkUnit) -> UnitRequests:
-        """Give the texts of one of its units."""
+        """Return the texts of one of its units."""
         ...
 
     def identity(self, unit: WorkUnit) -> bytes:
-        """Give every text of a unit in a canonical form; the plan's digest is taken over these bytes."""
+        """Return every text of a unit in a canonical form; the plan's digest is taken over these bytes."""
         ...
 
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
-        """Give the most content tokens that a unit's responses may come to, all together.
+        """Return the most content tokens that a unit's responses may come to, all together.
 
         Args:
             unit: One of its units.

@@ -41,7 +41,7 @@ class StoredUnit(BaseModel):
     samples: int
 
     def to_unit(self) -> WorkUnit:
-        """Give the unit in memory.
+        """Return the unit in memory.
 
         Raises:
             ValueError: It has no rows, or its lists do not fit together.
@@ -66,7 +66,7 @@ class StoredConversationUnit(StoredUnit):
     turn_indices: tuple[tuple[int, ...], ...]
 
     def to_unit(self) -> WorkUnit:
-        """Give the unit in memory; see :meth:`StoredUnit.to_unit`."""
+        """Return the unit in memory; see :meth:`StoredUnit.to_unit`."""
         columns = (self.question_indices, self.sample_indices, self.conversation_indices, self.turn_indices)
         rows = [
             (question, sample, turn, conversation)
@@ -78,7 +78,7 @@ class StoredConversationUnit(StoredUnit):
 
 
 def stored_unit(unit: WorkUnit) -> StoredUnit:
-    """Give the form in which a unit is stored.
+    """Return the form in which a unit is stored.
 
     Raises:
         ValueError: It has no such form: its questions are not all asked equally often, or its turns belong to no

@@ -136,7 +136,7 @@ def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
 
 
 def _summing(spans: Sequence[TokenRange], num_tokens: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Give the function that adds up each span of a stream, ``(N, D)`` to float32 ``(P, D)``."""
+    """Return the function that adds up each span of a stream, ``(N, D)`` to float32 ``(P, D)``."""
     if device == "cpu":
         return lambda resid_ND: torch.stack([resid_ND[a:b].sum(dim=0, dtype=torch.float32) for a, b in spans])
     # On a GPU one product with rows of ones and zeros: a kernel for every span would cost more than its arithmetic.

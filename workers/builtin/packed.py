@@ -261,7 +261,7 @@ class PackedPass:
         return self._masks[key]
 
     def _segment_mask(self, rule: _Rule, segment: Segment, dtype: torch.dtype, times: int) -> torch.Tensor:
-        """Give the mask ``(times * S, T)``: the segment's own, so many times."""
+        """Return the mask ``(times * S, T)``: the segment's own, so many times."""
         # Segments of the same positions share a mask: prompts under one system prompt often do.
         key = (self._rules.index(rule), segment.start, segment.length, times)
         if key not in self._masks:

@@ -143,7 +143,7 @@ class Reading:
 
 
 def length_of(text: TokenisedText) -> int:
-    """Give how many tokens of a text are read: up to the end of its last response."""
+    """Return how many tokens of a text are read: up to the end of its last response."""
     return text.responses[-1][1] if text.responses else 0
 
 

@@ -68,7 +68,7 @@ def cut_at(text: str, marks: Sequence[str], whose: str) -> list[str]:
 
 
 def token_span(offsets: Sequence[Span], characters: Span) -> Span:
-    """Give the tokens that hold any of some characters.
+    """Return the tokens that hold any of some characters.
 
     A token that holds some of these characters and others besides counts.
 

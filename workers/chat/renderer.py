@@ -61,7 +61,7 @@ class ChatRenderer:
         self.inserted_system_text = self._inserts_system()
 
     def render(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Give the ids of a chat up to where the response begins.
+        """Return the ids of a chat up to where the response begins.
 
         Args:
             messages: The chat so far; ends with the user's message.
@@ -77,7 +77,7 @@ class ChatRenderer:
         )
 
     def shared_prefix(self, before: Sequence[ChatMessage]) -> list[int]:
-        """Give the ids with which a chat begins whose first messages are these, whatever the user says next.
+        """Return the ids with which a chat begins whose first messages are these, whatever the user says next.
 
         Almost: a message may be tokenised together with the text before it. Compare before relying on it.
 
@@ -89,7 +89,7 @@ class ChatRenderer:
         return one[: next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
 
     def for_template(self, messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-        """Give messages as this model's template takes them.
+        """Return messages as this model's template takes them.
 
         Where it has no system role, a system message goes in front of the user's message that follows it.
 
@@ -102,7 +102,7 @@ class ChatRenderer:
         return _for_template(messages, has_system_role=self.has_system_role)
 
     def text(self, messages: Sequence[dict[str, str]], *, generate: bool) -> str:
-        """Give the template's rendering of messages.
+        """Return the template's rendering of messages.
 
         Args:
             messages: As ``for_template`` gives them.
@@ -121,7 +121,7 @@ class ChatRenderer:
         return {name: value for name, value in known.items() if name in self._template}
 
     def describe(self) -> dict[str, Any]:
-        """Give what a run's record holds about rendering, as plain JSON values."""
+        """Return what a run's record holds about rendering, as plain JSON values."""
         return {
             "chat_template_sha256": hashlib.sha256(self._template.encode()).hexdigest(),
             "has_system_role": self.has_system_role,

@@ -44,11 +44,11 @@ class ConversationRenderer:
         self._encoder = offsets_encoder(tokenizer)
 
     def user_spans(self) -> UserSpans:
-        """Give what finds the user's own words in the same renderings."""
+        """Return what finds the user's own words in the same renderings."""
         return UserSpans(self._encoder, self.renderer)
 
     def render(self, given: Conversation) -> TokenisedText:
-        """Give a conversation's ids and the spans of the assistant's messages, one for each, in order.
+        """Return a conversation's ids and the spans of the assistant's messages, one for each, in order.
 
         Raises:
             InputError: The chat template refuses it or rewrites it; names where it was read.
@@ -76,7 +76,7 @@ class ConversationRenderer:
         return TokenisedText(given.place, tuple(encoding.ids), spans)
 
     def answer(self, messages: Sequence[ChatMessage], response: str) -> tuple[list[int], list[int]]:
-        """Give the ids of a prompt and of the response that a server gave to it.
+        """Return the ids of a prompt and of the response that a server gave to it.
 
         The prompt's are those that were sent through the template. The response's are what the tokenizer makes of its
         text there; the server's own may have been others that spell the same.
@@ -112,7 +112,7 @@ class ConversationRenderer:
         return spans
 
     def _as_rendered(self, messages: _Messages, marked: _Messages, marks: dict[int, str], place: int) -> str:
-        """Give what a template makes of one response, which it strips of spaces, say."""
+        """Return what a template makes of one response, which it strips of spaces, say."""
         before, after = cut_at(self.renderer.text(marked, generate=False), [marks[place]], "assistant")
         alone = [messages[i] if i == place else message for i, message in enumerate(marked)]
         text = self.renderer.text(alone, generate=False)
@@ -125,7 +125,7 @@ class ConversationRenderer:
 
 
 def _put_together(around: Sequence[str], contents: Sequence[str], whole: str) -> list[Span] | None:
-    """Give the places of the contents between the parts, if together they are the whole."""
+    """Return the places of the contents between the parts, if together they are the whole."""
     spans: list[Span] = []
     text = around[0]
     for content, after in zip(contents, around[1:], strict=True):

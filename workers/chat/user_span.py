@@ -123,7 +123,7 @@ class UserSpans:
 
 
 def _last_of_user(messages: Sequence[ChatMessage]) -> int | None:
-    """Give the place of the last message of the user; None where there is none."""
+    """Return the place of the last message of the user; None where there is none."""
     return next((place for place in reversed(range(len(messages))) if messages[place].role == "user"), None)
 
 

@@ -18,7 +18,7 @@ _CGROUP_FILES = (
 
 
 def free_bytes(device: str) -> int:
-    """Give free memory in bytes: of the first visible GPU for ``cuda``, else of this machine or its container."""
+    """Return free memory in bytes: of the first visible GPU for ``cuda``, else of this machine or its container."""
     if device == "cuda":
         import torch
 

@@ -41,7 +41,7 @@ _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*
 
 
 def cache_dir() -> Path:
-    """Give the folder for converted models: ``PERSONA_ATLAS_CACHE``, or one in the user's cache."""
+    """Return the folder for converted models: ``PERSONA_ATLAS_CACHE``, or one in the user's cache."""
     own = os.environ.get("PERSONA_ATLAS_CACHE")
     if own:
         return Path(own)
@@ -50,7 +50,7 @@ def cache_dir() -> Path:
 
 
 def find_model(model: ModelSpec, say: Callable[[str], None]) -> Path:
-    """Give a directory with the model's configuration, tokenizer and safetensors weights.
+    """Return a directory with the model's configuration, tokenizer and safetensors weights.
 
     Args:
         model: Which model.

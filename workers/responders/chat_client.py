@@ -235,7 +235,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _reason(text: str) -> str:
-    """Give what a server says went wrong, on one line."""
+    """Return what a server says went wrong, on one line."""
     try:
         said = json.loads(text)
     except ValueError:

@@ -164,7 +164,7 @@ class _Requests:
         task.add_done_callback(self._tasks.discard)
 
     def wait(self) -> list[_Answered]:
-        """Give what has been answered, waiting for the first if there is nothing yet."""
+        """Return what has been answered, waiting for the first if there is nothing yet."""
         answered = [self._answers.get()]
         while not self._answers.empty():
             answered.append(self._answers.get())
