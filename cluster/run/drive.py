@@ -72,7 +72,7 @@ def _fail(failures: Sequence[Failure], worker: str, ledger: Ledger, progress: Pr
     lost: list[Failure] = []
     for failure in failures:
         again = ledger.fail(failure, worker)
-        if again and failure.is_innocent:
+        if again and failure.is_worker_fault:
             lost.append(failure)
         else:
             progress.failed(failure, again=again)

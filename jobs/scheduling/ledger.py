@@ -39,14 +39,14 @@ class Failure:
         attempt: Number of the attempt, 1 for the first.
         message: One line.
         detail: All that is known, usually a traceback; may be empty.
-        is_innocent: Whether the unit cannot be to blame: its node was lost, or its worker failed other units before it.
+        is_worker_fault: Whether the unit cannot be to blame: its node was lost, or its worker failed other units before it.
     """
 
     unit_id: str
     attempt: int
     message: str
     detail: str = ""
-    is_innocent: bool = False
+    is_worker_fault: bool = False
 
 
 @dataclass
@@ -176,13 +176,13 @@ class Ledger:
         self._in_flight.pop(failure.unit_id, None)
         if failure.unit_id in self.committed:
             return False
-        if not failure.is_innocent:
+        if not failure.is_worker_fault:
             self.first_failure = self.first_failure or failure
         self.last_failure[failure.unit_id] = failure
         attempts, losses = self.num_attempts[failure.unit_id], self.losses.get(failure.unit_id, 0)
-        if failure.is_innocent:
+        if failure.is_worker_fault:
             losses = self.losses[failure.unit_id] = losses + 1
-        is_suspect = failure.unit_id in self._failed_on or not failure.is_innocent or losses > _LOSSES_UNSUSPECTED
+        is_suspect = failure.unit_id in self._failed_on or not failure.is_worker_fault or losses > _LOSSES_UNSUSPECTED
         if is_suspect:
             self._failed_on.setdefault(failure.unit_id, set()).add(worker)
         if attempts - losses < MAX_FAILURES and attempts < MAX_ATTEMPTS:

@@ -237,7 +237,7 @@ class WorkerPool(Generic[R]):
             return []
         self._nodes = nodes
         if is_unreachable or worker.node_id in nodes.gone:
-            self._lose(worker, "the worker's node is gone", reason, now, is_innocent=True, is_node_charged=False)
+            self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, is_node_charged=False)
             return self._taken()
         if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
             self._kill(worker)
@@ -327,7 +327,7 @@ class WorkerPool(Generic[R]):
         if verdicts and verdicts[-1]:
             failure = next(result for result in reversed(results) if isinstance(result, Failure))
             what = "the worker failed unit after unit and was replaced"
-            self._lose(worker, what, failure.message, now, is_innocent=True)
+            self._lose(worker, what, failure.message, now, is_worker_fault=True)
 
     def _lose(
         self,
@@ -336,7 +336,7 @@ class WorkerPool(Generic[R]):
         reason: str,
         now: float,
         *,
-        is_innocent: bool = False,
+        is_worker_fault: bool = False,
         is_node_charged: bool = True,
     ) -> None:
         """Let a worker go: its units fail, another is launched at once, and its node may be to blame.
@@ -346,14 +346,16 @@ class WorkerPool(Generic[R]):
             what: What happened to it, the message of the failures.
             reason: Why, their detail.
             now: Seconds.
-            is_innocent: Whether its units cannot be to blame.
+            is_worker_fault: Whether its units cannot be to blame.
             is_node_charged: Whether its node may be to blame.
         """
         attempts, has_suspect = worker.load.attempts, worker.load.has_suspect
         self._kill(worker)
         self.follow_at = now
         if attempts:
-            self._commands.append(Deliver(worker.name, _failures(attempts, what, reason, is_innocent=is_innocent)))
+            self._commands.append(
+                Deliver(worker.name, _failures(attempts, what, reason, is_worker_fault=is_worker_fault))
+            )
         if is_node_charged and worker.node_id:
             is_over = self._node_health.died(worker.node_id, now, reason, is_unit_suspect=has_suspect)
             if is_over:
@@ -373,9 +375,11 @@ class WorkerPool(Generic[R]):
 
 
 def _failures(
-    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_innocent: bool = False
+    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_worker_fault: bool = False
 ) -> tuple[Failure, ...]:
-    return tuple(Failure(attempt.unit.unit_id, attempt.number, message, detail, is_innocent) for attempt in attempts)
+    return tuple(
+        Failure(attempt.unit.unit_id, attempt.number, message, detail, is_worker_fault) for attempt in attempts
+    )
 
 
 def _no_worker(reason: str) -> JobError:
