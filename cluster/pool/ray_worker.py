@@ -31,7 +31,7 @@ class UnitActor:
         return ray.get_runtime_context().get_node_id()
 
     def wait_forever(self) -> None:
-        """Never return: this call fails when the worker dies, which notifies the driver whatever the worker was doing."""
+        """Never return: when the worker dies, this call fails, which notifies the driver whatever the worker did."""
         threading.Event().wait()
 
     def prepare(self) -> AtlasError | None:
