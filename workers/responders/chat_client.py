@@ -198,7 +198,7 @@ class ChatClient:
     def _why_refused(self, error: _RefusedError) -> InputError:
         if error.status in (401, 403):
             return InputError(
-                f"the server at {self._url} lets nobody in with this key: {error}.",
+                f"the server at {self._url} rejects this key: {error}.",
                 code="endpoint_unauthorised",
                 field="generation.api_key_env",
                 hint="Name the environment variable that holds the server's key, and set it where the worker runs.",
