@@ -127,7 +127,7 @@ def _refuse_intervention(request: RolloutRequest) -> None:
     """
     if request.intervention is not None and request.intervention.edits:
         raise UnitError(
-            f"{request.address}: the request has an intervention, which a server cannot apply.",
+            f"{request.address}: the request carries an intervention, which a server cannot apply.",
             code="no_intervention",
         )
 
