@@ -1,1 +1,1 @@
-"""Where it runs: Ray sessions, the run loop, the command line. Here a worker's block meets the store."""
+"""Run jobs: pools of workers, the run loop, submission to a cluster, the Python interface and the command line."""

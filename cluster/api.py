@@ -36,7 +36,7 @@ SpecLike = JobSpec | str | os.PathLike[str] | Mapping[str, Any]
 """A validated spec, the path of a YAML file, or the file's content as a mapping."""
 
 _IN_MEMORY = "(in memory)"
-"""What stands for ``conversations.source`` in the record of a run whose conversations came from Python."""
+"""Value of ``conversations.source`` in the record of a run whose conversations were passed from Python."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class JobResult:
 
     Attributes:
         run: The run's store, open.
-        planned: Units of the job.
-        done: Units that are committed now.
-        worked: Units that this call committed; 0 when nothing was missing.
-        failures: Units that failed three times and are not committed, with their last error.
-        summary: What the reduction found at the middle layer; None when there is nothing to reduce.
-        report: Where the HTML report is; None likewise.
+        planned: Number of units of the job.
+        done: Number of units that are committed now.
+        worked: Number of units that this call committed; 0 when none was missing.
+        failures: Units that were given up, each with its last error.
+        summary: Summary of the reduction at the middle layer; None when there is nothing to reduce.
+        report: Path or URL of the HTML report; None when there is nothing to reduce.
 
     Example:
         >>> from persona_atlas import run
@@ -108,13 +108,13 @@ def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = No
         progress: Whether to print progress to stderr.
 
     Returns:
-        How it ended; look at ``is_complete``, for units that failed three times raise no error.
+        The result. Check ``is_complete``: units that were given up are listed in ``failures`` and raise no error.
 
     Raises:
-        InputError: The spec is wrong, the store belongs to another run, or another driver works it.
+        InputError: The spec is wrong, the store belongs to another run, or another driver is working on it.
         StoreError: The store is damaged.
-        TransientError: The store failed for good.
-        JobError: No worker could be had.
+        TransientError: The store failed, after retries.
+        JobError: No worker could be started.
 
     Example:
         >>> from persona_atlas import run
@@ -138,7 +138,7 @@ def extract(
     address: str | None = None,
     progress: bool = True,
 ) -> JobResult:
-    """Run a model over conversations that exist and keep its activations, a row for each message of the assistant.
+    """Run a model over existing conversations and store its activations, one row per message of the assistant.
 
     Args:
         model: A Hugging Face id, a local directory, or ``package://module/file.gguf``.
@@ -146,21 +146,21 @@ def extract(
             ``{"role", "content"}``, or a list of conversations, each such a list or an object with ``messages``.
         store: A directory or ``s3://bucket/prefix``.
         layers: ``"all"``, ``"middle"`` or 0-based decoder layers.
-        poolings: What is kept of each response.
-        token_layers: Layers of which the pooling ``tokens`` keeps every token.
+        poolings: How the tokens of each response are pooled; ``tokens`` keeps every token.
+        token_layers: Layers at which the pooling ``tokens`` keeps every token; None without it.
         overrides: ``key.path=value`` assignments to other fields of the spec.
-        replicas: As for ``run``.
-        address: As for ``run``.
+        replicas: Copies of the model; ``placement.replicas`` of the spec when None, else 1.
+        address: ``host:port`` of a Ray cluster, or ``auto`` for the one that this machine belongs to.
         progress: Whether to print progress to stderr.
 
     Returns:
-        How it ended, with the run open.
+        The result, with the run open for reading.
 
     Raises:
         InputError: A conversation, a layer, the model or another field is wrong.
         StoreError: The store is damaged.
-        TransientError: The store failed for good.
-        JobError: No worker could be had.
+        TransientError: The store failed, after retries.
+        JobError: No worker could be started.
 
     Example:
         >>> from persona_atlas import extract
@@ -193,20 +193,20 @@ def reduce(
     pooling: str | None = None,
     progress: bool = True,
 ) -> Reduction:
-    """Find a run's role and trait vectors, Assistant Axis, principal components and thresholds, and keep them in it.
+    """Compute a run's role and trait vectors, Assistant Axis, PCA and thresholds, and store them in the run.
 
     Args:
-        run: An open run, or its place.
-        hook_point: ``resid_post``, or the first that was captured, when None.
-        pooling: ``response_mean``, or the first that was captured, when None.
+        run: An open run, or the path or URL of its store.
+        hook_point: Hook point to reduce; None: ``resid_post``, or the first that was captured.
+        pooling: Pooling to reduce; None: ``response_mean``, or the first that was captured.
         progress: Whether to print progress to stderr.
 
     Returns:
-        The reduction of what is committed; one that is stored already is loaded.
+        The reduction of the committed units. If the same one is stored already, it is loaded instead of computed.
 
     Raises:
         InputError: There is no run, or nothing in it to reduce.
-        StoreError: A committed number is missing or damaged.
+        StoreError: A committed value is missing or damaged.
         JobError: The vectors of some layers are all the same.
 
     Example:
@@ -220,14 +220,14 @@ def reduce(
 
 
 def verify(run: Run | str | os.PathLike[str], *, quick: bool = False) -> Verification:
-    """Re-read a run and check every checksum, row, span and number against its commit records.
+    """Read a run again and check every checksum, row, span and value against its commit records.
 
     Args:
-        run: An open run, or its place.
+        run: An open run, or the path or URL of its store.
         quick: Whether to compare lengths only, and read no object.
 
     Returns:
-        What was found; ``is_sound`` says that nothing is damaged, ``is_complete`` that nothing is missing.
+        The result: ``is_sound`` when nothing is damaged, ``is_complete`` when no unit is missing.
 
     Raises:
         InputError: There is no run.

@@ -1,4 +1,4 @@
-"""Retry calls to the object store or a cluster that fail in a way that may pass, with growing waits between tries."""
+"""Retry calls to an object store or a cluster after transient errors, with exponential backoff."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How often a call is tried, and how long to wait between tries. Waits double.
+    """Exponential backoff: the number of tries, and waits that double after each failure.
 
     Attributes:
-        tries: Calls in all, the first included.
-        first_wait_s: Seconds between the first try and the second.
-        longest_wait_s: Seconds that no wait exceeds.
+        tries: Maximum number of calls, the first included.
+        first_wait_s: Wait after the first failure, in seconds.
+        longest_wait_s: Upper limit of a wait, in seconds.
     """
 
     tries: int
@@ -34,7 +34,7 @@ class Backoff:
     longest_wait_s: float
 
     def wait_s(self, failures: int) -> float:
-        """Give the seconds to wait after so many failures.
+        """Return the seconds to wait after a number of failures.
 
         Example:
             >>> [Backoff(tries=9, first_wait_s=2, longest_wait_s=60).wait_s(failures) for failures in (1, 2, 8)]
@@ -50,11 +50,11 @@ def with_retries(
     *,
     backoff: Backoff | None = None,
 ) -> T:
-    """Call an action, and call it again after a wait for as long as it raises a retryable error.
+    """Call an action, and repeat the call after a wait as long as it raises a retryable error.
 
     Args:
-        action: The call; it must be safe to make twice.
-        say: Called with a line of text for every failure that will be retried.
+        action: The call; must be safe to repeat.
+        say: Called with a line of text for every failure that is retried.
         stop: Once set, ends the wait and prevents further tries; the last error is raised.
         backoff: Number of tries and waits; None: ``TRIES`` tries within about ten minutes.
 

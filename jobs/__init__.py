@@ -1,1 +1,1 @@
-"""What to run: spec, catalog, units, plan, ledger. Pure data and arithmetic; knows no Ray, torch, S3 or clock."""
+"""What to run: spec, catalog, units, plan, scheduling. Pure data and arithmetic, without Ray, torch, S3 or a clock."""

@@ -1,4 +1,4 @@
-"""Conversations that exist already, as frozen values. Knows nothing of the files they came from beyond a name."""
+"""Existing conversations as frozen values. Knows nothing of their files except a name for error messages."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: Who speaks; the system prompt stands beside the messages, not among them.
-        content: Its text.
-        extra: The message's other keys as the text of a JSON object; ``""`` for none.
+        role: ``user`` or ``assistant``; the system prompt is a field of the conversation.
+        content: Text of the message.
+        extra: Additional keys of the message in the input, as a JSON object in text form; ``""`` for none.
     """
 
     role: Role
@@ -30,20 +30,20 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One conversation with its place in the design and in the input.
+    """One conversation with its address and its index in the input.
 
     Attributes:
-        kind: ``conversation``, or what the released pipeline's file stands for.
-        persona: The name of the role or trait, or of the file.
-        polarity: ``pos`` but for a trait's opposite.
-        prompt_index: Of the released pipeline's line; else 0.
-        question_index: Of the released pipeline's line; else the conversation's place in its file.
-        sample_index: Tells conversations of the same question apart.
-        conversation_index: Its place in the whole input.
-        system_prompt: ``""`` for none.
-        messages: User and assistant, in order; at least one assistant.
-        extra: The input's other keys as the text of a JSON object.
-        place: Where it was read, for errors: ``talks.jsonl, line 3``.
+        kind: ``conversation``; for files of the released pipeline role, trait or default.
+        persona: Name of the role or trait, or of the file.
+        polarity: ``neg`` for the opposite of a trait, else ``pos``.
+        prompt_index: That of the released pipeline's line; else 0.
+        question_index: That of the released pipeline's line; else the index of the conversation in its file.
+        sample_index: Counts conversations with the same prompt and question.
+        conversation_index: Index in the whole input.
+        system_prompt: The system prompt; ``""`` for none.
+        messages: Messages of user and assistant, in order; at least one is the assistant's.
+        extra: Additional keys of the conversation in the input, as a JSON object in text form.
+        place: Where it was read, for error messages, such as ``talks.jsonl, line 3``.
     """
 
     kind: Kind
@@ -59,26 +59,26 @@ class Conversation:
     place: str
 
     def chat(self) -> tuple[ChatMessage, ...]:
-        """Give the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
+        """Return the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
         system = (ChatMessage("system", self.system_prompt),) if self.system_prompt else ()
         return (*system, *(ChatMessage(message.role, message.content) for message in self.messages))
 
     def turn_indices(self) -> Iterator[int]:
-        """Give the places of the assistant's messages, the system prompt not counted: each is a row."""
+        """Yield the index of each assistant message, the system prompt not counted; each is a row of the run."""
         for index, message in enumerate(self.messages):
             if message.role == "assistant":
                 yield index
 
     @property
     def num_turns(self) -> int:
-        """Messages of the assistant."""
+        """Number of assistant messages."""
         return sum(message.role == "assistant" for message in self.messages)
 
     def extra_of(self, turn_index: int) -> str:
-        """Give the input's other keys as JSON: the conversation's and, under ``message``, those of one message.
+        """Return the additional keys as JSON: the conversation's and, under ``message``, those of one message.
 
         Args:
-            turn_index: Place of the message.
+            turn_index: Index of the message.
         """
         own = self.messages[turn_index].extra
         if not own:

@@ -1,8 +1,8 @@
-"""What is changed in a model while it runs, as frozen values that requests carry. Knows no torch.
+"""Interventions: edits of the residual stream while a model runs, as frozen values. Does not import torch.
 
-An intervention is part of a request: two requests that differ in it never share a prefix of a KV cache. How each kind
-of edit is applied stands in ``workers/interventions.py``; a new kind is a dataclass here, a member of ``Edit`` and one
-entry of the table there.
+A request carries its intervention, and two requests with different interventions never share a prefix of the KV cache.
+``workers/interventions.py`` applies the edits. A new kind of edit, such as capping, is a dataclass here that is added
+to ``Edit``, and an entry of the table there.
 Axes: D d_model.
 """
 
@@ -21,7 +21,7 @@ class AddVector:
     Attributes:
         layer: 0-based decoder layer.
         vector: D numbers, in the units of the residual stream.
-        coefficient: Factor.
+        coefficient: Factor of the vector; negative to subtract.
     """
 
     layer: int
@@ -29,14 +29,14 @@ class AddVector:
     coefficient: float = 1.0
 
     def problem(self, num_layers: int, d_model: int) -> str | None:
-        """Say what keeps this edit from being applied to a model.
+        """Explain why this edit cannot be applied to a model.
 
         Args:
             num_layers: Decoder layers of the model.
             d_model: Width of its residual stream.
 
         Returns:
-            A clause for an error message; None when nothing does.
+            A clause for an error message; None when it can be applied.
         """
         if not 0 <= self.layer < num_layers:
             return f"edits layer {self.layer}; the model has layers 0 to {num_layers - 1}"
@@ -50,28 +50,28 @@ class AddVector:
 
 
 Edit = AddVector
-"""Every kind of edit."""
+"""Any kind of edit; becomes a union when there is a second one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """Edits of the residual stream, applied in order; none of them is a no-op.
+    """Edits of the residual stream, applied in order. Without edits it is the same as no intervention.
 
     Attributes:
-        edits: What is done, at which layer.
+        edits: The edits, each with its layer.
     """
 
     edits: tuple[Edit, ...] = ()
 
     def require_applicable(self, num_layers: int, d_model: int) -> None:
-        """Make sure that a model can be edited this way.
+        """Check that every edit can be applied to a model.
 
         Args:
             num_layers: Decoder layers of the model.
             d_model: Width of its residual stream.
 
         Raises:
-            UnitError: It cannot; names the edit and both values.
+            UnitError: An edit cannot be applied; names it and both values.
         """
         for position, edit in enumerate(self.edits):
             problem = edit.problem(num_layers, d_model)

@@ -1,4 +1,4 @@
-"""The messages of a chat, as chat templates and servers take them. Knows nothing of where they come from."""
+"""The messages of a chat, in the form of chat templates and the OpenAI protocol."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ChatMessage:
     """One message of a chat.
 
     Attributes:
-        role: Whose message it is.
-        content: Its text.
+        role: Author of the message.
+        content: Text of the message.
     """
 
     role: ChatRole

@@ -1,4 +1,4 @@
-"""What is known of a model without loading it. Pure values."""
+"""Sizes and identity of a model, known without loading it. Pure values."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class ModelFacts:
     Attributes:
         n_layers: Decoder layers.
         d_model: Width of the residual stream.
-        num_parameters: Parameters in all.
-        kv_values_per_token: Values that one token adds to the KV cache, all layers together.
-        dtype: The checkpoint's own parameter type.
+        num_parameters: Number of parameters.
+        kv_values_per_token: Values that one token adds to the KV cache, over all layers.
+        dtype: Parameter type of the checkpoint.
         family: ``model_type`` of its configuration.
         max_context: Longest sequence it takes, in tokens.
-        fingerprint: SHA-256 over its configuration, tokenizer and weight files' headers; empty where the files were not
-            read, and then nothing can be run, only planned.
+        fingerprint: SHA-256 over its configuration, tokenizer and samples of its weight files; empty if the files were
+            not read, which is enough to plan a job but not to run it.
     """
 
     n_layers: int

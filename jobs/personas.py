@@ -54,7 +54,7 @@ class Persona:
     judge_prompt: str = ""
 
     def system_prompt(self, polarity: Polarity, prompt_index: int, model_name: str) -> str:
-        """Give a system prompt with ``{model_name}`` filled in.
+        """Return a system prompt with ``{model_name}`` filled in.
 
         Args:
             polarity: ``neg`` exists for traits only.

@@ -1,7 +1,4 @@
-"""From a spec and a source of requests to the list of work units, before anything is spent.
-
-Pure: reads no store, loads no model.
-"""
+"""Plan a job: from a spec and a source of requests to the list of work units. Pure: reads no store, loads no model."""
 
 from __future__ import annotations
 
@@ -22,17 +19,18 @@ from .units import UnitRequests, WorkUnit
 
 @dataclass(frozen=True)
 class Plan:
-    """Every unit of a job, in a fixed order, and what the store needs to know to hold them.
+    """All units of a job, in a fixed order, and the shapes of its arrays in the store.
 
     Attributes:
-        spec: The spec it was made from.
-        source: Where its units and their texts come from.
-        facts: What is known of the model.
+        spec: The spec that was planned.
+        source: Source of the units and their texts.
+        facts: Sizes and identity of the model.
         layers: The captured decoder layers, 0-based, ascending.
-        token_layers: Those of which every token is kept, ascending; empty unless ``tokens`` is among the poolings.
-        units: In the source's order.
-        rows_per_block: Rows of a unit's row block; a shorter unit leaves the rest empty.
-        tokens_per_block: Content tokens that a unit's responses may come to in all; 0 when none are kept.
+        token_layers: Those at which every token is kept, ascending; empty unless ``tokens`` is among the poolings.
+        units: The units, in the order of the source.
+        rows_per_block: Rows of a row block: the number of rollouts of the largest unit. Smaller units leave rows empty.
+        tokens_per_block: Rows of a row block in ``tokens`` arrays: the most content tokens that the responses of a unit
+            may have, in whole chunks; 0 when no tokens are kept.
 
     Example:
         >>> from persona_atlas import plan
@@ -56,7 +54,7 @@ class Plan:
 
     @property
     def num_rollouts(self) -> int:
-        """Rollouts of all units."""
+        """Number of rollouts of all units."""
         return sum(unit.num_rollouts for unit in self.units)
 
     def rollouts_by_kind(self) -> dict[Kind, int]:
@@ -67,20 +65,20 @@ class Plan:
         return counts
 
     def requests(self, unit: WorkUnit) -> UnitRequests:
-        """Give the texts of a unit, from which its requests are made."""
+        """Return the texts of a unit, from which its requests are made."""
         return self.source.requests(unit)
 
     def identity(self) -> list[Any]:
-        """Give what decides what the run's numbers mean and where they lie, but for the texts."""
+        """Return what, besides the texts, determines the meaning and the location of the run's values."""
         sizes = [self.rows_per_block, *([self.tokens_per_block] if self.tokens_per_block else [])]
         return [self.spec.identity(), self.facts.fingerprint, *sizes]
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the identity of the spec, the model and every text that is sent or read.
+        """SHA-256 over the identity of the spec, the model and every prompt or given text.
 
         Raises:
-            InputError: The model's files were not read, so that it is not known which model this is.
+            InputError: The model's files were not read, so its fingerprint is unknown.
         """
         if not self.facts.fingerprint:
             raise InputError(
@@ -96,12 +94,12 @@ class Plan:
 
 
 def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts) -> Plan:
-    """Cut a job into units.
+    """Divide a job into units.
 
     Args:
-        spec: What to run.
-        source: Where its texts come from; ``load_source`` opens the one that a spec names.
-        facts: What is known of the model that the spec names.
+        spec: The job.
+        source: Source of its texts; ``load_source`` opens the one that a spec names.
+        facts: Sizes and identity of the model that the spec names.
 
     Raises:
         InputError: The model lacks a layer, the source lacks a persona, prompt or question, or one question or
@@ -119,18 +117,22 @@ def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts) -> Plan:
         token_layers=token_layers,
         units=units,
         rows_per_block=max((unit.num_rollouts for unit in units), default=0),
-        # Room that a unit leaves empty takes no space in the store.
+        # Generous, because rows that a unit leaves empty take no space in the store.
         tokens_per_block=whole_chunks(tokens),
     )
 
 
 def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Say which layers a spec captures, and of which of these it keeps every token, both ascending.
+    """Resolve the captured layers of a spec, and those of them at which every token is kept; both ascending.
 
-    Where tokens are all that is kept, no other layer is captured.
+    If ``tokens`` is the only pooling, only the token layers are captured.
+
+    Args:
+        spec: The job.
+        facts: Sizes of its model.
 
     Raises:
-        InputError: The model has no such layer, or tokens are asked of one that is not captured.
+        InputError: The model lacks a layer, or tokens are to be kept at a layer that is not captured.
     """
     layers = _layers(spec.capture.layers, range(facts.n_layers), facts, "capture.layers")
     if spec.capture.token_layers is None:
@@ -148,7 +150,7 @@ def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[tuple[int, ...], 
 
 
 def _layers(asked: Any, every: Sequence[int], facts: ModelFacts, field: str) -> tuple[int, ...]:
-    """Turn ``all``, ``middle`` or a list into layers that the model has, ascending."""
+    """Resolve ``all``, ``middle`` or a list to layers of the model, ascending."""
     if asked == "all":
         return tuple(every)
     if asked == "middle":

@@ -1,11 +1,11 @@
-"""Poolings: which tokens of a rollout are kept, and how they become one vector. The one place that names them.
+"""The table of poolings: over which tokens of a rollout activations are pooled, and how.
 
-A pooling is a *span* of tokens and a way to *combine* them. Whoever has to know something about a pooling (whether it
-has a value for an empty response, whether it keeps every token) asks its entry here and never takes its name apart.
+A pooling is a *span* of tokens and a way to *combine* them. Code that depends on a property of a pooling (whether it
+has a value for an empty response, whether it keeps every token) reads it from the entry and never parses the name.
 
-To add a pooling, add an entry to ``POOLINGS``. One that combines tokens in a new way needs an accumulator besides, in
-``workers/pooling.py``, and one line in ``workers/builtin/plain_pass.py``, which recomputes it independently.
-Imports nothing but errors.
+To add a pooling, add an entry to ``_TABLE``. One that combines tokens in a new way also needs an accumulator in
+``workers/pooling.py``, and a line in ``workers/builtin/plain_pass.py``, which recomputes it independently for the
+canary. Imports nothing but errors.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Literal
 from .errors import InputError, closest
 
 Span = Literal["prompt", "user", "response"]
-"""Which tokens: see ``TokenSpans``."""
+"""A range of a rollout's tokens; see ``TokenSpans``."""
 
 Combine = Literal["mean", "last", "every"]
-"""``mean`` of all tokens of the span, the ``last`` of them, or ``every`` one for itself."""
+"""``mean`` over all tokens of the span, ``last`` token of the span, or ``every`` token separately."""
 
 TokenRange = tuple[int, int]
 """``(start, stop)`` in tokens, end exclusive."""
@@ -29,27 +29,27 @@ TokenRange = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class TokenSpans:
-    """Where the spans of one response lie in its conversation, in tokens.
+    """The token spans of one response, as ranges of its conversation.
 
     Attributes:
-        response: Content tokens of the response: no template token, no end-of-turn token. The prompt is all that comes
-            before it, ``[0, start)``, the template's tokens included.
-        user: Content tokens of the last message of the user before the response: the user's own words alone, without
-            the template's tokens and without a system prompt that a template puts into the same message. None where
-            no pooling wanted them, so that nobody looked for them.
+        response: Content tokens of the response, without template tokens and the end-of-turn token. The prompt is
+            everything before it, ``[0, start)``, template tokens included.
+        user: Content tokens of the last user message before the response, without template tokens and without a system
+            prompt that the template puts into the same message. None when no pooling needs them: they are located only
+            on demand.
     """
 
     response: TokenRange
     user: TokenRange | None = None
 
     def of(self, span: Span) -> TokenRange:
-        """Give one span.
+        """Return the token range of one span.
 
         Args:
-            span: Which.
+            span: ``prompt``, ``user`` or ``response``.
 
         Raises:
-            ValueError: It is ``user``, and the tokens of the user's message were not looked for.
+            ValueError: The span is ``user``, and the user's message was not located.
         """
         if span == "response":
             return self.response
@@ -65,10 +65,10 @@ class Pooling:
     """One entry of the table.
 
     Attributes:
-        name: What specs, stores and commands call it; part of a store's paths.
-        span: Which tokens of a rollout.
-        combine: How they become a value.
-        summary: What it is, in one phrase, for documents and messages.
+        name: Name in specs and commands, and part of the paths in a store, so it must never change.
+        span: The tokens that it pools.
+        combine: How it combines them.
+        summary: One phrase that describes it, for documents and messages.
     """
 
     name: str
@@ -78,59 +78,59 @@ class Pooling:
 
     @property
     def keeps_tokens(self) -> bool:
-        """Whether it keeps a vector for every token of its span, in place of one for the rollout."""
+        """Whether it keeps one vector per token of its span instead of one per rollout."""
         return self.combine == "every"
 
     @property
     def defined_without_response(self) -> bool:
-        """Whether it has a value for a rollout whose response is empty; the others are NaN there."""
+        """Whether it has a value for a rollout with an empty response; if not, the value is NaN."""
         return self.span != "response"
 
     @property
     def needs_user_span(self) -> bool:
-        """Whether the tokens of the user's message must be found when a conversation is rendered."""
+        """Whether the user's message must be located when a conversation is rendered."""
         return self.span == "user"
 
     def has_value(self, num_content_tokens: int) -> bool:
-        """Say whether a rollout has numbers in this pooling.
+        """Return whether a rollout has a value in this pooling.
 
         Args:
-            num_content_tokens: Content tokens of its response.
+            num_content_tokens: Number of content tokens of its response.
         """
         return num_content_tokens > 0 or self.defined_without_response
 
 
 DEFAULT_POOLING = "response_mean"
-"""What is captured, queried and reduced where nobody names a pooling."""
+"""The pooling that is captured, queried and reduced by default."""
 
 TOKENS = "tokens"
-"""The pooling that pools nothing: every content token of a response, at chosen layers."""
+"""The pooling that keeps every content token of a response, at chosen layers, instead of pooling them."""
 
 _TABLE = (
     Pooling(DEFAULT_POOLING, "response", "mean", "the mean over the content tokens of the response"),
     Pooling("response_last", "response", "last", "the last content token of the response"),
     Pooling("prompt_mean", "prompt", "mean", "the mean over every token before the response, the template's included"),
     Pooling("prompt_last", "prompt", "last", "the last token before the response"),
-    # The same token as prompt_last, by definition: whatever stands between the user's message and the response (the
-    # end of the turn, the name of the next speaker, an empty block of reasoning) is the template's, and the last of
-    # these tokens is the last of the prompt. Work on persona vectors asks for it by this name.
+    # By definition the same token as prompt_last: everything between the user's message and the response (end of turn,
+    # name of the next role, an empty reasoning section) is written by the template, and its last token is the last of
+    # the prompt. An alias, because work on persona vectors uses this name.
     Pooling("assistant_start", "prompt", "last", "the last token that the template writes before the response"),
     Pooling("user_mean", "user", "mean", "the mean over the content tokens of the last message of the user"),
     Pooling(TOKENS, "response", "every", "every content token of the response, at the layers of capture.token_layers"),
 )
 
 POOLINGS: Mapping[str, Pooling] = MappingProxyType({pooling.name: pooling for pooling in _TABLE})
-"""Every pooling by its name."""
+"""All poolings by name."""
 
 
 def pooling_named(name: str) -> Pooling:
-    """Look a pooling up.
+    """Look up a pooling by name.
 
     Args:
-        name: Of an entry of the table.
+        name: Name of an entry of the table.
 
     Raises:
-        InputError: There is none of that name; lists those that there are.
+        InputError: There is no pooling of that name; lists all names.
     """
     found = POOLINGS.get(name)
     if found is None:
@@ -144,18 +144,18 @@ def pooling_named(name: str) -> Pooling:
 
 
 def keeps_tokens(name: str) -> bool:
-    """Say whether a pooling keeps every token; False for a name that is not in the table.
+    """Return whether a pooling keeps every token; False for an unknown name.
 
-    For commands and records that name a pooling which is looked up, and refused by name, later.
+    For callers that get the name from a command or a record, and leave it to a later lookup to refuse an unknown one.
     """
     return name in POOLINGS and POOLINGS[name].keeps_tokens
 
 
 def pooling_name(name: str) -> str:
-    """Validate a name for a spec.
+    """Validate the name of a pooling in a spec and return it.
 
     Raises:
-        ValueError: There is no such pooling; lists those that there are.
+        ValueError: There is no pooling of that name; lists all names.
     """
     if name not in POOLINGS:
         suggestion = closest(name, POOLINGS)
@@ -164,5 +164,5 @@ def pooling_name(name: str) -> str:
 
 
 def pooled_names(names: Iterable[str]) -> list[str]:
-    """Leave out the poolings that keep every token: those that remain give one vector a rollout."""
+    """Return the poolings that give one vector per rollout, without those that keep every token."""
     return [name for name in names if not pooling_named(name).keeps_tokens]

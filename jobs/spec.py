@@ -200,12 +200,12 @@ class CaptureSpec(_Part):
 
     @field_validator("token_layers")
     @classmethod
-    def _said_with_tokens(cls, layers: Any, info: ValidationInfo) -> Any:
+    def _required_with_tokens_only(cls, layers: Any, info: ValidationInfo) -> Any:
         keeps_tokens = any(POOLINGS[name].keeps_tokens for name in info.data.get("poolings", ()))
         if "poolings" in info.data and keeps_tokens != (layers is not None):
             if layers is None:
                 raise ValueError("poolings has tokens: name the layers, as [12] or middle (extract: --token-layers)")
-            raise ValueError("means nothing unless poolings has tokens (extract: --pooling tokens)")
+            raise ValueError("has no effect unless poolings has tokens (extract: --pooling tokens)")
         return layers
 
     @field_validator("hook_points", "layers", "poolings", "token_layers")
@@ -307,7 +307,7 @@ class JobSpec(_Part):
         return data | {"capture": {"mode": "prefill_pass"} | capture} if isinstance(capture, dict) else data
 
     @model_validator(mode="after")
-    def _asks_for_something(self) -> JobSpec:
+    def _is_consistent(self) -> JobSpec:
         by_prefill = self.conversations is not None or self.generation is not None
         if by_prefill != (self.capture.mode == "prefill_pass"):
             asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
@@ -323,14 +323,14 @@ class JobSpec(_Part):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Give the fields that decide the results, as JSON values; two specs of one run must agree in them."""
+        """Return the fields that decide the results, as JSON values; two specs of one run must agree in them."""
         whole = self.model_dump(mode="json")
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
         if not self.capture.keeps_tokens:
-            # Keeps the digest of runs that were made before the field existed.
+            # Runs from before the field existed must keep their digest.
             del keep["capture"]["token_layers"]
-        # The texts themselves decide, not the place they come from; the plan's digest covers the texts.
+        # The texts count and not the path they were read from; the plan's digest covers the texts.
         if self.conversations is not None:
             return keep | {"conversations": True}
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}

@@ -1,19 +1,19 @@
-"""From words to tokens where no tokenizer is at hand. Rules of thumb, stated."""
+"""Estimate numbers of tokens from numbers of words, by rules of thumb, when no tokenizer is loaded."""
 
 from __future__ import annotations
 
 TOKENS_PER_WORD = 1.35
-"""English prose under the usual byte-pair vocabularies."""
+"""Typical of English prose with a byte-pair vocabulary."""
 
 TEMPLATE_TOKENS = 20
-"""What a chat template adds around a system prompt and a question."""
+"""Tokens that a chat template adds to a system prompt and a question."""
 
 
 def word_tokens(words: int) -> int:
-    """Say about how many tokens a number of words comes to."""
+    """Estimate the tokens of a text from its number of words."""
     return int(words * TOKENS_PER_WORD)
 
 
 def prompt_tokens(words: int) -> int:
-    """Say about how many tokens a number of words comes to within a chat template."""
+    """Estimate the tokens of a prompt, chat template included, from its number of words."""
     return word_tokens(words) + TEMPLATE_TOKENS

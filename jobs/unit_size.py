@@ -1,4 +1,4 @@
-"""How much a unit may hold: each of its objects in the store stays under one size, whatever is captured. Pure."""
+"""Limits on the size of a unit: each of its objects in the store stays below one size, whatever is captured. Pure."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from .errors import InputError
 from .spec import JobSpec
 
 BLOCK_BYTES_LIMIT = 64 * 2**20
-"""A unit's rows become one object of the store; its stored size stays under this."""
+"""Limit on the stored size of a shard, which holds all rows of a unit."""
 
 STORED_BYTES_PER_VALUE = 2
-"""What one value takes in the store, for sizing: 2.04 measured at 10 mantissa bits."""
+"""Estimated stored bytes per value; 2.04 was measured at 10 mantissa bits."""
 
 TOKENS_PER_CHUNK = 256
-"""Tokens that the ``tokens`` arrays of a store hold in one chunk; part of the layout, so stores depend on it."""
+"""Rows of an inner chunk of ``tokens`` arrays. Part of the store's layout, so it must not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowSizes:
-    """How the stored objects of a unit grow with its rollouts and tokens, in bytes.
+    """Stored bytes of one row in the arrays of a job.
 
     Attributes:
-        rollout_bytes: Stored bytes of one rollout in a pooled array; 0 where nothing is pooled.
-        token_bytes: Stored bytes of one content token in a ``tokens`` array; 0 where none is kept.
-        num_token_layers: Layers of which every token is kept.
+        rollout_bytes: Stored bytes of one rollout in a pooled array; 0 if nothing is pooled.
+        token_bytes: Stored bytes of one content token in a ``tokens`` array; 0 if none is kept.
+        num_token_layers: Number of layers at which every token is kept.
     """
 
     rollout_bytes: int
@@ -33,32 +33,32 @@ class RowSizes:
 
     @classmethod
     def of(cls, spec: JobSpec, d_model: int, num_layers: int, num_token_layers: int) -> RowSizes:
-        """Give the sizes of a job.
+        """Compute the sizes of a job.
 
         Args:
             spec: The job.
             d_model: Width of the residual stream.
-            num_layers: Captured layers.
-            num_token_layers: Those of which every token is kept.
+            num_layers: Number of captured layers.
+            num_token_layers: Number of layers at which every token is kept.
         """
         value = d_model * STORED_BYTES_PER_VALUE
         return cls(num_layers * value if spec.capture.pooled else 0, num_token_layers * value, num_token_layers)
 
     @property
     def most_rollouts(self) -> int:
-        """Rollouts that an object of pooled vectors holds."""
+        """Most rollouts that a shard of a pooled array holds."""
         return _quotient(self.rollout_bytes)
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that an object of every token holds."""
+        """Most tokens that a shard of a ``tokens`` array holds."""
         return _quotient(self.token_bytes)
 
     def refuse_tokens(self, tokens: int, what: str, ways: str) -> InputError:
-        """Make the error of too many tokens for one object.
+        """Make the error for more tokens than a shard holds.
 
         Args:
-            tokens: Tokens that would have to share one object.
+            tokens: Number of tokens that would have to be in one shard.
             what: The responses that they belong to, for the message.
             ways: What the user can change instead of keeping fewer layers, for the hint.
         """
@@ -76,7 +76,7 @@ class RowSizes:
 
 
 def whole_chunks(tokens: int) -> int:
-    """Round a number of tokens up to whole chunks."""
+    """Round a number of tokens up to a multiple of ``TOKENS_PER_CHUNK``."""
     return -(-tokens // TOKENS_PER_CHUNK) * TOKENS_PER_CHUNK
 
 

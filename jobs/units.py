@@ -1,4 +1,4 @@
-"""Rollout addresses, work units, requests and seeds. Pure; the same spec gives the same of each, wherever it runs."""
+"""Rollout addresses, work units, requests and seeds. Pure and deterministic: a spec determines all of them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RolloutAddress:
-    """Where one rollout stands in the design: persona, polarity, prompt, question, sample.
+    """The address of one rollout: persona, polarity, prompt, question, sample and turn. Unique within a run.
 
     Attributes:
-        turn_index: Place of a response among the messages of its conversation, the system prompt not counted;
-            None for the single response to a question.
+        kind: Kind of the persona; ``conversation`` for a given text without one.
+        persona: Name of the persona within its kind, or of the file of a given text.
+        polarity: ``neg`` for the opposite of a trait.
+        prompt_index: Index of the persona's system prompt.
+        question_index: Index of the question.
+        sample_index: Counts rollouts of the same prompt and question.
+        turn_index: Index of the response among the messages of its conversation, the system prompt not counted; None
+            for the single response to a question.
     """
 
     kind: Kind
@@ -43,10 +49,10 @@ class RolloutAddress:
         )
 
     def seed(self, job_seed: int) -> int:
-        """Derive this rollout's own 63-bit seed, so that what is sampled depends on no batch and no order.
+        """Derive the 63-bit seed of this rollout, so that its samples depend neither on its batch nor on scheduling.
 
         Args:
-            job_seed: The spec's.
+            job_seed: Seed of the spec.
 
         Example:
             >>> address = RolloutAddress("role", "pirate", "pos", 0, 0, 0)
@@ -59,14 +65,13 @@ class RolloutAddress:
 
 @lru_cache(maxsize=4096)
 def question_columns(question_indices: tuple[int, ...], samples: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lay questions out as rows: by question, then by sample.
+    """Expand questions to rows: by question, then by sample.
 
-    Equal arguments give the very same tuples, so that the units of a job, thousands of which ask the same questions,
-    share their columns.
+    Cached, so that the units of a job, thousands of which have the same questions, share the tuples in memory.
 
     Args:
         question_indices: The questions, in order, each once.
-        samples: Rollouts of each question.
+        samples: Number of rollouts per question.
 
     Returns:
         The question_index and the sample_index of each row.
@@ -79,17 +84,21 @@ def question_columns(question_indices: tuple[int, ...], samples: int) -> tuple[t
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """Rollouts of one persona, polarity and prompt that are made, written and committed as one.
+    """Rollouts of one persona, polarity and prompt that are run, written and committed together.
 
-    Its columns have one entry for each row, in row order.
+    The columns have one entry per row, in row order.
 
     Attributes:
-        unit_id: Readable and unique in the run; also the name of its files.
+        unit_id: Readable id, unique in the run; also part of the names of its objects in the store.
+        kind: Kind of the persona; ``conversation`` for given texts without one.
+        persona: Name of the persona within its kind, or of the file of given texts.
+        polarity: ``neg`` for the opposite of a trait.
+        prompt_index: Index of the persona's system prompt.
         question_indices: The question of each row.
         sample_indices: The sample of each row.
-        turn_indices: The turn of each row; None where every row is the single response to a question.
-        conversation_indices: The conversation of each row, by its place in the job's input; rows of one conversation
-            follow one another. None where the rows are not of conversations.
+        turn_indices: The turn of each row; None if every row is the single response to a question.
+        conversation_indices: The conversation of each row, by its index in the job's input; rows of the same
+            conversation are adjacent. None if the rows are not given conversations.
     """
 
     unit_id: str
@@ -119,27 +128,27 @@ class WorkUnit:
         question_indices: tuple[int, ...],
         samples: int,
     ) -> WorkUnit:
-        """Make a unit that asks each of its questions the same number of times.
+        """Make a unit with the same number of samples for each of its questions.
 
         Args:
-            unit_id: Readable and unique in the run.
-            kind: What the persona is: a role, a trait or the default.
+            unit_id: Readable id, unique in the run.
+            kind: Kind of the persona: role, trait or default.
             persona: Name of the persona within its kind.
-            polarity: ``neg`` for a trait's opposite.
-            prompt_index: Which of the persona's system prompts.
+            polarity: ``neg`` for the opposite of a trait.
+            prompt_index: Index of the persona's system prompt.
             question_indices: The questions, ascending, each once.
-            samples: Rollouts of each question.
+            samples: Number of rollouts per question.
         """
         columns = question_columns(question_indices, samples)
         return cls(unit_id, kind, persona, polarity, prompt_index, *columns)
 
     @property
     def num_rollouts(self) -> int:
-        """Rollouts, hence rows."""
+        """Number of rollouts, hence of rows."""
         return len(self.question_indices)
 
     def addresses(self) -> Iterator[RolloutAddress]:
-        """Give the address of each row, in row order."""
+        """Yield the address of each row, in row order."""
         turns = self.turn_indices or (None,) * self.num_rollouts
         for question, sample, turn in zip(self.question_indices, self.sample_indices, turns, strict=True):
             yield RolloutAddress(self.kind, self.persona, self.polarity, self.prompt_index, question, sample, turn)
@@ -147,11 +156,11 @@ class WorkUnit:
 
 @dataclass(frozen=True, slots=True)
 class GivenResponse:
-    """A response that exists already. The whole conversation is here, so that one pass can read all of its turns.
+    """An existing response, with its whole conversation, so that one pass can capture all turns of it.
 
     Attributes:
-        conversation: The conversation that holds it.
-        turn_index: Its place among the conversation's messages.
+        conversation: The conversation that contains the response.
+        turn_index: Index of the response among the conversation's messages.
     """
 
     conversation: Conversation
@@ -159,25 +168,25 @@ class GivenResponse:
 
     @property
     def text(self) -> str:
-        """The response itself."""
+        """Text of the response."""
         return self.conversation.messages[self.turn_index].content
 
     @property
     def extra(self) -> str:
-        """The input's other keys, of the conversation and of this message, as JSON."""
+        """Additional keys of the conversation and of this message in the input, as JSON."""
         return self.conversation.extra_of(self.turn_index)
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """Everything a worker needs to make one rollout.
+    """Everything that a worker needs to make one rollout.
 
     Attributes:
-        address: Where the rollout stands in the design; unique among the requests of a job.
-        messages: The chat up to the response: system, user, assistant, as far as it has come.
-        seed: The rollout's own seed, 63 bits; 0 for a response that exists.
-        given: The response, where it exists already; None where it is to be generated.
-        intervention: Edits of the model's residual stream while it runs; None for none.
+        address: Address of the rollout; unique among the requests of a job.
+        messages: The chat up to the response, system prompt and earlier turns included.
+        seed: 63-bit seed of the rollout; 0 for an existing response.
+        given: The existing response; None if it is to be generated.
+        intervention: Edits of the residual stream while the model runs; None for none.
     """
 
     address: RolloutAddress
@@ -188,61 +197,61 @@ class RolloutRequest:
 
     @property
     def system_prompt(self) -> str:
-        """The first system message; ``""`` where there is none."""
+        """The first system message; ``""`` if there is none."""
         return next((message.content for message in self.messages if message.role == "system"), "")
 
     @property
     def question(self) -> str:
-        """The last message of the user before the response; ``""`` where there is none."""
+        """The last user message before the response; ``""`` if there is none."""
         return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
 
     @property
     def opening(self) -> tuple[ChatMessage, ...]:
-        """The system messages that the chat begins with: what requests of one persona and prompt have in common."""
+        """The system messages at the start of the chat, which all requests of the same persona and prompt share."""
         return tuple(takewhile(lambda message: message.role == "system", self.messages))
 
 
 class UnitRequests(Protocol):
-    """The texts of one unit, from which its requests are made where they are needed. Travels to the worker, pickled.
+    """The texts of one unit, from which the worker makes its requests. Pickled and sent to the worker.
 
-    A conversation whose turns are generated is a chain of requests: the first can be made at once, each later one only
-    when the reply before it is known.
+    A conversation of several generated turns (a drift study, for instance) is a chain of requests: the first is made at
+    once, and each later one when the reply before it is known.
     """
 
     def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
-        """Make the requests that wait for no reply.
+        """Make the requests that do not depend on a reply.
 
         Args:
-            unit: The unit whose texts these are.
+            unit: The unit that these texts belong to.
 
         Yields:
-            Requests in row order; where no turn follows another, one for each row.
+            Requests in row order: one per row, or one per conversation if its turns are generated.
         """
         ...
 
     def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
-        """Make the next request of a conversation.
+        """Make the follow-up request of a conversation.
 
         Args:
             request: A request of this unit.
-            rollout: What it was answered with.
+            rollout: The rollout that answered it.
 
         Returns:
-            A request whose messages hold the reply; None where the conversation ends.
+            A request whose messages include the reply; None when the conversation is over.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class UnitAttempt:
-    """One attempt at one unit, as it is handed to a worker.
+    """One attempt at one unit, as it is assigned to a worker.
 
     Attributes:
         unit: The unit.
-        requests: Its texts.
-        number: 1 for the first attempt at the unit.
-        row_block: The row block of the store that this attempt alone may write.
-        is_suspect: Whether the unit failed before and may have been to blame; its worker is given nothing beside it.
+        requests: The unit's texts.
+        number: Number of the attempt, from 1.
+        row_block: Row block of the store that only this attempt writes.
+        is_suspect: Whether the unit has failed before, so that it may be the cause; it is then run alone on its worker.
     """
 
     unit: WorkUnit
@@ -252,5 +261,5 @@ class UnitAttempt:
     is_suspect: bool = False
 
     def first_requests(self) -> Iterator[RolloutRequest]:
-        """Make the requests that wait for no reply, in row order."""
+        """Make the requests that do not depend on a reply, in row order."""
         return self.requests.first(self.unit)

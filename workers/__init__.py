@@ -1,1 +1,1 @@
-"""Where a model runs: loading, chat rendering, generation, capture. Knows neither Ray nor the store."""
+"""Run a model: loading, chat rendering, generation and capture. Imports neither Ray nor the store."""

@@ -1,6 +1,6 @@
-"""The canary: one rollout of every unit, recomputed by a plain forward pass and compared with what was captured.
+"""The canary: one rollout of every unit, recomputed in a plain forward pass and compared with the captured values.
 
-The arithmetic and the limits; the recomputing is ``builtin/plain_pass``. Imports no torch.
+This module has the comparison and its limits; ``builtin/plain_pass`` recomputes. Does not import torch.
 Axes: L captured layers, K those of which every token is kept, T tokens, D d_model.
 """
 
@@ -25,18 +25,18 @@ def compare(
     plain: Mapping[ArrayName, npt.NDArray[np.float64]],
     token_positions: Sequence[int] = (),
 ) -> Canary:
-    """Compare one rollout's captured vectors with the plain ones; a layer's tokens count as one long vector.
+    """Compare one rollout's captured values with those of a plain pass; all tokens of a layer count as one vector.
 
     Args:
-        captured: ``(L, D)`` per array, of ``tokens`` ``(K, T, D)``.
-        plain: The same arrays.
-        token_positions: Places of the K layers among the L.
+        captured: Captured values by array: ``(L, D)``, or ``(K, T, D)`` where every token is kept.
+        plain: Values of the plain pass, for the same arrays and in the same shapes.
+        token_positions: Indices of the K layers among the L.
 
     Returns:
-        The worst figures over the arrays, per layer. A number that is not finite makes the error infinite.
+        The worst error and cosine over all arrays, per layer. A value that is not finite makes the error infinite.
     """
     errors, cosines = [], []
-    # Pooled arrays have all of the layers; where there are none, tokens have.
+    # Pooled arrays have all captured layers; in a run without pooled arrays, those of tokens have.
     num_layers = max(len(expected) for expected in plain.values())
     for array, expected in plain.items():
         positions = list(token_positions) if keeps_tokens(array[1]) else list(range(num_layers))
@@ -44,11 +44,11 @@ def compare(
         got_LD = captured[array].astype(np.float64).reshape(expected_LD.shape)
         norms_L, off_L = np.linalg.norm(expected_LD, axis=1), np.linalg.norm(got_LD - expected_LD, axis=1)
         with np.errstate(all="ignore"):
-            # A stream may be zero: the embedding of a padding token is.
+            # A norm may be 0, such as that of a padding token's embedding; 0 against 0 is no error.
             error_L = np.where(off_L == 0, 0.0, off_L / norms_L)
             cosine_L = (got_LD * expected_LD).sum(axis=1) / (np.linalg.norm(got_LD, axis=1) * norms_L)
             cosine_L = np.where(off_L == 0, 1.0, cosine_L)
-        # An array of tokens has some of the layers only: it says nothing of the others.
+        # An array of tokens may have only some of the layers; for the others it counts as exact.
         whole_error_L, whole_cosine_L = np.zeros(num_layers), np.ones(num_layers)
         whole_error_L[positions] = np.where(np.isfinite(error_L), error_L, np.inf)
         whole_cosine_L[positions] = np.where(np.isfinite(cosine_L), cosine_L, -1.0)
@@ -59,15 +59,15 @@ def compare(
 
 
 def require_close(canary: Canary, layers: Sequence[int], limit: float) -> None:
-    """Make sure that a canary is within its limit.
+    """Check that a canary is within its limit.
 
     Args:
-        canary: The figures.
+        canary: The result of ``compare``.
         layers: The captured layers.
-        limit: Relative error that is allowed.
+        limit: Largest relative error that is allowed.
 
     Raises:
-        UnitError: A layer is beyond it; names the worst.
+        UnitError: A layer exceeds the limit; names the worst layer.
     """
     worst = int(np.argmax(canary.relative_error_L))
     error = canary.relative_error_L[worst]

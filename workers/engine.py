@@ -1,6 +1,7 @@
-"""The contracts of readers and responders: texts or requests in, captured activations out, each as it is finished.
+"""The protocols of an engine: a ``Reader`` captures texts that exist, a ``Responder`` answers requests and captures.
 
-Knows nothing of how it is done, nor of units or stores; imports no torch.
+An engine (the built-in one, or one that wraps an inference server such as vLLM) implements one or both of them. Knows
+no implementation, no units and no store; does not import torch.
 Axes: L captured layers, K those of which every token is kept, T content tokens of one response, D d_model.
 """
 
@@ -29,8 +30,8 @@ class CapturedRollout:
         rollout: The texts, their token ids and their address.
         vectors_LD: float32 ``(L, D)`` per (hook point, pooling); all NaN where the rollout has no vector.
         tokens_KTD: float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where none are kept.
-        user_span: Tokens of the user's last message, in the prompt; None where no pooling is over them.
-        intervention: What was changed in the model meanwhile; None for nothing.
+        user_span: Token range of the user's last message in the prompt; None where no pooling needs it.
+        intervention: Intervention under which the activations were captured; None for none.
     """
 
     rollout: Rollout
@@ -41,23 +42,23 @@ class CapturedRollout:
 
     @property
     def spans(self) -> TokenSpans:
-        """Where prompt, user's message and response lie in the conversation, in tokens."""
+        """Token ranges of the user's message and the response in the conversation."""
         start = len(self.rollout.prompt_token_ids)
         return TokenSpans((start, start + self.rollout.num_content_tokens), self.user_span)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenisedText:
-    """A conversation that exists already, for a pass that only reads.
+    """An existing conversation as token ids, to be captured without generating.
 
     Attributes:
-        name: Stands for it in error messages.
+        name: Name of the conversation in error messages.
         token_ids: The whole conversation, rendered.
-        responses: Spans ``(start, stop)`` of response content, ascending, end exclusive; the prompt of each is all that
-            comes before it, ``[0, start)``. An empty span has no vector in the response poolings.
-        user_spans: For each response the tokens of the last message of the user before it; empty where no pooling is
-            over them.
-        intervention: What is changed in the model while it is read; None for nothing.
+        responses: Spans ``(start, stop)`` of response content, ascending, end exclusive; the prompt of each is
+            everything before it, ``[0, start)``. An empty span has no vector in the response poolings.
+        user_spans: For each response, the token range of the last user message before it; empty where no pooling needs
+            it.
+        intervention: Intervention to apply while it is read; None for none.
     """
 
     name: str
@@ -68,7 +69,7 @@ class TokenisedText:
 
     @property
     def spans(self) -> tuple[TokenSpans, ...]:
-        """For each response where it, its prompt and the user's message lie."""
+        """Token ranges of each response and of the user's message before it."""
         users = self.user_spans or (None,) * len(self.responses)
         return tuple(TokenSpans(response, user) for response, user in zip(self.responses, users, strict=True))
 
@@ -76,12 +77,12 @@ class TokenisedText:
     def of(
         cls, rollout: Rollout, user_span: TokenRange | None = None, intervention: Intervention | None = None
     ) -> TokenisedText:
-        """Give a rollout as a text with one response.
+        """Make a text with one response from a rollout.
 
         Args:
-            rollout: Prompt and response.
-            user_span: Tokens of the user's last message; None where no pooling is over them.
-            intervention: What is changed in the model while it is read; None for nothing.
+            rollout: The rollout, whose prompt and response become the text.
+            user_span: Token range of the user's last message; None where no pooling needs it.
+            intervention: Intervention to apply while it is read; None for none.
         """
         start = len(rollout.prompt_token_ids)
         return cls(
@@ -100,7 +101,8 @@ class CapturedText:
     Attributes:
         vectors_LD: For each response span, float32 ``(L, D)`` per (hook point, pooling); all NaN in the response
             poolings of an empty span.
-        tokens_KTD: For each response span, float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where none are.
+        tokens_KTD: For each response span, float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where no tokens
+            are kept.
     """
 
     vectors_LD: tuple[dict[ArrayName, npt.NDArray[np.float32]], ...]
@@ -112,15 +114,15 @@ class EngineSettings:
     """Which model to load and how to run it.
 
     Attributes:
-        directory: The model's files.
+        directory: Directory with the model's configuration, tokenizer and weights.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads of this process.
         batch_tokens: Tokens, prompts and responses, that one batch may hold.
         layers: Captured layers, ascending.
-        sampling: How tokens are chosen, and how many at most.
-        capture: Hook points and poolings.
-        token_layers: Those of ``layers`` of which every token is kept.
+        sampling: How tokens are sampled, and at most how many per response.
+        capture: Hook points and poolings to capture.
+        token_layers: Those of ``layers`` at which every token is kept.
     """
 
     directory: Path
@@ -140,14 +142,15 @@ class EngineSettings:
 
 
 class Reader(Protocol):
-    """Something that reads texts and captures, without generating.
+    """Captures the activations of existing texts in prefill passes, without generating.
 
     Attributes:
-        layers: The captured layers.
+        layers: The captured layers, 0-based, ascending.
         canary_limit: Largest relative error that its vectors may have against a plain forward pass; it depends on the
             parameter type.
-        tokens_per_capture: Tokens of texts that one call should bring, so that texts which begin alike meet in a pass.
-            What a call captures is held until it returns, so a reader that keeps every token wants fewer.
+        tokens_per_capture: Tokens that callers should pass in one call. More tokens let more texts share a prefix; but
+            everything that a call captures is in memory until it returns, so a reader that keeps every token sets a
+            lower number.
     """
 
     layers: tuple[int, ...]
@@ -155,61 +158,61 @@ class Reader(Protocol):
     tokens_per_capture: int
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Read texts and capture, without generating.
+        """Capture the activations of texts.
 
         Args:
-            texts: Any number, of any length.
+            texts: Any number of texts, of any length up to the model's context.
 
         Returns:
-            One for each text, in the same order.
+            The captured activations of each text, in the same order.
 
         Raises:
-            UnitError: As for ``Responder.generate``; nothing of the call can be used.
+            UnitError: As for ``Responder.generate``; the whole call has no result.
         """
         ...
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
-        """Recompute a rollout by a plain forward pass over it alone and compare the captured vectors with it.
+        """Recompute a rollout in a plain forward pass of its own, and compare the captured vectors with the result.
 
         Args:
-            captured: A rollout that this reader's model captured.
+            captured: A rollout that was captured with this reader's model.
 
         Returns:
-            The errors, layer by layer; None when the rollout has no content.
+            The errors by layer; None when the rollout has no content.
         """
         ...
 
 
 class Responder(Protocol):
-    """Something that turns requests into rollouts with their pooled activations.
+    """Turns requests into rollouts with their pooled activations.
 
     Attributes:
-        prefetch: Units that should wait beside it while it works, so that it never waits for the driver: 0 for one that
-            takes requests one at a time as it has room, 1 for one that takes many at once and then asks no more for a
-            while.
+        prefetch: Units to keep queued in the worker while it runs, so that it never waits for the driver. 0 for a
+            responder that pulls requests one at a time, as slots of its batch are freed; 1 for one that pulls many at
+            once and none until these are done.
     """
 
     prefetch: int
 
     @property
     def reader(self) -> Reader:
-        """The model that captures, and that recomputes canaries; the responder itself where one model does all."""
+        """The reader that captures and recomputes canaries; the responder itself where one model does everything."""
         ...
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Answer requests and capture.
+        """Answer requests and capture their activations.
 
         Args:
-            next_request: Called whenever there is room for one more rollout; None when there is none at the moment. A
-                rollout that was yielded may bring a request that follows it, so it is called again after a yield.
-                Requests may be of any personas; they share batches.
+            next_request: Called whenever there is room for one more rollout; returns None when no request is available
+                at the moment. It must be called again after a yield, because a finished rollout may lead to the next
+                request of its conversation. Requests of different personas share batches.
 
         Yields:
-            One for each request, as each is finished, in any order. Ends when no request is under way and
-            ``next_request`` gave None.
+            The captured rollout of each request, as soon as it is finished, in any order. Ends when no request is in
+            flight and ``next_request`` has returned None.
 
         Raises:
-            UnitError: A number was not finite, a layer was not reached, a prompt is too long for the model. Requests
-                that were not answered by then are lost, and may be made again.
+            UnitError: A value is not finite, a hook did not fire, or a prompt is too long for the model. Requests in
+                flight are lost and may be submitted again.
         """
         ...

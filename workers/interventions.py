@@ -1,11 +1,11 @@
-"""Apply interventions to the outputs of decoder layers, each to the tokens of its own request alone.
+"""Apply interventions to the outputs of decoder layers, each to the tokens of its own request only.
 
-A packed pass is one line of tokens of many requests, and each may carry an intervention of its own. A hook on every
-edited decoder layer takes the tokens of one intervention out of the line, edits them in float32 and puts them back, so
-that neighbours in the pass are not touched. The hooks are on the model only while a pass runs, and must be attached
-before those that capture: PyTorch runs hooks in the order in which they were attached and hands each one what the one
-before it returned, so what is captured at the output of an edited layer is the edited stream. A pass without edits gets
-no hook at all.
+A packed pass runs over one sequence with the tokens of many requests, and each request may have a different
+intervention. A hook on every edited decoder layer gathers the tokens of each intervention, edits them in float32 and
+scatters them back, so that the other requests of the pass are not changed. The hooks are attached for one pass only,
+and must be attached before those that capture: PyTorch runs hooks in the order in which they were attached and passes
+each the output of the one before it, so capture at an edited layer sees the edited stream. A pass without edits gets no
+hook.
 
 To add a kind of edit, add its dataclass to ``jobs/interventions.py`` and an entry to ``_APPLICATIONS``.
 Axes: N tokens of the pass, T tokens of one intervention, D d_model.
@@ -26,10 +26,10 @@ from ..jobs.interventions import AddVector, Edit, Intervention
 from .models.hook_points import tensor_of
 
 Application = Callable[[torch.Tensor], torch.Tensor]
-"""Takes float32 ``(T, D)``, the output of a decoder layer at some tokens, and gives the edited one."""
+"""Maps float32 ``(T, D)``, the output of a decoder layer at some tokens, to the edited output."""
 
 _REMEMBERED = 64
-"""Interventions whose vectors are kept on the device, so that a job that repeats them uploads each once."""
+"""Number of interventions whose vectors are cached on the device: a job that reuses them uploads each once."""
 
 
 def _add_vector(edit: AddVector, device: str) -> Application:
@@ -38,28 +38,28 @@ def _add_vector(edit: AddVector, device: str) -> Application:
 
 
 _APPLICATIONS: Mapping[type[Any], Callable[[Any, str], Application]] = {AddVector: _add_vector}
-"""How each kind of edit is applied: a function of the edit and the device."""
+"""For each kind of edit, a function of the edit and the device that returns its application."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AppliedIntervention:
-    """An intervention ready for one model: its vectors lie on the device. Compared and hashed by identity.
+    """An intervention prepared for one model, with its vectors on the device. Compared and hashed by identity.
 
     Attributes:
-        by_layer: For each edited layer its applications, in order.
+        by_layer: The applications of each edited layer, in order.
     """
 
     by_layer: Mapping[int, tuple[Application, ...]]
 
     def edited(self, layer: int, resid_TD: torch.Tensor) -> torch.Tensor:
-        """Give the output of a decoder layer as the edits leave it.
+        """Apply the edits of one layer to its output.
 
         Args:
-            layer: Which.
-            resid_TD: Its output at tokens of this intervention, any float dtype.
+            layer: 0-based decoder layer, a key of ``by_layer``.
+            resid_TD: Output of the layer at the tokens of this intervention, any float dtype.
 
         Returns:
-            The same shape and dtype; the arithmetic is in float32.
+            The edited output, in the same shape and dtype; computed in float32.
         """
         edited_TD = resid_TD.float()
         for apply in self.by_layer[layer]:
@@ -68,12 +68,12 @@ class AppliedIntervention:
 
 
 class Interventions:
-    """Makes interventions ready for one model and applies them in its passes.
+    """Prepares interventions for one model and applies them during its passes.
 
     Args:
-        decoder_layers: All of the model's, in order.
+        decoder_layers: All decoder layers of the model, in order.
         d_model: Width of the residual stream.
-        device: Where the model is.
+        device: ``cpu`` or ``cuda``: where the model is.
     """
 
     def __init__(self, decoder_layers: Sequence[nn.Module], d_model: int, device: str) -> None:
@@ -83,13 +83,13 @@ class Interventions:
         self._ready: OrderedDict[Intervention, AppliedIntervention] = OrderedDict()
 
     def ready(self, intervention: Intervention | None) -> AppliedIntervention | None:
-        """Make an intervention ready.
+        """Prepare an intervention: check it and upload its vectors.
 
-        Equal interventions give the same object while it is remembered, so that those who share a prefix can compare
-        by identity. An intervention without edits is None: it is no intervention, and may share with those.
+        Equal interventions give the same object while it is cached, so that prefix sharing can compare by identity. An
+        intervention without edits gives None: it may share prefixes with requests that have no intervention.
 
         Args:
-            intervention: What a request carries.
+            intervention: The intervention of a request; None for none.
 
         Raises:
             UnitError: It does not fit the model.
@@ -111,8 +111,8 @@ class Interventions:
         """Apply interventions to the passes that run within the context.
 
         Args:
-            stretches: ``(intervention, start, stop)`` for each stretch of the line of tokens, end exclusive; stretches
-                that carry none may be left out.
+            stretches: ``(intervention, start, stop)`` for ranges of the packed sequence, end exclusive; ranges without
+                an intervention may be left out.
         """
         places_of: dict[AppliedIntervention, list[int]] = {}
         for intervention, start, stop in stretches:
@@ -141,13 +141,13 @@ def _by_layer(edits: Sequence[Edit], device: str) -> dict[int, tuple[Application
 
 
 def _edit(layer: int, places_T_of: Mapping[AppliedIntervention, torch.Tensor]) -> Callable[..., Any]:
-    """Make the hook of one decoder layer; what it returns takes the place of the layer's output."""
+    """Make the forward hook of one decoder layer; its return value replaces the layer's output."""
     here = [(places, which) for which, places in places_T_of.items() if layer in which.by_layer]
 
     def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
-        # A copy: some layers hand on a tensor that others still hold.
+        # A copy: the output of some layers is a tensor that other modules still use.
         edited = tensor_of(output).clone(memory_format=torch.contiguous_format)
-        # The line may have a batch axis of one before it; a view without that axis writes through.
+        # The sequence may have a batch axis of length one; writing to a view without that axis changes ``edited``.
         resid_ND = edited.view(-1, edited.shape[-1])
         for places_T, intervention in here:
             resid_ND[places_T] = intervention.edited(layer, resid_ND[places_T])

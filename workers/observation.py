@@ -1,7 +1,8 @@
-"""What the poolings want observed of one forward pass, and what the pass showed.
+"""Which activations of a forward pass to observe, and the observed values.
 
-A pass runs over one line of tokens of many conversations, so places and spans here are places in that line and not
-positions in a conversation. Knows no model and no pooling.
+A pass runs over one packed sequence with the tokens of many conversations. A *place* is an index into that sequence,
+and spans here are ranges of places; a *position* counts from the start of a conversation. Does not depend on models or
+poolings.
 Axes: L captured layers, K those of which every token is kept, E tokens observed of all L layers, P spans summed, W
 tokens observed of the K layers alone, D d_model.
 """
@@ -17,12 +18,12 @@ from ..jobs.poolings import TokenRange
 
 @dataclass(eq=False)
 class Wanted:
-    """Collects what is to be observed of a pass; asking twice for the same token or span observes it once.
+    """Collects what to observe in a pass; a token or span that is requested twice is observed once.
 
     Attributes:
-        tokens: E places in the line.
-        spans: P spans of the line, end exclusive; each is added up on the device.
-        every: W places in the line, wanted of K layers alone.
+        tokens: E places, observed at all L layers.
+        spans: P ranges of places, end exclusive; each is summed on the device, at all L layers.
+        every: W places, observed at the K layers only.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -34,21 +35,21 @@ class Wanted:
 
     @classmethod
     def first_tokens(cls, count: int) -> Wanted:
-        """Want each of the first tokens of the line, whose entries are then their places.
+        """Request the first tokens of the sequence; the entry of each is its place.
 
         Args:
-            count: How many; in generation one for each slot that decodes.
+            count: Number of tokens; in generation one per decoding slot.
         """
         return cls(tokens=list(range(count)), _entry_of_token={place: place for place in range(count)})
 
     def token(self, place: int) -> int:
-        """Want a token as it is.
+        """Request one token's activations.
 
         Args:
-            place: In the line.
+            place: Index in the packed sequence.
 
         Returns:
-            Its entry among the E.
+            Index of the token along the E axis.
         """
         if place not in self._entry_of_token:
             self._entry_of_token[place] = len(self.tokens)
@@ -56,14 +57,14 @@ class Wanted:
         return self._entry_of_token[place]
 
     def span(self, start: int, stop: int) -> int:
-        """Want the sum over a span.
+        """Request the sum over a range of tokens.
 
         Args:
-            start: First place in the line.
-            stop: One after the last.
+            start: First place in the packed sequence.
+            stop: End, exclusive.
 
         Returns:
-            Its entry among the P.
+            Index of the sum along the P axis.
         """
         key = (start, stop)
         if key not in self._entry_of_span:
@@ -72,14 +73,14 @@ class Wanted:
         return self._entry_of_span[key]
 
     def every_token(self, start: int, stop: int) -> TokenRange:
-        """Want each token of a span at the K layers.
+        """Request each token of a range, at the K layers.
 
         Args:
-            start: First place in the line.
-            stop: One after the last.
+            start: First place in the packed sequence.
+            stop: End, exclusive.
 
         Returns:
-            Their entries among the W, end exclusive.
+            Range of the tokens along the W axis, end exclusive.
         """
         key = (start, stop)
         if key not in self._entries_of_every:
@@ -91,12 +92,12 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What one pass showed at one hook point.
+    """Observed values of one pass at one hook point.
 
     Attributes:
-        tokens_LED: float32, the wanted tokens.
-        sums_LPD: float32, the sum over each wanted span.
-        every_KWD: float32, in the machine's memory: the tokens wanted of K layers.
+        tokens_LED: float32, the requested tokens.
+        sums_LPD: float32, the sum over each requested span.
+        every_KWD: float32, in main memory: the tokens requested at the K layers.
     """
 
     tokens_LED: torch.Tensor
@@ -104,5 +105,5 @@ class Observed:
     every_KWD: torch.Tensor
 
     def cpu(self) -> Observed:
-        """Give the same in the machine's memory."""
+        """Return a copy in main memory."""
         return Observed(self.tokens_LED.cpu(), self.sums_LPD.cpu(), self.every_KWD)

@@ -1,18 +1,19 @@
-"""Pool what passes show: an accumulator for every way to combine tokens, used alike by generation and by reading.
+"""Pool observed activations: one accumulator class per way to combine tokens, shared by generation and reading.
 
-A rollout's tokens come in *stretches*: its prompt in one pass, then a token a pass while it is generated; or all of it
-in one pass where its text exists already, with a shared prefix that another text of the pass reads. An accumulator is
-told of each stretch in three steps:
+The activations of a rollout do not arrive at once. In generation its prompt is computed in one pass and then one token
+per pass; in reading all of it is computed in one pass, but a shared prefix lies in another text's part of that pass. A
+*stretch* is a range of consecutive tokens of one pass that belongs to one rollout. Every stretch is handled in three
+steps:
 
-    want     before the pass: which tokens or sums it needs observed of a stretch of the line
-    parts    after the pass: what was observed of the stretch, in the form in which it can be added
-    add      to the slots that the stretches belong to
+    want     before the pass: register the tokens or sums of the stretch that the pass must observe
+    parts    after the pass: extract the contribution of each stretch from the observed values
+    add      add these contributions to the slots that the stretches belong to
 
-and ``start`` and ``finish`` begin and end a rollout's value. A part can be kept and added to another slot later: that
-is how rollouts that share a prefix get its part of their mean without reading it.
+``start`` resets slots for new rollouts, and ``finish`` returns the pooled value. A contribution can be kept and added
+to another slot later: rollouts with a shared prefix receive its contribution without computing the prefix again.
 
-To pool in a new way, add an accumulator to ``ACCUMULATORS``. Sums are float32, on the device that the parts lie on.
-Knows no model and no hook.
+To combine tokens in a new way, add an accumulator to ``ACCUMULATORS``. Sums are float32, on the device of the observed
+values. Does not depend on models or hooks.
 Axes: L captured layers, K those of which every token is kept, B slots, S slots of one call, T tokens of one stretch,
 D d_model.
 """
@@ -39,13 +40,13 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The size of the arrays that are accumulated.
+    """The shape of the arrays that are accumulated, and where they are kept.
 
     Attributes:
-        num_layers: L.
-        token_positions: Places among the L layers of the K of which every token is kept.
-        d_model: D.
-        device: Where sums are kept.
+        num_layers: L, the number of captured layers.
+        token_positions: Indices, among the L layers, of the K layers of which every token is kept.
+        d_model: D, the width of the residual stream.
+        device: ``cpu`` or ``cuda``: where sums are kept.
     """
 
     num_layers: int
@@ -55,10 +56,10 @@ class Shape:
 
 
 class Accumulator(ABC):
-    """Values of one array (a hook point and a pooling), one for each slot.
+    """Accumulates the values of one activation array (a hook point and a pooling), one value per slot.
 
     Args:
-        shape: Its size.
+        shape: Shape of the array's values.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -66,101 +67,101 @@ class Accumulator(ABC):
 
     @abstractmethod
     def want(self, wanted: Wanted, start: int, stop: int) -> Any:
-        """Ask a pass for what is needed of a stretch; give the entry under which ``parts`` finds it.
+        """Register what a pass must observe of a stretch, and return the entry under which ``parts`` finds it.
 
         Args:
-            wanted: Of the pass.
-            start: First place of the stretch in the line.
-            stop: One after the last; after ``start``.
+            wanted: What the pass will observe; this call adds to it.
+            start: Index of the stretch's first token in the packed sequence.
+            stop: End of the stretch, exclusive; greater than ``start``.
         """
 
     @abstractmethod
     def parts(self, observed: Observed, entries: Sequence[Any]) -> Any:
-        """Take the parts of some stretches out of what a pass showed.
+        """Extract the contributions of some stretches from a pass's observed values.
 
         Args:
-            observed: At the hook point of this array.
-            entries: What ``want`` gave for each.
+            observed: Observed values at the hook point of this array.
+            entries: The entry that ``want`` returned for each stretch.
         """
 
     @abstractmethod
     def parts_of_tokens(self, tokens_LSD: torch.Tensor) -> Any:
-        """Make parts of stretches of one token each.
+        """Return the contributions of stretches of one token each, as decoding has them.
 
         Args:
-            tokens_LSD: float32 ``(L, S, D)``, a token for each slot.
+            tokens_LSD: float32 ``(L, S, D)``, one token per slot.
         """
 
     @abstractmethod
     def start(self, slots: slice) -> None:
-        """Begin new values; what these slots held before is forgotten."""
+        """Reset slots for new rollouts; their previous values are discarded."""
 
     @abstractmethod
     def add(self, slots: Slots, parts: Any) -> None:
-        """Add a stretch to each of these slots; the stretches of a slot are added in the order of their tokens."""
+        """Add one contribution to each of these slots; those of a slot must be added in the order of their tokens."""
 
     @abstractmethod
     def move(self, source: int, target: int) -> None:
-        """Put one slot's value in another's place."""
+        """Move one slot's value to another slot."""
 
     @abstractmethod
     def finish(self, slot: int, num_tokens: int) -> Float32:
-        """Give a slot's value.
+        """Return a slot's pooled value.
 
         Args:
-            slot: Which.
-            num_tokens: Tokens of the span.
+            slot: The slot.
+            num_tokens: Number of tokens of the span.
 
         Returns:
-            An array of its own, ``(L, D)`` or, where every token is kept, ``(K, T, D)``. Without tokens a vector is
-            all NaN, and T is 0.
+            A new array: ``(L, D)`` or, where every token is kept, ``(K, T, D)``. For an empty span, a vector is NaN
+            throughout and T is 0.
         """
 
 
 class _VectorAccumulator(Accumulator):
-    """A vector a slot; parts are ``(L, S, D)``."""
+    """One vector per slot; contributions are ``(L, S, D)``."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
         self._state_LBD = torch.zeros(shape.num_layers, 0, shape.d_model, device=shape.device)
 
     def parts_of_tokens(self, tokens_LSD: torch.Tensor) -> torch.Tensor:
-        """Give the tokens as they are: each is its own sum and its own last."""
+        """Return the tokens unchanged: a single token is its own sum and its own last token."""
         return tokens_LSD
 
     def start(self, slots: slice) -> None:
-        """Begin new values of zero; see ``Accumulator.start``."""
+        """Reset slots to zero; see ``Accumulator.start``."""
         old = self._state_LBD
         if slots.stop > old.shape[1]:
-            # Half as much again, so that a batch that fills slot by slot is not copied for every one of them.
+            # Grow by half: a batch that fills one slot at a time must not copy the state for each of them.
             self._state_LBD = old.new_zeros(old.shape[0], slots.stop + slots.stop // 2, old.shape[2])
             self._state_LBD[:, : old.shape[1]] = old
         self._state_LBD[:, slots] = 0
 
     def move(self, source: int, target: int) -> None:
-        """Copy one slot's vector into another's place."""
+        """Copy one slot's vector to another slot."""
         self._state_LBD[:, target] = self._state_LBD[:, source]
 
     def finish(self, slot: int, num_tokens: int) -> Float32:
-        """Give ``(L, D)``; see ``Accumulator.finish``."""
+        """Return ``(L, D)``; see ``Accumulator.finish``."""
         if num_tokens == 0:
             return np.full((self._shape.num_layers, self._shape.d_model), np.nan, dtype=np.float32)
         return self._value(slot, num_tokens).contiguous().cpu().numpy().copy()
 
     @abstractmethod
     def _value(self, slot: int, num_tokens: int) -> torch.Tensor:
-        """Give ``(L, D)``, of a span that has tokens."""
+        """Return ``(L, D)``; the span has at least one token."""
 
 
 class MeanAccumulator(_VectorAccumulator):
     """The mean over all tokens of the span."""
 
     def want(self, wanted: Wanted, start: int, stop: int) -> int:
-        """Want the sum over the stretch."""
+        """Register the sum over the stretch."""
         return wanted.span(start, stop)
 
     def parts(self, observed: Observed, entries: Sequence[int]) -> torch.Tensor:
-        """Take the sums, ``(L, S, D)``."""
+        """Return the sums, ``(L, S, D)``."""
         return observed.sums_LPD[:, list(entries)]
 
     def add(self, slots: Slots, parts: torch.Tensor) -> None:
@@ -172,18 +173,18 @@ class MeanAccumulator(_VectorAccumulator):
 
 
 class LastAccumulator(_VectorAccumulator):
-    """The last token of the span: each stretch takes the place of the one before."""
+    """The last token of the span: each stretch replaces the previous one."""
 
     def want(self, wanted: Wanted, start: int, stop: int) -> int:
-        """Want the last token of the stretch."""
+        """Register the last token of the stretch."""
         return wanted.token(stop - 1)
 
     def parts(self, observed: Observed, entries: Sequence[int]) -> torch.Tensor:
-        """Take the last tokens, ``(L, S, D)``."""
+        """Return the last tokens, ``(L, S, D)``."""
         return observed.tokens_LED[:, list(entries)]
 
     def add(self, slots: Slots, parts: torch.Tensor) -> None:
-        """Put last tokens in the place of earlier stretches'."""
+        """Replace the slots' vectors by these last tokens."""
         self._state_LBD[:, slots] = parts
 
     def _value(self, slot: int, num_tokens: int) -> torch.Tensor:
@@ -191,7 +192,7 @@ class LastAccumulator(_VectorAccumulator):
 
 
 class TokenAccumulator(Accumulator):
-    """Every token of the span at K layers, in the machine's memory; a part is a list of ``(K, T, D)``, one a slot."""
+    """Every token of the span at K layers, in main memory; contributions are a list of ``(K, T, D)``, one per slot."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
@@ -199,35 +200,35 @@ class TokenAccumulator(Accumulator):
         self._kept: dict[int, list[Float32]] = {}
 
     def want(self, wanted: Wanted, start: int, stop: int) -> tuple[int, int]:
-        """Want each token of the stretch, at the K layers."""
+        """Register each token of the stretch, at the K layers."""
         return wanted.every_token(start, stop)
 
     def parts(self, observed: Observed, entries: Sequence[tuple[int, int]]) -> list[Float32]:
-        """Take the tokens of each stretch."""
+        """Return the tokens of each stretch."""
         return [observed.every_KWD[:, first:stop].numpy() for first, stop in entries]
 
     def parts_of_tokens(self, tokens_LSD: torch.Tensor) -> list[Float32]:
-        """Take the K layers of each token to the CPU."""
+        """Copy the K layers of each token to the CPU."""
         tokens_SKD = tokens_LSD[self._positions].transpose(0, 1).cpu().numpy()
         return [token_KD[:, None] for token_KD in tokens_SKD]
 
     def start(self, slots: slice) -> None:
-        """Begin with no tokens."""
+        """Reset slots to no tokens."""
         self._kept |= {slot: [] for slot in range(slots.start, slots.stop)}
 
     def add(self, slots: Slots, parts: Sequence[Float32]) -> None:
-        """Put tokens behind those that the slots have."""
+        """Append tokens to those of the slots."""
         each = range(slots.start, slots.stop) if isinstance(slots, slice) else slots
         for slot, part_KTD in zip(each, parts, strict=True):
-            # A copy, so that no rollout keeps the tokens of the whole pass alive.
+            # A copy: a view would keep the tokens of the whole pass in memory for as long as the rollout lives.
             self._kept[slot].append(part_KTD.copy())
 
     def move(self, source: int, target: int) -> None:
-        """Put one slot's tokens in another's place."""
+        """Move one slot's tokens to another slot."""
         self._kept[target] = self._kept.pop(source)
 
     def finish(self, slot: int, num_tokens: int) -> Float32:
-        """Give ``(K, T, D)``; the slot keeps nothing."""
+        """Return ``(K, T, D)`` and free the slot's tokens."""
         kept = self._kept.pop(slot)
         if not kept:
             return np.empty((len(self._positions), 0, self._shape.d_model), dtype=np.float32)
@@ -239,4 +240,4 @@ ACCUMULATORS: Mapping[Combine, type[Accumulator]] = {
     "last": LastAccumulator,
     "every": TokenAccumulator,
 }
-"""What combines tokens, for each way that the table of poolings knows."""
+"""The accumulator class for each ``combine`` of the table of poolings."""

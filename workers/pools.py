@@ -1,7 +1,7 @@
-"""The accumulators of everything that a run captures, and what one pass adds to them.
+"""The accumulators of all arrays that a run captures, and what one pass adds to them.
 
-Generation and reading both pool through these: a slot is a rollout in the batch for the one, a response of a pass for
-the other. Axes: see ``pooling``.
+Has nothing to do with the pool of workers. Generation and reading share it: in generation a slot is a rollout of the
+running batch, in reading a response of the pass. Axes: see ``pooling``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .pooling import ACCUMULATORS, Accumulator, Float32, Shape
 
 
 class Pools:
-    """An accumulator for every array that a run captures.
+    """One accumulator for every array (hook point and pooling) that a run captures.
 
     Args:
-        capture: Hook points and poolings.
-        shape: Size of the arrays.
+        capture: Hook points and poolings to capture.
+        shape: Shape of one value.
     """
 
     def __init__(self, capture: CaptureSpec, shape: Shape) -> None:
@@ -35,11 +35,11 @@ class Pools:
 
     @property
     def spans(self) -> list[Span]:
-        """The spans that some pooling is over, each once."""
+        """The spans that the poolings are taken over, each once."""
         return list(dict.fromkeys(pooling.span for pooling in self.poolings))
 
     def arrays(self, span: Span) -> list[tuple[HookPoint, ArrayName, Accumulator]]:
-        """Give the arrays that pool a span: hook point, name and accumulator."""
+        """Return hook point, name and accumulator of every array whose pooling is taken over a span."""
         return [
             (point, (point, pooling.name), self._accumulators[point, pooling.name])
             for point in self.hook_points
@@ -48,7 +48,7 @@ class Pools:
         ]
 
     def start(self, slots: slice) -> None:
-        """Begin new values in these slots, of every array."""
+        """Reset slots for new rollouts, in every array."""
         for accumulator in self._accumulators.values():
             accumulator.start(slots)
 
@@ -56,24 +56,24 @@ class Pools:
         """Add one token to each of these slots, in the arrays that pool a span.
 
         Args:
-            span: Which.
-            slots: From 0 on; their tokens are the first that were observed, in the same order.
-            observed: Of the pass.
+            span: The span that the tokens belong to.
+            slots: Slots 0 to n; their tokens are the first n observed ones, in the same order.
+            observed: Observed values of the pass, by hook point.
         """
         for point, _, accumulator in self.arrays(span):
             accumulator.add(slots, accumulator.parts_of_tokens(observed[point].tokens_LED[:, slots]))
 
     def move(self, source: int, target: int) -> None:
-        """Put one slot's values in another's place, in every array."""
+        """Move one slot's values to another slot, in every array."""
         for accumulator in self._accumulators.values():
             accumulator.move(source, target)
 
     def finish(self, slot: int, spans: TokenSpans) -> tuple[dict[ArrayName, Float32], dict[ArrayName, Float32]]:
-        """Give a slot's values.
+        """Return a slot's pooled values.
 
         Args:
-            slot: Which.
-            spans: Of its rollout, from which the numbers of tokens follow.
+            slot: The slot.
+            spans: Token spans of its rollout; a mean is divided by the length of its span.
 
         Returns:
             The vectors, ``(L, D)`` each, and the arrays of every token, ``(K, T, D)`` each.
@@ -89,28 +89,29 @@ class Pools:
 
 
 class PassStretches:
-    """The stretches of one pass: gathered while the pass is laid out, added to the pools when it has run.
+    """The stretches of one pass: collected while the packed sequence is built, added to the slots after the pass.
 
     Args:
-        pools: Whose slots they belong to.
-        wanted: What is to be observed of the pass, to which the stretches add what they need.
+        pools: The accumulators that the stretches are added to.
+        wanted: What the pass will observe; each stretch adds what it needs.
     """
 
     def __init__(self, pools: Pools, wanted: Wanted) -> None:
         self._pools = pools
         self.wanted = wanted
-        # By array and by how many stretches its slots had before, so that no call adds to a slot twice.
+        # Keyed by array and by how many earlier stretches the slot has in this pass: ``add`` takes each slot at most
+        # once per call, and a slot's stretches must be added in order.
         self._rounds: dict[tuple[ArrayName, int], tuple[HookPoint, Accumulator, list[int], list[Any]]] = {}
         self._times: dict[tuple[ArrayName, int], int] = {}
 
     def claim(self, slot: int, span: Span, start: int, stop: int) -> None:
-        """Have a stretch of the line added to a slot, in the arrays that pool a span.
+        """Assign a stretch of the packed sequence to a slot, in every array that is pooled over a span.
 
         Args:
-            slot: Which.
-            span: Of which the stretch is a part.
-            start: First place in the line.
-            stop: One after the last; an empty stretch adds nothing.
+            slot: The slot.
+            span: The span that the stretch is part of.
+            start: Index of the first token in the packed sequence.
+            stop: End, exclusive; an empty stretch adds nothing.
         """
         if start >= stop:
             return
@@ -122,6 +123,6 @@ class PassStretches:
             entries.append(accumulator.want(self.wanted, start, stop))
 
     def add(self, observed: Mapping[HookPoint, Observed]) -> None:
-        """Add what the pass showed; earlier stretches of a slot first."""
+        """Add the observed values of the pass to the slots; earlier stretches of a slot first."""
         for point, accumulator, slots, entries in self._rounds.values():
             accumulator.add(slots, accumulator.parts(observed[point], entries))

@@ -1,10 +1,13 @@
-"""Turn attempts at units into results with a responder. Knows no Ray, no store.
+"""Run units with a responder. Knows no Ray and no store.
 
-Units are fed into the responder's batch as room comes, and each is given out when all of its rollouts are there, with a
-canary. A rollout may bring a request that follows it, the next turn of its conversation: that one joins the batch
-before any other unit does, so that a unit is under way no longer than it must be. When the responder fails while
-several units are under way, each of them is finished alone, so that only the one at fault fails; a unit that was alone
-already fails at once.
+The requests of several units share the responder's running batch: whenever it has room, it pulls the next request. A
+unit's result is yielded as soon as all of its rollouts are finished and its canary has been checked. A finished rollout
+may lead to a follow-up request, the next turn of its conversation, which goes to the front of the queue, so that a unit
+that has been started is finished as early as possible.
+
+A responder that raises loses all requests in flight, whichever of them caused the error. So each unit in flight is then
+finished in a batch of its own, and only a unit that fails there is reported as failed; a unit that was alone in the
+batch fails at once.
 """
 
 from __future__ import annotations
@@ -27,15 +30,15 @@ from .engine import CapturedRollout, Responder
 
 
 def run_units(responder: Responder, next_attempt: Callable[[], UnitAttempt | None]) -> Iterator[UnitResult | Failure]:
-    """Generate and capture units.
+    """Run attempts at units.
 
     Args:
         responder: Answers the units' requests.
-        next_attempt: Called when the responder has room for more; None when there is nothing to do at the moment.
+        next_attempt: Called when the responder has room for more; returns None when no unit is available at the moment.
 
     Yields:
-        A result for every unit, or why there is none, as soon as that is known. Ends when nothing is under way and
-        ``next_attempt`` gave None.
+        A result or a failure for every unit, as soon as it is known. Ends when no unit is in flight and
+        ``next_attempt`` has returned None.
     """
     while True:
         stream = _Stream(responder, next_attempt)
@@ -58,14 +61,14 @@ def run_units(responder: Responder, next_attempt: Callable[[], UnitAttempt | Non
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    # Texts, and not the error: a live one would hold the batch's frames, and their memory on the device.
+    # Texts and not the exception: its traceback would keep the frames of the batch, and their device memory, alive.
     message: str
     detail: str
 
 
 @dataclass(eq=False)
 class _Unit:
-    """A unit under way, with the requests that could be made so far and the rollouts that came of them."""
+    """A unit in flight: the requests made so far and the rollouts that answered them."""
 
     attempt: UnitAttempt
     requests: dict[RolloutAddress, RolloutRequest] = field(default_factory=dict)
@@ -76,18 +79,19 @@ class _Unit:
         self.requests = {request.address: request for request in self.attempt.first_requests()}
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return len(self.rows) == self.attempt.unit.num_rollouts
 
     def missing(self) -> list[RolloutRequest]:
-        """Give the requests that were not answered."""
+        """Return the requests that are not answered yet."""
         return [request for address, request in self.requests.items() if address not in self.rows]
 
     def follow(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
-        """Make the request that a rollout brings, if it brings one; the rollout is not among the rows yet.
+        """Make the follow-up request of a rollout, or return None. To be called before the rollout is recorded.
 
         Raises:
-            UnitError: It was made before, or none comes although rollouts of the unit are still to be made.
+            UnitError: The request was made before; or there is none although every request is answered and the unit
+                still lacks rollouts.
         """
         following = self.attempt.requests.following(request, rollout)
         unit_id, expected = self.attempt.unit.unit_id, self.attempt.unit.num_rollouts
@@ -104,10 +108,10 @@ class _Unit:
         return following
 
     def in_row_order(self) -> list[CapturedRollout]:
-        """Give the rollouts of a whole unit, in the order of its addresses.
+        """Return the rollouts of a finished unit, in the order of its addresses.
 
         Raises:
-            UnitError: A rollout of the unit was never requested, and another one in its place.
+            UnitError: An address of the unit has no rollout, because the source requested another one instead.
         """
         addresses = list(self.attempt.unit.addresses())
         stray = [address for address in addresses if address not in self.rows]
@@ -117,11 +121,11 @@ class _Unit:
 
 
 class _Stream:
-    """A responder at work on units, until it has nothing to do or fails.
+    """One call of ``generate`` after another on a responder, until no unit is left or it fails.
 
     Attributes:
-        under_way: Units of which rollouts are missing; after ``results`` those that the responder left unfinished.
-        fault: Why the responder ended before its time, if it did.
+        under_way: Units that lack rollouts; after ``results``, those that the responder did not finish.
+        fault: Why the responder failed; None when it did not.
     """
 
     def __init__(
@@ -131,12 +135,12 @@ class _Stream:
         self._next_attempt = next_attempt
         self.under_way: list[_Unit] = [] if unit is None else [unit]
         self.fault: _Fault | None = None
-        self._to_ask = deque([] if unit is None else unit.missing())
+        self._queue = deque([] if unit is None else unit.missing())
         self._seconds = 0.0
         self._rollouts = 0
 
     def results(self) -> Iterator[UnitResult | Failure]:
-        """Give each unit that was finished, or whose numbers are wrong."""
+        """Yield the result of each unit that is finished, or the failure of one whose values are wrong."""
         rollouts: Iterator[CapturedRollout] | None = None
         answered = 0
         while True:
@@ -154,30 +158,30 @@ class _Stream:
                 if unit is not None:
                     self.under_way.remove(unit)
                     yield self._finish(unit)
-            elif self._to_ask and answered:
-                # It ended with its last rollout, and did not see the request that follows that one.
+            elif self._queue and answered:
+                # It ended after its last rollout and did not pull the follow-up request of that one.
                 rollouts, answered = None, 0
             else:
-                self._refuse_leftovers()
+                self._require_all_answered()
                 return
 
     def _next_request(self) -> RolloutRequest | None:
-        if not self._to_ask:
+        if not self._queue:
             started = time.perf_counter()
             attempt = self._next_attempt()
-            # Waiting for an attempt is no work of the model.
+            # The time spent waiting for an attempt is not the model's.
             self._seconds -= time.perf_counter() - started
             if attempt is None:
                 return None
             unit = _Unit(attempt)
-            # Before its requests are made: should making them fail, it is this unit that fails.
+            # Before its requests are made: if that raises, the error is this unit's.
             self.under_way.append(unit)
             unit.begin()
-            self._to_ask.extend(unit.requests.values())
-        return self._to_ask.popleft()
+            self._queue.extend(unit.requests.values())
+        return self._queue.popleft()
 
     def _keep(self, captured: CapturedRollout) -> _Unit | None:
-        """Put a rollout where it belongs; its unit, when it was the last of it."""
+        """Record a rollout in its unit; return the unit when that completes it, else None."""
         rollout = captured.rollout
         asked = (unit for unit in self.under_way if rollout.address in unit.requests)
         unit = next(asked, None)
@@ -196,11 +200,11 @@ class _Stream:
         unit.rows[rollout.address] = captured
         self._rollouts += 1
         if following is not None:
-            self._to_ask.appendleft(following)
-        return unit if unit.is_whole else None
+            self._queue.appendleft(following)
+        return unit if unit.is_complete else None
 
-    def _refuse_leftovers(self) -> None:
-        """Note a responder that ends although requests of its units are not answered."""
+    def _require_all_answered(self) -> None:
+        """Record a fault when the responder has ended although some requests are not answered."""
         if self.under_way:
             asked = sum(len(unit.requests) for unit in self.under_way)
             given = sum(len(unit.rows) for unit in self.under_way)
@@ -208,7 +212,7 @@ class _Stream:
             self.fault = _fault_of(error)
 
     def _finish(self, unit: _Unit) -> UnitResult | Failure:
-        # The units of a batch share its passes: time goes by rollouts, each second to one unit.
+        # The units of a batch share its passes, so time is divided among them in proportion to their rollouts.
         num_rows = len(unit.rows)
         share = self._seconds * num_rows / max(self._rollouts, num_rows)
         self._seconds -= share
@@ -226,7 +230,8 @@ class _Stream:
         return UnitResult(unit.attempt, tuple(row.rollout for row in rows), arrays, share, canary, tokens)
 
     def _canary(self, rows: list[CapturedRollout]) -> Canary | None:
-        # The longest has been through the most passes, in company of the most other rollouts.
+        # The longest rollout was part of the most passes and shared them with the most other rollouts, so it is the
+        # most likely to show an error of batching.
         longest = max(rows, key=lambda row: row.rollout.num_content_tokens)
         reader = self._responder.reader
         canary = reader.canary(longest)
@@ -236,7 +241,7 @@ class _Stream:
 
 
 def _one_after_another(tokens_KTD: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Put the tokens of several rollouts into one array ``(N, K, D)``."""
+    """Concatenate the tokens of several rollouts to one array ``(N, K, D)``."""
     return np.concatenate([one_KTD.transpose(1, 0, 2) for one_KTD in tokens_KTD])
 
 
@@ -246,6 +251,6 @@ def _fault_of(error: BaseException) -> _Fault:
 
 
 def failure_of(attempt: UnitAttempt, error: BaseException) -> Failure:
-    """Describe an error as a unit's failure, with the whole traceback beside the one line."""
+    """Make a unit's failure from an error: its first line as the message, the traceback as the detail."""
     fault = _fault_of(error)
     return Failure(attempt.unit.unit_id, attempt.number, fault.message, fault.detail)

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - nothing above could print it as JSON
-        # A bug: the traceback is for whoever fixes it, and a program that reads JSON still gets its one object.
+        # A bug: print the traceback for its report, and still give a program that reads JSON its object.
         traceback.print_exc()
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)
         sys.exit(1)

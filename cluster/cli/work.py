@@ -1,4 +1,4 @@
-"""What ``run`` and ``extract`` share: plan a spec, do its missing units, reduce, and print the result."""
+"""Shared by ``run`` and ``extract``: plan a spec, run its missing units, reduce, and print the result."""
 
 from __future__ import annotations
 

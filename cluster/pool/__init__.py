@@ -1,1 +1,1 @@
-"""Workers: what runs units in this process or in Ray actors, and the pool that keeps them."""
+"""Workers and executors: run units in this process or in Ray actors, and keep the pool of workers."""

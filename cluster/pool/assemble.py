@@ -1,4 +1,7 @@
-"""Assemble a worker's engine on the worker's machine, and refuse what cannot work there before a model is loaded."""
+"""Choose and load a worker's engine on the worker's machine, after checking that it can work there.
+
+A new engine, such as one that wraps vLLM, is selected in ``load_engine``.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,22 @@ from ..retry import with_retries
 from .worker_settings import WorkerSettings
 
 _SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
-"""Pauses between looks for the sentinel: a shared file system may show a new file a little late."""
+"""Pauses between checks for the sentinel: a shared file system may show a new file with a delay."""
 
 
 def load_engine(settings: WorkerSettings) -> Responder:
-    """Load the model, if there is room for it, behind what answers requests: itself, given texts or a server.
+    """Load the model and make the responder that the settings ask for.
 
     Args:
-        settings: The model, and where its texts come from.
+        settings: The model, and whether it generates, its texts are given, or a server generates.
 
     Returns:
-        A responder that generates, one that reads given texts, or one that has a server generate.
+        The built-in engine; or a responder for given texts or for a server, which captures with the built-in engine.
 
     Raises:
-        InputError: There is no room, it cannot be loaded, or the server that is to generate does not serve it.
+        InputError: The model does not fit the memory or cannot be loaded, or the server does not serve it.
     """
-    # Torch is imported where a model is loaded, and neither by the driver nor by the command line.
+    # Torch is imported only where a model is loaded, not by the driver or the command line.
     from ...workers.builtin.builtin_engine import BuiltinEngine
 
     if settings.engine.device == "cuda":
@@ -55,10 +58,10 @@ def load_engine(settings: WorkerSettings) -> Responder:
     user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.generation is None:
         return GivenResponder(BuiltinEngine(engine), conversations, user_spans)
-    # The client of a server is imported only where there is a server.
+    # The HTTP client is imported only if a server generates.
     from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
-    # A model may take minutes to load: the server is checked first.
+    # The server is checked first, because the model may take minutes to load.
     check_endpoint(settings.generation, settings.served_model, conversations.renderer)
     return EndpointResponder(
         BuiltinEngine(engine),
@@ -71,14 +74,14 @@ def load_engine(settings: WorkerSettings) -> Responder:
 
 
 def require_same_store(location: Location, sentinel: str) -> None:
-    """Make sure that this machine sees what the driver wrote, before a model is loaded for nothing.
+    """Check that this machine is connected to the same store as the driver, before a model is loaded.
 
     Args:
-        location: The run's store, as this machine reaches it.
-        sentinel: Path of an object that the driver has written; empty: not checked.
+        location: The run's store, opened on this machine.
+        sentinel: Path of an object that the driver has written; empty: no check.
 
     Raises:
-        InputError: It is not there: a directory that the machines do not share, or another endpoint.
+        InputError: The object does not exist here: the machines do not share the directory, or use other endpoints.
         TransientError: The store failed.
     """
     for pause_s in (*_SENTINEL_PAUSES_S, None):

@@ -1,4 +1,4 @@
-"""What the run loop asks of whatever runs its units: the protocol of executors, and the values that they pass on."""
+"""The protocol between the run loop and the executor that runs its units, with the values that they exchange."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...storage.format.records import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Results of some of a worker's units, as it reported them; failures in its name when it is lost.
+    """Results of some units of a worker, as it reported them; when it is lost, failures of the units that it held.
 
     Attributes:
         worker: Name of the worker.
@@ -30,20 +30,20 @@ class Answer:
 
     @property
     def failures(self) -> list[Failure]:
-        """Failures of the units that did not."""
+        """Failures of the units that failed."""
         return [result for result in self.results if isinstance(result, Failure)]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """What one worker is doing, for people.
+    """The state of one worker, for people.
 
     Attributes:
         name: Name of the worker.
         node: Id of its node; empty until it is placed.
         doing: ``waiting`` for a place, ``loading``, ``idle`` or ``working``.
         units: Ids of the units that it holds.
-        since: When this began, or it was last assigned something or answered; seconds since the epoch.
+        since: When it last changed its state, was assigned units or answered; seconds since the epoch.
     """
 
     name: str
@@ -54,17 +54,17 @@ class WorkerView:
 
 
 class Executor(Protocol):
-    """Workers, seen from the run loop. There may be more or fewer of them while it runs."""
+    """The workers, as the run loop sees them. Their number may change while it runs."""
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Bring workers up, and return when the first has loaded its model.
+        """Start workers, and return when the first has loaded its model.
 
         Args:
-            tick: Called about once a second meanwhile; what it raises ends the waiting.
+            tick: Called about once a second while waiting; an exception that it raises ends the wait.
 
         Raises:
             InputError: The model cannot be loaded.
-            JobError: No worker comes up.
+            JobError: No worker could be started.
         """
         ...
 
@@ -80,7 +80,7 @@ class Executor(Protocol):
 
     @property
     def requesting(self) -> list[str]:
-        """Busy workers that ask for more and may have it, the least loaded first."""
+        """Busy workers that have requested work and may get some, the least loaded first."""
         ...
 
     @property
@@ -99,11 +99,11 @@ class Executor(Protocol):
         ...
 
     def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
-        """Hand an assignment over.
+        """Send an assignment to a worker.
 
         Args:
             worker: One of ``idle`` or ``requesting``.
-            attempts: Its units; some later answer has a result for each.
+            attempts: Attempts at its units; later answers have a result for each.
         """
         ...
 
@@ -111,10 +111,10 @@ class Executor(Protocol):
         """Wait for answers.
 
         Args:
-            timeout_s: Seconds to wait at most for the first.
+            timeout_s: Most seconds to wait for the first answer.
 
         Returns:
-            All that have arrived.
+            All answers that have arrived; empty after a timeout.
 
         Raises:
             InputError: No worker can load the model.

@@ -1,4 +1,7 @@
-"""The simplest executor: this very process. No Ray; for tests and for debugging."""
+"""The simplest executor: runs units synchronously in this process. No Ray; for tests and debugging.
+
+Jobs that run in this process use ``run/local.InProcessExecutor``, which runs the model in a separate thread.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ _NAME = "local"
 
 
 class LocalExecutor:
-    """Runs each assignment in this process, while it is waited for.
+    """Runs each assignment in this process, within ``wait``.
 
     Args:
-        loop: What a worker's process would run.
+        loop: The worker's loop, which a Ray actor would run in its own process.
     """
 
     def __init__(self, loop: WorkerLoop) -> None:
@@ -29,7 +32,7 @@ class LocalExecutor:
         """Load the model.
 
         Args:
-            tick: Not called: nothing is waited for.
+            tick: Not called, because loading is synchronous.
         """
         del tick
         self._loop.prepare()
@@ -41,7 +44,7 @@ class LocalExecutor:
 
     @property
     def idle(self) -> list[str]:
-        """This process, while it holds nothing."""
+        """This process, while it holds no unit."""
         return [] if self._assigned else [_NAME]
 
     @property
@@ -66,21 +69,21 @@ class LocalExecutor:
         return {}
 
     def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
-        """Keep an assignment until it is waited for.
+        """Queue an assignment until the next ``wait``.
 
         Args:
-            worker: The one of ``idle``.
-            attempts: Its units.
+            worker: The only worker.
+            attempts: Attempts at its units.
         """
         del worker
         self._since = time.time()
         self._assigned.append(tuple(attempts))
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        """Run what was assigned.
+        """Run everything that was assigned.
 
         Args:
-            timeout_s: Ignored: it takes as long as it takes.
+            timeout_s: Ignored: the call returns when all units are finished.
 
         Returns:
             An answer for each report of the worker that had results.
@@ -99,5 +102,5 @@ class LocalExecutor:
         return answers
 
     def close(self) -> None:
-        """Drop what was assigned and not run."""
+        """Discard assignments that were not run."""
         self._assigned.clear()

@@ -1,4 +1,4 @@
-"""How many replicas, and how many threads each: from the spec and from what the machines have. Pure; knows no Ray."""
+"""Decide the number of replicas and their threads from the spec and the available resources. Pure; knows no Ray."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ...jobs.spec import PlacementSpec
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What there is to place replicas on.
+    """Resources of a machine or a cluster.
 
     Attributes:
         num_cpus: Cores of all nodes together.
         num_gpus: GPUs of all nodes together.
-        cpus_per_node: Cores of the smallest node that could hold a replica, because a replica's threads share one
-            node; None when it is not known.
-        num_nodes: Nodes that could hold a replica.
+        cpus_per_node: Cores of the smallest node that could run a replica, because a replica's threads must be on one
+            node; None when unknown.
+        num_nodes: Number of nodes that could run a replica.
     """
 
     num_cpus: int
@@ -28,13 +28,13 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How replicas are laid out.
+    """The number of replicas and the resources of each.
 
     Attributes:
         replicas: Number of replicas; each is one worker process.
         device: ``cpu`` or ``cuda``.
-        threads: CPU threads of each, reserved as that many CPUs of its node.
-        num_gpus: GPUs of each, 0 or 1.
+        threads: CPU threads of each replica, reserved as that many CPUs of its node.
+        num_gpus: GPUs of each replica, 0 or 1.
     """
 
     replicas: int
@@ -43,11 +43,11 @@ class Placement:
     num_gpus: int
 
     def places_on(self, num_cpus: float, num_gpus: float) -> int:
-        """Count the replicas that one node has room for.
+        """Return the number of replicas that one node has resources for.
 
         Args:
-            num_cpus: CPUs of the node, whoever uses them now.
-            num_gpus: GPUs of the node, likewise.
+            num_cpus: All CPUs of the node, those in use by others included.
+            num_gpus: All GPUs of the node, those in use by others included.
 
         Example:
             >>> Placement(1, "cuda", 4, 1).places_on(16, 2)
@@ -58,22 +58,22 @@ class Placement:
 
 
 def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False) -> Placement:
-    """Lay replicas out on what there is, so that their threads do not compete for cores.
+    """Place replicas on the available resources, so that their threads do not compete for cores.
 
     Args:
-        asked: What the spec asks for.
-        resources: What there is now.
-        may_grow: Whether more nodes may join; replicas that have no place yet then wait for them.
+        asked: ``placement`` of the spec.
+        resources: The resources that are available now.
+        may_grow: Whether more nodes may join; replicas without resources then wait for them.
 
     Returns:
-        The layout, every default filled in.
+        The placement, with every default resolved.
 
     Raises:
-        InputError: The spec asks for GPUs, cores or replicas that are not there and that no node may bring.
+        InputError: The spec needs GPUs, cores or replicas that are not available and cannot be added.
     """
     if asked.device == "cuda" and not resources.num_gpus and not (may_grow and asked.replicas):
         raise InputError(
-            "asks for cuda, but no GPU is there.",
+            "asks for cuda, but there is no GPU.",
             code="no_gpu",
             field="placement.device",
             hint="Use device: auto or cpu, or an --address with GPUs.",

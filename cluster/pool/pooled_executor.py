@@ -1,7 +1,7 @@
-"""What all executors with a pool have in common: the pool decides, the executor carries out. Knows no Ray.
+"""Base class of executors with a pool: the pool decides, the executor carries out its commands. Knows no Ray.
 
-A subclass has three verbs (launch, kill, send) and a ``wait`` that turns whatever its workers and its cluster do into
-events of the pool. Ray's executor is one; simulations and tests have others, with the same policy.
+A subclass implements launch, kill and send, and a ``wait`` that translates what happens to its workers and its cluster
+to events of the pool. ``RayExecutor`` is one; simulations and tests have others, with the same policy.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class PooledExecutor:
     """An executor that follows a :class:`WorkerPool`.
 
     Args:
-        pool: Decides.
-        clock: Gives the time of the pool, in seconds; must never go back.
+        pool: The pool, which makes all decisions.
+        clock: Returns the pool's time in seconds; must be monotonic.
     """
 
     def __init__(self, pool: WorkerPool[Manifest], clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,11 +32,11 @@ class PooledExecutor:
         """Wait until a worker is ready; the others join when they are.
 
         Args:
-            tick: Called about once a second meanwhile; what it raises ends the waiting.
+            tick: Called about once a second while waiting; an exception that it raises ends the wait.
 
         Raises:
             InputError: The model cannot be loaded.
-            JobError: No worker comes up.
+            JobError: No worker could be started.
         """
         while not self.idle:
             tick()
@@ -54,7 +54,7 @@ class PooledExecutor:
 
     @property
     def requesting(self) -> list[str]:
-        """Busy workers that ask for more and may have it, the least loaded first."""
+        """Busy workers that have requested work and may get some, the least loaded first."""
         return self._pool.workers.requesting
 
     @property
@@ -65,7 +65,7 @@ class PooledExecutor:
     @property
     def views(self) -> list[WorkerView]:
         """What each worker is doing, including those that wait for a place."""
-        # The pool has a clock that never goes back, people have one that tells the time.
+        # The pool's clock is monotonic; views have wall-clock times.
         to_epoch = time.time() - self._clock()
         return [
             WorkerView(
@@ -84,11 +84,11 @@ class PooledExecutor:
         return self._pool.nodes_left_out
 
     def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
-        """Hand an assignment over.
+        """Send an assignment to a worker.
 
         Args:
             worker: One of ``idle`` or ``requesting``.
-            attempts: Its units; some later answer has a result for each.
+            attempts: Attempts at its units; later answers have a result for each.
         """
         self._pool.assigned(worker, attempts, self._clock())
         self._send(worker, tuple(attempts))
@@ -97,10 +97,10 @@ class PooledExecutor:
         """Wait for answers.
 
         Args:
-            timeout_s: Seconds to wait at most for the first.
+            timeout_s: Most seconds to wait for the first answer.
 
         Returns:
-            All that have arrived.
+            All answers that have arrived; empty after a timeout.
 
         Raises:
             InputError: No worker can load the model.
@@ -113,19 +113,19 @@ class PooledExecutor:
         self._carry_out(self._pool.close())
 
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
-        """Begin to launch a worker, on none of the nodes to avoid, and to load its model."""
+        """Launch a worker on any node except those to avoid, and let it load its model; returns without waiting."""
         raise NotImplementedError
 
     def _kill(self, worker: str) -> None:
-        """End a worker, dead or alive, and report no more events of it."""
+        """Kill a worker, dead or alive, and report no further events of it."""
         raise NotImplementedError
 
     def _send(self, worker: str, attempts: tuple[UnitAttempt, ...]) -> None:
-        """Send an assignment to a worker; whether it arrives is reported as an event."""
+        """Send an assignment to a worker; if it cannot accept it, that is reported as an event."""
         raise NotImplementedError
 
     def _carry_out(self, commands: Iterable[Command[Manifest]]) -> list[Answer]:
-        """Carry out what the pool decided, in its order; gives what it delivers."""
+        """Carry out the pool's commands in order; return the results that it delivers."""
         answers: list[Answer] = []
         for command in commands:
             if isinstance(command, Deliver):

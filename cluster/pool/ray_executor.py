@@ -1,8 +1,8 @@
-"""Workers as Ray actors, one for each replica. Carries out what the pool decides, and turns Ray's answers into events.
+"""Workers as Ray actors, one per replica: carries out the pool's commands and translates Ray's results to events.
 
-All policy is in the pool (``jobs/scheduling/pool.py``). Ray is asked to place actors and to run calls, and for nothing
-else: it restarts no actor and retries no call, because the ledger decides what is tried again, and where. Activations
-never pass through it: assignments go in and manifests come out.
+All policy is in the pool (``jobs/scheduling/pool.py``). Ray only places actors and runs their methods. It restarts no
+actor and retries no call, because the ledger decides what is retried and where. Activations never pass through Ray:
+assignments go in, manifests come out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .session import cluster_nodes
 from .worker_settings import WorkerSettings
 
 _CONCURRENT_CALLS = 6
-"""Of one actor: ``wait_forever`` and ``next_report`` are always out, and ``prepare`` or ``take`` beside them; some to
-spare for calls that are about to return."""
+"""Concurrent calls of one actor: ``wait_forever`` and ``next_report`` are always pending, and ``prepare`` or ``take``
+may be as well; the rest is for calls that are about to return."""
 
 _NODE_LABEL = "ray.io/node-id"
 
@@ -38,7 +38,7 @@ class _Call:
     Attributes:
         kind: Name of the actor's method.
         worker: Name of the worker.
-        attempts: What a ``take`` brings; empty for other calls.
+        attempts: The assignment of a ``take``; empty for other calls.
     """
 
     kind: Literal["wait_forever", "node_id", "prepare", "take", "next_report"]
@@ -49,17 +49,17 @@ class _Call:
 class RayExecutor(PooledExecutor):
     """Actors on the Ray cluster that this process is connected to.
 
-    Exactly one ``next_report`` is out to each ready worker, and the next is made when it returns. What a worker has
-    reported survives the worker then: Ray keeps the result of a call that has returned, whatever becomes of the actor,
-    whereas it drops what has not been read of a stream. And since results are read before deaths, a unit that was
-    finished in time is never counted as lost.
+    Exactly one ``next_report`` is pending for each ready worker, and the next is called when it returns. That way a
+    report survives its worker: Ray keeps the result of a call that has returned even if the actor dies, whereas it
+    drops the unread part of a stream. Reports are also read before deaths, so a unit that was finished before its
+    worker died is never counted as lost.
 
     Args:
-        settings: What each worker is told.
-        placement: What each takes of its node.
-        replicas: As for :class:`WorkerPool`.
-        load_timeout_s: As for :class:`WorkerPool`.
-        actor_class: The class of the actors.
+        settings: Settings of every worker.
+        placement: Resources of every worker.
+        replicas: Number of workers to keep; None: as many as the cluster has room for. See :class:`WorkerPool`.
+        load_timeout_s: Seconds that a worker may take to load its model; see :class:`WorkerPool`.
+        actor_class: Class of the actors; tests use others.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class RayExecutor(PooledExecutor):
         """Wait for answers.
 
         Args:
-            timeout_s: Seconds to wait at most for the first.
+            timeout_s: Most seconds to wait for the first answer.
 
         Returns:
-            All that have arrived, failures of workers that were lost among them.
+            All answers that have arrived, those for lost workers included; empty after a timeout.
 
         Raises:
             InputError: No worker can load the model.
@@ -99,17 +99,18 @@ class RayExecutor(PooledExecutor):
             return []
         returned, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if returned:
-            # Whatever else has returned by now is taken along; reports before deaths, which would make them void.
+            # Also take all other calls that have returned by now. Reports first: after a worker's death is recorded,
+            # its reports would be ignored.
             returned, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
             returned.sort(key=lambda reference: self._calls[reference].kind != "next_report")
         answers = [answer for reference in returned for answer in self._returned(reference)]
         return answers + self._carry_out(self._pool.check_silence(self._clock()))
 
     def _returned(self, reference: Any) -> list[Answer]:
-        """Turn a call that has returned, or failed, into an event of the pool."""
+        """Translate a call that has returned or failed to an event of the pool."""
         call = self._calls.pop(reference, None)
         if call is None:
-            # Its worker was killed while earlier calls were handled.
+            # Its worker was killed while the calls before it were handled.
             return []
         try:
             result: Any = ray.get(reference)
@@ -132,8 +133,8 @@ class RayExecutor(PooledExecutor):
         now = self._clock()
         if call.kind == "take" and not isinstance(error, RayActorError):
             return self._carry_out(self._pool.rejected(call.worker, call.attempts, str(error), now))
-        # Ray declares a node dead only after several missed health checks; that an actor there cannot be reached shows
-        # at once.
+        # Ray declares a node dead only after several missed health checks, but reports at once that an actor on it is
+        # unreachable.
         is_unreachable = isinstance(error, ActorUnavailableError)
         nodes = cluster_nodes(self._placement)
         return self._carry_out(self._pool.died(call.worker, str(error), nodes, now, is_unreachable=is_unreachable))

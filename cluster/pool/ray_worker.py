@@ -14,12 +14,12 @@ from .worker_settings import WorkerSettings
 
 
 class UnitActor:
-    """A replica: a ``WorkerLoop`` in a process of its own.
+    """A replica: a ``WorkerLoop`` in a separate process.
 
-    Its calls run on threads side by side, so that it can report while it takes an assignment.
+    Its methods run concurrently in threads, so that it can report while it accepts an assignment.
 
     Args:
-        settings: What to load and where to write.
+        settings: Settings of the worker.
         name: Name of the worker.
     """
 
@@ -27,25 +27,25 @@ class UnitActor:
         self._loop = WorkerLoop(settings, name)
 
     def node_id(self) -> str:
-        """Give the id of the node that this runs on."""
+        """Return the id of the node that this actor runs on."""
         return ray.get_runtime_context().get_node_id()
 
     def wait_forever(self) -> None:
-        """Never return: the failure of this call tells the driver of the worker's death, whatever it was doing."""
+        """Never return: when the worker dies, this call fails, which notifies the driver whatever the worker did."""
         threading.Event().wait()
 
     def prepare(self) -> AtlasError | None:
         """Load the model.
 
         Returns:
-            Why it cannot be loaded; None when it is. Returned and not raised, because Ray would wrap an error that is
-            raised, and the driver is to have it as it is.
+            Why the model cannot be loaded; None when it is loaded. The error is returned and not raised, because Ray
+            would wrap it.
         """
         try:
             self._loop.prepare()
         except AtlasError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - a library's own error would look like a lost worker to the driver
+        except Exception as error:  # noqa: BLE001 - raised, it would look like a lost worker to the driver
             return JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
         return None
 
@@ -54,5 +54,5 @@ class UnitActor:
         self._loop.take(attempts)
 
     def next_report(self) -> WorkerReport:
-        """Wait until there is something to report, and give it; see :meth:`WorkerLoop.next_report`."""
+        """Wait until there is something to report, and return it; see :meth:`WorkerLoop.next_report`."""
         return self._loop.next_report()

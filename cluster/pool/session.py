@@ -1,4 +1,4 @@
-"""A connection to Ray: a cluster that is there, or one of our own on this machine for as long as the job lasts."""
+"""Connect to Ray: to an existing cluster, or to one that is started on this machine for the duration of a job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...jobs.scheduling.pool_commands import ClusterNodes
 from .placement import Placement, Resources
 
 _OBJECT_STORE_BYTES = 100 * 2**20
-"""Only assignments and reports pass through Ray's object store; activations never do."""
+"""Small, because only assignments and reports pass through Ray's object store; activations never do."""
 
 
 def local_resources() -> Resources:
@@ -27,13 +27,13 @@ def local_resources() -> Resources:
 
 
 def cluster_nodes(placement: Placement) -> ClusterNodes:
-    """Read which nodes the cluster has now, and for how many replicas each of them has room.
+    """Read the nodes of the cluster, and how many replicas each of them has resources for.
 
     Args:
-        placement: What one replica takes.
+        placement: Resources of one replica.
 
     Returns:
-        The living nodes with their places, and the dead ones that Ray still remembers.
+        The live nodes with their places, and the dead ones that Ray still lists.
     """
     import ray
 
@@ -50,14 +50,14 @@ def cluster_nodes(placement: Placement) -> ClusterNodes:
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[Resources]:
-    """Join the Ray cluster at an address, or start one here; leave it, or stop it, at the end.
+    """Connect to the Ray cluster at an address or start one on this machine; disconnect or stop it at the end.
 
     Args:
         address: ``host:port`` of a running cluster; None starts one on this machine, whatever the environment says.
-            Ignored in a process that is connected already, as one that Ray itself started is.
+            Ignored in a process that is already connected, such as a Ray actor.
 
     Yields:
-        What the cluster has now.
+        The resources of the cluster.
 
     Raises:
         InputError: There is no cluster at the address.
@@ -104,7 +104,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 def _resources(nodes: list[dict[str, Any]]) -> Resources:
     alive = [node["Resources"] for node in nodes if node["Alive"]]
-    # A head node without cores runs no worker. Where any node has GPUs, replicas go to the nodes that have some.
+    # A head node without cores runs no worker. If any node has GPUs, replicas run on nodes with GPUs only.
     workers = [r for r in alive if r.get("GPU")] or [r for r in alive if r.get("CPU")]
     return Resources(
         num_cpus=int(sum(r.get("CPU", 0) for r in workers)),

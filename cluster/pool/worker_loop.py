@@ -1,8 +1,8 @@
-"""A worker's loop, where units meet the store: run units, write each row block, report manifests. Knows no Ray.
+"""The loop of a worker: run units, write each result to the store, report manifests. Knows no Ray.
 
-One ``WorkerLoop`` lives in each Ray actor; the local executor has one too. Assignments may arrive while others are in
-flight: their units join the running batch as slots come free. One thread runs the model, another encodes and uploads
-what is finished, and a third, the caller's, waits for reports.
+Every Ray actor has a ``WorkerLoop``, and so has each executor that runs in this process. Assignments may arrive while
+others are in flight; their units join the running batch as slots are freed. Three threads: one runs the model, one
+encodes and writes finished units, and the caller's waits for reports.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .assemble import load_engine, require_same_store
 from .worker_settings import WorkerSettings
 
 _BLOCKS_WAITING = 2
-"""Finished row blocks that may wait to be written. With more, generation waits for the store, so that a slow store does
-not fill the memory."""
+"""Finished units that may wait to be written. When there are more, generation pauses, so that a slow store does not
+fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class WorkerReport:
     """What has happened in a worker since its last report.
 
     Attributes:
-        results: A manifest or a failure for each unit that has ended, in the order of their ends.
-        work_request: That the worker asks for more work; None if it does not.
+        results: A manifest or a failure for each unit that has ended, in the order in which they ended.
+        work_request: The worker's request for work; None if it made none.
     """
 
     results: tuple[Manifest | Failure, ...]
@@ -47,12 +47,12 @@ class WorkerReport:
 
 
 class WorkerLoop:
-    """A worker without its process: loads the model when first needed, then runs units.
+    """A worker, independent of the process it runs in: loads the model on first use, then runs units.
 
     Args:
-        settings: What to load and where to write.
-        name: Name of the worker; manifests carry it.
-        load: Makes the engine.
+        settings: Settings of the worker.
+        name: Name of the worker, which is recorded in manifests.
+        load: Loads the engine.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class WorkerLoop:
     def take(self, attempts: Sequence[UnitAttempt]) -> None:
         """Accept an assignment and return at once; a later report has the result of each unit.
 
-        May be called while other units are in flight: one thread has the model, and pulls what waits.
+        May be called while other units are in flight: the model's thread pulls them from a queue.
 
         Args:
             attempts: The assignment.
 
         Raises:
-            InputError: The model cannot be loaded, as for :meth:`prepare`; nothing was accepted then.
+            InputError: The model cannot be loaded, as for :meth:`prepare`; the assignment was not accepted.
         """
         self.prepare()
         with self._lock:
@@ -138,7 +138,7 @@ class WorkerLoop:
                 try:
                     for result in run_units(engine, partial(self._next_attempt, under_way, engine.prefetch)):
                         self._settle(result, under_way, writer)
-                except Exception as error:  # noqa: BLE001 - every unit in flight must be answered, whatever happened
+                except Exception as error:  # noqa: BLE001 - every unit in flight needs an answer, whatever the error
                     for attempt in under_way.values():
                         self._events.put(failure_of(attempt, error))
                     under_way.clear()
@@ -175,24 +175,24 @@ class WorkerLoop:
         return attempt
 
     def _request_work(self) -> None:
-        """Ask for more work, once for each assignment; the caller holds the lock."""
+        """Request work, at most once per assignment; the caller holds the lock."""
         if not self._has_requested:
             self._events.put(WorkRequest(self._num_assigned))
             self._has_requested = True
 
-    def _write(self, block: UnitResult) -> None:
+    def _write(self, result: UnitResult) -> None:
         try:
-            # A row block took the model minutes to make: writing it is retried for as long as any request is.
-            self._events.put(with_retries(partial(self._write_once, block)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this unit's failure and no other's
-            self._events.put(failure_of(block.attempt, error))
+            # A unit took the model minutes, so writing it is retried as long as any other request to the store.
+            self._events.put(with_retries(partial(self._write_once, result)))
+        except Exception as error:  # noqa: BLE001 - whatever the error, only this unit fails
+            self._events.put(failure_of(result.attempt, error))
         finally:
             self._write_slots.release()
 
-    def _write_once(self, block: UnitResult) -> Manifest:
+    def _write_once(self, result: UnitResult) -> Manifest:
         return write_unit_result(
             self._location,
-            block,
+            result,
             rows_per_block=self._settings.rows_per_block,
             tokens_per_block=self._settings.tokens_per_block,
             mantissa_bits=self._settings.mantissa_bits,

@@ -1,4 +1,4 @@
-"""What a worker is told when it starts. Plain values, which travel to the worker's process."""
+"""The settings of a worker. Plain values, which are sent to the worker's process when it starts."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from ...workers.engine import EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """All that a worker is told when it starts; its assignments bring the rest.
+    """Everything that a worker needs to start; units come with assignments.
 
     Attributes:
         engine: The model and how to run it.
-        needed_bytes: Memory of one replica in bytes; a machine that has less is refused before the model is loaded.
-        store_url: URL of the run's store, as in the spec.
-        endpoint_url: URL of an S3-compatible server; None for the default of the store.
-        rows_per_block: Rows of a row block in the run's arrays.
-        mantissa_bits: Bits of each stored number's mantissa that are kept.
-        model: The model, for a machine that does not have its files where the driver has them; None: every machine
-            has them there.
-        reads_given: Whether the texts are given, and read rather than generated.
-        generation: The server that generates; None where the engine does, or nothing.
-        served_model: What that server calls the model; empty without one.
-        sentinel: Path of an object that the driver has written, in the store. A machine that does not see it is
-            connected to another store. Empty: not checked.
-        tokens_per_block: Rows of a row block in the arrays that keep every token; 0 when the run has none.
+        needed_bytes: Bytes of memory that one replica needs; a worker with less free memory refuses to load the model.
+        store_url: Directory or URL of the run's store.
+        endpoint_url: URL of an S3-compatible server; None for AWS and for directories.
+        rows_per_block: Rows per row block of the pooled arrays.
+        mantissa_bits: Mantissa bits kept of each stored value.
+        model: Source of the model, for machines where its directory does not exist; None: all machines have it.
+        reads_given: Whether the texts are given, and captured without generating.
+        generation: The server that generates; None if the workers generate or the texts are given.
+        served_model: Name of the model on that server; empty without a server.
+        sentinel: Path of an object in the store that the driver has written. A worker that cannot find it is connected
+            to another store and refuses to start. Empty: not checked.
+        tokens_per_block: Rows per row block of the ``tokens`` arrays; 0 in a run without them.
     """
 
     engine: EngineSettings

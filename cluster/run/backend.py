@@ -1,4 +1,4 @@
-"""The workers of a job: Ray actors, opened for as long as the job lasts, and what each of them is told."""
+"""The backend of a job, which runs its workers: Ray actors, for the duration of the job, and their settings."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from .progress import Progress
 
 @dataclass(frozen=True)
 class Backend:
-    """Workers that a job may have, none of them started.
+    """What runs the workers of a job; no worker is started yet.
 
     Attributes:
-        rendering: How their prompts become tokens, for the run's record.
-        make_executor: Makes their executor; called once the lease is held, because workers look for it in the store.
+        rendering: How prompts become tokens, for the run's record.
+        make_executor: Makes the executor. Called when the lease is held, because workers check for the lease's object
+            in the store (the sentinel).
     """
 
     rendering: dict[str, object]
@@ -37,25 +38,26 @@ class Backend:
 
 
 OpenBackend = Callable[[Job, str | None, Progress], AbstractContextManager[Backend]]
-"""Called with a job, the address of a cluster or None, and the progress; see :func:`open_ray_backend`."""
+"""A function of a job, the address of a cluster or None, and the progress; see :func:`open_ray_backend`."""
 
 
 @contextmanager
 def open_ray_backend(job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
-    """Connect to Ray for as long as the job lasts, and refuse what cannot run there.
+    """Connect to Ray for the duration of a job, and refuse a job that cannot run there.
 
     Args:
-        job: Prepared.
+        job: The prepared job.
         address: Address of a Ray cluster; None starts Ray on this machine.
-        progress: Receives what takes long.
+        progress: Prints a line before each step that takes long.
 
     Yields:
-        Workers that are Ray actors.
+        A backend whose workers are Ray actors.
 
     Raises:
-        InputError: No template, no room, no such cluster, or the server that is to generate does not serve the model.
+        InputError: There is no chat template, not enough memory or no such cluster, or the server that generates does
+            not serve the model.
     """
-    # Ray is imported only by a job that has something to do.
+    # Ray is imported only if there are units to do.
     from ..pool.ray_executor import RayExecutor
 
     renderer = load_renderer(job.model_directory).renderer
@@ -78,12 +80,12 @@ def open_ray_backend(job: Job, address: str | None, progress: Progress) -> Itera
 
 
 def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
-    """Give what every worker of a job is told.
+    """Make the settings of all workers of a job.
 
     Args:
-        job: Prepared.
-        placement: What each worker runs on.
-        sentinel: Path of an object that the driver has written, for workers to look for.
+        job: The prepared job.
+        placement: Device and threads of each worker.
+        sentinel: Path of an object that the driver has written and workers check for.
     """
     spec = job.plan.spec
     return WorkerSettings(
@@ -113,21 +115,25 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
 
 
 def refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
-    """Ask the server that is to generate for one token, before a model is loaded or Ray is started for it.
+    """Check the server that generates, if any, before a model is loaded or Ray is started.
+
+    Args:
+        spec: The job.
+        renderer: Renders prompts for its model.
 
     Raises:
-        InputError: It does not answer, or does not serve the model.
+        InputError: The server does not answer or does not serve the model.
     """
     if spec.generation is None:
         return
-    # The client is imported only where a server is used.
+    # The HTTP client is imported only if a server generates.
     from ...workers.responders.endpoint import check_endpoint
 
     check_endpoint(spec.generation, spec.served_model, renderer)
 
 
 def _refuse_what_cannot_fit(job: Job) -> None:
-    """On this machine, before Ray is started: room for the replicas, and on the CPU memory for all of them."""
+    """Check, before Ray is started on this machine, that it has the cores, GPUs and memory for all replicas."""
     placement = place(job.plan.spec.placement, local_resources())
     if placement.device == "cpu":
         require_memory(job.estimate.machine_bytes, placement.replicas, "cpu")

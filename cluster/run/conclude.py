@@ -31,6 +31,11 @@ class Conclusion:
 def conclude(job: Job, progress: Progress, reporter: StatusReporter) -> Conclusion:
     """Reduce the committed units of a job and write the report, if the run has groups to compare.
 
+    Args:
+        job: The prepared job.
+        progress: Prints a line before the reduction.
+        reporter: Status of the driver.
+
     Raises:
         StoreError: A committed value is missing or damaged.
         TransientError: The store failed.

@@ -16,12 +16,12 @@ from .progress import Progress
 
 _WAIT_S = 0.5
 _COMMITTING_WAIT_S = 0.02
-"""The loop settles finished commits between waits for answers, so it waits less while there are some under way. No
-worker ever waits for a commit."""
+"""Shorter timeout while commits are in progress, because finished commits are handled between waits for answers.
+Workers never wait for a commit."""
 
 _COMMITTERS = 64
-"""Commits at a time. Each is three small requests one after the other, a tenth of a second on S3, and a thousand
-workers finish three hundred units in one second."""
+"""Concurrent commits. A commit is three small sequential requests, about 0.1 s on S3, and a thousand workers may finish
+three hundred units per second."""
 
 
 def drive(
@@ -29,22 +29,22 @@ def drive(
     executor: Executor,
     commit: Callable[[Manifest], object],
     progress: Progress,
-    look: Callable[[Ledger, Executor], None] = lambda *_: None,
+    on_turn: Callable[[Ledger, Executor], None] = lambda *_: None,
 ) -> None:
-    """Run every unit of a ledger that is left to do.
+    """Run all units of a ledger that are not done.
 
     Args:
-        ledger: The units; holds the outcome when this returns. Changed by this thread alone.
-        executor: Started workers.
-        commit: Commits an attempt, unless another attempt at its unit is committed already; called from several
+        ledger: The units; has their final states when this returns. Only this thread changes it.
+        executor: The executor, with its workers started.
+        commit: Commits an attempt, unless another attempt of its unit is committed already; called from several
             threads.
-        progress: Receives every step.
-        look: Called in every turn, several times a second; what it raises ends the loop.
+        progress: Prints what happens.
+        on_turn: Called in every turn of the loop, several times per second; an exception that it raises ends the loop.
 
     Raises:
         StoreError: The lease was lost.
-        TransientError: A commit could not be written in several tries.
-        JobError: No worker is left, or ``look`` says that the job is stopped.
+        TransientError: A commit failed, after retries.
+        JobError: No worker is left, or ``on_turn`` raised it because the job is to stop.
     """
     progress.units(ledger, None)
     committing: dict[Future[object], Manifest] = {}
@@ -52,7 +52,7 @@ def drive(
     pool = ThreadPoolExecutor(_COMMITTERS, thread_name_prefix="commit")
     try:
         while not ledger.is_over:
-            look(ledger, executor)
+            on_turn(ledger, executor)
             for assignment in assign_work(ledger, executor):
                 executor.assign(assignment.worker, assignment.attempts)
             for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
@@ -61,9 +61,9 @@ def drive(
                 _fail(answer.failures, answer.worker, ledger, progress)
             for future in [future for future in committing if future.done()]:
                 _settle(future, committing.pop(future), ledger, progress)
-        look(ledger, executor)
+        on_turn(ledger, executor)
     finally:
-        # Commits that have begun are finished, and not retried; those that wait are dropped.
+        # Commits in progress are finished but not retried; those that have not started are dropped.
         stop.set()
         pool.shutdown(cancel_futures=True)
 
@@ -72,7 +72,7 @@ def _fail(failures: Sequence[Failure], worker: str, ledger: Ledger, progress: Pr
     lost: list[Failure] = []
     for failure in failures:
         again = ledger.fail(failure, worker)
-        if again and failure.is_innocent:
+        if again and failure.is_worker_fault:
             lost.append(failure)
         else:
             progress.failed(failure, again=again)

@@ -1,4 +1,4 @@
-"""Do what is missing of a prepared job: take the lease, load the workers, drive, bring the index up to date."""
+"""Run the missing units of a prepared job: acquire the lease, start workers, drive, update the index."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _VERSIONED = ("persona-atlas", "torch", "transformers", "ray", "zarr", "numcodec
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a start of a job ended.
+    """How the units of a job ended.
 
     Attributes:
-        planned: Units of the job.
-        done: Units committed in the store.
-        worked: Units this start committed.
-        failures: Units given up, with the last error of each.
+        planned: Number of units of the job.
+        done: Number of units that are committed in the store.
+        worked: Number of units that this driver committed.
+        failures: Units that were given up, each with its last error.
     """
 
     planned: int
@@ -53,22 +53,24 @@ def work_job(
     address: str | None = None,
     open_backend: OpenBackend = open_ray_backend,
 ) -> Outcome:
-    """Run the units that a job is missing.
+    """Run the missing units of a job.
 
     Args:
-        job: Prepared.
-        progress: Receives how far it is.
-        reporter: Writes the run's status, and knows when the job is to stop.
+        job: The prepared job.
+        progress: Prints progress.
+        reporter: Writes the driver's status, and raises when the job was asked to stop.
         address: Address of a Ray cluster; None starts Ray on this machine.
-        open_backend: What the workers are; tests and benchmarks have others than Ray's.
+        open_backend: Opens what runs the workers: Ray, this process (``open_local_backend``), or that of a test.
 
     Returns:
-        How it ended, with the units that failed for good.
+        How the units ended.
 
     Raises:
-        InputError: No template, no room, no such cluster, or another driver works on the run.
-        TransientError: The store failed for good.
-        JobError: No worker could be had.
+        InputError: There is no chat template, not enough memory or no such cluster, or another driver is working on the
+            run.
+        StoreError: The lease was lost, or a record is damaged.
+        TransientError: The store failed, after retries.
+        JobError: No worker could be started, or none is left.
         JobStoppedError: The job was asked to stop.
     """
     if not job.num_missing:
@@ -91,10 +93,10 @@ def work_job(
 def _work_under_lease(
     job: Job, lease: HeldLease, backend: Backend, progress: Progress, reporter: StatusReporter
 ) -> Outcome:
-    """Load the models, begin the run only when one is loaded, drive, and bring the index up to date."""
+    """Start workers, create the run once a model is loaded, drive, and update the index."""
     executor = backend.make_executor(lease)
     reporter.set_phase("loading")
-    # This takes seconds for a large plan, so it is done before there are workers to wait for it.
+    # Takes seconds for a large plan, so it is done before workers are started and would wait.
     units = encode_units(job.plan.units)
     record = job.record or RunRecord.of(
         job.plan,
@@ -107,7 +109,7 @@ def _work_under_lease(
         executor.start(lambda: reporter.update_workers(executor))
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
-        # Listed again: another driver may have committed units between planning and this lease.
+        # Listed again, because another driver may have committed units after planning and before this lease.
         committed = with_retries(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
         with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():

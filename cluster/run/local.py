@@ -1,8 +1,8 @@
-"""Run a job in this very process: one replica, no Ray, no other processes. What a notebook wants.
+"""Run a job in this process: one replica, without Ray and without other processes, as in a notebook.
 
-The model runs in a thread of its own while the caller's thread commits, so Ctrl-C reaches the caller at once. The model
-thread ends when its engine next asks for a request: before the next forward pass, or, where the batch is full, when one
-of the responses under way ends.
+The model runs in a separate thread while the caller's thread commits, so Ctrl-C interrupts the caller at once. The
+model's thread ends when its engine next pulls a request: before the next forward pass or, if the batch is full, when
+the next response ends.
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ _NAME = "this-process"
 
 @contextmanager
 def open_local_backend(job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
-    """Make this process the one worker of a job.
+    """Make this process the only worker of a job.
 
     Args:
-        job: Prepared; its ``placement.replicas`` is not read, for there is one.
-        address: Not used: there is no cluster.
+        job: The prepared job; its ``placement.replicas`` is ignored.
+        address: Ignored, because there is no cluster.
         progress: Prints a line before the model is loaded.
 
     Yields:
-        This process as the only worker.
+        A backend with this process as its only worker.
 
     Raises:
-        InputError: No chat template, no room in memory, or the server that is to generate does not serve the model.
+        InputError: There is no chat template or not enough memory, or the server that generates does not serve the
+            model.
     """
     del address
     spec = job.plan.spec
@@ -65,11 +66,11 @@ def open_local_backend(job: Job, address: str | None, progress: Progress) -> Ite
 
 
 class InProcessExecutor:
-    """A pool of one worker, which is this process.
+    """An executor whose only worker is this process, with the model in a separate thread.
 
     Args:
-        settings: What the worker loads and where it writes.
-        load: Makes the engine.
+        settings: Settings of the worker.
+        load: Loads the engine.
     """
 
     def __init__(self, settings: WorkerSettings, load: Callable[[WorkerSettings], Responder] = load_engine) -> None:
@@ -98,7 +99,7 @@ class InProcessExecutor:
 
     @property
     def requesting(self) -> list[str]:
-        """This process, when its running batch has room."""
+        """This process, when it has requested work."""
         return [_NAME] if self._load.takes_more else []
 
     @property
@@ -108,30 +109,30 @@ class InProcessExecutor:
 
     @property
     def views(self) -> list[WorkerView]:
-        """This process, and the units that it holds."""
+        """The state of this process, and the units that it holds."""
         doing = "loading" if not self._is_ready else "idle" if self._load.is_empty else "working"
         units = tuple(attempt.unit.unit_id for attempt in self._load.attempts)
         return [WorkerView(_NAME, _NAME, doing, units, self._since)]
 
     @property
     def nodes_left_out(self) -> dict[str, str]:
-        """None: there is no other node."""
+        """Always empty."""
         return {}
 
     def assign(self, worker: str, attempts: Sequence[UnitAttempt]) -> None:
-        """Give units to the model thread; returns at once."""
+        """Queue units for the model's thread and return at once."""
         del worker
         self._since = time.time()
         self._load.take(attempts)
         self._loop.take(attempts)
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        """Wait for the next report; without a unit to report of, sleep instead."""
+        """Wait for the next report of the model's thread; sleep for ``timeout_s`` if no unit is assigned."""
         if self._load.is_empty:
             time.sleep(timeout_s)
             return []
-        # Without a timeout, because a report always comes while the worker holds a unit. A thread that waited here in
-        # the caller's place would keep the model in memory after the job.
+        # Without a timeout: while the worker holds a unit, a report always comes. (A timeout would need a thread that
+        # waits for it, and that thread would keep the model in memory after the job.)
         report = self._loop.next_report()
         if report.work_request is not None:
             self._load.note_request(report.work_request)
@@ -147,7 +148,7 @@ class InProcessExecutor:
 
 
 class _StoppableResponder:
-    """A responder that refuses every request once the job is stopped, so that the model does not run on in vain."""
+    """Wraps a responder so that it raises at the next request once the job is stopped, and the model stops running."""
 
     def __init__(self, responder: Responder, stopped: threading.Event) -> None:
         self._responder = responder
@@ -156,7 +157,7 @@ class _StoppableResponder:
 
     @property
     def reader(self) -> Reader:
-        """The reader of the responder itself."""
+        """The reader of the wrapped responder."""
         return self._responder.reader
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:

@@ -1,4 +1,4 @@
-"""Plan a job and hold it against its store, before anything is started or written."""
+"""Plan a job and compare it with its store, before anything is started or written."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .progress import Progress
 
 @dataclass(frozen=True)
 class Job:
-    """A job that has been planned and not refused so far.
+    """A job that is planned and matches its store.
 
     Attributes:
-        plan: Its units.
-        estimate: What it takes.
-        model_directory: The model's files on this machine.
-        location: Its store.
-        record: What the store holds already; None for a new run.
-        committed: Units done before.
+        plan: The plan.
+        estimate: Estimated size of the plan.
+        model_directory: Directory with the model's files on this machine.
+        location: The store.
+        record: Record of the run in the store; None for a new run.
+        committed: Ids of the units that are committed already.
     """
 
     plan: Plan
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def num_missing(self) -> int:
-        """Units that are still to do."""
+        """Number of units that are not committed."""
         return len(set(self.plan.by_id) - self.committed)
 
 
@@ -60,10 +60,10 @@ def plan_job(
     """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
     Args:
-        spec: What to run.
+        spec: The job.
         progress: Prints a line before something that takes long.
-        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
-        conversations: Those of a spec with ``conversations`` when they are in memory; None reads its ``source``.
+        catalog_directory: Path of the catalog on this machine if it differs from that in the spec; None: the spec's.
+        conversations: Conversations in memory, instead of those at ``conversations.source``; None: the spec's.
 
     Returns:
         The plan, and the directory with the model's files.
@@ -71,7 +71,7 @@ def plan_job(
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
-    # First what costs nothing: a model may have to be fetched.
+    # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = (
         ConversationSource(tuple(conversations)) if conversations is not None else load_source(spec, catalog_directory)
     )
@@ -80,14 +80,14 @@ def plan_job(
 
 
 def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
-    """Plan a spec without fetching weights; given conversations are rendered, which takes the model's own files.
+    """Plan a spec without downloading weights, unless it has conversations: rendering them needs the model's files.
 
     Args:
-        spec: What to plan.
+        spec: The job.
         progress: Prints a line before something that takes long.
 
     Returns:
-        The plan, and where the facts of the model are from: ``files``, ``configuration`` or ``table``.
+        The plan, and the source of the model's facts: ``files``, ``configuration`` or ``table``.
 
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
@@ -101,13 +101,18 @@ def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
 
 
 def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
-    """Render every conversation that exists once, so that a bad one is found before anything is spent.
+    """Render every existing conversation once, so that an invalid one is found before a model is loaded.
 
-    Where a pooling is over the user's message, its tokens are located too, in prompts as in conversations.
+    If a pooling needs the user's message, it is located in all conversations and prompts, too.
+
+    Args:
+        plan: The plan.
+        directory: Directory with the model's tokenizer.
+        progress: Prints a line before something that takes long.
 
     Raises:
-        InputError: The model's template refuses one or hides the user's words, or it is longer than the model's
-            context.
+        InputError: The model's template rejects a conversation, the user's message cannot be located, or the
+            conversation is longer than the model's context.
     """
     needs_user_spans = plan.spec.capture.needs_user_spans
     if plan.source.generates and needs_user_spans:
@@ -132,16 +137,16 @@ def prepare_job(
     catalog_directory: str | None = None,
     conversations: Sequence[Conversation] | None = None,
 ) -> Job:
-    """Plan a spec and hold it against its store; nothing is written.
+    """Plan a spec and compare it with its store; nothing is written.
 
     Args:
-        spec: What to run.
+        spec: The job.
         progress: Prints a line before something that takes long.
-        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
-        conversations: As for ``plan_job``.
+        catalog_directory: Path of the catalog on this machine if it differs from that in the spec; None: the spec's.
+        conversations: Conversations in memory, instead of those at ``conversations.source``; None: the spec's.
 
     Raises:
-        InputError: The spec is wrong or asks for what cannot be run yet, or the store belongs to another run.
+        InputError: The spec is wrong or not supported yet, or the store belongs to another run.
         StoreError: The store is damaged.
     """
     refuse_tensor_parallel(spec)
@@ -157,10 +162,13 @@ def prepare_job(
 
 
 def refuse_tensor_parallel(spec: JobSpec) -> None:
-    """Refuse replicas of several GPUs before the model is fetched, which may be 140 GB.
+    """Refuse replicas with several GPUs before the model is downloaded, which may be 140 GB.
+
+    Args:
+        spec: The job.
 
     Raises:
-        InputError: The spec asks for one.
+        InputError: ``placement.tensor_parallel`` is more than 1.
     """
     if spec.placement.tensor_parallel > 1:
         raise InputError(

@@ -106,17 +106,17 @@ class Progress:
 
         Args:
             failure: The attempt, with its error.
-            again: Whether the unit will be tried again.
+            again: Whether the unit will be retried.
         """
         what = "is tried again" if again else "is given up"
         self.say(f"Unit {failure.unit_id} failed (attempt {failure.attempt}) and {what}: {failure.message}")
 
     def lost(self, worker: str, failures: Sequence[Failure]) -> None:
-        """Print the loss of a worker; its units are tried again and not blamed.
+        """Print the loss of a worker, whose units are retried.
 
         Args:
             worker: Name of the worker.
-            failures: One for each unit that it had, at least one.
+            failures: A failure for each unit that it held; at least one.
         """
         units = count_of(len(failures), "unit")
         self.say(f"{worker} was lost with {units} in flight, to be tried again: {failures[0].message}")
@@ -124,7 +124,7 @@ class Progress:
     def _pace(self, done: int, planned: int) -> str:
         seconds = time.monotonic() - self._started
         committed = done - (self._first_done or 0)
-        # Units of one batch end together, in waves: the first few are no measure of the pace.
+        # Units of one batch end at about the same time, so the first few do not show the pace.
         if committed < max(3, planned // 20) or seconds < 1:
             return ""
         left = seconds / committed * (planned - done)

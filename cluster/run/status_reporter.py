@@ -1,7 +1,7 @@
-"""Write the driver's status file every few seconds, and carry the request to stop from outside to the run loop.
+"""Write the driver's status file every few seconds, and pass stop requests from other threads to the run loop.
 
 Reads an executor through its protocol, and reads the clock itself. When the store fails, a status is skipped: readers
-see an older one, and what is committed does not depend on it.
+see an older one, and nothing that is committed depends on it.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class StatusReporter:
     def _rates(self, now: float) -> tuple[float | None, float | None]:
         while self._commits and self._commits[0][0] < now - _RATE_WINDOW_S:
             self._commits.popleft()
-        # Committing threads append meanwhile.
+        # A copy, because committing threads append concurrently.
         commits = list(self._commits)
         seconds = min(now - self._working_since, _RATE_WINDOW_S)
         if not commits or seconds < 1:

@@ -1,4 +1,4 @@
-"""A prepared job from its first unit to its report, the same for the command line and for Python."""
+"""Run a prepared job to its report; shared by the command line and the Python interface."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .status_reporter import StatusReporter
 
 
 def finish_job(job: Job, progress: Progress, work: Callable[[StatusReporter], Outcome]) -> tuple[Outcome, Conclusion]:
-    """Do what is missing of a job, reduce what is committed and write the report.
+    """Run the missing units of a job, reduce the committed ones and write the report.
 
     Args:
-        job: Prepared.
-        progress: Prints how far it is.
-        work: Does the missing units.
+        job: The prepared job.
+        progress: Prints progress.
+        work: Runs the missing units.
 
     Returns:
-        How the units ended, and what the run came to.
+        How the units ended, and the results of the run.
 
     Raises:
         AtlasError: See ``work_job`` and ``conclude``.
-        KeyboardInterrupt: Somebody pressed Ctrl-C; said after telling how many units stay.
+        KeyboardInterrupt: Ctrl-C was pressed. Raised again after printing how many units are committed.
     """
     if job.committed:
         progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are already committed.")
@@ -37,6 +37,7 @@ def finish_job(job: Job, progress: Progress, work: Callable[[StatusReporter], Ou
             reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
     except KeyboardInterrupt:
         done = len(committed_units(job.location))
-        progress.say(f"{done} of {len(job.plan.units)} units are committed and kept; the same call or the same command resumes.")
+        kept = f"{done} of {len(job.plan.units)} units are committed and kept"
+        progress.say(f"{kept}; the same call or the same command resumes.")
         raise
     return outcome, conclusion

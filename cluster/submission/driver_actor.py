@@ -30,14 +30,14 @@ from ..run.status_reporter import StatusReporter
 from .submitted_job import CATALOG_FOLDER, NAMESPACE, SubmittedJob, driver_actor_name
 
 _RESTARTS = Backoff(tries=20, first_wait_s=2.0, longest_wait_s=60.0)
-"""Each try is a whole job, continued from the committed units: a quarter of an hour of a store or cluster that is down,
-besides the retries within the job."""
+"""Restarts of the whole job after a transient error, each from the committed units. Together they bridge a quarter of
+an hour in which the store or the cluster is down, in addition to the retries within the job."""
 
 _EXIT_DELAY_S = 120.0
 """How long an ended driver stays, so that the entrypoint can fetch its exit status."""
 
 _REPLY_S = 1.0
-"""What Ray needs to deliver the reply that is on its way when the process exits."""
+"""Time for Ray to deliver a pending reply before the process exits."""
 
 _STOP_TIMEOUT_S = 6.0
 """How long a stopped job may take to end by itself before its process is killed."""
@@ -63,11 +63,11 @@ class DriverReport:
 
 
 class Driver:
-    """Runs a job to its end in a thread of its own.
+    """Runs a job to its end, in a thread.
 
     Args:
         job: The job.
-        exit_process: Ends this process for good; called when the job is over. None: kills the Ray actor.
+        exit_process: Ends this process without a restart; called when the job is over. None: kills the Ray actor.
     """
 
     def __init__(self, job: SubmittedJob, exit_process: Callable[[], None] | None = None) -> None:
@@ -140,14 +140,14 @@ class Driver:
         outcome = work_job(job, self._progress, self._reporter, address="auto")
         conclusion = conclude(job, self._progress, self._reporter)
         for failure in outcome.failures:
-            self._progress.say(f"Unit {failure.unit_id} failed for good (attempt {failure.attempt}): {failure.message}")
+            self._progress.say(f"Unit {failure.unit_id} is given up (attempt {failure.attempt}): {failure.message}")
         self._progress.say(f"{outcome.done} of {outcome.planned} units are committed in {job.location.url}.")
         if conclusion.report_place is not None:
             self._progress.say(f"Report: {conclusion.report_place}")
         if outcome.is_complete:
             self._reporter.end(JobState.SUCCEEDED)
             return 0
-        self._reporter.end(JobState.FAILED, f"{count_of(len(outcome.failures), 'unit')} failed for good.")
+        self._reporter.end(JobState.FAILED, f"{count_of(len(outcome.failures), 'unit')} failed and were given up.")
         return 1
 
 
@@ -168,7 +168,7 @@ def _kill_own_actor(job_id: str) -> Callable[[], None]:
     def kill() -> None:
         import ray
 
-        # Ray restarts a detached actor whose process ends in any other way.
+        # If the process ended in any other way, Ray would restart the detached actor.
         myself: Any = ray.get_actor(driver_actor_name(job_id), namespace=NAMESPACE)
         ray.kill(myself, no_restart=True)
 

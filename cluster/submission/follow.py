@@ -1,6 +1,6 @@
 """The entrypoint of a submitted job: start its driver, print the driver's log, exit with the driver's status.
 
-When Ray stops the entrypoint, it stops the driver. When the entrypoint dies, the driver goes on without it.
+When Ray stops the entrypoint, it stops the driver. When the entrypoint dies, the driver continues without it.
 """
 
 from __future__ import annotations

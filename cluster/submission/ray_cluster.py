@@ -31,7 +31,7 @@ _VERSION_KEY = "persona_atlas"
 _URL, _ENDPOINT, _SPEC = "run_url", "endpoint_url", "spec"
 
 _SUBMIT_BACKOFF = Backoff(tries=20, first_wait_s=1.0, longest_wait_s=1.0)
-"""For some seconds after its start a cluster answers submissions with a server error."""
+"""A cluster answers submissions with a server error for some seconds after its start."""
 
 _SMALL_JOB_S = 120.0
 """How long a job of a second or two may take, with its wait for a free core."""
@@ -178,7 +178,7 @@ class Cluster:
             working_directory: Folder to upload; the entrypoint and the workers start in it.
             code: Folder of a package to upload and put on the Python path; None: the cluster has the package.
             image: Container image for the job's processes; None: they run on the nodes as they are.
-            metadata: See ``metadata_of``.
+            metadata: Metadata of the job, made by ``metadata_of``.
 
         Raises:
             InputError: The cluster refuses the job or does not answer.
@@ -224,7 +224,7 @@ class Cluster:
         self._ask(lambda: self._client.stop_job(job_id))
 
     def stop_driver(self, job_id: str) -> None:
-        """Stop a driver whose entrypoint is gone, by means of a small job on the cluster; returns without waiting."""
+        """Stop a driver whose entrypoint is gone, by submitting a small job that kills it; returns without waiting."""
         program = _STOP_DRIVER.format(name=driver_actor_name(job_id), namespace=NAMESPACE)
         self._ask(lambda: self._client.submit_job(entrypoint=shlex.join(["python", "-c", program])))
 
@@ -247,7 +247,7 @@ class Cluster:
             loop.close()
 
     def installed_version(self) -> str | None:
-        """Find out which version of Persona Atlas is installed on the cluster, by means of a small job there.
+        """Find out which version of Persona Atlas is installed on the cluster, by running a small job there.
 
         Returns:
             The version; None when the package is not installed.

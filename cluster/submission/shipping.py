@@ -28,7 +28,7 @@ def stage_code(into: Path) -> Path:
     """
     root = Path(__file__).parents[2]
     target = into / _PACKAGE
-    # Folders are named, because the root may be a checkout with much beside the package in it.
+    # Folders are listed by name, because the root may be a checkout that has more than the package in it.
     found = [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*"))]
     for source in [root / "__init__.py", root / "py.typed", *found]:
         if source.suffix in _SUFFIXES:

@@ -1,1 +1,1 @@
-"""State machines of a running job: units, workers and nodes. Pure; the clock is an argument."""
+"""State machines of a running job (units, workers, nodes) and the rule that assigns work. Pure; time is an argument."""

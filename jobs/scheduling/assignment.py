@@ -1,10 +1,10 @@
-"""Who is assigned how much. The one rule: the run loop follows it, and simulations of it run this very code.
+"""Decide which worker is assigned how many units. Used by the run loop and, unchanged, by simulations of it.
 
-Two goals pull against each other. A worker must never run dry, so it is assigned half a batch at a time, and more as
-soon as it asks. And all workers should end together: units that one worker holds cannot help another that has nothing
-left to do. So assignments become small towards the end of the job.
+Two goals conflict. No worker should run out of work, so a worker is assigned half a batch at a time, and more as soon
+as it requests work. But all workers should finish at about the same time, and a unit that waits in one worker's queue
+cannot be run by another that is idle. So assignments become small towards the end of the job.
 
-Pure: reads the state of the workers, takes units from the ledger, and hands nothing over itself.
+Pure: reads the state of the workers and takes units from the ledger; the caller sends the assignments.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ..units import UnitAttempt
 from .ledger import Ledger
 
 SMALL_FRACTION = 4
-"""A small assignment is a full one divided by this, and one unit at the least."""
+"""A small assignment is a full one divided by this, but at least one unit."""
 
 PLENTIFUL = 4
-"""Full assignments for each worker, which is two batches. While more than this is pending, a worker that is still busy
-gets a full assignment; below, a small one. A worker that has run dry gets a full one for longer: until there is less
-than one full assignment for each worker."""
+"""Full assignments per worker (two batches). While more than this is pending, a busy worker that requests work gets a
+full assignment, and below it a small one. An idle worker gets full ones for longer, until less than one full assignment
+per worker is pending."""
 
 
 class Workers(Protocol):
-    """The state of the workers, as far as assigning work needs it."""
+    """The state of the workers that assigning work depends on."""
 
     @property
     def ready(self) -> Sequence[str]:
@@ -40,12 +40,12 @@ class Workers(Protocol):
 
     @property
     def requesting(self) -> Sequence[str]:
-        """Busy workers that ask for more and may have it, the least loaded first."""
+        """Busy workers that have requested work and may get some, the least loaded first."""
         ...
 
     @property
     def num_workers(self) -> int:
-        """Workers that are ready, or are loading the model and will want their share soon."""
+        """Workers that are ready or loading the model, among whom the pending units will be divided."""
         ...
 
 
@@ -66,11 +66,11 @@ def assign_work(ledger: Ledger, workers: Workers) -> list[Assignment]:
     """Take units from the ledger for every worker that should have some now.
 
     Args:
-        ledger: Where they are taken from; afterwards they are in flight, so every assignment must be handed over.
-        workers: Who is there.
+        ledger: The units. Those that are assigned are in flight afterwards, so every assignment must be sent.
+        workers: The workers.
 
     Returns:
-        Assignments to idle workers, then to those that ask for more; empty when there is nothing to assign.
+        Assignments to idle workers, then to busy ones that request work; empty when there is nothing to assign.
     """
     ready, num_workers = workers.ready, workers.num_workers
     turns = [(worker, True) for worker in workers.idle] + [(worker, False) for worker in workers.requesting]
@@ -79,7 +79,7 @@ def assign_work(ledger: Ledger, workers: Workers) -> list[Assignment]:
         rollouts = assignment_rollouts(
             ledger.rollouts_per_assignment, ledger.assignments_left, num_workers, is_idle=is_idle
         )
-        # A suspect is run by a worker that holds nothing else, so that it can only harm itself.
+        # A suspect may take its worker down, so it is run by a worker that holds no other unit.
         attempts = ledger.next_assignment(worker, ready, allow_suspect=is_idle, max_rollouts=rollouts)
         if attempts:
             assignments.append(Assignment(worker, attempts))
@@ -91,12 +91,12 @@ def assignment_rollouts(full: int, assignments_left: float, num_workers: int, *,
 
     Args:
         full: Rollouts of a full assignment.
-        assignments_left: What is pending, in full assignments.
-        num_workers: Among how many workers it will be shared, those that still load included.
-        is_idle: Whether the worker holds nothing; else it asks for more while it is busy.
+        assignments_left: Pending rollouts, in full assignments.
+        num_workers: Workers among whom they will be divided, those that are loading included.
+        is_idle: Whether the worker holds no unit; if not, it has requested work while it is busy.
 
     Returns:
-        Rollouts; a unit that is larger is assigned alone.
+        Most rollouts of the assignment; a larger unit is assigned alone.
 
     Example:
         >>> assignment_rollouts(24, 10.0, 3, is_idle=True), assignment_rollouts(24, 10.0, 3, is_idle=False)

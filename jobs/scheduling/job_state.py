@@ -23,7 +23,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the state stays as it is until somebody resumes the run.
+        """Whether the state does not change unless the run is resumed.
 
         Example:
             >>> JobState.RUNNING.is_final, JobState.CANCELLED.is_final

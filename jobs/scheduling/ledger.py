@@ -1,13 +1,13 @@
-"""The states of a job's units, as a pure machine: events in, attempts out. No I/O, no clock, no Ray.
+"""The states of a job's units, as a pure state machine: events in, attempts out. No I/O, no clock, no Ray.
 
-A unit is pending, in flight, committed or failed. A worker is given *assignments*: enough units to fill part of its
-batch, each committed on its own. A unit that failed once is a *suspect*: it is assigned alone, so that it cannot make
-other units fail with it, and to a worker on which it has not failed, as long as there is one, so that three failures
-are the unit's fault and not a worker's.
+A unit is pending, in flight, committed or failed. A worker gets *assignments*: enough units to fill part of its batch,
+each of which is committed separately. A unit that has failed once is a *suspect*: it is assigned alone, so that it
+cannot make other units fail, and to a worker on which it has not failed if there is one, so that three failures are the
+fault of the unit and not of a worker.
 
-A unit that was lost with its node is not to blame and is assigned again before all others. The first two times it is
-assigned together with others, because nodes are often lost, and many at once; from then on alone, because the unit
-itself may be what takes its node down. Every attempt gets a row block that no other attempt ever gets.
+A unit that was lost with its node is retried before all others. The first two times it is assigned together with other
+units, because losing nodes is common and affects many units at once; after that alone, because the unit itself may be
+what brings its node down. Every attempt gets a row block of its own, which no other attempt ever writes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..plan import Plan
 from ..units import UnitAttempt
 
 MAX_FAILURES = 3
-"""A unit that fails is tried twice more, then reported."""
+"""Failed attempts after which a unit is given up and reported; those with ``is_worker_fault`` are not counted."""
 
 MAX_ATTEMPTS = 6
-"""Of one unit, including attempts that failed through no fault of the unit, because its node was lost or its worker
-failed every unit it was given: a unit that takes its node down each time must be reported in the end."""
+"""Attempts after which a unit is given up whatever the causes: a unit that brings its node down every time must be
+reported in the end."""
 
 _LOSSES_UNSUSPECTED = 2
-"""A unit that was lost with its node more often than this is a suspect."""
+"""A unit with more attempts lost to worker faults than this is a suspect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +38,34 @@ class Failure:
         unit_id: Id of the unit.
         attempt: Number of the attempt, 1 for the first.
         message: One line.
-        detail: All that is known, usually a traceback; may be empty.
-        is_innocent: Whether the unit cannot be to blame: its node was lost, or its worker failed other units before it.
+        detail: Full text of the error, usually a traceback; may be empty.
+        is_worker_fault: Whether the node or the worker caused it and not the unit: the node was lost, or the worker had
+            failed unit after unit.
     """
 
     unit_id: str
     attempt: int
     message: str
     detail: str = ""
-    is_innocent: bool = False
+    is_worker_fault: bool = False
 
 
 @dataclass
 class Ledger:
-    """Which units are done, in flight, pending or given up.
+    """Keeps track of which units are committed, in flight, pending or given up.
 
     Args:
         plan: The job.
-        committed: Ids of the units that were committed before this start.
-        row_blocks: Row blocks that this start may use, each once; at least ``row_blocks_needed`` of them.
-        rollouts_per_assignment: Rollouts of a full assignment; a unit with more is an assignment of its own.
+        committed: Ids of the units that were committed before this driver started.
+        row_blocks: Row blocks that this driver may assign, each once; at least ``row_blocks_needed`` of them.
+        rollouts_per_assignment: Rollouts of a full assignment; a larger unit is an assignment of its own.
 
     Attributes:
-        num_attempts: Number of attempts by unit id; units never attempted are missing.
-        losses: Number of attempts by unit id that failed through no fault of the unit.
-        failed: Units given up, by unit id, with the last failure of each.
+        num_attempts: Number of attempts by unit id; units that were never attempted are missing.
+        losses: Number of attempts with ``is_worker_fault`` by unit id.
+        failed: Units that were given up, by unit id, with the last failure of each.
         last_failure: The last failure by unit id of every unit that failed and is not committed, given up or not.
-        first_failure: The first failure for which a unit may be to blame: it tells most about what is wrong.
+        first_failure: The first failure that a unit may have caused: later ones are often consequences of it.
         num_done: Units of the plan that are committed.
         rollouts_done: Rollouts of the committed units.
     """
@@ -87,7 +88,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         missing = [unit for unit in self.plan.units if unit.unit_id not in self.committed]
-        # The longest units first, so that none of them is left for the end; equals keep the plan's order.
+        # Largest units first, so that no long one is started at the end; the sort is stable.
         self._pending.extend(unit.unit_id for unit in sorted(missing, key=lambda u: -u.num_rollouts))
         self._fresh_rollouts = sum(unit.num_rollouts for unit in missing)
         self.num_done = len(self.plan.units) - len(missing)
@@ -105,20 +106,19 @@ class Ledger:
 
         Args:
             worker: Name of the worker.
-            workers: Names of all workers that are ready; a unit that failed on this one is kept for another of them.
-            allow_suspect: Whether it may be a suspect, which must be alone on its worker.
-            max_rollouts: Rollouts at most, unless the first unit alone has more; None for
-                ``rollouts_per_assignment``.
+            workers: Names of all ready workers; a unit that failed on this worker is kept for another of them.
+            allow_suspect: Whether the worker may get a suspect, which requires that it holds no other unit.
+            max_rollouts: Most rollouts, unless the first unit alone has more; None: ``rollouts_per_assignment``.
 
         Returns:
-            Attempts that are in flight from now on; empty when there is nothing to assign to this worker.
+            The attempts, which are in flight from now on; empty when there is nothing to assign to this worker.
         """
         attempts: list[UnitAttempt] = []
         most = self.rollouts_per_assignment if max_rollouts is None else max_rollouts
         rollouts = 0
         while self._pending:
             unit_id = self._pending[0]
-            # Suspects are appended to the queue: behind the first of them there are only suspects.
+            # Suspects are always appended, so all units after the first suspect are suspects.
             is_suspect = unit_id in self._failed_on
             if is_suspect:
                 unit_id = self._suspect_for(worker, workers) if allow_suspect and not attempts else None
@@ -157,7 +157,7 @@ class Ledger:
             self.num_done += 1
             self.rollouts_done += self.plan.by_id[unit_id].num_rollouts
         if has_failed and unit_id in self._pending:
-            # It was thought lost and queued again, and its first attempt has arrived after all.
+            # The unit was queued again because its worker seemed lost, and then the first attempt was committed.
             self._pending.remove(unit_id)
             if not was_suspect:
                 self._fresh_rollouts -= self.plan.by_id[unit_id].num_rollouts
@@ -168,21 +168,21 @@ class Ledger:
 
         Args:
             failure: The attempt and why it failed.
-            worker: Name of the worker that it failed on.
+            worker: Name of the worker on which it failed.
 
         Returns:
-            Whether the unit will be tried again; a suspect goes to the end of the queue.
+            Whether the unit will be retried; a suspect goes to the end of the queue, another unit to its front.
         """
         self._in_flight.pop(failure.unit_id, None)
         if failure.unit_id in self.committed:
             return False
-        if not failure.is_innocent:
+        if not failure.is_worker_fault:
             self.first_failure = self.first_failure or failure
         self.last_failure[failure.unit_id] = failure
         attempts, losses = self.num_attempts[failure.unit_id], self.losses.get(failure.unit_id, 0)
-        if failure.is_innocent:
+        if failure.is_worker_fault:
             losses = self.losses[failure.unit_id] = losses + 1
-        is_suspect = failure.unit_id in self._failed_on or not failure.is_innocent or losses > _LOSSES_UNSUSPECTED
+        is_suspect = failure.unit_id in self._failed_on or not failure.is_worker_fault or losses > _LOSSES_UNSUSPECTED
         if is_suspect:
             self._failed_on.setdefault(failure.unit_id, set()).add(worker)
         if attempts - losses < MAX_FAILURES and attempts < MAX_ATTEMPTS:
@@ -197,17 +197,17 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
-        """Units assigned and not yet committed or failed."""
+        """Number of units that are assigned and neither committed nor failed."""
         return len(self._in_flight)
 
     @property
     def pending(self) -> int:
-        """Units that wait to be assigned."""
+        """Number of units that wait to be assigned."""
         return len(self._pending)
 
     @property
     def assignments_left(self) -> float:
-        """Pending units in full assignments; suspects, which are assigned one by one, are not counted."""
+        """Pending rollouts in full assignments, without suspects, which are assigned one by one."""
         return self._fresh_rollouts / self.rollouts_per_assignment
 
     @property
@@ -217,13 +217,10 @@ class Ledger:
 
 
 def row_blocks_needed(plan: Plan, committed: Iterable[str]) -> int:
-    """Count the row blocks that one start can use at most.
+    """Return the most row blocks that a driver can assign: one for each possible attempt at each missing unit.
 
     Args:
         plan: The job.
-        committed: Ids of committed units; they need none.
-
-    Returns:
-        One for each possible attempt at each missing unit.
+        committed: Ids of the committed units, which need none.
     """
     return MAX_ATTEMPTS * (len(plan.units) - len(set(committed) & set(plan.by_id)))

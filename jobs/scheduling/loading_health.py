@@ -1,9 +1,9 @@
-"""When workers that cannot load the model are tried again, and when the job is given up. Pure: events in, verdicts out.
+"""When to retry workers that fail to load the model, and when to give the job up. Pure: events in, decisions out.
 
-Three things go wrong before a worker is ready. It *refuses*: it is alive and says why it cannot hold the model (no
-memory, no GPU, another store). It *dies* while it loads. Or it dies before it could say on which node it is, so that
-nobody knows which node to avoid. A job that no worker can ever do must end soon and say why; a node that is short of
-memory for a moment must not end a job that runs well elsewhere.
+There are three ways to fail before a worker is ready. It *refuses*: it is alive and reports why it cannot load the
+model (not enough memory, no GPU, another store). It *dies* while it loads. Or it dies before it has reported its node,
+so that it is not known which node to avoid. A job that no worker can ever run must end soon with the reason; but a
+temporary lack of memory on one node must not end a job that runs well on others.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from dataclasses import dataclass
 from enum import Enum
 
 REFUSALS = 3
-"""Refusals in a row, while no worker is loading or ready anywhere, after which the job is given up. Further nodes are
-not tried then, nor is an autoscaler asked to start them."""
+"""Refusals in a row, while no worker is loading or ready, after which the job is given up. No further nodes are tried,
+and an autoscaler does not start more of them."""
 
 LATE_REFUSALS = 20
-"""The same limit once any worker has loaded the model, or where the error may pass."""
+"""The same limit once any worker has loaded the model, or if the error is retryable."""
 
 REFUSED_PAUSE_S = 30.0
-"""Pause before a worker is launched where the last one refused. With ``LATE_REFUSALS`` of them that makes ten minutes
-for a node whose memory is taken by something else."""
+"""Pause before launching another worker on a node where the last one refused. ``LATE_REFUSALS`` of them take ten
+minutes, for a node whose memory is used by something else."""
 
 LOADING_DEATHS = 3
-"""Deaths in a row while loading, for each wanted worker, after which the job is given up, unless some worker is
-ready."""
+"""Deaths in a row while loading, per wanted worker, after which the job is given up unless a worker is ready."""
 
 LONGEST_PAUSE_S = 60.0
-"""Pauses between launches double from two seconds up to this while workers die before they can report their node."""
+"""Pauses between launches double from two seconds up to this while workers die before they report their node."""
 
 
 class Refusal(Enum):
@@ -37,15 +36,15 @@ class Refusal(Enum):
     """No worker will be able to; the job ends with the worker's error."""
 
     RETRY_LATER = "retry later"
-    """The error may pass: try again after a pause, on the same node if it must be."""
+    """The error is retryable: try again after a pause, possibly on the same node."""
 
     LEAVE_OUT_NODE = "leave out node"
-    """Other nodes may be able to: try there."""
+    """Other nodes may be able to: try those."""
 
 
 @dataclass
 class LoadingHealth:
-    """Counts refusals and deaths before readiness.
+    """Counts workers that refused or died before they were ready.
 
     Attributes:
         any_was_ready: Whether any worker has loaded the model since the job started.
@@ -69,12 +68,12 @@ class LoadingHealth:
         """Record that a worker cannot load the model.
 
         Args:
-            is_retryable: Whether its error may pass.
+            is_retryable: Whether its error may not occur again.
             is_room_elsewhere: Whether another node, not left out so far, has room for a worker.
             is_any_placed: Whether another worker is loading or ready.
 
         Returns:
-            What to do.
+            What to do next.
         """
         self._refusals += 1
         may_pass = self.any_was_ready or is_retryable
@@ -104,5 +103,5 @@ class LoadingHealth:
             Pause in seconds before the next is launched.
         """
         self._unplaced_deaths += 1
-        # The exponent is bounded too: deaths may go on for days.
+        # The exponent is bounded, too, because deaths may continue for days.
         return min(2.0 ** min(self._unplaced_deaths, 10), LONGEST_PAUSE_S)

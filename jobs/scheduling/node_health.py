@@ -1,4 +1,4 @@
-"""Which nodes are left out, because workers die on them again and again. Pure: events and the time in, nodes out."""
+"""Exclude nodes on which workers die repeatedly. Pure: events and the time in, excluded nodes out."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class NodeHealth:
 
         Args:
             node: Id of its node.
-            now: Seconds on any clock that never goes back.
-            reason: Why, for people.
-            is_unit_suspect: Whether it held a suspect, a unit that had failed before. Then the unit may be to blame,
-                which the ledger takes care of, and the node is not charged.
+            now: Seconds on a monotonic clock.
+            reason: The reason, for people.
+            is_unit_suspect: Whether the worker held a suspect, a unit that had failed before. Then the unit may be the
+                cause, which the ledger handles, and the death does not count against the node.
 
         Returns:
-            Whether this death has the node left out.
+            Whether this death makes the node be left out.
         """
         if is_unit_suspect or node in self.left_out:
             return False
@@ -46,10 +46,10 @@ class NodeHealth:
         return True
 
     def refused(self, node: str, reason: str) -> None:
-        """Leave a node out at once, because a worker there cannot do its work.
+        """Leave out a node at once, because a worker cannot run there.
 
         Args:
             node: Id of the node.
-            reason: Why, for people.
+            reason: The reason, for people.
         """
         self.left_out[node] = reason

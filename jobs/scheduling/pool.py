@@ -1,12 +1,12 @@
-"""The pool of workers, as a pure machine: events and the time in, commands out. No Ray, no clock, no I/O.
+"""The pool of workers, as a pure state machine: events and the time in, commands out. No Ray, no clock, no I/O.
 
-The pool follows the cluster: it wants as many workers as the job asks for, or as there is room for, and launches new
-ones for those that are lost. A worker is replaced and never restarted, because a new one can be kept off the node that
-killed the last, and one that the cluster restarts by itself cannot. Its units fail and go back to the ledger, which
-decides whether and where they are tried again.
+The pool follows the cluster: it wants as many workers as the job requests, or as the cluster has room for, and launches
+new ones for those that are lost. A lost worker is replaced by a new one and not restarted by the cluster, because a new
+one can be kept off the node where the last one died. The units of a lost worker fail and go back to the ledger, which
+decides whether and where they are retried.
 
-Somebody else talks to the cluster. It calls a method for each thing that happens and carries out the commands that the
-method returns, in their order. Times are seconds on any clock that never goes back.
+The executor communicates with the cluster. It calls a method of the pool for each event, and carries out the commands
+that the method returns, in that order. Times are seconds on a monotonic clock.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from .worker_health import FailureStreaks, is_hung
 from .worker_load import WorkRequest
 
 FOLLOW_EVERY_S = 3.0
-"""How often the pool is compared with what the cluster has."""
+"""Interval at which the pool is compared with the cluster."""
 
 PLACEMENT_TIMEOUT_S = 60.0
-"""A worker that has waited this long for a place, while the pool has more workers than it wants, is given up."""
+"""A worker that was not placed within this time is given up if the pool has more workers than it wants."""
 
 
 class WorkerPool(Generic[R]):
-    """Workers that come and go.
+    """Decides when workers are launched, replaced and given up.
 
     Args:
-        replicas: How many workers to keep, those that wait for a place included; None for as many as the cluster has
+        replicas: Number of workers to keep, those that are not placed yet included; None: as many as the cluster has
             room for, more when nodes join and fewer when they leave.
-        load_timeout_s: Seconds that a worker may take to load its model, and that the job waits, before any worker is
-            ready, for a cluster that has no room for one.
+        load_timeout_s: Seconds that a worker may take to load its model. Also the time that the job waits, before any
+            worker is ready, for a cluster without room for one.
 
     Attributes:
         workers: All workers, whatever their state.
@@ -58,6 +58,7 @@ class WorkerPool(Generic[R]):
         self._num_launched = 0
         self._num_wanted = 1
         self._had_room_at: float | None = None
+        self._last_refusal: AtlasError | None = None
         self._commands: list[Command[R]] = []
 
     @property
@@ -66,7 +67,7 @@ class WorkerPool(Generic[R]):
         return dict(self._node_health.left_out)
 
     def follow(self, nodes: ClusterNodes, now: float) -> list[Command[R]]:
-        """Compare the pool with the cluster: launch what is missing, give up what will not find a place.
+        """Compare the pool with the cluster: launch missing workers, and give up surplus ones that were not placed.
 
         Does nothing before ``follow_at``.
 
@@ -81,7 +82,9 @@ class WorkerPool(Generic[R]):
             return []
         self._nodes = nodes
         self.follow_at = now + FOLLOW_EVERY_S
-        # Never none: what joins later is found by the worker that waits for it, and so is an autoscaler's node.
+        if nodes.num_places() and not nodes.num_places(self._node_health.left_out):
+            self._readmit_last_node()
+        # At least one: a worker that waits to be placed makes an autoscaler add a node, and uses a node that joins.
         self._num_wanted = self._replicas or max(1, nodes.num_places(self._node_health.left_out))
         for _ in range(self._num_wanted - len(self.workers.by_name)):
             self._launch(now)
@@ -136,7 +139,7 @@ class WorkerPool(Generic[R]):
 
         Args:
             name: The worker.
-            error: What it says.
+            error: Why it cannot.
             nodes: The cluster as it is now.
             now: Seconds.
 
@@ -147,6 +150,7 @@ class WorkerPool(Generic[R]):
         if worker is None:
             return []
         self._nodes = nodes
+        self._last_refusal = error
         self._kill(worker)
         is_room_elsewhere = bool(nodes.num_places({*self._node_health.left_out, worker.node_id}))
         verdict = self._loading.refused(
@@ -158,7 +162,7 @@ class WorkerPool(Generic[R]):
         elif verdict is Refusal.RETRY_LATER:
             self.follow_at = now + REFUSED_PAUSE_S
         else:
-            # What another node can load, and this one cannot, is this machine's trouble and not the job's.
+            # Other nodes may be able to load the model, so the node is the cause and not the job.
             self._leave_out(worker.node_id, str(error))
             self.follow_at = now if is_room_elsewhere else now + REFUSED_PAUSE_S
         return self._taken()
@@ -174,12 +178,12 @@ class WorkerPool(Generic[R]):
         self.workers.by_name[name].assigned(attempts, now)
 
     def rejected(self, name: str, attempts: Sequence[UnitAttempt], reason: str, now: float) -> list[Command[R]]:
-        """Record that a worker lives and could not accept an assignment; its units fail.
+        """Record that a worker is alive but could not accept an assignment, whose units fail.
 
         Args:
             name: The worker.
             attempts: The assignment.
-            reason: Why, usually a traceback.
+            reason: The reason, usually a traceback.
             now: Seconds.
 
         Returns:
@@ -198,8 +202,8 @@ class WorkerPool(Generic[R]):
 
         Args:
             name: The worker.
-            results: Of units that have ended; those of units that it does not hold do not count.
-            request: That it asks for more work; None if it does not.
+            results: Results of units; those of units that it does not hold are ignored.
+            request: A request for work; None if it made none.
             now: Seconds.
 
         Returns:
@@ -219,15 +223,15 @@ class WorkerPool(Generic[R]):
     def died(
         self, name: str, reason: str, nodes: ClusterNodes, now: float, *, is_unreachable: bool = False
     ) -> list[Command[R]]:
-        """Record that a worker is dead or out of reach.
+        """Record that a worker is dead or unreachable.
 
         Args:
             name: The worker.
-            reason: What is known of its end.
-            nodes: The cluster as it is now; tells whether the worker's node is gone.
+            reason: What is known about the cause.
+            nodes: The cluster as it is now, which shows whether the worker's node is gone.
             now: Seconds.
-            is_unreachable: Whether the worker cannot be reached and may be alive. That is how the loss of a node shows
-                first: the cluster takes a while to declare a node dead.
+            is_unreachable: Whether the worker cannot be reached but may be alive. That is the first sign of a lost
+                node, because the cluster takes some time to declare a node dead.
 
         Returns:
             Commands to carry out, in this order.
@@ -237,7 +241,7 @@ class WorkerPool(Generic[R]):
             return []
         self._nodes = nodes
         if is_unreachable or worker.node_id in nodes.gone:
-            self._lose(worker, "the worker's node is gone", reason, now, is_innocent=True, is_node_charged=False)
+            self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, is_node_charged=False)
             return self._taken()
         if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
             self._kill(worker)
@@ -251,7 +255,7 @@ class WorkerPool(Generic[R]):
     def check_silence(self, now: float) -> list[Command[R]]:
         """Replace workers that have been silent for too long.
 
-        To be called after everything that has arrived was recorded: an answer that waited to be read is no silence.
+        Call it after recording all events that have arrived: a worker whose answer was not read yet is not silent.
 
         Args:
             now: Seconds.
@@ -270,7 +274,7 @@ class WorkerPool(Generic[R]):
         return self._taken()
 
     def close(self) -> list[Command[R]]:
-        """Let every worker go.
+        """Kill every worker.
 
         Returns:
             Commands to carry out, in this order.
@@ -297,8 +301,8 @@ class WorkerPool(Generic[R]):
         self._commands.append(GiveUp(error))
 
     def _require_room(self, now: float) -> None:
-        """Give up, before any worker was ready, when no node has had room for one for too long."""
-        # A place that another job has comes free some day; one that no node has does not.
+        """Give up the job if, before any worker was ready, no node has had room for one for too long."""
+        # Resources in use by other jobs count as room, because they will be freed; resources that no node has do not.
         if self._had_room_at is None or self.workers.is_any_placed or self._nodes.num_places():
             self._had_room_at = now
         elif now - self._had_room_at > self._load_timeout_s and not self._loading.any_was_ready:
@@ -316,7 +320,7 @@ class WorkerPool(Generic[R]):
     ) -> None:
         self._longest_silence_s = max(self._longest_silence_s, worker.answered(now))
         self._commands.append(Deliver(worker.name, results))
-        # Each is counted, whatever the first of them say. A suspect's failure tells nothing about who worked it.
+        # All are recorded, even after the first that is broken. The failure of a suspect says nothing about its worker.
         verdicts = [
             self._streaks.is_broken(
                 worker.name, f"{attempt.unit.kind}.{attempt.unit.persona}", isinstance(result, Failure)
@@ -327,7 +331,7 @@ class WorkerPool(Generic[R]):
         if verdicts and verdicts[-1]:
             failure = next(result for result in reversed(results) if isinstance(result, Failure))
             what = "the worker failed unit after unit and was replaced"
-            self._lose(worker, what, failure.message, now, is_innocent=True)
+            self._lose(worker, what, failure.message, now, is_worker_fault=True)
 
     def _lose(
         self,
@@ -336,46 +340,67 @@ class WorkerPool(Generic[R]):
         reason: str,
         now: float,
         *,
-        is_innocent: bool = False,
+        is_worker_fault: bool = False,
         is_node_charged: bool = True,
     ) -> None:
-        """Let a worker go: its units fail, another is launched at once, and its node may be to blame.
+        """Remove a worker: its units fail, another one is launched at once, and its node may be left out.
 
         Args:
             worker: The worker.
-            what: What happened to it, the message of the failures.
-            reason: Why, their detail.
+            what: What happened to it; the message of the failures.
+            reason: Why; the detail of the failures.
             now: Seconds.
-            is_innocent: Whether its units cannot be to blame.
-            is_node_charged: Whether its node may be to blame.
+            is_worker_fault: Whether its units are certainly not the cause.
+            is_node_charged: Whether this counts against its node.
         """
         attempts, has_suspect = worker.load.attempts, worker.load.has_suspect
         self._kill(worker)
         self.follow_at = now
         if attempts:
-            self._commands.append(Deliver(worker.name, _failures(attempts, what, reason, is_innocent=is_innocent)))
+            self._commands.append(
+                Deliver(worker.name, _failures(attempts, what, reason, is_worker_fault=is_worker_fault))
+            )
         if is_node_charged and worker.node_id:
             is_over = self._node_health.died(worker.node_id, now, reason, is_unit_suspect=has_suspect)
             if is_over:
                 self._leave_out(worker.node_id, self._node_health.left_out[worker.node_id])
 
+    def _readmit_last_node(self) -> None:
+        """Give work to a node that is left out again, because the other nodes that had room are gone since.
+
+        A node that dies is listed as alive for some seconds, so a node may be left out in favour of one that is dead.
+        """
+        if not self._loading.any_was_ready and not self.workers.is_any_placed:
+            # Every node has refused. An error of the input keeps its own message, code and field.
+            error = self._last_refusal
+            reason = list(self._node_health.left_out.values())[-1]
+            self._give_up(error if isinstance(error, InputError) else _no_worker(reason))
+            return
+        node_id = next(node for node in reversed(self._node_health.left_out) if self._nodes.places.get(node))
+        del self._node_health.left_out[node_id]
+        # Those that wait to be placed were told to avoid it.
+        for worker in [worker for worker in self.workers.by_name.values() if not worker.node_id]:
+            self._kill(worker)
+
     def _leave_out(self, node_id: str, reason: str) -> None:
-        """Place no more workers on a node, unless it is the last one."""
+        """Place no more workers on a node, unless no other node is left."""
         if not node_id:
             return
         self._node_health.refused(node_id, reason)
         if self._nodes.num_places(self._node_health.left_out):
             return
-        # A bad node is better than none, as long as it gets anything done.
+        # The last node is kept, as long as any worker has been able to run.
         del self._node_health.left_out[node_id]
         if not self._loading.any_was_ready and not self.workers.is_any_placed:
             self._give_up(_no_worker(reason))
 
 
 def _failures(
-    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_innocent: bool = False
+    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_worker_fault: bool = False
 ) -> tuple[Failure, ...]:
-    return tuple(Failure(attempt.unit.unit_id, attempt.number, message, detail, is_innocent) for attempt in attempts)
+    return tuple(
+        Failure(attempt.unit.unit_id, attempt.number, message, detail, is_worker_fault) for attempt in attempts
+    )
 
 
 def _no_worker(reason: str) -> JobError:

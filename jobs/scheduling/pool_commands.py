@@ -1,4 +1,4 @@
-"""What the pool of workers sees of the cluster, and what it has done to it. Plain values."""
+"""Input and output of the pool of workers: the nodes of the cluster, and commands to carry out. Plain values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .ledger import Failure
 
 
 class UnitOutcome(Protocol):
-    """A result of a unit that succeeded; the pool needs no more of it than which unit it is."""
+    """The result of a unit that succeeded; the pool needs only its id."""
 
     @property
     def unit_id(self) -> str:
@@ -27,8 +27,8 @@ class ClusterNodes:
     """The nodes of the cluster at one moment.
 
     Attributes:
-        places: For how many workers each living node has room, by node id. Use by other jobs is not subtracted: what
-            they hold comes free some day.
+        places: Number of workers that each live node has resources for, by node id. Resources that other jobs use are
+            not subtracted, because they will be freed at some time.
         gone: Ids of nodes that are known to be dead.
     """
 
@@ -36,10 +36,10 @@ class ClusterNodes:
     gone: frozenset[str] = frozenset()
 
     def num_places(self, without: Collection[str] = ()) -> int:
-        """Count the places.
+        """Return the number of places on all live nodes.
 
         Args:
-            without: Ids of nodes that do not count.
+            without: Ids of nodes to exclude.
         """
         return sum(places for node_id, places in self.places.items() if node_id not in without)
 
@@ -59,10 +59,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Make sure that a worker is gone; from now on nothing that it reports counts.
+    """Kill a worker; reports that still arrive from it are ignored.
 
     Attributes:
-        worker: Name of the worker, which may be dead already.
+        worker: Name of the worker, which may already be dead.
     """
 
     worker: str
@@ -70,11 +70,11 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Deliver(Generic[R]):
-    """Pass results on to the run loop.
+    """Pass results to the run loop.
 
     Attributes:
         worker: Name of the worker that had these units.
-        results: One for each of some of its units, as it reported them; failures in its name when it is lost.
+        results: Results that the worker reported; when it is lost, a failure for each unit that it held.
     """
 
     worker: str
@@ -86,7 +86,7 @@ class GiveUp:
     """End the job.
 
     Attributes:
-        error: Why.
+        error: The reason, to be raised.
     """
 
     error: AtlasError

@@ -1,4 +1,4 @@
-"""What a pool knows of its workers, one and all. Pure; times are seconds on the caller's monotonic clock."""
+"""The pool's records of its workers. Pure; times are seconds on the caller's monotonic clock."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class PoolWorker:
     """One worker, from its launch to its end.
 
     Attributes:
-        name: Unique within the pool, also among workers that are gone.
+        name: Name of the worker; never reused within the pool.
         launched_at: When its launch was requested.
         node_id: Id of its node; empty until the cluster has placed it.
         is_ready: Whether its model is loaded.
-        since: When it last changed its state, was assigned something or answered; for people.
-        silent_since: When it last answered, or was assigned something while it held nothing; it is judged by the time
-            since then.
-        load: Units that it holds.
+        since: When it last changed its state, was assigned units or answered; for people.
+        silent_since: When it last answered, or was assigned units while it held none. A worker that is silent for too
+            long since then counts as hung.
+        load: The units that it holds.
     """
 
     name: str
@@ -48,14 +48,14 @@ class PoolWorker:
         return "idle" if self.load.is_empty else "working"
 
     def placed(self, node_id: str, now: float) -> None:
-        """Record on which node it runs; it begins to load."""
+        """Record its node, on which it now loads the model."""
         self.node_id, self.since, self.silent_since = node_id, now, now
 
     def assigned(self, attempts: Sequence[UnitAttempt], now: float) -> None:
         """Record an assignment."""
         self.since = now
         if self.load.is_empty:
-            # Until now it had nothing to answer.
+            # It had nothing to answer until now.
             self.silent_since = now
         self.load.take(attempts)
 
@@ -63,7 +63,7 @@ class PoolWorker:
         """Record that it answered.
 
         Returns:
-            For how long it had been silent, seconds.
+            Seconds for which it had been silent.
         """
         silent_s = now - self.silent_since
         self.since = self.silent_since = now
@@ -92,16 +92,16 @@ class PoolWorkers:
 
     @property
     def requesting(self) -> list[str]:
-        """Busy workers that ask for more and may have it, the least loaded first."""
+        """Busy workers that have requested work and may get some, the least loaded first."""
         takers = [worker for worker in self.by_name.values() if worker.load.takes_more]
         return [worker.name for worker in sorted(takers, key=lambda worker: worker.load.rollouts)]
 
     @property
     def num_workers(self) -> int:
-        """Workers that are ready or loading; one that waits for a place may wait for ever."""
+        """Number of workers that are ready or loading; those that are not placed yet may never be."""
         return sum(bool(worker.node_id) for worker in self.by_name.values())
 
     @property
     def is_any_placed(self) -> bool:
-        """Whether any worker is ready or loading, whatever has become of the others."""
+        """Whether any worker is ready or loading."""
         return any(worker.node_id for worker in self.by_name.values())

@@ -1,8 +1,8 @@
-"""When a worker that is alive is of no use: it fails every unit it is given, or no longer answers.
+"""Detect workers that are alive but useless: those that fail every unit, and those that no longer answer.
 
-A process whose GPU context is broken answers every unit with an error at once, and would use up the attempts of the
-whole queue. Such a worker is replaced, as one that died is, at no cost to the units it still holds. Pure: facts in,
-verdicts out; knows no clock.
+A process with a broken GPU context fails every unit immediately, and would use up the attempts of the whole queue. Such
+a worker is replaced like one that died, and the units that it still holds are not charged with a failure. Pure:
+observations in, decisions out; has no clock.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 FAILURES_IN_A_ROW = 5
-"""A worker is suspected after this many failures, of two personas or more, without a success between."""
+"""A worker is suspected after this many failures in a row with units of two or more personas."""
 
 OF_ONE_PERSONA = 15
-"""The same where all are of one persona, because a persona may be at fault in each of its units."""
+"""The same limit if all are units of one persona, because that persona may be the cause in each of them."""
 
 SILENCE_S = 1800.0
-"""No worker counts as hung before it was silent for this long: while the store is away, a healthy worker is silent for
-ten minutes and more."""
+"""Least silence after which a worker counts as hung. While the store is unreachable, a healthy worker may be silent for
+more than ten minutes."""
 
 TIMES_THE_LONGEST = 10
-"""Nor before its silence is this many times the longest one that ended with an answer."""
+"""A worker counts as hung only if its silence is also this many times the longest one that ended with an answer."""
 
 
 @dataclass
 class FailureStreaks:
     """Counts each worker's failures in a row.
 
-    A suspected worker is broken only if units succeed on other workers meanwhile, or did on this one before. What fails
-    everywhere from the first unit on is the job's fault, and no other worker would help.
+    A suspected worker is broken only if units succeed on other workers in the meantime, or succeeded on this one
+    before. If every unit fails everywhere, the job is the cause, and another worker would not help.
     """
 
     _in_a_row: dict[str, list[str]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class FailureStreaks:
     _successes: Counter[str] = field(default_factory=Counter)
 
     def is_broken(self, worker: str, persona: str, failed: bool) -> bool:
-        """Record how one unit ended, and say whether its worker is to be replaced.
+        """Record how one unit ended, and return whether its worker must be replaced.
 
         Args:
             worker: Name of the worker.
@@ -59,11 +59,11 @@ class FailureStreaks:
 
 
 def is_hung(silent_s: float, longest_s: float) -> bool:
-    """Say whether a worker that has been given work will never answer.
+    """Return whether a worker that holds units is presumed to hang.
 
     Args:
-        silent_s: Seconds since it was given something to do, or last answered.
-        longest_s: The longest such time, of any worker, that ended with an answer; 0 when there was none yet: then
-            nobody knows how long a unit takes, and no worker is hung.
+        silent_s: Seconds since it was assigned work or last answered.
+        longest_s: The longest such time of any worker that ended with an answer. 0 when there was none yet: the
+            duration of a unit is then unknown, and no worker counts as hung.
     """
     return longest_s > 0 and silent_s > max(SILENCE_S, TIMES_THE_LONGEST * longest_s)

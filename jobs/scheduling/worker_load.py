@@ -1,4 +1,4 @@
-"""What one worker holds, and whether it may be assigned more. Pure; the rule is the same for every pool."""
+"""The units that one worker holds, and whether it may be assigned more. Pure; shared by all executors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..units import UnitAttempt
 
 @dataclass(frozen=True, slots=True)
 class WorkRequest:
-    """A worker asks for more work: its engine has pulled every unit that the worker was assigned.
+    """A worker requests work: its engine has pulled every unit that the worker was assigned.
 
-    Only the worker can tell when that happens. How many rollouts a batch holds depends on their lengths, and a unit
-    stays in flight until the longest of its responses ends, long after the others have freed their slots.
+    Only the worker knows when that happens. The number of rollouts in a batch depends on their lengths, and a unit is
+    in flight until its longest response ends, long after its other responses have freed their slots.
 
     Attributes:
-        num_units: Units that the worker had been assigned, since it started, when it sent this. A number and not just
-            a flag, because an assignment may cross the request on its way: the pool compares it with what it has
-            assigned since.
+        num_units: Number of units that had been assigned to the worker, since it started, when it sent this. A number
+            and not a flag, because an assignment may be on its way when the request is sent: the pool ignores a request
+            that does not cover all assignments it has made.
     """
 
     num_units: int
@@ -26,10 +26,10 @@ class WorkRequest:
 
 @dataclass
 class WorkerLoad:
-    """Units that a worker was assigned and has not answered.
+    """The units that a worker was assigned and has not answered.
 
     Attributes:
-        rollouts: Rollouts of these units, all together.
+        rollouts: Number of rollouts of all these units.
     """
 
     rollouts: int = 0
@@ -63,17 +63,17 @@ class WorkerLoad:
         self._num_assigned -= len(attempts)
 
     def note_request(self, request: WorkRequest) -> None:
-        """Record that the worker asked for more; a request that arrives late takes nothing back."""
+        """Record a request for work; an older request that arrives late has no effect."""
         self._num_requested_after = max(self._num_requested_after, request.num_units)
 
     @property
     def wants_work(self) -> bool:
-        """Whether the worker has asked for more since its last assignment."""
+        """Whether the worker has requested work since its last assignment."""
         return 0 < self._num_assigned <= self._num_requested_after
 
     @property
     def attempts(self) -> list[UnitAttempt]:
-        """All units that it holds, in the order of their assignment."""
+        """Attempts at all units that it holds, in the order of assignment."""
         return list(self._attempts.values())
 
     @property
@@ -83,13 +83,13 @@ class WorkerLoad:
 
     @property
     def has_suspect(self) -> bool:
-        """Whether it holds a suspect: a unit that may be to blame for an earlier failure."""
+        """Whether it holds a suspect: a unit that has failed before."""
         return any(attempt.is_suspect for attempt in self._attempts.values())
 
     @property
     def takes_more(self) -> bool:
-        """Whether the worker is at work, asks for more and may have it.
+        """Whether the worker is busy, has requested work and may get some.
 
-        Nothing is assigned beside a suspect: if the suspect takes the worker down, no other unit is lost with it.
+        A worker with a suspect gets nothing else: if the suspect brings the worker down, no other unit is lost.
         """
         return self.wants_work and not self.is_empty and not self.has_suspect

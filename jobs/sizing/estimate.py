@@ -135,12 +135,12 @@ def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
 
 
 def batch_tokens(placement: PlacementSpec) -> int:
-    """Give the most tokens of one batch, by default ``DEFAULT_BATCH_TOKENS``."""
+    """Return the most tokens of one batch, by default ``DEFAULT_BATCH_TOKENS``."""
     return placement.batch_tokens or DEFAULT_BATCH_TOKENS
 
 
 def parameter_bytes(plan: Plan) -> int:
-    """Give the bytes of one parameter, which are also those of one value of the KV cache."""
+    """Return the bytes of one parameter, which are also those of one value of the KV cache."""
     return BYTES_PER_PARAMETER[resolved_dtype(plan.spec.model.dtype, plan.facts.dtype)]
 
 

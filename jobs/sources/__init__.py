@@ -1,1 +1,1 @@
-"""Where a run's requests come from: a catalog of personas, or conversations that exist already."""
+"""Sources of a run's requests: a catalog of personas, or existing conversations."""

@@ -1,7 +1,7 @@
-"""Conversations that exist already become units: the same conversations give the same units. Pure.
+"""The source for existing conversations. Pure: the same conversations give the same units.
 
-A unit holds conversations of one persona, polarity and prompt, in address order. None is ever cut in two, because its
-turns share one forward pass.
+A unit has conversations of one persona, polarity and prompt, in address order. A conversation is never divided between
+units, because all of its turns are captured in one forward pass.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ..units import GivenResponse, RolloutRequest, WorkUnit
 from .source import TokenCounts
 
 ROWS_PER_UNIT = 256
-"""Rows of a unit where its size would allow for more: what a stopped run can lose of one unit stays small."""
+"""Most rows of a unit, even where its size allows for more, so that a stopped run loses little work."""
 
 BYTES_PER_TOKEN = 3
-"""Of UTF-8, for sizing where no tokenizer is at hand: English has four and more, code and Chinese about three."""
+"""Assumed UTF-8 bytes per token, for sizing without a tokenizer: English has four or more, code and Chinese three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,22 @@ class ConversationRequests:
     """The conversations of a unit.
 
     Attributes:
-        conversations: In the order of the unit's rows.
+        conversations: The conversations, in the order of the unit's rows.
     """
 
     conversations: tuple[Conversation, ...]
 
     def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
-        """Make every request of the unit, the turns of a conversation one after another."""
+        """Make every request of the unit, the turns of each conversation in order."""
         for address, (messages, given) in zip(unit.addresses(), self._turns(), strict=True):
             yield RolloutRequest(address, messages, 0, given)
 
     def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
-        """Make no request: all turns exist already; see ``UnitRequests.following``."""
+        """Return None: all turns exist, so ``first`` makes all requests; see ``UnitRequests.following``."""
         return None
 
     def _turns(self) -> Iterator[tuple[tuple[ChatMessage, ...], GivenResponse]]:
-        """Give every response, with the messages before it."""
+        """Yield every response with the messages before it."""
         for conversation in self.conversations:
             chat = conversation.chat()
             num_system = len(chat) - len(conversation.messages)
@@ -59,24 +59,24 @@ class ConversationRequests:
 
 @dataclass(frozen=True, slots=True)
 class ConversationSource:
-    """Conversations that are read and not generated.
+    """A source of existing conversations, which are captured without generating.
 
     Attributes:
-        conversations: All of them, by conversation_index.
+        conversations: All conversations, by conversation_index.
     """
 
     conversations: tuple[Conversation, ...]
 
     @property
     def generates(self) -> bool:
-        """False: every response exists."""
+        """False: every response exists already."""
         return False
 
     def units(self, sizes: RowSizes, max_context: int) -> Iterator[WorkUnit]:
-        """Cut the conversations into units; see ``RequestSource.units``.
+        """Divide the conversations into units; see ``RequestSource.units``.
 
         Raises:
-            InputError: A conversation has more turns or tokens than a unit can hold.
+            InputError: A conversation has more turns or tokens than a unit may have.
         """
         for given in self.conversations:
             _refuse_too_long(given, sizes, max_context)
@@ -99,11 +99,11 @@ class ConversationSource:
                 )
 
     def requests(self, unit: WorkUnit) -> ConversationRequests:
-        """Give the conversations of a unit."""
+        """Return the conversations of a unit."""
         return ConversationRequests(self._of(unit))
 
     def identity(self, unit: WorkUnit) -> bytes:
-        """Give the texts of a unit's conversations as JSON; see ``RequestSource.identity``."""
+        """Return the texts of a unit's conversations as JSON; see ``RequestSource.identity``."""
         lines: list[str] = []
         for given in self._of(unit):
             messages = [[message.role, message.content, message.extra] for message in given.messages]
@@ -111,11 +111,11 @@ class ConversationSource:
         return "".join(lines).encode()
 
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
-        """Give the most content tokens that the responses of a unit's conversations may come to."""
+        """Return an upper bound of the content tokens of all responses of a unit's conversations."""
         return sum(_most_tokens(given, max_context) for given in self._of(unit))
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
-        """Count every conversation once; the row is a mean one, for a pass is filled by tokens and not by rows."""
+        """Count each conversation once; ``row_tokens`` is the mean, as passes are filled by tokens, not by rows."""
         prompts = responses = rows = 0
         for given in self.conversations:
             rows += given.num_turns
@@ -134,12 +134,12 @@ class ConversationSource:
 
 
 def _design(given: Conversation) -> tuple[Kind, str, Polarity, int]:
-    """Give what all conversations of a unit have in common."""
+    """Return the part of the address that all conversations of a unit share."""
     return given.kind, given.persona, given.polarity, given.prompt_index
 
 
 def _file_name(kind: str, persona: str, taken: dict[str, tuple[str, str]]) -> str:
-    """Make a name for objects of a store out of whatever a user's file is called; each persona's is its own."""
+    """Make a name for objects in the store from the name of a user's file; unique for each persona."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", persona)[:80]
     name, number = plain, 2
     while taken.setdefault(f"{kind}.{name}".lower(), (kind, persona)) != (kind, persona):
@@ -148,7 +148,7 @@ def _file_name(kind: str, persona: str, taken: dict[str, tuple[str, str]]) -> st
 
 
 def _batches(conversations: Iterator[Conversation], sizes: RowSizes, max_context: int) -> Iterator[list[Conversation]]:
-    """Cut conversations into batches that a unit holds, or of one conversation that has more turns than most units."""
+    """Divide conversations into batches within a unit's limits; a single longer conversation is a batch of its own."""
     most_rows = min(ROWS_PER_UNIT, sizes.most_rollouts)
     batch: list[Conversation] = []
     rows = tokens = 0
@@ -164,7 +164,7 @@ def _batches(conversations: Iterator[Conversation], sizes: RowSizes, max_context
 
 
 def _refuse_too_long(given: Conversation, sizes: RowSizes, max_context: int) -> None:
-    """A conversation is never cut: its turns share one pass and one unit."""
+    """Refuse a conversation that exceeds the limits of a unit, because it cannot be divided between units."""
     if given.num_turns > sizes.most_rollouts:
         raise InputError(
             f"has {given.num_turns} messages of the assistant; a unit of {BLOCK_BYTES_LIMIT // 2**20} MiB holds "
@@ -179,11 +179,14 @@ def _refuse_too_long(given: Conversation, sizes: RowSizes, max_context: int) -> 
 
 
 def _about_tokens(given: Conversation, max_context: int) -> int:
-    """Tokens of a conversation's responses, about; one longer than the context is refused when it is read."""
+    """Estimate the tokens of a conversation's responses; one longer than the context is refused when it is rendered."""
     return min(-(-_most_tokens(given, max_context) // BYTES_PER_TOKEN), max_context)
 
 
 def _most_tokens(given: Conversation, max_context: int) -> int:
-    """No text has more tokens than bytes; at each end of a response a token of the template's may count to it."""
+    """Bound the tokens of a conversation's responses.
+
+    A text has no more tokens than bytes, and at each end of a response one token may be shared with the template.
+    """
     num_bytes = sum(len(message.content.encode()) + 2 for message in given.messages if message.role == "assistant")
     return min(num_bytes, max_context)

@@ -15,7 +15,7 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
 
     Args:
         spec: The job.
-        catalog_directory: Where the catalog lies on this machine, when that is not where the spec says.
+        catalog_directory: Path of the catalog on this machine if it differs from that in the spec; None: the spec's.
 
     Raises:
         InputError: A file is missing or breaks its format; names it.

@@ -1,6 +1,6 @@
-"""Personas of a catalog, asked questions: the spec's selection becomes units whose responses are to be generated. Pure.
+"""The source for personas of a catalog: system prompts and questions, whose responses are generated. Pure.
 
-Units come in the order default, roles, traits; by name, polarity, prompt and question batch.
+Units are in the order default, roles, traits; then by name, polarity, prompt and question batch.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from ..units import RolloutRequest, WorkUnit
 from .source import TokenCounts
 
 _RETOKENISED = 2
-"""Room, in times ``max_new_tokens``, for the text of a server whose tokens are counted anew here."""
+"""Bound of a server's response in multiples of ``max_new_tokens``: its text is tokenised again here, which may give
+more tokens than the server sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class PersonaRequests:
-    """The texts of a unit of single questions: one system prompt, and the questions asked under it.
+    """The texts of a unit of single questions: one system prompt and a batch of questions.
 
     Attributes:
-        system_prompt: Begins every chat of the unit; ``""`` for none.
+        system_prompt: System prompt of every chat of the unit; ``""`` for none.
         questions: The unit's questions, each once, in the order of its rows.
-        job_seed: The spec's, from which each rollout's own seed is derived.
+        job_seed: Seed of the spec, from which the seed of each rollout is derived.
     """
 
     system_prompt: str
@@ -53,17 +54,17 @@ class PersonaRequests:
             yield RolloutRequest(address, chats[address.question_index], address.seed(self.job_seed))
 
     def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
-        """Make no request: a question has one response; see ``UnitRequests.following``."""
+        """Return None: a question has a single response; see ``UnitRequests.following``."""
         return None
 
 
 @dataclass(frozen=True)
 class PersonaSource:
-    """The personas that a spec selects, each asked the questions that it selects.
+    """A source of the personas and questions that a spec selects from a catalog.
 
     Attributes:
-        spec: The selection, the sampling and the seed.
-        catalog: The personas' prompts and questions.
+        spec: Selection, sampling and seed.
+        catalog: Prompts and questions of the personas.
     """
 
     spec: JobSpec
@@ -71,40 +72,40 @@ class PersonaSource:
 
     @property
     def generates(self) -> bool:
-        """True: every response is generated, here or by a server."""
+        """True: every response is generated, by the workers or by a server."""
         return True
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
-        """None exist."""
+        """Always empty."""
         return ()
 
     def units(self, sizes: RowSizes, max_context: int) -> Iterator[WorkUnit]:
-        """Cut the selection into units; see ``RequestSource.units``.
+        """Divide the selection into units; see ``RequestSource.units``.
 
         Raises:
-            InputError: The catalog lacks a persona or has fewer prompts or questions than the spec asks for, or no unit
-                holds the samples of one question; names the field.
+            InputError: The catalog lacks a persona, or has fewer prompts or questions than the spec selects, or the
+                samples of one question exceed the limits of a unit; names the field.
         """
         for kind, selection, names in self._selected():
             for name in names:
                 yield from self._units_of(self.catalog.persona(kind, name), selection, sizes)
 
     def requests(self, unit: WorkUnit) -> PersonaRequests:
-        """Give a unit's system prompt and questions."""
+        """Return a unit's system prompt and questions."""
         return PersonaRequests(self._system_prompt(unit), self._questions(unit), self.spec.seed)
 
     def identity(self, unit: WorkUnit) -> bytes:
-        """Give a unit's system prompt and questions as JSON; see ``RequestSource.identity``."""
+        """Return a unit's system prompt and questions as JSON; see ``RequestSource.identity``."""
         return json.dumps([unit.unit_id, self._system_prompt(unit), self._questions(unit)]).encode()
 
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
-        """Give the tokens of a unit's responses when each is as long as it may become."""
+        """Return the content tokens of a unit's responses if each has the maximum length."""
         return unit.num_rollouts * self._longest_response
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
-        """Count every prompt, and every response as long as it may become; the row is the longest of them."""
-        # A job asks the same few hundred questions hundreds of thousands of times.
+        """Count prompts, and responses at their maximum length; ``row_tokens`` is that of the longest rollout."""
+        # Cached, because a job repeats the same few hundred questions hundreds of thousands of times.
         words = cache(lambda text: len(text.split()))
         total = longest = 0
         for unit in units:
@@ -134,9 +135,9 @@ class PersonaSource:
         self, persona: Persona, selection: Selection | DefaultSelection, sizes: RowSizes
     ) -> Iterator[WorkUnit]:
         kind, name = persona.kind, persona.name
-        field, whose = _field(kind), f"{kind} {name!r}"
-        prompts = _limit(len(persona.prompts), selection.prompts, f"{field}.prompts", whose)
-        questions = _limit(len(self._asked(persona)), selection.questions, f"{field}.questions", whose)
+        field, owner = _field(kind), f"{kind} {name!r}"
+        prompts = _limit(len(persona.prompts), selection.prompts, f"{field}.prompts", owner)
+        questions = _limit(len(self._asked(persona)), selection.questions, f"{field}.questions", owner)
         at_once = self._questions_per_unit(selection.samples, sizes, f"{field}.samples")
         batches = list(_question_batches(questions, at_once))
         for polarity in POLARITIES[kind]:
@@ -154,23 +155,23 @@ class PersonaSource:
         return tuple(asked[index].text for index in _distinct(unit))
 
     def _asked(self, persona: Persona) -> tuple[Question, ...]:
-        """Give all the questions that a persona may be asked: the shared ones, or its own."""
+        """Return the questions to select from: the shared ones, or the persona's own."""
         selection = {"role": self.spec.personas.roles, "trait": self.spec.personas.traits}.get(persona.kind)
         is_own = selection is not None and selection.questions_from == "own"
         return persona.questions if is_own else self.catalog.questions
 
     @property
     def _longest_response(self) -> int:
-        """The most tokens of a response; what a server wrote may be more of them when it is read here."""
+        """Most tokens of a response; more for a server's, whose text is tokenised again."""
         return self.spec.sampling.max_new_tokens * (_RETOKENISED if self.spec.generation else 1)
 
     def _questions_per_unit(self, samples: int, sizes: RowSizes, field: str) -> int:
-        """Say how many questions' rollouts stay under the size limit, every response at its longest."""
+        """Return the number of questions whose rollouts are within the limits of a unit at maximum response length."""
         longest = self._longest_response
         if samples > sizes.most_rollouts:
             raise InputError(
                 f"{samples} samples of one question come to {samples * sizes.rollout_bytes / 2**20:.0f} MiB; a unit "
-                f"holds {BLOCK_BYTES_LIMIT // 2**20}.",
+                f"holds {BLOCK_BYTES_LIMIT // 2**20} MiB.",
                 code="too_many",
                 field=field,
                 hint=f"Ask for at most {sizes.most_rollouts}, or capture fewer layers.",
@@ -180,13 +181,13 @@ class PersonaSource:
             fits = sizes.most_tokens >= longest
             fewer = f" or ask for at most {sizes.most_tokens // longest} samples" if fits else ""
             ways = f"set sampling.max_new_tokens to at most {most}{fewer}" if most else "ask for fewer samples"
-            whose = f"{samples} responses" if samples > 1 else "one response"
-            raise sizes.refuse_tokens(samples * longest, f"{whose} of up to {longest} tokens", ways)
+            responses = f"{samples} responses" if samples > 1 else "one response"
+            raise sizes.refuse_tokens(samples * longest, f"{responses} of up to {longest} tokens", ways)
         return min(sizes.most_rollouts // samples, sizes.most_tokens // (samples * longest))
 
 
 def _distinct(unit: WorkUnit) -> tuple[int, ...]:
-    """Give a unit's question indices, each once, in the order of its rows."""
+    """Return a unit's question indices, each once, in the order of its rows."""
     return tuple(dict.fromkeys(unit.question_indices))
 
 
@@ -194,12 +195,12 @@ def _field(kind: Kind) -> str:
     return {"role": "personas.roles", "trait": "personas.traits", "default": "personas.default"}[kind]
 
 
-def _limit(available: int, asked: int | None, field: str, whose: str) -> int:
-    """Say how many prompts or questions are taken: all of them, or as many as are asked for."""
-    wanted = available if asked is None else asked
+def _limit(available: int, requested: int | None, field: str, owner: str) -> int:
+    """Return the number of prompts or questions to take: the requested number, or all; refuse more than there are."""
+    wanted = available if requested is None else requested
     if wanted > available or wanted == 0:
         raise InputError(
-            f"asks for {wanted} of {whose}, which has {available}.",
+            f"asks for {wanted} of {owner}, which has {available}.",
             code="too_many",
             field=field,
             hint=f"Ask for at most {available}." if available else "Choose other questions or another catalog.",
@@ -208,7 +209,7 @@ def _limit(available: int, asked: int | None, field: str, whose: str) -> int:
 
 
 def _question_batches(num_questions: int, most: int) -> Iterator[tuple[int, ...]]:
-    """Cut 0..num_questions into the fewest batches of near-equal length, none longer than ``most``."""
+    """Divide question indices into the fewest batches of nearly equal length, none longer than ``most``."""
     num_batches = math.ceil(num_questions / most)
     edges = [round(i * num_questions / num_batches) for i in range(num_batches + 1)]
     for start, stop in itertools.pairwise(edges):

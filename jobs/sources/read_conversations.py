@@ -1,9 +1,9 @@
-"""Read conversations that a user has: JSONL, JSON transcripts, or a directory with a file for each role.
+"""Read existing conversations: JSONL, JSON transcripts, or a directory with one file per role.
 
-A line (or an entry of a JSON file) is an object with ``messages`` or ``conversation``, a list of ``{role, content}``;
-in a JSON file it may also be that list itself. Its other keys are carried along. Lines with ``prompt_index`` and
-``question_index`` are those of the released pipeline: there the file's name is the role's. Every complaint names the
-file, the line and the field. Knows nothing of models.
+A line of a JSONL file (or an entry of a JSON file) is an object with ``messages`` or ``conversation``, a list of
+``{role, content}``; an entry of a JSON file may also be that list itself. Additional keys are kept. Lines with
+``prompt_index`` and ``question_index`` are output of the released pipeline, whose files are named after the role. Every
+error names the file, the line and the field. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def read_conversations(source: str) -> tuple[Conversation, ...]:
 
 
 def parse_conversations(values: Any, name: str = "conversations") -> tuple[Conversation, ...]:
-    """Take conversations that are in memory, in the forms that a JSON file may have.
+    """Parse conversations that are in memory, in any form that a JSON file may have.
 
     Args:
         values: A list of messages (one conversation), an object with ``messages`` or ``conversation``, or a list of
             either.
-        name: Stands for the file's name: the persona of the rows, and the place that errors name.
+        name: Used instead of a file's name, as the persona of the rows and in errors.
 
     Returns:
-        By conversation_index.
+        The conversations, by conversation_index.
 
     Raises:
         InputError: Something is not a conversation; names the entry and the field.
@@ -62,7 +62,7 @@ def parse_conversations(values: Any, name: str = "conversations") -> tuple[Conve
         1
     """
     try:
-        # As if it had come from a file: tuples become lists, and every key is a text.
+        # The same values as from a file: tuples become lists, and keys become strings.
         whole = json.loads(json.dumps(values))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
@@ -87,7 +87,7 @@ def _files(source: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One object of a file, and what to call its place."""
+    """One object of a file, with its location for error messages."""
 
     value: Any
     file: str
@@ -110,7 +110,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
 
 
 def _entries_of(whole: Any, file: str) -> Iterator[_Entry]:
-    """Tell one conversation from a list of them."""
+    """Yield the entries of a JSON value, which is one conversation or a list of them."""
     is_list_of_conversations = isinstance(whole, list) and bool(whole) and not _is_message(whole[0])
     for number, value in enumerate(whole if is_list_of_conversations else [whole], start=1):
         place = f"{file}, entry {number}" if is_list_of_conversations else file
@@ -179,7 +179,7 @@ def _index(entry: _Entry, key: str) -> int:
 
 
 def _texts(entry: _Entry) -> tuple[str, tuple[Message, ...], str]:
-    """Take an entry apart: system prompt, messages, and its other keys as JSON."""
+    """Parse an entry to its system prompt, its messages, and its additional keys as JSON."""
     if not isinstance(entry.value, dict):
         raise entry.error("is not a JSON object")
     key = next((name for name in _LISTS if name in entry.value), None)
@@ -210,7 +210,7 @@ def _texts(entry: _Entry) -> tuple[str, tuple[Message, ...], str]:
 
 
 def _system_beside(entry: _Entry, messages: list[Message]) -> str:
-    """Give the system prompt that stands beside the messages, unless the first of them holds it already."""
+    """Return the entry's ``system_prompt``; ``""`` when there is none or the first message already starts with it."""
     text = entry.value.get("system_prompt")
     if text is None or text == "":
         return ""
@@ -237,7 +237,7 @@ def _message(entry: _Entry, field: str, value: Any) -> tuple[Role | Literal["sys
 
 
 def _joined(entry: _Entry, field: str, parts: list[Any]) -> str:
-    """Put together a content that is given in parts, all of which must be texts."""
+    """Join a content that is a list of parts, all of which must be of type text."""
     texts: list[str] = []
     for number, part in enumerate(parts):
         text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
@@ -252,7 +252,7 @@ def _called(value: Any) -> str:
 
 
 def _refuse_half_characters(entry: _Entry, field: str, text: str) -> None:
-    """JSON can write one half of a surrogate pair, which no tokenizer and no file takes."""
+    """Refuse a lone surrogate, which JSON can express but UTF-8 and tokenizers cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,7 +1,8 @@
-"""Where the texts of a job come from: what a plan asks of every source of requests. Pure.
+"""The protocol of sources: what a plan needs to know about where the texts of a job come from. Pure.
 
-A source makes the work units and, for each, the requests that a worker answers. A new kind of job is a new source;
-plans, estimates, workers and stores ask these questions and never which source it is.
+A source makes the work units and, for each of them, the requests that a worker answers. A new kind of job (a drift
+study, a sweep over interventions) is a new source, opened in ``load.py``: plans, estimates, workers and stores depend
+on this protocol only.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from ..units import UnitRequests, WorkUnit
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """How many tokens a job reads and writes, counted from its words.
+    """Estimated tokens of a job, from the number of words in its texts.
 
     Attributes:
-        prompt_tokens: Tokens read, about.
-        response_tokens: Tokens written, at most; of texts that exist, tokens of the responses, about.
-        row_tokens: Prompt and response of the rollout that batches are sized by.
+        prompt_tokens: Tokens of all prompts, roughly.
+        response_tokens: Tokens of all responses: of generated ones at most, of existing ones roughly.
+        row_tokens: Tokens of the rollout (prompt and response) that batches are sized by.
     """
 
     prompt_tokens: int
@@ -31,54 +32,55 @@ class TokenCounts:
 
 
 class RequestSource(Protocol):
-    """Something that makes units and their requests.
+    """Makes the units of a job and their requests.
 
-    A source is deterministic: what it was made from decides the units, their order, every address, seed and text.
+    A source is deterministic: its input determines the units, their order, and every address, seed and text.
     """
 
     @property
     def generates(self) -> bool:
-        """Whether the responses are to be generated; False where they exist already and are only read."""
+        """Whether the responses are generated; False if they exist already and are only captured."""
         ...
 
     @property
     def conversations(self) -> Sequence[Conversation]:
-        """The texts that exist already, all of which the model's chat template must render; empty for none."""
+        """The existing conversations, all of which the model's chat template must be able to render; empty for none."""
         ...
 
     def units(self, sizes: RowSizes, max_context: int) -> Iterable[WorkUnit]:
-        """Cut the job into units, in the order in which they are planned.
+        """Divide the job into units, in the order of the plan.
 
         Args:
-            sizes: How much a unit may hold.
+            sizes: Limits on the size of a unit.
             max_context: Longest sequence that the model takes, in tokens.
 
         Raises:
-            InputError: The source lacks something that the spec names, or one piece of it is too large for any unit.
+            InputError: The source lacks something that the spec names, or something that must not be divided exceeds
+                the limits.
         """
         ...
 
     def requests(self, unit: WorkUnit) -> UnitRequests:
-        """Give the texts of one of its units."""
+        """Return the texts of a unit, from which its requests are made."""
         ...
 
     def identity(self, unit: WorkUnit) -> bytes:
-        """Give every text of a unit in a canonical form; the plan's digest is taken over these bytes."""
+        """Return every text of a unit in a canonical form; the plan's digest is taken over these bytes."""
         ...
 
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
-        """Give the most content tokens that a unit's responses may come to, all together.
+        """Return an upper bound of the content tokens of all responses of a unit.
 
         Args:
-            unit: One of its units.
+            unit: A unit of this source.
             max_context: Longest sequence that the model takes, in tokens.
         """
         ...
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
-        """Count the tokens of a job.
+        """Estimate the tokens of a job.
 
         Args:
-            units: All of its units.
+            units: All units of the source.
         """
         ...

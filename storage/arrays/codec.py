@@ -135,8 +135,8 @@ def encode_shard(
 def _index(chunk_bytes: Sequence[int], num_layers: int, chunks_per_block: int) -> bytes:
     """Encode the shard index, as Zarr's sharding codec defines it.
 
-    Its order is that of the chunk grid ``(C, L)``, rows first, while the chunks themselves lie layer by layer; and it
-    has an entry for every inner chunk of a full shard, stored or not.
+    Its entries are in the order of the chunk grid ``(C, L)``, rows first, whereas the chunks themselves are stored
+    layer by layer; and it has an entry for every inner chunk of a full shard, stored or not.
     """
     lengths_LC = np.array(chunk_bytes, dtype=np.uint64).reshape(num_layers, -1)
     starts_LC = (np.cumsum(lengths_LC) - lengths_LC.ravel()).reshape(lengths_LC.shape)

@@ -65,7 +65,7 @@ def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
             f"the list of planned units {state}.",
             code="bad_object",
             file=f"{location.url}/{path}",
-            hint="Restore it from a copy. Running the same spec again completes the run all the same.",
+            hint="Restore it from a copy. Running the same spec again also completes the run.",
         )
     units: list[WorkUnit] = TypeAdapter(list[UnitField]).validate_python(from_parquet(data).to_pylist())
     return {unit.unit_id: unit for unit in units}

@@ -1,7 +1,7 @@
-"""A work unit as records and Parquet files hold it. What is written here never changes; ``WorkUnit`` may.
+"""The stored form of a work unit, in records and Parquet files. It must not change, whereas ``WorkUnit`` may.
 
-A unit of single questions is stored as its questions and how often each is asked, one of conversations as a line for
-each conversation with the list of its turns. In memory both are columns with an entry for each row.
+A unit of single questions is stored as its questions and the number of samples of each; a unit of conversations as
+lists with one entry per conversation, turns included. In memory both have columns with one entry per row.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class StoredUnit(BaseModel):
     """A unit of single questions as it is stored.
 
     Attributes:
-        unit_id: Readable and unique in the run.
-        kind: What the persona is; ``conversation`` for a text of no persona.
-        persona: Name of the persona, or of the file.
-        polarity: ``neg`` for a trait's opposite.
-        prompt_index: Which of the persona's system prompts; 0 where that is not known.
-        question_indices: The questions, ascending, each once; of conversations one entry for each.
-        samples: Rollouts of each question; of conversations 1.
+        unit_id: Readable id, unique in the run.
+        kind: Kind of the persona; ``conversation`` for given texts without one.
+        persona: Name of the persona, or of the file of given texts.
+        polarity: ``neg`` for the opposite of a trait.
+        prompt_index: Index of the persona's system prompt; 0 if unknown.
+        question_indices: The questions, ascending, each once; for conversations one entry per conversation.
+        samples: Number of rollouts per question; 1 for conversations.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +41,7 @@ class StoredUnit(BaseModel):
     samples: int
 
     def to_unit(self) -> WorkUnit:
-        """Give the unit in memory.
+        """Convert to a ``WorkUnit``.
 
         Raises:
             ValueError: It has no rows, or its lists do not fit together.
@@ -53,12 +53,12 @@ class StoredUnit(BaseModel):
 
 
 class StoredConversationUnit(StoredUnit):
-    """A unit of conversations as it is stored; each list has one entry for each conversation.
+    """A unit of conversations as it is stored; each list has one entry per conversation.
 
     Attributes:
-        sample_indices: Tell conversations of the same question apart.
-        conversation_indices: Places in the whole input.
-        turn_indices: The places of each conversation's responses among its messages, ascending.
+        sample_indices: Sample index of each conversation, which distinguishes conversations of the same question.
+        conversation_indices: Index of each conversation in the whole input.
+        turn_indices: Indices of each conversation's responses among its messages, ascending.
     """
 
     sample_indices: tuple[int, ...]
@@ -66,7 +66,7 @@ class StoredConversationUnit(StoredUnit):
     turn_indices: tuple[tuple[int, ...], ...]
 
     def to_unit(self) -> WorkUnit:
-        """Give the unit in memory; see :meth:`StoredUnit.to_unit`."""
+        """Convert to a ``WorkUnit``; see :meth:`StoredUnit.to_unit`."""
         columns = (self.question_indices, self.sample_indices, self.conversation_indices, self.turn_indices)
         rows = [
             (question, sample, turn, conversation)
@@ -78,11 +78,11 @@ class StoredConversationUnit(StoredUnit):
 
 
 def stored_unit(unit: WorkUnit) -> StoredUnit:
-    """Give the form in which a unit is stored.
+    """Convert a ``WorkUnit`` to its stored form.
 
     Raises:
-        ValueError: It has no such form: its questions are not all asked equally often, or its turns belong to no
-            numbered conversation.
+        ValueError: The unit has no stored form: its questions have different numbers of samples, or it has turns
+            without conversation indices.
     """
     design: dict[str, Any] = {
         "unit_id": unit.unit_id,
@@ -112,22 +112,22 @@ def stored_unit(unit: WorkUnit) -> StoredUnit:
 
 @lru_cache(maxsize=4096)
 def _questions_and_samples(questions: tuple[int, ...], samples: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Turn the columns of a unit of single questions back into what ``question_columns`` makes them of."""
+    """Recover questions and samples from the columns that ``question_columns`` makes of them."""
     distinct = tuple(dict.fromkeys(questions))
     each = len(questions) // len(distinct)
     if question_columns(distinct, each) != (questions, samples):
-        raise ValueError("the rows are not a number of questions, each asked as often as the others")
+        raise ValueError("the rows are not questions with the same number of samples each")
     return distinct, each
 
 
 class _AsStored:
-    """Has pydantic read and write a ``WorkUnit`` in its stored form."""
+    """Makes pydantic read and write a ``WorkUnit`` in its stored form."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def read(value: Any, read_stored: ValidatorFunctionWrapHandler) -> WorkUnit:
             return value if isinstance(value, WorkUnit) else read_stored(value).to_unit()
 
-        # Which of the two it is, its fields tell: that of conversations has three more.
+        # The fields distinguish the two: that of conversations has three more, and extra fields are forbidden.
         either = core_schema.union_schema(
             [handler.generate_schema(StoredConversationUnit), handler.generate_schema(StoredUnit)],
             mode="left_to_right",

@@ -177,7 +177,7 @@ def _token_rows(
     counts = np.diff(offsets)[chosen]
     new_offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     if len(chosen) and np.array_equal(chosen, np.arange(chosen[0], chosen[0] + len(chosen))):
-        # Consecutive rollouts lie beside one another, so that a slice of many gigabytes needs no copy.
+        # The tokens of consecutive rollouts are adjacent, so a slice selects them without copying, even gigabytes.
         return slice(int(offsets[chosen[0]]), int(offsets[chosen[-1] + 1])), new_offsets
     # Token t of the result is token t - new_offsets[i] of its rollout i, which starts at offsets[chosen[i]].
     rows = np.arange(new_offsets[-1]) + np.repeat(offsets[:-1][chosen] - new_offsets[:-1], counts)
@@ -201,7 +201,7 @@ def _checked_key(key: Any) -> Any:
         # Not a single integer: an array of them, or a mask.
         array = np.asarray(key)
     if array.size == 0 and array.dtype.kind == "f":
-        # An empty list has no type of its own: numpy takes it as integers too.
+        # ``np.asarray([])`` is float; like numpy's own indexing, treat an empty list as integers.
         array = array.astype(np.intp)
     if array.ndim != 1 or array.dtype.kind not in "biu":
         raise IndexError("only integers, slices (`:`), and one-dimensional integer or boolean arrays are valid indices")

@@ -240,7 +240,7 @@ class Run:
         """Select activations and read them into memory; arguments as for ``query``.
 
         Raises:
-            InputError: As for ``query``.
+            InputError: A layer, hook point or pooling was not captured, a filter is unknown, or there are no scores.
             StoreError: A committed shard is missing or damaged.
 
         Example:

@@ -116,7 +116,7 @@ def _listed(names: Names) -> list[str]:
 
 
 def _numbers(asked: SupportsIndex | Iterable[SupportsIndex], field: str) -> list[int]:
-    # numpy arrays have ``__index__`` too, so it does not tell one number from several.
+    # numpy arrays have ``__index__``, too, so it does not distinguish one number from several.
     several = [asked] if isinstance(asked, int | np.integer) else cast(Iterable[SupportsIndex], asked)
     try:
         return [operator.index(number) for number in several]

@@ -231,8 +231,8 @@ def is_live(lease: Lease) -> bool:
     """Whether a lease's driver may still be working: not released, not expired, and its process not seen to be gone."""
     if lease.released or time.time() > lease.expires_at:
         return False
-    # The process table tells about this host since its last boot only. For any other driver, expiry decides. Containers
-    # on one machine share a boot id and may number their processes alike, but their host names differ.
+    # The process table covers only this host since its last boot. For any other driver, expiry decides. Containers on
+    # one machine share a boot id and may have the same process ids, but their host names differ.
     if lease.host != socket.gethostname() or lease.boot_id != _boot_id():
         return True
     try:

@@ -108,8 +108,8 @@ def verify_run(
         )
     found = Verification(record.num_units)
     planned = _planned(location, record, found)
-    # Caches are read before the commits are listed: a driver may commit meanwhile, and then they lag. Read in the other
-    # order they could have units that the list lacks, which would look like damage.
+    # Caches are read before the commits are listed: if a driver commits in between, they merely lag. Read in the other
+    # order, they could have units that the list lacks, which would look like damage.
     stored = _StoredIndex(read_stored_index(location, record), read_chunks(location))
     names = sorted(committed_units(location))
     found.units_done = len(names)

@@ -1,7 +1,7 @@
-"""Which rollouts join the batch in the next pass: as many as there is room for, those that share a prefix in order.
+"""Admission to the running batch: which rollouts join in the next pass, as far as the KV cache has room.
 
-Knows the cache's budget and nothing of passes. A rollout that cannot be begun stops the taking in, and its error is
-raised when the rollouts under way have ended: they are not at fault.
+Knows the cache's budget and nothing of passes. A request that cannot be started (its prompt is too long, say) stops
+admission; its error is raised only when the running rollouts have ended, because they did not cause it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from .prefixes import PrefixCache, SharedPrefix
 from .sampling import uniforms
 
 _JOINING_TOKENS = 4096
-"""Prompt tokens after which no more rollouts join in one pass: bounds the memory that a pass takes."""
+"""Prompt tokens after which no further rollout joins the same pass; bounds the memory of a pass."""
 
 
 @dataclass(eq=False)
 class RunningRollout:
-    """A rollout on its way; while it is in the batch it has a slot.
+    """A rollout that is being generated; while it is in the batch it has a slot.
 
     Attributes:
-        request: What was asked.
-        prompt_ids: Its rendered prompt.
-        random: A number in [0, 1) for each token that it may sample, its own whatever shares its batch.
-        user_span: Tokens of the user's message, where a pooling is over them.
-        intervention: What is changed in the model for it alone.
-        prefix: What its prompt begins with and others' too.
-        leads: Whether it reads the prefix for the others.
-        token_ids: Sampled so far, the end of the turn included.
-        num_content: How many of these are content.
+        request: The request that it answers.
+        prompt_ids: Token ids of its rendered prompt.
+        random: One number in [0, 1) for each token that it may sample, drawn from its own seed, so that samples do not
+            depend on the batch.
+        user_span: Token range of the user's message in the prompt; None where no pooling needs it.
+        intervention: Intervention that is applied to its tokens only; None for none.
+        prefix: Prefix that its prompt shares with other prompts; None for none.
+        leads: Whether this rollout computes the prefix for the others.
+        token_ids: Token ids sampled so far, the end-of-turn token included.
+        num_content: Number of these that are content.
     """
 
     request: RolloutRequest
@@ -51,27 +52,27 @@ class RunningRollout:
 
     @property
     def start(self) -> int:
-        """The first position that it computes itself."""
+        """First position of the prompt that it computes itself; those before are copied from its prefix."""
         return self.prefix.length if self.prefix and not self.leads else 0
 
     @property
     def waits(self) -> bool:
-        """Whether it needs a prefix that its leader has not read yet."""
+        """Whether it needs a prefix that its leader has not computed yet."""
         return self.prefix is not None and not self.leads and self.prefix.kept is None
 
 
 class Admission:
-    """Takes requests in.
+    """Admits requests to the running batch.
 
     Args:
         loaded: The model.
-        cache: Whose budget decides.
-        max_new: Tokens that a rollout may sample.
-        interventions: Of the model.
-        user_spans: Finds the user's words; None where no pooling is over them.
+        cache: The KV cache, whose budget limits the batch.
+        max_new: Most tokens that a rollout may sample.
+        interventions: Prepares the requests' interventions for the model.
+        user_spans: Locates user messages; None where no pooling needs them.
 
     Attributes:
-        refused: Why nothing more is taken in; None while all is well.
+        refused: Error of the request that could not be started; None while admission is open.
     """
 
     def __init__(
@@ -95,31 +96,31 @@ class Admission:
     def joining(
         self, running: Sequence[RunningRollout], next_request: Callable[[], RolloutRequest | None]
     ) -> list[RunningRollout]:
-        """Take in what there is room for.
+        """Admit as many rollouts as there is room for.
 
         Args:
             running: The rollouts in the batch.
-            next_request: See ``Responder.generate``.
+            next_request: Returns the next request, or None; see ``Responder.generate``.
 
         Returns:
-            Those that begin in the next pass.
+            The rollouts whose prompts are part of the next pass.
         """
-        # Their leader was in the pass before, so now their prefix is there.
+        # The leader of those that waited was in the previous pass, so their prefix is computed now.
         joining, self._waiting = self._waiting, []
         num_tokens = sum(len(rollout.prompt_ids) - rollout.start for rollout in joining)
         while self.refused is None and num_tokens < _JOINING_TOKENS:
             rollout = self._held or self._next(next_request)
             if rollout is None:
                 break
-            # Those that wait for a prefix count too: they need a slot one pass later.
+            # Rollouts that wait for a prefix count too: they need a slot one pass later.
             everyone = [*running, *joining, *self._waiting, rollout]
             positions = max(len(other.prompt_ids) for other in everyone) + self._max_new
             if not self._cache.fits(len(everyone), positions):
-                # A request that was asked for cannot be given back: it is the first to join when there is room.
+                # A request that was pulled cannot be returned: it is held, and joins first when there is room.
                 self._held = rollout
                 break
             self._held = None
-            # Only now, and not when it was asked for: a rollout that is held must not lead others.
+            # Only now and not when the request was pulled: a held rollout must not become the leader of others.
             self._share_prefix(rollout)
             if rollout.waits:
                 self._waiting.append(rollout)
@@ -160,9 +161,10 @@ class Admission:
     def _share_prefix(self, rollout: RunningRollout) -> None:
         most = len(rollout.prompt_ids) - 1
         if rollout.user_span is not None:
-            # The part of a prefix is the same for all who share it only while the user's words are outside of it.
+            # The prefix must end before the user's message: its contribution is kept for the prompt poolings only, so
+            # the tokens of a user pooling have to be computed by the rollout itself.
             most = min(most, rollout.user_span[0])
-        # Later turns hold replies that no other conversation has: what many have in common is how they open.
+        # Only the opening is worth sharing: later turns contain replies that no other conversation has.
         rollout.prefix, rollout.leads = self._prefixes.find(
             rollout.request.opening, rollout.prompt_ids, most, rollout.intervention
         )

@@ -1,4 +1,8 @@
-"""An engine that holds one loaded Hugging Face model: what is loaded, and which part of this folder does which work."""
+"""The built-in engine: one loaded Hugging Face model that generates, captures and recomputes canaries.
+
+Delegates to the modules of this folder: ``generation`` (responder), ``reading`` (reader), ``capture`` (hooks) and
+``plain_pass`` (canary).
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,10 @@ from .plain_pass import PlainPass
 from .reading import TextReader
 
 _PASSES_PER_CAPTURE = 4
-"""Batches' worth of tokens that one call should bring, so that texts which begin alike meet in one pass."""
+"""Tokens that one call of ``capture`` should bring, in batches: the more texts, the more of them share a prefix."""
 
 _PASS_TOKENS_HELD = 1024
-"""Instead of a batch's, where every token is kept: what one call captures is held in memory until it returns."""
+"""Limit of the batch size in that rule where every token is kept, because a call holds all that it captures."""
 
 
 class BuiltinEngine:
@@ -35,20 +39,20 @@ class BuiltinEngine:
 
     Args:
         settings: What to load and how to run it.
-        load: Gives the model, on its device, and the tokenizer.
+        load: Loads the model, on its device, and the tokenizer.
 
     Raises:
-        InputError: The model cannot be loaded, its tokenizer has no chat template or does not tell where its tokens lie
-            although a pooling needs that, or its decoder layers have no such hook point as asked for.
+        InputError: The model cannot be loaded, its tokenizer has no chat template or no character offsets although a
+            pooling needs them, or its decoder layers lack a requested hook point.
 
     Attributes:
-        loaded: The model and what goes with it.
+        loaded: The model with its tokenizer, chat template and limits.
         model: The model itself.
-        renderer: Its chat template.
-        layers: The captured layers.
-        canary_limit: See ``Reader``.
-        tokens_per_capture: See ``Reader``.
-        prefetch: No unit: it asks for a request whenever a slot of its batch comes free.
+        renderer: Renders prompts by its chat template.
+        layers: The captured layers, 0-based, ascending.
+        canary_limit: Largest relative error of a canary; see ``Reader``.
+        tokens_per_capture: Tokens that one call of ``capture`` should bring; see ``Reader``.
+        prefetch: 0, because it pulls a request whenever a slot of its batch is freed.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class BuiltinEngine:
 
     @property
     def reader(self) -> BuiltinEngine:
-        """Itself: one model generates and captures."""
+        """This engine: the same model generates and captures."""
         return self
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
@@ -90,18 +94,18 @@ class BuiltinEngine:
     def generation(
         self, settings: EngineSettings, capture: Capture | None = None, loaded: LoadedModel | None = None
     ) -> Generation:
-        """Begin a stream of rollouts; for benchmarks with other settings, hooks or ends than the engine's own.
+        """Start a stream of rollouts; benchmarks pass other settings, hooks or stop tokens than the engine's own.
 
         Args:
-            settings: What is asked of it.
-            capture: Its hooks; None takes the engine's.
-            loaded: The model; None takes the engine's.
+            settings: Sampling, batch size, captured layers and poolings.
+            capture: The hooks; None: those of the engine.
+            loaded: The model; None: that of the engine.
         """
         loaded = loaded or self.loaded
         return Generation(loaded, capture or self._capture, settings, self._interventions, self._user_spans)
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Read and capture; see ``Reader.capture``."""
+        """Capture existing texts; see ``Reader.capture``."""
         return self._text_reader.read(texts)
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
@@ -114,7 +118,7 @@ class BuiltinEngine:
         return compare(arrays, plain, self._settings.token_positions)
 
     def _probe(self) -> None:
-        """Run a few tokens through the model, for hook points that are found by what adds up."""
+        """Run a few tokens through the model while ``find_taps`` observes it."""
         ids = list(range(3, 9))
         with torch.inference_mode():
             PackedPass(self._settings.device, [Segment(0, len(ids))]).run(self.model, ids, None)

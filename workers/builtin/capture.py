@@ -1,8 +1,8 @@
-"""Observe a model's residual stream while a packed pass runs: some tokens as they are, some spans summed.
+"""Capture a model's activations while a packed pass runs: single tokens, and sums over spans.
 
-What is kept of a pass is small whatever the pass: every hook gathers the wanted tokens and adds up the wanted spans at
-once, on the device, in float32, so that no layer's whole output outlives the layer. Where every token of some layers is
-wanted they leave the device at once too. Knows nothing of rollouts and poolings; it is told which tokens matter.
+Each hook gathers the requested tokens and sums the requested spans immediately, on the device, in float32, so that no
+layer's full output is kept after the layer. Where every token of some layers is requested, the tokens are copied to the
+CPU immediately, too. Knows nothing of rollouts and poolings; ``Wanted`` says which tokens to observe.
 Axes: L captured layers, K those of which every token is kept, N tokens of the pass, E tokens observed of every layer,
 W tokens observed of K layers, P spans summed, D d_model.
 """
@@ -26,7 +26,7 @@ from ..observation import Observed, Wanted
 
 @dataclass(frozen=True)
 class _LayerObservation:
-    """What one hook of one layer kept; ``every_WD`` only of the K layers."""
+    """What one hook kept of one layer; ``every_WD`` only at the K layers, else None."""
 
     tokens_ED: torch.Tensor
     sums_PD: torch.Tensor | None
@@ -34,13 +34,13 @@ class _LayerObservation:
 
 
 class Capture:
-    """Hooks on the places of the hook points; on the model only while a pass runs.
+    """Forward hooks at the hook points, attached only while a pass runs.
 
     Args:
-        taps: For every hook point one place per captured layer.
-        layers: The captured layers, to name them.
-        top: The decoder layer of the highest of them.
-        token_positions: Places among ``layers`` of the K of which every token may be wanted.
+        taps: For every hook point, one tap per captured layer.
+        layers: The captured layers, for error messages.
+        top: The module of the highest captured decoder layer.
+        token_positions: Indices among ``layers`` of the K layers at which every token may be requested.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class Capture:
         """Run a pass and observe it.
 
         Args:
-            run: Runs the model over one line of N tokens.
-            wanted: Which of them matter.
+            run: Runs the model over one packed sequence of N tokens.
+            wanted: Which tokens and spans to observe.
             num_tokens: N.
-            device: Where the model is.
-            stop_at_top: Whether to end the pass above the highest captured layer, where nobody needs logits.
+            device: ``cpu`` or ``cuda``: where the model is.
+            stop_at_top: Whether to end the pass after the highest captured layer, for a pass that needs no logits.
 
         Returns:
-            What ``run`` gave (None when it was stopped), and what was observed at each hook point.
+            The result of ``run`` (None when the pass was stopped), and the observed values at each hook point.
 
         Raises:
-            UnitError: A layer was not observed exactly once.
+            UnitError: A hook did not fire exactly once.
         """
         tokens_E = torch.tensor(wanted.tokens, dtype=torch.long, device=device)
         sums_of = _summing(wanted.spans, num_tokens, device) if wanted.spans else None
@@ -89,7 +89,7 @@ class Capture:
             sums_PD = None if sums_of is None else sums_of(resid_ND)
             is_kept = every_W is not None and position in self._token_positions
             every_WD = resid_ND[every_W].float().cpu() if is_kept else None
-            # Indexing copies: what is kept holds no reference to the layer's whole output.
+            # Indexing by a tensor copies, so this keeps no reference to the layer's full output.
             kept.setdefault((point, position), []).append(_LayerObservation(resid_ND[tokens_E], sums_PD, every_WD))
 
         handles: list[Any] = [
@@ -98,7 +98,7 @@ class Capture:
             for position, tap in enumerate(taps)
         ]
         if stop_at_top:
-            # Attached last, so that the top layer is observed (and edited, where a request asks for it) before.
+            # Attached last: the hooks that edit and observe the top layer run before this one ends the pass.
             handles.append(self._top.register_forward_hook(_stop))
         try:
             output = run()
@@ -113,7 +113,7 @@ class Capture:
         observations: list[_LayerObservation] = []
         for position, layer in enumerate(self._layers):
             of_layer = kept.get((point, position), [])
-            # A family may run a layer twice, or skip it, in ways that nobody foresaw: then the numbers mean nothing.
+            # A family may run a layer twice or skip it; the values would then not be those of one forward pass.
             if len(of_layer) != 1:
                 raise UnitError(
                     f"layer {layer}: {point} was seen {len(of_layer)} times in one forward pass.", code="hook_not_fired"
@@ -127,7 +127,7 @@ class Capture:
         return Observed(tokens_LED, sums_LPD, every_KWD)
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: it ends a pass of which all that matters was observed
+class _Stopped(Exception):  # noqa: N818 - not an error: ends a pass whose captured layers have all run
     pass
 
 
@@ -136,10 +136,10 @@ def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
 
 
 def _summing(spans: Sequence[TokenRange], num_tokens: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Give the function that adds up each span of a stream, ``(N, D)`` to float32 ``(P, D)``."""
+    """Return the function that adds up each span of a stream, ``(N, D)`` to float32 ``(P, D)``."""
     if device == "cpu":
         return lambda resid_ND: torch.stack([resid_ND[a:b].sum(dim=0, dtype=torch.float32) for a, b in spans])
-    # On a GPU one product with rows of ones and zeros: a kernel for every span would cost more than its arithmetic.
+    # On a GPU, one matrix product with rows of ones and zeros: launching a kernel per span would cost more.
     starts_P1, stops_P1 = torch.tensor(list(spans), dtype=torch.long).T[:, :, None]
     places_N = torch.arange(num_tokens)
     weights_PN = ((places_N >= starts_P1) & (places_N < stops_P1)).float().to(device)
@@ -147,15 +147,15 @@ def _summing(spans: Sequence[TokenRange], num_tokens: int, device: str) -> Calla
 
 
 def require_finite(vectors_LD: torch.Tensor, layers: Sequence[int], what: str) -> None:
-    """Make sure that every number is finite.
+    """Check that every value is finite.
 
     Args:
-        vectors_LD: Of the captured layers, or ``(L, E, D)``.
+        vectors_LD: Values by captured layer, ``(L, D)`` or ``(L, E, D)``.
         layers: The captured layers.
-        what: The words for the message.
+        what: Subject of the error message, such as ``resid_post of a token``.
 
     Raises:
-        UnitError: One is not; names the lowest captured layer that has one, which is where it began.
+        UnitError: A value is not finite; names the lowest captured layer that has one, closest to its origin.
     """
     finite_L = torch.isfinite(vectors_LD).flatten(1).all(dim=1).tolist()
     for layer, finite in zip(layers, finite_L, strict=True):

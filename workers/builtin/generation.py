@@ -1,13 +1,13 @@
-"""Generate with a batch that is never waited for: rollouts leave it when they end, and others take their slots.
+"""Generate with continuous batching: rollouts leave the batch when they end, and others take their slots.
 
-Every pass carries one token of each running rollout and the prompts of those that join, packed into one line, so a
-joining rollout costs its tokens and no pass of its own. A system prompt that several rollouts begin with is read by the
-first of them; the others start from a copy of its keys and values, one pass later (``prefixes``).
+Every pass runs over one packed sequence (the *line*): one token of each running rollout, then the prompts of those that
+join. So a joining rollout costs its tokens, not an extra pass. A system prompt that several rollouts share is computed
+by the first of them; the others start one pass later, from a copy of its keys and values (``prefixes``).
 
-The token that a pass samples is fed to the model in the next pass, and that is when its residual stream can be
-observed. So the last content token is fed too, even where nothing is sampled after it: the mean over a response is then
-over all of its content tokens, as in one forward pass over the finished conversation.
-Axes: L captured layers, B rollouts that get a next token, V vocabulary, D d_model.
+A token that is sampled in one pass is the input of the next, and only there can its residual stream be observed. So the
+last content token is fed to the model even when nothing is sampled after it: the mean over a response then covers all
+of its content tokens, as in a single forward pass over the finished conversation.
+Axes: L captured layers, B rollouts that sample a token in this pass, V vocabulary, D d_model.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Generation:
 
     Args:
         loaded: The model.
-        capture: Its hook points.
-        settings: What is asked of it.
-        interventions: Of the model; None makes them here.
-        user_spans: Finds the user's words; None where no pooling is over them.
+        capture: Hooks at the captured layers of that model.
+        settings: Sampling, batch size, captured layers and poolings.
+        interventions: Applies interventions to the model; None: made here.
+        user_spans: Locates user messages; None where no pooling needs them.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Generation:
         self._admission = Admission(loaded, self._cache, self._max_new, self._interventions, user_spans)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
         self._pools = Pools(settings.capture, shape)
-        # The rollout in each slot; a slot is a place in this list, and has the same number in cache and pools.
+        # The rollout in each slot. A slot is an index into this list, and the same index in the KV cache and the pools.
         self._slots: list[RunningRollout] = []
 
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""
         while True:
-            # Not around the yield: what is done with a rollout is no business of this mode.
+            # Not around the yield, or the consumer's code would run in inference mode, too.
             with torch.inference_mode():
                 joining = self._admission.joining(self._slots, next_request)
                 finished = self._pass(joining) if self._slots or joining else None
@@ -80,28 +80,28 @@ class Generation:
             yield from finished
 
     def _pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
-        """Run one forward pass and do what follows from it; give the rollouts that ended."""
+        """Run one forward pass, pool what it observed, and sample; return the rollouts that ended."""
         running = len(self._slots)
         self._make_room(joining)
         line = _Line(self._slots, joining, self._pools)
         self._slots += joining
-        # A response cut at its length is done when its last token has been observed: it needs no logits.
-        going_on = [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < self._max_new]
+        # A response that has reached its maximum length ends once its last token is observed; it needs no logits.
+        continuing = [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < self._max_new]
         layout = PackedPass(self._settings.device, line.segments, line.decoded_positions, self._cache)
         with self._interventions.applied(line.interventions):
             logits_BV, observed = self._capture.observe(
-                lambda: layout.run(self._loaded.model, line.token_ids, [line.ends[slot] for slot in going_on]),
+                lambda: layout.run(self._loaded.model, line.token_ids, [line.ends[slot] for slot in continuing]),
                 line.stretches.wanted,
                 num_tokens=len(line.token_ids),
                 device=self._settings.device,
-                stop_at_top=not going_on,
+                stop_at_top=not continuing,
             )
         self._pool(running, line, observed)
-        next_ids = self._sample(logits_BV, going_on, observed) if going_on else []
-        return self._end(going_on, next_ids)
+        next_ids = self._sample(logits_BV, continuing, observed) if continuing else []
+        return self._end(continuing, next_ids)
 
     def _make_room(self, joining: Sequence[RunningRollout]) -> None:
-        """Give those that join slots in the cache, and their prefixes to those that do not read them themselves."""
+        """Reserve cache slots for the joining rollouts, and copy shared prefixes into those of the followers."""
         running = len(self._slots)
         everyone = [*self._slots, *joining]
         longest = max(len(rollout.prompt_ids) for rollout in everyone) + self._max_new
@@ -115,9 +115,9 @@ class Generation:
             self._cache.put_prefix(slots, kept)
 
     def _pool(self, running: int, line: _Line, observed: Mapping[HookPoint, Observed]) -> None:
-        """Add what a pass showed to the slots' poolings."""
+        """Add the observed values of a pass to the slots."""
         if running:
-            # All decoding slots at once: they are the first of the line and of what was observed.
+            # All decoding slots in one operation: their tokens are the first of the line, and so the first observed.
             self._pools.add_tokens("response", slice(0, running), observed)
         joining = self._slots[running:]
         if not joining:
@@ -132,28 +132,28 @@ class Generation:
                 prefix.kept = self._cache.copy_prefix(slot, prefix.length)
             for _, array, accumulator in self._pools.arrays("prompt"):
                 accumulator.add([slot], prefix.parts[array])
-        # After the prefixes: the parts of a slot are added in the order of its tokens.
+        # After the prefixes, because the contributions to a slot must be added in the order of its tokens.
         line.stretches.add(observed)
 
     def _sample(
-        self, logits_BV: torch.Tensor | None, going_on: Sequence[int], observed: Mapping[HookPoint, Observed]
+        self, logits_BV: torch.Tensor | None, continuing: Sequence[int], observed: Mapping[HookPoint, Observed]
     ) -> list[int]:
         assert logits_BV is not None
         sampling = self._settings.sampling
-        rollouts = [self._slots[slot] for slot in going_on]
+        rollouts = [self._slots[slot] for slot in continuing]
         uniform_B = torch.tensor([one.random[len(one.token_ids)] for one in rollouts], device=logits_BV.device)
         try:
             return sample(logits_BV, uniform_B, sampling.temperature, sampling.top_p).tolist()
         except UnitError:
-            # Logits that are not finite: the layer where it began says more, if a captured one shows it.
+            # The logits are not finite. If a captured layer is not finite either, name that: it is closer to the cause.
             for point, shown in observed.items():
                 require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token")
             raise
 
-    def _end(self, going_on: Sequence[int], next_ids: Sequence[int]) -> list[CapturedRollout]:
-        """Give each rollout its next token; take those out that have ended."""
-        ended = set(range(len(self._slots))) - set(going_on)
-        for slot, token in zip(going_on, next_ids, strict=True):
+    def _end(self, continuing: Sequence[int], next_ids: Sequence[int]) -> list[CapturedRollout]:
+        """Append the sampled tokens, and remove the rollouts that have ended from the batch."""
+        ended = set(range(len(self._slots))) - set(continuing)
+        for slot, token in zip(continuing, next_ids, strict=True):
             rollout = self._slots[slot]
             rollout.token_ids.append(token)
             if token in self._loaded.stop_ids:
@@ -161,7 +161,7 @@ class Generation:
             else:
                 rollout.num_content += 1
         finished: list[CapturedRollout] = []
-        # From the highest down, so that the last slot, which moves into the one that is free, holds one that stays.
+        # From the highest slot down: the last slot is moved into the freed one, and must hold a rollout that stays.
         for slot in sorted(ended, reverse=True):
             finished.append(self._finish(slot))
             last = len(self._slots) - 1
@@ -200,25 +200,25 @@ class Generation:
 
 
 class _Line:
-    """The line of one pass: a token of each running rollout, then what those that join compute of their prompts.
+    """The packed sequence of one pass: a token of each running rollout, then the prompt tokens of those that join.
 
     Args:
         running: Rollouts in slots 0, 1, ...
-        joining: Those in the slots after them.
-        pools: What is pooled of the pass.
+        joining: Rollouts in the slots after them.
+        pools: Accumulators of the batch.
 
     Attributes:
-        token_ids: The line.
-        decoded_positions: Position of each running rollout's token.
-        segments: The joining rollouts' parts.
-        ends: For each slot the place of its last token, from which its next is sampled.
-        interventions: Stretches of the line in which the model is changed.
-        stretches: What of the prompts is pooled.
+        token_ids: Token ids of the whole sequence.
+        decoded_positions: Position of each running rollout's token in its conversation.
+        segments: The prompts of the joining rollouts, without prefixes that are copied.
+        ends: For each slot the index of its last token, whose logits its next token is sampled from.
+        interventions: Ranges of the sequence that an intervention applies to.
+        stretches: Ranges of the prompts that are pooled.
     """
 
     def __init__(self, running: Sequence[RunningRollout], joining: Sequence[RunningRollout], pools: Pools) -> None:
         self.token_ids = [rollout.token_ids[-1] for rollout in running]
-        # The sampled token that is fed now is the last of those that the conversation has.
+        # The token that was sampled last is fed now, so it has the last position of its conversation.
         self.decoded_positions = [len(rollout.prompt_ids) + len(rollout.token_ids) - 1 for rollout in running]
         self.segments: list[Segment] = []
         self.ends = list(range(len(running)))
@@ -234,7 +234,7 @@ class _Line:
             self._join(slot, rollout)
 
     def prefix_parts(self, slot: int, observed: Mapping[HookPoint, Observed]) -> dict[tuple[str, str], torch.Tensor]:
-        """Take out what a leader's prefix adds to the prompt poolings."""
+        """Return what a leader's prefix contributes to the prompt poolings."""
         return {
             array: accumulator.parts(observed[point], [entry])
             for (point, array, accumulator), entry in zip(
@@ -251,11 +251,11 @@ class _Line:
         if rollout.intervention is not None:
             self.interventions.append((rollout.intervention, begin, end))
         wanted = self.stretches.wanted
-        # Whatever is pooled: should logits not be finite, these tokens tell in which layer it began.
+        # Observed whatever is pooled: if the logits are not finite, it shows the first layer that is not.
         wanted.token(end - 1)
         own = begin
         if rollout.prefix is not None and rollout.leads:
-            # A leader's prefix is summed by itself, so that others can be given it.
+            # A leader's prefix is summed separately, so that its sum can be added to the followers, too.
             own = begin + rollout.prefix.length
             self._prefix_entries[slot] = [
                 accumulator.want(wanted, begin, own) for _, _, accumulator in self._pools.arrays("prompt")

@@ -1,7 +1,7 @@
-"""Keys and values of the rollouts in a batch, in one tensor a layer that grows only when it is told to.
+"""The KV cache: keys and values of the rollouts in a batch, in one tensor per layer.
 
-The batch has *slots*, and each slot holds one rollout from its position 0 on, with no padding before it. Slots 0, 1,
-... are in use without a gap, so that a decoding pass reads the front of one tensor and needs no list of slots: when a
+The batch has *slots*. A slot holds one rollout, starting at its position 0 and without padding before it. Slots 0, 1,
+... are in use without gaps, so that a decoding pass takes a slice of each tensor instead of gathering rows: when a
 rollout leaves, the last one is moved into its slot. Knows nothing of models.
 Axes: B slots, A slots in use, K key heads, T positions, S positions of a segment, D head size.
 """
@@ -14,27 +14,27 @@ from dataclasses import dataclass
 import torch
 
 _ROUND = 32
-"""Positions are made room for in steps of this many, so that prompts of about one length make the cache grow once."""
+"""The number of positions is rounded up to a multiple of this, so that prompts of similar length share one resize."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixKV:
-    """Keys and values of a slot's first positions, kept beside the cache: ``(K, T, D)`` per layer."""
+    """Keys and values of a shared prefix, stored outside the cache: ``(K, T, D)`` per layer."""
 
     keys_KTD: list[torch.Tensor]
     values_KTD: list[torch.Tensor]
 
 
 class KVCache:
-    """Room for slots times positions, at most a budget of tokens (one slot is always let in).
+    """Keys and values of slots times positions, within a budget of tokens; a single slot is always allowed.
 
-    Every slot has room for as many positions as the longest needs: one tensor a layer can then be multiplied as a
-    whole, at the price of room that shorter rollouts leave unused. The budget is over slots times positions, the room
-    that is really taken, and not over the tokens in it.
+    Every slot has as many positions as the longest rollout needs. One tensor per layer can then be multiplied as a
+    whole, at the cost of memory that shorter rollouts leave unused. The budget limits slots times positions, the memory
+    that is allocated, and not the number of tokens in it.
 
     Args:
-        num_layers: Layers that keep something.
-        budget_tokens: Slots times positions at most.
+        num_layers: Number of layers that have keys and values.
+        budget_tokens: Most slots times positions.
     """
 
     def __init__(self, num_layers: int, budget_tokens: int) -> None:
@@ -44,25 +44,25 @@ class KVCache:
         self._num_slots = self._num_positions = 0
 
     def fits(self, num_slots: int, num_positions: int) -> bool:
-        """Say whether so many slots of so many positions stay within the budget."""
+        """Return whether a number of slots with a number of positions each is within the budget."""
         return num_slots <= 1 or num_slots * num_positions <= self._budget
 
     def reserve(self, used: int, num_slots: int, num_positions: int) -> None:
-        """Make room; what the slots in use hold stays.
+        """Resize the tensors if they are too small; the contents of the slots in use are kept.
 
         Args:
-            used: Slots in use now.
-            num_slots: Slots wanted, these included.
-            num_positions: Positions that any of them will need.
+            used: Number of slots in use.
+            num_slots: Number of slots needed, those in use included.
+            num_positions: Number of positions that the longest rollout will need.
         """
         if num_slots <= self._num_slots and num_positions <= self._num_positions:
             return
         rounded = -(-num_positions // _ROUND) * _ROUND
         if num_positions > self._num_positions or not self.fits(num_slots, self._num_positions):
-            # Positions may also shrink here: after one long rollout, many short ones want the room as slots.
+            # The number of positions may also decrease: after a long rollout, short ones need the memory for slots.
             self._num_positions = rounded if self.fits(num_slots, rounded) else num_positions
-        # Twice the slots when they run out, so that a batch that fills slot by slot is copied a few times only; not at
-        # once all that the budget has room for, which would be more than a short job ever uses.
+        # Double the slots when they run out, so that a batch that fills slot by slot is copied a few times only. Not
+        # all slots of the budget at once, which would be more than a short job ever uses.
         wanted = self._num_slots if num_slots <= self._num_slots else 2 * self._num_slots
         self._num_slots = max(num_slots, min(wanted, self._budget // self._num_positions))
         for tensors in (self._keys_BKTD, self._values_BKTD):
@@ -78,14 +78,14 @@ class KVCache:
         key_KAD: torch.Tensor,
         value_KAD: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep one position of each of these slots.
+        """Write one position of each of some slots, as a decoding step does.
 
         Args:
-            layer: Which layer's.
+            layer: 0-based decoder layer.
             slots_A: The slots.
-            positions_A: The position of each.
-            key_KAD: Their keys.
-            value_KAD: Their values.
+            positions_A: The position to write in each slot.
+            key_KAD: Keys of these positions.
+            value_KAD: Values of these positions.
 
         Returns:
             The layer's whole keys and values, both ``(B, K, T, D)``.
@@ -98,17 +98,17 @@ class KVCache:
     def extend(
         self, layer: int, slot: int, start: int, key_KSD: torch.Tensor, value_KSD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep consecutive positions of one slot.
+        """Write consecutive positions of one slot, as the prefill of a prompt does.
 
         Args:
-            layer: Which layer's.
+            layer: 0-based decoder layer.
             slot: The slot.
-            start: The first position.
-            key_KSD: Their keys.
-            value_KSD: Their values.
+            start: The first position to write; those before it hold a shared prefix.
+            key_KSD: Keys of these positions.
+            value_KSD: Values of these positions.
 
         Returns:
-            The keys and values of all that the slot holds up to their end, both ``(K, T, D)``.
+            The keys and values of the slot from position 0 to the last that was written, both ``(K, T, D)``.
         """
         keys_BKTD, values_BKTD = self._layer(layer, key_KSD, value_KSD)
         stop = start + key_KSD.shape[1]
@@ -117,12 +117,12 @@ class KVCache:
         return keys_BKTD[slot, :, :stop], values_BKTD[slot, :, :stop]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Put the first positions of one slot in another slot's place."""
+        """Copy the first ``length`` positions of one slot to another."""
         for tensor_BKTD in self._made():
             tensor_BKTD[target, :, :length] = tensor_BKTD[source, :, :length]
 
     def copy_prefix(self, slot: int, length: int) -> PrefixKV:
-        """Copy a slot's first positions out, so that they outlive the rollout that read them."""
+        """Return a copy of a slot's first positions, which stays valid when the slot is reused."""
         keys, values = (
             [tensor_BKTD[slot, :, :length].clone() for tensor_BKTD in tensors if tensor_BKTD is not None]
             for tensors in (self._keys_BKTD, self._values_BKTD)
@@ -130,7 +130,7 @@ class KVCache:
         return PrefixKV(keys, values)
 
     def put_prefix(self, slots: Sequence[int], prefix: PrefixKV) -> None:
-        """Copy first positions into slots."""
+        """Copy a prefix into the first positions of slots."""
         kept = [*prefix.keys_KTD, *prefix.values_KTD]
         for tensor_BKTD, kept_KTD in zip(self._made(), kept, strict=True):
             for slot in slots:
@@ -148,9 +148,9 @@ class KVCache:
     def _layer(self, layer: int, key_KSD: torch.Tensor, value_KSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._keys_BKTD[layer], self._values_BKTD[layer]
         if keys is None or values is None:
-            # Head counts and sizes are the model's, and may differ from layer to layer and between keys and values:
-            # they are known when the first keys come. Zeros and not uninitialised memory, because positions that a
-            # mask hides are multiplied all the same, by a weight of 0, and 0 times a NaN would be a NaN.
+            # Allocated on first use, because the number and size of heads may differ between layers and between keys
+            # and values. Zeros and not uninitialised memory: masked positions are multiplied by a weight of 0, and 0
+            # times NaN would be NaN.
             keys, values = (
                 like.new_zeros(self._num_slots, like.shape[0], self._num_positions, like.shape[2])
                 for like in (key_KSD, value_KSD)

@@ -1,4 +1,4 @@
-"""A Hugging Face model that is loaded, with what goes with it: tokenizer, chat template, decoder layers, limits."""
+"""A loaded Hugging Face model with its tokenizer, chat template, decoder layers and limits."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..models.hook_points import find_decoder_layers
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 _UNLIMITED_CONTEXT = 2**31
-"""Where a configuration names no longest conversation."""
+"""Context length of a model whose configuration has no ``max_position_embeddings``."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model and what goes with it.
+    """A loaded model with what the engine needs to know about it.
 
     Attributes:
         model: A causal language model, on its device.
         tokenizer: Its tokenizer.
-        renderer: Its chat template.
-        decoder_layers: All of them, in order.
+        renderer: Renders prompts by its chat template.
+        decoder_layers: All decoder layers, in order.
         stop_ids: Token ids that end a response.
         max_context: Longest conversation, in tokens.
         d_model: Width of the residual stream.
-        own_attention: The attention that transformers would give the model.
+        own_attention: Name of the attention implementation that transformers selected for the model, such as ``sdpa``.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -47,7 +47,7 @@ class LoadedModel:
 
     @property
     def num_layers(self) -> int:
-        """How many decoder layers it has."""
+        """Number of decoder layers."""
         return len(self.decoder_layers)
 
     @classmethod
@@ -55,12 +55,13 @@ class LoadedModel:
         """Describe a model that transformers has loaded.
 
         Args:
-            model: On its device.
-            tokenizer: Its own.
+            model: A causal language model, on its device.
+            tokenizer: Its tokenizer.
             device: ``cpu`` or ``cuda``.
 
         Raises:
-            InputError: It has no chat template, layers other than attention, or no list of decoder layers.
+            InputError: The tokenizer has no chat template, or the model has layers other than attention layers or no
+                list of decoder layers.
         """
         renderer = ChatRenderer(tokenizer)
         config: Any = model.config.get_text_config()
@@ -79,7 +80,7 @@ class LoadedModel:
 
 
 def _refuse_other_attention(config: Any) -> None:
-    """Refuse layers that keep a running state instead of keys and values: a packed pass would mix its requests."""
+    """Refuse recurrent layers (a running state instead of keys and values): a packed pass would mix its requests."""
     other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
     if other:
         raise InputError(
@@ -94,10 +95,10 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     """Load a model and its tokenizer.
 
     Args:
-        settings: Of which the directory, the parameters' type and the device are read.
+        settings: Directory, parameter type and device; other settings are ignored.
 
     Raises:
-        InputError: They cannot be loaded.
+        InputError: The files are missing or invalid, or transformers does not support the model.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,18 +1,18 @@
-"""Run tokens of many conversations through a model in one pass, packed: no padding, each at its own positions.
+"""Packed forward passes: tokens of many conversations in one sequence, without padding.
 
-A pass is one line of tokens: first one token for each slot of a cache that decodes, then whole *segments* (a prompt,
-what is left of one after a shared prefix, a conversation that exists already). To transformers the line is a batch of
-one sequence of N tokens, with position ids that start anew for every conversation. Everything in a decoder layer but
-attention works on each token by itself (norms, projections, the MLP, a mixture's router), so it neither knows nor
-needs to know where one conversation ends. Attention is ours, registered with transformers under a name, and is what
-keeps conversations apart: it cuts the line, and gives the tokens of each conversation their own keys and no others.
+The input of a pass is one sequence of N tokens (the *line*): first one token for each decoding slot of the KV cache,
+then *segments*: prompts, prompts without their shared prefix, or existing conversations. For transformers it is a batch
+of size one, with position ids that restart for every conversation. Everything in a decoder layer except attention works
+token by token (norms, projections, the MLP, the router of a mixture of experts), so conversations cannot mix there.
+Attention is implemented here and registered with transformers under a name. It splits the sequence, and each
+conversation's queries attend to the keys of that conversation only.
 
-Which keys a query may attend to *within* its conversation (causal, sliding, chunked) stays the model's own rule:
-transformers hands it over as a function of query and key position, and it is asked at each conversation's own
-positions.
+Which keys a query may attend to *within* its conversation (causal, sliding window, chunked) is still the model's rule:
+transformers passes it as a function of query and key positions, and it is evaluated at the positions within each
+conversation.
 
-Compared with padded batches, no product is spent on padding, prompts join a batch that is decoding without a pass of
-their own, and no mask has to hide one conversation from another: what is cut out is never multiplied.
+Compared with padded batches: no arithmetic is spent on padding, prompts join a decoding batch without an extra pass,
+and no mask is needed between conversations, because scores between them are never computed.
 
 Axes: N tokens of the pass, A slots that decode, B slots of the cache, S tokens of a segment, T positions of one
 conversation, H query heads, K key heads, G = H / K, D head size, Q = G * S.
@@ -36,29 +36,30 @@ ATTENTION = "persona_atlas_packed"
 """The name of this attention in transformers' registry."""
 
 _FEW_QUERIES = 16
-"""Queries a head up to which a processor would spend more on transposing the keys than on multiplying them. A decoding
-slot has G queries a key head, one for each query head that shares it, and never more than this in known families."""
+"""Queries per key head up to which a CPU spends more time on transposing the keys than on multiplying them. A decoding
+slot has G queries per key head, one for each query head that shares it; in known model families G is below this."""
 
 _FEW_SCORES_BYTES = 2 * 2**20
-"""Scores of a segment up to which a processor is quicker with two plain products than with torch's kernel, which spends
-time on guarding against queries that may attend to nothing (there are none here: each sees itself). Beyond this the
-scores leave the processor's cache, and the kernel, which never holds all of them, is quicker."""
+"""Size of a segment's scores up to which two matrix products are faster on a CPU than torch's attention kernel. The
+kernel guards against queries that may attend to nothing, which do not occur here: every token attends to itself. Above
+this size the scores exceed the CPU's cache, and the kernel, which never holds all of them, is faster."""
 
 _running: ContextVar[PackedPass | None] = ContextVar("persona_atlas_pass", default=None)
-"""The pass that the model is running: transformers calls a registered attention with tensors and the layer's module,
-and has no argument by which the layout of the line could reach it."""
+"""The pass that the model is running. A context variable, because transformers calls a registered attention function
+with tensors and the layer's module only, and has no argument for the layout of the sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive tokens of one conversation.
+    """Consecutive tokens of one conversation in a packed sequence.
 
     Attributes:
-        start: Position of the first; what comes before it is in the slot of the cache already, or in the line.
-        length: How many.
-        slot: The cache's slot that they are kept in; None keeps nothing.
-        prefix_at: Without a slot, the place in the line of the ``start`` tokens that come before: another segment's,
-            with which this conversation shares its prefix.
+        start: Position of the first token in its conversation. Earlier positions are a shared prefix, which is already
+            in the cache slot or in another segment of the same sequence.
+        length: Number of tokens.
+        slot: Slot of the KV cache that keys and values are written to; None: they are not kept.
+        prefix_at: Without a slot, the index in the sequence at which the ``start`` tokens of the shared prefix begin,
+            in the segment of another conversation.
     """
 
     start: int
@@ -69,13 +70,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What transformers says of a layer's mask.
+    """The attention mask of one kind of layer, as transformers defines it.
 
     Attributes:
-        allows: Says for batch, head, query position and key position, all tensors, whether the one may attend to the
-            other.
-        reach: Length up to which a conversation that starts at 0 is plainly causal under this rule: a sliding window is
-            not felt by what is shorter. None: at any length.
+        allows: Function of batch, head, query position and key position (all tensors); whether that query may attend to
+            that key.
+        reach: Longest conversation for which the rule is the same as causal attention: a sliding window has no effect
+            on shorter ones. None: it is causal at any length.
     """
 
     allows: Callable[..., torch.Tensor]
@@ -86,10 +87,10 @@ class PackedPass:
     """The layout of one forward pass, and its attention.
 
     Args:
-        device: Where the model is.
-        segments: What follows the decoded tokens in the line.
+        device: ``cpu`` or ``cuda``: where the model is.
+        segments: The segments, which follow the decoded tokens in the sequence.
         decoded_positions: Position of the one token of each decoding slot; these are slots 0, 1, ... of the cache.
-        cache: Holds keys and values of the slots; None where every segment keeps nothing.
+        cache: The KV cache; None where no segment has a slot.
     """
 
     def __init__(
@@ -105,9 +106,9 @@ class PackedPass:
         self._num_decoded = len(decoded_positions)
         self._slots_A = torch.arange(self._num_decoded, device=device)
         self._positions_A = torch.tensor(list(decoded_positions), dtype=torch.long, device=device)
-        # Of the cache no more is multiplied than the longest of these slots holds.
+        # Attention of the decoding slots covers the cache up to the longest of them, not all that is allocated.
         self._num_keys = max(decoded_positions, default=-1) + 1
-        # Layers of one kind share a rule, and all layers share the layout: each mask is made once a pass.
+        # Layers of the same kind have the same rule, so each mask is built once per pass and not once per layer.
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
         self._rules: list[_Rule] = []
 
@@ -116,22 +117,23 @@ class PackedPass:
 
         Args:
             model: A causal language model whose attention is ``ATTENTION``.
-            token_ids: N ids in the order of the layout.
-            wanted: Which of the N places need logits; None where nobody reads them (one is computed all the same,
-                unless the pass is stopped before).
+            token_ids: N token ids: of the decoding slots, then of the segments.
+            wanted: Indices of the tokens whose logits are needed; None for none (the logits of one token are computed
+                anyway, unless a hook ends the pass before).
 
         Returns:
             Logits ``(len(wanted), V)``.
         """
         positions = [torch.arange(s.start, s.start + s.length, device=self._device) for s in self._segments]
-        # The LM head is a large product: only for tokens from which something is sampled.
+        # The LM head is a large matrix product: apply it only to tokens whose logits are sampled from.
         kept = torch.tensor(list(wanted) if wanted else [0], device=self._device)
         token = _running.set(self)
         try:
             output = model(
                 input_ids=torch.tensor([list(token_ids)], device=self._device),
                 position_ids=torch.cat([self._positions_A, *positions])[None],
-                # With no cache at all some families build masks of their own; with this one they ask us.
+                # Without a cache object some families build their own causal mask over the whole sequence. With one
+                # they call the registered mask function (``_rule``).
                 past_key_values=_KeptElsewhere(),
                 use_cache=True,
                 logits_to_keep=kept,
@@ -150,19 +152,19 @@ class PackedPass:
         scaling: float,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Let every conversation attend to itself.
+        """Compute the attention of one layer, each conversation within itself.
 
         Args:
-            layer: Which layer's.
-            query_HND: Of the whole line, rotated to each token's own position already.
-            key_KND: Of the whole line, likewise.
-            value_KND: Of the whole line.
-            rule: Which keys a query may attend to.
-            scaling: Of the scores.
-            softcap: Bound of the scores, where the family has one.
+            layer: 0-based decoder layer.
+            query_HND: Queries of the whole sequence, with rotary embeddings applied at each token's position.
+            key_KND: Keys of the whole sequence, with rotary embeddings applied, too.
+            value_KND: Values of the whole sequence.
+            rule: Mask within a conversation: which keys a query may attend to.
+            scaling: Factor of the scores before the softmax.
+            softcap: Soft bound of the scores (``tanh``), as in Gemma 2; None where the family has none.
 
         Returns:
-            ``(N, H, D)``, in the values' head size.
+            ``(N, H, D)``, D being the head size of the values.
         """
         outputs_NHD: list[torch.Tensor] = []
         first = self._num_decoded
@@ -177,11 +179,12 @@ class PackedPass:
             first += segment.length
             query_HSD, key_KTD, value_KTD = query_HND[:, part], key_KND[:, part], value_KND[:, part]
             if segment.slot is not None:
-                # Kept, and given back with what the slot held before: its shared prefix.
+                # Written to the cache and returned together with the earlier positions of the slot: the shared prefix.
                 assert self._cache is not None
                 key_KTD, value_KTD = self._cache.extend(layer, segment.slot, segment.start, key_KTD, value_KTD)
             elif segment.start:
-                # The prefix stands earlier in this line, at the same positions: its keys need no second computation.
+                # The prefix is part of another segment of this sequence, at the same positions, so its keys and values
+                # (rotary embeddings included) are those that this conversation would have.
                 before = slice(segment.prefix_at, segment.prefix_at + segment.start)
                 key_KTD = torch.cat([key_KND[:, before], key_KTD], dim=1)
                 value_KTD = torch.cat([value_KND[:, before], value_KTD], dim=1)
@@ -201,15 +204,14 @@ class PackedPass:
         heads, length, groups = len(query_HSD), segment.length, len(query_HSD) // len(key_KTD)
         scores_bytes = heads * length * key_KTD.shape[1] * query_HSD.element_size()
         if query_HSD.device.type == "cpu" and scores_bytes <= _FEW_SCORES_BYTES:
-            # In grouped-query attention G query heads share a key head. Their queries are laid one after the other,
-            # as if they were one head with G * S queries, so that no key has to be repeated for them.
+            # In grouped-query attention, G query heads share a key head. Concatenating their queries to one head with
+            # G * S queries avoids repeating the keys.
             query_KQD = query_HSD.unflatten(0, (-1, groups)).flatten(1, 2)
             mask_QT = self._segment_mask(rule, segment, query_HSD.dtype, groups)
             output_KQD = _products(query_KQD, key_KTD, value_KTD, mask_QT, scaling, softcap)
             return output_KQD.unflatten(1, (groups, length)).flatten(0, 1).transpose(0, 1)
-        # Plainly causal and nothing before it: torch's kernel then needs no mask, and skips what a mask would hide. Not
-        # for a segment after a prefix: it has more keys than queries, and torch's causal flag would align the two at
-        # their starts instead of their ends.
+        # Causal and without a prefix: torch's kernel then needs no mask, and skips the masked half. Not after a prefix,
+        # where there are more keys than queries: torch's causal flag aligns both at their starts, not at their ends.
         plain = segment.start == 0 and (rule.reach is None or length <= rule.reach) and softcap is None
         output_1HSD = _attention(
             query_HSD[None],
@@ -234,8 +236,8 @@ class PackedPass:
         assert self._cache is not None
         key_BKTD, value_BKTD = self._cache.append(layer, self._slots_A, self._positions_A, key_KAD, value_KAD)
         slots, heads, num_keys = self._num_decoded, key_KAD.shape[0], self._num_keys
-        # The queries that share a key head stand side by side, as if they were one query of G positions: nothing of
-        # the cache has to be repeated for them. The slots of a shorter rollout are masked beyond its position.
+        # The G queries that share a key head become the query axis, so that the cache is not repeated for them. A
+        # shorter rollout's slot is masked beyond its position.
         query_AKGD = query_HAD.transpose(0, 1).unflatten(1, (heads, -1))
         mask_A11T = self._decoded_mask(rule, query_HAD.dtype)
         attention = _products if query_AKGD.device.type == "cpu" else _attention
@@ -254,15 +256,15 @@ class PackedPass:
         if key not in self._masks:
             slots_A111, queries_A111 = self._slots_A[:, None, None, None], self._positions_A[:, None, None, None]
             keys_T = torch.arange(self._num_keys, device=self._device)
-            # Every slot holds its conversation from position 0 on, so a place in the cache is a position, and the rule
-            # of the model can be asked directly. "Causal" also hides what a rollout before left in the slot.
+            # A slot holds its conversation from position 0 on, so an index in the cache is a position, and the model's
+            # rule can be evaluated directly. Being causal, it also hides what an earlier rollout left in the slot.
             allowed_A11T = rule.allows(slots_A111, torch.zeros_like(slots_A111), queries_A111, keys_T)
             self._masks[key] = _additive(allowed_A11T, dtype)
         return self._masks[key]
 
     def _segment_mask(self, rule: _Rule, segment: Segment, dtype: torch.dtype, times: int) -> torch.Tensor:
-        """Give the mask ``(times * S, T)``: the segment's own, so many times."""
-        # Segments of the same positions share a mask: prompts under one system prompt often do.
+        """Return the additive mask of a segment, repeated ``times`` times: ``(times * S, T)``."""
+        # Segments with the same positions share a mask, as prompts after the same system prompt often do.
         key = (self._rules.index(rule), segment.start, segment.length, times)
         if key not in self._masks:
             keys_T = torch.arange(segment.start + segment.length, device=self._device)
@@ -272,13 +274,13 @@ class PackedPass:
         return self._masks[key]
 
     def rule_of(self, allows: Callable[..., torch.Tensor], reach: int | None) -> _Rule:
-        """Remember a rule of this pass; transformers makes one for every kind of layer."""
+        """Register a rule of this pass and return it; transformers makes one for every kind of layer."""
         self._rules.append(_Rule(allows, reach))
         return self._rules[-1]
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # Made once a pass; a mask of booleans would be turned into this in every layer.
+    # Built once per pass; torch would convert a boolean mask to this form in every layer.
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
@@ -290,7 +292,7 @@ def _attention(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attention; no mask means plainly causal. Torch's kernel knows no softcap."""
+    """Compute attention with torch's kernel where possible: it has no softcap. Without a mask it is causal."""
     if mask is not None and softcap is not None:
         return _products(query, key, value, mask, scaling, softcap)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
@@ -304,22 +306,22 @@ def _products(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attention as two plain products. Scores are capped the way Gemma 2 does it, before the mask."""
+    """Compute attention as two matrix products; a softcap is applied before the mask, as in Gemma 2."""
     query = query * scaling
-    # Few queries by many keys: a processor that multiplies keys by queries need not transpose the keys first.
+    # Few queries and many keys: computing keys @ queries avoids transposing the keys, which dominates on a CPU.
     few = query.shape[-2] <= _FEW_QUERIES and query.device.type == "cpu"
     scores = (key @ query.mT).mT.contiguous() if few else query @ key.mT
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    # Torch sums a softmax in float32 inside, whatever goes in and comes out.
+    # Torch accumulates a softmax in float32, whatever the dtype of its input.
     return (scores + mask).softmax(dim=-1) @ value
 
 
 class _KeptElsewhere(Cache):
-    """A cache in name only: transformers asks for one, but keys and values go to the pass's own inside attention.
+    """A placeholder for transformers' cache; the real keys and values are written to ``KVCache`` in the attention.
 
-    It gives back the keys and values of the line as they are, and claims to hold nothing, so that transformers takes
-    the line for a first pass and leaves positions (which are given) and masks (which are ours) alone.
+    It returns keys and values unchanged and reports a length of 0, so that transformers treats every pass as a first
+    one and uses the given position ids and the registered mask.
     """
 
     def __init__(self) -> None:
@@ -344,7 +346,7 @@ def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
     running = _running.get()
-    assert running is not None, "this attention runs in a packed pass"
+    assert running is not None, "this attention can only be used in a packed pass"
     scaling = options.get("scaling")
     output_NHD = running.attend(
         module.layer_idx,
@@ -360,7 +362,7 @@ def _attend(
 
 def _rule(*, mask_function: Callable[..., torch.Tensor], local_size: int | None = None, **_: Any) -> _Rule:
     running = _running.get()
-    assert running is not None, "this mask is of a packed pass"
+    assert running is not None, "this mask can only be used in a packed pass"
     return running.rule_of(mask_function, local_size)
 
 
@@ -370,11 +372,11 @@ AttentionMaskInterface.register(ATTENTION, _rule)
 
 @contextmanager
 def plain_attention(model: Any, name: str) -> Iterator[None]:
-    """Let a model run as transformers runs it by itself, for the time of the context.
+    """Switch a model to an attention implementation of transformers within the context.
 
     Args:
-        model: One whose attention is ``ATTENTION``.
-        name: The attention it had before.
+        model: A model whose attention is ``ATTENTION``.
+        name: Name of the implementation, such as ``sdpa``.
     """
     model.set_attn_implementation(name)
     try:

@@ -1,10 +1,10 @@
-"""One rollout the plain way, Hugging Face's own: the finished conversation alone, no cache, no padding, no packing.
+"""Recompute one rollout in a plain Hugging Face forward pass: the finished conversation alone, no cache, no packing.
 
-This is what captured numbers are compared with, so it shares as little as it can with what captures them: the model and
-its decoder layers, the places of the hook points, the arithmetic of an edit, and the table's word on which tokens a
-pooling is over. What transformers offers as hidden states is taken from there. The places inside a layer, and the
-outputs of edited layers and of the last one, are not among them and are read off by a hook that keeps whole tensors.
-Means are numpy's, in float64.
+Captured values are compared with this (the canary), so it shares as little as possible with the code that captures: the
+model and its decoder layers, the taps, the arithmetic of an edit, and the table of poolings. Where possible the values
+are transformers' ``hidden_states``. These do not include the hook points inside a layer, nor the outputs of edited
+layers and of the last layer (which comes after the final norm), so a hook keeps those tensors whole. Means are
+computed by numpy in float64.
 Axes: L captured layers, T tokens of the conversation, N of its response's content, D d_model.
 """
 
@@ -29,11 +29,11 @@ class PlainPass:
     """Recomputes rollouts with one model.
 
     Args:
-        model: A causal language model; it must have its own attention while this runs.
-        taps: The places of the hook points, one per captured layer.
-        layers: The captured layers.
-        token_positions: Places among ``layers`` of those of which every token is kept.
-        interventions: Of the model.
+        model: A causal language model; it must be within ``plain_attention`` while this runs.
+        taps: For every hook point, one tap per captured layer.
+        layers: The captured layers, 0-based.
+        token_positions: Indices among ``layers`` of those at which every token is kept.
+        interventions: Applies interventions to the model.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class PlainPass:
     def vectors(
         self, captured: CapturedRollout, arrays: Sequence[ArrayName]
     ) -> dict[ArrayName, npt.NDArray[np.float64]]:
-        """Recompute a rollout's vectors.
+        """Recompute a rollout's values.
 
         Args:
-            captured: A rollout that has content; of what was captured nothing is read.
-            arrays: Which to recompute.
+            captured: A rollout with content. Only its tokens, spans and intervention are read, not its values.
+            arrays: The arrays to recompute, as (hook point, pooling).
 
         Returns:
-            ``(L, D)`` each; where every token is kept ``(K, N, D)``.
+            The values of each array: ``(L, D)``, or ``(K, N, D)`` where every token is kept.
         """
         rollout = captured.rollout
         ids = [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
@@ -78,13 +78,13 @@ class PlainPass:
     def _run(
         self, ids: Sequence[int], intervention: AppliedIntervention | None
     ) -> dict[tuple[str, int], npt.NDArray[np.float64]]:
-        """Run the conversation; give every hook point of every captured layer, ``(T, D)`` each."""
+        """Run the conversation, and return the stream at every hook point and captured layer, ``(T, D)`` each."""
         seen: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(key: tuple[str, int]) -> Any:
             return lambda states: seen.__setitem__(key, states)
 
-        # Edits first: of hooks on one module the first that was attached runs first, and the others see what it made.
+        # Edits first: hooks on a module run in the order in which they were attached, and later ones see the edit.
         with self._interventions.applied([(intervention, 0, len(ids))]):
             handles = [
                 tap.attach(keep((point, i))) for point, places in self._taps.items() for i, tap in enumerate(places)
@@ -116,9 +116,9 @@ class PlainPass:
         edited: Mapping[int, object],
     ) -> npt.NDArray[np.float64]:
         layer = self._layers[position]
-        # One more than there are decoder layers; the last is behind the final norm.
+        # ``hidden`` has one entry more than there are decoder layers, and the last is after the final norm.
         index = {"resid_pre": layer, "resid_post": layer + 1}.get(point, len(hidden))
-        # transformers takes a layer's output before hooks have edited it.
+        # transformers records a layer's output before hooks edit it.
         is_edited = index - 1 in edited
         states = seen[point, position] if index >= len(hidden) - 1 or is_edited else hidden[index]
         return states[0].double().cpu().numpy()

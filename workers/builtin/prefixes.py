@@ -1,14 +1,14 @@
-"""Prefixes that several conversations share, in both modes: read once, by the first that has them.
+"""Prefix sharing, in generation and in reading: a prefix that several conversations have is computed once.
 
-A causal model's keys and values at a position depend on the tokens up to it and on what is done to the model, and on
-nothing else. So conversations whose first tokens are equal *and* whose interventions are equal may share what was
-computed for those tokens; with another intervention the same tokens give other keys, and sharing them would mix two
-experiments without anybody noticing. Both modes therefore compare tokens and intervention together.
+In a causal model, the keys and values at a position depend only on the tokens up to that position and on the
+intervention. So conversations with the same first tokens *and* the same intervention may share the keys and values of
+these tokens. With different interventions the same tokens have different keys, and sharing them would silently mix two
+experiments; so both modes compare tokens and intervention together.
 
-In generation the first rollout with a prefix (its *leader*) reads it, its keys and values are copied out, and rollouts
-that come later, perhaps much later, start from the copy; so the copies outlive the leader and a few are kept for those
-to come. In reading, leader and followers stand in one pass, followers attend to the leader's part of the line, and
-nothing is kept. Axes: see ``pooling``.
+In generation, the first rollout with a prefix (its *leader*) computes it, the keys and values are copied out of its
+slot, and later rollouts (*followers*) start from the copy. The copies outlive the leader, and a few are kept for
+rollouts to come. In reading, leader and followers are in the same pass, the followers attend to the leader's segment of
+the packed sequence, and nothing is kept. Axes: see ``pooling``.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from ..interventions import AppliedIntervention
 from .kv_cache import PrefixKV
 
 _LEAST_TOKENS = 8
-"""Tokens that a shared prefix must have to be worth a copy of its keys and values, or a mask of its own."""
+"""Length from which a prefix is shared; for a shorter one, copying keys and values or an extra mask costs more."""
 
 _REMEMBERED = 8
-"""Prefixes kept for rollouts to come; those that rollouts in the batch use are kept alive by these besides."""
+"""Number of prefixes kept for future rollouts. Rollouts in the batch hold references to theirs, which stay as well."""
 
 
 @dataclass(eq=False)
 class SharedPrefix:
-    """A prefix that several rollouts have, filled in when the first of them has read it.
+    """A prefix of several rollouts, filled in when its leader has computed it.
 
     Attributes:
-        length: In tokens.
-        kept: Its keys and values; None until they were computed.
-        parts: What it adds to the poolings of whoever begins with it, per array.
+        length: Length in tokens.
+        kept: Copy of its keys and values; None until the leader has computed them.
+        parts: Its contribution to the prompt poolings, by array; see ``Accumulator.parts``.
     """
 
     length: int
@@ -51,7 +51,7 @@ class PrefixCache:
     """The prefixes of one stream of generated rollouts, by their tokens and intervention.
 
     Args:
-        tokens_of: Gives the ids with which the prompts of chats that open alike begin, whatever is asked.
+        tokens_of: Returns the token ids that all prompts with the given opening messages start with.
     """
 
     def __init__(self, tokens_of: Callable[[Sequence[ChatMessage]], list[int]]) -> None:
@@ -69,21 +69,21 @@ class PrefixCache:
         """Find the prefix that a rollout shares with others.
 
         Args:
-            opening: The system messages that the rollout's chat begins with.
-            prompt_ids: Of the rollout.
-            most: Tokens that the prefix may have. Fewer than the prompt, for the rollout must compute its last token
-                itself: the first token of the response is sampled from it.
-            intervention: Of the rollout.
+            opening: The system messages at the start of the rollout's chat.
+            prompt_ids: Token ids of the rollout's prompt.
+            most: Maximum length of the prefix in tokens. Less than that of the prompt, because the rollout must compute
+                its last prompt token itself: the first token of the response is sampled from its logits.
+            intervention: Intervention of the rollout; None for none.
 
         Returns:
-            The prefix, None where it shares none; and whether this rollout is the one to read it for the others.
+            The prefix, or None where it shares none; and whether this rollout is its leader.
         """
         if opening not in self._token_ids:
-            # Two renderings with different questions, so it is remembered: rollouts of a persona come together.
+            # Takes two renderings, so it is cached: rollouts with the same system prompt tend to follow one another.
             self._token_ids[opening] = self._tokens_of(opening)
             _forget_oldest(self._token_ids)
         ids = self._token_ids[opening]
-        # A question may melt into the text before it, so that its prompt begins with other tokens: compare.
+        # The tokenizer may merge the start of a question with the text before it, so the tokens must be compared.
         if not _LEAST_TOKENS <= len(ids) <= most or list(prompt_ids[: len(ids)]) != ids:
             return None, False
         key = (tuple(ids), intervention)
@@ -103,14 +103,14 @@ def _forget_oldest(kept: OrderedDict[Any, Any]) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Reading:
-    """A text in a pass that only reads.
+    """A text in a reading pass.
 
     Attributes:
-        index: Of the text, among all of the call.
-        text: The text.
-        intervention: What is changed while it is read.
-        shared: How many of its first tokens another text of the pass, its leader, reads for it.
-        leader: Which, counted in the pass; its own place where ``shared`` is 0.
+        index: Index of the text among all texts of the call.
+        text: The conversation as token ids.
+        intervention: Intervention to apply to its tokens; None for none.
+        shared: Number of its first tokens that are computed as part of another text of the pass, its leader.
+        leader: Index of the leader among the texts of the pass; its own index where ``shared`` is 0.
     """
 
     index: int
@@ -121,19 +121,19 @@ class Reading:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that it takes of the pass; nothing after the last response matters to a causal model."""
+        """Tokens that it adds to the pass. Tokens after the last response are left out: the model is causal."""
         return length_of(self.text) - self.shared
 
     def in_line(self, begin: int, leader_begin: int, span: TokenRange) -> Iterator[TokenRange]:
-        """Say where a span of the conversation stands in the line of the pass, in order.
+        """Map a span of the conversation to ranges of the packed sequence, in order.
 
         Args:
-            begin: Place of the first token that the text has of its own.
-            leader_begin: Place of its leader's first token.
-            span: Of the conversation, end exclusive.
+            begin: Index of the text's own first token in the sequence, after the tokens that it shares.
+            leader_begin: Index of its leader's first token in the sequence.
+            span: Token range of the conversation, end exclusive.
 
         Yields:
-            What the leader reads of it, and what stands in its own part; empty ones are left out.
+            The part of the span in the leader's segment, then the part in its own; empty parts are left out.
         """
         start, stop = span
         if start < min(stop, self.shared):
@@ -143,25 +143,25 @@ class Reading:
 
 
 def length_of(text: TokenisedText) -> int:
-    """Give how many tokens of a text are read: up to the end of its last response."""
+    """Return the number of tokens of a text up to the end of its last response; the rest is not read."""
     return text.responses[-1][1] if text.responses else 0
 
 
 def in_passes(
     texts: Sequence[TokenisedText], interventions: Sequence[AppliedIntervention | None], budget: int
 ) -> Iterator[list[Reading]]:
-    """Cut texts into passes in which those that share a prefix follow the one that reads it.
+    """Group texts into passes in which those that share a prefix follow the one that computes it.
 
-    In the order of intervention and tokens, texts that begin alike are neighbours, and comparing each with the leader
-    before it finds them all without comparing every pair.
+    Sorted by intervention and tokens, texts with a common prefix are adjacent. So it is enough to compare each text
+    with the latest leader instead of comparing all pairs.
 
     Args:
-        texts: Any number, of any length.
-        interventions: Of each.
-        budget: Tokens of a pass at most, a single longer text aside.
+        texts: The texts, in any order.
+        interventions: The intervention of each text; None for none.
+        budget: Most tokens of a pass; a single longer text has a pass of its own.
 
     Yields:
-        The texts of one pass after another.
+        The texts of each pass.
     """
     groups = {intervention: group for group, intervention in enumerate(dict.fromkeys(interventions))}
     ordered = sorted(range(len(texts)), key=lambda index: (groups[interventions[index]], texts[index].token_ids))
@@ -172,7 +172,7 @@ def in_passes(
         shared = _num_shared(readings[leader], text, intervention) if readings else 0
         reading = Reading(index, text, intervention, shared, leader)
         if readings and total + reading.num_tokens > budget:
-            # The leader is in the pass before: what it read is gone, and the next pass needs a leader of its own.
+            # The leader is in the previous pass, whose keys and values are gone: this text leads the next pass.
             yield readings
             readings, total, shared = [], 0, 0
         if not shared:
@@ -185,10 +185,10 @@ def in_passes(
 
 
 def _num_shared(leader: Reading, text: TokenisedText, intervention: AppliedIntervention | None) -> int:
-    """Count the first tokens that a text shares with a leader.
+    """Count the first tokens that a text shares with a leader; 0 where sharing is not worth it.
 
-    All of them lie in both prompts, and neither prompt is shared whole, so that each text has the last token before its
-    first response in its own part.
+    The shared tokens are part of both prompts and never a whole prompt, so that the last prompt token of each text,
+    which ``prompt_last`` needs, is in its own segment.
     """
     if leader.intervention is not intervention:
         return 0

@@ -1,12 +1,12 @@
-"""Read texts that exist already and pool what their spans show: packed passes, nothing generated.
+"""The reader: capture existing texts in packed prefill passes, without generating.
 
-No LM head, no decoder layer above the highest captured one, no cache, no padding. As many texts go to a pass as its
-token budget holds, those that begin alike next to each other: a prefix that they share, a system prompt for instance,
-is read once, with the first of them (``prefixes``).
+A pass has no LM head, runs no decoder layer above the highest captured one, and keeps no KV cache. It takes as many
+texts as fit its token budget. Texts with a common prefix, such as a system prompt, are adjacent, and the prefix is
+computed once, as part of the first of them (``prefixes``).
 
-Every response of every text is a slot of the pools of its pass: prompt, user's message and response of each are
-stretches of the line, and a span that begins in a shared prefix is two, one in the leader's part and one in the text's
-own. Sums come back from the device once a pass and are put together on the CPU.
+Every response of every text has a slot. Its prompt, user message and response are stretches of the packed sequence
+(see ``pooling``); a span that starts in a shared prefix is two stretches, one in the leader's segment and one in the
+text's own. Sums are copied from the device once per pass and combined on the CPU.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .packed import PackedPass, Segment
 from .prefixes import Reading, in_passes, length_of
 
 _PASS_TOKENS = 4096
-"""Tokens of one pass at most, a single longer text aside: more make no pass quicker and take memory."""
+"""Most tokens of one pass, unless a single text is longer: larger passes take more memory and are not faster."""
 
 
 class TextReader:
-    """Reads texts with one model.
+    """Captures texts with one model.
 
     Args:
         loaded: The model.
-        capture: Its hook points.
-        settings: What is asked of it.
-        interventions: Of the model.
+        capture: Hooks at the captured layers of that model.
+        settings: Captured layers, poolings and batch size.
+        interventions: Applies interventions to the model.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TextReader:
         self._shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, "cpu")
 
     def read(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Read and capture; see ``Reader.capture``."""
+        """Capture texts; see ``Reader.capture``."""
         for text in texts:
             self._check(text)
         interventions = [self._ready(text) for text in texts]
@@ -101,7 +101,7 @@ class TextReader:
             raise UnitError(f"{text.name}: {error.message}", code=error.code) from None
 
     def _pass(self, readings: Sequence[Reading]) -> list[CapturedText]:
-        """Read the texts of one pass."""
+        """Run one pass over the given texts and pool each of their responses."""
         pools = Pools(self._settings.capture, self._shape)
         line = _Line(readings, pools)
         if not line.token_ids:
@@ -115,11 +115,11 @@ class TextReader:
                 device=self._settings.device,
                 stop_at_top=True,
             )
-        whose = f"{readings[0].text.name} or a text beside it"
+        subject = f"{readings[0].text.name} or another text of its pass"
         for point, shown in observed.items():
-            require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {whose}")
-            require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {whose}")
-            require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {whose}")
+            require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {subject}")
+            require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {subject}")
+            require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {subject}")
         pools.start(slice(0, line.num_slots))
         line.stretches.add({point: shown.cpu() for point, shown in observed.items()})
         captured: list[CapturedText] = []
@@ -134,18 +134,18 @@ class TextReader:
 
 
 class _Line:
-    """The line of one pass: of each text what it does not share with a text before it.
+    """The packed sequence of one pass: each text, without the prefix that it shares with an earlier one.
 
     Args:
-        readings: The texts.
-        pools: What is pooled of them; slots are the responses, text after text.
+        readings: The texts of the pass.
+        pools: Accumulators of the pass; a slot per response, text after text.
 
     Attributes:
-        token_ids: The line.
-        segments: The texts' own parts.
-        interventions: Stretches of the line in which the model is changed.
-        stretches: What is pooled.
-        num_slots: Responses of all texts.
+        token_ids: Token ids of the whole sequence.
+        segments: One segment per text, without its shared prefix.
+        interventions: Ranges of the sequence that an intervention applies to.
+        stretches: Ranges of the sequence that are pooled.
+        num_slots: Number of responses of all texts.
     """
 
     def __init__(self, readings: Sequence[Reading], pools: Pools) -> None:

@@ -1,4 +1,8 @@
-"""Choose the next tokens. Each rollout draws from a stream of its own, so batching and order change nothing.
+"""Sample the next tokens: temperature and nucleus sampling, independent of batching.
+
+Every rollout has its own seed and draws its random numbers in advance, so its tokens do not depend on which other
+rollouts share its batch, nor on their order. A token is then picked by inverse transform sampling: the tokens are
+sorted by probability, and the first whose cumulative probability exceeds the random number is taken.
 
 Axes: B rows of the batch, V vocabulary, K candidates.
 """
@@ -13,18 +17,19 @@ import torch
 from ...jobs.errors import UnitError
 
 _CANDIDATES = (64, 1024)
-"""Likeliest tokens looked at first, and for rows whose nucleus is wider; then the whole vocabulary."""
+"""Numbers of most likely tokens to search for the nucleus, the second for rows where the first is not enough; rows with
+a still wider nucleus take the whole vocabulary. Sorting the whole vocabulary for every row would dominate sampling."""
 
 _ROWS_AT_ONCE = 8
-"""On a processor: so many rows of a whole vocabulary stay in its cache from one operation to the next."""
+"""Rows sampled at a time on a CPU: as many rows of a whole vocabulary stay in its cache between operations."""
 
 
 def uniforms(seeds: Sequence[int], num_steps: int) -> torch.Tensor:
-    """Draw every rollout's random numbers ahead, on the CPU, from its own seed.
+    """Draw all random numbers of rollouts in advance, on the CPU, each from its own seed.
 
     Args:
-        seeds: One per rollout.
-        num_steps: Tokens it may sample.
+        seeds: One 63-bit seed per rollout.
+        num_steps: Most tokens that a rollout may sample.
 
     Returns:
         float32 ``(B, num_steps)`` in [0, 1).
@@ -34,19 +39,19 @@ def uniforms(seeds: Sequence[int], num_steps: int) -> torch.Tensor:
 
 
 def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Sample one token a row from the smallest set of tokens with at least ``top_p`` of the mass.
+    """Sample one token per row from the smallest set of tokens with at least ``top_p`` of the probability mass.
 
     Args:
         logits_BV: ``(B, V)``, any float dtype.
-        uniform_B: ``(B,)`` in [0, 1); picks the token by inverse cumulative distribution, likeliest first.
-        temperature: 0 takes the likeliest token.
-        top_p: In (0, 1].
+        uniform_B: ``(B,)`` in [0, 1): a row's random number, by which its token is picked.
+        temperature: Divisor of the logits; 0 takes the most likely token.
+        top_p: Probability mass of the nucleus, in (0, 1].
 
     Returns:
-        int64 ``(B,)``.
+        Token ids, int64 ``(B,)``.
 
     Raises:
-        UnitError: A row has no finite likeliest logit.
+        UnitError: The logits of a row are not finite.
     """
     if temperature == 0:
         _require_finite(logits_BV.amax(dim=-1))
@@ -64,13 +69,13 @@ def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float,
 def _sample_rows(logits_BV: torch.Tensor, uniform_B1: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     probs_BV = (logits_BV.float() / temperature).softmax(dim=-1)
     tokens_B = torch.empty(len(probs_BV), dtype=torch.long, device=probs_BV.device)
-    # Few nuclei are wide: only the rows whose candidates fall short of top_p are looked at again.
+    # Most nuclei are narrow: only rows whose candidates have less than top_p of the mass are tried with more of them.
     rows_B = torch.arange(len(probs_BV), device=probs_BV.device)
     vocabulary = probs_BV.shape[-1]
     for width in sorted({min(width, vocabulary) for width in (*_CANDIDATES, vocabulary)}):
-        # Not by an index where all are meant: that would copy whole vocabularies.
+        # Without an index while all rows are left: indexing would copy the whole tensor.
         top_BK, ids_BK = (probs_BV if len(rows_B) == len(probs_BV) else probs_BV[rows_B]).topk(width, dim=-1)
-        # What is not finite makes all of a row's probabilities NaN.
+        # A logit of NaN or +inf makes all probabilities of its row NaN, so checking one of them is enough.
         _require_finite(top_BK[:, 0])
         chosen_B = _pick(top_BK, ids_BK, uniform_B1[rows_B], top_p)
         enough_B = (top_BK.sum(dim=-1) >= top_p) | (width == vocabulary)
@@ -87,9 +92,9 @@ def _require_finite(likeliest_B: torch.Tensor) -> None:
 
 
 def _pick(probs_BK: torch.Tensor, ids_BK: torch.Tensor, uniform_B1: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Pick from candidates, likeliest first, that hold the nucleus."""
+    """Pick one of the candidates per row; they are sorted by decreasing probability and contain the nucleus."""
     mass_BK = probs_BK.cumsum(dim=-1)
-    # A token is in the nucleus while the mass before it is short of top_p; the first always is.
+    # A token is in the nucleus if the mass before it is less than top_p; the first one always is.
     probs_BK = torch.where(mass_BK - probs_BK < top_p, probs_BK, 0.0)
     probs_BK[:, 0] = probs_BK[:, 0].clamp_min(torch.finfo(torch.float32).tiny)
     mass_BK = probs_BK.cumsum(dim=-1)

@@ -1,1 +1,1 @@
-"""From messages to token ids by the model's own chat template, and back to spans of them."""
+"""Render messages to token ids with the model's chat template, and locate messages in the rendering."""

@@ -1,6 +1,6 @@
-"""Where characters of a template's rendering lie, and which tokens they became: placeholders and a tokenizer's offsets.
+"""Locate text in a rendered template, in characters (by placeholders) and in tokens (by the tokenizer's offsets).
 
-What is common to the spans of responses (``spans``) and of the user's words (``user_span``). Knows nothing of messages.
+Shared by the spans of responses (``spans``) and of user messages (``user_span``). Knows nothing of messages.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ Span = tuple[int, int]
 
 
 def offsets_encoder(tokenizer: Any) -> Any:
-    """Copy the part of a tokenizer that says which characters each token came from.
+    """Copy the fast tokenizer behind a transformers tokenizer; its encodings have character offsets.
 
     Args:
         tokenizer: A transformers tokenizer.
 
     Returns:
-        A ``tokenizers.Tokenizer`` that neither cuts nor pads a text, nor adds special tokens: the template writes them.
+        A ``tokenizers.Tokenizer`` without truncation, padding and added special tokens, which the template writes.
 
     Raises:
-        InputError: The tokenizer does not tell where its tokens lie.
+        InputError: It is a slow tokenizer, which has no offsets.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
-            f"its tokenizer ({type(tokenizer).__name__}) does not tell where in a text its tokens lie.",
+            f"its tokenizer ({type(tokenizer).__name__}) has no character offsets, because it is a slow tokenizer.",
             code="slow_tokenizer",
             field="model.source",
             hint="Save the tokenizer in the tokenizer.json format.",
@@ -39,42 +39,42 @@ def offsets_encoder(tokenizer: Any) -> Any:
     encoder = copy.deepcopy(backend)
     encoder.no_truncation()
     encoder.no_padding()
-    # It adds special tokens, which the template writes itself, and leaves spaces out of the offsets.
+    # A post-processor adds special tokens, which the template already writes, and may trim spaces from the offsets.
     encoder.post_processor = None
     return encoder
 
 
-def cut_at(text: str, marks: Sequence[str], whose: str) -> list[str]:
-    """Cut a rendering at its placeholders.
+def cut_at(text: str, marks: Sequence[str], role: str) -> list[str]:
+    """Split a rendering at its placeholders.
 
     Args:
-        text: Rendered with a placeholder in place of some messages.
-        marks: The placeholders, in the order in which they must stand, each once.
-        whose: Who speaks the messages that they stand for: ``assistant`` or ``user``; for the error.
+        text: A rendering with placeholders instead of the contents of some messages.
+        marks: The placeholders, in the order in which they must occur, each once.
+        role: Role of these messages, ``assistant`` or ``user``; for the error.
 
     Returns:
-        What stands around them: one part more than there are of them.
+        The texts before, between and after the placeholders: one more than there are placeholders.
 
     Raises:
-        ValueError: A placeholder is missing or stands there twice.
+        ValueError: A placeholder is missing, or occurs twice.
     """
     parts: list[str] = []
     for mark in marks:
         before, found, text = text.partition(mark)
         if not found or mark in text:
-            raise ValueError(f"it leaves a message of the {whose} out, or repeats it")
+            raise ValueError(f"it leaves a message of the {role} out, or repeats it")
         parts.append(before)
     return [*parts, text]
 
 
 def token_span(offsets: Sequence[Span], characters: Span) -> Span:
-    """Give the tokens that hold any of some characters.
+    """Return the range of tokens that overlap a range of characters.
 
-    A token that holds some of these characters and others besides counts.
+    A token that is only partly within the characters counts.
 
     Args:
-        offsets: The characters of each token, ascending.
-        characters: The characters asked for.
+        offsets: Range of characters of each token, ascending.
+        characters: The range of characters to look up.
 
     Returns:
         ``(start, stop)`` in tokens; an empty span where there are no characters.

@@ -1,8 +1,9 @@
-"""From the messages of a chat to token ids, by the model's own chat template.
+"""Render the messages of a chat to token ids with the model's chat template.
 
-Handled here and nowhere else: templates without a system role (the system text goes in front of the user's message),
-templates that insert a default system prompt (they do so where ours is empty, as the model is deployed), reasoning
-switched off where a template can, dates pinned. Knows tokenizers; no torch.
+The peculiarities of templates are handled here and nowhere else: templates without a system role (the system prompt is
+put in front of the user's message), templates that insert a default system prompt (they still do when there is none, as
+when the model is deployed), reasoning (switched off where the template can), and today's date (pinned). Does not import
+torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 
 PINNED_DATE = "01 Jan 2026"
-"""The date given to templates that write today's date, so that a run does not depend on its day."""
+"""The date that templates write instead of today's, so that a run does not depend on the day it is started."""
 
 _PROBE_SYSTEM = "Zq7 system probe"
 _PROBE_QUESTION = "Zq7 question probe"
@@ -34,21 +35,22 @@ class ChatRenderer:
         InputError: It has no chat template, or its template cannot render a question.
 
     Attributes:
-        has_system_role: Whether the template shows a system message; else its text goes before the question.
-        inserted_system_text: Whether the template adds a system prompt of its own where none is given.
+        has_system_role: Whether the template renders system messages; if not, their text is put in front of the user's
+            message.
+        inserted_system_text: Whether the template inserts a default system prompt when none is given.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise InputError(
-                "the tokenizer has no chat template, so a question cannot be put to this model.",
+                "the tokenizer has no chat template, so this model cannot be prompted with messages.",
                 code="no_chat_template",
                 field="model.source",
                 hint="Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
             )
         self._tokenizer = tokenizer
         try:
-            # Some tokenizers carry several; this picks the one for plain conversations.
+            # Some tokenizers have several templates; this selects the one for conversations without tools.
             self._template = _with_pinned_date(str(tokenizer.get_chat_template()))
         except ValueError as error:
             raise InputError(
@@ -61,14 +63,14 @@ class ChatRenderer:
         self.inserted_system_text = self._inserts_system()
 
     def render(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Give the ids of a chat up to where the response begins.
+        """Return the token ids of a prompt: the chat up to where the response starts.
 
         Args:
             messages: The chat so far; ends with the user's message.
 
         Raises:
-            TemplateError: The template refuses them.
-            ValueError: The model has no system role, and no user's message follows a system message.
+            TemplateError: The template rejects the messages.
+            ValueError: The model has no system role, and no user message follows a system message.
         """
         return list(
             self._tokenizer.apply_chat_template(
@@ -77,9 +79,10 @@ class ChatRenderer:
         )
 
     def shared_prefix(self, before: Sequence[ChatMessage]) -> list[int]:
-        """Give the ids with which a chat begins whose first messages are these, whatever the user says next.
+        """Return the token ids that prompts with the same first messages have in common.
 
-        Almost: a message may be tokenised together with the text before it. Compare before relying on it.
+        Not exact: a tokenizer may merge the start of the next message with the text before it. Compare with the actual
+        prompt before relying on it.
 
         Args:
             before: The messages that the chats have in common; may be empty.
@@ -89,39 +92,39 @@ class ChatRenderer:
         return one[: next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
 
     def for_template(self, messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-        """Give messages as this model's template takes them.
+        """Convert messages to the form that this model's template accepts.
 
-        Where it has no system role, a system message goes in front of the user's message that follows it.
+        If the template has no system role, a system message is put in front of the next user message.
 
         Args:
             messages: A chat.
 
         Raises:
-            ValueError: The model has no system role, and no user's message follows a system message.
+            ValueError: The model has no system role, and no user message follows a system message.
         """
         return _for_template(messages, has_system_role=self.has_system_role)
 
     def text(self, messages: Sequence[dict[str, str]], *, generate: bool) -> str:
-        """Give the template's rendering of messages.
+        """Render messages to text.
 
         Args:
-            messages: As ``for_template`` gives them.
-            generate: Whether the header of a response follows, as before generation.
+            messages: Messages as ``for_template`` returns them.
+            generate: Whether to add the header of a response, as before generation.
 
         Raises:
-            TemplateError: The template refuses them.
+            TemplateError: The template rejects the messages.
         """
         options = self._options() | {"add_generation_prompt": generate}
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
 
     @property
     def server_options(self) -> dict[str, Any]:
-        """Options with which a server's template renders as this one does; only those that the template knows."""
+        """Template options that make a server render as this class does; only those that the template uses."""
         known = {"enable_thinking": False, "date_string": PINNED_DATE}
         return {name: value for name, value in known.items() if name in self._template}
 
     def describe(self) -> dict[str, Any]:
-        """Give what a run's record holds about rendering, as plain JSON values."""
+        """Describe the rendering for the run's record, as plain JSON values."""
         return {
             "chat_template_sha256": hashlib.sha256(self._template.encode()).hexdigest(),
             "has_system_role": self.has_system_role,
@@ -130,7 +133,7 @@ class ChatRenderer:
         }
 
     def _options(self) -> dict[str, Any]:
-        # Templates take what they know and ignore the rest.
+        # Templates use the options that they know and ignore the rest.
         return {
             "chat_template": self._template,
             "add_generation_prompt": True,
@@ -163,7 +166,8 @@ class ChatRenderer:
         if not self.has_system_role:
             return False
         full = self._probe(_PROBE_SYSTEM, has_system_role=True)
-        # Where a template inserts one, leaving ours out takes away less than the system turn's own marks.
+        # Compare the text before the question without a system prompt and with one whose content is cut out. If the
+        # template inserts a default, the former still has a whole system turn, and is at least as long.
         before = bare.split(_PROBE_QUESTION)[0]
         marks = full.split(_PROBE_QUESTION)[0].replace(_PROBE_SYSTEM, "")
         return len(before) >= len(marks)
@@ -184,12 +188,12 @@ def _for_template(messages: Sequence[ChatMessage], *, has_system_role: bool) -> 
         if waiting:
             break
     if waiting:
-        raise ValueError("a system prompt of a model without a system role needs a user's message to stand in")
+        raise ValueError("the model has no system role, so a system prompt needs a user's message after it")
     return taken
 
 
 def _with_pinned_date(template: str) -> str:
-    """Pin the date of a template that calls the clock: a macro of that name hides the function."""
+    """Pin the date of a template that reads the clock, by a macro that shadows the function ``strftime_now``."""
     if "strftime_now" not in template:
         return template
     return "{%- macro strftime_now(format) -%}" + PINNED_DATE + "{%- endmacro -%}" + template

@@ -1,10 +1,11 @@
-"""From whole conversations to token ids with the span of every response, by the model's own chat template.
+"""Render whole conversations to token ids, and locate the span of every response in them.
 
-The ids are those of the template's rendering of the whole conversation. Where a response's characters lie in it is
-known from the rendering itself: the template is rendered with a placeholder for every response, and the text
-around the placeholders must put the real rendering together again. Which tokens these characters became is read from
-the tokenizer's offsets. No response is ever searched for in a text, and a template that changes a response in a way
-that cannot be followed is refused. A token with characters of the template and of the response counts to the response.
+The ids are those of the rendering of the whole conversation. To locate the responses, the conversation is rendered a
+second time with a placeholder for every response; the texts around the placeholders, joined with the real responses,
+must be the real rendering again. That gives the characters of each response, and the tokenizer's offsets give their
+tokens. A response is never searched for in the rendering, where the same text may occur twice, and a template that
+rewrites responses in a way that this cannot follow is refused. A token that has characters of both the template and the
+response counts as part of the response.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class ConversationRenderer:
 
     Args:
         tokenizer: A transformers tokenizer.
-        renderer: Its chat template.
+        renderer: Renders by its chat template.
 
     Raises:
-        InputError: The tokenizer does not tell where its tokens lie.
+        InputError: It is a slow tokenizer, which has no offsets.
     """
 
     def __init__(self, tokenizer: Any, renderer: ChatRenderer) -> None:
@@ -44,14 +45,14 @@ class ConversationRenderer:
         self._encoder = offsets_encoder(tokenizer)
 
     def user_spans(self) -> UserSpans:
-        """Give what finds the user's own words in the same renderings."""
+        """Make the object that locates user messages in the same renderings."""
         return UserSpans(self._encoder, self.renderer)
 
     def render(self, given: Conversation) -> TokenisedText:
-        """Give a conversation's ids and the spans of the assistant's messages, one for each, in order.
+        """Render a conversation and locate every message of the assistant, in order.
 
         Raises:
-            InputError: The chat template refuses it or rewrites it; names where it was read.
+            InputError: The chat template rejects the conversation or rewrites a message; names where it was read.
         """
         try:
             messages = self.renderer.for_template(given.chat())
@@ -76,25 +77,25 @@ class ConversationRenderer:
         return TokenisedText(given.place, tuple(encoding.ids), spans)
 
     def answer(self, messages: Sequence[ChatMessage], response: str) -> tuple[list[int], list[int]]:
-        """Give the ids of a prompt and of the response that a server gave to it.
+        """Return the token ids of a prompt and of a server's response to it.
 
-        The prompt's are those that were sent through the template. The response's are what the tokenizer makes of its
-        text there; the server's own may have been others that spell the same.
+        The response is tokenised here, after the prompt. The server may have sampled other tokens with the same text.
 
         Args:
             messages: The chat up to the response.
-            response: Its text.
+            response: Text of the response.
         """
         prompt_ids = self.renderer.render(messages)
         prompt = self.renderer.text(self.renderer.for_template(messages), generate=True)
         ids = self._encoder.encode(prompt + response, add_special_tokens=False).ids
         if ids[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, ids[len(prompt_ids) :]
-        # The texts melt into each other, which they did not when the response was generated.
+        # The tokenizer merged the end of the prompt with the start of the response, which cannot happen when a model
+        # generates the response: tokenise it alone.
         return prompt_ids, self._encoder.encode(response, add_special_tokens=False).ids
 
     def _responses(self, messages: _Messages, whole: str) -> list[Span]:
-        """Say where in the rendering the assistant's messages lie, in characters."""
+        """Locate the assistant's messages in the rendering, in characters."""
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         stem = _PLACEHOLDER
         while any(stem in message["content"] for message in messages):
@@ -112,7 +113,7 @@ class ConversationRenderer:
         return spans
 
     def _as_rendered(self, messages: _Messages, marked: _Messages, marks: dict[int, str], place: int) -> str:
-        """Give what a template makes of one response, which it strips of spaces, say."""
+        """Return one response as the template renders it, which may, for example, strip its spaces."""
         before, after = cut_at(self.renderer.text(marked, generate=False), [marks[place]], "assistant")
         alone = [messages[i] if i == place else message for i, message in enumerate(marked)]
         text = self.renderer.text(alone, generate=False)
@@ -125,7 +126,7 @@ class ConversationRenderer:
 
 
 def _put_together(around: Sequence[str], contents: Sequence[str], whole: str) -> list[Span] | None:
-    """Give the places of the contents between the parts, if together they are the whole."""
+    """Insert contents between the texts around placeholders; return their spans if that gives ``whole``, else None."""
     spans: list[Span] = []
     text = around[0]
     for content, after in zip(contents, around[1:], strict=True):
@@ -135,10 +136,14 @@ def _put_together(around: Sequence[str], contents: Sequence[str], whole: str) ->
 
 
 def require_within_context(text: TokenisedText, max_context: int) -> None:
-    """Make sure that a conversation is no longer than a model takes.
+    """Check that a conversation is within the model's context.
+
+    Args:
+        text: The rendered conversation.
+        max_context: Longest sequence that the model takes, in tokens.
 
     Raises:
-        InputError: It is; says by how much and where it was read.
+        InputError: It is longer; names both lengths and where it was read.
     """
     length = text.responses[-1][1]
     if length > max_context:
@@ -151,10 +156,13 @@ def require_within_context(text: TokenisedText, max_context: int) -> None:
 
 
 def load_renderer(directory: Path) -> ConversationRenderer:
-    """Load a model's tokenizer with its chat template; no weights.
+    """Load a model's tokenizer and chat template, without weights.
+
+    Args:
+        directory: Directory with the tokenizer's files.
 
     Raises:
-        InputError: There is none, or it has no chat template.
+        InputError: There is no tokenizer, or it has no chat template or no offsets.
     """
     from transformers import AutoTokenizer
 

@@ -1,14 +1,13 @@
-"""Which tokens of a rendered conversation are the user's own words, for poolings over them.
+"""Locate the user's message in a rendered conversation, for poolings over it.
 
-As for responses (``spans``), nothing is ever searched for in a text: the template is rendered once more with a
-placeholder in place of the message, what stands around the placeholder must be what stands around the message too, and
-which tokens these characters became is the tokenizer's own word (its offsets). Where a template has no system role the
-system prompt stands in front of the user's first message; it is not the user's, and is outside the span, for the
-placeholder takes the place of the user's words alone. A token that holds characters of the template (or of such a
-system prompt) and of the user counts to the user.
+Works as for responses (``spans``), without searching: the conversation is rendered once more with a placeholder instead
+of the message, the texts around placeholder and message must be the same, and the tokenizer's offsets give the tokens.
+If a template has no system role, the system prompt is put in front of the user's first message; it is not part of the
+span, because the placeholder replaces only the user's text. A token that has characters of both the user and the
+template (or such a system prompt) counts as part of the user's message.
 
-What cannot be told apart this way is refused by name. Costs two renderings and a tokenisation a prompt, so it is done
-only where a pooling asks for it.
+A message that cannot be located this way is refused. It takes two renderings and a tokenisation per prompt, so it is
+done only if a pooling needs it.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ _PLACEHOLDER = "Zq7user"
 
 
 class UserSpans:
-    """Finds the user's words for one model.
+    """Locates user messages in the renderings of one model.
 
     Args:
-        encoder: Its tokenizer, as ``offsets.offsets_encoder`` gives it.
-        renderer: Its chat template.
+        encoder: The model's tokenizer, as ``offsets.offsets_encoder`` returns it.
+        renderer: Renders by the model's chat template.
     """
 
     def __init__(self, encoder: Any, renderer: ChatRenderer) -> None:
@@ -42,37 +41,38 @@ class UserSpans:
         self._encoder = encoder
 
     def of_prompt(self, messages: Sequence[ChatMessage], prompt_ids: Sequence[int] | None = None) -> Span:
-        """Find the user's last message in a prompt that is to be answered.
+        """Locate the last user message in a prompt.
 
         Args:
             messages: The chat up to the response.
-            prompt_ids: What the prompt became, which these tokens must be a part of; None where nobody rendered it.
+            prompt_ids: Token ids that the prompt was rendered to; checked to be those that the span counts. None skips
+                the check.
 
         Returns:
             ``(start, stop)`` in tokens of the prompt; never empty.
 
         Raises:
-            InputError: They cannot be told apart from the template, or there are none.
+            InputError: The message cannot be located, is empty, or does not exist.
         """
         place = _last_of_user(messages)
         if place is None:
             raise _refusal("a prompt has no message of the user")
-        whose = f"the question {messages[place].content[:60]!r}"
-        (span,) = self._find(messages, [place], whose, prompt_ids, generate=True)
+        source = f"the question {messages[place].content[:60]!r}"
+        (span,) = self._find(messages, [place], source, prompt_ids, generate=True)
         return span
 
     def of_turns(self, given: Conversation, turn_indices: Sequence[int]) -> tuple[Span, ...]:
-        """Find, for turns of the assistant, the last message of the user before each.
+        """Locate, for turns of the assistant, the last user message before each.
 
         Args:
             given: The conversation.
-            turn_indices: Places of the assistant's messages, the system prompt not counted.
+            turn_indices: Indices of the assistant's messages, the system prompt not counted.
 
         Returns:
             For each turn ``(start, stop)`` in tokens of the whole conversation; never empty.
 
         Raises:
-            InputError: There is no such message, or it cannot be told apart; names where the conversation was read.
+            InputError: A message does not exist or cannot be located; names where the conversation was read.
         """
         chat = given.chat()
         num_system = len(chat) - len(given.messages)
@@ -88,42 +88,42 @@ class UserSpans:
         self,
         messages: Sequence[ChatMessage],
         places: Sequence[int],
-        whose: str,
+        source: str,
         token_ids: Sequence[int] | None,
         *,
         generate: bool,
     ) -> list[Span]:
         try:
             whole = self._renderer.text(self._renderer.for_template(messages), generate=generate)
-            # A message that several responses answer is looked for once.
+            # A message before several responses is located once.
             characters = {place: self._characters(messages, place, whole, generate=generate) for place in set(places)}
         except (TemplateError, ValueError) as error:
-            raise _refusal(f"{str(error).rstrip('.')} ({whose})") from None
+            raise _refusal(f"{str(error).rstrip('.')} ({source})") from None
         encoding = self._encoder.encode(whole, add_special_tokens=False)
         if token_ids is not None and list(token_ids) != encoding.ids:
-            raise _refusal(f"the tokenizer makes other tokens of the template's text ({whose})")
+            raise _refusal(f"the rendered text has other tokens than the prompt ({source})")
         spans = [token_span(encoding.offsets, characters[place]) for place in places]
         if any(start == stop for start, stop in spans):
-            raise _refusal(f"a message of the user has no content ({whose})")
+            raise _refusal(f"a message of the user has no content ({source})")
         return spans
 
     def _characters(self, messages: Sequence[ChatMessage], place: int, whole: str, *, generate: bool) -> Span:
-        """Say where in the rendering one message of the user lies, in characters, as the template writes it."""
+        """Locate one message in the rendering, in characters, as the template renders it."""
         mark = _PLACEHOLDER
         while any(mark in message.content for message in messages):
             mark += "q"
-        # Before a system message is put in front of the user's, so that it stays outside of the placeholder.
+        # Replaced before a system message is put in front of the user's, so that the span does not include it.
         marked = [replace(message, content=mark) if i == place else message for i, message in enumerate(messages)]
         rendered = self._renderer.text(self._renderer.for_template(marked), generate=generate)
         before, after = cut_at(rendered, [mark], "user")
-        # Templates may strip a message; what they leave of it lies between the same two texts.
+        # Templates may strip a message; what is left of it is still between the same two texts.
         if len(whole) < len(before) + len(after) or not whole.startswith(before) or not whole.endswith(after):
-            raise ValueError("what it makes of a message of the user cannot be told apart from what it writes itself")
+            raise ValueError("a message of the user cannot be told apart from the text that the template adds to it")
         return len(before), len(whole) - len(after)
 
 
 def _last_of_user(messages: Sequence[ChatMessage]) -> int | None:
-    """Give the place of the last message of the user; None where there is none."""
+    """Return the index of the last message of the user; None where there is none."""
     return next((place for place in reversed(range(len(messages))) if messages[place].role == "user"), None)
 
 
@@ -137,18 +137,18 @@ def _refusal(reason: str) -> InputError:
 
 
 def require_user_spans(spans: UserSpans, requests: Iterable[RolloutRequest]) -> None:
-    """Make sure, before anything is spent, that the user's words of a job's prompts can be found.
+    """Check, before a model is loaded, that the user messages of a job's prompts can be located.
 
-    Each opening, a system prompt for instance, is rendered with one question and each question with one opening, not
-    all with all: what a template does with the one does not depend on the other. A prompt that surprises fails its unit
-    alone, as does a later turn, whose prompt is not known before the reply that it follows.
+    Each opening (system prompt) is rendered with one question and each question with one opening, but not every
+    combination, because a template renders the one independently of the other. A prompt for which that is not true
+    fails its unit later; so does a later turn, whose prompt is not known before the reply.
 
     Args:
-        spans: Finds the user's words for the job's model.
-        requests: Those that wait for no reply.
+        spans: Locates user messages for the job's model.
+        requests: Requests that do not depend on a reply.
 
     Raises:
-        InputError: Some cannot be found.
+        InputError: A message cannot be located.
     """
     openings: set[tuple[ChatMessage, ...]] = set()
     questions: set[str] = set()

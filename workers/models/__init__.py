@@ -1,1 +1,1 @@
-"""The model's files, its memory, and where the hook points are in it."""
+"""Find a model's files, check memory, and locate hook points in its layers."""

@@ -1,4 +1,4 @@
-"""Turn a GGUF file into a directory of safetensors and tokenizer files. Run as a process of its own.
+"""Convert a GGUF file to a directory of safetensors and tokenizer files. Run as a separate process.
 
 Usage: python -m persona_atlas.workers.models.convert_gguf FILE.gguf TARGET_DIRECTORY
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Dequantise to float32 and write beside the target, then rename: the target is whole or absent.
+    """Dequantise a model to float32; written to a temporary folder and renamed, so the target is complete or absent.
 
     Args:
         gguf: The file.
@@ -24,7 +24,7 @@ def convert(gguf: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         config: Any = loaded.config
-        # A model that was quantised once refuses to be saved; the same weights in a new one do not.
+        # transformers refuses to save a model that was loaded from quantised weights, so a new model gets the weights.
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"):
@@ -38,7 +38,7 @@ def convert(gguf: Path, target: Path) -> None:
         try:
             made.rename(target)
         except OSError:
-            # Another process may have been quicker; what it made is the same.
+            # Another process may have converted it first; the result is the same.
             if not target.is_dir():
                 raise
 

@@ -1,17 +1,17 @@
-"""Where in a decoder layer each hook point is, found by arithmetic and not by a family's names.
+"""Locate the hook points in a decoder layer by arithmetic, independent of the module names of a model family.
 
 With ``resid`` the residual stream, decoder layer L does ``resid_mid = resid_pre + attn_out`` and then
 ``resid_post = resid_mid + mlp_out``:
 
     resid_pre   the layer's input
-    attn_out    what its attention adds to the stream (after a norm of its own, where the family has one)
-    resid_mid   the stream between the two, before the MLP's norm
-    mlp_out     what its MLP, or mixture of experts, adds
+    attn_out    what attention adds to the stream (after a post-attention norm, where the family has one)
+    resid_mid   the stream between attention and MLP, before the MLP's norm
+    mlp_out     what the MLP, or mixture of experts, adds
     resid_post  the layer's output, before any final norm
 
-The children of a layer are observed while a few tokens pass; those whose outputs make both sums come out to the last
-bit are the hook points. A layer without such children (attention and MLP side by side, scaled branches) is refused by
-name: there the words would mean something else.
+A few tokens are run through the model while the children of each layer are observed. The children whose outputs satisfy
+both sums exactly, bit by bit, are attention and MLP. A layer without such children (parallel attention and MLP, scaled
+branches) is refused, because these hook points are not defined there.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ class Tap:
     """One place to observe: the input or the output of a module.
 
     Attributes:
-        module: Which module.
-        of_input: True for its input, False for its output.
+        module: The observed module.
+        of_input: Whether to observe its input; else its output.
     """
 
     module: nn.Module
     of_input: bool
 
     def attach(self, observe: Callable[[torch.Tensor], None]) -> Any:
-        """Call a function with every tensor that passes.
+        """Attach a forward hook.
 
         Args:
-            observe: Called during the forward pass; must not change the tensor.
+            observe: Called with the tensor during each forward pass; must not change it.
 
         Returns:
-            A handle whose ``remove`` ends it.
+            The hook's handle; its ``remove`` detaches the hook.
         """
         if self.of_input:
             return self.module.register_forward_pre_hook(
@@ -57,17 +57,17 @@ class Tap:
 
 
 def find_decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
-    """Find a model's decoder layers: the one list of modules with a module for every layer.
+    """Find a model's decoder layers: the ``ModuleList`` with as many modules as the model has layers.
 
     Args:
         model: A causal language model.
-        num_layers: How many it has, by its configuration.
+        num_layers: Number of layers in the model's configuration.
 
     Raises:
         InputError: There is no such list, or more than one.
     """
     found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    # In a mixture of experts the list of experts may be as long; the decoder layers hold it, never the other way.
+    # In a mixture of experts, a list of experts may have the same length; it is inside a decoder layer.
     outer = [m for m in found if not any(m is not other and _holds(other, m) for other in found)]
     if len(outer) != 1:
         raise InputError(
@@ -86,19 +86,19 @@ def find_taps(
     points: Sequence[HookPoint],
     run_probe: Callable[[], object],
 ) -> dict[HookPoint, list[Tap]]:
-    """Find the places of hook points.
+    """Find the taps of hook points.
 
     Args:
-        decoder_layers: All of the model's, in order.
-        layers: Which of them are captured, 0-based.
-        points: Which places in them.
-        run_probe: Runs a few tokens through the model; called where a place has to be found inside a layer.
+        decoder_layers: All decoder layers of the model, in order.
+        layers: The captured layers, 0-based.
+        points: The hook points to find.
+        run_probe: Runs a few tokens through the model; called if a hook point is inside a layer.
 
     Returns:
-        For every point one place per layer, in the order of ``layers``.
+        For every hook point, one tap per layer, in the order of ``layers``.
 
     Raises:
-        InputError: A layer has no such place; names the point and the layer.
+        InputError: A layer lacks a hook point; names both.
     """
     inner = [point for point in points if point not in ("resid_pre", "resid_post")]
     found = _probe(decoder_layers, layers, run_probe) if inner else {}
@@ -124,7 +124,7 @@ def find_taps(
 def _probe(
     decoder_layers: Sequence[nn.Module], layers: Sequence[int], run_probe: Callable[[], object]
 ) -> dict[int, dict[HookPoint, Tap] | None]:
-    """Run a probe with every module of these layers observed; None where a layer has no such places."""
+    """Run the probe while the children of these layers are observed; None for a layer without inner hook points."""
     probed = {layer: _ProbedLayer(decoder_layers[layer]) for layer in layers}
     handles = [handle for one in probed.values() for handle in one.observe()]
     try:
@@ -137,7 +137,7 @@ def _probe(
 
 @dataclass
 class _ProbedLayer:
-    """Inputs and outputs of one decoder layer and its children, as the probe ran through them."""
+    """Inputs and outputs of one decoder layer and its children during the probe."""
 
     layer: nn.Module
     inputs: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
@@ -153,10 +153,10 @@ class _ProbedLayer:
     def places(self) -> dict[HookPoint, Tap] | None:
         pre, post = self.inputs[self.layer], self.outputs[self.layer]
         children = [m for m in self.outputs if m is not self.layer and self.outputs[m].shape == pre.shape]
-        # The MLP's norm takes in the stream between attention and MLP, whatever it is called: try each child for it.
+        # The input of the MLP's norm is the stream between attention and MLP. Its name is unknown, so try each child.
         for middle in children:
             mid = self.inputs[middle]
-            # The sums are the model's own operations: equal to the last bit, or something else.
+            # The model computes these same sums, so the right children match exactly, without a tolerance.
             attention = [m for m in children if _adds_up(pre, self.outputs[m], mid)]
             mlp = [m for m in children if _adds_up(mid, self.outputs[m], post)]
             if attention and mlp:
@@ -177,7 +177,7 @@ def _holds(outer: nn.Module, inner: nn.Module) -> bool:
 
 
 def tensor_of(output: Any) -> torch.Tensor:
-    """Take the stream out of what a module returns: some decoder layers return it alone, others in a tuple."""
+    """Return the hidden states from a module's output: some decoder layers return a tensor, others a tuple."""
     return output[0] if isinstance(output, tuple | list) else output
 
 

@@ -1,4 +1,4 @@
-"""Is there room for a model here? Asked before one is loaded, on the machine or device that would hold it."""
+"""Check that a model fits the free memory of this machine or GPU, before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
-"""Limit, use and counters, of cgroup v2 and v1."""
+"""Files with limit, usage and counters, of cgroup v2 and v1."""
 
 
 def free_bytes(device: str) -> int:
-    """Give free memory in bytes: of the first visible GPU for ``cuda``, else of this machine or its container."""
+    """Return the free bytes of memory: of the first visible GPU for ``cuda``, else of this machine or its container."""
     if device == "cuda":
         import torch
 
@@ -27,33 +27,33 @@ def free_bytes(device: str) -> int:
 
 
 def require_memory(needed_bytes: int, copies: int, device: str) -> None:
-    """Make sure that copies of a model fit.
+    """Check that copies of a model fit the free memory.
 
     Args:
-        needed_bytes: Of one replica: weights, cache, capture buffers.
-        copies: Replicas that share this memory.
+        needed_bytes: Bytes that one replica needs: weights, KV cache, captured sums.
+        copies: Number of replicas that share this memory.
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: They do not; names both figures and what would help.
+        InputError: They do not fit; names both sizes and what would help.
     """
     free = free_bytes(device)
     if copies * needed_bytes <= free:
         return
-    mends = ["a narrower model.dtype", "a smaller placement.batch_tokens"]
+    fixes = ["a narrower model.dtype", "a smaller placement.batch_tokens"]
     if copies > 1:
-        mends.insert(0, "fewer placement.replicas")
+        fixes.insert(0, "fewer placement.replicas")
     raise InputError(
         f"{copies} replica(s) need {copies * needed_bytes / 1e9:.1f} GB of {device} memory; "
         f"{free / 1e9:.1f} GB is free.",
         code="not_enough_memory",
         field="placement.replicas" if copies > 1 else "model.source",
-        hint=f"Try {', '.join(mends)}, or a smaller model.",
+        hint=f"Try {', '.join(fixes)}, or a smaller model.",
     )
 
 
 def _container_bytes() -> int:
-    """What a container's limit leaves, page cache counted as free; without a limit, no bound."""
+    """Return the bytes left under a container's memory limit, page cache counted as free; ``2**63`` without a limit."""
     for limit, used, cached in _CGROUP_FILES:
         try:
             allowed = (_CGROUP / limit).read_text().strip()

@@ -1,8 +1,8 @@
-"""Find a model's files and read facts off them without loading a weight.
+"""Find a model's files, and read its ``ModelFacts`` from them without loading weights.
 
-A source is a local directory, ``package://<module>/<file>.gguf`` (weights that come inside an installed Python
-package; converted once and cached) or a Hugging Face id. Knows nothing of torch; the conversion runs in a process of
-its own, so that its memory is given back.
+A source is a local directory, ``package://<module>/<file>.gguf`` (weights inside an installed Python package, converted
+once and cached) or a Hugging Face id. Does not import torch: the conversion runs in a separate process, whose memory is
+freed when it ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _IDENTITY_FILES = (
     "*.jinja",
 )
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Names that safetensors has for parameter types, and ours."""
+"""Parameter types by their names in safetensors files."""
 
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 
 
 def cache_dir() -> Path:
-    """Give the folder for converted models: ``PERSONA_ATLAS_CACHE``, or one in the user's cache."""
+    """Return the folder for converted models: ``PERSONA_ATLAS_CACHE``, or one in the user's cache."""
     own = os.environ.get("PERSONA_ATLAS_CACHE")
     if own:
         return Path(own)
@@ -50,11 +50,11 @@ def cache_dir() -> Path:
 
 
 def find_model(model: ModelSpec, say: Callable[[str], None]) -> Path:
-    """Give a directory with the model's configuration, tokenizer and safetensors weights.
+    """Return a directory with the model's configuration, tokenizer and safetensors weights.
 
     Args:
-        model: Which model.
-        say: Told when something takes long.
+        model: Source and revision of the model.
+        say: Called with a line of text before something that takes long.
 
     Raises:
         InputError: There is no such model, or it cannot be converted or downloaded.
@@ -83,10 +83,10 @@ def read_facts(directory: Path) -> ModelFacts:
 
 
 def read_config(directory: Path) -> Any:
-    """Read the text part of a model's configuration.
+    """Read a model's configuration; of a multimodal model, that of its language model.
 
     Raises:
-        InputError: There is none, or not of a model that is known.
+        InputError: There is no configuration, or transformers does not know the model.
     """
     from transformers import AutoConfig
 
@@ -108,13 +108,13 @@ def read_config(directory: Path) -> Any:
 
 
 def facts_of(config: Any, *, num_parameters: int, dtype: str, fingerprint: str) -> ModelFacts:
-    """Put a model's facts together.
+    """Build a model's facts from its configuration.
 
     Args:
-        config: As ``read_config`` gives it.
-        num_parameters: Parameters in all.
-        dtype: The type most of them have.
-        fingerprint: Of the files; empty where they were not read.
+        config: The configuration, as ``read_config`` returns it.
+        num_parameters: Number of parameters.
+        dtype: Type of most parameters.
+        fingerprint: SHA-256 over the model's files; empty where they were not read.
     """
     n_layers, d_model = int(config.num_hidden_layers), int(config.hidden_size)
     heads = int(config.num_attention_heads)
@@ -135,7 +135,7 @@ def facts_of(config: Any, *, num_parameters: int, dtype: str, fingerprint: str) 
 def _file_in_package(source: str) -> Path:
     module, _, inside = source.removeprefix(PACKAGE_SCHEME).partition("/")
     try:
-        # Found, not imported: the package's own code may need what is not installed, and none of it is wanted.
+        # Located without importing it: the package's code may need dependencies that are not installed.
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         found = None
@@ -190,7 +190,7 @@ def _from_hub(model: ModelSpec, say: Callable[[str], None]) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{model.source!r} is no local directory and cannot be had from the hub: {reason}",
+            f"{model.source!r} is not a local directory and cannot be downloaded from the hub: {reason}",
             code="no_model",
             field=_SOURCE,
             hint="Check the name, the revision, the network and HF_TOKEN, or name a local directory.",
@@ -202,7 +202,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _read_weight_headers(directory: Path) -> tuple[int, str]:
-    """Count parameters, and name the type most of them have, from the safetensors headers alone."""
+    """Return the number of parameters and the type of most of them, from the safetensors headers."""
     counts: dict[str, int] = {}
     for path in _weight_files(directory):
         with path.open("rb") as file:
@@ -212,7 +212,7 @@ def _read_weight_headers(directory: Path) -> tuple[int, str]:
                 header = json.loads(file.read(length))
                 sizes = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
                 if path.stat().st_size != len(head) + length + max(sizes, default=0):
-                    raise ValueError("cut short")
+                    raise ValueError("truncated")
             except (struct.error, ValueError, KeyError, AttributeError, MemoryError, OverflowError) as error:
                 raise InputError(
                     f"{path} is not a whole safetensors file.", code="no_model", field=_SOURCE, hint="Fetch it again."
@@ -235,7 +235,7 @@ def _read_weight_headers(directory: Path) -> tuple[int, str]:
 
 
 def _fingerprint(directory: Path) -> str:
-    """Hash what makes a model itself: configuration, tokenizer, and samples all along each weight file."""
+    """Hash what identifies a model: configuration, tokenizer, and samples from the whole length of each weight file."""
     digest = hashlib.sha256()
     small = {path for pattern in _IDENTITY_FILES for path in directory.glob(pattern)}
     for path in sorted(small):
@@ -246,7 +246,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def _sampled_sha256(path: Path) -> str:
-    """Hash a file's size and 64 stretches of 64 KiB spread evenly over it: quick for a hundred gigabytes."""
+    """Hash a file's size and 64 samples of 64 KiB spread evenly over it, which is fast even for 100 GB."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""Facts of a model for planning, without its weights: a plan of 140 GB of parameters must not fetch them first.
+"""Read a model's ``ModelFacts`` for planning without downloading weights, which may be 140 GB.
 
-The files themselves come first, where they are on this machine. Else the configuration and the weight files' headers or
-index are enough; a hub's are read without the weights. What is known by name comes last. Only the files give a
-fingerprint, so nothing can be run on the rest.
+Sources, in this order: the model's files, if they are on this machine; its configuration and the headers or index of
+its weight files, which the hub serves without the weights; the table of known models. Only the files give a
+fingerprint, so the other two are enough to plan a job but not to run it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
 from .model_files import DTYPES, facts_of, find_model, read_config, read_facts
 
 FactsFrom = Literal["files", "configuration", "table"]
-"""Where facts are from: the whole model, its configuration and weight index, or the table of known models."""
+"""Source of a model's facts: all its files, its configuration and weight index, or the table of known models."""
 
 _INDEX = "model.safetensors.index.json"
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def sketch_model(model: ModelSpec, say: Callable[[str], None]) -> tuple[ModelFacts, FactsFrom]:
-    """Find out what planning needs to know of a model; no weights are fetched.
+    """Read what planning needs to know about a model; no weights are downloaded.
 
     Args:
-        model: Which model.
-        say: Told when something takes long.
+        model: Source and revision of the model.
+        say: Called with a line of text before something that takes long.
 
     Returns:
-        The facts, without a fingerprint unless they are from the model's own files; and where they are from.
+        The facts and their source; the fingerprint is empty unless the source is ``files``.
 
     Raises:
-        InputError: There is no such model, or nothing can be learnt of it from here.
+        InputError: There is no such model, or no source is available on this machine.
     """
     if model.source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or Path(model.source).expanduser().is_dir():
         directory = find_model(model, say)
@@ -57,7 +57,7 @@ def sketch_model(model: ModelSpec, say: Callable[[str], None]) -> tuple[ModelFac
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether a directory holds weights, and all that its index names."""
+    """Whether a directory has weights, and all files that its weight index names."""
     index = directory / _INDEX
     if not any(directory.glob("*.safetensors")):
         return not index.is_file()
@@ -88,7 +88,7 @@ def _facts_of_index(directory: Path) -> ModelFacts:
 
 
 def _cached(model: ModelSpec) -> Path | None:
-    """The snapshot that the hub's cache on this machine has, whole or not."""
+    """Return the snapshot in this machine's hub cache, complete or not; None when there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -103,17 +103,17 @@ def _facts_of_hub(model: ModelSpec, say: Callable[[str], None]) -> ModelFacts:
 
     say(f"Reading the configuration of {model.source} on the hub; no weights are fetched.")
     try:
-        # The headers first: without a network this ends at once, a download tries again and again.
+        # The headers first: without a network this fails at once, whereas a download is retried for a while.
         found = get_safetensors_metadata(model.source, revision=model.revision).parameter_count
         config = Path(hf_hub_download(model.source, "config.json", revision=model.revision))
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(
-            f"{model.source!r} is no local directory and its configuration cannot be had from the hub: {reason}.",
+            f"{model.source!r} is not a local directory and its configuration cannot be read from the hub: {reason}.",
             code="no_model",
             field="model.source",
             hint="Check the name, the revision, the network and HF_TOKEN, or name a local directory. "
-            f"Known without any: {', '.join(known_models())}.",
+            f"Models that can be planned without it: {', '.join(known_models())}.",
         ) from error
     counts = {str(name): count for name, count in found.items()}
     most = max(counts, key=lambda name: counts[name])

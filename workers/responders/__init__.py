@@ -1,1 +1,1 @@
-"""Responders whose text comes from elsewhere: given conversations, or a chat completions server."""
+"""Responders that do not generate themselves: texts are given, or come from a chat completions server."""

@@ -1,7 +1,7 @@
 """Chat completions from a server that speaks the OpenAI protocol: each request is retried until it is answered.
 
-Foreign engine: aiohttp. A failure that may pass (too many requests, a server's own error, a cut or silent connection)
-is retried after a pause; what will not pass (no key, no such model, a prompt that is too long) is an error at once.
+The only module that uses aiohttp. Transient failures (too many requests, a server error, a lost connection, a timeout)
+are retried after a pause; permanent ones (no key, no such model, a prompt that is too long) raise at once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ...jobs.errors import InputError, UnitError
 from ...jobs.rollouts import FinishReason
 from ...jobs.spec import GenerationSpec, SamplingSpec
 
-_PASSING = {408, 409, 425, 429}
+_TRANSIENT_STATUSES = {408, 409, 425, 429}
 _LONGEST_PAUSE_S = 30.0
 _SEED_RANGE = 2**31
-"""Seeds that servers take are 31 bits wide; ours have 63."""
+"""Servers accept seeds of 31 bits; those of rollouts have 63."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,49 +36,48 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often a request is retried, and after which pauses.
+    """How often a request is tried, and how long to pause between tries.
 
     Attributes:
-        tries: Tries in all.
-        first_pause_s: Doubled after each try, up to half a minute; a random part of it is left out, so that requests
-            that failed together do not come back together.
+        tries: Maximum number of tries, the first included.
+        first_pause_s: Pause after the first failure, in seconds. It doubles with each failure, up to half a minute,
+            with jitter, so that requests that failed together are not all retried at the same moment.
     """
 
     tries: int = 8
     first_pause_s: float = 0.5
 
     def pause_s(self, failures: int, asked_for_s: float | None) -> float:
-        """Say how long to wait before the next try, in seconds.
+        """Return the pause before the next try, in seconds.
 
         Args:
-            failures: Tries that failed in a row.
-            asked_for_s: The least pause that the server asked for, of which at most half a minute is granted; None
-                where it named none.
+            failures: Number of failed tries so far.
+            asked_for_s: The server's ``Retry-After`` in seconds, honoured up to half a minute; None where it sent none.
         """
         pause_s = min(_LONGEST_PAUSE_S, self.first_pause_s * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
         return max(pause_s, min(asked_for_s or 0.0, _LONGEST_PAUSE_S))
 
 
 RETRIES = Retries()
-"""During a run: about a minute in all, which a server that is restarted may need."""
+"""During a run: about a minute in total, enough for a server to restart."""
 
 CHECK_RETRIES = Retries(tries=3)
-"""Before a run, where a person waits for the answer."""
+"""Before a run, while a person waits for the result."""
 
 
-class _PassingError(Exception):
-    """A failure that may pass."""
+class _TransientFailureError(Exception):
+    """A transient failure; the request is retried."""
 
-    def __init__(self, what: str, pause_s: float | None = None) -> None:
-        super().__init__(what)
+    def __init__(self, message: str, pause_s: float | None = None) -> None:
+        super().__init__(message)
         self.pause_s = pause_s
 
 
 class _RefusedError(Exception):
-    """A failure that will not."""
+    """A permanent failure; retrying would not help."""
 
-    def __init__(self, status: int, what: str) -> None:
-        super().__init__(what)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
@@ -86,8 +85,8 @@ class ChatClient:
     """Requests chat completions from one server. Use as an asynchronous context manager.
 
     Args:
-        generation: Address of the server, key, timeout and concurrency.
-        model: The server's name for the model.
+        generation: Address of the server, name of the key's variable, timeout and concurrency.
+        model: Name of the model on the server.
         options: ``chat_template_kwargs`` of every request; empty for none.
         retries: How often a request is tried.
 
@@ -122,13 +121,13 @@ class ChatClient:
         """Request one completion, with retries.
 
         Args:
-            messages: The chat, as the model's template takes it.
-            sampling: How tokens are chosen, and how many at most.
-            seed: Seed of this response; 31 bits of it are sent.
-            what: Stands for the request in error messages.
+            messages: The chat, in the form that the model's template accepts.
+            sampling: How tokens are sampled, and at most how many.
+            seed: Seed of this response; its low 31 bits are sent.
+            what: Name of the request in error messages.
 
         Raises:
-            UnitError: The server refused it, or did not answer in several tries.
+            UnitError: The server refused the request, or every try failed.
         """
         body = self._body(messages, sampling, seed)
         for failures in range(1, self._retries.tries + 1):
@@ -136,7 +135,7 @@ class ChatClient:
                 return await self._ask(body)
             except _RefusedError as error:
                 raise UnitError(f"{what}: the server at {self._url} refused it: {error}.", code="refused") from None
-            except _PassingError as error:
+            except _TransientFailureError as error:
                 if failures == self._retries.tries:
                     raise UnitError(
                         f"{what}: no answer from {self._url} in {failures} tries; the last time: {error}.",
@@ -146,10 +145,10 @@ class ChatClient:
         raise AssertionError
 
     async def check(self) -> None:
-        """Ask for a single token, so that a wrong address, key or name is found before anything is spent.
+        """Request a single token, so that a wrong address, key or model name is found before a model is loaded.
 
         Raises:
-            InputError: It is one of these, or nothing answers there.
+            InputError: One of them is wrong, or nothing answers at the address.
         """
         body = self._body([{"role": "user", "content": "Hi"}], SamplingSpec(temperature=0, max_new_tokens=1), 0)
         for failures in range(1, self._retries.tries + 1):
@@ -157,7 +156,7 @@ class ChatClient:
                 await self._ask(body)
             except _RefusedError as error:
                 raise self._why_refused(error) from None
-            except _PassingError as error:
+            except _TransientFailureError as error:
                 if failures == self._retries.tries:
                     raise InputError(
                         f"nothing useful answers at {self._url}: {error}.",
@@ -187,11 +186,11 @@ class ChatClient:
                 text = await response.text()
                 status, pause_s = response.status, _retry_after(response.headers)
         except TimeoutError as error:
-            raise _PassingError(f"no answer in time ({type(error).__name__}, generation.timeout_s)") from None
+            raise _TransientFailureError(f"no answer in time ({type(error).__name__}, generation.timeout_s)") from None
         except (aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
-            raise _PassingError(f"{type(error).__name__}: {error}") from None
-        if status in _PASSING or status >= 500:
-            raise _PassingError(f"status {status}: {_reason(text)}", pause_s)
+            raise _TransientFailureError(f"{type(error).__name__}: {error}") from None
+        if status in _TRANSIENT_STATUSES or status >= 500:
+            raise _TransientFailureError(f"status {status}: {_reason(text)}", pause_s)
         if status != 200:
             raise _RefusedError(status, f"status {status}: {_reason(text)}")
         return _completion(text)
@@ -199,7 +198,7 @@ class ChatClient:
     def _why_refused(self, error: _RefusedError) -> InputError:
         if error.status in (401, 403):
             return InputError(
-                f"the server at {self._url} lets nobody in with this key: {error}.",
+                f"the server at {self._url} rejects this key: {error}.",
                 code="endpoint_unauthorised",
                 field="generation.api_key_env",
                 hint="Name the environment variable that holds the server's key, and set it where the worker runs.",
@@ -235,16 +234,16 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _reason(text: str) -> str:
-    """Give what a server says went wrong, on one line."""
+    """Extract the error message from a server's reply, on one line."""
     try:
-        said = json.loads(text)
+        detail = json.loads(text)
     except ValueError:
-        said = text
-    if isinstance(said, dict):
-        said = said.get("error") or said.get("message") or said.get("detail") or said
-    if isinstance(said, dict):
-        said = said.get("message", said)
-    return " ".join(str(said).split())[:300].rstrip(".") or "no reason given"
+        detail = text
+    if isinstance(detail, dict):
+        detail = detail.get("error") or detail.get("message") or detail.get("detail") or detail
+    if isinstance(detail, dict):
+        detail = detail.get("message", detail)
+    return " ".join(str(detail).split())[:300].rstrip(".") or "no reason given"
 
 
 def _completion(text: str) -> Completion:
@@ -253,10 +252,10 @@ def _completion(text: str) -> Completion:
         message = choice["message"]
         content, reason = message.get("content"), choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _PassingError(f"its answer is not a chat completion ({error!r})") from None
+        raise _TransientFailureError(f"its answer is not a chat completion ({error!r})") from None
     if not isinstance(content, str) or content.lstrip().startswith("<think>"):
         reasoned = content or message.get("reasoning_content") or message.get("reasoning")
         what = "it reasons before it answers; switch that off in the server" if reasoned else "it answers with no text"
-        # An empty text is a response without content; no text at all is something else.
+        # An empty string is a valid response without content; a missing one, or one that starts with reasoning, is not.
         raise _RefusedError(200, what)
     return Completion(content, "length" if reason == "length" else "stop")

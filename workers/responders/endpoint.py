@@ -1,6 +1,6 @@
-"""A responder whose responses a server generates: many prompts are sent at a time, and each answer is read here.
+"""A responder whose responses come from a server: it sends prompts concurrently and captures each response by prefill.
 
-Requests live on an event loop in a thread of its own, so that the server goes on generating while this one captures.
+Requests run on an event loop in a separate thread, so that the server keeps generating while this process captures.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class _Answered:
 
 
 class EndpointResponder:
-    """Has prompts answered by a server and captures by a pass over prompt and response.
+    """Generates on a server, and captures in a prefill pass over prompt and response.
 
     Args:
-        reader: The model that captures, a copy of the one that the server holds.
-        conversations: Renders for the same model.
-        generation: Address of the server, and how many requests it is sent at a time.
-        model: The server's name for the model.
-        sampling: How the server chooses tokens.
+        reader: The model that captures, the same as the server's.
+        conversations: Renders conversations for that model.
+        generation: Address of the server, and the number of concurrent requests.
+        model: Name of the model on the server.
+        sampling: How the server samples tokens.
         retries: How often a request is tried.
-        user_spans: Finds the user's words; None where no pooling is over them.
+        user_spans: Locates user messages; None where no pooling needs them.
 
     Attributes:
-        prefetch: One unit: as many requests as the server takes are sent at once.
+        prefetch: 1, because the requests of a whole unit are sent at once.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class EndpointResponder:
         self._retries = retries
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Have responses generated and capture them; see ``Responder.generate``."""
+        """Generate on the server and capture; see ``Responder.generate``."""
         renderer = self._conversations.renderer
         client = ChatClient(self._generation, self._model, renderer.server_options, self._retries)
         with _Requests(client, renderer, self._sampling) as requests:
@@ -83,10 +83,10 @@ class EndpointResponder:
             fill()
             while requests.in_flight:
                 answered = requests.wait()
-                # Requests that are under way are not at fault: they are finished before the error is raised.
+                # The other requests in flight did not cause the error: they are finished before it is raised.
                 refused = next((answer.error for answer in answered if answer.error is not None), refused)
-                # Before reading, so that the server has something to do meanwhile; after, for requests that follow a
-                # reply and for what was answered since.
+                # Fill before reading, so that the server is busy while this process captures; and after, because the
+                # captured replies may lead to further requests.
                 fill()
                 yield from self._read([answer for answer in answered if answer.error is None])
                 fill()
@@ -121,20 +121,20 @@ class EndpointResponder:
 
 
 def _refuse_intervention(request: RolloutRequest) -> None:
-    """Refuse a request that edits the model's residual stream, which the server's copy of the model knows nothing of.
+    """Refuse a request with an intervention: a server cannot edit the residual stream while it generates.
 
     Raises:
-        UnitError: It does.
+        UnitError: The request has an intervention.
     """
     if request.intervention is not None and request.intervention.edits:
         raise UnitError(
-            f"{request.address}: the request carries an intervention, and a server generates with the model as it is.",
+            f"{request.address}: the request carries an intervention, which a server cannot apply.",
             code="no_intervention",
         )
 
 
 class _Requests:
-    """Requests in flight, on an event loop in a thread. A context manager: leaving it drops what is still under way."""
+    """Requests in flight, on an event loop in a thread. A context manager; leaving it cancels them."""
 
     def __init__(self, client: ChatClient, renderer: ChatRenderer, sampling: SamplingSpec) -> None:
         self._client = client
@@ -158,14 +158,14 @@ class _Requests:
         self._loop.close()
 
     def send(self, request: RolloutRequest) -> None:
-        """Ask for a response."""
+        """Send a request without waiting for its response."""
         self.in_flight += 1
         task = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def wait(self) -> list[_Answered]:
-        """Give what has been answered, waiting for the first if there is nothing yet."""
+        """Wait until at least one request is answered, and return all that are."""
         answered = [self._answers.get()]
         while not self._answers.empty():
             answered.append(self._answers.get())
@@ -180,7 +180,7 @@ class _Requests:
             answered = _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))
         except UnitError as error:
             answered = _Answered(request, None, error)
-        except Exception as error:  # noqa: BLE001 - handed to the caller: an error that stays in a task is never raised
+        except Exception as error:  # noqa: BLE001 - passed to the caller: an error left in the task is never raised
             answered = _Answered(request, None, UnitError(f"{name}: {error!r}.", code="endpoint_failed"))
         self._answers.put(answered)
 
@@ -195,10 +195,16 @@ class _Requests:
 def check_endpoint(
     generation: GenerationSpec, model: str, renderer: ChatRenderer, retries: Retries = CHECK_RETRIES
 ) -> None:
-    """Make sure that a server is there and serves the model, before a model is loaded here.
+    """Check that a server answers and serves the model, before the model is loaded here.
+
+    Args:
+        generation: Address of the server.
+        model: Name of the model on the server.
+        renderer: Renders for the model; its template options are sent along.
+        retries: How often the request is tried.
 
     Raises:
-        InputError: It does not; names the field of the spec.
+        InputError: The server does not answer or does not serve the model; names the field of the spec.
     """
 
     async def ask() -> None:

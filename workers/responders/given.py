@@ -1,4 +1,4 @@
-"""A responder whose responses are given: it renders conversations, has them read, and makes a rollout of every turn."""
+"""A responder for given conversations: it renders them, captures them, and makes a rollout of each assistant turn."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .readings import Reading, read
 
 
 class GivenResponder:
-    """Answers requests for turns of given conversations by one pass over each conversation.
+    """Captures all requested turns of a given conversation in one pass over it.
 
     Args:
         reader: The model that captures.
-        conversations: Renders for the same model.
-        user_spans: Finds the user's words; None where no pooling is over them.
+        conversations: Renders conversations for that model.
+        user_spans: Locates user messages; None where no pooling needs them.
 
     Attributes:
-        prefetch: One unit: many conversations are taken at once, and nothing is asked for while they are read.
+        prefetch: 1, because many conversations are taken at once and none while they are read.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class GivenResponder:
         self._held: RolloutRequest | None = None
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Read and capture what is given; see ``Responder.generate``."""
+        """Capture the given responses; see ``Responder.generate``."""
         self._held = None
         while readings := self._take(next_request):
             yield from read(self.reader, readings)
 
     def _take(self, next_request: Callable[[], RolloutRequest | None]) -> list[Reading]:
-        """Take conversations until there are tokens enough for one call; the turns of one stay together."""
+        """Take conversations until they have enough tokens for one call; the turns of one stay together."""
         readings: list[Reading] = []
         tokens = 0
         while tokens < self.reader.tokens_per_capture:
@@ -60,21 +60,21 @@ class GivenResponder:
         return readings
 
     def _reading(self, requests: Sequence[RolloutRequest]) -> Reading:
-        """Render a conversation, and make the rollouts of those of its turns that are requested."""
+        """Render a conversation and make a rollout of each requested turn."""
         given = requests[0].given
         if given is None:
             raise UnitError(f"{requests[0].address} has no text to read.", code="rows_mixed")
         text = self._conversations.render(given.conversation)
         spans = dict(zip(given.conversation.turn_indices(), text.responses, strict=True))
         turns = [request.given.turn_index for request in requests if request.given is not None]
-        asked = tuple(spans[turn] for turn in turns)
+        requested = tuple(spans[turn] for turn in turns)
         users = self._user_spans.of_turns(given.conversation, turns) if self._user_spans else ()
-        rollouts = tuple(_rollout(request, text, span) for request, span in zip(requests, asked, strict=True))
-        return Reading(TokenisedText(text.name, text.token_ids, asked, users, requests[0].intervention), rollouts)
+        rollouts = tuple(_rollout(request, text, span) for request, span in zip(requests, requested, strict=True))
+        return Reading(TokenisedText(text.name, text.token_ids, requested, users, requests[0].intervention), rollouts)
 
 
 def _may_share_a_pass(first: RolloutRequest, request: RolloutRequest) -> bool:
-    """Whether two requests are turns of one reading: of the same conversation, with the same change of the model."""
+    """Whether two requests can be captured in one pass: same conversation, same intervention."""
     return _conversation(request) is _conversation(first) and request.intervention == first.intervention
 
 

@@ -14,7 +14,7 @@ from .. import output
 from ..options import address_option, json_option
 
 _STOP_DRIVER_AFTER_S = 8.0
-"""An entrypoint that was killed cannot stop its driver, which is detached; after so long, another job stops it."""
+"""If the entrypoint was killed, it cannot stop its driver, which is detached; after this time another job stops it."""
 
 _TIMEOUT_S = 60.0
 

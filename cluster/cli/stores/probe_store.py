@@ -40,6 +40,6 @@ def probe_store(url: str, endpoint_url: str | None, as_json: bool) -> int:
 
 
 def _as_dict(finding: ProbeResult) -> dict[str, Any]:
-    facts = asdict(finding)
-    # The name that ``--json`` has always had for it.
-    return {"what" if key == "message" else key: value for key, value in facts.items()}
+    fields = asdict(finding)
+    # ``what`` is the key of the message in ``--json`` output, which must not change.
+    return {"what" if key == "message" else key: value for key, value in fields.items()}

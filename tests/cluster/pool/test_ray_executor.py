@@ -362,7 +362,7 @@ def test_what_was_on_a_node_that_goes_is_innocent_and_the_node_is_not_blamed(
             nodes.cluster.remove_node(third, allow_graceful=False)
             answer = answer_of(executor)
         assert answer.worker == worker
-        assert [isinstance(result, Failure) and result.is_innocent for result in answer.results] == [True] * len(
+        assert [isinstance(result, Failure) and result.is_worker_fault for result in answer.results] == [True] * len(
             attempts
         )
         assert executor.nodes_left_out == {}

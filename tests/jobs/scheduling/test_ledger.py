@@ -32,7 +32,7 @@ def uneven_plan() -> Plan:
 
 
 def fail(ledger: Ledger, attempt: UnitAttempt, why: str = "scripted", *, node: bool = False) -> bool:
-    return ledger.fail(Failure(attempt.unit.unit_id, attempt.number, why, is_innocent=node))
+    return ledger.fail(Failure(attempt.unit.unit_id, attempt.number, why, is_worker_fault=node))
 
 
 @given(data=st.data(), per_assignment=st.integers(1, 12), num_workers=st.integers(1, 4))

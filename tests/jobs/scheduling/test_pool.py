@@ -192,7 +192,7 @@ def test_a_death_fails_the_workers_units_and_another_is_launched_at_once(plan: P
     harness.assign("worker-0", unit, mate)
     failures = failures_of(harness.die("worker-0"))
     assert [failure.unit_id for failure in failures] == [unit.unit.unit_id, mate.unit.unit_id]
-    assert {(failure.message, failure.detail, failure.is_innocent) for failure in failures} == {
+    assert {(failure.message, failure.detail, failure.is_worker_fault) for failure in failures} == {
         ("the worker died", "killed", False)
     }
     assert harness.follow() == ["worker-1"]
@@ -209,7 +209,7 @@ def test_what_goes_with_its_node_is_innocent_and_the_node_is_not_charged(plan: P
             harness.load(worker, "a")
         harness.assign(worker, attempt_at(plan, number))
         (failure,) = failures_of(harness.die(worker, is_unreachable=is_unreachable))
-        assert (failure.message, failure.is_innocent) == ("the worker's node is gone", True)
+        assert (failure.message, failure.is_worker_fault) == ("the worker's node is gone", True)
     assert harness.pool.nodes_left_out == {}
 
 
@@ -260,6 +260,38 @@ def test_the_last_node_is_never_left_out_of_a_job_that_works():
         kill_on(harness, "a")
     assert harness.pool.nodes_left_out == {}
     assert harness.launched[-1].avoid == ()
+
+
+def test_a_job_whose_every_node_has_refused_ends_though_one_more_seemed_alive_for_a_while():
+    pool = Harness({"a": 1, "b": 1, "dying": 1})
+    first, second, _third = pool.follow()
+    for worker, node in ((first, "a"), (second, "b")):
+        pool.place(worker, node)
+        pool.refuse(worker, NO_MEMORY)
+    assert set(pool.pool.nodes_left_out) == {"a", "b"}
+    del pool.places["dying"]
+    pool.gone.add("dying")
+    with pytest.raises(InputError) as caught:
+        pool.follow(FOLLOW_EVERY_S)
+    assert caught.value is NO_MEMORY
+
+
+def test_the_last_node_left_out_is_used_again_when_the_others_are_gone():
+    pool = Harness({"a": 1, "b": 1, "dying": 1})
+    first, second, third = pool.follow()
+    pool.place(first, "a")
+    pool.place(second, "b")
+    pool.load(third, "dying")
+    pool.refuse(first, NO_MEMORY)
+    pool.refuse(second, NO_MEMORY)
+    assert set(pool.pool.nodes_left_out) == {"a", "b"}
+    del pool.places["dying"]
+    pool.gone.add("dying")
+    pool.die(third)
+    launched = pool.follow(FOLLOW_EVERY_S)
+    assert set(pool.pool.nodes_left_out) == {"a"}
+    assert [launch.avoid for launch in pool.launched if launch.worker in launched] == [("a",)]
+    assert pool.alive == launched
 
 
 def test_a_worker_that_was_placed_on_a_node_left_out_meanwhile_is_replaced():
@@ -433,7 +465,7 @@ def test_a_worker_that_is_silent_for_too_long_is_replaced(plan: Plan):
     (failure,) = failures_of(harness.check_silence(A_MOMENT_S))
     assert failure.message == "the worker hung and was replaced"
     assert failure.detail == "silent for 1800 s; the longest before was 20 s"
-    assert not failure.is_innocent
+    assert not failure.is_worker_fault
     assert harness.alive == ["worker-1"], "who holds nothing may be silent"
     assert len(harness.follow()) == 1
 
@@ -468,7 +500,7 @@ def test_a_worker_that_fails_unit_after_unit_is_replaced_and_what_it_holds_is_in
         assert failures_of(harness.report("worker-0", failed(plan, number))) == [failed(plan, number)]
     own, others = harness.report("worker-0", failed(plan, FAILURES_IN_A_ROW))
     assert own.results == (failed(plan, FAILURES_IN_A_ROW),)
-    assert {(failure.message, failure.detail, failure.is_innocent) for failure in failures_of([others])} == {
+    assert {(failure.message, failure.detail, failure.is_worker_fault) for failure in failures_of([others])} == {
         ("the worker failed unit after unit and was replaced", "CUDA error", True)
     }
     assert len(others.results) == 11 - FAILURES_IN_A_ROW

@@ -1,4 +1,4 @@
-"""Tables are read in the calling thread: threads of Arrow's that outlive the read can abort a process that is ending."""
+"""Tables are read in the calling thread: Arrow threads that outlive the read may abort an ending process."""
 
 from __future__ import annotations
 
