@@ -83,6 +83,12 @@ class WorkerPool(Generic[R]):
         self._nodes = nodes
         self.follow_at = now + FOLLOW_EVERY_S
         if nodes.num_places() and not nodes.num_places(self._node_health.left_out):
+            if not self._loading.any_was_ready and not self.workers.is_any_placed:
+                # Every node has refused. An error of the input keeps its own message, code and field.
+                reason = list(self._node_health.left_out.values())[-1]
+                error = self._last_refusal
+                self._give_up(error if isinstance(error, InputError) else _no_worker(reason))
+                return self._taken()
             self._readmit_last_node()
         # At least one: a worker that waits to be placed makes an autoscaler add a node, and uses a node that joins.
         self._num_wanted = self._replicas or max(1, nodes.num_places(self._node_health.left_out))
@@ -370,12 +376,6 @@ class WorkerPool(Generic[R]):
 
         A node that dies is listed as alive for some seconds, so a node may be left out in favour of one that is dead.
         """
-        if not self._loading.any_was_ready and not self.workers.is_any_placed:
-            # Every node has refused. An error of the input keeps its own message, code and field.
-            error = self._last_refusal
-            reason = list(self._node_health.left_out.values())[-1]
-            self._give_up(error if isinstance(error, InputError) else _no_worker(reason))
-            return
         node_id = next(node for node in reversed(self._node_health.left_out) if self._nodes.places.get(node))
         del self._node_health.left_out[node_id]
         # Those that wait to be placed were told to avoid it.

@@ -11,7 +11,7 @@ from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.scheduling.loading_health import LATE_REFUSALS, LOADING_DEATHS, REFUSALS, REFUSED_PAUSE_S
 from persona_atlas.jobs.scheduling.node_health import MAX_DEATHS, WITHIN_S
 from persona_atlas.jobs.scheduling.pool import FOLLOW_EVERY_S, PLACEMENT_TIMEOUT_S
-from persona_atlas.jobs.scheduling.pool_commands import Deliver
+from persona_atlas.jobs.scheduling.pool_commands import Deliver, Kill
 from persona_atlas.jobs.scheduling.worker_health import FAILURES_IN_A_ROW, SILENCE_S
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
 from persona_atlas.jobs.units import UnitAttempt
@@ -274,6 +274,8 @@ def test_a_job_whose_every_node_has_refused_ends_though_one_more_seemed_alive_fo
     with pytest.raises(InputError) as caught:
         pool.follow(FOLLOW_EVERY_S)
     assert caught.value is NO_MEMORY
+    launched = {launch.worker for launch in pool.launched}
+    assert {command.worker for command in pool.pool.close() if isinstance(command, Kill)} <= launched
 
 
 def test_the_last_node_left_out_is_used_again_when_the_others_are_gone():
