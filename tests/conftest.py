@@ -70,6 +70,13 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     return f"s3://{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture
+def s3_store_url(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty place on S3, for tests that take too long to run on both stores."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    return f"s3://{s3_bucket}/{uuid.uuid4().hex[:12]}"
+
+
 @pytest.fixture(scope="session")
 def smollm2_directory() -> Path:
     """SmolLM2-135M-Instruct as safetensors, converted once on this machine."""

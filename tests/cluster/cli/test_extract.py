@@ -76,8 +76,9 @@ def assert_plain(run: Run, model: Path, talks: list[dict[str, Any]], pooling: st
     assert seen == found.values.shape[0]
 
 
+@pytest.mark.s3
 def test_conversations_of_every_length_are_what_plain_forward_passes_show(
-    tmp_path: Path, store_url: str, tiny_model_directory: Path
+    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path
 ):
     talks = [
         line("Hi", "Hello there.", "So?", "So. " * 30, "And?", "", "Well?", "Well. \u2620", system_prompt="Be.", id=3),
@@ -87,11 +88,11 @@ def test_conversations_of_every_length_are_what_plain_forward_passes_show(
     ]
     source = write_lines(tmp_path / "talks.jsonl", talks)
     options = ("--pooling", "response_mean", "--pooling", "prompt_mean", "--set", "placement.batch_tokens=400")
-    outcome = extract(tiny_model_directory, source, store_url, *options)
+    outcome = extract(tiny_model_directory, source, s3_store_url, *options)
     assert (outcome["state"], outcome["units_worked"]) == ("SUCCEEDED", 1)
     assert outcome["summary"] is None
 
-    run = open_run(store_url)
+    run = open_run(s3_store_url)
     assert run.index.num_rows == 66
     assert run.num_empty_responses == 1
     assert_plain(run, tiny_model_directory, talks)
@@ -105,14 +106,14 @@ def test_conversations_of_every_length_are_what_plain_forward_passes_show(
     assert run.rollouts(conversation=[0])["turn_index"].to_pylist() == [1, 3, 5, 7]
 
     out = tmp_path / "talks.npz"
-    answer = here("query", store_url, "--conversation", "2", "--layer", "1", "--out", out)
+    answer = here("query", s3_store_url, "--conversation", "2", "--layer", "1", "--out", out)
     assert answer["shape"] == [1, 32]
     with np.load(out) as file:
         assert (file["conversation_index"], file["turn_index"]) == ([2], [1])
-    assert here("verify", store_url)["units_done"] == 1
-    assert here("show", store_url)["personas"] == {"conversation": ["talks"]}
+    assert here("verify", s3_store_url)["units_done"] == 1
+    assert here("show", s3_store_url)["personas"] == {"conversation": ["talks"]}
 
-    again = ("extract", "--model", tiny_model_directory, "--conversations", source, "--store", store_url, *options)
+    again = ("extract", "--model", tiny_model_directory, "--conversations", source, "--store", s3_store_url, *options)
     assert here(*again)["units_worked"] == 0
     write_lines(source, talks[:-1])
     with pytest.raises(InputError) as caught:
@@ -209,10 +210,13 @@ def served_spec(path: Path, directory: Path, store: str, url: str, **generation:
     return path
 
 
-def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, store_url: str, tiny_model_directory: Path):
+@pytest.mark.s3
+def test_a_server_generates_and_the_run_is_resumed_by_units(
+    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path
+):
     poison = load_catalog().persona("role", "poet").prompts[0]
     with serving(ChatServer(answer=lambda _: "Arr!", poison=poison)) as server:
-        spec = served_spec(tmp_path / "job.yaml", tiny_model_directory, store_url, server.url)
+        spec = served_spec(tmp_path / "job.yaml", tiny_model_directory, s3_store_url, server.url)
         first = atlas("run", spec, "--set", "generation.concurrency=4", status=1)
         assert first["state"] == "FAILED"
         (failure,) = first["failures"]
@@ -225,7 +229,7 @@ def test_a_server_generates_and_the_run_is_resumed_by_units(tmp_path: Path, stor
         assert second["state"] == "SUCCEEDED"
         assert second["units_worked"] == 1
         assert len(server.bodies) - asked == 4, "two questions; driver and worker look whether it is there"
-        run = open_run(store_url)
+        run = open_run(s3_store_url)
         rollouts = run.rollouts()
         assert set(rollouts["response"].to_pylist()) == {"Arr!"}
         assert rollouts.column_names == run.rollouts(persona="nobody").column_names

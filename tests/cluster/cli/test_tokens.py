@@ -68,10 +68,11 @@ def assert_plain(run: Run, model: Path, layers: list[int]) -> None:
         assert relative_errors(tokens_NKD.transpose(1, 0, 2), expected_KND).max() < 1e-3
 
 
+@pytest.mark.s3
 def test_a_run_keeps_every_token_of_the_layers_asked_for(
-    tmp_path: Path, store_url: str, tiny_model_directory: Path, here: Answered, refused: Refused
+    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path, here: Answered, refused: Refused
 ):
-    spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, store_url)
+    spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, s3_store_url)
     planned = here("plan", spec)
     assert planned["token_layers"] == [0, 2]
     assert planned["stored_token_bytes"] == 15 * 40 * 2 * planned["d_model"] * 2
@@ -79,28 +80,28 @@ def test_a_run_keeps_every_token_of_the_layers_asked_for(
     assert outcome["state"] == "SUCCEEDED"
     assert outcome["summary"] is not None, "the means are reduced as ever"
 
-    run = open_run(store_url)
+    run = open_run(s3_store_url)
     assert_plain(run, tiny_model_directory, [0, 2])
-    checked = here("verify", store_url)
+    checked = here("verify", s3_store_url)
     assert (checked["problems"], checked["units_done"]) == ([], 3)
-    assert here("show", store_url)["token_layers"] == [0, 2]
+    assert here("show", s3_store_url)["token_layers"] == [0, 2]
 
     tokens = run.index.filter(run.index["has_vector"])["num_content_tokens"].to_pylist()
     npz, parquet = tmp_path / "out.npz", tmp_path / "out.parquet"
-    answer = here("query", store_url, "--pooling", "tokens", "--layer", "2", "--out", npz)
+    answer = here("query", s3_store_url, "--pooling", "tokens", "--layer", "2", "--out", npz)
     assert answer["shape"] == [sum(tokens), planned["d_model"]]
     assert answer["rollouts"] == len(tokens)
     with np.load(npz) as file:
         assert np.diff(file["offsets"]).tolist() == tokens
-    here("query", store_url, "--pooling", "tokens", "--persona", "poet", "--out", parquet)
+    here("query", s3_store_url, "--pooling", "tokens", "--persona", "poet", "--out", parquet)
     assert [len(lists) for lists in pq.read_table(parquet)["activations"].to_pylist()] == [
         count
         for count, persona in zip(tokens, run.index.filter(run.index["has_vector"])["persona"].to_pylist(), strict=True)
         if persona == "poet"
     ]
-    assert ".npy" in refused("query", store_url, "--pooling", "tokens", "--out", tmp_path / "out.npy")["error"]
-    assert refused("reduce", store_url, "--pooling", "tokens")["field"] == "pooling"
-    pooled = here("query", store_url, "--layer", "1")
+    assert ".npy" in refused("query", s3_store_url, "--pooling", "tokens", "--out", tmp_path / "out.npy")["error"]
+    assert refused("reduce", s3_store_url, "--pooling", "tokens")["field"] == "pooling"
+    pooled = here("query", s3_store_url, "--layer", "1")
     assert pooled["shape"] == [len(tokens), planned["d_model"]]
 
 
