@@ -66,7 +66,6 @@ _MODULES = {
     "estimate": "jobs.sizing.estimate",
     "extract": "cluster.api",
     "load_catalog": "jobs.catalog",
-    "load_source": "jobs.sources.load",
     "load_spec": "jobs.spec",
     "make_spec": "jobs.spec",
     "open_run": "storage.query.run",

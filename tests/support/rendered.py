@@ -40,7 +40,10 @@ def render(kind: str, example: Path = LLAMA, *options: str, few: bool = True) ->
 
 def render_plainly(*arguments: str) -> str:
     """Return what ``cluster render`` prints; its errors are raised."""
-    with patch(f"{_MODULE}.sketch_model", _sketch), patch(f"{_MODULE}.load_catalog", _load_catalog):
+    with (
+        patch(f"{_MODULE}.sketch_model", _sketch),
+        patch("persona_atlas.jobs.sources.load.load_catalog", _load_catalog),
+    ):
         runner = CliRunner(env=SECRETS)
         done = runner.invoke(cli, ["cluster", "render", *arguments], catch_exceptions=False, standalone_mode=False)
     assert done.exit_code == 0, done.output

@@ -21,12 +21,12 @@ from ...jobs.poolings import TokenSpans
 from ...jobs.rollouts import Rollout
 from ...jobs.spec import HookPoint
 from ...jobs.units import RolloutRequest
+from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, EngineSettings
 from ..interventions import AppliedIntervention, Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
-from ..pools import PassStretches, Pools
 from .admission import Admission, RunningRollout
 from .capture import Capture, require_finite
 from .kv_cache import KVCache, PrefixKV
@@ -62,8 +62,8 @@ class Generation:
         self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
         self._admission = Admission(loaded, self._cache, self._max_new, self._interventions, user_spans)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
-        self._pools = Pools(settings.capture, shape)
-        # The rollout in each slot. A slot is an index into this list, and the same index in the KV cache and the pools.
+        self._accumulators = AccumulatorSet(settings.capture, shape)
+        # The rollout in each slot. A slot is an index into this list, and the same in KV cache and accumulators.
         self._slots: list[RunningRollout] = []
 
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
@@ -83,7 +83,7 @@ class Generation:
         """Run one forward pass, pool what it observed, and sample; return the rollouts that ended."""
         running = len(self._slots)
         self._make_room(joining)
-        line = _Line(self._slots, joining, self._pools)
+        line = _Line(self._slots, joining, self._accumulators)
         self._slots += joining
         # A response that has reached its maximum length ends once its last token is observed; it needs no logits.
         continuing = [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < self._max_new]
@@ -118,11 +118,11 @@ class Generation:
         """Add the observed values of a pass to the slots."""
         if running:
             # All decoding slots in one operation: their tokens are the first of the line, and so the first observed.
-            self._pools.add_tokens("response", slice(0, running), observed)
+            self._accumulators.add_tokens("response", slice(0, running), observed)
         joining = self._slots[running:]
         if not joining:
             return
-        self._pools.start(slice(running, len(self._slots)))
+        self._accumulators.start(slice(running, len(self._slots)))
         for slot, rollout in enumerate(joining, start=running):
             prefix = rollout.prefix
             if prefix is None:
@@ -130,7 +130,7 @@ class Generation:
             if rollout.leads:
                 prefix.parts = line.prefix_parts(slot, observed)
                 prefix.kept = self._cache.copy_prefix(slot, prefix.length)
-            for _, array, accumulator in self._pools.arrays("prompt"):
+            for _, array, accumulator in self._accumulators.arrays("prompt"):
                 accumulator.add([slot], prefix.parts[array])
         # After the prefixes, because the contributions to a slot must be added in the order of its tokens.
         line.stretches.add(observed)
@@ -168,7 +168,7 @@ class Generation:
             if slot != last:
                 moved = self._slots[slot] = self._slots[last]
                 self._cache.move(last, slot, len(moved.prompt_ids) + len(moved.token_ids))
-                self._pools.move(last, slot)
+                self._accumulators.move(last, slot)
             self._slots.pop()
         return finished
 
@@ -188,11 +188,11 @@ class Generation:
         )
         start = len(running.prompt_ids)
         spans = TokenSpans((start, start + running.num_content), running.user_span)
-        vectors, tokens = self._pools.finish(slot, spans)
-        for pooling in self._pools.poolings:
+        vectors, tokens = self._accumulators.finish(slot, spans)
+        for pooling in self._accumulators.poolings:
             if not pooling.has_value(running.num_content):
                 continue
-            for point in self._pools.hook_points:
+            for point in self._accumulators.hook_points:
                 value = (tokens if pooling.keeps_tokens else vectors)[point, pooling.name]
                 layers = self._settings.token_layers if pooling.keeps_tokens else self._settings.layers
                 require_finite(torch.from_numpy(value), layers, f"{point}/{pooling.name} of {rollout.address}")
@@ -205,7 +205,7 @@ class _Line:
     Args:
         running: Rollouts in slots 0, 1, ...
         joining: Rollouts in the slots after them.
-        pools: Accumulators of the batch.
+        accumulators: Accumulators of the batch.
 
     Attributes:
         token_ids: Token ids of the whole sequence.
@@ -216,7 +216,9 @@ class _Line:
         stretches: Ranges of the prompts that are pooled.
     """
 
-    def __init__(self, running: Sequence[RunningRollout], joining: Sequence[RunningRollout], pools: Pools) -> None:
+    def __init__(
+        self, running: Sequence[RunningRollout], joining: Sequence[RunningRollout], accumulators: AccumulatorSet
+    ) -> None:
         self.token_ids = [rollout.token_ids[-1] for rollout in running]
         # The token that was sampled last is fed now, so it has the last position of its conversation.
         self.decoded_positions = [len(rollout.prompt_ids) + len(rollout.token_ids) - 1 for rollout in running]
@@ -227,8 +229,8 @@ class _Line:
             for place, rollout in enumerate(running)
             if rollout.intervention is not None
         ]
-        self.stretches = PassStretches(pools, Wanted.first_tokens(len(running)))
-        self._pools = pools
+        self.stretches = PassStretches(accumulators, Wanted.first_tokens(len(running)))
+        self._accumulators = accumulators
         self._prefix_entries: dict[int, list[object]] = {}
         for slot, rollout in enumerate(joining, start=len(running)):
             self._join(slot, rollout)
@@ -238,7 +240,7 @@ class _Line:
         return {
             array: accumulator.parts(observed[point], [entry])
             for (point, array, accumulator), entry in zip(
-                self._pools.arrays("prompt"), self._prefix_entries[slot], strict=True
+                self._accumulators.arrays("prompt"), self._prefix_entries[slot], strict=True
             )
         }
 
@@ -258,7 +260,7 @@ class _Line:
             # A leader's prefix is summed separately, so that its sum can be added to the followers, too.
             own = begin + rollout.prefix.length
             self._prefix_entries[slot] = [
-                accumulator.want(wanted, begin, own) for _, _, accumulator in self._pools.arrays("prompt")
+                accumulator.want(wanted, begin, own) for _, _, accumulator in self._accumulators.arrays("prompt")
             ]
         self.stretches.claim(slot, "prompt", own, end)
         if rollout.user_span is not None:

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import torch
 
 from ...jobs.errors import UnitError
+from ..accumulator_set import AccumulatorSet, PassStretches
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from ..interventions import AppliedIntervention, Interventions
 from ..observation import Wanted
 from ..pooling import Shape
-from ..pools import PassStretches, Pools
 from .capture import Capture, require_finite
 from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
@@ -102,8 +102,8 @@ class TextReader:
 
     def _pass(self, readings: Sequence[Reading]) -> list[CapturedText]:
         """Run one pass over the given texts and pool each of their responses."""
-        pools = Pools(self._settings.capture, self._shape)
-        line = _Line(readings, pools)
+        accumulators = AccumulatorSet(self._settings.capture, self._shape)
+        line = _Line(readings, accumulators)
         if not line.token_ids:
             return [CapturedText((), ()) for _ in readings]
         layout = PackedPass(self._settings.device, line.segments)
@@ -120,12 +120,12 @@ class TextReader:
             require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {subject}")
             require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {subject}")
             require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {subject}")
-        pools.start(slice(0, line.num_slots))
+        accumulators.start(slice(0, line.num_slots))
         line.stretches.add({point: shown.cpu() for point, shown in observed.items()})
         captured: list[CapturedText] = []
         slot = 0
         for reading in readings:
-            pooled = [pools.finish(slot + i, spans) for i, spans in enumerate(reading.text.spans)]
+            pooled = [accumulators.finish(slot + i, spans) for i, spans in enumerate(reading.text.spans)]
             captured.append(
                 CapturedText(tuple(vectors for vectors, _ in pooled), tuple(tokens for _, tokens in pooled))
             )
@@ -138,7 +138,7 @@ class _Line:
 
     Args:
         readings: The texts of the pass.
-        pools: Accumulators of the pass; a slot per response, text after text.
+        accumulators: Accumulators of the pass; a slot per response, text after text.
 
     Attributes:
         token_ids: Token ids of the whole sequence.
@@ -148,11 +148,11 @@ class _Line:
         num_slots: Number of responses of all texts.
     """
 
-    def __init__(self, readings: Sequence[Reading], pools: Pools) -> None:
+    def __init__(self, readings: Sequence[Reading], accumulators: AccumulatorSet) -> None:
         self.token_ids: list[int] = []
         self.segments: list[Segment] = []
         self.interventions: list[tuple[AppliedIntervention | None, int, int]] = []
-        self.stretches = PassStretches(pools, Wanted())
+        self.stretches = PassStretches(accumulators, Wanted())
         self.num_slots = 0
         begins: list[int] = []
         for reading in readings:
@@ -164,7 +164,7 @@ class _Line:
                 self.token_ids += reading.text.token_ids[reading.shared : reading.shared + reading.num_tokens]
                 self.interventions.append((reading.intervention, begin, len(self.token_ids)))
             for spans in reading.text.spans:
-                for span in pools.spans:
+                for span in accumulators.spans:
                     for start, stop in reading.in_line(begin, leader_begin, spans.of(span)):
                         self.stretches.claim(self.num_slots, span, start, stop)
                 self.num_slots += 1

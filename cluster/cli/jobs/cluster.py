@@ -7,13 +7,12 @@ from typing import Any
 import click
 import yaml
 
-from ....jobs.catalog import load_catalog
 from ....jobs.errors import InputError
 from ....jobs.plan import make_plan
 from ....jobs.sizing.devices import load_devices
 from ....jobs.sizing.estimate import estimate
 from ....jobs.sizing.fit import require_fit
-from ....jobs.sources.persona_source import PersonaSource
+from ....jobs.sources.load import load_source
 from ....jobs.spec import JobSpec, load_spec
 from ....workers.models.model_sketch import sketch_model
 from ...manifests.dockerfile import dockerfile
@@ -113,8 +112,7 @@ def _request(
     say = output.progress().say
     table = load_devices(devices_file).of_kind("cpu" if spec.placement.device == "cpu" else "cuda")
     table = table if gpu_type is None else table.only(gpu_type, "--gpu-type")
-    source = PersonaSource(spec, load_catalog(spec.personas.catalog))
-    planned = make_plan(spec, source, sketch_model(spec.model, say)[0])
+    planned = make_plan(spec, load_source(spec), sketch_model(spec.model, say)[0])
     figures = estimate(planned)
     require_fit(planned, figures, table)
     if named["image"] == DEFAULT_IMAGE:

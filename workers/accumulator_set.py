@@ -1,6 +1,6 @@
 """The accumulators of all arrays that a run captures, and what one pass adds to them.
 
-Has nothing to do with the pool of workers. Generation and reading share it: in generation a slot is a rollout of the
+Generation and reading share it: in generation a slot is a rollout of the
 running batch, in reading a response of the pass. Axes: see ``pooling``.
 """
 
@@ -16,7 +16,7 @@ from .observation import Observed, Wanted
 from .pooling import ACCUMULATORS, Accumulator, Float32, Shape
 
 
-class Pools:
+class AccumulatorSet:
     """One accumulator for every array (hook point and pooling) that a run captures.
 
     Args:
@@ -92,12 +92,12 @@ class PassStretches:
     """The stretches of one pass: collected while the packed sequence is built, added to the slots after the pass.
 
     Args:
-        pools: The accumulators that the stretches are added to.
+        accumulators: The accumulators that the stretches are added to.
         wanted: What the pass will observe; each stretch adds what it needs.
     """
 
-    def __init__(self, pools: Pools, wanted: Wanted) -> None:
-        self._pools = pools
+    def __init__(self, accumulators: AccumulatorSet, wanted: Wanted) -> None:
+        self._accumulators = accumulators
         self.wanted = wanted
         # Keyed by array and by how many earlier stretches the slot has in this pass: ``add`` takes each slot at most
         # once per call, and a slot's stretches must be added in order.
@@ -115,7 +115,7 @@ class PassStretches:
         """
         if start >= stop:
             return
-        for point, array, accumulator in self._pools.arrays(span):
+        for point, array, accumulator in self._accumulators.arrays(span):
             nth = self._times.get((array, slot), 0)
             self._times[array, slot] = nth + 1
             _, _, slots, entries = self._rounds.setdefault((array, nth), (point, accumulator, [], []))
