@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import click
 
 from ...jobs.catalog import BUILTIN, KINDS, Catalog, load_catalog
+from ...jobs.names import names_matching
 from ...jobs.personas import Kind, Persona
 from ...jobs.wording import count_of
 from . import output
@@ -30,12 +30,9 @@ def catalog(
         _print_questions(opened, as_json=as_json)
         return
     kinds: list[Kind] = [cast("Kind", kind)] if kind else list(KINDS)
-    chosen = [
-        opened.persona(k, name)
-        for k in kinds
-        for name in opened.names(k)
-        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
-    ]
+    known = [name for k in kinds for name in opened.names(k)]
+    wanted = {name for pattern in patterns for name in names_matching(known, pattern)}
+    chosen = [opened.persona(k, name) for k in kinds for name in opened.names(k) if not patterns or name in wanted]
     if not chosen and patterns:
         # Raises, with the nearest name as a hint.
         opened.select(kinds[0] if kind else "role", patterns, "NAME")

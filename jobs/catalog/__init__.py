@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import InputError, closest
+from ..names import names_matching
 from ..personas import DEFAULT_PERSONA, KINDS, Kind, Persona, Question
 from . import native, released
 
@@ -57,7 +57,7 @@ class Catalog:
 
         Args:
             kind: Kind of the personas.
-            patterns: Names, or globs such as ``*`` and ``a*``.
+            patterns: Names, or globs such as ``*`` and ``a*``; an exact name selects itself alone.
             field_name: Field of the spec or option that holds the patterns, for errors.
 
         Returns:
@@ -73,7 +73,7 @@ class Catalog:
         known = self.names(kind)
         chosen: set[str] = set()
         for pattern in patterns:
-            matched = [name for name in known if fnmatchcase(name, pattern)]
+            matched = names_matching(known, pattern)
             if not matched:
                 raise self._unknown(kind, pattern, field_name=field_name)
             chosen.update(matched)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import SupportsIndex, TypedDict, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...jobs.errors import InputError, closest
+from ...jobs.names import names_matching
 
 Names = str | Sequence[str] | None
 Indices = SupportsIndex | Iterable[SupportsIndex] | None
@@ -23,7 +23,7 @@ class Filters(TypedDict, total=False):
 
     Attributes:
         kind: ``role``, ``trait``, ``default`` or ``conversation``; one, several, or a glob.
-        persona: Names or globs such as ``p*``; one or several.
+        persona: Names or globs such as ``p*``; one or several. An exact name selects itself alone.
         polarity: ``pos`` or ``neg``; one or several.
         prompt: Prompt indices, 0-based; one or several.
         question: Question indices, 0-based; one or several.
@@ -77,7 +77,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         names: Names = filters.get(column)
         if names is not None:
             known = index[column].unique().to_pylist()
-            matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in _listed(names))]
+            matched = sorted({name for pattern in _listed(names) for name in names_matching(known, pattern)})
             index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
     for name in ("prompt", "question", "conversation", "turn"):
         numbers: Indices = filters.get(name)
@@ -91,7 +91,9 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
                     hint="Only runs of given conversations have conversations and turns.",
                 )
             wanted = _numbers(numbers, name)
-            index = index.filter(pc.field(column).isin(pa.array(wanted, pa.int64())))
+            # A number that the column cannot hold matches nothing, and Arrow could not compare it.
+            held = [number for number in wanted if 0 <= number < 2**63]
+            index = index.filter(pc.field(column).isin(pa.array(held, pa.int64())))
     for column, least, most in (
         ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
         ("score", filters.get("min_score"), filters.get("max_score")),
@@ -107,7 +109,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
 def unknown_personas(index: pa.Table, personas: Names) -> str:
     """Name the requested personas that no line has, each with the most similar existing name; empty when all exist."""
     known = index["persona"].unique().to_pylist()
-    unknown = [name for name in _listed(personas) if not any(fnmatchcase(k, name) for k in known)]
+    unknown = [name for name in _listed(personas) if not names_matching(known, name)]
     return " ".join(f"There is no persona {name!r}. {closest(name, known)}".strip() for name in unknown)
 
 
@@ -171,8 +173,10 @@ def _parse_layers(text: str, captured: Sequence[int], n_layers: int) -> int | li
         return n_layers // 2
     try:
         if ":" in text:
-            start, stop = text.split(":")
-            return list(range(int(start or 0), int(stop or n_layers)))
+            first, end = text.split(":")
+            start, stop = int(first or 0), int(end or n_layers)
+            # One layer that does not exist is enough to refuse the range; a list of all of them could fill the memory.
+            return list(range(start, min(stop, start + 1 if start < 0 else max(start, n_layers) + 1)))
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(

@@ -244,3 +244,13 @@ def test_the_smallest_catalog_of_ones_own_is_questions_and_a_role(tmp_path: Path
     # The built-in scale serves where a directory has none of its own.
     assert "Sits well." in catalog.persona("role", "judged").judge_prompt
     assert "{answer}" in catalog.persona("role", "judged").judge_prompt
+
+
+def test_an_exact_name_selects_itself_before_it_is_a_glob(native: Path):
+    for name in ("a[b]", "ab", "star*", "starling"):
+        (native / "roles" / f"{name}.yaml").write_text(ROLE)
+    catalog = load_catalog(str(native))
+    assert catalog.select("role", ["a[b]"], "x") == ("a[b]",)
+    assert catalog.select("role", ["star*"], "x") == ("star*",)
+    assert catalog.select("role", ["sta*"], "x") == ("star*", "starling")
+    assert catalog.select("role", ["[a]b"], "x") == ("ab",)
