@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from .catalog import BUILTIN
 from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, pooling_name
-from .yaml_file import parse_yaml, read_text, set_by_path, validate
+from .yaml_file import NO_BOOLEAN, parse_yaml, read_text, set_by_path, validate
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 PoolingName = Annotated[str, AfterValidator(pooling_name)]
@@ -26,12 +26,15 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 PACKAGE_SCHEME = "package://"
 
-_Count = Annotated[int, Field(ge=1)]
-_Layer = Annotated[int, Field(ge=0)]
+MIN_TEMPERATURE = 1e-30
+"""Lowest sampling temperature but 0: a logit of up to 10^8 divided by it is a float32, so probabilities are numbers."""
+
+_Count = Annotated[int, Field(ge=1), NO_BOOLEAN]
+_Layer = Annotated[int, Field(ge=0), NO_BOOLEAN]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False, allow_inf_nan=False)
 
 
 class ModelSpec(_Part):
@@ -87,7 +90,7 @@ class DefaultSelection(_Part):
         samples: Rollouts per prompt and question.
     """
 
-    prompts: Annotated[int, Field(ge=0)] | None = None
+    prompts: Annotated[int, Field(ge=0), NO_BOOLEAN] | None = None
     questions: _Count | None = None
     samples: _Count = 1
 
@@ -132,8 +135,8 @@ class GenerationSpec(_Part):
 
     endpoint: str
     model: str | None = None
-    concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
-    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    concurrency: Annotated[int, Field(ge=1, le=1024), NO_BOOLEAN] = 32
+    timeout_s: Annotated[float, Field(gt=0), NO_BOOLEAN] = 600.0
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
 
     @field_validator("endpoint")
@@ -150,14 +153,21 @@ class SamplingSpec(_Part):
     """How responses are sampled.
 
     Attributes:
-        temperature: Sampling temperature; 0 is greedy decoding.
+        temperature: Sampling temperature, 1e-30 to 10; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of tokens with at least this probability is sampled from.
         max_new_tokens: Most tokens of a response, the end-of-turn token included.
     """
 
-    temperature: Annotated[float, Field(ge=0, le=10)] = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    temperature: Annotated[float, Field(ge=0, le=10), NO_BOOLEAN] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1), NO_BOOLEAN] = 0.9
     max_new_tokens: _Count = 512
+
+    @field_validator("temperature")
+    @classmethod
+    def _can_divide(cls, temperature: float) -> float:
+        if 0 < temperature < MIN_TEMPERATURE:
+            raise ValueError(f"must be 0 (greedy decoding) or at least {MIN_TEMPERATURE:g}")
+        return temperature
 
 
 class CaptureSpec(_Part):
@@ -233,7 +243,7 @@ class PlacementSpec(_Part):
     replicas: _Count | None = None
     tensor_parallel: _Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_tokens: Annotated[int, Field(ge=64)] | None = None
+    batch_tokens: Annotated[int, Field(ge=64), NO_BOOLEAN] | None = None
     threads: _Count | None = None
 
 
@@ -248,7 +258,7 @@ class StoreSpec(_Part):
 
     url: Annotated[str, Field(min_length=1)]
     endpoint_url: str | None = None
-    mantissa_bits: Annotated[int, Field(ge=1, le=23)] = 10
+    mantissa_bits: Annotated[int, Field(ge=1, le=23), NO_BOOLEAN] = 10
 
     @field_validator("url")
     @classmethod
@@ -295,7 +305,7 @@ class JobSpec(_Part):
     capture: CaptureSpec = CaptureSpec()
     placement: PlacementSpec = PlacementSpec()
     store: StoreSpec
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), NO_BOOLEAN] = 0
 
     @model_validator(mode="before")
     @classmethod

@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .errors import InputError, closest
+from .yaml_limits import MAX_DEPTH, refuse_unbounded
 
 _Loader = cast("type[yaml.SafeLoader]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def _refuse_boolean(value: Any) -> Any:
+    """Refuse true and false where a number is meant: pydantic would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+NO_BOOLEAN = BeforeValidator(_refuse_boolean)
+"""Part of the type of every number in a file: true and false are not numbers."""
 
 
 def parse_yaml(text: str, file: str) -> Any:
@@ -30,13 +42,15 @@ def parse_yaml(text: str, file: str) -> Any:
         The parsed value; None for an empty text.
 
     Raises:
-        InputError: The text is not valid YAML, or a mapping has the same key twice; names the line.
+        InputError: The text is not valid YAML, a mapping has the same key twice, or the text has no bounded size;
+            names the line.
 
     Example:
         >>> parse_yaml("seed: 7", "job.yaml")
         {'seed': 7}
     """
     try:
+        refuse_unbounded(text, file, _Loader)
         loader = _Loader(text)
         node = loader.get_single_node()
         _refuse_repeated_keys(node, file)
@@ -48,6 +62,14 @@ def parse_yaml(text: str, file: str) -> Any:
             code="not_yaml",
             file=file,
             hint="Fix that line; a text that contains a colon needs quotes or a >- scalar.",
+        ) from None
+    except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        # PyYAML converts values without checking them: 2026-13-01 is a date to it, and "!!int x" a number.
+        raise InputError(
+            f"holds a value that is not of the type that it looks like: {error}.",
+            code="not_yaml",
+            file=file,
+            hint="A text that looks like a date or a number needs quotes.",
         ) from None
 
 
@@ -151,7 +173,10 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
     given = problem.get("input")
     # A URL may be refused because it holds credentials, which an error must not repeat.
     is_secret = isinstance(given, str) and "@" in given
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and not is_secret else ""
+    # Python refuses to write out integers of thousands of digits.
+    is_huge = isinstance(given, int) and given.bit_length() > 1024
+    is_shown = isinstance(given, str | int | float | bool) and not is_secret and not is_huge
+    shown = f", not {given!r}" if is_shown else ""
     reason = problem["msg"].removeprefix("Value error, ")
     return InputError(f"{reason}{shown}{where}.", code="bad_value", field=field or None, file=file)
 
@@ -214,6 +239,13 @@ def set_by_path(data: Mapping[str, Any], assignment: str) -> dict[str, Any]:
             code="bad_assignment",
             field="--set",
             hint="For example --set sampling.temperature=0.",
+        )
+    if path.count(".") >= MAX_DEPTH:
+        raise InputError(
+            f"names a field more than {MAX_DEPTH} levels deep.",
+            code="bad_assignment",
+            field="--set",
+            hint="See docs/spec.md for the fields of a spec.",
         )
     head, _, rest = path.partition(".")
     changed = dict(data)

@@ -97,10 +97,10 @@ def _text(entry: Any, polarity: str, path: Path, index: int, *, may_be_empty: bo
 def _parse(text: str, path: Path, line: int | None = None) -> dict[str, Any]:
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"line {line or error.lineno} is not JSON: {error.msg}.", code="not_json", file=str(path), hint=_HINT
-        ) from None
+    except (ValueError, RecursionError) as error:
+        # json also refuses numbers of thousands of digits, and what is nested a thousand levels deep.
+        at, reason = line or getattr(error, "lineno", 1), getattr(error, "msg", error)
+        raise InputError(f"line {at} is not JSON: {reason}.", code="not_json", file=str(path), hint=_HINT) from None
     if not isinstance(data, dict):
         raise InputError(f"line {line or 1} is not a JSON object.", code="bad_catalog", file=str(path), hint=_HINT)
     return data

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import InputError, closest
-from ..yaml_file import parse_yaml, read_text, validate
+from ..yaml_file import NO_BOOLEAN, parse_yaml, read_text, validate
 
 BUILTIN_DEVICES = Path(__file__).with_name("devices.yaml")
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOLEAN]
 
 
 class Device(BaseModel):
@@ -43,10 +43,10 @@ class Device(BaseModel):
     tflops: _Positive
     float32_tflops: _Positive
     bandwidth_gb_s: _Positive
-    per_node: Annotated[int, Field(ge=1)]
-    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    efficiency: Annotated[float, Field(gt=0, le=1)]
-    layer_us: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    per_node: Annotated[int, Field(ge=1), NO_BOOLEAN]
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN]
+    efficiency: Annotated[float, Field(gt=0, le=1), NO_BOOLEAN]
+    layer_us: Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN]
     node_label: str | None = None
     vm_type: str | None = None
 

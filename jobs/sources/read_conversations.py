@@ -124,7 +124,7 @@ def _is_message(value: Any) -> bool:
 def _parse(text: str, file: str, line: int | None) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         at = line or getattr(error, "lineno", 1)
         is_lines = line is None and getattr(error, "msg", "") == "Extra data"
         raise InputError(

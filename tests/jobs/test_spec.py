@@ -240,3 +240,85 @@ def test_a_run_that_keeps_no_tokens_is_what_it_was_before_there_was_the_choice(t
     keeping = load(tmp_path, GOOD + "capture: {poolings: [tokens], token_layers: [2]}\n")
     assert keeping.identity()["capture"]["token_layers"] == [2]
     assert (keeping.capture.pooled, keeping.capture.keeps_tokens) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: &a [*a]\n", 8),
+        ("a: &a {b: {c: *a}}\n", 8),
+        ("a: &a\n  <<: *a\n", 9),
+        ("model2: " + "[" * 2000 + "]" * 2000 + "\n", 8),
+        ("a: " + "{b: " * 65 + "1" + "}" * 65 + "\n", 8),
+        ("a: " + "[" * 1_000_000, 8),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 2000)), 71),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 10}]\n" for n in range(1, 30)), 13),
+    ],
+    ids=["itself", "through_others", "merge", "lists", "mappings", "unclosed", "chain_of_aliases", "bomb"],
+)
+def test_yaml_that_nobody_can_read_to_its_end_is_refused_at_once(tmp_path: Path, text: str, line: int):
+    error = refusal(tmp_path, GOOD + text)
+    assert (error.code, error.file, error.exit_status) == ("unbounded_yaml", str(tmp_path / "job.yaml"), 2)
+    assert f"line {line} " in str(error)
+    assert "Write the values out" in str(error)
+    with pytest.raises(InputError, match="--set seed"):
+        load(tmp_path, GOOD, f"seed={'[' * 2000}")
+
+
+def test_anchors_and_aliases_that_are_bounded_are_read(tmp_path: Path):
+    text = GOOD.replace("names: [pirate]", "{names: &names [pirate, poet], prompts: 1}")
+    spec = load(tmp_path, text + "capture: {layers: &n [1, 2], poolings: [tokens], token_layers: *n}\n")
+    assert (spec.capture.layers, spec.capture.token_layers) == ([1, 2], [1, 2])
+
+
+def test_a_value_that_looks_like_another_type_is_refused(tmp_path: Path):
+    for value in ("2026-13-01", "!!int x", "!!bool x", "!!timestamp x", "!!int ''", "9" * 5000):
+        error = refusal(tmp_path, f"{GOOD}seed: {value}\n")
+        assert (error.code, error.file, error.exit_status) == ("not_yaml", str(tmp_path / "job.yaml"), 2)
+    assert refusal(tmp_path, f"{GOOD}seed: 0x{'f' * 5000}\n").field == "seed"
+    assert refusal(tmp_path, f"{GOOD}1: 2\n").exit_status == 2
+    assert refusal(tmp_path, GOOD, ".".join(["a"] * 2000) + "=1").code == "bad_assignment"
+
+
+NUMBERS = [
+    "personas.roles.prompts",
+    "personas.roles.questions",
+    "personas.traits.samples",
+    "personas.default.prompts",
+    "generation.concurrency",
+    "generation.timeout_s",
+    "sampling.temperature",
+    "sampling.top_p",
+    "sampling.max_new_tokens",
+    "placement.replicas",
+    "placement.tensor_parallel",
+    "placement.batch_tokens",
+    "placement.threads",
+    "store.mantissa_bits",
+    "seed",
+]
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "true", "false", "1.0e+999"])
+def test_what_is_no_finite_number_is_refused_in_every_number(tmp_path: Path, field: str, value: str):
+    error = refusal(tmp_path, GOOD, "generation.endpoint=http://host/v1", f"{field}={value}")
+    assert (error.code, error.field, error.exit_status) == ("bad_value", field, 2)
+
+
+def test_a_boolean_is_no_layer(tmp_path: Path):
+    assert str(refusal(tmp_path, GOOD + "capture: {layers: [true]}\n").field).startswith("capture.layers")
+
+
+@pytest.mark.parametrize("value", ["1.0e-38", "1.0e-300", "5.0e-324", "9.9e-31"])
+def test_a_temperature_too_small_to_divide_by_is_refused(tmp_path: Path, value: str):
+    error = refusal(tmp_path, GOOD, f"sampling.temperature={value}")
+    assert error.field == "sampling.temperature"
+    assert "must be 0 (greedy decoding) or at least 1e-30" in str(error)
+
+
+@pytest.mark.parametrize("value", [0, 1e-30, 1e-6, 0.7, 10])
+def test_every_temperature_that_can_divide_is_taken(value: float):
+    spec = small_spec(sampling={"temperature": value})
+    assert spec.sampling.temperature == value
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
