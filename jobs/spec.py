@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from .catalog import BUILTIN
 from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, pooling_name
+from .user_paths import expand_home
 from .yaml_file import NO_BOOLEAN, parse_yaml, read_text, set_by_path, validate
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
@@ -384,8 +385,9 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         >>> load_spec("examples/demo.yaml", ["seed=7"]).seed
         7
     """
-    text = read_text(Path(path), "a job spec")
-    return _validated(parse_yaml(text, str(path)), overrides, text, str(path))
+    file = expand_home(path, "SPEC")
+    text = read_text(Path(file), "a job spec")
+    return _validated(parse_yaml(text, file), overrides, text, file)
 
 
 def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec:

@@ -70,7 +70,7 @@ def is_store(target: str) -> bool:
         >>> is_store("run-3f9a1c"), is_store("s3://bucket/run")
         (False, True)
     """
-    return "/" in target or "\\" in target or target in (".", "..") or Path(target).is_dir()
+    return "/" in target or "\\" in target or target in (".", "..") or target.startswith("~") or Path(target).is_dir()
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:

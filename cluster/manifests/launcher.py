@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...jobs.errors import InputError
+from ...jobs.user_paths import expand_home
 from .pods import CACHE_FOLDER, ENVIRONMENT, USER_ID, Manifest
 from .request import ClusterRequest
 from .sizes import OBJECT_STORE_BYTES, head_size, worker_size
@@ -66,7 +67,7 @@ def ray_vm(request: ClusterRequest, machines: Machines, spec_file: str) -> Manif
         "docker": _docker(request),
         "provider": {},
         "auth": {"ssh_user": machines.ssh_user},
-        "file_mounts": {TOKEN_FILE: TOKEN_FILE, SPEC_PATH: str(Path(spec_file).resolve())},
+        "file_mounts": {TOKEN_FILE: TOKEN_FILE, SPEC_PATH: str(Path(expand_home(spec_file, "--spec")).resolve())},
         "head_start_ray_commands": [
             "ray stop",
             "ulimit -n 65536; ray start --head --port=6379 --num-cpus=0 --dashboard-host=127.0.0.1 "

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from ...jobs.catalog import BUILTIN
+from ...jobs.user_paths import expand_home
 from .submitted_job import CATALOG_FOLDER, SubmittedJob
 
 _PACKAGE = "persona_atlas"
@@ -50,10 +51,10 @@ def stage_job(into: Path, job: SubmittedJob) -> Path:
     """
     job.write(into)
     if job.ships_catalog:
-        shutil.copytree(job.spec.personas.catalog, into / CATALOG_FOLDER)
+        shutil.copytree(expand_home(job.spec.personas.catalog, "personas.catalog"), into / CATALOG_FOLDER)
     return into
 
 
 def is_shipped_catalog(catalog: str) -> bool:
     """Whether a spec's catalog is a directory on this machine, which has to be sent with the job."""
-    return catalog != BUILTIN and Path(catalog).is_dir()
+    return catalog != BUILTIN and Path(expand_home(catalog, "personas.catalog")).is_dir()

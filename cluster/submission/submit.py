@@ -17,6 +17,7 @@ from ...jobs.errors import InputError
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.spec import PACKAGE_SCHEME, JobSpec
+from ...jobs.user_paths import expand_home
 from ...storage.locations.location import open_location
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
@@ -99,10 +100,13 @@ def resolved(spec: JobSpec) -> JobSpec:
     location = open_location(spec.store.url, spec.store.endpoint_url)
     store = spec.store.model_copy(update={"url": location.url, "endpoint_url": location.endpoint_url})
     model, personas = spec.model, spec.personas
-    if not model.source.startswith(PACKAGE_SCHEME) and Path(model.source).expanduser().is_dir():
-        model = model.model_copy(update={"source": str(Path(model.source).expanduser().absolute())})
+    if not model.source.startswith(PACKAGE_SCHEME):
+        directory = Path(expand_home(model.source, "model.source"))
+        if directory.is_dir():
+            model = model.model_copy(update={"source": str(directory.absolute())})
     if is_shipped_catalog(personas.catalog):
-        personas = personas.model_copy(update={"catalog": str(Path(personas.catalog).absolute())})
+        catalog = Path(expand_home(personas.catalog, "personas.catalog"))
+        personas = personas.model_copy(update={"catalog": str(catalog.absolute())})
     return spec.model_copy(update={"store": store, "model": model, "personas": personas})
 
 

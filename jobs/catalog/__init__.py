@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import InputError, closest
 from ..names import names_matching
 from ..personas import DEFAULT_PERSONA, KINDS, Kind, Persona, Question
+from ..user_paths import expand_home
 from . import native, released
 
 BUILTIN = "builtin"
@@ -104,7 +105,7 @@ def load_catalog(source: str = BUILTIN) -> Catalog:
         >>> "pirate" in load_catalog().names("role")
         True
     """
-    root = Path(__file__).parent if source == BUILTIN else Path(source)
+    root = Path(__file__).parent if source == BUILTIN else Path(expand_home(source, "personas.catalog"))
     if not root.is_dir():
         raise InputError(
             "there is no such directory.", code="no_catalog", file=source, hint="Give a directory or 'builtin'."

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import InputError, closest
+from ..user_paths import expand_home
 from ..yaml_file import NO_BOOLEAN, parse_yaml, read_text, validate
 
 BUILTIN_DEVICES = Path(__file__).with_name("devices.yaml")
@@ -131,6 +132,6 @@ def load_devices(path: str | Path | None = None) -> DeviceTable:
         >>> load_devices().devices["H100"].memory_gb
         80.0
     """
-    file = BUILTIN_DEVICES if path is None else Path(path)
+    file = BUILTIN_DEVICES if path is None else Path(expand_home(path, "--devices"))
     text = read_text(file, "a table of devices")
     return validate(DeviceTable, parse_yaml(text, str(file)), text=text, file=str(file))

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 from ..conversation import Conversation, Message, Role
 from ..errors import InputError
 from ..personas import DEFAULT_PERSONA, Kind, Polarity
+from ..user_paths import expand_home
 from ..yaml_file import read_text
 
 _LISTS = ("messages", "conversation")
@@ -35,7 +36,7 @@ def read_conversations(source: str) -> tuple[Conversation, ...]:
         InputError: Something is not a conversation, or there is none; names the file, the line and the field.
     """
     found: list[Conversation] = []
-    for path in _files(Path(source)):
+    for path in _files(Path(expand_home(source, "conversations.source"))):
         found += _read_file(path, len(found))
     if not found:
         raise InputError("holds no conversation.", code="no_conversations", file=source, hint=_HINT)

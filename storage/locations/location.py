@@ -16,6 +16,7 @@ from typing import Protocol
 from zarr.abc.store import Store
 
 from ...jobs.errors import InputError
+from ...jobs.user_paths import expand_home
 from .directory import DirectoryLocation
 from .s3 import S3Location
 
@@ -86,11 +87,12 @@ def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) 
     """Return the location of a directory or an ``s3://bucket/prefix``, without reading or creating anything.
 
     Args:
-        url: A path, or an ``s3://`` URL.
+        url: A path, in which a leading ``~`` is the home directory, or an ``s3://`` URL.
         endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
 
     Raises:
-        InputError: The URL has another scheme or names no bucket, or the endpoint is not an http(s) URL.
+        InputError: The URL has another scheme or names no bucket, the path has an unknown home directory, or the
+            endpoint is not an http(s) URL.
 
     Example:
         >>> open_location("s3://bucket/prefix/").url
@@ -106,7 +108,7 @@ def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) 
             field="store.url",
             hint="Use one.",
         )
-    return DirectoryLocation(Path(url))
+    return DirectoryLocation(Path(expand_home(url, "store.url")))
 
 
 def open_with_wrong_secret(location: Location) -> Location | None:

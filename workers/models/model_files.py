@@ -21,6 +21,7 @@ from typing import Any
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
+from ...jobs.user_paths import expand_home
 
 _SOURCE = "model.source"
 _IDENTITY_FILES = (
@@ -44,7 +45,7 @@ def cache_dir() -> Path:
     """Return the folder for converted models: ``PERSONA_ATLAS_CACHE``, or one in the user's cache."""
     own = os.environ.get("PERSONA_ATLAS_CACHE")
     if own:
-        return Path(own)
+        return Path(expand_home(own, "PERSONA_ATLAS_CACHE"))
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "persona-atlas"
 
@@ -61,7 +62,7 @@ def find_model(model: ModelSpec, say: Callable[[str], None]) -> Path:
     """
     if model.source.startswith(PACKAGE_SCHEME):
         return _converted(_file_in_package(model.source), say)
-    path = Path(model.source).expanduser()
+    path = Path(expand_home(model.source, _SOURCE))
     if path.is_dir():
         return path.resolve()
     if model.source.startswith((".", "/", "~")):

@@ -38,7 +38,7 @@ def sketch_model(model: ModelSpec, say: Callable[[str], None]) -> tuple[ModelFac
     Raises:
         InputError: There is no such model, or no source is available on this machine.
     """
-    if model.source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or Path(model.source).expanduser().is_dir():
+    if model.source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or Path(model.source).is_dir():
         directory = find_model(model, say)
         if _is_whole(directory):
             return read_facts(directory), "files"

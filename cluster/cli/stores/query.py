@@ -10,6 +10,7 @@ import click
 
 from ....jobs.personas import Kind
 from ....jobs.poolings import DEFAULT_POOLING
+from ....jobs.user_paths import expand_home
 from ....jobs.wording import count_of
 from ....storage.query.export_file import FORMATS, check_target, write_query
 from ....storage.query.run import open_run
@@ -66,8 +67,9 @@ def query(
 
     --out writes them to a file, with a table of their rollouts. Without it, the shape and the first rollouts are shown.
     """
-    if out:
-        check_target(Path(out), pooling)
+    target = Path(expand_home(out, "--out")) if out else None
+    if target:
+        check_target(target, pooling)
     run = open_run(store_url, endpoint_url)
     found = run.query(
         kind=kind or None,
@@ -88,7 +90,7 @@ def query(
     )
     shape = found.shape
     # A query without matches must not overwrite the file of an earlier one.
-    written = write_query(found, Path(out)) if out and shape[0] else []
+    written = write_query(found, target) if target and shape[0] else []
     document: dict[str, Any] = {
         "shape": list(shape),
         "rollouts": found.rollouts.num_rows,

@@ -9,6 +9,7 @@ import click
 from ....analysis.reduce import reduce_run
 from ....analysis.report import render_report, write_report
 from ....jobs.errors import InputError
+from ....jobs.user_paths import expand_home
 from ....storage.query.run import open_run
 from .. import output
 from ..options import endpoint_option, json_option, store_argument
@@ -28,6 +29,7 @@ def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: b
     if out is None:
         place = write_report(run, reduction)
     else:
+        out = expand_home(out, "--out")
         try:
             Path(out).write_text(render_report(run, reduction), encoding="utf-8")
         except OSError as error:
