@@ -325,7 +325,7 @@ def seven_billion(settings: EngineSettings) -> tuple[Any, Any]:
     """Make a model of the shape of Llama 2 7B with random weights; its tokenizer is SmolLM2's."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory, trust_remote_code=False)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, eos_token_id=2
     )

@@ -12,6 +12,7 @@ from ...jobs.errors import InputError
 from ..chat.renderer import ChatRenderer, stop_token_ids
 from ..engine import EngineSettings
 from ..models.hook_points import find_decoder_layers
+from ..own_code import refuse_own_code
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -104,12 +105,16 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory)
+        tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            settings.directory, dtype=getattr(torch, settings.dtype), use_safetensors=True
+            settings.directory,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         model.to(settings.device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        refuse_own_code(settings.directory, error)
         raise InputError(
             f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
             code="model_not_loaded",

@@ -20,6 +20,7 @@ from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ..engine import TokenisedText
+from ..own_code import refuse_own_code
 from .offsets import Span, cut_at, offsets_encoder, token_span
 from .renderer import ChatRenderer
 from .user_span import UserSpans
@@ -167,8 +168,9 @@ def load_renderer(directory: Path) -> ConversationRenderer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        refuse_own_code(directory, error)
         raise InputError(
             f"the tokenizer in {directory} cannot be loaded: {error}.",
             code="no_tokenizer",

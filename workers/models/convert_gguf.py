@@ -22,19 +22,22 @@ def convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
         config: Any = loaded.config
         # transformers refuses to save a model that was loaded from quantised weights, so a new model gets the weights.
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(config)
+            plain = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         plain.load_state_dict(loaded.state_dict(), assign=True)
         plain.tie_weights()
         plain.generation_config = loaded.generation_config
         made = Path(folder) / "model"
         plain.save_pretrained(made)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(made)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        tokenizer.save_pretrained(made)
         try:
             made.rename(target)
         except OSError:

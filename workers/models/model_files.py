@@ -22,6 +22,7 @@ from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
 from ...jobs.user_paths import expand_home
+from ..own_code import refuse_own_code
 
 _SOURCE = "model.source"
 _IDENTITY_FILES = (
@@ -87,7 +88,7 @@ def read_config(directory: Path) -> Any:
     """Read a model's configuration; of a multimodal model, that of its language model.
 
     Raises:
-        InputError: There is no configuration, or transformers does not know the model.
+        InputError: There is no configuration, transformers does not know the model, or the model needs its own code.
     """
     from transformers import AutoConfig
 
@@ -96,9 +97,10 @@ def read_config(directory: Path) -> Any:
             f"{directory} has no config.json.", code="no_model", field=_SOURCE, hint="Name a checkpoint's directory."
         )
     try:
-        config: Any = AutoConfig.from_pretrained(directory).get_text_config()
+        config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
         _ = int(config.num_hidden_layers), int(config.hidden_size), int(config.num_attention_heads)
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, AttributeError, OSError, RecursionError) as error:
+        refuse_own_code(directory, error)
         raise InputError(
             f"the configuration in {directory} is not that of a language model known here: {error}.",
             code="unknown_model",

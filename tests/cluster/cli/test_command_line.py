@@ -102,3 +102,14 @@ def test_an_error_for_people_is_a_sentence_and_a_fix(spec: Path, capsys: pytest.
     assert out == ""
     assert "Error: personas.roles.names: the catalog 'builtin' has no role 'pirat'." in err
     assert "Did you mean 'pirate'?" in err
+
+
+def test_a_checkpoint_with_code_of_its_own_is_refused_without_a_question(spec: Path, tmp_path: Path, refused: Refused):
+    folder = tmp_path / "own-code"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoConfig": "configuration_x.XConfig"}}')
+    (folder / "configuration_x.py").write_text("raise SystemExit('the code was run')\n")
+    for command in ("plan", "run"):
+        error = refused(command, spec, "--set", f"model.source={folder}")
+        assert (error["code"], error["field"]) == ("custom_code", "model.source")
+        assert "never runs a checkpoint's code" in error["error"]
