@@ -61,7 +61,7 @@ def test_an_s3_server_is_fit_and_one_that_takes_any_secret_is_told_on(s3_endpoin
     if "ATLAS_TEST_S3" not in os.environ:
         assert found["wrong_secret"].holds is False
         assert "accepted" in found["wrong_secret"].message
-        assert "let nobody reach it" in found["wrong_secret"].consequence
+        assert "restrict access to it" in found["wrong_secret"].consequence
     assert open_location(url, s3_endpoint).sizes("") == {}
 
 
