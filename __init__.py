@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .jobs.version import __version__
+
 if TYPE_CHECKING:
     from .cluster.api import JobResult, extract, plan, reduce, run, verify
     from .jobs.catalog import load_catalog
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from .storage.derived.reductions import Reduction
     from .storage.query.run import Run, open_run
 
-_version = "0.1.0"
-__version__ = _version
 
 __all__ = [
     "AtlasError",

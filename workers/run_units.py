@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..jobs.addresses import RolloutAddress
 from ..jobs.errors import UnitError
-from ..jobs.rollouts import Canary, Rollout, UnitResult
+from ..jobs.rollouts import Canary, Rollout
 from ..jobs.scheduling.ledger import Failure
-from ..jobs.units import RolloutAddress, RolloutRequest, UnitAttempt
+from ..jobs.unit_result import UnitResult
+from ..jobs.units import RolloutRequest, UnitAttempt
 from .canary import require_close
 from .engine import CapturedRollout, Responder
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from ... import __version__
 from ...jobs.errors import AtlasError
+from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .stores import gc, probe_store, query, reduce, report, show, verify

@@ -6,8 +6,8 @@ import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from ... import __version__
 from ...jobs.spec import PACKAGE_SCHEME, JobSpec
+from ...jobs.version import __version__
 from .pods import USER_ID
 
 WHEEL = f"persona_atlas-{__version__}-py3-none-any.whl"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import PurePosixPath
 
-from ... import __version__
 from ...jobs.catalog import BUILTIN
 from ...jobs.errors import InputError
 from ...jobs.sizing.devices import Device
 from ...jobs.sizing.estimate import Estimate
 from ...jobs.spec import PACKAGE_SCHEME, JobSpec
+from ...jobs.version import __version__
 
 DEFAULT_IMAGE = f"persona-atlas:{__version__}"
 """Name of the image that our Dockerfile builds; a cluster needs it in a registry that it can reach."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 
-from ...jobs.rollouts import UnitResult
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.scheduling.worker_load import WorkRequest
+from ...jobs.unit_result import UnitResult
 from ...jobs.units import UnitAttempt
 from ...storage.arrays.unit_writer import write_unit_result
 from ...storage.format.records import Manifest

@@ -75,7 +75,7 @@ class InProcessExecutor:
 
     def __init__(self, settings: WorkerSettings, load: Callable[[WorkerSettings], Responder] = load_engine) -> None:
         self._stopped = stopped = threading.Event()
-        self._loop = WorkerLoop(settings, _NAME, load=lambda told: _StoppableResponder(load(told), stopped))
+        self._loop = WorkerLoop(settings, _NAME, load=lambda given: _StoppableResponder(load(given), stopped))
         self._load = WorkerLoad()
         self._is_ready = False
         self._since = time.time()

@@ -12,12 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from ... import __version__
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.spec import PACKAGE_SCHEME, JobSpec
 from ...jobs.user_paths import expand_home
+from ...jobs.version import __version__
 from ...storage.locations.location import open_location
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record

@@ -378,7 +378,7 @@ class WorkerPool(Generic[R]):
         """
         node_id = next(node for node in reversed(self._node_health.left_out) if self._nodes.places.get(node))
         del self._node_health.left_out[node_id]
-        # Those that wait to be placed were told to avoid it.
+        # Workers that wait to be placed were launched with this node excluded.
         for worker in [worker for worker in self.workers.by_name.values() if not worker.node_id]:
             self._kill(worker)
 

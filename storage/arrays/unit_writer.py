@@ -11,7 +11,7 @@ import numpy as np
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import pooling_named
-from ...jobs.rollouts import UnitResult
+from ...jobs.unit_result import UnitResult
 from ...jobs.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
 from ..format.records import Manifest, StoredObject, StoredShard

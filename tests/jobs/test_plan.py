@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import Question
@@ -21,7 +22,6 @@ from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.sources.persona_source import PersonaSource
 from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.unit_size import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, TOKENS_PER_CHUNK
-from persona_atlas.jobs.units import RolloutAddress
 
 from fakes import FACTS, small_plan, small_spec
 

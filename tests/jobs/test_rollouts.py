@@ -7,7 +7,7 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persona_atlas.jobs.units import RolloutAddress
+from persona_atlas.jobs.addresses import RolloutAddress
 
 from fakes import block_of, small_plan
 

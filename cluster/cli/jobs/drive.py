@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .... import __version__
+from ....jobs.version import __version__
 
 
 @click.command(hidden=True)
