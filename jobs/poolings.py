@@ -151,7 +151,7 @@ def keeps_tokens(name: str) -> bool:
     return name in POOLINGS and POOLINGS[name].keeps_tokens
 
 
-def pooling_name(name: str) -> str:
+def validate_pooling_name(name: str) -> str:
     """Validate the name of a pooling in a spec and return it.
 
     Raises:

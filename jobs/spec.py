@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from .catalog import BUILTIN
-from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, pooling_name
+from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, validate_pooling_name
 from .user_paths import expand_home
 from .yaml_file import NO_BOOLEAN, parse_yaml, read_text, set_by_path, validate
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-PoolingName = Annotated[str, AfterValidator(pooling_name)]
+PoolingName = Annotated[str, AfterValidator(validate_pooling_name)]
 CaptureMode = Literal["during_generation", "prefill_pass"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 

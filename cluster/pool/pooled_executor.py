@@ -7,6 +7,7 @@ to events of the pool. ``RayExecutor`` is one; simulations and tests have others
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 from ...jobs.scheduling.pool import WorkerPool
@@ -16,7 +17,7 @@ from ...storage.format.records import Manifest
 from .executor import Answer, WorkerView
 
 
-class PooledExecutor:
+class PooledExecutor(ABC):
     """An executor that follows a :class:`WorkerPool`.
 
     Args:
@@ -93,6 +94,7 @@ class PooledExecutor:
         self._pool.assigned(worker, attempts, self._clock())
         self._send(worker, tuple(attempts))
 
+    @abstractmethod
     def wait(self, timeout_s: float) -> list[Answer]:
         """Wait for answers.
 
@@ -106,23 +108,22 @@ class PooledExecutor:
             InputError: No worker can load the model.
             JobError: No worker is left.
         """
-        raise NotImplementedError
 
     def close(self) -> None:
         """Kill every worker; what is in flight is lost."""
         self._carry_out(self._pool.close())
 
+    @abstractmethod
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
         """Launch a worker on any node except those to avoid, and let it load its model; returns without waiting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _kill(self, worker: str) -> None:
         """Kill a worker, dead or alive, and report no further events of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _send(self, worker: str, attempts: tuple[UnitAttempt, ...]) -> None:
         """Send an assignment to a worker; if it cannot accept it, that is reported as an event."""
-        raise NotImplementedError
 
     def _carry_out(self, commands: Iterable[Command[Manifest]]) -> list[Answer]:
         """Carry out the pool's commands in order; return the results that it delivers."""

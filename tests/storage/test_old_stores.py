@@ -24,7 +24,6 @@ import pytest
 import zarr
 from persona_atlas import open_run
 from persona_atlas.analysis.reduce import reduce_run
-from persona_atlas.cluster.pool.local_executor import LocalExecutor
 from persona_atlas.cluster.pool.placement import Placement
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
 from persona_atlas.cluster.run.backend import Backend, worker_settings
@@ -45,6 +44,8 @@ from persona_atlas.storage.run.status import read_status
 from persona_atlas.storage.verification.verify import verify_run
 from persona_atlas.workers.chat.spans import load_renderer
 from rich.console import Console
+
+from local_executor import LocalExecutor
 
 STORES = Path(__file__).parent / "data" / "stores"
 PROGRESS = Progress(Console(file=io.StringIO()))

@@ -19,7 +19,6 @@ from typing import Any
 from unittest.mock import patch
 
 from persona_atlas.cluster import retry
-from persona_atlas.cluster.pool.local_executor import LocalExecutor
 from persona_atlas.cluster.pool.placement import Placement
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
@@ -39,6 +38,7 @@ from rich.console import Console
 
 from crash_points import Step, StepWatch
 from fakes import FACTS, FakeEngine
+from local_executor import LocalExecutor
 
 # Forked from a process that has loaded all modules and has no threads: a start takes no two seconds of imports.
 _processes = multiprocessing.get_context("forkserver")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from persona_atlas.cluster import retry
 from persona_atlas.cluster.pool import assemble
-from persona_atlas.cluster.pool.local_executor import LocalExecutor
 from persona_atlas.cluster.pool.placement import Placement, Resources, place
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop, WorkerReport
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
@@ -34,6 +33,7 @@ from persona_atlas.workers.engine import CapturedRollout, EngineSettings
 from rich.console import Console
 
 from fakes import FakeEngine, small_plan, small_spec, vector_of
+from local_executor import LocalExecutor
 from stored_runs import begin
 
 ARRAY = ("resid_post", "response_mean")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.cluster.pool.executor import WorkerView
-from persona_atlas.cluster.pool.local_executor import LocalExecutor
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.run.status_reporter import JobStoppedError, StatusReporter
@@ -18,6 +17,7 @@ from persona_atlas.storage.run.status import RunStatus, Stage, UnitFailure, read
 from persona_atlas.workers.engine import EngineSettings
 
 from fakes import FakeEngine, small_plan, small_spec
+from local_executor import LocalExecutor
 from stored_runs import write_unit
 
 

@@ -1,7 +1,4 @@
-"""The simplest executor: runs units synchronously in this process. No Ray; for tests and debugging.
-
-Jobs that run in this process use ``run/local.InProcessExecutor``, which runs the model in a separate thread.
-"""
+"""The simplest executor: runs units one after another in this process, so that a test knows what happens when."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ...jobs.units import UnitAttempt
-from .executor import Answer, WorkerView
-from .worker_loop import WorkerLoop
+from persona_atlas.cluster.pool.executor import Answer, WorkerView
+from persona_atlas.cluster.pool.worker_loop import WorkerLoop
+from persona_atlas.jobs.units import UnitAttempt
 
 _NAME = "local"
 
