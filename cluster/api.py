@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -25,11 +26,10 @@ from ..storage.derived.reductions import Reduction
 from ..storage.locations.location import open_location
 from ..storage.query.run import Run, open_run
 from ..storage.verification.verify import Verification, verify_run
-from .run.job import Outcome, work_job
+from .run.backend import open_ray_backend
 from .run.local import open_local_backend
 from .run.prepare import prepare_job, sketch_plan
 from .run.progress import Progress
-from .run.status_reporter import StatusReporter
 from .run.whole_job import finish_job
 
 SpecLike = JobSpec | str | os.PathLike[str] | Mapping[str, Any]
@@ -255,13 +255,8 @@ def _work(
     progress = _progress(shows_progress)
     job = prepare_job(spec, progress, conversations=conversations)
     needs_ray = address is not None or (spec.placement.replicas or 1) > 1
-
-    def work(reporter: StatusReporter) -> Outcome:
-        if needs_ray:
-            return work_job(job, progress, reporter, address)
-        return work_job(job, progress, reporter, open_backend=open_local_backend)
-
-    outcome, conclusion = finish_job(job, progress, work)
+    open_backend = partial(open_ray_backend, address=address) if needs_ray else open_local_backend
+    outcome, conclusion = finish_job(job, progress, open_backend)
     return JobResult(
         run=conclusion.store,
         planned=outcome.planned,

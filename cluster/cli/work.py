@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ...jobs.spec import JobSpec
+from ..run.backend import open_ray_backend
 from ..run.conclude import Conclusion
-from ..run.job import Outcome, work_job
+from ..run.job import Outcome
 from ..run.prepare import prepare_job
 from ..run.whole_job import finish_job
 from . import output, summary_text
@@ -31,7 +33,7 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
     job = prepare_job(spec, progress)
     for what, figure in plan.lines(job.plan, job.estimate):
         progress.say(f"  {what + ':':18}{figure}")
-    outcome, conclusion = finish_job(job, progress, lambda reporter: work_job(job, progress, reporter, address))
+    outcome, conclusion = finish_job(job, progress, partial(open_ray_backend, address=address))
     if as_json:
         output.document(_as_dict(outcome, conclusion))
     else:

@@ -37,18 +37,18 @@ class Backend:
     make_executor: Callable[[HeldLease], Executor]
 
 
-OpenBackend = Callable[[Job, str | None, Progress], AbstractContextManager[Backend]]
-"""A function of a job, the address of a cluster or None, and the progress; see :func:`open_ray_backend`."""
+OpenBackend = Callable[[Job, Progress], AbstractContextManager[Backend]]
+"""Opens a backend for the duration of a job, or refuses the job; see :func:`open_ray_backend`."""
 
 
 @contextmanager
-def open_ray_backend(job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
+def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -> Iterator[Backend]:
     """Connect to Ray for the duration of a job, and refuse a job that cannot run there.
 
     Args:
         job: The prepared job.
-        address: Address of a Ray cluster; None starts Ray on this machine.
         progress: Prints a line before each step that takes long.
+        address: Address of a Ray cluster; None starts Ray on this machine.
 
     Yields:
         A backend whose workers are Ray actors.

@@ -15,7 +15,7 @@ from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
 from ...storage.run.run_store import begin_run, reserve_rows
 from ..retry import with_retries
-from .backend import Backend, OpenBackend, open_ray_backend
+from .backend import Backend, OpenBackend
 from .drive import drive
 from .prepare import Job
 from .progress import Progress
@@ -50,8 +50,7 @@ def work_job(
     job: Job,
     progress: Progress,
     reporter: StatusReporter,
-    address: str | None = None,
-    open_backend: OpenBackend = open_ray_backend,
+    open_backend: OpenBackend,
 ) -> Outcome:
     """Run the missing units of a job.
 
@@ -59,8 +58,7 @@ def work_job(
         job: The prepared job.
         progress: Prints progress.
         reporter: Writes the driver's status, and raises when the job was asked to stop.
-        address: Address of a Ray cluster; None starts Ray on this machine.
-        open_backend: Opens what runs the workers: Ray, this process (``open_local_backend``), or that of a test.
+        open_backend: Opens what runs the workers: ``open_ray_backend``, ``open_local_backend``, or that of a test.
 
     Returns:
         How the units ended.
@@ -78,7 +76,7 @@ def work_job(
             refresh_index(job.location, job.record)
         return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
     refuse_if_driven(job.location, reporter.job_id)
-    with open_backend(job, address, progress) as backend:
+    with open_backend(job, progress) as backend:
         reporter.raise_if_stopped()
         with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
             reporter.attach(job.location, lease.generation)

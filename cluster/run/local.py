@@ -35,12 +35,11 @@ _NAME = "this-process"
 
 
 @contextmanager
-def open_local_backend(job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
+def open_local_backend(job: Job, progress: Progress) -> Iterator[Backend]:
     """Make this process the only worker of a job.
 
     Args:
         job: The prepared job; its ``placement.replicas`` is ignored.
-        address: Ignored, because there is no cluster.
         progress: Prints a line before the model is loaded.
 
     Yields:
@@ -50,7 +49,6 @@ def open_local_backend(job: Job, address: str | None, progress: Progress) -> Ite
         InputError: There is no chat template or not enough memory, or the server that generates does not serve the
             model.
     """
-    del address
     spec = job.plan.spec
     renderer = load_renderer(job.model_directory).renderer
     placement = place(spec.placement.model_copy(update={"replicas": 1}), local_resources())

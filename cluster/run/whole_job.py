@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ...jobs.scheduling.job_state import JobState
 from ...storage.run.commits import committed_units
+from .backend import OpenBackend
 from .conclude import Conclusion, conclude
-from .job import Outcome
+from .job import Outcome, work_job
 from .prepare import Job
 from .progress import Progress
 from .status_reporter import StatusReporter
 
 
-def finish_job(job: Job, progress: Progress, work: Callable[[StatusReporter], Outcome]) -> tuple[Outcome, Conclusion]:
+def finish_job(job: Job, progress: Progress, open_backend: OpenBackend) -> tuple[Outcome, Conclusion]:
     """Run the missing units of a job, reduce the committed ones and write the report.
 
     Args:
         job: The prepared job.
         progress: Prints progress.
-        work: Runs the missing units.
+        open_backend: Opens what runs the workers; see ``work_job``.
 
     Returns:
         How the units ended, and the results of the run.
@@ -32,7 +31,7 @@ def finish_job(job: Job, progress: Progress, work: Callable[[StatusReporter], Ou
         progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are already committed.")
     try:
         with StatusReporter() as reporter:
-            outcome = work(reporter)
+            outcome = work_job(job, progress, reporter, open_backend)
             conclusion = conclude(job, progress, reporter)
             reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
     except KeyboardInterrupt:

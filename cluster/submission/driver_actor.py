@@ -14,6 +14,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from ...jobs.errors import AtlasError
 from ...jobs.scheduling.job_state import JobState
 from ...jobs.wording import count_of
 from ..retry import Backoff, with_retries
+from ..run.backend import open_ray_backend
 from ..run.conclude import conclude
 from ..run.job import work_job
 from ..run.prepare import prepare_job
@@ -137,7 +139,7 @@ class Driver:
         catalog = CATALOG_FOLDER if self._job.ships_catalog else None
         job = prepare_job(self._job.spec, self._progress, catalog)
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")
-        outcome = work_job(job, self._progress, self._reporter, address="auto")
+        outcome = work_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto"))
         conclusion = conclude(job, self._progress, self._reporter)
         for failure in outcome.failures:
             self._progress.say(f"Unit {failure.unit_id} is given up (attempt {failure.attempt}): {failure.message}")

@@ -127,7 +127,7 @@ def work(spec: JobSpec) -> Outcome:
 
 
 @contextmanager
-def in_this_process(job: Job, _address: str | None, _progress: Progress) -> Iterator[Backend]:
+def in_this_process(job: Job, _progress: Progress) -> Iterator[Backend]:
     def make_executor(lease: HeldLease) -> LocalExecutor:
         settings = worker_settings(job, Placement(1, "cpu", 1, 0), driver_path(lease.generation))
         return LocalExecutor(WorkerLoop(settings, "local"))

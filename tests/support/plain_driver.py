@@ -203,8 +203,8 @@ class _PlainDriver:
         return work_job(job, progress, StatusReporter(), open_backend=self._open_backend)
 
     @contextmanager
-    def _open_backend(self, job: Job, address: str | None, progress: Progress) -> Iterator[Backend]:
-        del address, progress
+    def _open_backend(self, job: Job, progress: Progress) -> Iterator[Backend]:
+        del progress
 
         def make_executor(held: lease.HeldLease) -> LocalExecutor:
             settings = worker_settings(job, Placement(1, "cpu", 1, 0), driver_path(held.generation))
