@@ -26,7 +26,7 @@ from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
-from persona_atlas.jobs.spec import CaptureSpec, ModelSpec, SamplingSpec
+from persona_atlas.jobs.spec_parts import CaptureSpec, ModelSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.capture import Capture

@@ -27,7 +27,8 @@ from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.sources.load import load_source
-from persona_atlas.jobs.spec import CaptureSpec, JobSpec
+from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.spec_parts import CaptureSpec
 from persona_atlas.jobs.unit_result import UnitResult
 from persona_atlas.jobs.units import UnitAttempt
 from persona_atlas.jobs.wording import count_of

@@ -16,11 +16,12 @@ from rich.console import Console
 
 from ..analysis.reduce import reduce_run
 from ..analysis.summary import Summary
-from ..jobs.conversation import Conversation
 from ..jobs.plan import Plan
 from ..jobs.poolings import DEFAULT_POOLING
 from ..jobs.scheduling.ledger import Failure
+from ..jobs.sources.conversation_source import ConversationSource
 from ..jobs.sources.read_conversations import parse_conversations
+from ..jobs.sources.source import RequestSource
 from ..jobs.spec import JobSpec, load_spec, make_spec
 from ..storage.derived.reductions import Reduction
 from ..storage.locations.location import open_location
@@ -168,11 +169,11 @@ def extract(
         >>> extract("models/tiny", talk, "runs/talk", progress=False).run.activations(layer="all").values.shape
         (1, 3, 32)
     """
-    given: Sequence[Conversation] | None = None
+    given: ConversationSource | None = None
     if isinstance(conversations, str | os.PathLike):
         source = os.fspath(conversations)
     else:
-        source, given = _IN_MEMORY, parse_conversations(conversations)
+        source, given = _IN_MEMORY, ConversationSource(tuple(parse_conversations(conversations)))
     data = {
         "model": {"source": model},
         "conversations": {"source": source},
@@ -247,13 +248,13 @@ def _work(
     replicas: int | None,
     address: str | None,
     shows_progress: bool,
-    conversations: Sequence[Conversation] | None = None,
+    source: RequestSource | None = None,
 ) -> JobResult:
     if replicas is not None:
         placement = spec.placement.model_dump() | {"replicas": replicas}
         spec = make_spec(spec.model_dump(mode="json") | {"placement": placement})
     progress = _progress(shows_progress)
-    job = prepare_job(spec, progress, conversations=conversations)
+    job = prepare_job(spec, progress, source)
     needs_ray = address is not None or (spec.placement.replicas or 1) > 1
     open_backend = partial(open_ray_backend, address=address) if needs_ray else open_local_backend
     outcome, conclusion = finish_job(job, progress, open_backend)

@@ -80,7 +80,7 @@ def s3_store_url(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="session")
 def smollm2_directory() -> Path:
     """SmolLM2-135M-Instruct as safetensors, converted once on this machine."""
-    from persona_atlas.jobs.spec import ModelSpec
+    from persona_atlas.jobs.spec_parts import ModelSpec
     from persona_atlas.workers.models.model_files import find_model
 
     from tiny_models import SMOLLM2

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..jobs.poolings import POOLINGS, Pooling, Span, TokenSpans
 from ..jobs.rollouts import ArrayName
-from ..jobs.spec import CaptureSpec, HookPoint
+from ..jobs.spec_parts import CaptureSpec, HookPoint
 from .observation import Observed, Wanted
 from .pooling import ACCUMULATORS, Accumulator, Float32, Shape
 

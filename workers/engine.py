@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..jobs.interventions import Intervention
 from ..jobs.poolings import TokenRange, TokenSpans
 from ..jobs.rollouts import ArrayName, Canary, Rollout
-from ..jobs.spec import CaptureSpec, SamplingSpec
+from ..jobs.spec_parts import CaptureSpec, SamplingSpec
 from ..jobs.units import RolloutRequest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...jobs.spec import GenerationSpec, ModelSpec
+from ...jobs.spec_parts import GenerationSpec, ModelSpec
 from ...workers.engine import EngineSettings
 
 

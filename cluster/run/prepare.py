@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
-from ...jobs.sources.conversation_source import ConversationSource
 from ...jobs.sources.load import load_source
+from ...jobs.sources.source import RequestSource
 from ...jobs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.records import RunRecord
@@ -54,16 +52,14 @@ class Job:
 def plan_job(
     spec: JobSpec,
     progress: Progress,
-    catalog_directory: str | None = None,
-    conversations: Sequence[Conversation] | None = None,
+    source: RequestSource | None = None,
 ) -> tuple[Plan, Path]:
     """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
     Args:
         spec: The job.
         progress: Prints a line before something that takes long.
-        catalog_directory: Path of the catalog on this machine if it differs from that in the spec; None: the spec's.
-        conversations: Conversations in memory, instead of those at ``conversations.source``; None: the spec's.
+        source: Source of the requests; None opens the one that the spec names.
 
     Returns:
         The plan, and the directory with the model's files.
@@ -72,9 +68,7 @@ def plan_job(
         InputError: A persona, conversation, layer, model or file is wrong.
     """
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
-    source = (
-        ConversationSource(tuple(conversations)) if conversations is not None else load_source(spec, catalog_directory)
-    )
+    source = source or load_source(spec)
     directory = find_model(spec.model, progress.say)
     return make_plan(spec, source, read_facts(directory)), directory
 
@@ -134,16 +128,14 @@ def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
 def prepare_job(
     spec: JobSpec,
     progress: Progress,
-    catalog_directory: str | None = None,
-    conversations: Sequence[Conversation] | None = None,
+    source: RequestSource | None = None,
 ) -> Job:
     """Plan a spec and compare it with its store; nothing is written.
 
     Args:
         spec: The job.
         progress: Prints a line before something that takes long.
-        catalog_directory: Path of the catalog on this machine if it differs from that in the spec; None: the spec's.
-        conversations: Conversations in memory, instead of those at ``conversations.source``; None: the spec's.
+        source: Source of the requests; None opens the one that the spec names.
 
     Raises:
         InputError: The spec is wrong or not supported yet, or the store belongs to another run.
@@ -152,7 +144,7 @@ def prepare_job(
     refuse_tensor_parallel(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
-    plan, directory = plan_job(spec, progress, catalog_directory, conversations)
+    plan, directory = plan_job(spec, progress, source)
     if record is not None:
         check_same_run(record, plan, location.url)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...jobs.errors import AtlasError
 from ...jobs.scheduling.job_state import JobState
 from ...storage.run.commits import committed_units
 from .backend import OpenBackend
@@ -35,8 +36,15 @@ def finish_job(job: Job, progress: Progress, open_backend: OpenBackend) -> tuple
             conclusion = conclude(job, progress, reporter)
             reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
     except KeyboardInterrupt:
-        done = len(committed_units(job.location))
-        kept = f"{done} of {len(job.plan.units)} units are committed and kept"
-        progress.say(f"{kept}; the same call or the same command resumes.")
+        _say_what_is_kept(job, progress)
         raise
     return outcome, conclusion
+
+
+def _say_what_is_kept(job: Job, progress: Progress) -> None:
+    try:
+        kept = f"{len(committed_units(job.location))} of {len(job.plan.units)} units are committed and kept"
+    except AtlasError as error:
+        # Ctrl-C ended the job, and stays the reason where the store cannot be read just then.
+        kept = f"committed units are kept; the store did not say how many ({error.message.rstrip('.')})"
+    progress.say(f"{kept}; the same call or the same command resumes.")

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from ...jobs.errors import AtlasError
 from ...jobs.scheduling.job_state import JobState
+from ...jobs.sources.load import load_source
 from ...jobs.wording import count_of
 from ..retry import Backoff, with_retries
 from ..run.backend import open_ray_backend
@@ -136,8 +137,8 @@ class Driver:
                 raise
 
     def _work(self) -> int:
-        catalog = CATALOG_FOLDER if self._job.ships_catalog else None
-        job = prepare_job(self._job.spec, self._progress, catalog)
+        source = load_source(self._job.spec, CATALOG_FOLDER if self._job.ships_catalog else None)
+        job = prepare_job(self._job.spec, self._progress, source)
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")
         outcome = work_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto"))
         conclusion = conclude(job, self._progress, self._reporter)

@@ -15,7 +15,8 @@ from typing import Literal
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
-from ...jobs.spec import PACKAGE_SCHEME, JobSpec
+from ...jobs.spec import JobSpec
+from ...jobs.spec_parts import PACKAGE_SCHEME
 from ...jobs.user_paths import expand_home
 from ...jobs.version import __version__
 from ...storage.locations.location import open_location

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..plan import Plan
-from ..spec import PlacementSpec
+from ..spec_parts import PlacementSpec
 from ..unit_size import STORED_BYTES_PER_VALUE
 
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}

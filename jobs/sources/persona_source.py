@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..messages import ChatMessage
 from ..personas import DEFAULT_PERSONA, POLARITIES, Kind, Persona, Question
 from ..rollouts import Rollout
-from ..spec import DefaultSelection, JobSpec, Selection
+from ..spec import JobSpec
+from ..spec_parts import DefaultSelection, Selection
 from ..text_tokens import prompt_tokens
 from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..units import RolloutRequest, WorkUnit

@@ -1,9 +1,9 @@
 """Read rows of an activation array with one ranged request per unit and run of adjacent layers, many at a time.
 
 Zarr's sharding codec would read each shard's index before a chunk of it: two requests per unit, each a round trip to
-S3. The lengths of all inner chunks are known here beforehand (``chunks.ChunkLengths``), so a byte range is computed and
-fetched at once. Each inner chunk carries a crc32c, which is checked; a wrong length thus shows as a failed checksum,
-never as wrong numbers.
+S3. The lengths of all inner chunks are known here beforehand (``chunk_index.ChunkLengths``), so a byte range is
+computed and fetched at once. Each inner chunk carries a crc32c, which is checked; a wrong length thus shows as a failed
+checksum, never as wrong numbers.
 
 Axes: N rows, L requested layers, K layers of the array, C inner chunks per layer of a shard, R rows of an inner chunk,
 D d_model.
@@ -72,6 +72,10 @@ class ActivationReader:
         hook_point: Hook point of the array.
         pooling: Pooling of the array.
         lengths: Lengths of the array's inner chunks.
+
+    Attributes:
+        hook_point: Hook point of the array.
+        pooling: Pooling of the array.
     """
 
     def __init__(
@@ -79,7 +83,8 @@ class ActivationReader:
     ) -> None:
         self._location = location
         self._geometry = geometry_of(record, pooling)
-        self._array = (hook_point, pooling)
+        self.hook_point = hook_point
+        self.pooling = pooling
         self._lengths = lengths
 
     def read(self, rows_N: npt.NDArray[np.int64], unit_ids: Sequence[str], positions: Sequence[int]) -> Float32:
@@ -214,7 +219,7 @@ class ActivationReader:
 
     def _decoded(self, byte_range: _ByteRange) -> Iterator[tuple[int, int, Float32]]:
         """Fetch a byte range and yield its chunks: slot, number within the layer, values ``(R, D)``."""
-        path = layout.shard_path(*self._array, byte_range.row_block)
+        path = layout.shard_path(self.hook_point, self.pooling, byte_range.row_block)
         data = self._location.read_range(path, byte_range.start, byte_range.num_bytes)
         if data is None:
             raise self._error(byte_range.row_block, "it is missing", "missing_object")
@@ -228,7 +233,7 @@ class ActivationReader:
             yield slot, chunk, chunk_RD
 
     def _error(self, row_block: int, reason: str, code: str) -> StoreError:
-        path = layout.shard_path(*self._array, row_block)
+        path = layout.shard_path(self.hook_point, self.pooling, row_block)
         return StoreError(
             f"this shard cannot be read: {reason}.", code=code, file=f"{self._location.url}/{path}", hint=_HINT
         )

@@ -9,7 +9,7 @@ from typing import Any
 from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.jobs.poolings import TOKENS
-from persona_atlas.jobs.spec import CaptureSpec, SamplingSpec
+from persona_atlas.jobs.spec_parts import CaptureSpec, SamplingSpec
 from persona_atlas.jobs.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, Responder, TokenisedText
 

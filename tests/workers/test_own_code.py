@@ -13,7 +13,7 @@ import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.poolings import DEFAULT_POOLING
-from persona_atlas.jobs.spec import CaptureSpec, SamplingSpec
+from persona_atlas.jobs.spec_parts import CaptureSpec, SamplingSpec
 from persona_atlas.workers.builtin.loaded_model import load_model
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.engine import EngineSettings

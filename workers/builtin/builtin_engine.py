@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...jobs.rollouts import Canary
-from ...jobs.spec import HookPoint
+from ...jobs.spec_parts import HookPoint
 from ...jobs.units import RolloutRequest
 from ..canary import LIMITS, compare
 from ..chat.offsets import offsets_encoder

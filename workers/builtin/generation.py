@@ -19,7 +19,7 @@ import torch
 from ...jobs.errors import UnitError
 from ...jobs.poolings import TokenSpans
 from ...jobs.rollouts import Rollout
-from ...jobs.spec import HookPoint
+from ...jobs.spec_parts import HookPoint
 from ...jobs.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans

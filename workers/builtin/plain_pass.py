@@ -19,7 +19,7 @@ import torch
 
 from ...jobs.poolings import Pooling, TokenSpans, pooling_named
 from ...jobs.rollouts import ArrayName
-from ...jobs.spec import HookPoint
+from ...jobs.spec_parts import HookPoint
 from ..engine import CapturedRollout
 from ..interventions import AppliedIntervention, Interventions
 from ..models.hook_points import Tap

@@ -102,7 +102,7 @@ def _forget_oldest(kept: OrderedDict[Any, Any]) -> None:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Reading:
+class TextInPass:
     """A text in a reading pass.
 
     Attributes:
@@ -149,7 +149,7 @@ def length_of(text: TokenisedText) -> int:
 
 def in_passes(
     texts: Sequence[TokenisedText], interventions: Sequence[AppliedIntervention | None], budget: int
-) -> Iterator[list[Reading]]:
+) -> Iterator[list[TextInPass]]:
     """Group texts into passes in which those that share a prefix follow the one that computes it.
 
     Sorted by intervention and tokens, texts with a common prefix are adjacent. So it is enough to compare each text
@@ -165,26 +165,26 @@ def in_passes(
     """
     groups = {intervention: group for group, intervention in enumerate(dict.fromkeys(interventions))}
     ordered = sorted(range(len(texts)), key=lambda index: (groups[interventions[index]], texts[index].token_ids))
-    readings: list[Reading] = []
+    readings: list[TextInPass] = []
     leader = total = 0
     for index in ordered:
         text, intervention = texts[index], interventions[index]
         shared = _num_shared(readings[leader], text, intervention) if readings else 0
-        reading = Reading(index, text, intervention, shared, leader)
+        reading = TextInPass(index, text, intervention, shared, leader)
         if readings and total + reading.num_tokens > budget:
             # The leader is in the previous pass, whose keys and values are gone: this text leads the next pass.
             yield readings
             readings, total, shared = [], 0, 0
         if not shared:
             leader = len(readings)
-            reading = Reading(index, text, intervention, 0, leader)
+            reading = TextInPass(index, text, intervention, 0, leader)
         readings.append(reading)
         total += reading.num_tokens
     if readings:
         yield readings
 
 
-def _num_shared(leader: Reading, text: TokenisedText, intervention: AppliedIntervention | None) -> int:
+def _num_shared(leader: TextInPass, text: TokenisedText, intervention: AppliedIntervention | None) -> int:
     """Count the first tokens that a text shares with a leader; 0 where sharing is not worth it.
 
     The shared tokens are part of both prompts and never a whole prompt, so that the last prompt token of each text,

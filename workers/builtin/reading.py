@@ -24,7 +24,7 @@ from ..pooling import Shape
 from .capture import Capture, require_finite
 from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
-from .prefixes import Reading, in_passes, length_of
+from .prefixes import TextInPass, in_passes, length_of
 
 _PASS_TOKENS = 4096
 """Most tokens of one pass, unless a single text is longer: larger passes take more memory and are not faster."""
@@ -100,7 +100,7 @@ class TextReader:
         except UnitError as error:
             raise UnitError(f"{text.name}: {error.message}", code=error.code) from None
 
-    def _pass(self, readings: Sequence[Reading]) -> list[CapturedText]:
+    def _pass(self, readings: Sequence[TextInPass]) -> list[CapturedText]:
         """Run one pass over the given texts and pool each of their responses."""
         accumulators = AccumulatorSet(self._settings.capture, self._shape)
         line = _Line(readings, accumulators)
@@ -148,7 +148,7 @@ class _Line:
         num_slots: Number of responses of all texts.
     """
 
-    def __init__(self, readings: Sequence[Reading], accumulators: AccumulatorSet) -> None:
+    def __init__(self, readings: Sequence[TextInPass], accumulators: AccumulatorSet) -> None:
         self.token_ids: list[int] = []
         self.segments: list[Segment] = []
         self.interventions: list[tuple[AppliedIntervention | None, int, int]] = []

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
-from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
+from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
 from ...jobs.user_paths import expand_home
 from ..own_code import refuse_own_code
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.sizing.known_models import known_models
-from ...jobs.spec import PACKAGE_SCHEME, ModelSpec
+from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
 from .model_files import DTYPES, facts_of, find_model, read_config, read_facts
 
 FactsFrom = Literal["files", "configuration", "table"]

@@ -18,7 +18,7 @@ import aiohttp
 
 from ...jobs.errors import InputError, UnitError
 from ...jobs.rollouts import FinishReason
-from ...jobs.spec import GenerationSpec, SamplingSpec
+from ...jobs.spec_parts import GenerationSpec, SamplingSpec
 
 _TRANSIENT_STATUSES = {408, 409, 425, 429}
 _LONGEST_PAUSE_S = 30.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ...jobs.errors import UnitError
 from ...jobs.rollouts import Rollout
-from ...jobs.spec import GenerationSpec, SamplingSpec
+from ...jobs.spec_parts import GenerationSpec, SamplingSpec
 from ...jobs.units import RolloutRequest
 from ..chat.renderer import ChatRenderer
 from ..chat.spans import ConversationRenderer

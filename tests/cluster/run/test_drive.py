@@ -22,7 +22,7 @@ from persona_atlas.jobs.errors import InputError, TransientError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
-from persona_atlas.jobs.spec import PlacementSpec
+from persona_atlas.jobs.spec_parts import PlacementSpec
 from persona_atlas.jobs.units import RolloutRequest, UnitAttempt
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location

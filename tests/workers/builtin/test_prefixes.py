@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.workers.builtin.prefixes import PrefixCache, Reading, in_passes
+from persona_atlas.workers.builtin.prefixes import PrefixCache, TextInPass, in_passes
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.interventions import AppliedIntervention
 
@@ -62,7 +62,7 @@ def test_a_span_stands_in_the_leaders_part_of_the_line_and_in_its_own(
     span: tuple[int, int], pieces: list[tuple[int, int]]
 ):
     text = TokenisedText("text", tuple(range(20)), ((15, 18),))
-    assert list(Reading(0, text, None, shared=10).in_line(50, 100, span)) == pieces
+    assert list(TextInPass(0, text, None, shared=10).in_line(50, 100, span)) == pieces
 
 
 def test_texts_of_one_intervention_that_begin_alike_follow_their_leader_within_a_pass():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.spec import ModelSpec
+from persona_atlas.jobs.spec_parts import ModelSpec
 from persona_atlas.workers.models.model_files import cache_dir, find_model, read_facts
 from safetensors.torch import load_file, save_file
 

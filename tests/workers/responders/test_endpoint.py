@@ -12,7 +12,7 @@ from persona_atlas.jobs.errors import InputError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.sources.persona_source import PersonaRequests
-from persona_atlas.jobs.spec import GenerationSpec
+from persona_atlas.jobs.spec_parts import GenerationSpec
 from persona_atlas.jobs.unit_result import UnitResult
 from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
