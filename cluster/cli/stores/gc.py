@@ -53,7 +53,7 @@ def _is_confirmed(count: int) -> bool:
 
 def _print(dead: list[GarbageObject], removable: list[GarbageObject]) -> None:
     if not dead:
-        output.text("Nothing is dead.")
+        output.text("No garbage.")
         return
     lines = [[found.path, output.size(found.num_bytes), found.unit_id or ""] for found in removable[:_MAX_LINES]]
     if lines:

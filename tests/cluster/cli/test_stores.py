@@ -97,7 +97,7 @@ def test_output_for_people_is_sentences(store: Path, capsys: pytest.CaptureFixtu
     assert "Deleted 2 objects." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["gc", str(store)])
-    assert capsys.readouterr().out == "Nothing is dead.\n"
+    assert capsys.readouterr().out == "No garbage.\n"
 
 
 def test_gc_lists_and_deletes_only_with_yes(answered: Answered, store: Path):
