@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from command_line import Answered, Refused, answered_by, refused_by
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +81,27 @@ def s3_store_url(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPat
     return f"s3://{s3_bucket}/{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="module")
+def shared_ray(s3_endpoint: str) -> Iterator[None]:
+    """One Ray on this machine for all commands of a file, which run in the test's process and join it.
+
+    For tests of what a command does. How Ray is started, and what is left of it, is tested by commands in processes of
+    their own. The S3 server comes first, because the workers inherit its credentials from Ray.
+    """
+    import ray
+
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def smollm2_directory() -> Path:
     """SmolLM2-135M-Instruct as safetensors, converted once on this machine."""
@@ -107,3 +132,23 @@ def documented_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_stores(folder)
     write_job(folder, Path(__file__).parents[1] / "examples")
     return folder
+
+
+@pytest.fixture
+def signals_as_before() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], signals_as_before: None) -> Refused:
+    """Run a command that must fail."""
+    return refused_by(capsys)
+
+
+@pytest.fixture
+def answered(capsys: pytest.CaptureFixture[str], signals_as_before: None) -> Answered:
+    """Run a command that must print an object."""
+    return answered_by(capsys)

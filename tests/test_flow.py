@@ -1,6 +1,6 @@
 """The whole way of the data through the command line, as a user goes it: a real Ray, real models, real stores.
 
-Every command is a process of its own, so that what is left behind can be seen.
+The whole pipeline runs in processes of its own; the other tests share one Ray and run their commands here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from persona_atlas import open_run
+from persona_atlas.cluster.cli import main
 
-from flow_commands import assert_whole, atlas, atlas_json, commits, write_spec
+from command_line import Answered
+from flow_commands import assert_whole, atlas_json, commits, write_spec
 from tiny_models import SMOLLM2, save_tiny_llama
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -67,7 +69,10 @@ def test_the_whole_pipeline_on_a_real_model_and_s3(tmp_path: Path, s3_store_url:
     assert open_run(s3_store_url).location.read("report.html") is not None
 
 
-def test_a_unit_that_fails_is_tried_three_times_then_reported_and_the_others_go_on(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared_ray", "signals_as_before")
+def test_a_unit_that_fails_is_tried_three_times_then_reported_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = save_tiny_llama(tmp_path / "model", max_context=700)
     personas = tmp_path / "personas"
     (personas / "roles").mkdir(parents=True)
@@ -81,21 +86,27 @@ def test_a_unit_that_fails_is_tried_three_times_then_reported_and_the_others_go_
     chosen = {"catalog": str(personas), "roles": {"names": ["*"]}}
     spec = write_spec(tmp_path / "job.yaml", model, store, personas=chosen)
     # As people see it; what a program is told of a failure is among the tests of given texts.
-    told = atlas("run", spec, status=1)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(spec)])
+    assert ended.value.code == 1
+    stdout, stderr = capsys.readouterr()
     assert commits(store) == ["default.assistant_default.pos.p0.b0", "role.loud.pos.p0.b0", "role.quiet.pos.p0.b0"]
-    assert "Units that failed" in told.stdout
-    assert "3 of 4 committed" in told.stdout
-    assert told.stderr.count("Unit role.endless.pos.p0.b0 failed") == 3
-    assert "(attempt 3) and is given up" in told.stderr
-    assert "exceed the model's context of 700" in told.stderr
+    assert "Units that failed" in stdout
+    assert "3 of 4 committed" in stdout
+    assert stderr.count("Unit role.endless.pos.p0.b0 failed") == 3
+    assert "(attempt 3) and is given up" in stderr
+    assert "exceed the model's context of 700" in stderr
 
 
-def test_two_replicas_share_the_work_and_give_the_numbers_of_one(tmp_path: Path, tiny_model_directory: Path) -> None:
+@pytest.mark.usefixtures("shared_ray")
+def test_two_replicas_share_the_work_and_give_the_numbers_of_one(
+    tmp_path: Path, tiny_model_directory: Path, answered: Answered
+) -> None:
     stores = []
     for replicas in (1, 2):
         stores.append(str(tmp_path / f"run{replicas}"))
         spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, stores[-1])
-        atlas("run", spec, "--set", f"placement.replicas={replicas}", "--set", "placement.batch_tokens=700")
+        answered("run", spec, "--set", f"placement.replicas={replicas}", "--set", "placement.batch_tokens=700")
     one, two = (open_run(store) for store in stores)
     assert one.rollouts()["response_token_ids"] == two.rollouts()["response_token_ids"]
     np.testing.assert_allclose(

@@ -1,6 +1,7 @@
 """Runs of the command line that are stopped, or whose driver or worker is killed: the same command resumes.
 
-Every command is a process of its own, so that what is left behind can be seen.
+What is stopped or killed is a process of its own, so that what is left behind can be seen. The command that resumes it
+runs here, on a Ray that these tests share.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from flow_commands import assert_gone, assert_whole, atlas, atlas_json, commits, family_of, long_spec, started, wait_for
+from command_line import Answered
+from flow_commands import assert_gone, assert_whole, atlas, commits, family_of, long_spec, started, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_so_that_the_same_command_resumes(
-    tmp_path: Path, tiny_model_directory: Path
+    tmp_path: Path, tiny_model_directory: Path, answered: Answered
 ) -> None:
     store = str(tmp_path / "run")
     spec = long_spec(tmp_path / "job.yaml", tiny_model_directory, store)
@@ -35,7 +37,7 @@ def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_so_that_the_same_
     assert "same command resumes" in stderr
     assert_gone(family)
     before = {name: (Path(store) / "commits" / f"{name}.json").read_bytes() for name in commits(store)}
-    outcome = atlas_json("run", spec)
+    outcome = answered("run", spec)
     assert outcome["units_worked"] == outcome["units_planned"] - len(before) > 0
     assert_whole(store, outcome["units_planned"])
     for name, record in before.items():
@@ -43,7 +45,7 @@ def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_so_that_the_same_
 
 
 def test_a_driver_killed_outright_leaves_no_process_and_the_same_command_resumes(
-    tmp_path: Path, tiny_model_directory: Path
+    tmp_path: Path, tiny_model_directory: Path, answered: Answered
 ) -> None:
     store = str(tmp_path / "run")
     spec = long_spec(tmp_path / "job.yaml", tiny_model_directory, store)
@@ -54,7 +56,7 @@ def test_a_driver_killed_outright_leaves_no_process_and_the_same_command_resumes
     process.kill()
     process.communicate(timeout=10)
     done = len(commits(store))
-    outcome = atlas_json("run", spec)
+    outcome = answered("run", spec)
     assert outcome["units_worked"] == outcome["units_planned"] - done > 0
     assert_whole(store, outcome["units_planned"])
     assert_gone(family)

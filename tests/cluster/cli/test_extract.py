@@ -1,4 +1,7 @@
-"""Given conversations, and responses of a server, through the command line: a real Ray, real models and stores."""
+"""Given conversations, and responses of a server, through the command line: a real Ray, real models and stores.
+
+Commands run in this process and share one Ray, but for the one that is killed.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +25,23 @@ from persona_atlas.storage.query.run import Run
 from persona_atlas.workers.chat.spans import load_renderer
 
 from chat_server import ChatServer, serving, wait_until
+from command_line import Answered, Refused
 from conversations import conversation, line, write_lines
 from plain_forward import PlainModel, relative_errors
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "persona_atlas.cluster.cli", *map(str, arguments)]
-
-
-def atlas(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
-    """Run a command with --json and return the object that it prints, or its error."""
-    done = subprocess.run(command(*arguments, "--json"), capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return json.loads(done.stdout if done.stdout else done.stderr.splitlines()[-1])
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def here(*arguments: str | Path) -> dict[str, Any]:
-    """Run a command in this process, without Ray, and return the object that it prints; its errors are raised."""
+    """Run a command and return the object that it prints; its errors are raised."""
     asked = [*map(str, arguments), "--json"]
     done = CliRunner().invoke(cli, asked, catch_exceptions=False, standalone_mode=False)
     return json.loads(done.stdout)
 
 
-def extract(model: Path, source: Path, store: str, *more: str | Path, status: int = 0) -> dict[str, Any]:
-    return atlas("extract", "--model", model, "--conversations", source, "--store", store, *more, status=status)
+def extracting(model: Path, source: Path, store: str, *more: str | Path) -> tuple[str | Path, ...]:
+    """The arguments of an extraction."""
+    return ("extract", "--model", model, "--conversations", source, "--store", store, *more)
 
 
 def assert_plain(run: Run, model: Path, talks: list[dict[str, Any]], pooling: str = "response_mean") -> None:
@@ -78,7 +72,7 @@ def assert_plain(run: Run, model: Path, talks: list[dict[str, Any]], pooling: st
 
 @pytest.mark.s3
 def test_conversations_of_every_length_are_what_plain_forward_passes_show(
-    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path
+    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path, answered: Answered
 ):
     talks = [
         line("Hi", "Hello there.", "So?", "So. " * 30, "And?", "", "Well?", "Well. \u2620", system_prompt="Be.", id=3),
@@ -88,7 +82,8 @@ def test_conversations_of_every_length_are_what_plain_forward_passes_show(
     ]
     source = write_lines(tmp_path / "talks.jsonl", talks)
     options = ("--pooling", "response_mean", "--pooling", "prompt_mean", "--set", "placement.batch_tokens=400")
-    outcome = extract(tiny_model_directory, source, s3_store_url, *options)
+    extraction = extracting(tiny_model_directory, source, s3_store_url, *options)
+    outcome = answered(*extraction)
     assert (outcome["state"], outcome["units_worked"]) == ("SUCCEEDED", 1)
     assert outcome["summary"] is None
 
@@ -113,15 +108,16 @@ def test_conversations_of_every_length_are_what_plain_forward_passes_show(
     assert here("verify", s3_store_url)["units_done"] == 1
     assert here("show", s3_store_url)["personas"] == {"conversation": ["talks"]}
 
-    again = ("extract", "--model", tiny_model_directory, "--conversations", source, "--store", s3_store_url, *options)
-    assert here(*again)["units_worked"] == 0
+    assert here(*extraction)["units_worked"] == 0
     write_lines(source, talks[:-1])
     with pytest.raises(InputError) as caught:
-        here(*again)
+        here(*extraction)
     assert (caught.value.code, caught.value.field) == ("other_run", "conversations.source")
 
 
-def test_the_released_pipelines_responses_are_reduced_to_roles_and_an_axis(tmp_path: Path, tiny_model_directory: Path):
+def test_the_released_pipelines_responses_are_reduced_to_roles_and_an_axis(
+    tmp_path: Path, tiny_model_directory: Path, answered: Answered
+):
     folder = tmp_path / "responses"
     folder.mkdir()
     for name in ("default", "pirate", "poet", "teacher"):
@@ -143,7 +139,7 @@ def test_the_released_pipelines_responses_are_reduced_to_roles_and_an_axis(tmp_p
         ]
         write_lines(folder / f"{name}.jsonl", lines)
     store = str(tmp_path / "run")
-    outcome = extract(tiny_model_directory, folder, store)
+    outcome = answered(*extracting(tiny_model_directory, folder, store))
     assert outcome["units_planned"] == 8
     assert sorted(role["role"] for role in outcome["summary"]["roles"]) == ["pirate", "poet", "teacher"]
     run = open_run(store)
@@ -156,16 +152,16 @@ def test_the_released_pipelines_responses_are_reduced_to_roles_and_an_axis(tmp_p
     np.testing.assert_allclose(run.reduction.role_vectors[1, 1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, tiny_model_directory: Path):
+def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, tiny_model_directory: Path, refused: Refused):
     store = str(tmp_path / "run")
     source = write_lines(tmp_path / "talks.jsonl", [line("Hi", "Hello"), line("Hi")])
-    refused = extract(tiny_model_directory, source, store, status=2)
-    assert refused["file"] == str(source)
-    assert "line 2" in refused["error"]
-    assert refused["field"] == "messages"
+    error = refused(*extracting(tiny_model_directory, source, store))
+    assert error["file"] == str(source)
+    assert "line 2" in error["error"]
+    assert error["field"] == "messages"
     source = write_lines(tmp_path / "long.jsonl", [line("Hi", "Hello"), line("Hi", "Hello" * 1000)])
     with pytest.raises(InputError, match=f"{source}, line 2") as caught:
-        here("extract", "--model", tiny_model_directory, "--conversations", source, "--store", store)
+        here(*extracting(tiny_model_directory, source, store))
     assert caught.value.code == "too_long"
     assert not Path(store).exists()
 
@@ -175,23 +171,23 @@ def commits(store: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
 
 
-def test_a_killed_run_continues_from_its_committed_units(tmp_path: Path, tiny_model_directory: Path):
+def test_a_killed_run_continues_from_its_committed_units(
+    tmp_path: Path, tiny_model_directory: Path, answered: Answered
+):
     folder = tmp_path / "talks"
     folder.mkdir()
     talks = [line(f"What is {n}? " * 20, f"It is {n}. " * 60, "So?", "So.") for n in range(60)]
     for n, talk in enumerate(talks):
         write_lines(folder / f"talk{n:02}.jsonl", [talk])
     store = str(tmp_path / "run")
-    arguments = ["extract", "--model", tiny_model_directory, "--conversations", folder, "--store", store]
-    arguments += ["--set", "placement.batch_tokens=64"]
-    process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    arguments = extracting(tiny_model_directory, folder, store, "--set", "placement.batch_tokens=64")
+    command = [sys.executable, "-m", "persona_atlas.cluster.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_until(lambda: len(commits(store)) >= 3, timeout_s=200)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
     done = len(commits(store))
-    outcome = atlas(*arguments)
+    outcome = answered(*arguments)
     assert outcome["units_planned"] == 60
     assert outcome["units_worked"] == 60 - done
     assert_plain(open_run(store), tiny_model_directory, talks)
@@ -212,12 +208,12 @@ def served_spec(path: Path, directory: Path, store: str, url: str, **generation:
 
 @pytest.mark.s3
 def test_a_server_generates_and_the_run_is_resumed_by_units(
-    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path
+    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path, answered: Answered
 ):
     poison = load_catalog().persona("role", "poet").prompts[0]
     with serving(ChatServer(answer=lambda _: "Arr!", poison=poison)) as server:
         spec = served_spec(tmp_path / "job.yaml", tiny_model_directory, s3_store_url, server.url)
-        first = atlas("run", spec, "--set", "generation.concurrency=4", status=1)
+        first = answered("run", spec, "--set", "generation.concurrency=4", status=1)
         assert first["state"] == "FAILED"
         (failure,) = first["failures"]
         assert (failure["unit_id"], failure["attempts"]) == ("role.poet.pos.p0.b0", 3)
@@ -225,7 +221,7 @@ def test_a_server_generates_and_the_run_is_resumed_by_units(
         assert "Traceback" in failure["detail"]
         asked = len(server.bodies)
         server.poison = ""
-        second = atlas("run", spec)
+        second = answered("run", spec)
         assert second["state"] == "SUCCEEDED"
         assert second["units_worked"] == 1
         assert len(server.bodies) - asked == 4, "two questions; driver and worker look whether it is there"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,29 +11,11 @@ import yaml
 from persona_atlas import open_run
 from persona_atlas.storage.query.run import Run
 
-from command_line import Answered, Refused, answered_by, refused_by
+from command_line import Answered, Refused
 from conversations import line, write_lines
 from plain_forward import PlainModel, relative_errors
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture
-def here(capsys: pytest.CaptureFixture[str]) -> Answered:
-    return answered_by(capsys)
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    return refused_by(capsys)
-
-
-def atlas(*arguments: str | Path) -> dict[str, Any]:
-    """Run a command that starts Ray, in a process of its own, and return the object that it prints."""
-    command = [sys.executable, "-m", "persona_atlas.cluster.cli", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return json.loads(done.stdout)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def write_spec(path: Path, model: Path, store_url: str, **capture: object) -> Path:
@@ -70,30 +48,30 @@ def assert_plain(run: Run, model: Path, layers: list[int]) -> None:
 
 @pytest.mark.s3
 def test_a_run_keeps_every_token_of_the_layers_asked_for(
-    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path, here: Answered, refused: Refused
+    tmp_path: Path, s3_store_url: str, tiny_model_directory: Path, answered: Answered, refused: Refused
 ):
     spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, s3_store_url)
-    planned = here("plan", spec)
+    planned = answered("plan", spec)
     assert planned["token_layers"] == [0, 2]
     assert planned["stored_token_bytes"] == 15 * 40 * 2 * planned["d_model"] * 2
-    outcome = atlas("run", spec)
+    outcome = answered("run", spec)
     assert outcome["state"] == "SUCCEEDED"
     assert outcome["summary"] is not None, "the means are reduced as ever"
 
     run = open_run(s3_store_url)
     assert_plain(run, tiny_model_directory, [0, 2])
-    checked = here("verify", s3_store_url)
+    checked = answered("verify", s3_store_url)
     assert (checked["problems"], checked["units_done"]) == ([], 3)
-    assert here("show", s3_store_url)["token_layers"] == [0, 2]
+    assert answered("show", s3_store_url)["token_layers"] == [0, 2]
 
     tokens = run.index.filter(run.index["has_vector"])["num_content_tokens"].to_pylist()
     npz, parquet = tmp_path / "out.npz", tmp_path / "out.parquet"
-    answer = here("query", s3_store_url, "--pooling", "tokens", "--layer", "2", "--out", npz)
+    answer = answered("query", s3_store_url, "--pooling", "tokens", "--layer", "2", "--out", npz)
     assert answer["shape"] == [sum(tokens), planned["d_model"]]
     assert answer["rollouts"] == len(tokens)
     with np.load(npz) as file:
         assert np.diff(file["offsets"]).tolist() == tokens
-    here("query", s3_store_url, "--pooling", "tokens", "--persona", "poet", "--out", parquet)
+    answered("query", s3_store_url, "--pooling", "tokens", "--persona", "poet", "--out", parquet)
     assert [len(lists) for lists in pq.read_table(parquet)["activations"].to_pylist()] == [
         count
         for count, persona in zip(tokens, run.index.filter(run.index["has_vector"])["persona"].to_pylist(), strict=True)
@@ -101,12 +79,12 @@ def test_a_run_keeps_every_token_of_the_layers_asked_for(
     ]
     assert ".npy" in refused("query", s3_store_url, "--pooling", "tokens", "--out", tmp_path / "out.npy")["error"]
     assert refused("reduce", s3_store_url, "--pooling", "tokens")["field"] == "pooling"
-    pooled = here("query", s3_store_url, "--layer", "1")
+    pooled = answered("query", s3_store_url, "--layer", "1")
     assert pooled["shape"] == [len(tokens), planned["d_model"]]
 
 
 def test_given_texts_give_the_tokens_of_each_turn_and_need_no_pooling(
-    tmp_path: Path, tiny_model_directory: Path, here: Answered
+    tmp_path: Path, tiny_model_directory: Path, answered: Answered
 ):
     talks = [
         line("Hi", "Hello there.", "So?", "So. " * 70, "And?", "", "Well?", "Well. ☠", system_prompt="Be."),
@@ -115,13 +93,15 @@ def test_given_texts_give_the_tokens_of_each_turn_and_need_no_pooling(
     source = write_lines(tmp_path / "talks.jsonl", talks)
     store = tmp_path / "run"
     options = ("--pooling", "tokens", "--token-layers", "1", "--set", "placement.batch_tokens=300")
-    outcome = atlas("extract", "--model", tiny_model_directory, "--conversations", source, "--store", store, *options)
+    outcome = answered(
+        "extract", "--model", tiny_model_directory, "--conversations", source, "--store", store, *options
+    )
     assert (outcome["state"], outcome["summary"]) == ("SUCCEEDED", None)
     run = open_run(str(store))
     assert run.layers == (1,)
     assert run.activations(pooling="tokens").rollouts.num_rows == 23
     assert_plain(run, tiny_model_directory, [1])
-    assert here("verify", store)["problems"] == []
+    assert answered("verify", store)["problems"] == []
 
 
 def test_what_no_unit_can_hold_is_refused_before_anything_runs(
