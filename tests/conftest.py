@@ -88,6 +88,9 @@ def shared_ray(s3_endpoint: str) -> Iterator[None]:
     For tests of what a command does. How Ray is started, and what is left of it, is tested by commands in processes of
     their own. The S3 server comes first, because the workers inherit its credentials from Ray.
     """
+    from persona_atlas.cluster.pool.ray_environment import prepare_ray_environment
+
+    prepare_ray_environment()
     import ray
 
     ray.init(
