@@ -55,6 +55,9 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
+    from persona_atlas.cluster.pool.ray_environment import prepare_ray_environment
+
+    prepare_ray_environment()
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
