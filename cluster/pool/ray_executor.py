@@ -121,7 +121,11 @@ class RayExecutor(PooledExecutor):
             self._call(name, "next_report")
             return self._carry_out(pool.reported(name, result.results, result.work_request, now))
         if call.kind == "node_id":
-            return self._carry_out(pool.placed(name, result, now))
+            answers = self._carry_out(pool.placed(name, result, now))
+            if name in self._actors:
+                # Only now: an actor's calls run beside each other, and the pool must not hear of a loaded model first.
+                self._call(name, "prepare")
+            return answers
         if call.kind == "prepare" and result is not None:
             return self._carry_out(pool.refused(name, result, cluster_nodes(self._placement), now))
         if call.kind == "prepare":
@@ -152,7 +156,6 @@ class RayExecutor(PooledExecutor):
         self._actors[worker] = self._actor_class.options(**options).remote(self._settings, worker)
         self._call(worker, "wait_forever")
         self._call(worker, "node_id")
-        self._call(worker, "prepare")
 
     def _kill(self, worker: str) -> None:
         self._calls = {reference: call for reference, call in self._calls.items() if call.worker != worker}
