@@ -1,8 +1,8 @@
 """What a store URL means: the one place that takes ``store.url`` apart.
 
-S3 has no folders. A key is any text, and ``a//b``, ``./a/b`` and ``a/b`` are three keys, while libraries that treat keys
-like paths fold some of them into one. So every prefix is brought to one form here, before anything reads it. Everything
-else in a prefix is kept as it is: ``%20`` is three characters, ``?`` and ``#`` separate nothing.
+S3 has no folders. A key is any text, and ``a//b``, ``./a/b`` and ``a/b`` are three keys, while libraries that treat
+keys like paths fold some of them into one. So every prefix is brought to one form here, before anything reads it.
+Everything else in a prefix is kept as it is: ``%20`` is three characters, ``?`` and ``#`` separate nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _normal_s3_url(text: str) -> str:
         raise InputError(
             f"'s3://{text}' names no bucket.", code="no_bucket", field=_FIELD, hint="Write s3://bucket/prefix."
         )
-    if parts[0] == ".." or not _BUCKET.fullmatch(parts[0]) and not _ARN.match(parts[0]):
+    if parts[0] == ".." or not (_BUCKET.fullmatch(parts[0]) or _ARN.match(parts[0])):
         raise InputError(
             f"{parts[0]!r} cannot be the name of a bucket.",
             code="no_bucket",

@@ -59,8 +59,8 @@ def _refuse_split(location: Location, record: RunRecord) -> None:
         return
     if location.size("zarr.json") is None and location.names(layout.COMMITS):
         raise StoreError(
-            f"the run was started as {url!r} by an earlier version, which kept Zarr's metadata and the reductions under "
-            "that prefix, and everything else under this one.",
+            f"the run was started as {url!r} by an earlier version, which kept Zarr's metadata and the reductions "
+            "under that prefix, and everything else under this one.",
             code="split_store",
             file=location.url,
             hint=f"Copy them here: aws s3 cp --recursive {shlex.quote(url.rstrip('/') + '/')} "

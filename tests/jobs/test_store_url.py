@@ -40,15 +40,11 @@ def test_a_directory_is_the_file_systems_to_resolve(path: str):
     assert normal_store_url(path) == path
 
 
-@given(st.lists(st.text("ab./ %?#ü", max_size=4), max_size=5))
+@given(st.lists(st.text("ab./ %?#ü", max_size=4).filter(lambda text: ".." not in text.split("/")), max_size=5))
 def test_a_normal_url_stays_as_it_is(parts: list[str]):
-    try:
-        normal = normal_store_url("s3://bucket/" + "/".join(parts))
-    except InputError as error:
-        assert error.code == "bad_store_url"
-    else:
-        assert normal_store_url(normal) == normal
-        assert not {"", ".", ".."} & set(normal.removeprefix("s3://").split("/"))
+    normal = normal_store_url("s3://bucket/" + "/".join(parts))
+    assert normal_store_url(normal) == normal
+    assert not {"", ".", ".."} & set(normal.removeprefix("s3://").split("/"))
 
 
 @pytest.mark.parametrize(
