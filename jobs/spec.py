@@ -26,6 +26,7 @@ from .spec_parts import (
     SpecSection,
     StoreSpec,
 )
+from .store_url import normal_store_url
 from .user_paths import expand_home
 from .yaml_file import NO_BOOLEAN, parse_yaml, read_text, set_by_path, validate
 
@@ -84,6 +85,24 @@ class JobSpec(SpecSection):
         if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
             raise ValueError("personas selects nobody: name roles or traits, or give the default at least one prompt")
         return self
+
+    def replaced(self, **sections: Mapping[str, Any]) -> JobSpec:
+        """Return a copy with other values of some fields, validated like a spec that was read.
+
+        Args:
+            **sections: New values by field, for each section that changes.
+
+        Raises:
+            InputError: A value is invalid; names its field.
+
+        Example:
+            >>> load_spec("job.yaml").replaced(store={"url": "s3://bucket/run"}).store.url
+            's3://bucket/run'
+        """
+        data = self.model_dump()
+        for section, changes in sections.items():
+            data[section] = data[section] | changes
+        return validate(JobSpec, data, text="", file="")
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the results, as JSON values; two specs of one run must agree in them."""
@@ -164,4 +183,5 @@ def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> Job
     if isinstance(data, dict):
         for assignment in overrides:
             data = set_by_path(data, assignment)
-    return validate(JobSpec, data, text=text, file=file)
+    spec = validate(JobSpec, data, text=text, file=file)
+    return spec.replaced(store={"url": normal_store_url(spec.store.url)})

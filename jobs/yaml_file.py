@@ -135,7 +135,7 @@ def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
         model: Class of the model.
         data: The parsed YAML.
         text: The YAML itself, in which lines are looked up; empty if there is no file.
-        file: Name of the file, for errors.
+        file: Name of the file, for errors; empty if there is none.
 
     Raises:
         InputError: The data does not fit the model; names file, line and field of the first problem.
@@ -161,7 +161,7 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
     path = tuple(part for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
     field = ".".join(str(part) for part in path)
     line = _line_of(text, path)
-    where = f" ({file}, line {line})" if line else f" ({file})" if field else ""
+    where = f" ({file}, line {line})" if line else f" ({file})" if field and file else ""
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(model, path[:-1])
         hint = closest(str(path[-1]), siblings) or f"The keys here are {', '.join(sorted(siblings))}."

@@ -250,6 +250,10 @@ class Lease(_Record):
         end_row_block: End of that range, exclusive.
         holder: Id of the cluster job, whose restarted driver may take the lease over at once; empty for a driver that
             was started by hand.
+        pid_namespace: PID namespace in which ``pid`` is the driver's, as Linux names it; empty on other platforms; None
+            when it is not known, as in leases of earlier versions.
+        started_after_boot_s: When that process started, in seconds since the boot, which setting the clock does not
+            change; None when it is not known.
     """
 
     generation: int
@@ -262,6 +266,8 @@ class Lease(_Record):
     first_row_block: int
     end_row_block: int
     holder: str = ""
+    pid_namespace: str | None = None
+    started_after_boot_s: float | None = None
 
 
 R = TypeVar("R", bound=_Record)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from zarr.abc.store import Store
 
-from ...jobs.errors import InputError
+from ...jobs.store_url import is_s3, normal_store_url
 from ...jobs.user_paths import expand_home
 from .directory import DirectoryLocation
 from .s3 import S3Location
@@ -26,7 +26,7 @@ class Location(Protocol):
 
     @property
     def url(self) -> str:
-        """The ``s3://`` URL or absolute directory, without a trailing slash."""
+        """The ``s3://`` URL in its normal form, or the absolute directory; without a trailing slash."""
         ...
 
     @property
@@ -91,24 +91,17 @@ def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) 
         endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
 
     Raises:
-        InputError: The URL has another scheme or names no bucket, the path has an unknown home directory, or the
+        InputError: The URL cannot be a store (see ``normal_store_url``), the path has an unknown home directory, or the
             endpoint is not an http(s) URL.
 
     Example:
-        >>> open_location("s3://bucket/prefix/").url
+        >>> open_location("s3://bucket//prefix/").url
         's3://bucket/prefix'
     """
-    url = os.fspath(url)
-    if url.startswith("s3://"):
-        return S3Location(url, endpoint_url)
-    if "://" in url:
-        raise InputError(
-            f"{url!r} is neither a directory nor an s3:// URL.",
-            code="unknown_scheme",
-            field="store.url",
-            hint="Use one.",
-        )
-    return DirectoryLocation(Path(expand_home(url, "store.url")))
+    text = normal_store_url(url)
+    if is_s3(text):
+        return S3Location(text, endpoint_url)
+    return DirectoryLocation(Path(expand_home(text, "store.url")))
 
 
 def open_with_wrong_secret(location: Location) -> Location | None:

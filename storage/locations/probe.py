@@ -20,6 +20,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from ...jobs.errors import AtlasError, InputError
+from ...jobs.store_url import normal_store_url
 from .location import Location, open_location, open_with_wrong_secret
 
 RACERS = 8
@@ -62,7 +63,8 @@ def probe_store(url: str, endpoint_url: str | None = None) -> list[ProbeResult]:
         TransientError: The server does not answer.
     """
     folder = f"probe-{uuid.uuid4().hex[:12]}"
-    location = open_location(f"{url.rstrip('/')}/{folder}", endpoint_url)
+    # Of the URL in its normal form: with a folder appended, one that names no bucket would name the folder.
+    location = open_location(f"{normal_store_url(url).rstrip('/')}/{folder}", endpoint_url)
     try:
         return [
             _write_and_read(location),

@@ -32,6 +32,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
 from ...jobs.errors import AtlasError, InputError, TransientError
+from ...jobs.store_url import S3_SCHEME, normal_store_url
 from .s3_connections import close_with
 
 _FIELD = "store.url"
@@ -52,16 +53,13 @@ class S3Location:
         credentials: ``key``, ``secret`` and ``token`` as s3fs takes them, instead of those that botocore finds.
 
     Raises:
-        InputError: The URL names no bucket, or the endpoint is not an http(s) URL.
+        InputError: The URL cannot be a store, or the endpoint is not an http(s) URL.
     """
 
     def __init__(self, url: str, endpoint_url: str | None, credentials: Mapping[str, str | None] | None = None) -> None:
-        self._root = url.removeprefix("s3://").strip("/")
+        # Normalised here too, because every key of the store depends on it.
+        self._root = normal_store_url(url).removeprefix(S3_SCHEME)
         self._credentials: dict[str, Any] = dict(credentials or {})
-        if not self._root:
-            raise InputError(
-                f"{url!r} names no bucket.", code="no_bucket", field=_FIELD, hint="Write s3://bucket/prefix."
-            )
         self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
         if self._endpoint_url and not re.match(r"https?://[^/]", self._endpoint_url):
             raise InputError(
@@ -76,7 +74,7 @@ class S3Location:
 
     @property
     def url(self) -> str:
-        return f"s3://{self._root}"
+        return f"{S3_SCHEME}{self._root}"
 
     @property
     def endpoint_url(self) -> str | None:
@@ -116,7 +114,12 @@ class S3Location:
         )
 
     def _at(self, path: str) -> str:
-        return str(PurePosixPath(self._root) / path)
+        return f"{self._root}/{path}" if path else self._root
+
+    def _bucket_and_prefix(self) -> tuple[str, str]:
+        # s3fs knows that the ARN of an access point, which stands for a bucket, has a slash in it.
+        bucket, prefix, _ = self._fs.split_path(self._root)
+        return bucket, prefix
 
     def read(self, path: str) -> bytes | None:
         with self.errors():
@@ -172,8 +175,8 @@ class S3Location:
 
     def delete(self, paths: Iterable[str]) -> None:
         with self.errors():
-            bucket, _, prefix = self._root.partition("/")
-            keys = [{"Key": str(PurePosixPath(prefix) / path)} for path in paths]
+            bucket, prefix = self._bucket_and_prefix()
+            keys = [{"Key": f"{prefix}/{path}" if prefix else path} for path in paths]
             for start in range(0, len(keys), _KEYS_PER_DELETE):
                 batch = {"Objects": keys[start : start + _KEYS_PER_DELETE], "Quiet": True}
                 # DeleteObjects answers 200 and lists keys that it could not delete. ``s3fs.rm`` drops that list.
@@ -189,8 +192,8 @@ class S3Location:
             try:
                 return not self._fs.ls(self._root, detail=False, refresh=True)
             except FileNotFoundError as error:
-                bucket = self._root.split("/")[0]
-                if self._root != bucket and self._fs.exists(bucket):
+                bucket, prefix = self._bucket_and_prefix()
+                if prefix and self._fs.exists(bucket):
                     return True
                 raise InputError(
                     f"there is no bucket {bucket!r}.",
@@ -228,9 +231,11 @@ class S3Location:
                 hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights.",
             ) from error
         except FileNotFoundError as error:
-            bucket = self._root.split("/")[0]
             raise InputError(
-                f"there is no bucket {bucket!r}: {_reason(error)}.", code="no_bucket", field=_FIELD, hint="Create it."
+                f"there is no bucket {self._bucket_and_prefix()[0]!r}: {_reason(error)}.",
+                code="no_bucket",
+                field=_FIELD,
+                hint="Create it.",
             ) from error
         except (OSError, ClientError, BotoCoreError) as error:
             where = f" through {self._endpoint_url}" if self._endpoint_url else ""

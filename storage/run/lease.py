@@ -18,19 +18,16 @@ deletes leases by hand: a driver lengthens the arrays to the end of its range be
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from ...jobs.errors import AtlasError, InputError, StoreError
 from ..format import layout
 from ..format.records import Lease, parse_record
 from ..locations.location import Location
+from .driver_process import has_exited, this_process
 from .run_store import reserved_row_blocks
 
 LEASE_SECONDS = 120.0
@@ -156,13 +153,9 @@ def acquire(location: Location, num_row_blocks: int, holder: str = "") -> HeldLe
         raise _run_is_held(location, held)
     # Behind the previous lease's range and behind all that the arrays cover: see the module's docstring.
     first = max(held.end_row_block if held else 0, reserved_row_blocks(location))
-    me = psutil.Process()
     lease = Lease(
         generation=held.generation + 1 if held else 1,
-        host=socket.gethostname(),
-        boot_id=_boot_id(),
-        pid=me.pid,
-        process_started=me.create_time(),
+        **this_process(),
         expires_at=time.time() + LEASE_SECONDS,
         released=False,
         first_row_block=first,
@@ -229,20 +222,7 @@ def _newest_generation(location: Location) -> int:
 
 def is_live(lease: Lease) -> bool:
     """Whether a lease's driver may still be working: not released, not expired, and its process not seen to be gone."""
-    if lease.released or time.time() > lease.expires_at:
-        return False
-    # The process table covers only this host since its last boot. For any other driver, expiry decides. Containers on
-    # one machine share a boot id and may have the same process ids, but their host names differ.
-    if lease.host != socket.gethostname() or lease.boot_id != _boot_id():
-        return True
-    try:
-        # Process ids are reused, so the start time has to match too; process tables round it, to 0.01 s on Linux.
-        process = psutil.Process(lease.pid)
-        is_same = abs(process.create_time() - lease.process_started) < 1.0
-        # A zombie was killed and waits for its parent to collect it, for ever in a container without an init process.
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return not lease.released and time.time() <= lease.expires_at and not has_exited(lease)
 
 
 def _is_same_job(lease: Lease, holder: str) -> bool:
@@ -260,9 +240,3 @@ def _run_is_held(location: Location, held: Lease | None) -> InputError:
         field="store.url",
         hint=f"Wait for it or stop it. If it has crashed, try again in {LEASE_SECONDS:.0f} s.",
     )
-
-
-def _boot_id() -> str:
-    """Return an id of this host's current boot: a process id means nothing after a reboot."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else f"{psutil.boot_time():.0f}-{os.name}"

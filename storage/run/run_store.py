@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import zarr
 from zarr.abc.store import Store
 
 from ...jobs.errors import InputError, StoreError
 from ...jobs.plan import Plan
+from ...jobs.store_url import is_s3, normal_store_url
 from ..arrays.codec import create_array
 from ..arrays.geometry import geometry_of
 from ..format import layout
@@ -21,11 +23,14 @@ def read_run_record(location: Location) -> RunRecord | None:
 
     Raises:
         InputError: The location holds other objects and no run.
-        StoreError: The record is damaged or of another layout version, or is missing although there are commits.
+        StoreError: The record is damaged or of another layout version, or is missing although there are commits; or the
+            run is split over two prefixes.
     """
     data = location.read(layout.RUN_RECORD)
     if data is not None:
-        return parse_record(RunRecord, data, f"{location.url}/{layout.RUN_RECORD}")
+        record = parse_record(RunRecord, data, f"{location.url}/{layout.RUN_RECORD}")
+        _refuse_split(location, record)
+        return record
     if location.is_empty():
         return None
     if location.names(layout.COMMITS):
@@ -44,6 +49,30 @@ def read_run_record(location: Location) -> RunRecord | None:
         field="store.url",
         hint="Choose an empty location or an existing run.",
     )
+
+
+def _refuse_split(location: Location, record: RunRecord) -> None:
+    """Refuse a run of a version that took an S3 prefix with ``//`` or ``./`` for two: Zarr's objects are elsewhere."""
+    url = record.spec.store.url
+    # The group at the root is what Zarr writes first, before any unit can be committed.
+    if not is_s3(url) or not _has_other_form(url):
+        return
+    if location.size("zarr.json") is None and location.names(layout.COMMITS):
+        raise StoreError(
+            f"the run was started as {url!r} by an earlier version, which kept Zarr's metadata and the reductions "
+            "under that prefix, and everything else under this one.",
+            code="split_store",
+            file=location.url,
+            hint=f"Copy them here: aws s3 cp --recursive {shlex.quote(url.rstrip('/') + '/')} "
+            f"{shlex.quote(location.url + '/')}",
+        )
+
+
+def _has_other_form(url: str) -> bool:
+    try:
+        return normal_store_url(url) != url.rstrip("/")
+    except InputError:
+        return False
 
 
 def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:

@@ -7,7 +7,10 @@ import threading
 import uuid
 from pathlib import Path
 
+import boto3
+import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import AtlasError, InputError, TransientError
@@ -201,6 +204,33 @@ def test_an_url_is_told_back_without_a_trailing_slash(tmp_path: Path):
     assert open_location("s3://bucket/a/b/").url == "s3://bucket/a/b"
 
 
+PREFIXES = ["/a//b", "./a/./b/", "a b", "ä/ü", "a%2Fb", "a?b", "a#b", "a+b&c=d", "a*b[c]", "a\\b", "~/x"]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_objects_and_zarr_arrays_of_any_prefix_are_in_one_place(s3_endpoint: str, s3_bucket: str, prefix: str):
+    place = uuid.uuid4().hex[:12]
+    location = open_location(f"s3://{s3_bucket}/{place}/{prefix}", s3_endpoint)
+    location.write("run.json", b"{}")
+    assert location.create("drivers/000001.json", b"{}")
+    with location.errors():
+        zarr.create_array(location.zarr(read_only=False), name="array", data=np.ones(3), chunks=(2,))
+    objects = {"array/c/0", "array/c/1", "array/zarr.json", "drivers/000001.json", "run.json"}
+    assert objects == {path for path in location.sizes("") if path != "zarr.json"}
+    assert location.names("drivers") == ["000001.json"]
+    # As the page on stores says to read it without this package, by the URL that the location reports.
+    options = {"endpoint_url": s3_endpoint}
+    plain = zarr.open_array(location.url, path="array", mode="r", storage_options=options)
+    assert np.asarray(plain[:]).tolist() == [1.0, 1.0, 1.0]
+    key = location.url.removeprefix(f"s3://{s3_bucket}/")
+    client = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+    listed = client.list_objects_v2(Bucket=s3_bucket, Prefix=f"{place}/")["Contents"]
+    assert sorted(o["Key"] for o in listed) == sorted(f"{key}/{path}" for path in location.sizes(""))
+    location.delete(location.sizes(""))
+    assert open_location(f"s3://{s3_bucket}/{place}", s3_endpoint).sizes("") == {}
+
+
 def test_opening_creates_nothing(tmp_path: Path):
     open_location(str(tmp_path / "run")).is_empty()
     assert list(tmp_path.iterdir()) == []
@@ -229,6 +259,14 @@ def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path, place: 
         assert location.url in str(caught.value)
     assert location.read("f/a") is None
     assert (tmp_path / "a_file").read_text() == "I am not a folder."
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path):
+    location = open_location(str(tmp_path / ("n" * 300)))
+    for act in (lambda: location.read("f/a"), lambda: location.create("f/a", b"x")):
+        with pytest.raises(InputError, match="File name too long") as caught:
+            act()
+        assert caught.value.field == "store.url"
 
 
 def test_a_file_system_that_may_only_be_read_is_refused():

@@ -141,7 +141,7 @@ def test_a_killed_driver_that_nobody_reaped_holds_nothing(location: Location, ot
 
 def test_a_process_id_that_was_given_to_another_process_is_not_the_driver(location: Location):
     with acquire(location, 1):
-        change(location, 1, process_started=psutil.Process().create_time() - 100)
+        change(location, 1, started_after_boot_s=psutil.Process().create_time() - psutil.boot_time() - 100)
         with acquire(location, 1) as second:
             assert second.generation == 2
 
