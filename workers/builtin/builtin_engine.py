@@ -86,7 +86,14 @@ class BuiltinEngine:
         wants_users = settings.capture.needs_user_spans
         self._user_spans = UserSpans(offsets_encoder(tokenizer), loaded.renderer) if wants_users else None
         self._text_reader = TextReader(loaded, self._capture, settings, self._interventions)
-        self._plain = PlainPass(model, self._taps, settings.layers, settings.token_positions, self._interventions)
+        self._plain = PlainPass(
+            model,
+            self._taps,
+            settings.layers,
+            settings.token_positions,
+            self._interventions,
+            loaded.decoder_layers[0],
+        )
 
     @property
     def reader(self) -> BuiltinEngine:

@@ -27,9 +27,12 @@ from .packed import ATTENTION, PackedPass, Segment, plain_attention
 _PROMPT, _DECODED = 6, 2
 """Tokens of each text: of its prompt, and those that are decoded after it."""
 
+_LENGTH = _PROMPT + _DECODED
+
 _ROUNDING = 3
-"""Factor of the canary's limit within which passes of different shapes must agree. The canary compares means over many
-tokens; here single tokens are compared, which rounding changes more."""
+"""Factor within which passes of different shapes must agree: of the canary's limit, or of the difference that shapes
+make to the model's own pass, whichever is larger. The canary compares means over many tokens; rounding changes the
+single tokens that are compared here by more."""
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -37,7 +40,8 @@ _FIXED_ROPES = {"default", "linear", "yarn", "llama3", "proportional"}
 """Types of rotary embeddings whose frequencies are the same in every pass."""
 
 _States = list[torch.Tensor]
-"""Of one text, float32 ``(T, D)``: at each place that is observed, and then the logits of the decoded tokens."""
+"""Of one text, float32 ``(T, D)``: of its prompt at each place that is observed, of the decoded tokens at each place,
+and the logits of these."""
 
 
 def find_sharing(loaded: LoadedModel, taps: Sequence[Tap], limit: float) -> Sharing:
@@ -66,7 +70,7 @@ def find_sharing(loaded: LoadedModel, taps: Sequence[Tap], limit: float) -> Shar
 
 
 class _Probe:
-    """Two short texts, run alone and together; a third takes the place of the first."""
+    """Two short texts, run alone and together; a third takes the place of one of them."""
 
     def __init__(self, loaded: LoadedModel, taps: Sequence[Tap], limit: float) -> None:
         self._loaded = loaded
@@ -74,28 +78,30 @@ class _Probe:
         self._places = [*(Tap(layer, of_input=False) for layer in loaded.decoder_layers), *taps]
         # From the middle of the vocabulary: at its ends are tokens that are not used or have a special meaning.
         size = int(loaded.model.get_input_embeddings().weight.shape[0])
-        length = _PROMPT + _DECODED
-        ids = [(size // 4 + place * max(1, size // (6 * length))) % size for place in range(3 * length)]
-        self._texts = [ids[:length], ids[length : 2 * length]]
-        self._other = ids[2 * length :]
+        ids = [(size // 4 + place * max(1, size // (6 * _LENGTH))) % size for place in range(3 * _LENGTH)]
+        self._first, self._second, self._third = (ids[n * _LENGTH : (n + 1) * _LENGTH] for n in range(3))
         self._alone: list[_States] = []
+        self._rounding: list[float] = []
 
     def run_alone(self) -> None:
-        """Run each text alone.
+        """Run the two texts alone.
 
         Raises:
             InputError: That is impossible, or a token's state depends on tokens after it.
         """
         try:
-            self._alone = [self._states(text) for text in self._texts]
-            longer = self._states([*self._texts[0], *self._other])
+            self._alone = [self._states(self._first), self._states(self._second)]
+            before_second = self._states([*self._first, *self._second])
+            before_third = self._states([*self._first, *self._third])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             raise self._refusal(f"cannot be run here ({_first_line(error)})") from error
-        seen_TD = [states_TD[: len(self._texts[0])] for states_TD in longer[:-1]]
-        if _difference(seen_TD, self._alone[0][:-1]) > _ROUNDING * self._limit:
+        # Passes of the same shape are rounded alike, so what differs comes from the other text.
+        if max(_differences(before_second[:-1], before_third[:-1])) > self._limit:
             raise self._refusal("is not causal: a token's state depends on the tokens after it")
+        # The same tokens in passes of two shapes: how much this model's states change by rounding alone.
+        self._rounding = [*_differences(self._alone[0][:-1], before_second[:-1]), 0.0]
 
     def why_not_together(self) -> str:
         """Return why the model's texts must not share passes; ``""`` if they may."""
@@ -107,62 +113,60 @@ class _Probe:
             return "its attention is not transformers' attention interface"
         try:
             with plain_attention(model, ATTENTION):
-                together = self._together(self._texts)
-                beside_other = self._together([self._other, self._texts[1]], num_decoded=0)
+                together = self._together(self._first, self._second)
+                beside_third = self._together(self._third, self._second)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the error, this model cannot be run in packed passes
             return f"two texts cannot be run in one pass ({_first_line(error)})"
-        apart = max(_difference(got, alone) for got, alone in zip(together, self._alone, strict=True))
-        # These two passes have the same shape, so nothing is rounded differently: what differs is of the other text.
-        mixed = _difference([states_TD[:_PROMPT] for states_TD in together[1][:-1]], beside_other[1][:-1])
-        if mixed > self._limit or apart > _ROUNDING * self._limit:
-            return (
-                f"the states of two texts in one pass differ from each alone by {max(mixed, apart):.0%} of their norm"
-            )
+        mixed = max(_differences(together[1], beside_third[1]))
+        if mixed > self._limit:
+            return f"a text changes the states of another in the same pass, by {mixed:.0%} of their norm"
+        for got, alone in zip(together, self._alone, strict=True):
+            for off, rounding in zip(_differences(got, alone), self._rounding, strict=True):
+                if off > _ROUNDING * max(self._limit, rounding):
+                    return f"the states of texts in one pass differ from those of each alone by {off:.0%} of their norm"
         return ""
 
     def continues_from_its_cache(self) -> bool:
         """Return whether a token after a prompt in transformers' cache has the logits of a pass over the whole text."""
-        text = self._texts[0]
         try:
-            output = self._loaded.run_alone(text[:_PROMPT], use_cache=True)
+            output = self._loaded.run_alone(self._first[:_PROMPT], use_cache=True)
             logits_1V: list[torch.Tensor] = []
-            for token in text[_PROMPT:]:
+            for token in self._first[_PROMPT:]:
                 output = self._loaded.run_alone([token], use_cache=True, past=output["past_key_values"])
                 logits_1V.append(output.logits[0].float().cpu())
         except torch.OutOfMemoryError:
             raise
         except Exception:  # noqa: BLE001 - then every token is sampled from a pass over the whole text, which has run
             return False
-        return _difference([torch.cat(logits_1V)], self._alone[0][-1:]) <= _ROUNDING * self._limit
+        return max(_differences([torch.cat(logits_1V)], self._alone[0][-1:])) <= _ROUNDING * self._limit
 
     def _states(self, token_ids: Sequence[int]) -> _States:
-        states, logits_TV = self._observed(
-            lambda: self._loaded.run_alone(token_ids, num_logits=_DECODED).logits[0], len(token_ids)
-        )
-        return [*states, logits_TV]
+        """Run tokens alone, and return the states of the first text in it."""
+        run = partial(self._loaded.run_alone, token_ids, num_logits=_DECODED)
+        states, logits_TV = self._observed(lambda: run().logits[0], len(token_ids))
+        parts = (slice(0, _PROMPT), slice(_PROMPT, _LENGTH))
+        return [*(states_ND[part] for part in parts for states_ND in states), logits_TV]
 
-    def _together(self, texts: Sequence[Sequence[int]], num_decoded: int = _DECODED) -> list[_States]:
-        """Run the prompts of two texts in one pass, then the tokens after them, both in one pass each."""
+    def _together(self, *texts: Sequence[int]) -> list[_States]:
+        """Run the prompts of texts in one pass, then the tokens after them, one of each text in a pass."""
         device = self._loaded.device
-        cache = KVCache(self._loaded.num_layers, len(texts) * (_PROMPT + _DECODED))
-        cache.reserve(0, len(texts), _PROMPT + _DECODED)
-        segments = [Segment(0, _PROMPT, slot) for slot in range(len(texts))]
-        layouts = [PackedPass(device, segments, cache=cache)]
-        layouts += [PackedPass(device, [], [_PROMPT + n] * len(texts), cache) for n in range(num_decoded)]
+        cache = KVCache(self._loaded.num_layers, len(texts) * _LENGTH)
+        cache.reserve(0, len(texts), _LENGTH)
+        layouts = [PackedPass(device, [Segment(0, _PROMPT, slot) for slot in range(len(texts))], cache=cache)]
+        layouts += [PackedPass(device, [], [at] * len(texts), cache) for at in range(_PROMPT, _LENGTH)]
+        stretches = [(0, _PROMPT), *((at, at + 1) for at in range(_PROMPT, _LENGTH))]
         parts: list[list[_States]] = [[] for _ in texts]
-        for number, layout in enumerate(layouts):
-            # The prompts, then one token of each text.
-            start, stop = (0, _PROMPT) if number == 0 else (_PROMPT + number - 1, _PROMPT + number)
+        for layout, (start, stop) in zip(layouts, stretches, strict=True):
             line = [token for text in texts for token in text[start:stop]]
-            wanted = [(index + 1) * (stop - start) - 1 for index in range(len(texts))]
-            run = partial(layout.run, self._loaded.model, line, wanted)
-            states, logits_TV = self._observed(run, len(line))
+            ends = [(index + 1) * (stop - start) - 1 for index in range(len(texts))]
+            states, logits_TV = self._observed(partial(layout.run, self._loaded.model, line, ends), len(line))
             for index, part in enumerate(parts):
-                own = slice(index * (stop - start), (index + 1) * (stop - start))
+                own = slice(index * (stop - start), ends[index] + 1)
                 part.append([*(states_ND[own] for states_ND in states), logits_TV[index : index + 1]])
-        return [_joined(part) for part in parts]
+        decoded = [[torch.cat(place) for place in zip(*part[1:], strict=True)] for part in parts]
+        return [[*part[0][:-1], *after] for part, after in zip(parts, decoded, strict=True)]
 
     def _observed(self, run: Callable[[], torch.Tensor], num_tokens: int) -> tuple[_States, torch.Tensor]:
         """Return the states at all places in a pass over N tokens, ``(N, D)`` each, and the logits."""
@@ -187,23 +191,17 @@ class _Probe:
         )
 
 
-def _joined(parts: Sequence[_States]) -> _States:
-    """Join the states of consecutive tokens; the logits are those of the tokens after the first part."""
-    states = [torch.cat(list(place)) for place in zip(*(part[:-1] for part in parts), strict=True)]
-    return [*states, torch.cat([part[-1] for part in parts[1:] or parts])]
-
-
-def _difference(got: _States, expected: _States) -> float:
-    """Return the largest relative error over all places, of the tokens at each the lower median.
+def _differences(got: _States, expected: _States) -> list[float]:
+    """Return the relative error at each place, of its tokens the lower median.
 
     Not the mean: in a mixture of experts, rounding may send a single token to another expert.
     """
-    worst = 0.0
+    differences: list[float] = []
     for got_TD, expected_TD in zip(got, expected, strict=True):
         off_T, norms_T = (got_TD - expected_TD).norm(dim=-1), expected_TD.norm(dim=-1)
         errors_T = torch.where(off_T == 0, 0.0, off_T / norms_T).nan_to_num(nan=torch.inf)
-        worst = max(worst, float(errors_T.median()))
-    return worst
+        differences.append(float(errors_T.median()))
+    return differences
 
 
 def _rope_border(config: Any) -> int | None:
