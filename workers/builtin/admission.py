@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...jobs.errors import InputError, UnitError
 from ...jobs.poolings import TokenRange
+from ...jobs.rollouts import Rollout
 from ...jobs.units import RolloutRequest
 from ..chat.user_span import UserSpans
 from ..interventions import AppliedIntervention, Interventions
@@ -34,6 +36,7 @@ class RunningRollout:
             depend on the batch.
         user_span: Token range of the user's message in the prompt; None where no pooling needs it.
         intervention: Intervention that is applied to its tokens only; None for none.
+        is_alone: Whether it must not share a pass with others.
         prefix: Prefix that its prompt shares with other prompts; None for none.
         leads: Whether this rollout computes the prefix for the others.
         token_ids: Token ids sampled so far, the end-of-turn token included.
@@ -45,6 +48,7 @@ class RunningRollout:
     random: list[float]
     user_span: TokenRange | None = None
     intervention: AppliedIntervention | None = None
+    is_alone: bool = False
     prefix: SharedPrefix | None = None
     leads: bool = False
     token_ids: list[int] = field(default_factory=list)
@@ -54,6 +58,33 @@ class RunningRollout:
     def start(self) -> int:
         """First position of the prompt that it computes itself; those before are copied from its prefix."""
         return self.prefix.length if self.prefix and not self.leads else 0
+
+    def append(self, token: int, stop_ids: frozenset[int]) -> bool:
+        """Append a sampled token; return whether it ends the response."""
+        self.token_ids.append(token)
+        if token in stop_ids:
+            return True
+        self.num_content += 1
+        return False
+
+    def finished(self, tokenizer: Any) -> Rollout:
+        """Make the rollout of all tokens sampled so far.
+
+        Args:
+            tokenizer: Decodes them.
+        """
+        content = self.token_ids[: self.num_content]
+        return Rollout(
+            address=self.request.address,
+            system_prompt=self.request.system_prompt,
+            question=self.request.question,
+            response=tokenizer.decode(content, skip_special_tokens=False),
+            prompt_token_ids=tuple(self.prompt_ids),
+            response_token_ids=tuple(self.token_ids),
+            num_content_tokens=self.num_content,
+            finish_reason="stop" if len(self.token_ids) > self.num_content else "length",
+            seed=self.request.seed,
+        )
 
     @property
     def waits(self) -> bool:
@@ -103,7 +134,8 @@ class Admission:
             next_request: Returns the next request, or None; see ``Responder.generate``.
 
         Returns:
-            The rollouts whose prompts are part of the next pass.
+            The rollouts whose prompts are part of the next pass. One that must be alone is returned when no other runs,
+            and without others.
         """
         # The leader of those that waited was in the previous pass, so their prefix is computed now.
         joining, self._waiting = self._waiting, []
@@ -115,11 +147,14 @@ class Admission:
             # Rollouts that wait for a prefix count too: they need a slot one pass later.
             everyone = [*running, *joining, *self._waiting, rollout]
             positions = max(len(other.prompt_ids) for other in everyone) + self._max_new
-            if not self._cache.fits(len(everyone), positions):
+            is_batch = len(everyone) > 1
+            if not self._cache.fits(len(everyone), positions) or (rollout.is_alone and is_batch):
                 # A request that was pulled cannot be returned: it is held, and joins first when there is room.
                 self._held = rollout
                 break
             self._held = None
+            if rollout.is_alone:
+                return [rollout]
             # Only now and not when the request was pulled: a held rollout must not become the leader of others.
             self._share_prefix(rollout)
             if rollout.waits:
@@ -156,7 +191,8 @@ class Admission:
         spans = self._user_spans
         user_span = spans.of_prompt(request.messages, prompt_ids) if spans else None
         random = uniforms([request.seed], self._max_new)[0].tolist()
-        return RunningRollout(request, prompt_ids, random, user_span, intervention)
+        is_alone = len(prompt_ids) + self._max_new > self._loaded.sharing.up_to
+        return RunningRollout(request, prompt_ids, random, user_span, intervention, is_alone)
 
     def _share_prefix(self, rollout: RunningRollout) -> None:
         most = len(rollout.prompt_ids) - 1

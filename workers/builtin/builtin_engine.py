@@ -7,6 +7,8 @@ Delegates to the modules of this folder: ``generation`` (responder), ``reading``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +25,10 @@ from ..models.hook_points import Tap, find_taps
 from .capture import Capture
 from .generation import Generation
 from .loaded_model import LoadedModel, load_model
-from .packed import ATTENTION, PackedPass, Segment, plain_attention
+from .packed import ATTENTION, plain_attention
 from .plain_pass import PlainPass
 from .reading import TextReader
+from .sharing import find_sharing
 
 _PASSES_PER_CAPTURE = 4
 """Tokens that one call of ``capture`` should bring, in batches: the more texts, the more of them share a prefix."""
@@ -67,20 +70,30 @@ class BuiltinEngine:
             min(settings.batch_tokens, _PASS_TOKENS_HELD) if settings.token_layers else settings.batch_tokens
         )
         model, tokenizer = load(settings)
-        loaded = self.loaded = LoadedModel.of(model, tokenizer, settings.device)
+        loaded = LoadedModel.of(model, tokenizer, settings.device)
+        self._taps: dict[HookPoint, list[Tap]] = find_taps(
+            loaded.decoder_layers, settings.layers, settings.capture.hook_points, partial(_run_probe, loaded)
+        )
+        places = [tap for taps in self._taps.values() for tap in taps]
+        loaded = self.loaded = replace(loaded, sharing=find_sharing(loaded, places, self.canary_limit))
+        if loaded.sharing.up_to:
+            model.set_attn_implementation(ATTENTION)
         self.model = model
         self.renderer = loaded.renderer
-        model.set_attn_implementation(ATTENTION)
-        self._taps: dict[HookPoint, list[Tap]] = find_taps(
-            loaded.decoder_layers, settings.layers, settings.capture.hook_points, self._probe
-        )
         top = loaded.decoder_layers[max(settings.layers)]
         self._capture = Capture(self._taps, settings.layers, top, settings.token_positions)
         self._interventions = Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         wants_users = settings.capture.needs_user_spans
         self._user_spans = UserSpans(offsets_encoder(tokenizer), loaded.renderer) if wants_users else None
         self._text_reader = TextReader(loaded, self._capture, settings, self._interventions)
-        self._plain = PlainPass(model, self._taps, settings.layers, settings.token_positions, self._interventions)
+        self._plain = PlainPass(
+            model,
+            self._taps,
+            settings.layers,
+            settings.token_positions,
+            self._interventions,
+            loaded.decoder_layers[0],
+        )
 
     @property
     def reader(self) -> BuiltinEngine:
@@ -117,8 +130,8 @@ class BuiltinEngine:
             plain = self._plain.vectors(captured, list(arrays))
         return compare(arrays, plain, self._settings.token_positions)
 
-    def _probe(self) -> None:
-        """Run a few tokens through the model while ``find_taps`` observes it."""
-        ids = list(range(3, 9))
-        with torch.inference_mode():
-            PackedPass(self._settings.device, [Segment(0, len(ids))]).run(self.model, ids, None)
+
+def _run_probe(loaded: LoadedModel) -> None:
+    """Run a few tokens through a model while ``find_taps`` observes it."""
+    with torch.inference_mode():
+        loaded.run_alone(range(3, 9))

@@ -2,7 +2,8 @@
 
 Every pass runs over one packed sequence (the *line*): one token of each running rollout, then the prompts of those that
 join. So a joining rollout costs its tokens, not an extra pass. A system prompt that several rollouts share is computed
-by the first of them; the others start one pass later, from a copy of its keys and values (``prefixes``).
+by the first of them; the others start one pass later, from a copy of its keys and values (``prefixes``). A rollout
+that must not share a pass waits until the batch is empty, and others wait until it has ended (``alone``).
 
 A token that is sampled in one pass is the input of the next, and only there can its residual stream be observed. So the
 last content token is fed to the model even when nothing is sampled after it: the mean over a response then covers all
@@ -18,7 +19,6 @@ import torch
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import TokenSpans
-from ...jobs.rollouts import Rollout
 from ...jobs.spec_parts import HookPoint
 from ...jobs.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
@@ -28,10 +28,12 @@ from ..interventions import AppliedIntervention, Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
 from .admission import Admission, RunningRollout
+from .alone import AloneGeneration
 from .capture import Capture, require_finite
 from .kv_cache import KVCache, PrefixKV
 from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
+from .reading import TextReader
 from .sampling import sample
 
 
@@ -61,6 +63,8 @@ class Generation:
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
         self._admission = Admission(loaded, self._cache, self._max_new, self._interventions, user_spans)
+        reader = TextReader(loaded, capture, settings, self._interventions)
+        self._alone = AloneGeneration(loaded, settings.sampling, self._interventions, reader)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
         self._accumulators = AccumulatorSet(settings.capture, shape)
         # The rollout in each slot. A slot is an index into this list, and the same in KV cache and accumulators.
@@ -72,7 +76,10 @@ class Generation:
             # Not around the yield, or the consumer's code would run in inference mode, too.
             with torch.inference_mode():
                 joining = self._admission.joining(self._slots, next_request)
-                finished = self._pass(joining) if self._slots or joining else None
+                if joining and joining[0].is_alone:
+                    finished = [self._alone.answer(joining[0])]
+                else:
+                    finished = self._pass(joining) if self._slots or joining else None
             if finished is None:
                 if self._admission.refused is not None:
                     raise self._admission.refused
@@ -154,12 +161,8 @@ class Generation:
         """Append the sampled tokens, and remove the rollouts that have ended from the batch."""
         ended = set(range(len(self._slots))) - set(continuing)
         for slot, token in zip(continuing, next_ids, strict=True):
-            rollout = self._slots[slot]
-            rollout.token_ids.append(token)
-            if token in self._loaded.stop_ids:
+            if self._slots[slot].append(token, self._loaded.stop_ids):
                 ended.add(slot)
-            else:
-                rollout.num_content += 1
         finished: list[CapturedRollout] = []
         # From the highest slot down: the last slot is moved into the freed one, and must hold a rollout that stays.
         for slot in sorted(ended, reverse=True):
@@ -174,18 +177,7 @@ class Generation:
 
     def _finish(self, slot: int) -> CapturedRollout:
         running = self._slots[slot]
-        content = running.token_ids[: running.num_content]
-        rollout = Rollout(
-            address=running.request.address,
-            system_prompt=running.request.system_prompt,
-            question=running.request.question,
-            response=self._loaded.tokenizer.decode(content, skip_special_tokens=False),
-            prompt_token_ids=tuple(running.prompt_ids),
-            response_token_ids=tuple(running.token_ids),
-            num_content_tokens=running.num_content,
-            finish_reason="stop" if len(running.token_ids) > running.num_content else "length",
-            seed=running.request.seed,
-        )
+        rollout = running.finished(self._loaded.tokenizer)
         start = len(running.prompt_ids)
         spans = TokenSpans((start, start + running.num_content), running.user_span)
         vectors, tokens = self._accumulators.finish(slot, spans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,33 @@ from ..engine import EngineSettings
 from ..models.hook_points import find_decoder_layers
 from ..own_code import refuse_own_code
 
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-
 _UNLIMITED_CONTEXT = 2**31
 """Context length of a model whose configuration has no ``max_position_embeddings``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Which texts of a model may share a pass; a text that may not has a pass of its own.
+
+    Attributes:
+        up_to: Longest text that may share a pass, in tokens; 0: none may.
+        reason: Why longer ones may not; ``""`` where there are none.
+        has_cache: Whether a text that is alone may be generated with transformers' own cache. If not, every token is
+            sampled from a new pass over the whole text.
+    """
+
+    up_to: int = _UNLIMITED_CONTEXT
+    reason: str = ""
+    has_cache: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One sentence for people; ``""`` where all texts share passes."""
+        if not self.reason:
+            return ""
+        which = f"Texts of more than {self.up_to} tokens have" if self.up_to else "Every text has"
+        how = "" if self.has_cache else ", and every generated token"
+        return f"{which} a forward pass of its own{how}, which is slower than shared passes, because {self.reason}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +58,7 @@ class LoadedModel:
         d_model: Width of the residual stream.
         own_attention: Name of the attention implementation that transformers selected for the model, such as ``sdpa``.
         device: ``cpu`` or ``cuda``.
+        sharing: Which texts may share a pass.
     """
 
     model: Any
@@ -45,11 +70,34 @@ class LoadedModel:
     d_model: int
     own_attention: str
     device: str
+    sharing: Sharing = Sharing()
 
     @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.decoder_layers)
+
+    def run_alone(
+        self, token_ids: Sequence[int], *, num_logits: int = 1, use_cache: bool = False, past: Any = None
+    ) -> Any:
+        """Run transformers' own forward pass over one text.
+
+        Args:
+            token_ids: The text; where there is a cache, the tokens after those in it.
+            num_logits: Number of last tokens whose logits are computed.
+            use_cache: Whether to return a cache.
+            past: The cache that an earlier call returned as ``past_key_values``; None for none.
+
+        Returns:
+            The model's output; its ``logits`` are ``(1, num_logits, V)``.
+        """
+        more = {} if past is None else {"past_key_values": past}
+        return self.model(
+            input_ids=torch.tensor([list(token_ids)], device=self.device),
+            use_cache=use_cache,
+            logits_to_keep=num_logits,
+            **more,
+        )
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, device: str) -> LoadedModel:
@@ -61,12 +109,10 @@ class LoadedModel:
             device: ``cpu`` or ``cuda``.
 
         Raises:
-            InputError: The tokenizer has no chat template, or the model has layers other than attention layers or no
-                list of decoder layers.
+            InputError: The tokenizer has no chat template, or the model has no list of decoder layers.
         """
         renderer = ChatRenderer(tokenizer)
         config: Any = model.config.get_text_config()
-        _refuse_other_attention(config)
         return cls(
             model=model,
             tokenizer=tokenizer,
@@ -77,18 +123,6 @@ class LoadedModel:
             d_model=int(config.hidden_size),
             own_attention=str(model.config._attn_implementation),
             device=device,
-        )
-
-
-def _refuse_other_attention(config: Any) -> None:
-    """Refuse recurrent layers (a running state instead of keys and values): a packed pass would mix its requests."""
-    other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
-    if other:
-        raise InputError(
-            f"the model has layers of type {', '.join(sorted(other))}, which cannot be batched here yet.",
-            code="unknown_model",
-            field="model.source",
-            hint="Choose a model of attention layers throughout.",
         )
 
 

@@ -20,29 +20,42 @@ conversation, H query heads, K key heads, G = H / K, D head size, Q = G * S.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.masking_utils import causal_mask_function
 
+from ...jobs.errors import UnitError
+from .attention import Scoring, additive, attention, products
 from .kv_cache import KVCache
 
 ATTENTION = "persona_atlas_packed"
 """The name of this attention in transformers' registry."""
 
-_FEW_QUERIES = 16
-"""Queries per key head up to which a CPU spends more time on transposing the keys than on multiplying them. A decoding
-slot has G queries per key head, one for each query head that shares it; in known model families G is below this."""
-
 _FEW_SCORES_BYTES = 2 * 2**20
 """Size of a segment's scores up to which two matrix products are faster on a CPU than torch's attention kernel. The
 kernel guards against queries that may attend to nothing, which do not occur here: every token attends to itself. Above
 this size the scores exceed the CPU's cache, and the kernel, which never holds all of them, is faster."""
+
+_HONOURED = {"scaling", "softcap", "s_aux"}
+_WITHOUT_EFFECT = {
+    "dropout",
+    "sliding_window",
+    "position_ids",
+    "position_embeddings",
+    "cache_position",
+    "hidden_states",
+    "is_causal",
+    "deterministic",
+    "use_cache",
+}
+"""Arguments of an attention function that need nothing here: dropout is off, a window is part of the mask, positions
+are in the queries and keys."""
 
 _running: ContextVar[PackedPass | None] = ContextVar("persona_atlas_pass", default=None)
 """The pass that the model is running. A context variable, because transformers calls a registered attention function
@@ -74,9 +87,9 @@ class _Rule:
 
     Attributes:
         allows: Function of batch, head, query position and key position (all tensors); whether that query may attend to
-            that key.
-        reach: Longest conversation for which the rule is the same as causal attention: a sliding window has no effect
-            on shorter ones. None: it is causal at any length.
+            that key. The batch is always 0, because a pass is a batch of one for transformers.
+        reach: Longest conversation for which the rule is known to be the same as causal attention: a sliding window has
+            no effect on shorter ones. None: it is causal at any length.
     """
 
     allows: Callable[..., torch.Tensor]
@@ -149,8 +162,7 @@ class PackedPass:
         key_KND: torch.Tensor,
         value_KND: torch.Tensor,
         rule: _Rule,
-        scaling: float,
-        softcap: float | None,
+        scoring: Scoring,
     ) -> torch.Tensor:
         """Compute the attention of one layer, each conversation within itself.
 
@@ -160,8 +172,7 @@ class PackedPass:
             key_KND: Keys of the whole sequence, with rotary embeddings applied, too.
             value_KND: Values of the whole sequence.
             rule: Mask within a conversation: which keys a query may attend to.
-            scaling: Factor of the scores before the softmax.
-            softcap: Soft bound of the scores (``tanh``), as in Gemma 2; None where the family has none.
+            scoring: How scores become weights.
 
         Returns:
             ``(N, H, D)``, D being the head size of the values.
@@ -171,7 +182,7 @@ class PackedPass:
         if first:
             outputs_NHD.append(
                 self._attend_decoded(
-                    layer, query_HND[:, :first], key_KND[:, :first], value_KND[:, :first], rule, scaling, softcap
+                    layer, query_HND[:, :first], key_KND[:, :first], value_KND[:, :first], rule, scoring
                 )
             )
         for segment in self._segments:
@@ -188,7 +199,7 @@ class PackedPass:
                 before = slice(segment.prefix_at, segment.prefix_at + segment.start)
                 key_KTD = torch.cat([key_KND[:, before], key_KTD], dim=1)
                 value_KTD = torch.cat([value_KND[:, before], value_KTD], dim=1)
-            outputs_NHD.append(self._attend_segment(segment, query_HSD, key_KTD, value_KTD, rule, scaling, softcap))
+            outputs_NHD.append(self._attend_segment(segment, query_HSD, key_KTD, value_KTD, rule, scoring))
         return outputs_NHD[0] if len(outputs_NHD) == 1 else torch.cat(outputs_NHD)
 
     def _attend_segment(
@@ -198,8 +209,7 @@ class PackedPass:
         key_KTD: torch.Tensor,
         value_KTD: torch.Tensor,
         rule: _Rule,
-        scaling: float,
-        softcap: float | None,
+        scoring: Scoring,
     ) -> torch.Tensor:
         heads, length, groups = len(query_HSD), segment.length, len(query_HSD) // len(key_KTD)
         scores_bytes = heads * length * key_KTD.shape[1] * query_HSD.element_size()
@@ -208,18 +218,19 @@ class PackedPass:
             # G * S queries avoids repeating the keys.
             query_KQD = query_HSD.unflatten(0, (-1, groups)).flatten(1, 2)
             mask_QT = self._segment_mask(rule, segment, query_HSD.dtype, groups)
-            output_KQD = _products(query_KQD, key_KTD, value_KTD, mask_QT, scaling, softcap)
+            sinks_KQ1 = scoring.sinks_of(len(key_KTD), length)
+            output_KQD = products(query_KQD, key_KTD, value_KTD, mask_QT, scoring, sinks_KQ1)
             return output_KQD.unflatten(1, (groups, length)).flatten(0, 1).transpose(0, 1)
         # Causal and without a prefix: torch's kernel then needs no mask, and skips the masked half. Not after a prefix,
         # where there are more keys than queries: torch's causal flag aligns both at their starts, not at their ends.
-        plain = segment.start == 0 and (rule.reach is None or length <= rule.reach) and softcap is None
-        output_1HSD = _attention(
+        plain = segment.start == 0 and (rule.reach is None or length <= rule.reach) and not scoring.needs_scores
+        output_1HSD = attention(
             query_HSD[None],
             key_KTD.repeat_interleave(groups, dim=0)[None],
             value_KTD.repeat_interleave(groups, dim=0)[None],
             None if plain else self._segment_mask(rule, segment, query_HSD.dtype, 1),
-            scaling,
-            softcap,
+            scoring,
+            scoring.sinks_of(heads, 1),
         )
         return output_1HSD[0].transpose(0, 1)
 
@@ -230,8 +241,7 @@ class PackedPass:
         key_KAD: torch.Tensor,
         value_KAD: torch.Tensor,
         rule: _Rule,
-        scaling: float,
-        softcap: float | None,
+        scoring: Scoring,
     ) -> torch.Tensor:
         assert self._cache is not None
         key_BKTD, value_BKTD = self._cache.append(layer, self._slots_A, self._positions_A, key_KAD, value_KAD)
@@ -240,26 +250,27 @@ class PackedPass:
         # shorter rollout's slot is masked beyond its position.
         query_AKGD = query_HAD.transpose(0, 1).unflatten(1, (heads, -1))
         mask_A11T = self._decoded_mask(rule, query_HAD.dtype)
-        attention = _products if query_AKGD.device.type == "cpu" else _attention
-        output_AKGD = attention(
+        attend = products if query_AKGD.device.type == "cpu" else attention
+        output_AKGD = attend(
             query_AKGD,
             key_BKTD[:slots, :, :num_keys],
             value_BKTD[:slots, :, :num_keys],
             mask_A11T.expand(-1, -1, query_AKGD.shape[2], -1),
-            scaling,
-            softcap,
+            scoring,
+            scoring.sinks_of(heads, 1),
         )
         return output_AKGD.flatten(1, 2)
 
     def _decoded_mask(self, rule: _Rule, dtype: torch.dtype) -> torch.Tensor:
         key = (self._rules.index(rule), -1, 0, 1)
         if key not in self._masks:
-            slots_A111, queries_A111 = self._slots_A[:, None, None, None], self._positions_A[:, None, None, None]
+            queries_A111 = self._positions_A[:, None, None, None]
             keys_T = torch.arange(self._num_keys, device=self._device)
             # A slot holds its conversation from position 0 on, so an index in the cache is a position, and the model's
             # rule can be evaluated directly. Being causal, it also hides what an earlier rollout left in the slot.
-            allowed_A11T = rule.allows(slots_A111, torch.zeros_like(slots_A111), queries_A111, keys_T)
-            self._masks[key] = _additive(allowed_A11T, dtype)
+            zero = torch.zeros_like(queries_A111)
+            allowed_A11T = rule.allows(zero, zero, queries_A111, keys_T)
+            self._masks[key] = additive(allowed_A11T, dtype)
         return self._masks[key]
 
     def _segment_mask(self, rule: _Rule, segment: Segment, dtype: torch.dtype, times: int) -> torch.Tensor:
@@ -270,51 +281,13 @@ class PackedPass:
             keys_T = torch.arange(segment.start + segment.length, device=self._device)
             queries_11S1 = keys_T[segment.start :][None, None, :, None]
             zero = torch.zeros_like(queries_11S1)
-            self._masks[key] = _additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0].repeat(times, 1)
+            self._masks[key] = additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0].repeat(times, 1)
         return self._masks[key]
 
     def rule_of(self, allows: Callable[..., torch.Tensor], reach: int | None) -> _Rule:
         """Register a rule of this pass and return it; transformers makes one for every kind of layer."""
         self._rules.append(_Rule(allows, reach))
         return self._rules[-1]
-
-
-def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # Built once per pass; torch would convert a boolean mask to this form in every layer.
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
-
-
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Compute attention with torch's kernel where possible: it has no softcap. Without a mask it is causal."""
-    if mask is not None and softcap is not None:
-        return _products(query, key, value, mask, scaling, softcap)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
-
-
-def _products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Compute attention as two matrix products; a softcap is applied before the mask, as in Gemma 2."""
-    query = query * scaling
-    # Few queries and many keys: computing keys @ queries avoids transposing the keys, which dominates on a CPU.
-    few = query.shape[-2] <= _FEW_QUERIES and query.device.type == "cpu"
-    scores = (key @ query.mT).mT.contiguous() if few else query @ key.mT
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    # Torch accumulates a softmax in float32, whatever the dtype of its input.
-    return (scores + mask).softmax(dim=-1) @ value
 
 
 class _KeptElsewhere(Cache):
@@ -347,23 +320,36 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     running = _running.get()
     assert running is not None, "this attention can only be used in a packed pass"
+    _refuse_other_attention(module, attention_mask, options)
     scaling = options.get("scaling")
-    output_NHD = running.attend(
-        module.layer_idx,
-        query[0],
-        key[0],
-        value[0],
-        attention_mask,
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        options.get("softcap"),
+    scoring = Scoring(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, options.get("softcap"), options.get("s_aux")
     )
-    return output_NHD[None], None
+    return running.attend(module.layer_idx, query[0], key[0], value[0], attention_mask, scoring)[None], None
 
 
-def _rule(*, mask_function: Callable[..., torch.Tensor], local_size: int | None = None, **_: Any) -> _Rule:
+def _refuse_other_attention(module: Any, attention_mask: Any, options: Mapping[str, Any]) -> None:
+    """Refuse attention that needs more than this one computes; ignoring an argument would give other numbers."""
+    name = type(module).__name__
+    if not isinstance(attention_mask, _Rule):
+        raise UnitError(f"{name} makes an attention mask of its own.", code="other_attention")
+    given = {name for name, value in options.items() if value is not None and value is not False}
+    unknown = sorted(given - _HONOURED - _WITHOUT_EFFECT)
+    if unknown or options.get("is_causal") is False:
+        raise UnitError(
+            f"{name} asks its attention for {', '.join(unknown) or 'is_causal=False'}.", code="other_attention"
+        )
+
+
+def _rule(
+    *, mask_function: Callable[..., torch.Tensor], local_size: int | None = None, use_vmap: bool = False, **_: Any
+) -> _Rule:
     running = _running.get()
     assert running is not None, "this mask can only be used in a packed pass"
-    return running.rule_of(mask_function, local_size)
+    if mask_function is causal_mask_function:
+        return running.rule_of(mask_function, None)
+    # ``use_vmap`` means that the model has added a rule of its own to the window.
+    return running.rule_of(mask_function, 0 if use_vmap or local_size is None else local_size)
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -375,11 +361,16 @@ def plain_attention(model: Any, name: str) -> Iterator[None]:
     """Switch a model to an attention implementation of transformers within the context.
 
     Args:
-        model: A model whose attention is ``ATTENTION``.
+        model: The model; it is switched back afterwards.
         name: Name of the implementation, such as ``sdpa``.
     """
+    before = model.config._attn_implementation
+    if before == name:
+        # A family without the attention interface cannot be switched, and would log a warning.
+        yield
+        return
     model.set_attn_implementation(name)
     try:
         yield
     finally:
-        model.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(before)

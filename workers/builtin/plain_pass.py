@@ -11,11 +11,13 @@ Axes: L captured layers, T tokens of the conversation, N of its response's conte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from ...jobs.poolings import Pooling, TokenSpans, pooling_named
 from ...jobs.rollouts import ArrayName
@@ -34,6 +36,7 @@ class PlainPass:
         layers: The captured layers, 0-based.
         token_positions: Indices among ``layers`` of those at which every token is kept.
         interventions: Applies interventions to the model.
+        bottom: Decoder layer 0, whose output tells where ``hidden_states`` begin.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class PlainPass:
         layers: Sequence[int],
         token_positions: Sequence[int],
         interventions: Interventions,
+        bottom: nn.Module,
     ) -> None:
         self._model = model
+        self._bottom = bottom
         self._taps = taps
         self._layers = list(layers)
         self._token_positions = list(token_positions)
@@ -80,10 +85,13 @@ class PlainPass:
     ) -> dict[tuple[str, int], npt.NDArray[np.float64]]:
         """Run the conversation, and return the stream at every hook point and captured layer, ``(T, D)`` each."""
         seen: dict[tuple[str, int], torch.Tensor] = {}
+        ends: dict[bool, torch.Tensor] = {}
 
         def keep(key: tuple[str, int]) -> Any:
             return lambda states: seen.__setitem__(key, states)
 
+        # Attached first, because transformers records a layer's output before hooks edit it.
+        at_bottom = [Tap(self._bottom, of_input=end).attach(partial(ends.__setitem__, end)) for end in (True, False)]
         # Edits first: hooks on a module run in the order in which they were attached, and later ones see the edit.
         with self._interventions.applied([(intervention, 0, len(ids))]):
             handles = [
@@ -98,11 +106,15 @@ class PlainPass:
                         logits_to_keep=1,
                     )
             finally:
-                for handle in handles:
+                for handle in (*at_bottom, *handles):
                     handle.remove()
         edited = intervention.by_layer if intervention is not None else {}
+        hidden = output.hidden_states
+        # Most families list the embeddings first, and some, such as Mamba and RWKV, do not.
+        lists_embeddings = torch.equal(hidden[0], ends[True]) or not torch.equal(hidden[0], ends[False])
+        first = 1 if lists_embeddings else 0
         return {
-            (point, i): self._stream(output.hidden_states, seen, point, i, edited)
+            (point, i): self._stream(hidden, seen, point, i, edited, first)
             for point in self._taps
             for i in range(len(self._layers))
         }
@@ -114,13 +126,15 @@ class PlainPass:
         point: str,
         position: int,
         edited: Mapping[int, object],
+        first: int,
     ) -> npt.NDArray[np.float64]:
         layer = self._layers[position]
-        # ``hidden`` has one entry more than there are decoder layers, and the last is after the final norm.
-        index = {"resid_pre": layer, "resid_post": layer + 1}.get(point, len(hidden))
+        # ``first`` is the index in ``hidden`` of the output of decoder layer 0; the last entry is after the final norm.
+        index = {"resid_pre": layer - 1, "resid_post": layer}.get(point, len(hidden)) + first
         # transformers records a layer's output before hooks edit it.
-        is_edited = index - 1 in edited
-        states = seen[point, position] if index >= len(hidden) - 1 or is_edited else hidden[index]
+        is_edited = index - first in edited
+        is_listed = 0 <= index < len(hidden) - 1 and not is_edited
+        states = hidden[index] if is_listed else seen[point, position]
         return states[0].double().cpu().numpy()
 
 

@@ -2,7 +2,7 @@
 
 A pass has no LM head, runs no decoder layer above the highest captured one, and keeps no KV cache. It takes as many
 texts as fit its token budget. Texts with a common prefix, such as a system prompt, are adjacent, and the prefix is
-computed once, as part of the first of them (``prefixes``).
+computed once, as part of the first of them (``prefixes``). A text that must not share a pass has one of its own.
 
 Every response of every text has a slot. Its prompt, user message and response are stretches of the packed sequence
 (see ``pooling``); a span that starts in a shared prefix is two stretches, one in the leader's segment and one in the
@@ -12,6 +12,8 @@ text's own. Sums are copied from the device once per pass and combined on the CP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -23,7 +25,7 @@ from ..observation import Wanted
 from ..pooling import Shape
 from .capture import Capture, require_finite
 from .loaded_model import LoadedModel
-from .packed import PackedPass, Segment
+from .packed import PackedPass, Segment, plain_attention
 from .prefixes import TextInPass, in_passes, length_of
 
 _PASS_TOKENS = 4096
@@ -53,12 +55,39 @@ class TextReader:
         """Capture texts; see ``Reader.capture``."""
         for text in texts:
             self._check(text)
+        halves = [self._halves(text) for text in texts]
+        with torch.inference_mode():
+            shared = self._read_together([shared for shared, _ in halves])
+            alone = [self._read_alone(text) if text.responses else CapturedText((), ()) for _, text in halves]
+        return [
+            CapturedText(one.vectors_LD + other.vectors_LD, one.tokens_KTD + other.tokens_KTD)
+            for one, other in zip(shared, alone, strict=True)
+        ]
+
+    def _halves(self, text: TokenisedText) -> tuple[TokenisedText, TokenisedText]:
+        """Split a text's responses into those that may share a pass and those that may not.
+
+        A response belongs to the conversation up to its end, so where the rest of the text would make a pass too long
+        to be shared, the first part of the text is read without it.
+        """
+        num_shared = sum(stop <= self._loaded.sharing.up_to for _, stop in text.responses)
+        first, rest = slice(0, num_shared), slice(num_shared, None)
+        return (
+            replace(text, responses=text.responses[first], user_spans=text.user_spans[first]),
+            replace(text, responses=text.responses[rest], user_spans=text.user_spans[rest]),
+        )
+
+    def _read_together(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         interventions = [self._ready(text) for text in texts]
         captured: dict[int, CapturedText] = {}
-        with torch.inference_mode():
-            for readings in in_passes(texts, interventions, min(self._settings.batch_tokens, _PASS_TOKENS)):
-                captured |= zip((reading.index for reading in readings), self._pass(readings), strict=True)
+        for readings in in_passes(texts, interventions, min(self._settings.batch_tokens, _PASS_TOKENS)):
+            captured |= zip((reading.index for reading in readings), self._pass(readings), strict=True)
         return [captured[index] for index in range(len(texts))]
+
+    def _read_alone(self, text: TokenisedText) -> CapturedText:
+        with plain_attention(self._loaded.model, self._loaded.own_attention):
+            (captured,) = self._pass([TextInPass(0, text, self._ready(text))], is_alone=True)
+        return captured
 
     def _check(self, text: TokenisedText) -> None:
         last = 0
@@ -100,22 +129,26 @@ class TextReader:
         except UnitError as error:
             raise UnitError(f"{text.name}: {error.message}", code=error.code) from None
 
-    def _pass(self, readings: Sequence[TextInPass]) -> list[CapturedText]:
-        """Run one pass over the given texts and pool each of their responses."""
+    def _pass(self, readings: Sequence[TextInPass], *, is_alone: bool = False) -> list[CapturedText]:
+        """Run one pass over the given texts, or one alone, and pool each of their responses."""
         accumulators = AccumulatorSet(self._settings.capture, self._shape)
         line = _Line(readings, accumulators)
         if not line.token_ids:
             return [CapturedText((), ()) for _ in readings]
-        layout = PackedPass(self._settings.device, line.segments)
+        if is_alone:
+            run = partial(self._logits_alone, line.token_ids)
+        else:
+            layout = PackedPass(self._settings.device, line.segments)
+            run = partial(layout.run, self._loaded.model, line.token_ids, None)
         with self._interventions.applied(line.interventions):
             _, observed = self._capture.observe(
-                lambda: layout.run(self._loaded.model, line.token_ids, None),
+                run,
                 line.stretches.wanted,
                 num_tokens=len(line.token_ids),
                 device=self._settings.device,
                 stop_at_top=True,
             )
-        subject = f"{readings[0].text.name} or another text of its pass"
+        subject = readings[0].text.name + ("" if is_alone else " or another text of its pass")
         for point, shown in observed.items():
             require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {subject}")
             require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {subject}")
@@ -131,6 +164,9 @@ class TextReader:
             )
             slot += len(pooled)
         return captured
+
+    def _logits_alone(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return self._loaded.run_alone(token_ids).logits[0]
 
 
 class _Line:
