@@ -115,6 +115,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     if adapter.is_dir():
         require_memory(4 * facts_of(checkpoint, fingerprint="").num_parameters, 1, "cpu")
     dtype: torch.dtype = getattr(torch, settings.dtype)
+    restoring = loading_options(checkpoint.raw)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -124,7 +125,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            **loading_options(checkpoint.raw),
+            **restoring,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         refuse_own_code(directory, error)
@@ -137,16 +138,18 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     model, found = loaded
     _refuse_missing(directory, found)
     if adapter.is_dir():
-        model = cast_parameters(merge_adapter(model, adapter), dtype)
+        model = merge_adapter(model, adapter)
+    if adapter.is_dir() or restoring:
+        cast_parameters(model, dtype)
     model.to(settings.device).eval()
     return model, tokenizer
 
 
-def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
+def cast_parameters(model: Any, dtype: torch.dtype) -> None:
     """Convert a model's parameters as if it had been loaded in a type; buffers, such as rotary frequencies, stay.
 
     Args:
-        model: A model that was loaded in float32.
+        model: A model whose parameters transformers did not leave in that type.
         dtype: Type of its parameters.
     """
     kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
@@ -157,7 +160,6 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
             parameter.data = parameter.data.to(dtype)
     for config in (model.config, model.config.get_text_config()):
         config.dtype = dtype
-    return model
 
 
 def _refuse_missing(directory: Path, found: Any) -> None:

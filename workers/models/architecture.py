@@ -22,34 +22,42 @@ _CHOOSE = "Choose a decoder model that generates text, such as an instruction-tu
 _FIX_CONFIG = "Restore config.json from the model's source."
 
 
-def read_auto_config(directory: Path, raw: Mapping[str, Any]) -> tuple[Any, Problem | None]:
+def read_auto_config(directory: Path) -> Any:
     """Read a checkpoint's configuration with transformers.
 
     Args:
         directory: Directory with ``config.json``.
-        raw: The content of ``config.json``.
-
-    Returns:
-        The configuration and None, or None and the reason why there is none.
 
     Raises:
+        ValueError: transformers does not know the model, or cannot read its configuration.
         InputError: The checkpoint needs code of its own.
     """
-    from transformers import AutoConfig, __version__
+    from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False), None
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     # What a configuration's own class raises on strange values is of many types.
     except Exception as error:
         refuse_own_code(directory, error)
-        reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
-        wrote = str(raw.get("transformers_version") or "")
-        newer = f"It was saved by transformers {wrote}; " if _release(wrote) > _release(__version__) else ""
-        return None, Problem(
-            f"config.json: transformers {__version__} has no such model, or cannot read its configuration: {reason}",
-            f"{newer}upgrade transformers." if newer else "Check the file, or upgrade transformers.",
-            _CODE,
-        )
+        raise ValueError((str(error).strip() or repr(error)).splitlines()[0].rstrip(".")) from error
+
+
+def unreadable(raw: Mapping[str, Any], error: ValueError) -> Problem:
+    """Make the problem of a configuration that transformers cannot read.
+
+    Args:
+        raw: The content of ``config.json``.
+        error: What ``read_auto_config`` raised.
+    """
+    from transformers import __version__
+
+    wrote = str(raw.get("transformers_version") or "")
+    newer = f"It was saved by transformers {wrote}; " if _release(wrote) > _release(__version__) else ""
+    return Problem(
+        f"config.json: transformers {__version__} has no such model, or cannot read its configuration: {error}",
+        f"{newer}upgrade transformers." if newer else "Check the file, or upgrade transformers.",
+        _CODE,
+    )
 
 
 def architecture_problems(raw: Mapping[str, Any], config: Any) -> list[Problem]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...jobs.model_facts import ModelFacts
-from .architecture import architecture_problems, declared_dtype, read_auto_config, text_config
+from .architecture import architecture_problems, declared_dtype, read_auto_config, text_config, unreadable
 from .listing import DirectoryListing, Listing, read_json
 from .problems import Problem, refuse
 from .quantization import packed_problems, quantization_of, quantization_problems, restored_parameters
@@ -174,9 +174,10 @@ def _read_config(listing: Listing) -> tuple[Mapping[str, Any], Any, list[Problem
     except ValueError as error:
         return {}, None, [Problem(f"config.json: {error}", "Fetch it again.")]
     quantised = quantization_problems(raw)
-    config, problem = read_auto_config(listing.directory, raw)
-    if problem is not None:
-        return raw, None, [problem, *quantised]
+    try:
+        config = read_auto_config(listing.directory)
+    except ValueError as error:
+        return raw, None, [unreadable(raw, error), *quantised]
     return raw, config, [*architecture_problems(raw, config), *quantised]
 
 

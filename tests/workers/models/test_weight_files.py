@@ -130,7 +130,7 @@ def test_a_whole_model_in_the_cache_needs_no_hub(sharded: Path, hub: HubServer):
 
 
 def test_a_model_that_is_not_on_the_hub_is_named(hub: HubServer):
-    with pytest.raises(InputError, match="nobody/here.*Repository Not Found") as caught:
+    with pytest.raises(InputError, match=r"nobody/here.*Repository Not Found") as caught:
         find_model(ModelSpec(source="nobody/here"), say_nothing)
     assert (caught.value.code, caught.value.field) == ("no_model", "model.source")
     assert hub.fetched == []
