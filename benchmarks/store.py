@@ -37,7 +37,8 @@ from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import EngineSettings
-from persona_atlas.workers.models.model_files import cache_dir, find_model, read_facts
+from persona_atlas.workers.models.model_files import find_model, read_facts
+from persona_atlas.workers.models.packages import cache_dir
 from persona_atlas.workers.run_units import run_units
 
 from _report import Report, interleaved

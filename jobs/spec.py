@@ -109,9 +109,11 @@ class JobSpec(SpecSection):
         whole = self.model_dump(mode="json")
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
+        # Runs from before a field existed must keep their digest.
         if not self.capture.keeps_tokens:
-            # Runs from before the field existed must keep their digest.
             del keep["capture"]["token_layers"]
+        if self.model.adapter is None:
+            del keep["model"]["adapter"]
         # The texts count and not the path they were read from; the plan's digest covers the texts.
         if self.conversations is not None:
             return keep | {"conversations": True}

@@ -34,16 +34,20 @@ class ModelSpec(SpecSection):
     """The model and the type of its parameters.
 
     Attributes:
-        source: A Hugging Face id, a local directory, or ``package://<module>/<file>.gguf``.
+        source: A Hugging Face id, a local directory, or ``package://<module>/<file>.gguf``; of a model, or of a LoRA
+            adapter that names its model.
         revision: Branch, tag or commit of a Hugging Face id; None: the default branch.
         dtype: Type of the parameters; ``auto`` is that of the checkpoint.
         name: Replacement of ``{model_name}`` in prompts; None: the last part of ``source``.
+        adapter: Directory or Hugging Face id of a LoRA adapter to merge into the model; None for none, or where
+            ``source`` itself is an adapter, which names its model.
     """
 
     source: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"
     name: str | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def display_name(self) -> str:

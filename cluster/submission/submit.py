@@ -101,10 +101,10 @@ def resolved(spec: JobSpec) -> JobSpec:
     location = open_location(spec.store.url, spec.store.endpoint_url)
     store = spec.store.model_copy(update={"url": location.url, "endpoint_url": location.endpoint_url})
     model, personas = spec.model, spec.personas
-    if not model.source.startswith(PACKAGE_SCHEME):
-        directory = Path(expand_home(model.source, "model.source"))
-        if directory.is_dir():
-            model = model.model_copy(update={"source": str(directory.absolute())})
+    for field, named in (("source", model.source), ("adapter", model.adapter)):
+        directory = Path(expand_home(named or "", f"model.{field}"))
+        if named and not named.startswith(PACKAGE_SCHEME) and directory.is_dir():
+            model = model.model_copy(update={field: str(directory.absolute())})
     if is_shipped_catalog(personas.catalog):
         catalog = Path(expand_home(personas.catalog, "personas.catalog"))
         personas = personas.model_copy(update={"catalog": str(catalog.absolute())})
@@ -212,7 +212,8 @@ def _check_store(spec: JobSpec, progress: Progress) -> Plan | None:
     try:
         plan, _ = plan_job(spec, progress)
     except InputError as error:
-        if error.field != "model.source":
+        # A model that is there and cannot be run is refused here; a library may be on the cluster only.
+        if error.field not in ("model.source", "model.adapter") or error.code not in ("no_model", "no_package"):
             raise
         # The cluster may have the files; the driver plans again before it starts anything.
         progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")

@@ -28,8 +28,7 @@ class PlainModel:
         from transformers import AutoModelForCausalLM
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
-        inner = self.model.transformer.h if hasattr(self.model, "transformer") else self.model.model.layers
-        self.layers: list[Any] = list(inner)
+        self.layers: list[Any] = list(_layers_of(self.model))
         for layer, vector in (added or {}).items():
             self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64)))
 
@@ -78,6 +77,13 @@ class PlainModel:
         if hasattr(layer, "pre_feedforward_layernorm"):
             return "sandwich"
         return "gpt2" if hasattr(layer, "ln_2") else "llama"
+
+
+def _layers_of(model: Any) -> Any:
+    if hasattr(model, "transformer"):
+        return model.transformer.h
+    # Of a model that also takes images, the layers of its language model.
+    return getattr(model.model, "language_model", model.model).layers
 
 
 _PARTS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,11 @@ from torch import nn
 from ...jobs.errors import InputError
 from ..chat.renderer import ChatRenderer, stop_token_ids
 from ..engine import EngineSettings
+from ..models.adapters import merge_adapter
+from ..models.checkpoint import ADAPTER_FOLDER, facts_of, open_checkpoint
 from ..models.hook_points import find_decoder_layers
+from ..models.memory import require_memory
+from ..models.quantization import loading_options
 from ..own_code import refuse_own_code
 
 _UNLIMITED_CONTEXT = 2**31
@@ -127,7 +132,7 @@ class LoadedModel:
 
 
 def load_model(settings: EngineSettings) -> tuple[Any, Any]:
-    """Load a model and its tokenizer.
+    """Load a model and its tokenizer; an adapter is merged into it.
 
     Args:
         settings: Directory, parameter type and device; other settings are ignored.
@@ -138,21 +143,67 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    directory = settings.directory
+    checkpoint = open_checkpoint(directory)
+    adapter = directory / ADAPTER_FOLDER
+    if adapter.is_dir():
+        require_memory(4 * facts_of(checkpoint, fingerprint="").num_parameters, 1, "cpu")
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    restoring = loading_options(checkpoint.raw)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            settings.directory,
-            dtype=getattr(torch, settings.dtype),
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            # Merged in float32, an adapter's sums are rounded once.
+            dtype=torch.float32 if adapter.is_dir() else dtype,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+            **restoring,
         )
-        model.to(settings.device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        refuse_own_code(settings.directory, error)
+        refuse_own_code(directory, error)
         raise InputError(
-            f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"the model in {directory} cannot be loaded: {str(error).strip().splitlines()[0]}",
             code="model_not_loaded",
             field="model.source",
             hint="Check its files, or choose another model.",
         ) from error
+    model, found = loaded
+    _refuse_missing(directory, found)
+    if adapter.is_dir():
+        model = merge_adapter(model, adapter)
+    if adapter.is_dir() or restoring:
+        cast_parameters(model, dtype)
+    model.to(settings.device).eval()
     return model, tokenizer
+
+
+def cast_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Convert a model's parameters as if it had been loaded in a type; buffers, such as rotary frequencies, stay.
+
+    Args:
+        model: A model whose parameters transformers did not leave in that type.
+        dtype: Type of its parameters.
+    """
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in model.named_parameters():
+        if not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.data.to(dtype)
+    for config in (model.config, model.config.get_text_config()):
+        config.dtype = dtype
+
+
+def _refuse_missing(directory: Path, found: Any) -> None:
+    """Refuse weights that lack tensors of the model, to which transformers gives random values."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise InputError(
+            f"the weights in {directory} lack {missing[0]}"
+            f"{f' and {len(missing) - 1} more tensors' if len(missing) > 1 else ''} that config.json asks for.",
+            code="model_not_loaded",
+            field="model.source",
+            hint="Fetch configuration and weights again, from the same place.",
+        )

@@ -66,7 +66,9 @@ def find_decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
     Raises:
         InputError: There is no such list, or more than one.
     """
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    # Of a model that also takes images, the language model.
+    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # pyright: ignore[reportCallIssue]
+    found = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
     # In a mixture of experts, a list of experts may have the same length; it is inside a decoder layer.
     outer = [m for m in found if not any(m is not other and _holds(other, m) for other in found)]
     if len(outer) != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,17 @@ from persona_atlas.jobs.sizing.devices import BUILTIN_DEVICES
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.workers.models.model_files import read_facts
 
+from hub_server import HubServer, running_hub
+
 LLAMA = Path(__file__).parents[3] / "examples" / "llama-3.3-70b.yaml"
 FEW = ("--set", "personas.roles.names=[pirate]", "--set", "personas.traits.names=[]")
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that cannot be reached, and a cache without a model."""
-
-    def unreachable(*_args: object, **_options: object) -> None:
-        raise OSError("no network here")
-
-    for name in ("get_safetensors_metadata", "hf_hub_download", "snapshot_download"):
-        monkeypatch.setattr(f"huggingface_hub.{name}", unreachable)
+def no_network(tmp_path: Path) -> Iterator[HubServer]:
+    """A hub without a repository, and a cache without a model."""
+    with running_hub(tmp_path / "hub-cache") as hub:
+        yield hub
 
 
 def invoke(*arguments: str | Path) -> Any:
@@ -114,23 +113,18 @@ def test_a_configuration_and_an_index_are_enough_to_plan_and_not_to_run(
         planned("--set", f"model.source={sketch}", spec=tiny_spec)
 
 
-def test_a_reachable_hub_gives_facts_without_weights(monkeypatch: pytest.MonkeyPatch, tiny_model_directory: Path):
-    class Metadata:
-        def __init__(self) -> None:
-            self.parameter_count = {"BF16": 1_000_000, "F32": 10}
-
-    fetched: list[str] = []
-
-    def download(_source: str, name: str, revision: str | None = None) -> str:
-        fetched.append(name)
-        return str(tiny_model_directory / name)
-
-    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", lambda _source, revision=None: Metadata())
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+def test_a_reachable_hub_gives_facts_without_weights(no_network: HubServer, tiny_model_directory: Path):
+    no_network.repositories["meta-llama/Llama-3.3-70B-Instruct"] = tiny_model_directory
+    facts = read_facts(tiny_model_directory)
     found = planned("--set", "placement.device=auto", "--set", "placement.tensor_parallel=1")
-    assert (found["facts_from"], found["num_parameters"], found["n_layers"]) == ("configuration", 1_000_010, 3)
-    assert found["weight_bytes"] == 2 * 1_000_010
-    assert fetched == ["config.json"]
+    assert (found["facts_from"], found["num_parameters"], found["n_layers"]) == (
+        "configuration",
+        facts.num_parameters,
+        3,
+    )
+    assert found["weight_bytes"] == 2 * facts.num_parameters
+    assert found["plan_digest"] is None
+    assert not [name for name in no_network.fetched if name.endswith(".safetensors")]
 
 
 def test_an_unknown_model_is_refused_and_the_known_ones_are_listed():
