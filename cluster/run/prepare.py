@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
@@ -67,6 +68,7 @@ def plan_job(
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
+    refuse_key(spec.generation)
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
     directory = find_model(spec.model, progress.say)
@@ -86,6 +88,7 @@ def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
+    refuse_key(spec.generation)
     if spec.conversations is not None:
         plan, directory = plan_job(spec, progress)
         require_readable(plan, directory, progress)
@@ -142,6 +145,7 @@ def prepare_job(
         StoreError: The store is damaged.
     """
     refuse_tensor_parallel(spec)
+    refuse_key(spec.generation)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
     plan, directory = plan_job(spec, progress, source)

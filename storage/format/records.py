@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     SerializerFunctionWrapHandler,
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ...jobs.endpoint_keys import from_store
 from ...jobs.errors import StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan
@@ -56,7 +58,7 @@ class RunRecord(_Sealed):
     Attributes:
         layout_version: Version of the store's layout.
         plan_digest: Digest of the identity of spec and model and of every text; a resumed job must have the same.
-        spec: The spec of the first start, with defaults filled in.
+        spec: The spec of the first start, with defaults filled in; marked as read from a store (``endpoint_keys``).
         model: Shape and fingerprint of the model.
         layers: Decoder layers along the second axis of the pooled arrays, 0-based.
         num_units: Number of planned units.
@@ -72,7 +74,7 @@ class RunRecord(_Sealed):
 
     layout_version: int
     plan_digest: str
-    spec: JobSpec
+    spec: Annotated[JobSpec, AfterValidator(from_store)]
     model: ModelFacts
     layers: tuple[int, ...]
     num_units: int

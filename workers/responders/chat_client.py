@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError, UnitError
 from ...jobs.spec_parts import GenerationSpec, SamplingSpec
 from .answers import (
@@ -99,7 +100,7 @@ class ChatClient:
         left_out: Fields that the server does not take, as ``check`` found.
 
     Raises:
-        InputError: The variable that should hold the key is not set.
+        InputError: The variable that should hold the key is not set, or may not be sent to a server.
     """
 
     def __init__(
@@ -251,6 +252,8 @@ class ChatClient:
 
 
 def _headers(generation: GenerationSpec) -> dict[str, str]:
+    # Checked here too, where the key is read: the names that are allowed hold on every path to a worker.
+    refuse_key(generation)
     if generation.api_key_env is None:
         return {}
     key = os.environ.get(generation.api_key_env)

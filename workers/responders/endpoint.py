@@ -225,8 +225,8 @@ def check_endpoint(
                 other_prompt(ours, found.prompt_token_ids),
                 code="other_prompt",
                 field="generation.endpoint",
-                hint="Serve the files of model.source with their own chat template; one that writes today's date cannot "
-                "be served.",
+                hint="Serve the files of model.source with their own chat template; one that writes today's date "
+                "cannot be served.",
             )
         return found.left_out
 

@@ -496,13 +496,17 @@ def test_a_server_is_looked_at_before_anything_is_spent(
     server.key = "secret-7"
     no_key = refusal(renderer, endpoint=server.url)
     assert (no_key.field, no_key.code) == ("generation.api_key_env", "endpoint_unauthorised")
-    unset = refusal(renderer, endpoint=server.url, api_key_env="NOBODY_HAS_SET_THIS")
+    unset = refusal(renderer, endpoint=server.url, api_key_env="PERSONA_ATLAS_UNSET")
     assert (unset.field, unset.code) == ("generation.api_key_env", "no_api_key")
-    monkeypatch.setenv("TINY_KEY", "secret-7")
-    check_endpoint(GenerationSpec(endpoint=server.url, api_key_env="TINY_KEY"), "tiny", renderer.renderer)
-    monkeypatch.setenv("TINY_KEY", "wrong-8")
-    wrong_key = refusal(renderer, endpoint=server.url, api_key_env="TINY_KEY")
+    monkeypatch.setenv("PERSONA_ATLAS_TINY_KEY", "secret-7")
+    check_endpoint(GenerationSpec(endpoint=server.url, api_key_env="PERSONA_ATLAS_TINY_KEY"), "tiny", renderer.renderer)
+    monkeypatch.setenv("PERSONA_ATLAS_TINY_KEY", "wrong-8")
+    wrong_key = refusal(renderer, endpoint=server.url, api_key_env="PERSONA_ATLAS_TINY_KEY")
     assert "wrong-8" not in str(wrong_key.as_dict())
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-7")
+    sent = refusal(renderer, endpoint=server.url, api_key_env="AWS_SECRET_ACCESS_KEY")
+    assert (sent.field, sent.code) == ("generation.api_key_env", "no_such_key")
 
     nobody = refusal(renderer, endpoint="http://127.0.0.1:9/v1")
     assert (nobody.field, nobody.code) == ("generation.endpoint", "no_endpoint")
