@@ -1,4 +1,4 @@
-"""The spec of a run or a job that is resumed. It sends no key without the user's word, as others may have written it."""
+"""The spec of a run or a job that is resumed. Others may have written it: it sends no key without the user's word."""
 
 from __future__ import annotations
 

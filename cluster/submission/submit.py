@@ -212,7 +212,7 @@ def _check_store(spec: JobSpec, progress: Progress) -> Plan | None:
     refuse_if_driven(location)
     record = read_run_record(location)
     try:
-        plan, _ = plan_job(spec, progress)
+        plan, _ = plan_job(spec, progress, record=record)
     except InputError as error:
         if error.field != "model.source":
             raise

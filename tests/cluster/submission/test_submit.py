@@ -201,7 +201,9 @@ def test_a_resumed_spec_brings_no_key_to_a_server_without_the_user_s_word(tmp_pa
         with pytest.raises(InputError, match="--send-key-to gpu:8000") as caught:
             resumed(None)
         assert caught.value.code == "key_not_confirmed"
-        assert resumed("gpu:8000").generation.api_key_env == "OPENAI_API_KEY"
+        generation = resumed("gpu:8000").generation
+        assert generation is not None
+        assert generation.api_key_env == "OPENAI_API_KEY"
     # Not from Python either, nor when the spec is submitted as it was read.
     for start in (persona_atlas.run, partial(persona_atlas.run, replicas=2), persona_atlas.plan):
         with pytest.raises(InputError, match="--send-key-to gpu:8000"):
