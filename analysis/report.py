@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ..jobs.rollouts import served_text
 from ..jobs.wording import count_of
 from ..storage.derived.reductions import Reduction
 from ..storage.format import layout
@@ -159,6 +160,7 @@ def _provenance(run: Run, reduction: Reduction) -> str:
         "reduction": reduction.reduction_id,
         "pooling": f"{reduction.facts['hook_point']}/{reduction.facts['pooling']}",
         "empty responses": run.num_empty_responses,
+        **({"server's tokens": served_text(run.served_tokens)} if run.served_tokens else {}),
         "created": record.created_at,
         **{name: value for name, value in record.versions.items() if value},
     }

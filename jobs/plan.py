@@ -93,21 +93,26 @@ class Plan:
         return digest.hexdigest()
 
 
-def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts) -> Plan:
+def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts, *, sizes_bits: bool = True) -> Plan:
     """Divide a job into units.
 
     Args:
         spec: The job.
         source: Source of its texts; ``load_source`` opens the one that a spec names.
         facts: Sizes and identity of the model that the spec names.
+        sizes_bits: Whether more than 10 mantissa bits make units smaller; False for runs from before they did.
 
     Raises:
-        InputError: The model lacks a layer, the source lacks a persona, prompt or question, or one question or
-            conversation has more activations than a unit holds; names the field.
+        InputError: The model lacks a layer, the source lacks a persona, prompt or question, one question or
+            conversation has more activations than a unit holds, or prompts and ``max_new_tokens`` are longer than the
+            model's context; names the field.
     """
     layers, token_layers = captured_layers(spec, facts)
-    sizes = RowSizes.of(spec, facts.d_model, len(layers), len(token_layers))
+    sizes = RowSizes.of(spec, facts.d_model, len(layers), len(token_layers), sizes_bits=sizes_bits)
     units = tuple(source.units(sizes, facts.max_context))
+    if source.generates:
+        # Each word is a token or more; with the model's tokenizer at hand, ``prepare`` counts them.
+        refuse_beyond_context(spec, facts, source.longest_prompt(units, lambda text: len(text.split())))
     tokens = max((source.most_tokens(unit, facts.max_context) for unit in units), default=0) if token_layers else 0
     return Plan(
         spec=spec,
@@ -120,6 +125,31 @@ def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts) -> Plan:
         # Generous, because rows that a unit leaves empty take no space in the store.
         tokens_per_block=whole_chunks(tokens),
     )
+
+
+def refuse_beyond_context(spec: JobSpec, facts: ModelFacts, prompt_tokens: int) -> None:
+    """Refuse responses for which the model's context has no room.
+
+    Args:
+        spec: The job.
+        facts: Sizes of its model.
+        prompt_tokens: Tokens of the longest prompt, or a number that they are not below.
+
+    Raises:
+        InputError: The longest prompt and ``sampling.max_new_tokens`` are more than the context.
+    """
+    asked = spec.sampling.max_new_tokens
+    room = facts.max_context - prompt_tokens
+    if asked > room:
+        raise InputError(
+            f"is {asked:,}, but the model's context is {facts.max_context:,} tokens, and the longest prompt takes at "
+            f"least {prompt_tokens:,} of them.",
+            code="beyond_context",
+            field="sampling.max_new_tokens",
+            hint=f"Set it to at most {room:,}."
+            if room > 0
+            else "Shorten the prompts, or use a model with more context.",
+        )
 
 
 def captured_layers(spec: JobSpec, facts: ModelFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from .addresses import RolloutAddress
 
 FinishReason = Literal["stop", "length", "given"]
+ServedTokens = Literal["exact", "same_length", "other_length", "other_prompt", "not_counted"]
+"""How the stored token ids of a server's response compare with what the server sampled.
+
+``exact``: they are the server's own. Otherwise the text was tokenised again, into as many tokens as the server counted
+(``same_length``) or into another number (``other_length``), or nothing was counted (``not_counted``).
+``other_prompt``: the server counted another number of tokens in the prompt than its template gives here.
+"""
+
 ArrayName = tuple[str, str]
 """(hook point, pooling): names one of a run's activation arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How a server answered a request.
+
+    Attributes:
+        tokens: How the stored token ids compare with those that it sampled.
+        fields_left_out: Fields of the request that it did not take, so that its own defaults apply.
+    """
+
+    tokens: ServedTokens
+    fields_left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +54,7 @@ class Rollout:
         seed: Seed of its samples; 0 for a given text.
         conversation_index: Index of a given conversation in the input; None for a generated rollout.
         extra: Additional keys of a given conversation in the input, as JSON; ``""`` for a generated rollout.
+        served: How the server that generated it answered; None where no server did.
     """
 
     address: RolloutAddress
@@ -45,11 +68,34 @@ class Rollout:
     seed: int
     conversation_index: int | None = None
     extra: str = ""
+    served: Served | None = None
 
     @property
     def has_vector(self) -> bool:
         """Whether the response has content to pool; if not, its rows of the response poolings are NaN."""
         return self.num_content_tokens > 0
+
+
+_SERVED_TEXTS: Mapping[ServedTokens, str] = {
+    "exact": "with the server's own token ids",
+    "same_length": "tokenised again, as long as the server counted",
+    "other_length": "tokenised again, of another length than the server counted",
+    "other_prompt": "whose prompt has another length at the server",
+    "not_counted": "tokenised again, not counted by the server",
+}
+
+
+def served_text(counts: Mapping[str, int]) -> str:
+    """Describe how the token ids of a run compare with those that a server sampled.
+
+    Args:
+        counts: Number of rollouts by ``ServedTokens``.
+
+    Example:
+        >>> served_text({"exact": 12, "other_length": 1})
+        "12 with the server's own token ids; 1 tokenised again, of another length than the server counted"
+    """
+    return "; ".join(f"{counts[name]:,} {text}" for name, text in _SERVED_TEXTS.items() if counts.get(name))
 
 
 @dataclass(frozen=True, slots=True)

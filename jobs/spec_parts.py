@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
 from .catalog import BUILTIN
 from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, validate_pooling_name
@@ -127,7 +128,7 @@ class GenerationSpec(SpecSection):
         concurrency: Requests in flight of each replica.
         timeout_s: Timeout of one request in seconds.
         api_key_env: Name of the environment variable that holds the API key on the workers; the key is stored nowhere.
-            None: requests are sent without a key.
+            None: requests are sent without a key. ``endpoint_keys`` has the names that are allowed.
     """
 
     endpoint: str
@@ -135,12 +136,35 @@ class GenerationSpec(SpecSection):
     concurrency: Annotated[int, Field(ge=1, le=1024), NO_BOOLEAN] = 32
     timeout_s: Annotated[float, Field(gt=0), NO_BOOLEAN] = 600.0
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    _is_from_store: bool = PrivateAttr(default=False)
+
+    @property
+    def host(self) -> str:
+        """Host and port of the endpoint, to which prompts and the key are sent."""
+        return urlsplit(self.endpoint).netloc
+
+    @property
+    def is_from_store(self) -> bool:
+        """Whether it was read from a store or a job, so that others than the user may have written it."""
+        return self._is_from_store
+
+    def marked(self, *, is_from_store: bool) -> GenerationSpec:
+        """Copy it, and remember whether it was read from a store or a job; the mark is not stored itself."""
+        copied = self.model_copy()
+        copied._is_from_store = is_from_store
+        return copied
 
     @field_validator("endpoint")
     @classmethod
     def _is_a_plain_url(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("an endpoint must be an http:// or https:// URL")
+        try:
+            has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+        except ValueError as error:
+            raise ValueError(f"an endpoint must be a URL: {error}") from None
+        if not has_host:
+            raise ValueError("an endpoint URL must have a host, as http://host:8000/v1")
         if "@" in url.split("://")[1].split("/")[0]:
             raise ValueError("an endpoint URL must not hold credentials; name their variable in generation.api_key_env")
         return url.rstrip("/")

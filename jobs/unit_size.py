@@ -10,11 +10,21 @@ from .spec import JobSpec
 BLOCK_BYTES_LIMIT = 64 * 2**20
 """Limit on the stored size of a shard, which holds all rows of a unit."""
 
-STORED_BYTES_PER_VALUE = 2
-"""Estimated stored bytes per value; 2.04 was measured at 10 mantissa bits."""
+_SIZED_BITS = 10
+"""Mantissa bits from which on a unit's size depends on them. Units of fewer bits are as large as those of this many."""
 
 TOKENS_PER_CHUNK = 256
 """Rows of an inner chunk of ``tokens`` arrays. Part of the store's layout, so it must not change."""
+
+
+def stored_bytes_per_value(mantissa_bits: int) -> float:
+    """Estimate the stored bytes of a value; measured are 2.08 at 10 mantissa bits, and 3.70 at 23.
+
+    Example:
+        >>> stored_bytes_per_value(10), stored_bytes_per_value(23)
+        (2.0, 3.625)
+    """
+    return (mantissa_bits + 6) / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +42,9 @@ class RowSizes:
     num_token_layers: int
 
     @classmethod
-    def of(cls, spec: JobSpec, d_model: int, num_layers: int, num_token_layers: int) -> RowSizes:
+    def of(
+        cls, spec: JobSpec, d_model: int, num_layers: int, num_token_layers: int, *, sizes_bits: bool = True
+    ) -> RowSizes:
         """Compute the sizes of a job.
 
         Args:
@@ -40,8 +52,10 @@ class RowSizes:
             d_model: Width of the residual stream.
             num_layers: Number of captured layers.
             num_token_layers: Number of layers at which every token is kept.
+            sizes_bits: Whether more than 10 mantissa bits count; False for runs from before they did.
         """
-        value = d_model * STORED_BYTES_PER_VALUE
+        bits = max(spec.store.mantissa_bits, _SIZED_BITS) if sizes_bits else _SIZED_BITS
+        value = int(d_model * stored_bytes_per_value(bits))
         return cls(num_layers * value if spec.capture.pooled else 0, num_token_layers * value, num_token_layers)
 
     @property

@@ -62,7 +62,7 @@ def load_engine(settings: WorkerSettings) -> Responder:
     from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
     # The server is checked first, because the model may take minutes to load.
-    check_endpoint(settings.generation, settings.served_model, conversations.renderer)
+    left_out = check_endpoint(settings.generation, settings.served_model, conversations.renderer)
     return EndpointResponder(
         BuiltinEngine(engine),
         conversations,
@@ -70,6 +70,7 @@ def load_engine(settings: WorkerSettings) -> Responder:
         settings.served_model,
         engine.sampling,
         user_spans=user_spans,
+        left_out=left_out,
     )
 
 

@@ -61,9 +61,11 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
     from ..pool.ray_executor import RayExecutor
 
     renderer = load_renderer(job.model_directory).renderer
+    rendering = renderer.describe()
     if address is None:
         _refuse_what_cannot_fit(job)
-        refuse_without_server(job.plan.spec, renderer)
+    # On a cluster the workers check the server, which need not be reachable from here.
+    rendering |= describe_server(job.plan.spec, renderer, is_checked=address is None)
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
         placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
@@ -76,7 +78,7 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
             settings = worker_settings(job, placement, driver_path(lease.generation))
             return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
 
-        yield Backend(renderer.describe(), make_executor)
+        yield Backend(rendering, make_executor)
 
 
 def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
@@ -114,22 +116,27 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
     )
 
 
-def refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:
-    """Check the server that generates, if any, before a model is loaded or Ray is started.
+def describe_server(spec: JobSpec, renderer: ChatRenderer, *, is_checked: bool) -> dict[str, object]:
+    """Check the server that generates, if any, before a model is loaded or Ray is started, and describe it.
 
     Args:
         spec: The job.
         renderer: Renders prompts for its model.
+        is_checked: Whether to ask the server; if not, what it does not take is only known to the commit records.
+
+    Returns:
+        ``server_requests``, for the run's record; empty where no server generates.
 
     Raises:
         InputError: The server does not answer or does not serve the model.
     """
     if spec.generation is None:
-        return
+        return {}
     # The HTTP client is imported only if a server generates.
-    from ...workers.responders.endpoint import check_endpoint
+    from ...workers.responders.endpoint import check_endpoint, describe_requests
 
-    check_endpoint(spec.generation, spec.served_model, renderer)
+    left_out = check_endpoint(spec.generation, spec.served_model, renderer) if is_checked else None
+    return {"server_requests": describe_requests(spec.sampling, left_out)}
 
 
 def _refuse_what_cannot_fit(job: Job) -> None:

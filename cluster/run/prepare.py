@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
-from ...jobs.plan import Plan, make_plan
+from ...jobs.plan import Plan, make_plan, refuse_beyond_context
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
@@ -53,6 +54,7 @@ def plan_job(
     spec: JobSpec,
     progress: Progress,
     source: RequestSource | None = None,
+    record: RunRecord | None = None,
 ) -> tuple[Plan, Path]:
     """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
@@ -60,6 +62,7 @@ def plan_job(
         spec: The job.
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
+        record: Record of the run in the store, whose units an earlier version may have sized; None for a new run.
 
     Returns:
         The plan, and the directory with the model's files.
@@ -67,10 +70,16 @@ def plan_job(
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
+    refuse_key(spec.generation)
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
     directory = find_model(spec.model, progress.say)
-    return make_plan(spec, source, read_facts(directory)), directory
+    facts = read_facts(directory)
+    plan = make_plan(spec, source, facts)
+    if record is not None and plan.digest != record.plan_digest:
+        earlier = make_plan(spec, source, facts, sizes_bits=False)
+        plan = earlier if earlier.digest == record.plan_digest else plan
+    return plan, directory
 
 
 def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
@@ -86,16 +95,22 @@ def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
+    refuse_key(spec.generation)
     if spec.conversations is not None:
         plan, directory = plan_job(spec, progress)
         require_readable(plan, directory, progress)
         return plan, "files"
     facts, facts_from = sketch_model(spec.model, progress.say)
-    return make_plan(spec, load_source(spec), facts), facts_from
+    plan = make_plan(spec, load_source(spec), facts)
+    if facts_from == "files":
+        require_room_for_responses(plan, find_model(spec.model, progress.say), progress)
+    return plan, facts_from
 
 
 def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
     """Render every existing conversation once, so that an invalid one is found before a model is loaded.
+
+    Prompts are rendered where they may be too long for the model's context and the responses.
 
     If a pooling needs the user's message, it is located in all conversations and prompts, too.
 
@@ -105,10 +120,12 @@ def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
         progress: Prints a line before something that takes long.
 
     Raises:
-        InputError: The model's template rejects a conversation, the user's message cannot be located, or the
-            conversation is longer than the model's context.
+        InputError: The model's template rejects a conversation, the user's message cannot be located, or a
+            conversation, or a prompt with its response, is longer than the model's context.
     """
     needs_user_spans = plan.spec.capture.needs_user_spans
+    if plan.source.generates:
+        require_room_for_responses(plan, directory, progress)
     if plan.source.generates and needs_user_spans:
         progress.say("Checking the prompts against the chat template.")
         requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
@@ -123,6 +140,39 @@ def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
         require_within_context(renderer.render(given), plan.facts.max_context)
         if user_spans is not None:
             user_spans.of_turns(given, list(given.turn_indices()))
+
+
+_MOST_TEMPLATE_TOKENS = 1024
+"""Tokens that a chat template may add to the messages, a system prompt of its own included."""
+
+
+def require_room_for_responses(plan: Plan, directory: Path, progress: Progress) -> None:
+    """Render the prompts that may leave too little of the model's context for a response.
+
+    A token has at least one byte, so prompts with few bytes are not rendered; usually that is all of them.
+
+    Args:
+        plan: The plan of a job that generates.
+        directory: Directory with the model's tokenizer.
+        progress: Prints a line before something that takes long.
+
+    Raises:
+        InputError: A prompt and ``sampling.max_new_tokens`` are longer than the context.
+    """
+    sure = plan.facts.max_context - plan.spec.sampling.max_new_tokens - _MOST_TEMPLATE_TOKENS
+    if plan.source.longest_prompt(plan.units, _num_bytes) <= sure:
+        return
+    requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
+    chats = dict.fromkeys(request.messages for request in requests)
+    longest = [chat for chat in chats if sum(_num_bytes(message.content) for message in chat) > sure]
+    progress.say(f"Measuring {count_of(len(longest), 'long prompt')} against the model's context.")
+    renderer = load_renderer(directory).renderer
+    for messages in longest:
+        refuse_beyond_context(plan.spec, plan.facts, len(renderer.render(messages)))
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def prepare_job(
@@ -142,9 +192,10 @@ def prepare_job(
         StoreError: The store is damaged.
     """
     refuse_tensor_parallel(spec)
+    refuse_key(spec.generation)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
-    plan, directory = plan_job(spec, progress, source)
+    plan, directory = plan_job(spec, progress, source, record)
     if record is not None:
         check_same_run(record, plan, location.url)
     else:

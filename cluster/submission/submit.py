@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
@@ -70,6 +71,7 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
     """
     refuse_tensor_parallel(spec)
     refuse_conversations(spec)
+    refuse_key(spec.generation)
     spec = resolved(spec)
     plan = _check_store(spec, progress)
     info = cluster.info()
@@ -210,7 +212,7 @@ def _check_store(spec: JobSpec, progress: Progress) -> Plan | None:
     refuse_if_driven(location)
     record = read_run_record(location)
     try:
-        plan, _ = plan_job(spec, progress)
+        plan, _ = plan_job(spec, progress, record=record)
     except InputError as error:
         # A model that is there and cannot be run is refused here; a library may be on the cluster only.
         if error.field not in ("model.source", "model.adapter") or error.code not in ("no_model", "no_package"):

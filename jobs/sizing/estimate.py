@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..plan import Plan
 from ..spec_parts import PlacementSpec
-from ..unit_size import STORED_BYTES_PER_VALUE
+from ..unit_size import stored_bytes_per_value
 
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -90,7 +90,8 @@ def estimate(plan: Plan) -> Estimate:
     arrays = hook_points * len(spec.capture.poolings)
     vector_values = hook_points * len(spec.capture.pooled) * len(plan.layers) * facts.d_model
     token_values = hook_points * len(plan.token_layers) * facts.d_model
-    token_bytes = texts.response_tokens * token_values * STORED_BYTES_PER_VALUE
+    bytes_per_value = stored_bytes_per_value(spec.store.mantissa_bits)
+    token_bytes = int(texts.response_tokens * token_values * bytes_per_value)
     width = parameter_bytes(plan)
     budget = batch_tokens(spec.placement)
     rows = max(1, budget // max(1, texts.row_tokens))
@@ -99,7 +100,7 @@ def estimate(plan: Plan) -> Estimate:
         prompt_tokens=texts.prompt_tokens,
         response_tokens=texts.response_tokens,
         canary_tokens=len(plan.units) * texts.row_tokens,
-        stored_bytes=rollouts * vector_values * STORED_BYTES_PER_VALUE + token_bytes,
+        stored_bytes=int(rollouts * vector_values * bytes_per_value) + token_bytes,
         stored_token_bytes=token_bytes,
         objects=len(plan.units) * (arrays + 2),
         weight_bytes=facts.num_parameters * width,

@@ -22,6 +22,9 @@ from ..plan import Plan
 from .devices import Device
 from .estimate import Estimate, parameter_bytes
 
+MAX_DEVICES = 100_000
+"""Most devices that a plan is priced on: no cluster has more, and a larger number is a slip of the hand."""
+
 Limit = Literal["bandwidth", "arithmetic", "launching"]
 
 
@@ -75,7 +78,7 @@ def price(
         gpus: Number of devices; None: those of ``placement.replicas`` replicas, or of one.
 
     Raises:
-        InputError: There are fewer devices than one replica needs.
+        InputError: There are fewer devices than one replica needs, or more than ``MAX_DEVICES``.
 
     Example:
         >>> from persona_atlas import estimate, plan
@@ -91,6 +94,13 @@ def price(
             code="too_few_gpus",
             field="--gpus",
             hint=f"Give at least {tensor_parallel}.",
+        )
+    if asked > MAX_DEVICES:
+        raise InputError(
+            f"asks for {asked:,} {name}; a plan is priced on at most {MAX_DEVICES:,} devices.",
+            code="too_many_gpus",
+            field="placement.replicas" if gpus is None else "--gpus",
+            hint=f"Give at most {MAX_DEVICES:,}.",
         )
     rows = min(figures.rows_per_batch, plan.num_rollouts)
     flops = tensor_parallel * _flops(plan, device) * device.efficiency

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..conversation import Conversation
@@ -113,6 +113,10 @@ class ConversationSource:
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
         """Return an upper bound of the content tokens of all responses of a unit's conversations."""
         return sum(_most_tokens(given, max_context) for given in self._of(unit))
+
+    def longest_prompt(self, units: Sequence[WorkUnit], size: Callable[[str], int]) -> int:
+        """Return 0: nothing is generated."""
+        return 0
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
         """Count each conversation once; ``row_tokens`` is the mean, as passes are filled by tokens, not by rows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -103,6 +103,13 @@ class PersonaSource:
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
         """Return the content tokens of a unit's responses if each has the maximum length."""
         return unit.num_rollouts * self._longest_response
+
+    def longest_prompt(self, units: Sequence[WorkUnit], size: Callable[[str], int]) -> int:
+        """Return the size of the longest system prompt and question; see ``RequestSource.longest_prompt``."""
+        # Cached, by the questions of a unit too, because thousands of units have the same ones.
+        sizes = cache(size)
+        longest = cache(lambda questions: max(sizes(question) for question in questions))
+        return max((sizes(self._system_prompt(u)) + longest(self._questions(u)) for u in units), default=0)
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
         """Count prompts, and responses at their maximum length; ``row_tokens`` is that of the longest rollout."""

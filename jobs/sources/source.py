@@ -7,7 +7,7 @@ on this protocol only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +74,15 @@ class RequestSource(Protocol):
         Args:
             unit: A unit of this source.
             max_context: Longest sequence that the model takes, in tokens.
+        """
+        ...
+
+    def longest_prompt(self, units: Sequence[WorkUnit], size: Callable[[str], int]) -> int:
+        """Return the size of the longest prompt, its messages together; 0 where nothing is generated.
+
+        Args:
+            units: All units of the source.
+            size: Size of a text, such as its number of words.
         """
         ...
 

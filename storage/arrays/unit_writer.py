@@ -7,14 +7,17 @@ finds the unit of an uncommitted shard through the table with the same row block
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import pooling_named
+from ...jobs.rollouts import Rollout
 from ...jobs.unit_result import UnitResult
 from ...jobs.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
-from ..format.records import Manifest, StoredObject, StoredShard
+from ..format.records import Manifest, ServedUnit, StoredObject, StoredShard
 from ..format.rollout_tables import rollout_table, to_parquet
 from ..locations.location import Location
 from .codec import encode_shard
@@ -83,7 +86,16 @@ def write_unit_result(
         worker=worker,
         seconds=result.seconds,
         canary=result.canary,
+        served=_served(rollouts),
     )
+
+
+def _served(rollouts: Sequence[Rollout]) -> ServedUnit | None:
+    answers = [rollout.served for rollout in rollouts if rollout.served is not None]
+    if len(answers) < len(rollouts):
+        return None
+    left_out = sorted({name for answer in answers for name in answer.fields_left_out})
+    return ServedUnit(tokens=tuple(answer.tokens for answer in answers), fields_left_out=tuple(left_out))
 
 
 def _check_finite(result: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:

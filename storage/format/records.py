@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from ...jobs.endpoint_keys import from_store
 from ...jobs.errors import StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan
-from ...jobs.rollouts import Canary, FinishReason
+from ...jobs.rollouts import Canary, FinishReason, ServedTokens
 from ...jobs.spec import JobSpec, digest_of
 from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD
 from .stored_units import UnitField
@@ -49,7 +58,7 @@ class RunRecord(_Sealed):
     Attributes:
         layout_version: Version of the store's layout.
         plan_digest: Digest of the identity of spec and model and of every text; a resumed job must have the same.
-        spec: The spec of the first start, with defaults filled in.
+        spec: The spec of the first start, with defaults filled in; marked as read from a store (``endpoint_keys``).
         model: Shape and fingerprint of the model.
         layers: Decoder layers along the second axis of the pooled arrays, 0-based.
         num_units: Number of planned units.
@@ -65,7 +74,7 @@ class RunRecord(_Sealed):
 
     layout_version: int
     plan_digest: str
-    spec: JobSpec
+    spec: Annotated[JobSpec, AfterValidator(from_store)]
     model: ModelFacts
     layers: tuple[int, ...]
     num_units: int
@@ -112,6 +121,11 @@ class RunRecord(_Sealed):
         return self.spec.conversations is not None
 
     @property
+    def is_served(self) -> bool:
+        """Whether a server generated the responses."""
+        return self.spec.generation is not None
+
+    @property
     def arrays(self) -> list[tuple[str, str]]:
         """Hook point and pooling of every activation array."""
         capture = self.spec.capture
@@ -152,6 +166,18 @@ class StoredShard(StoredObject):
     chunk_bytes: tuple[int, ...]
 
 
+class ServedUnit(_Record):
+    """How a server answered the requests of a unit.
+
+    Attributes:
+        tokens: For each rollout, how its token ids compare with those that the server sampled; see ``ServedTokens``.
+        fields_left_out: Fields of the requests that the server did not take, so that its own defaults apply.
+    """
+
+    tokens: tuple[ServedTokens, ...]
+    fields_left_out: tuple[str, ...] = ()
+
+
 class Manifest(_Record):
     """The objects that one attempt wrote. Sent from worker to driver instead of the arrays themselves.
 
@@ -170,6 +196,7 @@ class Manifest(_Record):
         worker: Name of the worker, for people.
         seconds: Time the model took, in seconds.
         canary: Comparison of one rollout with a plain forward pass; None when no response has content.
+        served: How the server that generated the responses answered; None, and not stored, where no server did.
     """
 
     unit: UnitField
@@ -183,10 +210,20 @@ class Manifest(_Record):
     worker: str
     seconds: float
     canary: Canary | None = None
+    served: ServedUnit | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_server(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records of units that no server generated have the bytes that they had before the field existed.
+        fields = write(self)
+        if self.served is None:
+            del fields["served"]
+        return fields
 
     @model_validator(mode="after")
     def _has_a_line_for_every_rollout(self) -> Manifest:
         lengths = {len(self.prompt_tokens), len(self.content_tokens), len(self.finish_reasons)}
+        lengths |= {len(self.served.tokens)} if self.served is not None else set()
         if lengths != {self.unit.num_rollouts}:
             raise ValueError(f"{self.unit.unit_id} has {self.unit.num_rollouts} rollouts, not {sorted(lengths)}")
         return self

@@ -47,15 +47,23 @@ ROLLOUT_SCHEMA = pa.schema(
 _OF_CONVERSATIONS = [("conversation_index", pa.int32()), ("turn_index", pa.int32())]
 """Columns that only runs of given conversations have, after the others; a unit's table has ``extra`` (JSON) too."""
 
+_SERVED = [("served_tokens", pa.string())]
+"""The column that only the index of runs has whose responses a server generated; null in units without the record."""
+
 ADDRESS_ORDER = [
     (name, "ascending") for name in ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
 ]
 """Sort order of rollouts in results; within one conversation they are sorted by turn as well."""
 
 
-def index_schema(*, of_conversations: bool) -> pa.Schema:
-    """Return the schema of a run's index."""
-    return pa.schema([*INDEX_SCHEMA, *(_OF_CONVERSATIONS if of_conversations else [])])
+def index_schema(*, of_conversations: bool, is_served: bool = False) -> pa.Schema:
+    """Return the schema of a run's index.
+
+    Args:
+        of_conversations: Whether the run is one of given conversations.
+        is_served: Whether a server generated the responses.
+    """
+    return pa.schema([*INDEX_SCHEMA, *(_OF_CONVERSATIONS if of_conversations else []), *(_SERVED if is_served else [])])
 
 
 def rollout_schema(*, of_conversations: bool) -> pa.Schema:
@@ -109,18 +117,21 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
     return pa.Table.from_pylist(lines, schema=rollout_schema(of_conversations=of_conversations))
 
 
-def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool = False) -> pa.Table:
+def index_table(
+    manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool = False, is_served: bool = False
+) -> pa.Table:
     """Make the index lines of committed units.
 
     Args:
         manifests: Manifests of the committed attempts.
         rows_per_block: Rows per shard of the pooled arrays.
         of_conversations: Whether the run is one of given conversations.
+        is_served: Whether a server generated the responses.
 
     Returns:
         A table of ``index_schema``, unit by unit in the order of ``manifests``.
     """
-    schema = index_schema(of_conversations=of_conversations)
+    schema = index_schema(of_conversations=of_conversations, is_served=is_served)
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for manifest in manifests:
         unit = manifest.unit
@@ -139,6 +150,8 @@ def index_table(manifests: Iterable[Manifest], rows_per_block: int, *, of_conver
             # A damaged record may hold a unit that has no such column: verify names it, and reads on.
             columns["conversation_index"].extend(unit.conversation_indices or [None] * count)
             columns["turn_index"].extend(unit.turn_indices or [None] * count)
+        if is_served:
+            columns["served_tokens"].extend(manifest.served.tokens if manifest.served else [None] * count)
         first = manifest.row_block * rows_per_block
         columns["row"].extend(range(first, first + count))
         columns["num_prompt_tokens"].extend(manifest.prompt_tokens)
@@ -166,6 +179,9 @@ def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table |
         return None
     try:
         table = from_parquet(data)
+        if "served_tokens" in schema.names and "served_tokens" not in table.column_names:
+            # The index of a run that was started before the column existed.
+            table = table.append_column("served_tokens", pa.nulls(table.num_rows, pa.string()))
         return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None

@@ -99,6 +99,17 @@ class Run:
         """Number of committed rollouts whose response has no content tokens, and so no vector."""
         return self.index.num_rows - self.index.filter(self.index["has_vector"]).num_rows
 
+    @property
+    def served_tokens(self) -> dict[str, int]:
+        """Number of committed rollouts by how their token ids compare with those that a server sampled.
+
+        Keys are those of ``ServedTokens``; empty where no server generated, or none of its units recorded it.
+        """
+        if not self.record.is_served:
+            return {}
+        counts = self.index["served_tokens"].drop_null().value_counts().to_pylist()
+        return {count["values"]: count["counts"] for count in sorted(counts, key=lambda count: count["values"])}
+
     def query(
         self,
         *,

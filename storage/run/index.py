@@ -80,7 +80,12 @@ def load_index(location: Location, record: RunRecord, *, list_commits: bool = Fa
 def index_lines(record: RunRecord, commits: Iterable[CommitRecord]) -> pa.Table:
     """Return the index lines of commit records, in the order of the records."""
     manifests = (commit.manifest for commit in commits)
-    return index_table(manifests, record.rows_per_block, of_conversations=record.of_conversations)
+    return index_table(
+        manifests,
+        record.rows_per_block,
+        of_conversations=record.of_conversations,
+        is_served=record.is_served,
+    )
 
 
 def write_index(location: Location, record: RunRecord, table: pa.Table) -> None:
@@ -98,7 +103,7 @@ def write_index(location: Location, record: RunRecord, table: pa.Table) -> None:
 
 def read_stored_index(location: Location, record: RunRecord) -> pa.Table:
     """Read the stored index; an empty table when it is missing, damaged or of another plan."""
-    schema = index_schema(of_conversations=record.of_conversations)
+    schema = index_schema(of_conversations=record.of_conversations, is_served=record.is_served)
     table = read_parquet(location, layout.INDEX, schema)
     metadata = (table.schema.metadata or {}) if table is not None else {}
     if table is None or metadata.get(_PLAN) != record.plan_digest.encode():

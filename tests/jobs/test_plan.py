@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,9 +20,13 @@ from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import Question
 from persona_atlas.jobs.plan import Plan, make_plan
+from persona_atlas.jobs.sizing.devices import load_devices
+from persona_atlas.jobs.sizing.estimate import estimate
+from persona_atlas.jobs.sizing.pricing import MAX_DEVICES, price
 from persona_atlas.jobs.sources.persona_source import PersonaSource
 from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.unit_size import BLOCK_BYTES_LIMIT, STORED_BYTES_PER_VALUE, TOKENS_PER_CHUNK
+from persona_atlas.jobs.unit_size import BLOCK_BYTES_LIMIT, TOKENS_PER_CHUNK, stored_bytes_per_value
+from persona_atlas.storage.arrays.codec import encode_shard
 
 from fakes import FACTS, small_plan, small_spec
 
@@ -122,7 +127,7 @@ def test_every_rollout_stands_in_exactly_one_unit_and_every_block_fits(
     )
     assert found.keys() == expected
     assert set(found.values()) == {1}
-    row_bytes = n_layers * d_model * STORED_BYTES_PER_VALUE
+    row_bytes = n_layers * d_model * stored_bytes_per_value(10)
     for unit in plan.units:
         assert unit.num_rollouts <= plan.rows_per_block
         assert unit.num_rollouts * row_bytes <= BLOCK_BYTES_LIMIT or len(set(unit.question_indices)) == 1
@@ -154,7 +159,7 @@ def test_no_block_of_several_questions_passes_the_size_limit(catalog: Catalog, q
     lengths = [unit.num_rollouts for unit in plan.units]
     assert sum(lengths) == questions
     assert max(lengths) - min(lengths) <= 1
-    assert max(lengths) == 1 or max(lengths) * 80 * d_model * STORED_BYTES_PER_VALUE <= BLOCK_BYTES_LIMIT
+    assert max(lengths) == 1 or max(lengths) * 80 * d_model * stored_bytes_per_value(10) <= BLOCK_BYTES_LIMIT
 
 
 @pytest.mark.parametrize(("asked", "layers"), [("all", (0, 1, 2, 3)), ("middle", (2,)), ([3, 0], (0, 3)), ([1], (1,))])
@@ -263,7 +268,7 @@ def test_units_are_cut_so_that_every_token_of_their_longest_responses_fits(
     assert sum(unit.num_rollouts for unit in plan.units) == questions * samples
     for unit in plan.units:
         tokens = unit.num_rollouts * max_new_tokens
-        assert tokens * layers * d_model * STORED_BYTES_PER_VALUE <= BLOCK_BYTES_LIMIT
+        assert tokens * layers * d_model * stored_bytes_per_value(10) <= BLOCK_BYTES_LIMIT
         assert tokens <= plan.tokens_per_block
     assert plan.tokens_per_block % TOKENS_PER_CHUNK == 0
     assert plan.tokens_per_block < plan.rows_per_block * max_new_tokens + TOKENS_PER_CHUNK
@@ -313,3 +318,43 @@ def test_a_server_that_counts_other_tokens_has_room_for_them():
         "generation": {"endpoint": "http://s"}
     }
     assert small_plan(JobSpec.model_validate(served)).tokens_per_block == 2 * 3 * 512
+
+
+@pytest.mark.parametrize("bits", [1, 7, 10, 17, 23])
+def test_the_size_of_a_unit_follows_from_the_bytes_that_its_values_take(catalog: Catalog, bits: int):
+    random = np.random.default_rng(0)
+    values_BLD = np.exp(random.standard_normal(256)) * random.standard_normal((64, 2, 256))
+    shard = encode_shard(values_BLD.astype(np.float32), 64, bits)
+    assert shard is not None
+    assert len(shard.data) / values_BLD.size == pytest.approx(stored_bytes_per_value(bits), rel=0.15)
+    spec = small_spec(store={"url": "s", "mantissa_bits": bits}, personas={"roles": {"names": ["pirate"]}})
+    facts = replace(FACTS, n_layers=80, d_model=8192)
+    plan = make_plan(spec, PersonaSource(spec, catalog), facts)
+    of_ten_bits = make_plan(spec, PersonaSource(spec, catalog), facts, sizes_bits=False)
+    assert plan.rows_per_block * 80 * 8192 * stored_bytes_per_value(bits) <= BLOCK_BYTES_LIMIT
+    assert (plan.units == of_ten_bits.units) == (bits <= 10)
+
+
+@pytest.mark.parametrize(("more", "is_refused"), [(0, False), (1, True), (10**15, True)])
+def test_responses_that_the_context_has_no_room_for_are_refused(catalog: Catalog, more: int, is_refused: bool):
+    spec = small_spec(personas={"roles": {"names": ["pirate"]}, "default": {"prompts": 0}})
+    source = PersonaSource(spec, catalog)
+    words = source.longest_prompt(make_plan(spec, source, FACTS).units, lambda text: len(text.split()))
+    assert words > 10
+    spec = spec.model_copy(
+        update={"sampling": spec.sampling.model_copy(update={"max_new_tokens": FACTS.max_context - words + more})}
+    )
+    if not is_refused:
+        assert make_plan(spec, PersonaSource(spec, catalog), FACTS).units
+        return
+    with pytest.raises(InputError, match=f"Set it to at most {FACTS.max_context - words:,}") as caught:
+        make_plan(spec, PersonaSource(spec, catalog), FACTS)
+    assert (caught.value.field, caught.value.code) == ("sampling.max_new_tokens", "beyond_context")
+
+
+def test_more_devices_than_there_are_anywhere_are_refused(catalog: Catalog):
+    plan = small_plan()
+    device = load_devices().devices["H100"]
+    assert price(plan, estimate(plan), "H100", device, tensor_parallel=1, gpus=MAX_DEVICES).gpus <= len(plan.units)
+    with pytest.raises(InputError, match="--gpus: asks for 100,000,000 H100"):
+        price(plan, estimate(plan), "H100", device, tensor_parallel=1, gpus=10**8)

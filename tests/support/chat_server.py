@@ -29,7 +29,13 @@ class ChatServer:
         key: Asked for in the header; None lets everybody in.
         answer: The response to a request.
         finish_reason: Of every response.
-        script: What to do with the next requests: ``429``, ``500``, ``cut``, ``slow``, ``garbage``, ``none``.
+        script: What to do with the next requests: ``429``, ``500``, ``cut``, ``slow``, ``garbage``, ``abort``,
+            ``error``.
+        message: More fields of every message; may replace its content.
+        more: More fields of every answer, from its request and its text: ``usage``, ``error``, ``prompt_token_ids``.
+        choice: More fields of every choice, from the same.
+        num_choices: Choices of every answer.
+        unknown: Names of request fields that it refuses, with status 400.
         poison: Prompts with this text are refused for good; "" refuses none.
         delay_s: Of every answer.
         bodies: Requests that were answered, in order.
@@ -40,8 +46,13 @@ class ChatServer:
     model: str = "tiny"
     key: str | None = None
     answer: Callable[[Body], str] = echo
-    finish_reason: str = "stop"
+    finish_reason: str | None = "stop"
     script: list[str] = field(default_factory=list)
+    message: Body = field(default_factory=dict)
+    more: Callable[[Body, str], Body] = lambda _body, _text: {}
+    choice: Callable[[Body, str], Body] = lambda _body, _text: {}
+    num_choices: int = 1
+    unknown: frozenset[str] = frozenset()
     poison: str = ""
     delay_s: float = 0.0
     bodies: list[Body] = field(default_factory=list)
@@ -67,6 +78,10 @@ class ChatServer:
             return web.json_response({"error": {"message": message}}, status=404)
         if self.poison and any(self.poison in message["content"] for message in body["messages"]):
             return web.json_response({"error": {"message": "poisoned"}}, status=400)
+        if unknown := sorted(self.unknown & body.keys()):
+            self.refused.append(unknown[0])
+            message = f"Unrecognized request argument supplied: {unknown[0]}"
+            return web.json_response({"error": {"message": message, "code": None}}, status=400)
         step = self.script.pop(0) if self.script else ""
         if step:
             self.refused.append(step)
@@ -80,13 +95,20 @@ class ChatServer:
             return web.json_response({"error": "too many"}, status=429, headers={"Retry-After": "0"})
         if step == "garbage":
             return web.Response(text='{"choices": [{"mess')
+        if step == "error":
+            return web.json_response({"error": {"code": 502, "message": "the provider returned an error"}})
+        if step == "abort":
+            message = {"role": "assistant", "content": "You ask"}
+            return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "abort"}]})
         if step.isdecimal():
             return web.json_response({"detail": f"scripted {step}"}, status=int(step))
         await asyncio.sleep(self.delay_s)
         self.bodies.append(body)
-        content = None if step == "none" else self.answer(body)
-        choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": self.finish_reason}
-        return web.json_response({"object": "chat.completion", "model": self.model, "choices": [choice]})
+        text = self.answer(body)
+        message = {"role": "assistant", "content": text} | self.message
+        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason} | self.choice(body, text)
+        whole = {"object": "chat.completion", "model": self.model, "choices": [choice] * self.num_choices}
+        return web.json_response(whole | self.more(body, text))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ FACTS = ModelFacts(
     kv_values_per_token=128,
     dtype="float32",
     family="llama",
-    max_context=512,
+    max_context=2048,
     fingerprint="f" * 64,
 )
 

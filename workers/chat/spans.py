@@ -23,6 +23,7 @@ from ..engine import TokenisedText
 from ..own_code import refuse_own_code
 from .offsets import Span, cut_at, offsets_encoder, token_span
 from .renderer import ChatRenderer
+from .served_ids import count_content
 from .user_span import UserSpans
 
 _PLACEHOLDER = "Zq7response"
@@ -48,6 +49,10 @@ class ConversationRenderer:
     def user_spans(self) -> UserSpans:
         """Make the object that locates user messages in the same renderings."""
         return UserSpans(self._encoder, self.renderer)
+
+    def count_content(self, token_ids: Sequence[int], text: str, *, has_ended: bool) -> int | None:
+        """Count the content tokens of a server's response; see ``served_ids.count_content``."""
+        return count_content(self._encoder, token_ids, text, has_ended=has_ended)
 
     def render(self, given: Conversation) -> TokenisedText:
         """Render a conversation and locate every message of the assistant, in order.

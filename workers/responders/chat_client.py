@@ -7,7 +7,6 @@ are retried after a pause; permanent ones (no key, no such model, a prompt that 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -16,22 +15,34 @@ from typing import Any
 
 import aiohttp
 
+from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError, UnitError
-from ...jobs.rollouts import FinishReason
 from ...jobs.spec_parts import GenerationSpec, SamplingSpec
+from .answers import (
+    TRANSIENT_STATUSES,
+    Completion,
+    RefusedError,
+    TransientFailureError,
+    read_check,
+    read_completion,
+    reason_of,
+)
 
-_TRANSIENT_STATUSES = {408, 409, 425, 429}
+NEUTRAL_SAMPLING: Mapping[str, float] = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Sampling that a spec does not have, switched off: a server may take it from the model's generation_config.json."""
+
+_EXTRA_FIELDS: Mapping[str, Any] = {**NEUTRAL_SAMPLING, "return_token_ids": True}
+"""Fields that some servers refuse because they do not know them; the others ignore those that they do not know."""
+
 _LONGEST_PAUSE_S = 30.0
 _SEED_RANGE = 2**31
 """Servers accept seeds of 31 bits; those of rollouts have 63."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A server's answer: the response's text and how it ended."""
-
-    text: str
-    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +76,17 @@ CHECK_RETRIES = Retries(tries=3)
 """Before a run, while a person waits for the result."""
 
 
-class _TransientFailureError(Exception):
-    """A transient failure; the request is retried."""
+@dataclass(frozen=True, slots=True)
+class ServerCheck:
+    """What a first request found out about a server.
 
-    def __init__(self, message: str, pause_s: float | None = None) -> None:
-        super().__init__(message)
-        self.pause_s = pause_s
+    Attributes:
+        prompt_token_ids: Ids of the request's prompt at the server; None where it does not return them.
+        left_out: Fields of a request that it does not take.
+    """
 
-
-class _RefusedError(Exception):
-    """A permanent failure; retrying would not help."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+    prompt_token_ids: tuple[int, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class ChatClient:
@@ -89,17 +97,24 @@ class ChatClient:
         model: Name of the model on the server.
         options: ``chat_template_kwargs`` of every request; empty for none.
         retries: How often a request is tried.
+        left_out: Fields that the server does not take, as ``check`` found.
 
     Raises:
-        InputError: The variable that should hold the key is not set.
+        InputError: The variable that should hold the key is not set, or may not be sent to a server.
     """
 
     def __init__(
-        self, generation: GenerationSpec, model: str, options: Mapping[str, Any], retries: Retries = RETRIES
+        self,
+        generation: GenerationSpec,
+        model: str,
+        options: Mapping[str, Any],
+        retries: Retries = RETRIES,
+        left_out: Sequence[str] = (),
     ) -> None:
         self._url = f"{generation.endpoint}/chat/completions"
         self._model = model
         self._options = dict(options)
+        self._extra = {name: value for name, value in _EXTRA_FIELDS.items() if name not in left_out}
         self._retries = retries
         self._timeout = aiohttp.ClientTimeout(total=generation.timeout_s, sock_connect=min(30.0, generation.timeout_s))
         self._limit = generation.concurrency
@@ -132,10 +147,10 @@ class ChatClient:
         body = self._body(messages, sampling, seed)
         for failures in range(1, self._retries.tries + 1):
             try:
-                return await self._ask(body)
-            except _RefusedError as error:
+                return read_completion(await self._ask(body), sampling.max_new_tokens)
+            except RefusedError as error:
                 raise UnitError(f"{what}: the server at {self._url} refused it: {error}.", code="refused") from None
-            except _TransientFailureError as error:
+            except TransientFailureError as error:
                 if failures == self._retries.tries:
                     raise UnitError(
                         f"{what}: no answer from {self._url} in {failures} tries; the last time: {error}.",
@@ -144,19 +159,35 @@ class ChatClient:
                 await asyncio.sleep(self._retries.pause_s(failures, error.pause_s))
         raise AssertionError
 
-    async def check(self) -> None:
+    async def check(self, messages: Sequence[Mapping[str, str]]) -> ServerCheck:
         """Request a single token, so that a wrong address, key or model name is found before a model is loaded.
 
+        A server that refuses the request with fields that it does not know is asked once more without them.
+
+        Args:
+            messages: Any chat, in the form that the model's template accepts.
+
         Raises:
-            InputError: One of them is wrong, or nothing answers at the address.
+            InputError: One of them is wrong, nothing answers at the address, or the server reasons before it answers.
         """
-        body = self._body([{"role": "user", "content": "Hi"}], SamplingSpec(temperature=0, max_new_tokens=1), 0)
+        sampling = SamplingSpec(temperature=0, max_new_tokens=1)
+        try:
+            return ServerCheck(await self._one_token(self._body(messages, sampling, 0)))
+        except RefusedError as error:
+            if error.status not in (400, 422) or not self._extra:
+                raise self._why_refused(error) from None
+        left_out, self._extra = tuple(self._extra), {}
+        try:
+            return ServerCheck(await self._one_token(self._body(messages, sampling, 0)), left_out)
+        except RefusedError as error:
+            raise self._why_refused(error) from None
+
+    async def _one_token(self, body: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """Ask until there is an answer; return the ids of the prompt, None where the server does not return them."""
         for failures in range(1, self._retries.tries + 1):
             try:
-                await self._ask(body)
-            except _RefusedError as error:
-                raise self._why_refused(error) from None
-            except _TransientFailureError as error:
+                return read_check(await self._ask(body))
+            except TransientFailureError as error:
                 if failures == self._retries.tries:
                     raise InputError(
                         f"nothing useful answers at {self._url}: {error}.",
@@ -165,8 +196,7 @@ class ChatClient:
                         hint="Is the server up, and is this its address from the machine that runs the worker?",
                     ) from None
                 await asyncio.sleep(self._retries.pause_s(failures, error.pause_s))
-            else:
-                return
+        raise AssertionError
 
     def _body(self, messages: Sequence[Mapping[str, str]], sampling: SamplingSpec, seed: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -176,32 +206,41 @@ class ChatClient:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
             "seed": seed % _SEED_RANGE,
+            **self._extra,
         }
         return body | ({"chat_template_kwargs": self._options} if self._options else {})
 
-    async def _ask(self, body: Mapping[str, Any]) -> Completion:
+    async def _ask(self, body: Mapping[str, Any]) -> str:
+        """Send a request once and return the body of an answer with status 200."""
         assert self._session is not None
         try:
             async with self._session.post(self._url, json=body) as response:
                 text = await response.text()
                 status, pause_s = response.status, _retry_after(response.headers)
         except TimeoutError as error:
-            raise _TransientFailureError(f"no answer in time ({type(error).__name__}, generation.timeout_s)") from None
+            raise TransientFailureError(f"no answer in time ({type(error).__name__}, generation.timeout_s)") from None
         except (aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
-            raise _TransientFailureError(f"{type(error).__name__}: {error}") from None
-        if status in _TRANSIENT_STATUSES or status >= 500:
-            raise _TransientFailureError(f"status {status}: {_reason(text)}", pause_s)
+            raise TransientFailureError(f"{type(error).__name__}: {error}") from None
+        if status in TRANSIENT_STATUSES or status >= 500:
+            raise TransientFailureError(f"status {status}: {reason_of(text)}", pause_s)
         if status != 200:
-            raise _RefusedError(status, f"status {status}: {_reason(text)}")
-        return _completion(text)
+            raise RefusedError(status, f"status {status}: {reason_of(text)}")
+        return text
 
-    def _why_refused(self, error: _RefusedError) -> InputError:
+    def _why_refused(self, error: RefusedError) -> InputError:
         if error.status in (401, 403):
             return InputError(
                 f"the server at {self._url} rejects this key: {error}.",
                 code="endpoint_unauthorised",
                 field="generation.api_key_env",
                 hint="Name the environment variable that holds the server's key, and set it where the worker runs.",
+            )
+        if error.status == 200 or (error.status in (400, 422) and self._model not in str(error)):
+            return InputError(
+                f"the server at {self._url} does not answer as this needs: {error}.",
+                code="endpoint_refused",
+                field="generation.endpoint",
+                hint="docs/given.md lists what a server is sent; vLLM, SGLang and transformers serve take it.",
             )
         is_path = error.status in (404, 405) and self._model not in str(error)
         return InputError(
@@ -213,6 +252,8 @@ class ChatClient:
 
 
 def _headers(generation: GenerationSpec) -> dict[str, str]:
+    # Checked here too, where the key is read: the names that are allowed hold on every path to a worker.
+    refuse_key(generation)
     if generation.api_key_env is None:
         return {}
     key = os.environ.get(generation.api_key_env)
@@ -231,31 +272,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, float(headers.get("Retry-After", "")))
     except ValueError:
         return None
-
-
-def _reason(text: str) -> str:
-    """Extract the error message from a server's reply, on one line."""
-    try:
-        detail = json.loads(text)
-    except ValueError:
-        detail = text
-    if isinstance(detail, dict):
-        detail = detail.get("error") or detail.get("message") or detail.get("detail") or detail
-    if isinstance(detail, dict):
-        detail = detail.get("message", detail)
-    return " ".join(str(detail).split())[:300].rstrip(".") or "no reason given"
-
-
-def _completion(text: str) -> Completion:
-    try:
-        choice = json.loads(text)["choices"][0]
-        message = choice["message"]
-        content, reason = message.get("content"), choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _TransientFailureError(f"its answer is not a chat completion ({error!r})") from None
-    if not isinstance(content, str) or content.lstrip().startswith("<think>"):
-        reasoned = content or message.get("reasoning_content") or message.get("reasoning")
-        what = "it reasons before it answers; switch that off in the server" if reasoned else "it answers with no text"
-        # An empty string is a valid response without content; a missing one, or one that starts with reasoning, is not.
-        raise _RefusedError(200, what)
-    return Completion(content, "length" if reason == "length" else "stop")

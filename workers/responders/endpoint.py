@@ -10,9 +10,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ...jobs.errors import UnitError
+from ...jobs.errors import InputError, UnitError
+from ...jobs.messages import ChatMessage
 from ...jobs.rollouts import Rollout
 from ...jobs.spec_parts import GenerationSpec, SamplingSpec
 from ...jobs.units import RolloutRequest
@@ -20,8 +21,10 @@ from ..chat.renderer import ChatRenderer
 from ..chat.spans import ConversationRenderer
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, Reader, TokenisedText
-from .chat_client import CHECK_RETRIES, RETRIES, ChatClient, Completion, Retries
+from .answers import Completion
+from .chat_client import CHECK_RETRIES, NEUTRAL_SAMPLING, RETRIES, ChatClient, Retries
 from .readings import Reading, read
+from .served_rollouts import ServedRollouts, other_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class _Answered:
     request: RolloutRequest
     completion: Completion | None
     error: BaseException | None = None
+    rollout: Rollout | None = None
 
 
 class EndpointResponder:
@@ -42,6 +46,7 @@ class EndpointResponder:
         sampling: How the server samples tokens.
         retries: How often a request is tried.
         user_spans: Locates user messages; None where no pooling needs them.
+        left_out: Fields of a request that the server does not take, as ``check_endpoint`` found.
 
     Attributes:
         prefetch: 1, because the requests of a whole unit are sent at once.
@@ -56,9 +61,12 @@ class EndpointResponder:
         sampling: SamplingSpec,
         retries: Retries = RETRIES,
         user_spans: UserSpans | None = None,
+        left_out: Sequence[str] = (),
     ) -> None:
         self.reader = reader
         self.prefetch = 1
+        self._left_out = tuple(left_out)
+        self._rollouts = ServedRollouts(conversations, sampling, self._left_out)
         self._user_spans = user_spans
         self._conversations = conversations
         self._generation = generation
@@ -69,7 +77,7 @@ class EndpointResponder:
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate on the server and capture; see ``Responder.generate``."""
         renderer = self._conversations.renderer
-        client = ChatClient(self._generation, self._model, renderer.server_options, self._retries)
+        client = ChatClient(self._generation, self._model, renderer.server_options, self._retries, self._left_out)
         with _Requests(client, renderer, self._sampling) as requests:
             refused: BaseException | None = None
 
@@ -82,7 +90,7 @@ class EndpointResponder:
 
             fill()
             while requests.in_flight:
-                answered = requests.wait()
+                answered = [self._with_rollout(answer) for answer in requests.wait()]
                 # The other requests in flight did not cause the error: they are finished before it is raised.
                 refused = next((answer.error for answer in answered if answer.error is not None), refused)
                 # Fill before reading, so that the server is busy while this process captures; and after, because the
@@ -97,27 +105,21 @@ class EndpointResponder:
         return read(self.reader, [self._reading(answer) for answer in answered])
 
     def _reading(self, answer: _Answered) -> Reading:
-        rollout = self._rollout(answer)
+        rollout = answer.rollout
+        assert rollout is not None
         spans = self._user_spans
         user_span = spans.of_prompt(answer.request.messages, rollout.prompt_token_ids) if spans else None
         # Interventions with edits were refused before; one without edits is still part of the answer.
         return Reading(TokenisedText.of(rollout, user_span, answer.request.intervention), (rollout,))
 
-    def _rollout(self, answer: _Answered) -> Rollout:
-        request, completion = answer.request, answer.completion
-        assert completion is not None
-        prompt_ids, response_ids = self._conversations.answer(request.messages, completion.text)
-        return Rollout(
-            address=request.address,
-            system_prompt=request.system_prompt,
-            question=request.question,
-            response=completion.text,
-            prompt_token_ids=tuple(prompt_ids),
-            response_token_ids=tuple(response_ids),
-            num_content_tokens=len(response_ids),
-            finish_reason=completion.finish_reason,
-            seed=request.seed,
-        )
+    def _with_rollout(self, answer: _Answered) -> _Answered:
+        """Add the rollout of an answer, or the reason why its tokens are not those of a response to the prompt."""
+        if answer.completion is None:
+            return answer
+        try:
+            return replace(answer, rollout=self._rollouts.make(answer.request, answer.completion))
+        except UnitError as error:
+            return replace(answer, error=error)
 
 
 def _refuse_intervention(request: RolloutRequest) -> None:
@@ -192,9 +194,12 @@ class _Requests:
         await self._client.__aexit__()
 
 
+_PROBE = (ChatMessage("user", "Hi"),)
+
+
 def check_endpoint(
     generation: GenerationSpec, model: str, renderer: ChatRenderer, retries: Retries = CHECK_RETRIES
-) -> None:
+) -> tuple[str, ...]:
     """Check that a server answers and serves the model, before the model is loaded here.
 
     Args:
@@ -203,12 +208,38 @@ def check_endpoint(
         renderer: Renders for the model; its template options are sent along.
         retries: How often the request is tried.
 
+    Returns:
+        Fields of a request that the server does not take.
+
     Raises:
-        InputError: The server does not answer or does not serve the model; names the field of the spec.
+        InputError: The server does not answer or does not serve the model, or it renders prompts otherwise; names the
+            field of the spec.
     """
 
-    async def ask() -> None:
+    async def ask() -> tuple[str, ...]:
         async with ChatClient(generation, model, renderer.server_options, retries) as client:
-            await client.check()
+            found = await client.check(renderer.for_template(_PROBE))
+        ours = renderer.render(_PROBE)
+        if found.prompt_token_ids is not None and list(found.prompt_token_ids) != ours:
+            raise InputError(
+                other_prompt(ours, found.prompt_token_ids),
+                code="other_prompt",
+                field="generation.endpoint",
+                hint="Serve the files of model.source with their own chat template; one that writes today's date "
+                "cannot be served.",
+            )
+        return found.left_out
 
-    asyncio.run(ask())
+    return asyncio.run(ask())
+
+
+def describe_requests(sampling: SamplingSpec, left_out: Sequence[str] | None) -> dict[str, object]:
+    """Describe what a server is sent, for the run's record, as plain JSON values.
+
+    Args:
+        sampling: How the server is asked to sample.
+        left_out: Fields that it does not take; None where that is not known yet.
+    """
+    known = {} if left_out is None else {"left_out": list(left_out)}
+    sent = sampling.model_dump() | {n: value for n, value in NEUTRAL_SAMPLING.items() if n not in (left_out or ())}
+    return {"sampling": sent, **known}

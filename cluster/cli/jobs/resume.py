@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from ....jobs.spec import JobSpec
-from ....storage.query.run import open_run
 from ...submission.ray_cluster import Cluster
+from ...submission.resumed_spec import spec_of_job, spec_of_store
 from ...submission.submit import SubmitOptions, submit_job
 from .. import output
 from ..options import address_option, code_options, endpoint_option, is_store, json_option
@@ -20,18 +19,26 @@ from .submit import print_submitted
 @address_option
 @code_options
 @endpoint_option
+@click.option(
+    "--send-key-to",
+    "receiver",
+    default=None,
+    metavar="HOST:PORT",
+    help="The server of generation.endpoint, if the spec sends it a key (generation.api_key_env).",
+)
 @json_option
-def resume(target: str, address: str | None, endpoint_url: str | None, as_json: bool, **options: Any) -> None:
+def resume(
+    target: str, address: str | None, endpoint_url: str | None, receiver: str | None, as_json: bool, **options: Any
+) -> None:
     """Submit JOB again, or the run at STORE when its cluster is gone. Only missing units are done.
 
-    The spec is that of the job, or that of the run's first start.
+    The spec is that of the job, or that of the run's first start. Others may have written it, so a server that
+    generates gets a key only if --send-key-to names it.
     """
-    cluster = Cluster(address)
     if is_store(target):
-        run = open_run(target, endpoint_url)
-        # The store may have been moved or copied since the run was started.
-        store = run.record.spec.store.model_copy(update={"url": run.url, "endpoint_url": run.location.endpoint_url})
-        spec = run.record.spec.model_copy(update={"store": store})
+        spec = spec_of_store(target, endpoint_url, receiver)
+        cluster = Cluster(address)
     else:
-        spec = JobSpec.model_validate_json(cluster.job(target).spec)
+        cluster = Cluster(address)
+        spec = spec_of_job(cluster.job(target), receiver)
     print_submitted(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ....jobs.rollouts import served_text
 from ....jobs.wording import count_of
 from ....storage.derived.reductions import current_reduction_id
 from ....storage.query.run import Run, open_run
@@ -35,6 +36,7 @@ def show(store_url: str, endpoint_url: str | None, as_json: bool) -> None:
             ["complete", str(run.completeness)],
             ["driver", f"process {driver['pid']} on {driver['host']}" if driver else "none is running"],
             ["rollouts", f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty"],
+            *([["server's tokens", served_text(run.served_tokens)]] if run.served_tokens else []),
             *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
             ["arrays", ", ".join(contents["arrays"])],
             ["layers", f"{len(contents['layers'])}: {contents['layers'][0]} to {contents['layers'][-1]}"],
@@ -62,6 +64,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "driver": {"host": driver.host, "pid": driver.pid} if driver else None,
         "rollouts": index.num_rows,
         "empty_responses": run.num_empty_responses,
+        "served_tokens": run.served_tokens,
         "personas": personas,
         "arrays": ["/".join(pair) for pair in record.arrays],
         "layers": list(run.layers),

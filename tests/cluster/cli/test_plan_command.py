@@ -45,6 +45,16 @@ def tiny_spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
     return path
 
 
+def test_the_server_that_generates_and_its_key_stand_in_the_plan(tiny_spec: Path):
+    server = ("--set", "generation.endpoint=http://gpu:8000/v1", "--set", "generation.api_key_env=VLLM_API_KEY")
+    found = planned(*server, spec=tiny_spec)
+    assert (found["endpoint_host"], found["endpoint_key"]) == ("gpu:8000", "VLLM_API_KEY")
+    assert "gpu:8000" in invoke("plan", tiny_spec, *FEW, *server).stdout
+    assert planned(spec=tiny_spec)["endpoint"] is None
+    with pytest.raises(InputError, match=r"generation\.api_key_env"):
+        planned(*server, "--set", "generation.api_key_env=AWS_SECRET_ACCESS_KEY", spec=tiny_spec)
+
+
 def test_a_70b_model_is_planned_from_the_table_and_the_output_says_so():
     found = planned("--device", "H100", "--gpus", "64")
     assert found["facts_from"] == "table"

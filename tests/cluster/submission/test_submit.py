@@ -6,14 +6,19 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import persona_atlas
 import pytest
+from click.testing import CliRunner
 from persona_atlas import __version__
+from persona_atlas.cluster.cli import cli
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.submission.follow import refuse_other_versions
-from persona_atlas.cluster.submission.ray_cluster import Cluster, ClusterInfo
+from persona_atlas.cluster.submission.ray_cluster import Cluster, ClusterInfo, RayJob
+from persona_atlas.cluster.submission.resumed_spec import spec_of_job, spec_of_store
 from persona_atlas.cluster.submission.shipping import stage_code, stage_job
 from persona_atlas.cluster.submission.submit import (
     SubmitOptions,
@@ -24,9 +29,9 @@ from persona_atlas.cluster.submission.submit import (
 )
 from persona_atlas.cluster.submission.submitted_job import SubmittedJob
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.scheduling.job_state import JobState
+from persona_atlas.jobs.scheduling.job_state import JobState, RayState
 from persona_atlas.jobs.sizing.estimate import HEADROOM, Estimate, estimate
-from persona_atlas.jobs.spec import make_spec
+from persona_atlas.jobs.spec import JobSpec, make_spec
 from persona_atlas.storage.run.status import RunStatus, read_status, write_status
 
 from fakes import small_plan, small_spec
@@ -182,3 +187,43 @@ def test_a_status_of_another_version_is_read_and_half_a_status_is_ignored(tmp_pa
     location.write("status/000001.json", b'{"state": "RUNN')
     assert read_status(location, 1) is None
     assert read_status(location, 2) is None
+
+
+def served_spec(url: str, key: str = "OPENAI_API_KEY") -> JobSpec:
+    return small_spec(url, generation={"endpoint": "http://gpu:8000/v1", "api_key_env": key})
+
+
+def test_a_resumed_spec_brings_no_key_to_a_server_without_the_user_s_word(tmp_path: Path):
+    url = str(tmp_path / "run")
+    run = small_run(url, served_spec(url))
+    job = RayJob("job-1", RayState.SUCCEEDED, "", url, None, served_spec(url).model_dump_json(), __version__, 0.0, None)
+    for resumed in (lambda receiver: spec_of_store(url, None, receiver), lambda receiver: spec_of_job(job, receiver)):
+        with pytest.raises(InputError, match="--send-key-to gpu:8000") as caught:
+            resumed(None)
+        assert caught.value.code == "key_not_confirmed"
+        generation = resumed("gpu:8000").generation
+        assert generation is not None
+        assert generation.api_key_env == "OPENAI_API_KEY"
+    # Not from Python either, nor when the spec is submitted as it was read.
+    for start in (persona_atlas.run, partial(persona_atlas.run, replicas=2), persona_atlas.plan):
+        with pytest.raises(InputError, match="--send-key-to gpu:8000"):
+            start(run.record.spec, progress=False)
+    with pytest.raises(InputError, match="--send-key-to gpu:8000"):
+        submit_job(run.record.spec, cast(Cluster, None), SubmitOptions(), cast(Progress, None))
+    done = CliRunner().invoke(cli, ["resume", url, "--address", "http://127.0.0.1:9"])
+    assert isinstance(done.exception, InputError)
+    assert done.exception.code == "key_not_confirmed"
+
+
+def test_a_stored_spec_that_names_a_secret_sends_it_nowhere_whatever_the_user_says(tmp_path: Path):
+    url = str(tmp_path / "run")
+    small_run(url, served_spec(url, "AWS_SECRET_ACCESS_KEY"))
+    with pytest.raises(InputError, match="is AWS_SECRET_ACCESS_KEY, and only"):
+        spec_of_store(url, None, "gpu:8000")
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "null"])
+def test_a_job_without_a_readable_spec_is_refused(text: str):
+    job = RayJob("job-1", RayState.SUCCEEDED, "", "runs/x", None, text, __version__, 0.0, None)
+    with pytest.raises(InputError, match="the metadata of job job-1 hold no spec"):
+        spec_of_job(job, None)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import InputError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.rollouts import Served
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.sources.persona_source import PersonaRequests
 from persona_atlas.jobs.spec_parts import GenerationSpec
@@ -19,14 +21,19 @@ from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
 from persona_atlas.workers.chat.user_span import UserSpans
 from persona_atlas.workers.engine import CapturedRollout, Responder
+from persona_atlas.workers.responders.answers import TransientFailureError, read_completion
 from persona_atlas.workers.responders.chat_client import Retries
-from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
+from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint, describe_requests
 from persona_atlas.workers.run_units import run_units
 
-from chat_server import ChatServer, serving, wait_until
+from chat_server import Body, ChatServer, serving, wait_until
 from dialogues import dialogue_attempt
 from plain_forward import ALL_POOLINGS, POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, requests_of
+from tiny_models import END_ID, SPECIAL
+
+MOST = 80
+"""Most tokens that are asked for."""
 
 QUICK = Retries(tries=5, first_pause_s=0.01)
 
@@ -57,7 +64,7 @@ def engine_of(
     **generation: object,
 ) -> EndpointResponder:
     asked = GenerationSpec.model_validate({"endpoint": server.url, **generation})
-    sampling = engine_settings(Path(), layers=(0,), max_new_tokens=20, temperature=0.7, top_p=0.9).sampling
+    sampling = engine_settings(Path(), layers=(0,), max_new_tokens=MOST, temperature=0.7, top_p=0.9).sampling
     return EndpointResponder(reader, renderer, asked, "tiny", sampling, retries, user_spans)
 
 
@@ -94,7 +101,7 @@ def test_prompts_go_out_as_the_spec_says_and_responses_are_captured_as_a_plain_f
         body = bodies[request.question]
         roles = [message["role"] for message in body["messages"]]
         assert roles == (["system", "user"] if request.system_prompt else ["user"])
-        assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.7, 0.9, 20)
+        assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.7, 0.9, MOST)
         assert body["seed"] == request.seed % 2**31
         assert "chat_template_kwargs" not in body
 
@@ -133,7 +140,9 @@ def test_a_canary_holds_what_was_captured(server: ChatServer, reader: BuiltinEng
 
 
 def test_the_users_words_are_pooled_too(server: ChatServer, renderer: ConversationRenderer, tiny_model_directory: Path):
-    settings = engine_settings(tiny_model_directory, layers=(0, 1, 2), poolings=("user_mean", "assistant_start"))
+    settings = engine_settings(
+        tiny_model_directory, layers=(0, 1, 2), max_new_tokens=MOST, poolings=("user_mean", "assistant_start")
+    )
     asked = GenerationSpec.model_validate({"endpoint": server.url})
     engine = EndpointResponder(
         BuiltinEngine(settings), renderer, asked, "tiny", settings.sampling, QUICK, renderer.user_spans()
@@ -172,7 +181,7 @@ def test_never_more_requests_are_open_than_asked_for(
     assert server.most_at_once == 3
 
 
-@pytest.mark.parametrize("trouble", ["429", "500", "503", "cut", "garbage"])
+@pytest.mark.parametrize("trouble", ["429", "500", "503", "cut", "garbage", "abort", "error"])
 def test_what_may_pass_is_asked_again(
     trouble: str, server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
@@ -223,26 +232,232 @@ def test_only_the_unit_that_is_refused_fails(server: ChatServer, reader: Builtin
     assert "refused it: status 400: poisoned" in failure.message
 
 
-def test_an_empty_response_has_no_vector_and_a_cut_one_says_so(
-    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
-):
+def test_an_empty_response_has_no_vector(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
     server.answer = lambda _: ""
-    server.finish_reason = "length"
     (captured,) = generate(engine_of(server, reader, renderer), requests_of(1))
     assert not captured.rollout.has_vector
-    assert captured.rollout.finish_reason == "length"
+    assert captured.rollout.finish_reason == "stop"
     assert np.isnan(captured.vectors_LD["resid_post", "response_mean"]).all()
     assert np.isfinite(captured.vectors_LD["resid_post", "prompt_mean"]).all()
 
 
-@pytest.mark.parametrize("text", ["<think>\nLet me see", None])
-def test_a_server_that_reasons_or_says_nothing_at_all_is_no_response(
-    text: str | None, server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+def test_a_response_that_was_cut_at_full_length_says_so(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
-    server.answer = lambda _: str(text)
-    server.script = [] if text else ["none"]
-    with pytest.raises(UnitError, match="reasons before it answers" if text else "answers with no text"):
+    server.finish_reason = "length"
+    (captured,) = generate(engine_of(server, reader, renderer), requests_of(1))
+    assert captured.rollout.finish_reason == "length"
+
+
+REASONING = "reasons before it answers"
+NO_RESPONSES: dict[str, tuple[dict[str, Any], str]] = {
+    "reasoning in the text": ({"content": "<think>\nLet me see"}, REASONING),
+    "reasoning that the prompt opened": ({"content": "The sea is meant.\n</think>\n\nIt is wide."}, REASONING),
+    "reasoning of another model": ({"content": "[THINK]The sea[/THINK]It is wide."}, REASONING),
+    "reasoning beside no text": ({"content": None, "reasoning_content": "Let me see"}, REASONING),
+    "reasoning beside an empty text": ({"content": "", "reasoning": "Let me see"}, REASONING),
+    "reasoning beside a text": ({"content": "It is wide.", "reasoning": "Let me see"}, REASONING),
+    "no text": ({"content": None}, "answers with no text"),
+    "a refusal": ({"content": None, "refusal": "I will not."}, "a refusal: I will not"),
+    "parts": ({"content": [{"type": "text", "text": "Wide."}]}, "no text but a JSON list"),
+    "a number": ({"content": 7}, "no text but a JSON int"),
+    "half a character": ({"content": "\ud83d"}, "no character"),
+    "a tool": ({"content": None, "tool_calls": [{"id": "1"}]}, "called a tool"),
+    "a tool beside a text": ({"content": "Wait.", "tool_calls": [{"id": "1"}]}, "called a tool"),
+}
+
+
+@pytest.mark.parametrize("case", NO_RESPONSES)
+def test_a_message_that_is_no_response_is_refused_in_words(
+    case: str, server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    server.message, message = NO_RESPONSES[case]
+    with pytest.raises(UnitError, match=message):
         generate(engine_of(server, reader, renderer), requests_of(1))
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("content_filter", "a content filter cut"),
+        ("tool_calls", "called a tool"),
+        ("function_call", "called a function"),
+        ("repetition", "repetition detection"),
+        ("weather", "unknown finish_reason, 'weather'"),
+        (None, "no finish_reason"),
+    ],
+)
+def test_only_a_text_that_ended_or_reached_its_length_is_a_response(
+    reason: str | None, message: str, server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    server.finish_reason = reason
+    with pytest.raises(UnitError, match=message):
+        generate(engine_of(server, reader, renderer), requests_of(1))
+
+
+def usage(**counts: object) -> Callable[[Body, str], Body]:
+    return lambda _body, _text: {"usage": counts}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "more", "message"),
+    [
+        ("", "length", usage(), "has no text; reasoning that is left out"),
+        ("", "stop", usage(completion_tokens=57), "no text, but 57 tokens"),
+        ("Wide.", "stop", usage(completion_tokens=81), "answers with 81 tokens, and at most 80"),
+        ("Wide.", "length", usage(completion_tokens=5), "cuts responses at 5 tokens, and 80 were asked for"),
+        ("Wide.", "stop", usage(completion_tokens_details={"reasoning_tokens": 9}), REASONING),
+        ("wide " * 200, "length", usage(), r"answers with \d+ tokens, and at most 80"),
+        ("wide " * 200, "length", usage(completion_tokens=80), r"answers with \d+ tokens, and at most 80"),
+        ("Wide.", "stop", lambda *_: {"error": {"code": 400, "message": "no such thing"}}, "no such thing"),
+        ("Wide.", "stop", lambda *_: {"error": "overloaded"}, "no answer from .* in 5 tries; .*overloaded"),
+    ],
+)
+def test_an_answer_whose_counts_or_errors_show_that_it_is_none_is_refused(
+    text: str,
+    reason: str,
+    more: Callable[[Body, str], Body],
+    message: str,
+    server: ChatServer,
+    reader: BuiltinEngine,
+    renderer: ConversationRenderer,
+):
+    server.answer, server.finish_reason, server.more = (lambda _: text), reason, more
+    with pytest.raises(UnitError, match=message):
+        generate(engine_of(server, reader, renderer), requests_of(1))
+
+
+def test_several_choices_are_refused(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
+    server.num_choices = 2
+    with pytest.raises(UnitError, match="answers with 2 choices"):
+        generate(engine_of(server, reader, renderer), requests_of(1))
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "7", "null", "<html>", "{}", '{"choices": []}', '{"choices": [7]}', "[" * 9999]
+)
+def test_a_body_that_is_no_completion_is_worth_another_try(body: str):
+    with pytest.raises(TransientFailureError, match="not a chat completion"):
+        read_completion(body, 20)
+
+
+def ids_of(renderer: ConversationRenderer, request: RolloutRequest, text: str) -> tuple[list[int], list[int]]:
+    return renderer.answer(request.messages, text)
+
+
+def test_token_ids_of_the_server_are_stored_and_not_those_that_its_text_becomes(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer, tiny_model_directory: Path
+):
+    (request,) = requests_of(1)
+    text = "Ahoy you there."
+    prompt, once = ids_of(renderer, request, text)
+    # A special token in the middle, which servers leave out of the text.
+    sampled = [*once[:4], SPECIAL.index("<|start|>"), *once[4:]]
+    server.answer = lambda _: text
+    server.more = lambda *_: {"prompt_token_ids": prompt}
+    server.choice = lambda *_: {"token_ids": sampled}
+    (captured,) = generate(engine_of(server, reader, renderer), [request])
+    assert list(captured.rollout.response_token_ids) == sampled
+    assert captured.rollout.num_content_tokens == len(sampled)
+    assert captured.rollout.served == Served("exact")
+    assert server.bodies[0]["return_token_ids"] is True
+    states, _ = PlainModel(tiny_model_directory).run(conversation_ids(captured.rollout))
+    expected = pool(states, captured.rollout)["response_mean"]
+    assert relative_errors(captured.vectors_LD["resid_post", "response_mean"], expected).max() < 1e-4
+
+
+def test_the_end_of_turn_token_of_the_server_is_stored_and_is_no_content(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    (request,) = requests_of(1)
+    _, sampled = ids_of(renderer, request, "Ahoy.")
+    server.answer = lambda _: "Ahoy."
+    server.choice = lambda *_: {"token_ids": [*sampled, END_ID]}
+    (captured,) = generate(engine_of(server, reader, renderer), [request])
+    assert list(captured.rollout.response_token_ids) == [*sampled, END_ID]
+    assert captured.rollout.num_content_tokens == len(sampled)
+
+
+def test_ids_of_another_tokenizer_or_another_prompt_are_refused(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    (request,) = requests_of(1)
+    prompt, other = ids_of(renderer, request, "Something else.")
+    for ids in (other, [10**9]):
+        server.choice = lambda *_, ids=ids: {"token_ids": ids}
+        with pytest.raises(UnitError, match="do not spell its text") as caught:
+            generate(engine_of(server, reader, renderer), [request])
+        assert caught.value.code == "other_tokens"
+    server.more = lambda *_: {"prompt_token_ids": [*prompt[:3], 5, *prompt[3:]]}
+    with pytest.raises(UnitError, match=rf"\({len(prompt) + 1} instead of {len(prompt)}, the first difference at 3\)"):
+        generate(engine_of(server, reader, renderer), [request])
+    refused = refusal(renderer, endpoint=server.url)
+    assert (refused.field, refused.code) == ("generation.endpoint", "other_prompt")
+
+
+def test_without_ids_the_server_s_counts_are_compared(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    (request,) = requests_of(1)
+    server.answer = lambda _: "Ahoy."
+    prompt, once = ids_of(renderer, request, "Ahoy.")
+    length = len(once)
+    for counts, expected in [
+        ({"completion_tokens": length, "prompt_tokens": len(prompt)}, "same_length"),
+        ({"completion_tokens": length + 1}, "same_length"),
+        ({"completion_tokens": length + 2}, "other_length"),
+        ({"completion_tokens": length, "prompt_tokens": len(prompt) + 1}, "other_prompt"),
+        ({}, "not_counted"),
+    ]:
+        server.more = usage(**counts)
+        (captured,) = generate(engine_of(server, reader, renderer), [request])
+        assert captured.rollout.served == Served(expected), counts
+
+
+def test_sampling_that_a_spec_does_not_have_is_switched_off_in_the_server(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    generate(engine_of(server, reader, renderer), requests_of(1))
+    neutral = {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    assert neutral.items() <= server.bodies[0].items()
+
+
+def test_a_server_that_refuses_unknown_fields_is_asked_once_without_them_and_the_rollouts_say_so(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    server.unknown = frozenset({"top_k", "return_token_ids"})
+    left_out = check_endpoint(GenerationSpec(endpoint=server.url), "tiny", renderer.renderer, Retries(2, 0.01))
+    assert {"top_k", "min_p", "repetition_penalty", "return_token_ids"} <= set(left_out)
+    assert server.refused == ["return_token_ids"]
+    asked = GenerationSpec(endpoint=server.url)
+    sampling = engine_settings(Path(), layers=(0,), max_new_tokens=MOST, temperature=0.7, top_p=0.9).sampling
+    engine = EndpointResponder(reader, renderer, asked, "tiny", sampling, QUICK, left_out=left_out)
+    (captured,) = generate(engine, requests_of(1))
+    assert captured.rollout.served == Served("not_counted", left_out)
+    assert not set(left_out) & server.bodies[-1].keys()
+    assert describe_requests(sampling, left_out) == {
+        "sampling": {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": MOST},
+        "left_out": list(left_out),
+    }
+
+
+def test_a_server_that_refuses_a_field_that_is_needed_is_refused_in_its_words(
+    server: ChatServer, renderer: ConversationRenderer
+):
+    server.unknown = frozenset({"max_tokens"})
+    refused = refusal(renderer, endpoint=server.url)
+    assert (refused.field, refused.code) == ("generation.endpoint", "endpoint_refused")
+    assert "Unrecognized request argument supplied: max_tokens" in str(refused)
+
+
+def test_a_server_that_reasons_is_found_before_a_model_is_loaded(server: ChatServer, renderer: ConversationRenderer):
+    server.message = {"content": None, "reasoning": "The"}
+    refused = refusal(renderer, endpoint=server.url)
+    assert (refused.field, refused.code) == ("generation.endpoint", "endpoint_refused")
+    assert "reasons before it answers" in str(refused)
+    server.message, server.finish_reason = {"content": ""}, "length"
+    check_endpoint(GenerationSpec(endpoint=server.url), "tiny", renderer.renderer)
 
 
 def test_a_caller_that_stops_listening_leaves_nothing_behind(
@@ -281,13 +496,17 @@ def test_a_server_is_looked_at_before_anything_is_spent(
     server.key = "secret-7"
     no_key = refusal(renderer, endpoint=server.url)
     assert (no_key.field, no_key.code) == ("generation.api_key_env", "endpoint_unauthorised")
-    unset = refusal(renderer, endpoint=server.url, api_key_env="NOBODY_HAS_SET_THIS")
+    unset = refusal(renderer, endpoint=server.url, api_key_env="PERSONA_ATLAS_UNSET")
     assert (unset.field, unset.code) == ("generation.api_key_env", "no_api_key")
-    monkeypatch.setenv("TINY_KEY", "secret-7")
-    check_endpoint(GenerationSpec(endpoint=server.url, api_key_env="TINY_KEY"), "tiny", renderer.renderer)
-    monkeypatch.setenv("TINY_KEY", "wrong-8")
-    wrong_key = refusal(renderer, endpoint=server.url, api_key_env="TINY_KEY")
+    monkeypatch.setenv("PERSONA_ATLAS_TINY_KEY", "secret-7")
+    check_endpoint(GenerationSpec(endpoint=server.url, api_key_env="PERSONA_ATLAS_TINY_KEY"), "tiny", renderer.renderer)
+    monkeypatch.setenv("PERSONA_ATLAS_TINY_KEY", "wrong-8")
+    wrong_key = refusal(renderer, endpoint=server.url, api_key_env="PERSONA_ATLAS_TINY_KEY")
     assert "wrong-8" not in str(wrong_key.as_dict())
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-7")
+    sent = refusal(renderer, endpoint=server.url, api_key_env="AWS_SECRET_ACCESS_KEY")
+    assert (sent.field, sent.code) == ("generation.api_key_env", "no_such_key")
 
     nobody = refusal(renderer, endpoint="http://127.0.0.1:9/v1")
     assert (nobody.field, nobody.code) == ("generation.endpoint", "no_endpoint")

@@ -1,0 +1,57 @@
+"""The spec of a run or a job that is resumed. Others may have written it: it sends no key without the user's word."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from ...jobs.endpoint_keys import from_store, refuse_key, with_receiver
+from ...jobs.errors import InputError
+from ...jobs.spec import JobSpec
+from ...storage.query.run import open_run
+from .ray_cluster import RayJob
+
+
+def spec_of_store(url: str, endpoint_url: str | None, receiver: str | None) -> JobSpec:
+    """Return the spec of a run's first start, with the store where the run is now.
+
+    Args:
+        url: Directory or URL of the store, which may have been moved or copied.
+        endpoint_url: URL of its S3-compatible server; None: that of the environment.
+        receiver: Server to which the user lets the spec send a key, see ``with_receiver``; None for none.
+
+    Raises:
+        InputError: There is no run, or its spec sends a key without the user's word.
+        StoreError: The run's record is damaged.
+    """
+    run = open_run(url, endpoint_url)
+    store = run.record.spec.store.model_copy(update={"url": run.url, "endpoint_url": run.location.endpoint_url})
+    return _confirmed(run.record.spec.model_copy(update={"store": store}), receiver)
+
+
+def spec_of_job(job: RayJob, receiver: str | None) -> JobSpec:
+    """Return the spec of a submitted job from its metadata.
+
+    Args:
+        job: The job.
+        receiver: Server to which the user lets the spec send a key, see ``with_receiver``; None for none.
+
+    Raises:
+        InputError: The metadata hold no spec that this version reads, or it sends a key without the user's word.
+    """
+    try:
+        spec = JobSpec.model_validate_json(job.spec)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise InputError(
+            f"the metadata of job {job.job_id} hold no spec that this version reads: {problem['msg']}.",
+            code="bad_job",
+            field="JOB",
+            hint="Resume the run by its store, or submit its spec file again.",
+        ) from None
+    return _confirmed(from_store(spec), receiver)
+
+
+def _confirmed(spec: JobSpec, receiver: str | None) -> JobSpec:
+    spec = with_receiver(spec, receiver)
+    refuse_key(spec.generation)
+    return spec
