@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from .messages import INSTRUCTING_ROLES, ChatMessage, ChatRole
 from .personas import Kind, Polarity
@@ -76,6 +77,10 @@ class Conversation:
         """Return the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
         system = (ChatMessage("system", self.system_prompt),) if self.system_prompt else ()
         return (*system, *(message.chat() for message in self.messages))
+
+    def tool_descriptions(self) -> list[Any] | None:
+        """Return the descriptions of the tools as JSON values; None for none."""
+        return None if self.tools is None else json.loads(self.tools)
 
     def turns(self) -> tuple[Message, ...]:
         """Return the messages that are counted as turns: all but those of system and developer."""
