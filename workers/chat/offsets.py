@@ -67,6 +67,12 @@ def cut_at(text: str, marks: Sequence[str], role: str) -> list[str]:
     return [*parts, text]
 
 
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many first elements two sequences (texts, token ids) have in common."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 def token_span(offsets: Sequence[Span], characters: Span) -> Span:
     """Return the range of tokens that overlap a range of characters.
 

@@ -1,28 +1,36 @@
 """Render the messages of a chat to token ids with the model's chat template.
 
-The peculiarities of templates are handled here and nowhere else: templates without a system role (the system prompt is
-put in front of the user's message), templates that insert a default system prompt (they still do when there is none, as
-when the model is deployed), reasoning (switched off where the template can), and today's date (pinned). Does not import
-torch.
+What a template does with messages is found out here, by rendering, and nowhere else: whether it has a system role (if
+not, the system prompt is put in front of the user's message), whether it inserts a default system prompt (it still does
+when there is none, as when the model is deployed), under which name it reads reasoning, what it leaves open before a
+response, and which token it ends one with. Reasoning is switched off where the template can, and the date is pinned.
+Does not import torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
-
-PINNED_DATE = "01 Jan 2026"
-"""The date that templates write instead of today's, so that a run does not depend on the day it is started."""
+from .control_tokens import ControlTokens, Rendered, TextEncoder, control_token_names
+from .offsets import common_length, offsets_encoder
+from .reasoning import REASONING_FIELDS, opened_by_prompt
+from .template import PINNED_DATE, TemplateSource
 
 _PROBE_SYSTEM = "Zq7 system probe"
 _PROBE_QUESTION = "Zq7 question probe"
 _OTHER_QUESTION = "(another)"
+_PROBE_ANSWER = "Zq7 answer probe"
+_PROBE_THOUGHT = "Zq7 thought probe"
+
+TemplateMessage = dict[str, Any]
+"""A message as a chat template takes it: role, content, and the further fields that are set."""
 
 
 class ChatRenderer:
@@ -30,35 +38,21 @@ class ChatRenderer:
 
     Args:
         tokenizer: A transformers tokenizer.
+        template: Chat template to use instead of the tokenizer's; None: the tokenizer's.
 
     Raises:
         InputError: It has no chat template, or its template cannot render a question.
 
     Attributes:
+        source: The chat template.
         has_system_role: Whether the template renders system messages; if not, their text is put in front of the user's
             message.
         inserted_system_text: Whether the template inserts a default system prompt when none is given.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError(
-                "the tokenizer has no chat template, so this model cannot be prompted with messages.",
-                code="no_chat_template",
-                field="model.source",
-                hint="Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
-            )
+    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         self._tokenizer = tokenizer
-        try:
-            # Some tokenizers have several templates; this selects the one for conversations without tools.
-            self._template = _with_pinned_date(str(tokenizer.get_chat_template()))
-        except ValueError as error:
-            raise InputError(
-                f"the tokenizer has no chat template for plain conversations: {error}.",
-                code="no_chat_template",
-                field="model.source",
-                hint="Name one of its templates 'default'.",
-            ) from error
+        self.source = TemplateSource(_template_of(tokenizer) if template is None else template)
         self.has_system_role = self._shows_system()
         self.inserted_system_text = self._inserts_system()
 
@@ -69,14 +63,15 @@ class ChatRenderer:
             messages: The chat so far; ends with the user's message.
 
         Raises:
+            InputError: A text spells a control token, and it is a slow tokenizer.
             TemplateError: The template rejects the messages.
-            ValueError: The model has no system role, and no user message follows a system message.
+            ValueError: The template has no place for a message, or cannot be followed.
         """
-        return list(
-            self._tokenizer.apply_chat_template(
-                self.for_template(messages), tokenize=True, return_dict=False, **self._options()
-            )
-        )
+        handed = self.for_template(messages)
+        if not self.control_tokens.spelt_in(handed):
+            options = self._options() | {"add_generation_prompt": True}
+            return list(self._tokenizer.apply_chat_template(handed, tokenize=True, return_dict=False, **options))
+        return self._encoder.encode(self.rendered(handed, generate=True))[0]
 
     def shared_prefix(self, before: Sequence[ChatMessage]) -> list[int]:
         """Return the token ids that prompts with the same first messages have in common.
@@ -88,64 +83,164 @@ class ChatRenderer:
             before: The messages that the chats have in common; may be empty.
         """
         one, other = (self.render([*before, ChatMessage("user", text)]) for text in (_PROBE_QUESTION, _OTHER_QUESTION))
-        pairs = zip(one, other, strict=False)
-        return one[: next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
+        return one[: common_length(one, other)]
 
-    def for_template(self, messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    def for_template(self, messages: Sequence[ChatMessage]) -> list[TemplateMessage]:
         """Convert messages to the form that this model's template accepts.
 
-        If the template has no system role, a system message is put in front of the next user message.
+        If the template has no system role, a system message is put in front of the next user message. A developer's
+        message is a system message where the template has no branch for that role, and reasoning has the name that the
+        template reads.
 
         Args:
             messages: A chat.
 
         Raises:
-            ValueError: The model has no system role, and no user message follows a system message.
+            ValueError: The model has no system role, and no user message follows a system message; or a message has a
+                role that the template has no branch for.
         """
-        return _for_template(messages, has_system_role=self.has_system_role)
+        handed = [self._handed(place, message) for place, message in enumerate(messages)]
+        return handed if self.has_system_role else _with_system_before_user(handed)
 
-    def text(self, messages: Sequence[dict[str, str]], *, generate: bool) -> str:
+    def text(self, messages: Sequence[TemplateMessage], *, generate: bool, tools: Sequence[Any] | None = None) -> str:
         """Render messages to text.
 
         Args:
             messages: Messages as ``for_template`` returns them.
             generate: Whether to add the header of a response, as before generation.
+            tools: Descriptions of the tools that the model may call; None for none.
 
         Raises:
             TemplateError: The template rejects the messages.
         """
-        options = self._options() | {"add_generation_prompt": generate}
+        options = self._options() | {"add_generation_prompt": generate} | ({"tools": list(tools)} if tools else {})
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+
+    def rendered(
+        self, messages: Sequence[TemplateMessage], *, generate: bool, tools: Sequence[Any] | None = None
+    ) -> Rendered:
+        """Render messages to text, and locate the control tokens that their texts spell; see ``text``.
+
+        Raises:
+            TemplateError: The template rejects the messages.
+            ValueError: The template depends on a control token in a text in a way that cannot be followed.
+        """
+
+        def render(texts: Any) -> str:
+            return self.text(texts[0], generate=generate, tools=texts[1])
+
+        texts = [list(messages), tools]
+        return self.control_tokens.find(render(texts), texts, render)
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """The control tokens of the model; a text that spells one is ordinary text."""
+        rendered = [
+            self._answered(generate=True),
+            self._answered(generate=False),
+            self._probe("", has_system_role=False),
+        ]
+        plain = "".join(filter(None, rendered))
+        return ControlTokens(control_token_names(self._tokenizer, plain))
+
+    @cached_property
+    def reasoning_field(self) -> str | None:
+        """Name under which the template reads the reasoning of an assistant's message; None if it reads none."""
+        question = {"role": "user", "content": _PROBE_QUESTION}
+        for name in REASONING_FIELDS:
+            answer = {"role": "assistant", "content": _PROBE_ANSWER, name: _PROBE_THOUGHT}
+            try:
+                if _PROBE_THOUGHT in self.text([question, answer], generate=False):
+                    return name
+            except TemplateError:
+                continue
+        return None
+
+    @cached_property
+    def left_open(self) -> str | None:
+        """The tag in which a prompt leaves its response, such as ``<think>``; None if it is outside of every tag."""
+        prompt = self._probe("", has_system_role=False)
+        history = self._answered(generate=False) or ""
+        return opened_by_prompt(
+            prompt.rpartition(_PROBE_QUESTION)[2], history.rpartition(_PROBE_QUESTION)[2].partition(_PROBE_ANSWER)[0]
+        )
+
+    def require_closed_prompt(self) -> None:
+        """Refuse a template after whose prompt a response would begin inside of reasoning.
+
+        Raises:
+            InputError: Its prompt ends inside of a tag, so that a mean would be over reasoning.
+        """
+        if self.left_open is not None:
+            raise InputError(
+                f"the chat template ends a prompt inside of {self.left_open}, whatever enable_thinking says, so "
+                "responses would be reasoning and their activations those of reasoning.",
+                code="opens_reasoning",
+                field="model.source",
+                hint="Give a copy of its template that closes the tag in model.chat_template, or choose a model that "
+                "can answer without reasoning.",
+            )
+
+    @cached_property
+    def turn_end(self) -> str | None:
+        """The control token that the template ends a response with; None if it ends one with none."""
+        after = (self._answered(generate=False) or "").rpartition(_PROBE_ANSWER)[2]
+        places = self.control_tokens.places(after)
+        if not places or after[: places[0][0]].strip():
+            return None
+        return after[slice(*places[0])]
 
     @property
     def server_options(self) -> dict[str, Any]:
         """Template options that make a server render as this class does; only those that the template uses."""
         known = {"enable_thinking": False, "date_string": PINNED_DATE}
-        return {name: value for name, value in known.items() if name in self._template}
+        return {name: value for name, value in known.items() if name in self.source.source}
 
     def describe(self) -> dict[str, Any]:
         """Describe the rendering for the run's record, as plain JSON values."""
         return {
-            "chat_template_sha256": hashlib.sha256(self._template.encode()).hexdigest(),
+            "chat_template_sha256": hashlib.sha256(self.source.source.encode()).hexdigest(),
             "has_system_role": self.has_system_role,
             "inserts_system_prompt": self.inserted_system_text,
             "pinned_date": PINNED_DATE,
         }
 
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(offsets_encoder(self._tokenizer), self.control_tokens)
+
     def _options(self) -> dict[str, Any]:
         # Templates use the options that they know and ignore the rest.
-        return {
-            "chat_template": self._template,
-            "add_generation_prompt": True,
-            "enable_thinking": False,
-            "date_string": PINNED_DATE,
-        }
+        return {"chat_template": self.source.pinned, "enable_thinking": False, "date_string": PINNED_DATE}
+
+    def _handed(self, place: int, message: ChatMessage) -> TemplateMessage:
+        role: str = message.role
+        if role == "developer" and not self.source.names(role):
+            role = "system"
+        if role == "tool" and not self.source.names(role):
+            raise ValueError(f"it has no branch for messages of the role tool, as message {place} is")
+        handed: TemplateMessage = {"role": role, "content": message.content} | message.more()
+        if message.reasoning is not None and self.reasoning_field is not None:
+            handed[self.reasoning_field] = message.reasoning
+        return handed
 
     def _probe(self, system_prompt: str, *, has_system_role: bool) -> str:
         """Render a question under a system prompt as for a template with or without a system role."""
-        system = [ChatMessage("system", system_prompt)] if system_prompt else []
-        messages = [*system, ChatMessage("user", _PROBE_QUESTION)]
-        return self.text(_for_template(messages, has_system_role=has_system_role), generate=True)
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        messages = [*system, {"role": "user", "content": _PROBE_QUESTION}]
+        return self.text(messages if has_system_role else _with_system_before_user(messages), generate=True)
+
+    def _answered(self, *, generate: bool) -> str | None:
+        """Render a question and its answer, before generation with another question; None where that is rejected."""
+        said = [("system", _PROBE_SYSTEM), ("user", _PROBE_QUESTION), ("assistant", _PROBE_ANSWER)]
+        said += [("user", _OTHER_QUESTION)] if generate else []
+        messages = [{"role": role, "content": content} for role, content in said]
+        try:
+            return self.text(
+                messages if self.has_system_role else _with_system_before_user(messages), generate=generate
+            )
+        except TemplateError:
+            return None
 
     def _shows_system(self) -> bool:
         try:
@@ -173,30 +268,44 @@ class ChatRenderer:
         return len(before) >= len(marks)
 
 
-def _for_template(messages: Sequence[ChatMessage], *, has_system_role: bool) -> list[dict[str, str]]:
-    taken: list[dict[str, str]] = []
+def _template_of(tokenizer: Any) -> str:
+    """Return the tokenizer's chat template for conversations without tools."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the tokenizer has no chat template, so this model cannot be prompted with messages.",
+            code="no_chat_template",
+            field="model.source",
+            hint="Use the instruction-tuned version of the model, or name a template's file in model.chat_template.",
+        )
+    try:
+        # Some tokenizers have several templates.
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise InputError(
+            f"the tokenizer has no chat template for plain conversations: {error}.",
+            code="no_chat_template",
+            field="model.source",
+            hint="Name one of its templates 'default', or name a template's file in model.chat_template.",
+        ) from error
+
+
+def _with_system_before_user(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
+    """Put every system message in front of the next of the user."""
+    taken: list[TemplateMessage] = []
     waiting: list[str] = []
     for message in messages:
-        content = message.content
-        if message.role == "system" and not has_system_role:
-            waiting.append(content)
+        if message["role"] == "system":
+            waiting.append(message["content"])
             continue
-        if waiting and message.role == "user":
-            content = "\n\n".join([*waiting, content])
+        if waiting and message["role"] == "user":
+            message = message | {"content": "\n\n".join([*waiting, message["content"]])}
             waiting = []
-        taken.append({"role": message.role, "content": content})
+        taken.append(message)
         if waiting:
             break
     if waiting:
         raise ValueError("the model has no system role, so a system prompt needs a user's message after it")
     return taken
-
-
-def _with_pinned_date(template: str) -> str:
-    """Pin the date of a template that reads the clock, by a macro that shadows the function ``strftime_now``."""
-    if "strftime_now" not in template:
-        return template
-    return "{%- macro strftime_now(format) -%}" + PINNED_DATE + "{%- endmacro -%}" + template
 
 
 def stop_token_ids(tokenizer: Any, *configs: Any) -> frozenset[int]:

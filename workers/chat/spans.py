@@ -6,11 +6,16 @@ must be the real rendering again. That gives the characters of each response, an
 tokens. A response is never searched for in the rendering, where the same text may occur twice, and a template that
 rewrites responses in a way that this cannot follow is refused. A token that has characters of both the template and the
 response counts as part of the response.
+
+What a template leaves out is not passed over: a message, a tool call or the tools that it does not write are refused,
+reasoning that it has no place for and responses that it shortens are counted (``survey``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +26,31 @@ from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ..engine import TokenisedText
 from ..own_code import refuse_own_code
-from .offsets import Span, cut_at, offsets_encoder, token_span
-from .renderer import ChatRenderer
+from .control_tokens import Rendered, TextEncoder
+from .offsets import Span, common_length, cut_at, offsets_encoder, token_span
+from .reasoning import open_tag
+from .renderer import ChatRenderer, TemplateMessage
 from .served_ids import count_content
 from .user_span import UserSpans
 
 _PLACEHOLDER = "Zq7response"
+_INSTRUCTING = ("system", "developer")
 
-_Messages = Sequence[dict[str, str]]
+_Messages = Sequence[TemplateMessage]
+_Write = Callable[[_Messages], str]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedConversation:
+    """A conversation as the template renders it.
+
+    Attributes:
+        text: Its token ids and the spans of its responses.
+        contents: The text of each response as it is in the rendering, where the template may strip or shorten it.
+    """
+
+    text: TokenisedText
+    contents: tuple[str, ...]
 
 
 class ConversationRenderer:
@@ -45,6 +67,7 @@ class ConversationRenderer:
     def __init__(self, tokenizer: Any, renderer: ChatRenderer) -> None:
         self.renderer = renderer
         self._encoder = offsets_encoder(tokenizer)
+        self._text_encoder = TextEncoder(self._encoder, renderer.control_tokens)
 
     def user_spans(self) -> UserSpans:
         """Make the object that locates user messages in the same renderings."""
@@ -55,15 +78,25 @@ class ConversationRenderer:
         return count_content(self._encoder, token_ids, text, has_ended=has_ended)
 
     def render(self, given: Conversation) -> TokenisedText:
+        """Render a conversation to token ids; see ``read``."""
+        return self.read(given).text
+
+    def read(self, given: Conversation) -> RenderedConversation:
         """Render a conversation and locate every message of the assistant, in order.
 
         Raises:
-            InputError: The chat template rejects the conversation or rewrites a message; names where it was read.
+            InputError: The chat template rejects the conversation, leaves a part of it out or rewrites a message; names
+                where it was read.
         """
+        tools = given.tool_descriptions()
+        write = partial(self.renderer.text, generate=False, tools=tools)
         try:
             messages = self.renderer.for_template(given.chat())
-            whole = self.renderer.text(messages, generate=False)
-            characters = self._responses(messages, whole)
+            rendered = self._rendered(messages, tools)
+            _require_all_written(messages, tools, rendered.text, self.renderer)
+            characters = self._responses(messages, rendered.text, write)
+            _require_outside_of_reasoning(messages, rendered.text, characters)
+            ids, offsets = self._text_encoder.encode(rendered)
         except (TemplateError, ValueError) as error:
             raise InputError(
                 f"cannot be rendered by the model's chat template: {str(error).rstrip('.')} ({given.place}).",
@@ -71,8 +104,7 @@ class ConversationRenderer:
                 field="messages",
                 hint="Change the conversation, or leave it out.",
             ) from None
-        encoding = self._encoder.encode(whole, add_special_tokens=False)
-        spans = tuple(token_span(encoding.offsets, span) for span in characters)
+        spans = tuple(token_span(offsets, span) for span in characters)
         if spans[0][0] == 0:
             raise InputError(
                 f"begins with the assistant, and this template puts nothing before it ({given.place}).",
@@ -80,7 +112,8 @@ class ConversationRenderer:
                 field="messages",
                 hint="Put the user's message before it.",
             )
-        return TokenisedText(given.place, tuple(encoding.ids), spans)
+        contents = tuple(rendered.text[start:stop] for start, stop in characters)
+        return RenderedConversation(TokenisedText(given.place, tuple(ids), spans), contents)
 
     def answer(self, messages: Sequence[ChatMessage], response: str) -> tuple[list[int], list[int]]:
         """Return the token ids of a prompt and of a server's response to it.
@@ -92,43 +125,111 @@ class ConversationRenderer:
             response: Text of the response.
         """
         prompt_ids = self.renderer.render(messages)
-        prompt = self.renderer.text(self.renderer.for_template(messages), generate=True)
-        ids = self._encoder.encode(prompt + response, add_special_tokens=False).ids
+        prompt = self.renderer.rendered(self.renderer.for_template(messages), generate=True)
+        spelt = self.renderer.control_tokens.places(response)
+        start = len(prompt.text)
+        whole = Rendered(
+            prompt.text + response, (*prompt.spelt, *((start + begin, start + end) for begin, end in spelt))
+        )
+        ids, _ = self._text_encoder.encode(whole)
         if ids[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, ids[len(prompt_ids) :]
         # The tokenizer merged the end of the prompt with the start of the response, which cannot happen when a model
         # generates the response: tokenise it alone.
-        return prompt_ids, self._encoder.encode(response, add_special_tokens=False).ids
+        return prompt_ids, self._text_encoder.encode(Rendered(response, tuple(spelt)))[0]
 
-    def _responses(self, messages: _Messages, whole: str) -> list[Span]:
+    def _rendered(self, messages: _Messages, tools: Sequence[Any] | None) -> Rendered:
+        """Render a conversation; if the template raises, say at which message."""
+        try:
+            return self.renderer.rendered(messages, generate=False, tools=tools)
+        except TemplateError as error:
+            place = self._place_of(error, messages, tools)
+            role = messages[place]["role"]
+            raise ValueError(f"message {place} ({role}): {error}") from None
+
+    def _place_of(self, error: TemplateError, messages: _Messages, tools: Sequence[Any] | None) -> int:
+        """Return the first message with which the template raises the same error."""
+        for place in range(len(messages) - 1):
+            try:
+                self.renderer.text(messages[: place + 1], generate=False, tools=tools)
+            except TemplateError as other:
+                if str(other) == str(error):
+                    return place
+        return len(messages) - 1
+
+    def _responses(self, messages: _Messages, whole: str, write: _Write) -> list[Span]:
         """Locate the assistant's messages in the rendering, in characters."""
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         stem = _PLACEHOLDER
         while any(stem in message["content"] for message in messages):
             stem += "q"
-        marks = {place: f"{stem}{place}." for place in places}
+        # A template may write nothing of a content beside tool calls, or a line break only where there is one.
+        calls = [place for place in places if not messages[place]["content"] and "tool_calls" in messages[place]]
+        marks = {place: f"{stem}{place}." for place in places if place not in calls}
         marked = [{**message, "content": marks.get(i, message["content"])} for i, message in enumerate(messages)]
-        around = cut_at(self.renderer.text(marked, generate=False), list(marks.values()), "assistant")
-        contents = [messages[place]["content"] for place in places]
+        around = cut_at(write(marked), list(marks.values()), "assistant")
+        contents = [messages[place]["content"] for place in marks]
         spans = _put_together(around, contents, whole)
         if spans is None:
-            contents = [self._as_rendered(messages, marked, marks, place) for place in places]
+            contents = [_as_rendered(messages, marked, marks, place, write) for place in marks]
             spans = _put_together(around, contents, whole)
         if spans is None:
             raise ValueError("it writes one message depending on others, so the responses cannot be told apart")
-        return spans
+        found = dict(zip(marks, spans, strict=True))
+        for place in calls:
+            prompt = self.renderer.text(messages[:place], generate=True)
+            found[place] = (common_length(prompt, whole),) * 2
+        return [found[place] for place in places]
 
-    def _as_rendered(self, messages: _Messages, marked: _Messages, marks: dict[int, str], place: int) -> str:
-        """Return one response as the template renders it, which may, for example, strip its spaces."""
-        before, after = cut_at(self.renderer.text(marked, generate=False), [marks[place]], "assistant")
-        alone = [messages[i] if i == place else message for i, message in enumerate(marked)]
-        text = self.renderer.text(alone, generate=False)
-        if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
-            raise ValueError(
-                f"what it makes of the assistant's message {place} cannot be told apart; reasoning in it is a usual "
-                "cause, take it out of the content"
-            )
-        return text[len(before) : len(text) - len(after)]
+
+def _as_rendered(messages: _Messages, marked: _Messages, marks: dict[int, str], place: int, write: _Write) -> str:
+    """Return one response as the template renders it, which may, for example, strip its spaces."""
+    before, after = cut_at(write(marked), [marks[place]], "assistant")
+    text = write([messages[i] if i == place else message for i, message in enumerate(marked)])
+    if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
+        raise ValueError(
+            f"what it makes of the assistant's message {place} cannot be told apart; reasoning in it is a usual "
+            "cause, take it out of the content"
+        )
+    return text[len(before) : len(text) - len(after)]
+
+
+def _require_all_written(messages: _Messages, tools: Sequence[Any] | None, whole: str, renderer: ChatRenderer) -> None:
+    """Check that the template writes every message of a rarer kind, every tool call and the tools."""
+    if tools and renderer.text(messages, generate=False) == whole:
+        raise ValueError("it leaves the tools out")
+    for place, message in enumerate(messages):
+        without: list[TemplateMessage] = []
+        if "tool_calls" in message:
+            without.append({key: value for key, value in message.items() if key != "tool_calls"})
+        if message["content"] and (message["role"] == "tool" or (message["role"] in _INSTRUCTING and place)):
+            without.append(message | {"content": message["content"] + _PLACEHOLDER})
+        for other in without:
+            changed = [*messages[:place], other, *messages[place + 1 :]]
+            if _text_or_none(renderer, changed, tools) == whole:
+                what = "the tool calls of " if "tool_calls" not in other else ""
+                raise ValueError(f"it leaves {what}message {place} ({message['role']}) out")
+
+
+def _text_or_none(renderer: ChatRenderer, messages: _Messages, tools: Sequence[Any] | None) -> str | None:
+    try:
+        return renderer.text(messages, generate=False, tools=tools)
+    except TemplateError:
+        return None
+
+
+def _require_outside_of_reasoning(messages: _Messages, whole: str, responses: Sequence[Span]) -> None:
+    """Check that no response begins inside of reasoning that the template opened."""
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    end = 0
+    for place, (start, stop) in zip(places, responses, strict=True):
+        # Of the text before the response only what the template writes: a message may speak of such tags.
+        said = messages[place - 1]["content"].strip() if place else ""
+        header = whole[end:start].rpartition(said)[2] if said and said in whole[end:start] else ""
+        tag = open_tag(header if place else whole[:start])
+        if tag is not None and stop > start:
+            raise ValueError(f"it opens {tag} before message {place} and does not close it, so that is reasoning")
+        end = stop
 
 
 def _put_together(around: Sequence[str], contents: Sequence[str], whole: str) -> list[Span] | None:
@@ -161,11 +262,12 @@ def require_within_context(text: TokenisedText, max_context: int) -> None:
         )
 
 
-def load_renderer(directory: Path) -> ConversationRenderer:
+def load_renderer(directory: Path, template: str | None = None) -> ConversationRenderer:
     """Load a model's tokenizer and chat template, without weights.
 
     Args:
         directory: Directory with the tokenizer's files.
+        template: Chat template to use instead of the model's; None: the model's.
 
     Raises:
         InputError: There is no tokenizer, or it has no chat template or no offsets.
@@ -182,4 +284,4 @@ def load_renderer(directory: Path) -> ConversationRenderer:
             field="model.source",
             hint="Are the tokenizer's files there?",
         ) from error
-    return ConversationRenderer(tokenizer, ChatRenderer(tokenizer))
+    return ConversationRenderer(tokenizer, ChatRenderer(tokenizer, template))

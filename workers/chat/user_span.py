@@ -12,7 +12,7 @@ done only if a pooling needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ...jobs.units import RolloutRequest
+from .control_tokens import TextEncoder
 from .offsets import Span, cut_at, token_span
 from .renderer import ChatRenderer
 
@@ -38,7 +39,7 @@ class UserSpans:
 
     def __init__(self, encoder: Any, renderer: ChatRenderer) -> None:
         self._renderer = renderer
-        self._encoder = encoder
+        self._encoder = TextEncoder(encoder, renderer.control_tokens)
 
     def of_prompt(self, messages: Sequence[ChatMessage], prompt_ids: Sequence[int] | None = None) -> Span:
         """Locate the last user message in a prompt.
@@ -58,7 +59,7 @@ class UserSpans:
         if place is None:
             raise _refusal("a prompt has no message of the user")
         source = f"the question {messages[place].content[:60]!r}"
-        (span,) = self._find(messages, [place], source, prompt_ids, generate=True)
+        (span,) = self._find(messages, [place], source, prompt_ids, None, generate=True)
         return span
 
     def of_turns(self, given: Conversation, turn_indices: Sequence[int]) -> tuple[Span, ...]:
@@ -75,14 +76,13 @@ class UserSpans:
             InputError: A message does not exist or cannot be located; names where the conversation was read.
         """
         chat = given.chat()
-        num_system = len(chat) - len(given.messages)
         places: list[int] = []
         for turn in turn_indices:
-            place = _last_of_user(chat[: num_system + turn])
+            place = _last_of_user(given.before(turn))
             if place is None:
                 raise _refusal(f"message {turn} answers no message of the user ({given.place})")
             places.append(place)
-        return tuple(self._find(chat, places, given.place, None, generate=False))
+        return tuple(self._find(chat, places, given.place, None, given.tool_descriptions(), generate=False))
 
     def _find(
         self,
@@ -90,36 +90,42 @@ class UserSpans:
         places: Sequence[int],
         source: str,
         token_ids: Sequence[int] | None,
+        tools: Sequence[Any] | None,
         *,
         generate: bool,
     ) -> list[Span]:
+        def write(chat: Sequence[ChatMessage]) -> str:
+            return self._renderer.text(self._renderer.for_template(chat), generate=generate, tools=tools)
+
         try:
-            whole = self._renderer.text(self._renderer.for_template(messages), generate=generate)
+            rendered = self._renderer.rendered(self._renderer.for_template(messages), generate=generate, tools=tools)
             # A message before several responses is located once.
-            characters = {place: self._characters(messages, place, whole, generate=generate) for place in set(places)}
+            characters = {place: _characters(messages, place, rendered.text, write) for place in set(places)}
+            ids, offsets = self._encoder.encode(rendered)
         except (TemplateError, ValueError) as error:
             raise _refusal(f"{str(error).rstrip('.')} ({source})") from None
-        encoding = self._encoder.encode(whole, add_special_tokens=False)
-        if token_ids is not None and list(token_ids) != encoding.ids:
+        if token_ids is not None and list(token_ids) != ids:
             raise _refusal(f"the rendered text has other tokens than the prompt ({source})")
-        spans = [token_span(encoding.offsets, characters[place]) for place in places]
+        spans = [token_span(offsets, characters[place]) for place in places]
         if any(start == stop for start, stop in spans):
             raise _refusal(f"a message of the user has no content ({source})")
         return spans
 
-    def _characters(self, messages: Sequence[ChatMessage], place: int, whole: str, *, generate: bool) -> Span:
-        """Locate one message in the rendering, in characters, as the template renders it."""
-        mark = _PLACEHOLDER
-        while any(mark in message.content for message in messages):
-            mark += "q"
-        # Replaced before a system message is put in front of the user's, so that the span does not include it.
-        marked = [replace(message, content=mark) if i == place else message for i, message in enumerate(messages)]
-        rendered = self._renderer.text(self._renderer.for_template(marked), generate=generate)
-        before, after = cut_at(rendered, [mark], "user")
-        # Templates may strip a message; what is left of it is still between the same two texts.
-        if len(whole) < len(before) + len(after) or not whole.startswith(before) or not whole.endswith(after):
-            raise ValueError("a message of the user cannot be told apart from the text that the template adds to it")
-        return len(before), len(whole) - len(after)
+
+def _characters(
+    messages: Sequence[ChatMessage], place: int, whole: str, write: Callable[[Sequence[ChatMessage]], str]
+) -> Span:
+    """Locate one message in the rendering, in characters, as the template renders it."""
+    mark = _PLACEHOLDER
+    while any(mark in message.content for message in messages):
+        mark += "q"
+    # Replaced before a system message is put in front of the user's, so that the span does not include it.
+    marked = [replace(message, content=mark) if i == place else message for i, message in enumerate(messages)]
+    before, after = cut_at(write(marked), [mark], "user")
+    # Templates may strip a message; what is left of it is still between the same two texts.
+    if len(whole) < len(before) + len(after) or not whole.startswith(before) or not whole.endswith(after):
+        raise ValueError("a message of the user cannot be told apart from the text that the template adds to it")
+    return len(before), len(whole) - len(after)
 
 
 def _last_of_user(messages: Sequence[ChatMessage]) -> int | None:

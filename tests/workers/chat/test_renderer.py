@@ -125,7 +125,9 @@ def test_ids_are_those_of_apply_chat_template(tokenizer_with):
     for system_prompt in ("", "Sei ein Pirat. \u2620 {braces} <|end|>"):
         messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
         messages.append({"role": "user", "content": "  Why?\n"})
-        direct = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+        direct = tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+        )
         assert ChatRenderer(tokenizer).render(chat(system_prompt, "  Why?\n")) == direct
 
 
@@ -157,13 +159,6 @@ def test_a_response_ends_at_every_id_that_any_of_the_settings_names(tokenizer_wi
 
     tokenizer = tokenizer_with(CHAT_TEMPLATE)
     assert stop_token_ids(tokenizer, Settings([7, 9]), Settings(11), Settings(None)) == {END_ID, 7, 9, 11}
-
-
-def test_a_template_that_asks_the_clock_is_told_the_pinned_date(tokenizer_with):
-    asks = "Today is {{ strftime_now('%d %B %Y') }}. " + _TURNS + _GENERATE
-    tokenizer = tokenizer_with(asks)
-    text = tokenizer.decode(ChatRenderer(tokenizer).render(chat("Be kind.", "Which day is it?")))
-    assert text.startswith(f"Today is {PINNED_DATE}. ")
 
 
 def test_of_several_templates_the_one_for_plain_conversations_is_used(tokenizer_with):

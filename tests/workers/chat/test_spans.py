@@ -45,7 +45,8 @@ FORGETS = "{% for m in messages[-2:] %}<|start|>{{ m['role'] }}\n{{ m['content']
 RHYMES = _TURNS + "{% if messages[2:] and messages[1]['content'] == messages[-1]['content'] %}again{% endif %}"
 COUNTS = _TURNS.replace("<|end|>", "{{ messages[-1]['content'] | length if not loop.last }}<|end|>") + _GENERATE
 
-texts = st.text(max_size=40) | st.sampled_from(
+# Not of private use: apply_chat_template marks control tokens with such characters, and drops them from texts.
+texts = st.text(st.characters(exclude_categories=["Cs", "Co"]), max_size=40) | st.sampled_from(
     ["", " ", "\n\n", " x ", "<|end|>", "Zq7response1.", "\u2028", "\U0001f600"]
 )
 
@@ -60,9 +61,9 @@ def renderer_of(tmp_path: Path) -> Make:
 
 
 def own_ids(renderer: ConversationRenderer, tokenizer: Any, talk: Conversation) -> list[int]:
-    """The template's own rendering of the whole conversation."""
+    """The template's own rendering of the whole conversation; what texts spell is ordinary text."""
     messages = renderer.renderer.for_template(talk.chat())
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, sanitize_control_tokens=True)
 
 
 def check(renderer: ConversationRenderer, tokenizer: Any, said: list[str], system_prompt: str) -> None:
@@ -173,7 +174,7 @@ def test_without_a_system_role_its_text_goes_before_the_first_question(renderer_
 
 def test_the_date_is_pinned(renderer_of: Make):
     whole, _ = heard(renderer_of(DATED), "Hi", "Hello")
-    assert whole.startswith("Today is 01 Jan 2026. ")
+    assert whole.startswith("Today is 01 January 2026. ")
 
 
 @pytest.mark.parametrize(
