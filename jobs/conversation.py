@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
-from .messages import ChatMessage
+from .messages import INSTRUCTING_ROLES, ChatMessage, ChatRole
 from .personas import Kind, Polarity
-
-Role = Literal["user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +15,28 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: ``user`` or ``assistant``; the system prompt is a field of the conversation.
-        content: Text of the message.
-        extra: Additional keys of the message in the input, as a JSON object in text form; ``""`` for none.
+        role: Author of the message. A system message that opens the conversation is a field of the conversation;
+            further ones, and those of the developer, are messages.
+        content: Text of the message; ``""`` where the input has null or none, as beside tool calls.
+        extra: Additional keys of the message in the input, all but role and content, as a JSON object in text form;
+            ``""`` for none. Those that the next four attributes were read from are among them.
+        reasoning: See ``ChatMessage``, as for the rest.
+        tool_calls: A list of objects as JSON text; None for none.
+        name: Name of the author or of the tool; None for none.
+        tool_call_id: Id of the call that a tool's result answers; None for none.
     """
 
-    role: Role
+    role: ChatRole
     content: str
     extra: str = ""
+    reasoning: str | None = None
+    tool_calls: str | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def chat(self) -> ChatMessage:
+        """Return the message without its additional keys."""
+        return ChatMessage(self.role, self.content, self.reasoning, self.tool_calls, self.name, self.tool_call_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +51,12 @@ class Conversation:
         question_index: That of the released pipeline's line; else the index of the conversation in its file.
         sample_index: Counts conversations with the same prompt and question.
         conversation_index: Index in the whole input.
-        system_prompt: The system prompt; ``""`` for none.
-        messages: Messages of user and assistant, in order; at least one is the assistant's.
+        system_prompt: The system message that opens it; ``""`` for none.
+        messages: All other messages, in order; at least one is the assistant's.
         extra: Additional keys of the conversation in the input, as a JSON object in text form.
         place: Where it was read, for error messages, such as ``talks.jsonl, line 3``.
+        tools: Descriptions of the tools that the model may call, a list as JSON text; None for none. The key is among
+            ``extra`` too.
     """
 
     kind: Kind
@@ -57,17 +70,32 @@ class Conversation:
     messages: tuple[Message, ...]
     extra: str
     place: str
+    tools: str | None = None
 
     def chat(self) -> tuple[ChatMessage, ...]:
         """Return the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
         system = (ChatMessage("system", self.system_prompt),) if self.system_prompt else ()
-        return (*system, *(ChatMessage(message.role, message.content) for message in self.messages))
+        return (*system, *(message.chat() for message in self.messages))
+
+    def turns(self) -> tuple[Message, ...]:
+        """Return the messages that are counted as turns: all but those of system and developer."""
+        return tuple(message for message in self.messages if message.role not in INSTRUCTING_ROLES)
 
     def turn_indices(self) -> Iterator[int]:
-        """Yield the index of each assistant message, the system prompt not counted; each is a row of the run."""
-        for index, message in enumerate(self.messages):
+        """Yield the index of each assistant message among the turns; each is a row of the run."""
+        for index, message in enumerate(self.turns()):
             if message.role == "assistant":
                 yield index
+
+    def before(self, turn_index: int) -> tuple[ChatMessage, ...]:
+        """Return the chat up to a turn, system messages included.
+
+        Args:
+            turn_index: Index of the message among the turns.
+        """
+        chat = self.chat()
+        places = [place for place, message in enumerate(chat) if message.role not in INSTRUCTING_ROLES]
+        return chat[: places[turn_index]]
 
     @property
     def num_turns(self) -> int:
@@ -78,9 +106,9 @@ class Conversation:
         """Return the additional keys as JSON: the conversation's and, under ``message``, those of one message.
 
         Args:
-            turn_index: Index of the message.
+            turn_index: Index of the message among the turns.
         """
-        own = self.messages[turn_index].extra
+        own = self.turns()[turn_index].extra
         if not own:
             return self.extra
         return json.dumps(json.loads(self.extra) | {"message": json.loads(own)}, sort_keys=True)

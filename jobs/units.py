@@ -113,7 +113,7 @@ class GivenResponse:
 
     Attributes:
         conversation: The conversation that contains the response.
-        turn_index: Index of the response among the conversation's messages.
+        turn_index: Index of the response among the conversation's turns, system messages not counted.
     """
 
     conversation: Conversation
@@ -122,7 +122,7 @@ class GivenResponse:
     @property
     def text(self) -> str:
         """Text of the response."""
-        return self.conversation.messages[self.turn_index].content
+        return self.conversation.turns()[self.turn_index].content
 
     @property
     def extra(self) -> str:

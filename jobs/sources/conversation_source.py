@@ -51,10 +51,8 @@ class ConversationRequests:
     def _turns(self) -> Iterator[tuple[tuple[ChatMessage, ...], GivenResponse]]:
         """Yield every response with the messages before it."""
         for conversation in self.conversations:
-            chat = conversation.chat()
-            num_system = len(chat) - len(conversation.messages)
             for turn in conversation.turn_indices():
-                yield chat[: num_system + turn], GivenResponse(conversation, turn)
+                yield conversation.before(turn), GivenResponse(conversation, turn)
 
 
 @dataclass(frozen=True, slots=True)

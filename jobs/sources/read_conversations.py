@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from ..conversation import Conversation, Message, Role
+from ..conversation import Conversation, Message
 from ..errors import InputError
+from ..messages import ChatRole
 from ..personas import DEFAULT_PERSONA, Kind, Polarity
 from ..user_paths import expand_home
 from ..yaml_file import read_text
@@ -221,7 +222,7 @@ def _system_beside(entry: _Entry, messages: list[Message]) -> str:
     return "" if messages[0].content.startswith(text) else text
 
 
-def _message(entry: _Entry, field: str, value: Any) -> tuple[Role | Literal["system"], str, str]:
+def _message(entry: _Entry, field: str, value: Any) -> tuple[ChatRole, str, str]:
     if not isinstance(value, dict):
         raise entry.error("is not an object with role and content", field)
     role, content = value.get("role"), value.get("content")
@@ -234,7 +235,7 @@ def _message(entry: _Entry, field: str, value: Any) -> tuple[Role | Literal["sys
         raise entry.error(f"is not a text but {_called(content)}", f"{field}.content")
     _refuse_half_characters(entry, f"{field}.content", content)
     others = {name: other for name, other in value.items() if name not in ("role", "content")}
-    return cast("Role", role), content, _as_json(others) if others else ""
+    return cast("ChatRole", role), content, _as_json(others) if others else ""
 
 
 def _joined(entry: _Entry, field: str, parts: list[Any]) -> str:

@@ -75,10 +75,9 @@ class UserSpans:
             InputError: A message does not exist or cannot be located; names where the conversation was read.
         """
         chat = given.chat()
-        num_system = len(chat) - len(given.messages)
         places: list[int] = []
         for turn in turn_indices:
-            place = _last_of_user(chat[: num_system + turn])
+            place = _last_of_user(given.before(turn))
             if place is None:
                 raise _refusal(f"message {turn} answers no message of the user ({given.place})")
             places.append(place)
