@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from persona_atlas.jobs.conversation import Conversation, Message
 from persona_atlas.jobs.messages import ChatMessage
 
