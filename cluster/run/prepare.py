@@ -69,6 +69,10 @@ def plan_job(
     """
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
+    for note in source.notes:
+        progress.say(note)
+    if source.skipped:
+        progress.say(f"Leaving out {len(source.skipped):,} of the input that cannot be read.")
     directory = find_model(spec.model, progress.say)
     return make_plan(spec, source, read_facts(directory)), directory
 
