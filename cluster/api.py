@@ -53,6 +53,7 @@ class JobResult:
         failures: Units that were given up, each with its last error.
         summary: Summary of the reduction at the middle layer; None when there is nothing to reduce.
         report: Path or URL of the HTML report; None when there is nothing to reduce.
+        skipped: Number of entries of the input that were left out, with ``skip_invalid``, because they cannot be read.
 
     Example:
         >>> from persona_atlas import run
@@ -68,6 +69,7 @@ class JobResult:
     failures: tuple[Failure, ...]
     summary: Summary | None
     report: str | None
+    skipped: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -135,6 +137,7 @@ def extract(
     layers: str | Sequence[int] = "all",
     poolings: Sequence[str] = (DEFAULT_POOLING,),
     token_layers: str | Sequence[int] | None = None,
+    skip_invalid: bool = False,
     overrides: Sequence[str] = (),
     replicas: int | None = None,
     address: str | None = None,
@@ -150,6 +153,7 @@ def extract(
         layers: ``"all"``, ``"middle"`` or 0-based decoder layers.
         poolings: How the tokens of each response are pooled; ``tokens`` keeps every token.
         token_layers: Layers at which the pooling ``tokens`` keeps every token; None without it.
+        skip_invalid: Whether to leave out conversations that cannot be read; otherwise one is enough to refuse all.
         overrides: ``key.path=value`` assignments to other fields of the spec.
         replicas: Copies of the model; ``placement.replicas`` of the spec when None, else 1.
         address: ``host:port`` of a Ray cluster, or ``auto`` for the one that this machine belongs to.
@@ -174,10 +178,10 @@ def extract(
     if isinstance(conversations, str | os.PathLike):
         source = os.fspath(conversations)
     else:
-        source, given = _IN_MEMORY, ConversationSource(tuple(parse_conversations(conversations)))
+        source, given = _IN_MEMORY, ConversationSource.of(parse_conversations(conversations, skip_invalid=skip_invalid))
     data = {
         "model": {"source": model},
-        "conversations": {"source": source},
+        "conversations": {"source": source, "skip_invalid": skip_invalid},
         "capture": {
             "layers": _plain(layers),
             "poolings": list(poolings),
@@ -269,6 +273,7 @@ def _work(
         failures=outcome.failures,
         summary=conclusion.summary,
         report=conclusion.report_place,
+        skipped=len(job.plan.source.skipped),
     )
 
 

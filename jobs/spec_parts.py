@@ -114,9 +114,12 @@ class ConversationsSpec(SpecSection):
 
     Attributes:
         source: A ``.jsonl`` or ``.json`` file, or a directory of such files.
+        skip_invalid: Whether entries that cannot be read are left out and listed in the store; otherwise all are
+            refused.
     """
 
     source: Annotated[str, Field(min_length=1)]
+    skip_invalid: bool = False
 
 
 class GenerationSpec(SpecSection):

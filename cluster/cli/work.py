@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ...jobs.spec import JobSpec
+from ...storage.format.layout import SKIPPED
 from ..run.backend import open_ray_backend
 from ..run.conclude import Conclusion
 from ..run.job import Outcome
@@ -34,10 +35,13 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
     for what, figure in plan.lines(job.plan, job.estimate):
         progress.say(f"  {what + ':':18}{figure}")
     outcome, conclusion = finish_job(job, progress, partial(open_ray_backend, address=address))
+    num_skipped = len(job.plan.source.skipped)
     if as_json:
-        output.document(_as_dict(outcome, conclusion))
+        output.document(_as_dict(outcome, conclusion) | {"skipped": num_skipped})
     else:
         _print(outcome, conclusion)
+        if num_skipped:
+            output.text(f"Skipped: {num_skipped:,} that cannot be read, listed in {SKIPPED} of the store")
     return 0 if outcome.is_complete else 1
 
 

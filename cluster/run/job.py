@@ -13,7 +13,7 @@ from ...storage.format.records import Manifest, RunRecord
 from ...storage.run.commits import commit_unit, committed_units, now_iso
 from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
-from ...storage.run.run_store import begin_run, reserve_rows
+from ...storage.run.run_store import begin_run, reserve_rows, write_skipped
 from ..retry import with_retries
 from .backend import Backend, OpenBackend
 from .drive import drive
@@ -105,6 +105,9 @@ def _work_under_lease(
     )
     try:
         executor.start(lambda: reporter.update_workers(executor))
+        if skipped := job.plan.source.skipped:
+            lines = [problem.as_dict() for problem in skipped]
+            with_retries(lambda: write_skipped(job.location, lines), progress.say)
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Listed again, because another driver may have committed units after planning and before this lease.

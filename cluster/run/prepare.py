@@ -73,6 +73,10 @@ def plan_job(
     refuse_key(spec.generation)
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
+    for note in source.notes:
+        progress.say(note)
+    if source.skipped:
+        progress.say(f"Leaving out {len(source.skipped):,} of the input that cannot be read.")
     directory = find_model(spec.model, progress.say)
     facts = read_facts(directory)
     plan = make_plan(spec, source, facts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from ..rollouts import Rollout
 from ..text_tokens import TEMPLATE_TOKENS, prompt_tokens, word_tokens
 from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..units import GivenResponse, RolloutRequest, WorkUnit
+from .problems import Problem
+from .read_conversations import GivenInput
 from .source import TokenCounts
 
 ROWS_PER_UNIT = 256
@@ -60,10 +63,19 @@ class ConversationSource:
     """A source of existing conversations, which are captured without generating.
 
     Attributes:
-        conversations: All conversations, by conversation_index.
+        conversations: All conversations, by ascending conversation_index.
+        skipped: Entries of the input that were left out because they cannot be read.
+        notes: What a user should know of the input, a sentence each.
     """
 
     conversations: tuple[Conversation, ...]
+    skipped: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, given: GivenInput) -> ConversationSource:
+        """Make a source of what was read from files or from memory."""
+        return cls(given.conversations, given.skipped, given.notes)
 
     @property
     def generates(self) -> bool:
@@ -132,7 +144,12 @@ class ConversationSource:
 
     def _of(self, unit: WorkUnit) -> tuple[Conversation, ...]:
         assert unit.conversation_indices is not None
-        return tuple(self.conversations[index] for index in dict.fromkeys(unit.conversation_indices))
+        return tuple(self._at(index) for index in dict.fromkeys(unit.conversation_indices))
+
+    def _at(self, conversation_index: int) -> Conversation:
+        """Return a conversation by its index in the input, in which those that were left out are counted."""
+        place = bisect_left(self.conversations, conversation_index, key=lambda given: given.conversation_index)
+        return self.conversations[place]
 
 
 def _design(given: Conversation) -> tuple[Kind, str, Polarity, int]:

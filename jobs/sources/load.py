@@ -26,5 +26,6 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         True
     """
     if spec.conversations is not None:
-        return ConversationSource(read_conversations(spec.conversations.source))
+        asked = spec.conversations
+        return ConversationSource.of(read_conversations(asked.source, skip_invalid=asked.skip_invalid))
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

@@ -23,6 +23,7 @@ from ..spec_parts import DefaultSelection, Selection
 from ..text_tokens import prompt_tokens
 from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..units import RolloutRequest, WorkUnit
+from .problems import Problem
 from .source import TokenCounts
 
 _RETOKENISED = 2
@@ -78,6 +79,16 @@ class PersonaSource:
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
+        """Always empty."""
+        return ()
+
+    @property
+    def skipped(self) -> tuple[Problem, ...]:
+        """Always empty: a persona that cannot be read is refused."""
+        return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
         """Always empty."""
         return ()
 

@@ -1,66 +1,76 @@
-"""Read existing conversations: JSONL, JSON transcripts, or a directory with one file per role.
+"""Read existing conversations: JSON Lines, JSON documents, or a directory with one file per role.
 
-A line of a JSONL file (or an entry of a JSON file) is an object with ``messages`` or ``conversation``, a list of
-``{role, content}``; an entry of a JSON file may also be that list itself. Additional keys are kept. Lines with
-``prompt_index`` and ``question_index`` are output of the released pipeline, whose files are named after the role. Every
-error names the file, the line and the field. Knows nothing of models.
+Every entry is read before anything is refused, so that all problems are reported at once, by file, line and field.
+Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ..conversation import Conversation, Message
+from ..conversation import Conversation
 from ..errors import InputError
-from ..messages import ChatRole
-from ..personas import DEFAULT_PERSONA, Kind, Polarity
+from ..personas import Kind, Polarity
 from ..user_paths import expand_home
-from ..yaml_file import read_text
+from .input_files import conversation_files, persona_name
+from .json_values import JsonValue, json_values
+from .layouts import Chat, is_message, parse_chat
+from .problems import LAYOUT_HINT, Problem, Refusal, input_error
+from .released_lines import FileLabels, ReleasedLine, parse_address
 
-_LISTS = ("messages", "conversation")
-_ADDRESS = ("prompt_index", "question_index")
-_DEFAULT_NAMES = ("default", DEFAULT_PERSONA)
-_HINT = 'A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}.'
+
+@dataclass(frozen=True, slots=True)
+class GivenInput:
+    """What was read.
+
+    Attributes:
+        conversations: The conversations, by ascending conversation_index.
+        skipped: Entries that cannot be read and were left out; their indices are not given to others.
+        notes: What a user should know of the input, a sentence each.
+    """
+
+    conversations: tuple[Conversation, ...]
+    skipped: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def read_conversations(source: str) -> tuple[Conversation, ...]:
+def read_conversations(source: str, *, skip_invalid: bool = False) -> GivenInput:
     """Read every conversation of a file or a directory, in order of file name and line.
 
     Args:
-        source: A ``.jsonl`` file, a ``.json`` file, or a directory of such files.
+        source: A file of JSON Lines or JSON, or a directory of ``.jsonl`` and ``.json`` files.
+        skip_invalid: Whether to leave out entries that cannot be read, instead of refusing all. A file that cannot be
+            read as a whole is refused in either case.
 
     Raises:
         InputError: Something is not a conversation, or there is none; names the file, the line and the field.
     """
-    found: list[Conversation] = []
-    for path in _files(Path(expand_home(source, "conversations.source"))):
-        found += _read_file(path, len(found))
-    if not found:
-        raise InputError("holds no conversation.", code="no_conversations", file=source, hint=_HINT)
-    return tuple(found)
+    files = conversation_files(Path(expand_home(source, "conversations.source")))
+    reader = _Reader()
+    for path in files:
+        reader.read(path, persona_name(path), _entries(json_values(path), str(path)))
+    return reader.result(source, skip_invalid=skip_invalid)
 
 
-def parse_conversations(values: Any, name: str = "conversations") -> tuple[Conversation, ...]:
+def parse_conversations(values: Any, name: str = "conversations", *, skip_invalid: bool = False) -> GivenInput:
     """Parse conversations that are in memory, in any form that a JSON file may have.
 
     Args:
         values: A list of messages (one conversation), an object with ``messages`` or ``conversation``, or a list of
             either.
         name: Used instead of a file's name, as the persona of the rows and in errors.
-
-    Returns:
-        The conversations, by conversation_index.
+        skip_invalid: Whether to leave out entries that cannot be read, instead of refusing all.
 
     Raises:
         InputError: Something is not a conversation; names the entry and the field.
 
     Example:
         >>> talk = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Ahoy!"}]
-        >>> parse_conversations(talk)[0].num_turns
+        >>> parse_conversations(talk).conversations[0].num_turns
         1
     """
     try:
@@ -68,200 +78,127 @@ def parse_conversations(values: Any, name: str = "conversations") -> tuple[Conve
         whole = json.loads(json.dumps(values))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"is not what JSON can hold: {error}.", code="not_json", field="conversations", hint=_HINT
+            f"is not what JSON can hold: {error}.", code="not_json", field="conversations", hint=LAYOUT_HINT
         ) from None
-    return tuple(_make_conversations(list(_entries_of(whole, name)), Path(name), 0))
-
-
-def _files(source: Path) -> list[Path]:
-    if not source.is_dir():
-        return [source]
-    files = sorted(path for path in source.iterdir() if path.suffix in (".jsonl", ".json"))
-    if not files:
-        raise InputError(
-            "is a directory without any .jsonl or .json file.",
-            code="no_conversations",
-            file=str(source),
-            hint="Name a file, or a directory with one JSONL file for each role.",
-        )
-    return files
+    reader = _Reader()
+    reader.read(Path(name), name, _entries([JsonValue(whole, None)], name))
+    return reader.result(name, skip_invalid=skip_invalid)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One object of a file, with its location for error messages."""
+    """One conversation of a file, not parsed yet, with its place for errors."""
 
     value: Any
-    file: str
     place: str
 
-    def error(self, what: str, field: str | None = None, hint: str = _HINT) -> InputError:
-        return InputError(f"{what} ({self.place}).", code="bad_conversation", field=field, file=self.file, hint=hint)
 
-
-def _entries(path: Path) -> Iterator[_Entry]:
-    text = read_text(path, "conversations").removeprefix("\ufeff")
-    file = str(path)
-    if path.suffix == ".json":
-        yield from _entries_of(_parse(text, file, None), file)
-        return
-    # Not splitlines: JSON texts may hold other line separators, such as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _Entry(_parse(line, file, number), file, f"{file}, line {number}")
-
-
-def _entries_of(whole: Any, file: str) -> Iterator[_Entry]:
-    """Yield the entries of a JSON value, which is one conversation or a list of them."""
-    is_list_of_conversations = isinstance(whole, list) and bool(whole) and not _is_message(whole[0])
-    for number, value in enumerate(whole if is_list_of_conversations else [whole], start=1):
-        place = f"{file}, entry {number}" if is_list_of_conversations else file
-        yield _Entry(value if not isinstance(value, list) else {"messages": value}, file, place)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and "role" in value
-
-
-def _parse(text: str, file: str, line: int | None) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        at = line or getattr(error, "lineno", 1)
-        is_lines = line is None and getattr(error, "msg", "") == "Extra data"
-        raise InputError(
-            f"line {at} is not JSON: {getattr(error, 'msg', error)}.",
-            code="not_json",
-            file=file,
-            hint="A file with one object a line is called .jsonl." if is_lines else _HINT,
-        ) from None
-
-
-def _read_file(path: Path, first_index: int) -> list[Conversation]:
-    return _make_conversations(list(_entries(path)), path, first_index)
-
-
-def _make_conversations(entries: list[_Entry], path: Path, first_index: int) -> list[Conversation]:
-    parsed = [_texts(entry) for entry in entries]
-    is_released = bool(entries) and all(isinstance(entries[0].value.get(key), int) for key in _ADDRESS)
-    kind: Kind = "conversation"
-    if is_released:
-        is_trait = any(entry.value.get("label") == "neg" for entry in entries)
-        kind = "default" if path.stem in _DEFAULT_NAMES else "trait" if is_trait else "role"
-    found: list[Conversation] = []
-    counted: dict[tuple[Polarity, int, int], int] = {}
-    for place, (entry, (system_prompt, messages, extra)) in enumerate(zip(entries, parsed, strict=True)):
-        prompt, question = (_index(entry, key) for key in _ADDRESS) if is_released else (0, place)
-        polarity: Polarity = "neg" if kind == "trait" and entry.value.get("label") == "neg" else "pos"
-        sample = counted.get((polarity, prompt, question), 0)
-        counted[polarity, prompt, question] = sample + 1
-        found.append(
-            Conversation(
-                kind=kind,
-                persona=DEFAULT_PERSONA if kind == "default" else path.stem,
-                polarity=polarity,
-                prompt_index=prompt,
-                question_index=question,
-                sample_index=sample,
-                conversation_index=first_index + place,
-                system_prompt=system_prompt,
-                messages=messages,
-                extra=extra,
-                place=entry.place,
-            )
-        )
-    return found
-
-
-def _index(entry: _Entry, key: str) -> int:
-    value = entry.value.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise entry.error("is not a number from 0, as in the lines before", key, f"Give every line its {key}, or none.")
-    return value
-
-
-def _texts(entry: _Entry) -> tuple[str, tuple[Message, ...], str]:
-    """Parse an entry to its system prompt, its messages, and its additional keys as JSON."""
-    if not isinstance(entry.value, dict):
-        raise entry.error("is not a JSON object")
-    key = next((name for name in _LISTS if name in entry.value), None)
-    if key is None:
-        raise entry.error("is required and missing", "messages")
-    listed = entry.value[key]
-    if not isinstance(listed, list) or not listed:
-        raise entry.error("is not a list of messages", key)
-    system_prompt, messages = "", []
-    for number, value in enumerate(listed):
-        role, content, extra = _message(entry, f"{key}[{number}]", value)
-        if role != "system":
-            messages.append(Message(role, content, extra))
-        elif number == 0:
-            system_prompt = content
+def _entries(values: Iterable[JsonValue | Problem], file: str) -> Iterator[_Entry | Problem]:
+    """Yield the entries of a file's values, each of which is one conversation or a list of them."""
+    for found in values:
+        if isinstance(found, Problem):
+            yield found
+            continue
+        place = file if found.line is None else f"{file}, line {found.line}"
+        value = found.value
+        if not isinstance(value, list):
+            yield _Entry(value, place)
+        elif not value or is_message(value[0]):
+            yield _Entry({"messages": value}, place)
         else:
-            raise entry.error(
-                "is system, which only the first message may be",
-                f"{key}[{number}].role",
-                "Put what it says into the first message.",
-            )
-    if not any(message.role == "assistant" for message in messages):
-        raise entry.error(
-            "has no message of the assistant, so there is nothing to capture", key, "Add a response, or leave it out."
+            for number, entry in enumerate(value, start=1):
+                messages = {"messages": entry} if isinstance(entry, list) else entry
+                yield _Entry(messages, f"{place}, entry {number}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A conversation that was parsed, until its file is read to the end and its kind is known."""
+
+    chat: Chat
+    address: ReleasedLine | None
+    position: int
+    place: str
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads files one after another, and counts over all of them."""
+
+    found: list[Conversation] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    num_entries: int = 0
+    samples: dict[tuple[Kind, str, Polarity, int, int], int] = field(default_factory=dict)
+
+    def read(self, path: Path, name: str, entries: Iterator[_Entry | Problem]) -> None:
+        """Read the entries of one file."""
+        labels = FileLabels(name)
+        read: list[_Read] = []
+        position = 0
+        is_released: bool | None = None
+        for position, entry in enumerate(entries, start=1):
+            parsed = entry if isinstance(entry, Problem) else _parse(entry, str(path), position - 1, is_released)
+            if isinstance(parsed, _Read) and parsed.address is not None:
+                parsed = labels.add(parsed.address, str(path), parsed.place) or parsed
+            if isinstance(parsed, Problem):
+                self.problems.append(parsed)
+            else:
+                is_released = parsed.address is not None
+                read.append(parsed)
+        if not position:
+            self.empty.append(str(path))
+        self.found += (self._conversation(one, labels) for one in read)
+        self.num_entries += position
+
+    def _conversation(self, read: _Read, labels: FileLabels) -> Conversation:
+        address, chat = read.address, read.chat
+        kind: Kind = "conversation" if address is None else labels.kind
+        persona = labels.name if address is None else labels.persona
+        polarity: Polarity = "pos" if address is None else labels.polarity(address)
+        prompt, question = (0, read.position) if address is None else (address.prompt_index, address.question_index)
+        sample = 0
+        if address is not None:
+            # Counted over all files, because several may hold the default Assistant.
+            key = (kind, persona, polarity, prompt, question)
+            sample = self.samples.get(key, 0)
+            self.samples[key] = sample + 1
+        return Conversation(
+            kind=kind,
+            persona=persona,
+            polarity=polarity,
+            prompt_index=prompt,
+            question_index=question,
+            sample_index=sample,
+            conversation_index=self.num_entries + read.position,
+            system_prompt=chat.system_prompt,
+            messages=chat.messages,
+            extra=chat.extra,
+            place=read.place,
+            tools=chat.tools,
         )
-    extra = {name: value for name, value in entry.value.items() if name != key}
-    return system_prompt or _system_beside(entry, messages), tuple(messages), _as_json(extra)
+
+    def result(self, source: str, *, skip_invalid: bool) -> GivenInput:
+        """Return what was read, unless there are problems that nobody allowed, or nothing was read."""
+        problems = self.problems
+        if problems and (not skip_invalid or not self.found or any(problem.is_of_file for problem in problems)):
+            raise input_error(problems, source, may_skip=bool(self.found) and not skip_invalid)
+        if not self.found:
+            raise InputError("holds no conversation.", code="no_conversations", file=source, hint=LAYOUT_HINT)
+        notes = (f"Without a conversation: {', '.join(self.empty)}.",) if self.empty else ()
+        return GivenInput(tuple(self.found), tuple(problems), notes)
 
 
-def _system_beside(entry: _Entry, messages: list[Message]) -> str:
-    """Return the entry's ``system_prompt``; ``""`` when there is none or the first message already starts with it."""
-    text = entry.value.get("system_prompt")
-    if text is None or text == "":
-        return ""
-    if not isinstance(text, str):
-        raise entry.error("is not a text", "system_prompt")
-    _refuse_half_characters(entry, "system_prompt", text)
-    return "" if messages[0].content.startswith(text) else text
-
-
-def _message(entry: _Entry, field: str, value: Any) -> tuple[ChatRole, str, str]:
-    if not isinstance(value, dict):
-        raise entry.error("is not an object with role and content", field)
-    role, content = value.get("role"), value.get("content")
-    if role not in ("system", "user", "assistant"):
-        shown = f", not {role!r}" if isinstance(role, str) else ""
-        raise entry.error(f"is system, user or assistant{shown}", f"{field}.role", "Rename it, or leave it out.")
-    if isinstance(content, list):
-        content = _joined(entry, f"{field}.content", content)
-    if not isinstance(content, str):
-        raise entry.error(f"is not a text but {_called(content)}", f"{field}.content")
-    _refuse_half_characters(entry, f"{field}.content", content)
-    others = {name: other for name, other in value.items() if name not in ("role", "content")}
-    return cast("ChatRole", role), content, _as_json(others) if others else ""
-
-
-def _joined(entry: _Entry, field: str, parts: list[Any]) -> str:
-    """Join a content that is a list of parts, all of which must be of type text."""
-    texts: list[str] = []
-    for number, part in enumerate(parts):
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
-        if not isinstance(text, str):
-            raise entry.error("is not a part of type text", f"{field}[{number}]", "Only texts can be read.")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _called(value: Any) -> str:
-    return "missing" if value is None else f"{type(value).__name__} {json.dumps(value)[:40]}"
-
-
-def _refuse_half_characters(entry: _Entry, field: str, text: str) -> None:
-    """Refuse a lone surrogate, which JSON can express but UTF-8 and tokenizers cannot."""
+def _parse(entry: _Entry, file: str, position: int, is_released: bool | None) -> _Read | Problem:
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise entry.error(
-            f"holds half a character at place {error.start}", field, "Remove the lone \\ud800 to \\udfff escape."
-        ) from None
-
-
-def _as_json(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True)
+        chat = parse_chat(entry.value)
+        address = parse_address(entry.value, is_released)
+        if not any(message.role == "assistant" for message in chat.messages):
+            raise Refusal(
+                "has no message of the assistant, so there is nothing to capture",
+                chat.key,
+                "Add a response, or leave it out.",
+            )
+    except Refusal as refusal:
+        return Problem.of(refusal, file, entry.place)
+    return _Read(chat, address, position, entry.place)

@@ -14,6 +14,7 @@ from typing import Protocol
 from ..conversation import Conversation
 from ..unit_size import RowSizes
 from ..units import UnitRequests, WorkUnit
+from .problems import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,16 @@ class RequestSource(Protocol):
     @property
     def conversations(self) -> Sequence[Conversation]:
         """The existing conversations, all of which the model's chat template must be able to render; empty for none."""
+        ...
+
+    @property
+    def skipped(self) -> Sequence[Problem]:
+        """Entries of the input that were left out because they cannot be read; empty for none."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of the input, a sentence each."""
         ...
 
     def units(self, sizes: RowSizes, max_context: int) -> Iterable[WorkUnit]:

@@ -2,6 +2,7 @@
 
 run.json                             spec, model, shapes; written once
 units-<sha256>.parquet               every planned unit; written once, before run.json
+skipped.jsonl                        what was left out of the input because it cannot be read; only if there was any
 drivers/<generation>.json            a driver's lease: may it commit, and which row blocks may it assign
 status/<generation>.json             that driver's last status, for people
 activations/<hook_point>/<pooling>   Zarr array (row, layer, d_model), a shard per row block
@@ -22,6 +23,7 @@ LAYOUT_VERSION = 2
 """Increased when an older reader would misread a new store, or this one an older store."""
 
 RUN_RECORD = "run.json"
+SKIPPED = "skipped.jsonl"
 INDEX = "index.parquet"
 CHUNKS = "chunks.parquet"
 ACTIVATIONS = "activations"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import zarr
 from zarr.abc.store import Store
@@ -139,6 +141,16 @@ def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
         raise InputError(
             f"another run was started at {location.url} in the meantime.", code="other_run", field="store.url"
         )
+
+
+def write_skipped(location: Location, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write the list of what was left out of a run's input, as JSON Lines.
+
+    Args:
+        location: The run's store.
+        lines: One JSON object each.
+    """
+    location.write(layout.SKIPPED, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def reserved_row_blocks(location: Location) -> int:

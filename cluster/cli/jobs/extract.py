@@ -15,7 +15,10 @@ from ..work import work
 @click.command()
 @click.option("--model", required=True, help="A Hugging Face id, a local directory, or package://module/file.gguf.")
 @click.option(
-    "--conversations", required=True, type=click.Path(), help="A .jsonl or .json file, or a directory of such files."
+    "--conversations",
+    required=True,
+    type=click.Path(),
+    help="A file of JSON Lines or JSON, or a directory of such files.",
 )
 @click.option("--store", "store_url", required=True, help="A directory, or s3://bucket/prefix.")
 @click.option("--layers", default="all", show_default=True, help="'all', 'middle', or a list such as 3,5.")
@@ -29,6 +32,11 @@ from ..work import work
 @click.option(
     "--token-layers", default=None, help="Layers at which --pooling tokens keeps every token, as for --layers."
 )
+@click.option(
+    "--skip-invalid",
+    is_flag=True,
+    help="Leave out conversations that cannot be read, and list them in the store, instead of refusing all.",
+)
 @set_option
 @join_option
 @endpoint_option
@@ -40,6 +48,7 @@ def extract(
     layers: str,
     poolings: tuple[str, ...],
     token_layers: str | None,
+    skip_invalid: bool,
     overrides: tuple[str, ...],
     address: str | None,
     endpoint_url: str | None,
@@ -53,7 +62,7 @@ def extract(
     """
     data: dict[str, Any] = {
         "model": {"source": model},
-        "conversations": {"source": conversations},
+        "conversations": {"source": conversations, "skip_invalid": skip_invalid},
         "capture": {
             "layers": _layers(layers, "--layers"),
             "poolings": list(poolings) or [DEFAULT_POOLING],

@@ -21,7 +21,7 @@ def write_lines(path: Path, *lines: Any) -> Path:
 
 
 def read(path: Path) -> tuple[Conversation, ...]:
-    return read_conversations(str(path))
+    return read_conversations(str(path)).conversations
 
 
 def test_lines_with_messages_or_a_conversation_keep_their_order_their_turns_and_their_other_keys(tmp_path: Path):
@@ -135,23 +135,30 @@ def refusal(path: Path) -> InputError:
 @pytest.mark.parametrize(
     ("line", "field", "says"),
     [
-        ("{not json", None, "line 2 is not JSON"),
+        ("{not json", None, "is not JSON: Expecting property name"),
         ('"text"', None, "is not a JSON object"),
-        ("[]", None, "is not a JSON object"),
+        ("[]", "messages", "is not a list of messages"),
+        ("7", None, "is not a JSON object but a number"),
+        ("null", None, "is not a JSON object but null"),
         ({"turns": []}, "messages", "is required and missing"),
         ({"messages": []}, "messages", "is not a list of messages"),
         ({"messages": "hello"}, "messages", "is not a list of messages"),
         ({"messages": [USER]}, "messages", "no message of the assistant"),
         ({"messages": ["hello", ASSISTANT]}, "messages[0]", "is not an object"),
-        ({"messages": [USER, {"role": "tool", "content": ""}]}, "messages[1].role", "not 'tool'"),
-        ({"messages": [{"content": "x"}, ASSISTANT]}, "messages[0].role", "is system, user or assistant"),
+        ({"messages": [USER, {"role": "function", "content": ""}]}, "messages[1].role", "not 'function'"),
+        (
+            {"messages": [{"content": "x"}, ASSISTANT]},
+            "messages[0].role",
+            "is system, developer, user, assistant or tool",
+        ),
         ({"messages": [USER, {"role": "assistant"}]}, "messages[1].content", "missing"),
         ({"messages": [USER, {"role": "assistant", "content": 7}]}, "messages[1].content", "int 7"),
-        ({"conversation": [USER, ASSISTANT, {"role": "system", "content": "x"}]}, "conversation[2].role", "first"),
+        ({"conversation": [{"role": "system", "content": "x"}]}, "conversation", "only a system message"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content", "missing"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]},
             "messages[0].content[0]",
-            "type text",
+            "type text but of type image_url",
         ),
         ({"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}, "messages[1].content", "half a character"),
         ({"messages": [USER, ASSISTANT], "system_prompt": 3}, "system_prompt", "is not a text"),
@@ -178,10 +185,9 @@ def test_places_without_conversations_are_refused(tmp_path: Path):
     assert refusal(tmp_path / "missing.jsonl").code == "unreadable_file"
     assert refusal(tmp_path).code == "no_conversations"
     assert refusal(write_lines(tmp_path / "empty.jsonl", "", "")).code == "no_conversations"
-    lines = write_lines(tmp_path / "lines.json", {"messages": [USER, ASSISTANT]}, {"messages": [USER, ASSISTANT]})
-    assert ".jsonl" in (refusal(lines).hint or "")
     (tmp_path / "latin.jsonl").write_bytes(b'{"messages": "\xe9"}')
-    assert refusal(tmp_path / "latin.jsonl").code == "unreadable_file"
+    error = refusal(tmp_path / "latin.jsonl")
+    assert (error.code, "line 1" in error.message, "0xe9" in error.message) == ("not_utf8", True, True)
 
 
 def test_an_entry_of_a_json_file_is_named_by_its_number(tmp_path: Path):
