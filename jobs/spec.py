@@ -90,6 +90,8 @@ class JobSpec(SpecSection):
         whole = self.model_dump(mode="json")
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
+        # What is checked changes no stored value.
+        del keep["capture"]["canary"]
         if not self.capture.keeps_tokens:
             # Runs from before the field existed must keep their digest.
             del keep["capture"]["token_layers"]

@@ -83,6 +83,7 @@ def write_unit_result(
         worker=worker,
         seconds=result.seconds,
         canary=result.canary,
+        canary_rule=result.canary_rule,
     )
 
 

@@ -44,9 +44,11 @@ def _print(found: Verification, *, quick: bool) -> None:
     output.text(f"{found.units_done} of {found.units_planned} units, {count_of(found.rollouts, 'rollout')}, {read}")
     if found.worst_relative_error is not None:
         output.text(
-            f"{count_of(found.canaries, 'unit')} compared with a plain forward pass: relative error at most "
-            f"{found.worst_relative_error:.1e}"
+            f"{count_of(found.canary_rollouts, 'rollout')} of {count_of(found.canaries, 'unit')} compared with a plain "
+            f"forward pass: relative error at most {found.worst_relative_error:.1e}"
         )
+    if found.unchecked_units:
+        output.text(f"{count_of(found.unchecked_units, 'unit')} made without such a check (capture.canary.check: none)")
     if found.missing:
         named = ", ".join(found.missing[:_MAX_UNITS])
         output.text(f"Missing: {named}{' ...' if len(found.missing) > _MAX_UNITS else ''}")
@@ -73,6 +75,8 @@ def _as_dict(found: Verification) -> dict[str, Any]:
         "rollouts": found.rollouts,
         "bytes_read": found.bytes_read,
         "canaries": found.canaries,
+        "canary_rollouts": found.canary_rollouts,
+        "unchecked_units": found.unchecked_units,
         "worst_relative_error": found.worst_relative_error,
         "dead_objects": found.garbage_objects,
         "dead_bytes": found.garbage_bytes,
