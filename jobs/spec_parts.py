@@ -172,12 +172,12 @@ class CanarySpec(SpecSection):
         check: ``sample``: one rollout in ``one_in``, by the seed; ``every_unit``: these, and at least one of each unit;
             ``none``: no rollout, which every commit record then states.
         one_in: The share of all rollouts that is checked, as 1 in this number; 1 is every rollout. A check costs about
-            as much as one or two rollouts.
+            as much as two or three short rollouts.
         tolerance: Largest relative error of a vector; None: 1e-3 in float32, 5e-2 in bfloat16 and float16.
     """
 
     check: Literal["sample", "every_unit", "none"] = "sample"
-    one_in: _Count = 128
+    one_in: _Count = 256
     tolerance: Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN] | None = None
 
 

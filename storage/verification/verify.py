@@ -31,6 +31,7 @@ from ..run.commits import committed_units
 from ..run.index import index_lines, read_stored_index
 from ..run.run_store import read_run_record
 from .garbage import find_garbage
+from .recomputation import Recomputation
 from .verify_unit import Problem, UnitCheck
 
 _PARALLEL_UNITS = 8
@@ -57,6 +58,7 @@ class Verification:
         worst_relative_error: Largest relative error over all canaries and layers; None without canaries.
         garbage_objects: Number of objects of uncommitted attempts.
         garbage_bytes: Their size in bytes.
+        recomputation: Comparison of some rollouts with plain forward passes that were run now; None if none were.
     """
 
     units_planned: int
@@ -71,11 +73,19 @@ class Verification:
     worst_relative_error: float | None = None
     garbage_objects: int = 0
     garbage_bytes: int = 0
+    recomputation: Recomputation | None = None
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is no damage; lag is allowed."""
-        return all(problem.kind == "lag" for problem in self.problems)
+        """Whether there is no damage, and no rollout that was recomputed differs; lag is allowed."""
+        is_close = self.recomputation is None or self.recomputation.is_close
+        return is_close and all(problem.kind == "lag" for problem in self.problems)
+
+    @property
+    def damaged_units(self) -> tuple[str, ...]:
+        """Ids of the committed units with damage, sorted."""
+        damage = (problem for problem in self.problems if problem.kind == "damage")
+        return tuple(sorted({problem.unit_id for problem in damage if problem.unit_id is not None}))
 
     @property
     def is_complete(self) -> bool:

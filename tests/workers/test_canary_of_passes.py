@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.spec_parts import CanarySpec
 from persona_atlas.jobs.unit_result import UnitResult
@@ -20,28 +18,15 @@ from persona_atlas.workers.engine import Responder
 from persona_atlas.workers.responders.given import GivenResponder
 from persona_atlas.workers.run_units import run_units
 
+from broken_passes import seeing_the_first
 from conversations import conversation, given_plan
 from fakes import small_plan
 from requests_of import engine_settings
-
-Attend = Callable[..., torch.Tensor]
 
 
 def fed(attempts: Sequence[UnitAttempt]) -> Callable[[], UnitAttempt | None]:
     to_do = iter(attempts)
     return lambda: next(to_do, None)
-
-
-def seeing_the_first(attend: Attend) -> Attend:
-    """Break attention: every conversation of a pass but the first is shown something of the first one."""
-
-    def broken(self: Any, *arguments: Any) -> torch.Tensor:
-        output_NHD = attend(self, *arguments)
-        decoded = self._num_decoded
-        own = 1 if decoded else self._segments[0].length
-        return torch.cat([output_NHD[:own], output_NHD[own:] + 0.5 * output_NHD[:1]])
-
-    return broken
 
 
 def generating(directory: Path) -> tuple[Responder, list[UnitAttempt]]:
