@@ -50,6 +50,7 @@ bench: setup
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/query.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/canary.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html
 
 # The tests that need no model, once more against the built wheel, from a copy that cannot see the checkout.

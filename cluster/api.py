@@ -27,11 +27,12 @@ from ..jobs.spec import JobSpec, load_spec, make_spec
 from ..storage.derived.reductions import Reduction
 from ..storage.locations.location import open_location
 from ..storage.query.run import Run, open_run
-from ..storage.verification.verify import Verification, verify_run
+from ..storage.verification.verify import Verification
 from .run.backend import open_ray_backend
 from .run.local import open_local_backend
 from .run.prepare import prepare_job, sketch_plan
 from .run.progress import Progress
+from .run.recompute import verify_and_recompute
 from .run.whole_job import finish_job
 
 SpecLike = JobSpec | str | os.PathLike[str] | Mapping[str, Any]
@@ -225,18 +226,31 @@ def reduce(
     return reduce_run(opened, hook_point=hook_point, pooling=pooling, say=_progress(progress).say)
 
 
-def verify(run: Run | str | os.PathLike[str], *, quick: bool = False) -> Verification:
+def verify(
+    run: Run | str | os.PathLike[str],
+    *,
+    quick: bool = False,
+    recompute: int = 0,
+    seed: int = 0,
+    model: str | None = None,
+    progress: bool = True,
+) -> Verification:
     """Read a run again and check every checksum, row, span and value against its commit records.
 
     Args:
         run: An open run, or the path or URL of its store.
         quick: Whether to compare lengths only, and read no object.
+        recompute: Number of rollouts, chosen at random, to compare with plain forward passes of the run's model.
+        seed: Seed of that choice.
+        model: Where the model is now, if it is not where the run's record says.
+        progress: Whether to print progress to stderr.
 
     Returns:
-        The result: ``is_sound`` when nothing is damaged, ``is_complete`` when no unit is missing.
+        The result: ``is_sound`` when nothing is damaged and no recomputed rollout differs, ``is_complete`` when no unit
+        is missing.
 
     Raises:
-        InputError: There is no run.
+        InputError: There is no run; or the model to recompute with is not the run's, or cannot be loaded.
         StoreError: ``run.json`` cannot be read.
         TransientError: The store failed.
 
@@ -245,7 +259,8 @@ def verify(run: Run | str | os.PathLike[str], *, quick: bool = False) -> Verific
         >>> verify("runs/demo").is_sound
         True
     """
-    return verify_run(run.location if isinstance(run, Run) else open_location(run), quick=quick)
+    location = run.location if isinstance(run, Run) else open_location(run)
+    return verify_and_recompute(location, _progress(progress), quick=quick, count=recompute, seed=seed, model=model)
 
 
 def _work(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,8 +106,33 @@ class Canary:
         num_rollouts: Number of rollouts that were recomputed.
         relative_error_L: Largest ``|captured - plain| / |plain|`` per captured layer, over rollouts and arrays.
         cosine_L: Smallest cosine of captured and plain vector per captured layer.
+        rows: Indices of these rollouts among the unit's rows, ascending; empty in records that did not list them.
     """
 
     num_rollouts: int
     relative_error_L: tuple[float, ...]
     cosine_L: tuple[float, ...]
+    rows: tuple[int, ...] = ()
+
+    @property
+    def worst_relative_error(self) -> float:
+        """The largest relative error of all layers."""
+        return max(self.relative_error_L)
+
+    @staticmethod
+    def merged(canaries: Sequence[Canary]) -> Canary:
+        """Combine the comparisons of several rollouts of a unit: the largest error and the smallest cosine per layer.
+
+        Args:
+            canaries: At least one, each of other rollouts and all of the same layers.
+
+        Example:
+            >>> Canary.merged([Canary(1, (0.1,), (1.0,), (0,)), Canary(1, (0.2,), (0.9,), (3,))])
+            Canary(num_rollouts=2, relative_error_L=(0.2,), cosine_L=(0.9,), rows=(0, 3))
+        """
+        return Canary(
+            sum(one.num_rollouts for one in canaries),
+            tuple(max(errors) for errors in zip(*(one.relative_error_L for one in canaries), strict=True)),
+            tuple(min(cosines) for cosines in zip(*(one.cosine_L for one in canaries), strict=True)),
+            tuple(sorted(row for one in canaries for row in one.rows)),
+        )

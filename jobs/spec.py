@@ -110,6 +110,8 @@ class JobSpec(SpecSection):
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
         # Runs from before a field existed must keep their digest.
+        # What is checked changes no stored value.
+        del keep["capture"]["canary"]
         if not self.capture.keeps_tokens:
             del keep["capture"]["token_layers"]
         if self.model.adapter is None:

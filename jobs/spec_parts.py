@@ -194,6 +194,24 @@ class SamplingSpec(SpecSection):
         return temperature
 
 
+class CanarySpec(SpecSection):
+    """Which rollouts are recomputed in a plain forward pass and compared, before their unit counts.
+
+    The first unit of every worker is checked too, and every unit that has failed before, unless ``check`` is ``none``.
+
+    Attributes:
+        check: ``sample``: one rollout in ``one_in``, by the seed; ``every_unit``: these, and at least one of each unit;
+            ``none``: no rollout, which every commit record then states.
+        one_in: The share of all rollouts that is checked, as 1 in this number; 1 is every rollout. A check costs about
+            as much as two or three short rollouts.
+        tolerance: Largest relative error of a vector; None: 1e-3 in float32, 5e-2 in bfloat16 and float16.
+    """
+
+    check: Literal["sample", "every_unit", "none"] = "sample"
+    one_in: _Count = 256
+    tolerance: Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN] | None = None
+
+
 class CaptureSpec(SpecSection):
     """Which activations are stored.
 
@@ -207,6 +225,8 @@ class CaptureSpec(SpecSection):
             with the pooling ``tokens``, since it decides how large the store becomes; None without it.
         mode: ``during_generation``: captured while the model generates; ``prefill_pass``: captured in a forward pass
             over texts that are given or that a server generated. Derived from the rest of the spec.
+        canary: Which rollouts are compared with a plain forward pass. Changes no value, so it may differ between two
+            starts of one run; each commit record has the rule that its unit was made under.
     """
 
     hook_points: Annotated[list[HookPoint], Field(min_length=1)] = ["resid_post"]
@@ -216,6 +236,7 @@ class CaptureSpec(SpecSection):
         Literal["all", "middle"] | Annotated[list[_Layer], Field(min_length=1)] | None, Field(validate_default=True)
     ] = None
     mode: CaptureMode = "during_generation"
+    canary: CanarySpec = CanarySpec()
 
     @property
     def pooled(self) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .rollouts import ArrayName, Canary, Rollout
+from .spec_parts import CanarySpec
 from .units import UnitAttempt
 
 
@@ -24,9 +25,10 @@ class UnitResult:
         rollouts: B rollouts, in the unit's row order.
         arrays_BLD: float32 per (hook point, pooling); NaN exactly in the rows that have no vector.
         seconds: Time that the model took for the unit, in seconds.
-        canary: Comparison of one rollout with a plain forward pass; None when no rollout has content.
+        canary: Comparison of some rollouts with a plain forward pass; None when none was compared.
         tokens_NKD: float32 per (hook point, ``tokens``): every content token, rollout after rollout in row order; all
             finite.
+        canary_rule: The rule by which rollouts were chosen for the canary; None when it is not known.
     """
 
     attempt: UnitAttempt
@@ -35,6 +37,7 @@ class UnitResult:
     seconds: float
     canary: Canary | None = None
     tokens_NKD: dict[ArrayName, npt.NDArray[np.float32]] = field(default_factory=dict)
+    canary_rule: CanarySpec | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(

@@ -1,23 +1,93 @@
-"""The canary: one rollout of every unit, recomputed in a plain forward pass and compared with the captured values.
+"""The canary: some rollouts, recomputed one by one in a plain forward pass and compared with the captured values.
 
-This module has the comparison and its limits; ``builtin/plain_pass`` recomputes. Does not import torch.
+This module has the choice of a worker, the comparison and its limits; ``jobs/canary_rows`` has the rule, and
+``builtin/plain_pass`` recomputes. Does not import torch.
 Axes: L captured layers, K those of which every token is kept, T tokens, D d_model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from ..jobs.canary_rows import can_be_compared, canary_draw, due_rows, first_rows
 from ..jobs.errors import UnitError
 from ..jobs.poolings import keeps_tokens
 from ..jobs.rollouts import ArrayName, Canary
+from ..jobs.spec_parts import CanarySpec
+from ..jobs.units import UnitAttempt
+from .engine import CapturedRollout, Reader
 
 LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 """Relative error above which a unit fails, by parameter type. Measured on SmolLM2: up to 4e-7 in float32 and 1e-2 in
 bfloat16; a vector of another rollout, layer or span is off by 1e-1 and more."""
+
+
+class CanaryChecks:
+    """Chooses rollouts of one worker's units, and compares them with plain forward passes.
+
+    A worker is trusted once rollouts of one of its units were right, and no longer when one was wrong: until then every
+    unit is checked, so that a broken replica is noticed at its first unit and fails each that follows.
+
+    Args:
+        rule: Which rollouts are compared; None: by default.
+
+    Attributes:
+        rule: The rule.
+    """
+
+    def __init__(self, rule: CanarySpec | None = None) -> None:
+        self.rule = rule or CanarySpec()
+        self._is_trusted = False
+
+    def check(self, attempt: UnitAttempt, rows: Sequence[CapturedRollout], reader: Reader) -> Canary | None:
+        """Compare the chosen rollouts of a finished unit.
+
+        Args:
+            attempt: The attempt.
+            rows: Its captured rollouts, in row order.
+            reader: The reader that captured them.
+
+        Returns:
+            The worst figures of all compared rollouts; None when none was chosen.
+
+        Raises:
+            UnitError: A rollout differs by more than is allowed; names it and its worst layer.
+        """
+        limit = self.rule.tolerance or reader.canary_limit
+        canaries: list[Canary] = []
+        try:
+            for row in self._rows(attempt, rows):
+                canary = reader.canary(rows[row])
+                if canary is not None:
+                    require_close(canary, reader.layers, limit, str(rows[row].rollout.address))
+                    canaries.append(replace(canary, rows=(row,)))
+        except Exception:
+            self._is_trusted = False
+            raise
+        if not canaries:
+            return None
+        self._is_trusted = True
+        return Canary.merged(canaries)
+
+    def _rows(self, attempt: UnitAttempt, rows: Sequence[CapturedRollout]) -> list[int]:
+        if self.rule.check == "none":
+            return []
+        rollouts = [row.rollout for row in rows]
+        draws = [canary_draw(rollout.address, rollout.seed) for rollout in rollouts]
+        content = [rollout.num_content_tokens for rollout in rollouts]
+        comparable = [
+            can_be_compared([pooling for _, pooling in (*row.vectors_LD, *row.tokens_KTD)], tokens)
+            for row, tokens in zip(rows, content, strict=True)
+        ]
+        chosen = set(due_rows(self.rule, draws, comparable))
+        # A unit that failed was perhaps refused for rollouts that only an untrusted worker compares.
+        if attempt.is_suspect or not self._is_trusted:
+            chosen.update(first_rows(draws, content, comparable))
+        return sorted(chosen)
 
 
 def compare(
@@ -58,13 +128,14 @@ def compare(
     return Canary(1, tuple(float(value) for value in worst_L), tuple(float(value) for value in least_L))
 
 
-def require_close(canary: Canary, layers: Sequence[int], limit: float) -> None:
+def require_close(canary: Canary, layers: Sequence[int], limit: float, rollout: str) -> None:
     """Check that a canary is within its limit.
 
     Args:
         canary: The result of ``compare``.
         layers: The captured layers.
         limit: Largest relative error that is allowed.
+        rollout: Name of the rollout, for the message.
 
     Raises:
         UnitError: A layer exceeds the limit; names the worst layer.
@@ -73,7 +144,7 @@ def require_close(canary: Canary, layers: Sequence[int], limit: float) -> None:
     error = canary.relative_error_L[worst]
     if not error <= limit:
         raise UnitError(
-            f"layer {layers[worst]}: what was captured differs from a plain forward pass by {error:.1e} of its norm; "
-            f"{limit:.0e} is allowed.",
+            f"{rollout}, layer {layers[worst]}: what was captured differs from a plain forward pass by {error:.1e} of "
+            f"its norm; {limit:.0e} is allowed.",
             code="canary",
         )

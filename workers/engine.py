@@ -178,7 +178,7 @@ class Reader(Protocol):
             captured: A rollout that was captured with this reader's model.
 
         Returns:
-            The errors by layer; None when the rollout has no content.
+            The errors by layer; None when the rollout has no value in any array.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Run units with a responder. Knows no Ray and no store.
 
 The requests of several units share the responder's running batch: whenever it has room, it pulls the next request. A
-unit's result is yielded as soon as all of its rollouts are finished and its canary has been checked. A finished rollout
+unit's result is yielded as soon as all of its rollouts are finished and its canary is compared. A finished rollout
 may lead to a follow-up request, the next turn of its conversation, which goes to the front of the queue, so that a unit
 that has been started is finished as early as possible.
 
@@ -23,27 +23,32 @@ import numpy.typing as npt
 
 from ..jobs.addresses import RolloutAddress
 from ..jobs.errors import UnitError
-from ..jobs.rollouts import Canary, Rollout
+from ..jobs.rollouts import Rollout
 from ..jobs.scheduling.ledger import Failure
 from ..jobs.unit_result import UnitResult
 from ..jobs.units import RolloutRequest, UnitAttempt
-from .canary import require_close
+from .canary import CanaryChecks
 from .engine import CapturedRollout, Responder
 
 
-def run_units(responder: Responder, next_attempt: Callable[[], UnitAttempt | None]) -> Iterator[UnitResult | Failure]:
+def run_units(
+    responder: Responder, next_attempt: Callable[[], UnitAttempt | None], canaries: CanaryChecks | None = None
+) -> Iterator[UnitResult | Failure]:
     """Run attempts at units.
 
     Args:
         responder: Answers the units' requests.
         next_attempt: Called when the responder has room for more; returns None when no unit is available at the moment.
+        canaries: The checks of this worker, which remember over several calls whether it has passed one; None: those
+            of a new worker.
 
     Yields:
         A result or a failure for every unit, as soon as it is known. Ends when no unit is in flight and
         ``next_attempt`` has returned None.
     """
+    canaries = canaries or CanaryChecks()
     while True:
-        stream = _Stream(responder, next_attempt)
+        stream = _Stream(responder, next_attempt, canaries)
         yield from stream.results()
         if stream.fault is None:
             return
@@ -55,7 +60,7 @@ def run_units(responder: Responder, next_attempt: Callable[[], UnitAttempt | Non
             alone = stream
             # A unit without requests is the one at fault: they could not be made.
             if len(units) > 1 and unit.requests:
-                alone = _Stream(responder, lambda: None, unit)
+                alone = _Stream(responder, lambda: None, canaries, unit)
                 yield from alone.results()
             if alone.fault is not None:
                 yield Failure(unit.attempt.unit.unit_id, unit.attempt.number, alone.fault.message, alone.fault.detail)
@@ -131,9 +136,14 @@ class _Stream:
     """
 
     def __init__(
-        self, responder: Responder, next_attempt: Callable[[], UnitAttempt | None], unit: _Unit | None = None
+        self,
+        responder: Responder,
+        next_attempt: Callable[[], UnitAttempt | None],
+        canaries: CanaryChecks,
+        unit: _Unit | None = None,
     ) -> None:
         self._responder = responder
+        self._canaries = canaries
         self._next_attempt = next_attempt
         self.under_way: list[_Unit] = [] if unit is None else [unit]
         self.fault: _Fault | None = None
@@ -222,24 +232,15 @@ class _Stream:
         started = time.perf_counter()
         try:
             rows = unit.in_row_order()
-            canary = self._canary(rows)
+            canary = self._canaries.check(unit.attempt, rows, self._responder.reader)
             share += time.perf_counter() - started
             # Here too: rows that do not fit together are this unit's failure, and not that of the units beside it.
             arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in rows[0].vectors_LD}
             tokens = {name: _one_after_another([row.tokens_KTD[name] for row in rows]) for name in rows[0].tokens_KTD}
         except Exception as error:  # noqa: BLE001 - as above
             return failure_of(unit.attempt, error)
-        return UnitResult(unit.attempt, tuple(row.rollout for row in rows), arrays, share, canary, tokens)
-
-    def _canary(self, rows: list[CapturedRollout]) -> Canary | None:
-        # The longest rollout was part of the most passes and shared them with the most other rollouts, so it is the
-        # most likely to show an error of batching.
-        longest = max(rows, key=lambda row: row.rollout.num_content_tokens)
-        reader = self._responder.reader
-        canary = reader.canary(longest)
-        if canary is not None:
-            require_close(canary, reader.layers, reader.canary_limit)
-        return canary
+        rollouts = tuple(row.rollout for row in rows)
+        return UnitResult(unit.attempt, rollouts, arrays, share, canary, tokens, self._canaries.rule)
 
 
 def _one_after_another(tokens_KTD: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ...jobs.spec import JobSpec
+from ...jobs.wording import count_of
 from ...storage.format.layout import SKIPPED
 from ..run.backend import open_ray_backend
 from ..run.conclude import Conclusion
@@ -52,6 +53,11 @@ def _print(outcome: Outcome, conclusion: Conclusion) -> None:
         lines = [[failure.unit_id, str(failure.attempt), failure.message] for failure in outcome.failures]
         output.table("Units that failed", ["unit", "attempts", "last error"], lines)
     output.text(f"Units:   {outcome.done} of {outcome.planned} committed")
+    if outcome.worst_relative_error is not None:
+        output.text(
+            f"Checked: {count_of(outcome.canary_rollouts, 'rollout')} compared with a plain forward pass, relative "
+            f"error at most {outcome.worst_relative_error:.1e}"
+        )
     output.text(f"Store:   {conclusion.store.url}")
     if conclusion.report_place is not None:
         output.text(f"Report:  {conclusion.report_place}")
@@ -67,6 +73,8 @@ def _as_dict(outcome: Outcome, conclusion: Conclusion) -> dict[str, Any]:
             {"unit_id": f.unit_id, "attempts": f.attempt, "error": f.message, "detail": f.detail}
             for f in outcome.failures
         ],
+        "canary_rollouts": outcome.canary_rollouts,
+        "worst_relative_error": outcome.worst_relative_error,
         "store": conclusion.store.url,
         "report": conclusion.report_place,
         "summary": conclusion.summary.as_dict() if conclusion.summary is not None else None,

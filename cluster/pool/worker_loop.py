@@ -22,6 +22,7 @@ from ...jobs.units import UnitAttempt
 from ...storage.arrays.unit_writer import write_unit_result
 from ...storage.format.records import Manifest
 from ...storage.locations.location import open_location
+from ...workers.canary import CanaryChecks
 from ...workers.engine import Responder
 from ...workers.run_units import failure_of, run_units
 from ..retry import with_retries
@@ -62,6 +63,7 @@ class WorkerLoop:
         self._name = name
         self._load = load
         self._engine: Responder | None = None
+        self._canaries = CanaryChecks(settings.canary)
         self._location = open_location(settings.store_url, settings.endpoint_url)
         self._loading = threading.Lock()
         self._write_slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
@@ -136,7 +138,8 @@ class WorkerLoop:
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
             while True:
                 try:
-                    for result in run_units(engine, partial(self._next_attempt, under_way, engine.prefetch)):
+                    next_attempt = partial(self._next_attempt, under_way, engine.prefetch)
+                    for result in run_units(engine, next_attempt, self._canaries):
                         self._settle(result, under_way, writer)
                 except Exception as error:  # noqa: BLE001 - every unit in flight needs an answer, whatever the error
                     for attempt in under_way.values():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ...jobs.spec_parts import GenerationSpec, ModelSpec
+from ...jobs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
 from ...workers.engine import EngineSettings
 
 
@@ -26,6 +26,7 @@ class WorkerSettings:
         sentinel: Path of an object in the store that the driver has written. A worker that cannot find it is connected
             to another store and refuses to start. Empty: not checked.
         tokens_per_block: Rows per row block of the ``tokens`` arrays; 0 in a run without them.
+        canary: Which rollouts are compared with a plain forward pass.
     """
 
     engine: EngineSettings
@@ -40,3 +41,4 @@ class WorkerSettings:
     served_model: str = ""
     sentinel: str = ""
     tokens_per_block: int = 0
+    canary: CanarySpec = field(default_factory=CanarySpec)

@@ -113,6 +113,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
         served_model=spec.served_model,
         sentinel=sentinel,
         tokens_per_block=job.plan.tokens_per_block,
+        canary=spec.capture.canary,
     )
 
 

@@ -33,12 +33,16 @@ class Outcome:
         done: Number of units that are committed in the store.
         worked: Number of units that this driver committed.
         failures: Units that were given up, each with its last error.
+        canary_rollouts: Number of rollouts of the ``worked`` units that were compared with a plain forward pass.
+        worst_relative_error: Largest relative error of these; None when none was compared.
     """
 
     planned: int
     done: int
     worked: int
     failures: tuple[Failure, ...]
+    canary_rollouts: int = 0
+    worst_relative_error: float | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -113,11 +117,17 @@ def _work_under_lease(
         # Listed again, because another driver may have committed units after planning and before this lease.
         committed = with_retries(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
+        # Appended to by several threads.
+        canaries: list[tuple[int, float]] = []
         with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
-                keeper.add(commit_unit(job.location, lease, manifest))
+                record_of_unit = commit_unit(job.location, lease, manifest)
+                keeper.add(record_of_unit)
                 reporter.count_commit(manifest)
+                canary = record_of_unit.manifest.canary
+                if canary is not None:
+                    canaries.append((canary.num_rollouts, canary.worst_relative_error))
 
             reporter.set_phase("working")
             drive(ledger, executor, commit, progress, reporter.update)
@@ -125,4 +135,11 @@ def _work_under_lease(
         executor.close()
     done = ledger.num_done
     failures = tuple(ledger.failed[unit_id] for unit_id in sorted(ledger.failed))
-    return Outcome(len(job.plan.units), done, done - len(job.committed), failures)
+    return Outcome(
+        len(job.plan.units),
+        done,
+        done - len(job.committed),
+        failures,
+        sum(num_rollouts for num_rollouts, _ in canaries),
+        max((error for _, error in canaries), default=None),
+    )

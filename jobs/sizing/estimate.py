@@ -27,7 +27,7 @@ class Estimate:
     Attributes:
         prompt_tokens: Tokens of all prompts, roughly.
         response_tokens: Tokens of all responses: of generated ones at most, of given ones roughly.
-        canary_tokens: Tokens of the rollouts that are recomputed as a check, one of every unit; at most.
+        canary_tokens: Tokens of the rollouts that are recomputed as a check: their expected number, at full length.
         stored_bytes: Bytes of activations in the store, roughly, kept tokens included; texts add a few per cent.
         stored_token_bytes: The part of ``stored_bytes`` for the pooling ``tokens``, with responses of full length.
         objects: Objects in the store: per unit one for each hook point and pooling, one of texts, one commit record.
@@ -99,7 +99,7 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(
         prompt_tokens=texts.prompt_tokens,
         response_tokens=texts.response_tokens,
-        canary_tokens=len(plan.units) * texts.row_tokens,
+        canary_tokens=_num_canaries(plan) * texts.row_tokens,
         stored_bytes=int(rollouts * vector_values * bytes_per_value) + token_bytes,
         stored_token_bytes=token_bytes,
         objects=len(plan.units) * (arrays + 2),
@@ -112,6 +112,17 @@ def estimate(plan: Plan) -> Estimate:
         rows_per_assignment=_rows_per_assignment(plan, rows),
         tensor_parallel=spec.placement.tensor_parallel,
     )
+
+
+def _num_canaries(plan: Plan) -> int:
+    rule = plan.spec.capture.canary
+    if rule.check == "none":
+        return 0
+    sampled = -(-plan.num_rollouts // rule.one_in)
+    if rule.check == "every_unit":
+        return max(sampled, len(plan.units))
+    # Each replica compares two rollouts of its first unit as well.
+    return min(plan.num_rollouts, sampled + 2 * (plan.spec.placement.replicas or 1))
 
 
 def _rows_per_assignment(plan: Plan, rows_per_batch: int) -> int:

@@ -7,7 +7,7 @@ A decoding step of a batch generates one token for each of its slots. It takes a
 - launching kernels: layers x layer_us, however small the model is
 
 and (tokens out / slots) steps are needed. Prefill takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency),
-for the prompts and for the canary of every unit, the rollout that is recomputed as a check. Not modelled are the
+for the prompts and for the canaries, the rollouts that are recomputed as a check. Not modelled are the
 arithmetic of attention (1 % at a thousand tokens of a 70B model), communication between the devices of a replica (part
 of the efficiency), loading the model, and waiting for machines. Every response counts at full length; many end earlier.
 """

@@ -87,6 +87,7 @@ def write_unit_result(
         seconds=result.seconds,
         canary=result.canary,
         served=_served(rollouts),
+        canary_rule=result.canary_rule,
     )
 
 

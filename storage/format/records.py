@@ -22,6 +22,7 @@ from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan
 from ...jobs.rollouts import Canary, FinishReason, ServedTokens
 from ...jobs.spec import JobSpec, digest_of
+from ...jobs.spec_parts import CanarySpec
 from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD
 from .stored_units import UnitField
 
@@ -195,7 +196,9 @@ class Manifest(_Record):
         finish_reasons: Why each response ended.
         worker: Name of the worker, for people.
         seconds: Time the model took, in seconds.
-        canary: Comparison of one rollout with a plain forward pass; None when no response has content.
+        canary: Comparison of some rollouts with a plain forward pass; None when none was compared.
+        canary_rule: The rule by which these rollouts were chosen; None in records from before there was a choice, of
+            units whose longest response was compared.
         served: How the server that generated the responses answered; None, and not stored, where no server did.
     """
 
@@ -210,6 +213,7 @@ class Manifest(_Record):
     worker: str
     seconds: float
     canary: Canary | None = None
+    canary_rule: CanarySpec | None = None
     served: ServedUnit | None = None
 
     @model_serializer(mode="wrap")

@@ -31,6 +31,7 @@ from ..run.commits import committed_units
 from ..run.index import index_lines, read_stored_index
 from ..run.run_store import read_run_record
 from .garbage import find_garbage
+from .recomputation import Recomputation
 from .verify_unit import Problem, UnitCheck
 
 _PARALLEL_UNITS = 8
@@ -51,9 +52,13 @@ class Verification:
         rollouts: Number of rollouts of the committed units.
         bytes_read: Bytes of shards and tables that were read.
         canaries: Number of committed units with a rollout that was compared with a plain forward pass.
+        canary_rollouts: Number of rollouts that were compared.
+        unchecked_units: Number of committed units whose job compared none, because ``capture.canary.check`` was
+            ``none``.
         worst_relative_error: Largest relative error over all canaries and layers; None without canaries.
         garbage_objects: Number of objects of uncommitted attempts.
         garbage_bytes: Their size in bytes.
+        recomputation: Comparison of some rollouts with plain forward passes that were run now; None if none were.
     """
 
     units_planned: int
@@ -63,14 +68,24 @@ class Verification:
     rollouts: int = 0
     bytes_read: int = 0
     canaries: int = 0
+    canary_rollouts: int = 0
+    unchecked_units: int = 0
     worst_relative_error: float | None = None
     garbage_objects: int = 0
     garbage_bytes: int = 0
+    recomputation: Recomputation | None = None
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is no damage; lag is allowed."""
-        return all(problem.kind == "lag" for problem in self.problems)
+        """Whether there is no damage, and no rollout that was recomputed differs; lag is allowed."""
+        is_close = self.recomputation is None or self.recomputation.is_close
+        return is_close and all(problem.kind == "lag" for problem in self.problems)
+
+    @property
+    def damaged_units(self) -> tuple[str, ...]:
+        """Ids of the committed units with damage, sorted."""
+        damage = (problem for problem in self.problems if problem.kind == "damage")
+        return tuple(sorted({problem.unit_id for problem in damage if problem.unit_id is not None}))
 
     @property
     def is_complete(self) -> bool:
@@ -149,11 +164,12 @@ def _planned(location: Location, record: RunRecord, found: Verification) -> dict
 def _add_totals(found: Verification, commits: Iterable[CommitRecord]) -> None:
     for commit in commits:
         found.rollouts += commit.manifest.num_rows
-        canary = commit.manifest.canary
+        canary, rule = commit.manifest.canary, commit.manifest.canary_rule
+        found.unchecked_units += rule is not None and rule.check == "none"
         if canary is not None:
             found.canaries += 1
-            worst = max(canary.relative_error_L)
-            found.worst_relative_error = max(worst, found.worst_relative_error or 0.0)
+            found.canary_rollouts += canary.num_rollouts
+            found.worst_relative_error = max(canary.worst_relative_error, found.worst_relative_error or 0.0)
 
 
 def _shared_row_blocks(commits: Iterable[CommitRecord]) -> Iterator[Problem]:

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from ...jobs.canary_rows import can_be_compared, canary_draw, due_rows
 from ...jobs.errors import StoreError
 from ...jobs.poolings import POOLINGS
+from ...jobs.spec_parts import CanarySpec
 from ...jobs.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
@@ -25,7 +27,8 @@ from ..locations.location import Location
 from ..run.commits import read_commit
 
 _WORST_CANARY = 5e-2
-"""Largest relative error of a canary. Engines allow less at any dtype; a wrong rollout or layer gives 1e-1 or more."""
+"""Largest relative error of a canary, unless the job allowed another. Engines allow no more at any dtype; a wrong
+rollout or layer gives 1e-1 or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +119,36 @@ class UnitCheck:
             yield Problem(
                 "damage", "wrong_objects", path, "the commit record names objects that are not its own.", unit_id
             )
-        canary = manifest.canary
-        if canary is None and has_content:
-            yield Problem(
-                "damage", "no_canary", path, "none of its rollouts was compared with a plain forward pass.", unit_id
-            )
-        elif canary is not None and len(canary.relative_error_L) != len(self._record.layers):
+        yield from self._canary_problems(path, manifest)
+
+    def _canary_problems(self, path: str, manifest: Manifest) -> Iterator[Problem]:
+        canary, rule, unit_id = manifest.canary, manifest.canary_rule, manifest.unit_id
+        if rule is None:
+            # From before there was a choice: one rollout of every unit with content was compared.
+            is_due = canary is None and any(manifest.content_tokens)
+        else:
+            is_due = not set(self._due_rows(rule, manifest)) <= set(canary.rows if canary else ())
+        if is_due:
+            message = "a rollout that was to be compared with a plain forward pass was not."
+            yield Problem("damage", "no_canary", path, message, unit_id)
+        if canary is None:
+            return
+        limit = (rule.tolerance if rule else None) or _WORST_CANARY
+        if len(canary.relative_error_L) != len(self._record.layers):
             yield Problem("damage", "bad_canary", path, "its canary is not of the run's layers.", unit_id)
-        elif canary is not None and not max(canary.relative_error_L) <= _WORST_CANARY:
-            message = f"it differs from a plain forward pass by {max(canary.relative_error_L):.1e} of its norm."
+        elif not canary.worst_relative_error <= limit:
+            message = f"it differs from a plain forward pass by {canary.worst_relative_error:.1e} of its norm."
             yield Problem("damage", "bad_canary", path, message, unit_id)
+
+    def _due_rows(self, rule: CanarySpec, manifest: Manifest) -> tuple[int, ...]:
+        """The rows that the rule of a unit's commit record chooses, whichever worker ran it."""
+        spec = self._record.spec
+        seeds = (
+            0 if self._record.of_conversations else address.seed(spec.seed) for address in manifest.unit.addresses()
+        )
+        draws = [canary_draw(address, seed) for address, seed in zip(manifest.unit.addresses(), seeds, strict=True)]
+        comparable = [can_be_compared(spec.capture.poolings, tokens) for tokens in manifest.content_tokens]
+        return due_rows(rule, draws, comparable)
 
     def _object(
         self,

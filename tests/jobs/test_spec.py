@@ -72,6 +72,12 @@ def test_an_unknown_key_far_from_all_others_lists_those_that_are_known(tmp_path:
         ("capture: {token_layers: middle}", "capture.token_layers"),
         ("capture: {poolings: [tokens], token_layers: [1, 1]}", "capture.token_layers"),
         ("capture: {hook_points: []}", "capture.hook_points"),
+        ("capture: {canary: {check: never}}", "capture.canary.check"),
+        ("capture: {canary: {one_in: 0}}", "capture.canary.one_in"),
+        ("capture: {canary: {one_in: true}}", "capture.canary.one_in"),
+        ("capture: {canary: {tolerance: 0}}", "capture.canary.tolerance"),
+        ("capture: {canary: {tolerance: 2}}", "capture.canary.tolerance"),
+        ("capture: {canary: false}", "capture.canary"),
         ("placement: {replicas: 0}", "placement.replicas"),
         ("seed: -1", "seed"),
         ("seed: 9223372036854775808", "seed"),
@@ -240,6 +246,12 @@ def test_a_run_that_keeps_no_tokens_is_what_it_was_before_there_was_the_choice(t
     keeping = load(tmp_path, GOOD + "capture: {poolings: [tokens], token_layers: [2]}\n")
     assert keeping.identity()["capture"]["token_layers"] == [2]
     assert (keeping.capture.pooled, keeping.capture.keeps_tokens) == ([], True)
+
+
+def test_what_is_checked_is_no_part_of_a_runs_identity(tmp_path: Path):
+    plain = load(tmp_path, GOOD)
+    for canary in ("{check: none}", "{check: every_unit}", "{one_in: 1}", "{tolerance: 0.5}"):
+        assert load(tmp_path, GOOD + f"capture: {{canary: {canary}}}\n").digest == plain.digest
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ class FakeEngine:
         token_layers: Of which every token is kept.
         more: Said after every other response.
         canary_error: What every canary shows.
+        canary_errors: What the canaries of these addresses show instead.
+        compared: Addresses of which a canary was asked, in that order.
         prefetch: Units that it wants to have waiting.
         calls: What was asked, call by call; a call with nothing to do is none.
     """
@@ -77,6 +79,8 @@ class FakeEngine:
     empty: frozenset[RolloutAddress] = frozenset()
     more: str = ""
     canary_error: float = 1e-6
+    canary_errors: dict[RolloutAddress, float] = field(default_factory=dict)
+    compared: list[RolloutAddress] = field(default_factory=list)
     canary_limit: float = 1e-3
     tokens_per_capture: int = 0
     prefetch: int = 0
@@ -104,7 +108,10 @@ class FakeEngine:
     def canary(self, captured: CapturedRollout) -> Canary | None:
         if not captured.rollout.has_vector:
             return None
-        return Canary(1, (self.canary_error,) * len(self.layers), (1.0,) * len(self.layers))
+        address = captured.rollout.address
+        self.compared.append(address)
+        error = self.canary_errors.get(address, self.canary_error)
+        return Canary(1, (error,) * len(self.layers), (1.0,) * len(self.layers))
 
     def _answer(self, request: RolloutRequest) -> CapturedRollout:
         is_empty = request.address in self.empty

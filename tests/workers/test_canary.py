@@ -1,4 +1,4 @@
-"""The arithmetic of the canary."""
+"""The canary: which rollouts a worker compares, and the arithmetic."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from persona_atlas.jobs.canary_rows import canary_draw
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.rollouts import Canary
-from persona_atlas.workers.canary import LIMITS, compare, require_close
+from persona_atlas.jobs.scheduling.ledger import Failure
+from persona_atlas.jobs.spec_parts import CanarySpec
+from persona_atlas.jobs.unit_result import UnitResult
+from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.workers.canary import LIMITS, CanaryChecks, compare, require_close
+from persona_atlas.workers.run_units import run_units
+
+from fakes import FakeEngine, small_plan, small_spec
 
 MEAN, LAST = ("resid_post", "response_mean"), ("resid_post", "response_last")
 
@@ -35,7 +43,7 @@ def test_a_number_that_is_not_finite_is_beyond_every_limit(value: float):
     canary = compare({MEAN: got_LD}, {MEAN: plain_LD})
     assert canary.relative_error_L == (0.0, np.inf)
     with pytest.raises(UnitError, match="layer 9"):
-        require_close(canary, [4, 9], 1e9)
+        require_close(canary, [4, 9], 1e9, "it")
 
 
 def test_a_zero_stream_that_was_captured_as_zero_is_right():
@@ -45,7 +53,117 @@ def test_a_zero_stream_that_was_captured_as_zero_is_right():
 
 def test_the_worst_layer_is_named_with_both_figures():
     canary = Canary(1, (1e-5, 2e-3, 3e-3), (1.0, 1.0, 1.0))
-    require_close(canary, [0, 5, 10], LIMITS["bfloat16"])
-    with pytest.raises(UnitError, match=r"layer 10: .* by 3\.0e-03 of its norm; 1e-03 is allowed") as caught:
-        require_close(canary, [0, 5, 10], LIMITS["float32"])
+    require_close(canary, [0, 5, 10], LIMITS["bfloat16"], "it")
+    with pytest.raises(UnitError, match=r"it, layer 10: .* by 3\.0e-03 of its norm; 1e-03 is allowed") as caught:
+        require_close(canary, [0, 5, 10], LIMITS["float32"], "it")
     assert caught.value.code == "canary"
+
+
+ROLES = {"names": ["p*"], "prompts": 3, "questions": 7, "samples": 2}
+PLAN = small_plan(small_spec(personas={"roles": ROLES, "default": {"prompts": 0}}))
+
+
+def attempts(*, is_suspect: bool = False) -> list[UnitAttempt]:
+    return [
+        UnitAttempt(unit, PLAN.requests(unit), 1 + is_suspect, row_block, is_suspect)
+        for row_block, unit in enumerate(PLAN.units)
+    ]
+
+
+def worked(
+    engine: FakeEngine, rule: CanarySpec | None = None, checks: CanaryChecks | None = None, *, is_suspect: bool = False
+) -> list[UnitResult | Failure]:
+    """Run all units, one call each, as a worker does that gets them one after the other."""
+    checks = checks or CanaryChecks(rule)
+    results: list[UnitResult | Failure] = []
+    for attempt in attempts(is_suspect=is_suspect):
+        results += run_units(engine, iter([attempt, None, None]).__next__, checks)
+    return results
+
+
+def test_the_first_unit_of_a_worker_is_checked_at_its_shortest_response_and_another_one():
+    engine = FakeEngine()
+    results = worked(engine, CanarySpec(one_in=10**9))
+    first, *others = results
+    assert isinstance(first, UnitResult)
+    assert first.canary is not None
+    assert first.canary.num_rollouts == len(first.canary.rows) == 2
+    shortest = min(rollout.num_content_tokens for rollout in first.rollouts)
+    assert shortest in [first.rollouts[row].num_content_tokens for row in first.canary.rows]
+    assert engine.compared == [first.rollouts[row].address for row in first.canary.rows]
+    assert all(isinstance(other, UnitResult) and other.canary is None for other in others)
+    assert len(others) > 5
+
+
+def test_over_a_run_the_sample_takes_every_row_of_a_unit_as_often_and_ignores_how_rollouts_are_batched():
+    rule = CanarySpec(one_in=4)
+    results = [result for result in worked(FakeEngine(), rule) if isinstance(result, UnitResult)]
+    rows = [row for result in results for row in (result.canary.rows if result.canary else ())]
+    num_rollouts = sum(len(result.rollouts) for result in results)
+    assert num_rollouts / 6 < len(rows) < num_rollouts / 2.5
+    assert set(rows) == set(range(14))
+    together = FakeEngine()
+    list(run_units(together, iter([*attempts(), None, None]).__next__, CanaryChecks(rule)))
+    alone = FakeEngine()
+    worked(alone, rule)
+    assert together.compared == alone.compared
+
+
+def test_another_seed_of_the_job_chooses_other_rollouts():
+    units = list(PLAN.units)
+    chosen = {
+        seed: [str(a) for unit in units for a in unit.addresses() if canary_draw(a, a.seed(seed)) < 0.25]
+        for seed in (0, 1)
+    }
+    assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize("wrong", ["all but the first", "the short", "the first"])
+def test_an_error_at_any_place_of_a_unit_is_found(wrong: str):
+    """What only neighbours, only short or only leading rollouts show must come to be compared in some unit."""
+    every = [address for unit in PLAN.units for address in unit.addresses()]
+    # The fake engine's responses all have the same length, so the short ones are marked by their address here.
+    bad = {
+        "all but the first": [a for a in every if (a.question_index, a.sample_index) != (0, 0)],
+        "the short": [a for a in every if a.question_index == 5],
+        "the first": [a for a in every if (a.question_index, a.sample_index) == (0, 0)],
+    }[wrong]
+    engine = FakeEngine(canary_errors=dict.fromkeys(bad, 0.3))
+    failures = [result for result in worked(engine, CanarySpec(one_in=4)) if isinstance(result, Failure)]
+    assert failures
+    assert "differs from a plain forward pass by 3.0e-01" in failures[0].message
+
+
+def test_every_rollout_and_every_unit_can_be_asked_for_and_no_check_at_all_is_recorded():
+    all_rows = FakeEngine()
+    worked(all_rows, CanarySpec(one_in=1))
+    assert len(all_rows.compared) == PLAN.num_rollouts
+    each = worked(FakeEngine(), CanarySpec(check="every_unit", one_in=10**9))
+    assert all(isinstance(result, UnitResult) and result.canary is not None for result in each)
+    off = FakeEngine(canary_error=1.0)
+    for result in worked(off, CanarySpec(check="none")):
+        assert isinstance(result, UnitResult)
+        assert (result.canary, result.canary_rule) == (None, CanarySpec(check="none"))
+    assert off.compared == []
+
+
+def test_a_broken_worker_fails_unit_after_unit_until_it_is_right_again():
+    engine, checks = FakeEngine(canary_error=1.0), CanaryChecks(CanarySpec(one_in=10**9))
+    assert all(isinstance(result, Failure) for result in worked(engine, checks=checks))
+    engine.canary_error = 0.0
+    engine.compared.clear()
+    assert all(isinstance(result, UnitResult) for result in worked(engine, checks=checks))
+    assert len(engine.compared) == 2
+
+
+def test_a_unit_that_has_failed_before_is_checked_by_a_worker_that_is_trusted():
+    checks = CanaryChecks(CanarySpec(one_in=10**9))
+    worked(FakeEngine(), checks=checks)
+    engine = FakeEngine(canary_error=1.0)
+    assert all(isinstance(result, Failure) for result in worked(engine, checks=checks, is_suspect=True))
+
+
+def test_the_tolerance_of_the_job_replaces_that_of_the_parameter_type():
+    engine = FakeEngine(canary_error=0.1)
+    assert all(isinstance(result, UnitResult) for result in worked(engine, CanarySpec(tolerance=0.2)))
+    assert isinstance(worked(engine, CanarySpec(tolerance=0.05))[0], Failure)

@@ -161,8 +161,8 @@ def test_a_model_is_prompted_with_its_own_replies_and_later_turns_are_captured_l
     assert len(results) == 2
     assert len(streams) == 1, "later turns join the running batch"
     plain = PlainModel(tiny_model_directory)
+    assert results[0].canary is not None
     for result in results:
-        assert result.canary is not None
         assert [rollout.address for rollout in result.rollouts] == list(result.attempt.unit.addresses())
         replies: dict[tuple[int, int | None], Rollout] = {}
         for row, rollout in enumerate(result.rollouts):

@@ -49,8 +49,8 @@ def test_units_of_one_call_share_it_and_come_back_each_with_its_own_rows():
         expected = np.stack([vector_of(address, array, 4, 16) for address in attempt.unit.addresses()])
         np.testing.assert_array_equal(block.arrays_BLD[array], expected)
         assert block.seconds > 0
-        assert block.canary is not None
-        assert block.canary.num_rollouts == 1
+    assert isinstance(blocks[0], UnitResult)
+    assert blocks[0].canary is not None
 
 
 class _OneAtATime(FakeEngine):
@@ -100,7 +100,8 @@ def test_a_canary_beyond_its_limit_fails_the_unit_and_names_the_layer():
     (failure,) = run_units(engine, fed(orders_of(UNITS[0])))
     assert isinstance(failure, Failure)
     assert failure.message == (
-        "layer 0: what was captured differs from a plain forward pass by 2.0e-03 of its norm; 1e-03 is allowed."
+        "role/pirate/pos/prompt0/question0/sample0, layer 0: what was captured "
+        "differs from a plain forward pass by 2.0e-03 of its norm; 1e-03 is allowed."
     )
 
 

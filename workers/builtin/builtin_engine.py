@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...jobs.poolings import pooling_named
 from ...jobs.rollouts import Canary
 from ...jobs.spec_parts import HookPoint
 from ...jobs.units import RolloutRequest
@@ -123,9 +124,14 @@ class BuiltinEngine:
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
         """Recompute a rollout; see ``Reader.canary``."""
-        if not captured.rollout.has_vector:
+        content = captured.rollout.num_content_tokens
+        captured_values = captured.vectors_LD | captured.tokens_KTD
+        # Of an empty response only the poolings over its prompt have values.
+        arrays = {
+            array: values for array, values in captured_values.items() if pooling_named(array[1]).has_value(content)
+        }
+        if not arrays:
             return None
-        arrays = captured.vectors_LD | captured.tokens_KTD
         with plain_attention(self.model, self.loaded.own_attention):
             plain = self._plain.vectors(captured, list(arrays))
         return compare(arrays, plain, self._settings.token_positions)

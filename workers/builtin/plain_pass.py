@@ -61,8 +61,8 @@ class PlainPass:
         """Recompute a rollout's values.
 
         Args:
-            captured: A rollout with content. Only its tokens, spans and intervention are read, not its values.
-            arrays: The arrays to recompute, as (hook point, pooling).
+            captured: A rollout. Only its tokens, spans and intervention are read, not its values.
+            arrays: The arrays to recompute, as (hook point, pooling); the rollout must have a value in each.
 
         Returns:
             The values of each array: ``(L, D)``, or ``(K, N, D)`` where every token is kept.

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.rollouts import Canary
+from persona_atlas.jobs.spec_parts import CanarySpec
 from persona_atlas.storage.derived.reductions import Reduction, write_reduction
 from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.format import layout
@@ -522,8 +523,9 @@ def test_empty_responses_are_in_order(tmp_path: Path, plan: Plan):
     assert told(verify_run(location, quick=True)) == []
 
 
-def with_canary(run: Stored, unit_id: str, canary: Canary | None) -> None:
-    run.recommit(unit_id, run.manifest(unit_id).model_copy(update={"canary": canary}))
+def with_canary(run: Stored, unit_id: str, canary: Canary | None, rule: CanarySpec | None = None) -> None:
+    """Change a unit's canary; without a rule the record is like those from before there was a choice."""
+    run.recommit(unit_id, run.manifest(unit_id).model_copy(update={"canary": canary, "canary_rule": rule}))
 
 
 def test_canaries_are_counted_and_their_worst_error_told(run: Stored):
@@ -531,7 +533,8 @@ def test_canaries_are_counted_and_their_worst_error_told(run: Stored):
     with_canary(run, OTHER, Canary(1, (1e-4, 2e-3, 1e-5, 0.0), (1.0,) * 4))
     found = run.verify()
     assert told(found) == []
-    assert (found.canaries, found.worst_relative_error) == (12, 3e-3)
+    # Ten units are compared at two rollouts each, as a worker's first.
+    assert (found.canaries, found.canary_rollouts, found.worst_relative_error) == (12, 22, 3e-3)
 
 
 def test_a_unit_of_which_nothing_was_held_against_a_plain_pass_is_found(run: Stored):
@@ -539,6 +542,33 @@ def test_a_unit_of_which_nothing_was_held_against_a_plain_pass_is_found(run: Sto
     found = run.verify(quick=True)
     assert told(found) == [("no_canary", COMMIT, UNIT)]
     assert found.canaries == 11
+
+
+def test_a_unit_must_have_the_canaries_that_its_rule_chooses(run: Stored):
+    errors, cosines = (1e-4,) * 4, (1.0,) * 4
+    with_canary(run, UNIT, None, CanarySpec(one_in=10**9))
+    assert told(run.verify(quick=True)) == []
+    with_canary(run, UNIT, Canary(3, errors, cosines, (0, 1, 2)), CanarySpec(one_in=1))
+    assert told(run.verify(quick=True)) == []
+    for canary in (None, Canary(2, errors, cosines, (0, 2))):
+        with_canary(run, UNIT, canary, CanarySpec(one_in=1))
+        assert told(run.verify(quick=True)) == [("no_canary", COMMIT, UNIT)]
+    with_canary(run, UNIT, None, CanarySpec(check="every_unit", one_in=10**9))
+    assert told(run.verify(quick=True)) == [("no_canary", COMMIT, UNIT)]
+
+
+def test_units_that_nobody_checked_are_counted_and_are_no_damage(run: Stored):
+    with_canary(run, UNIT, None, CanarySpec(check="none"))
+    found = run.verify(quick=True)
+    assert (told(found), found.canaries, found.unchecked_units) == ([], 11, 1)
+
+
+def test_the_tolerance_of_a_job_is_that_of_its_units(run: Stored):
+    canary = Canary(3, (1e-4, 2e-1, 1e-5, 0.0), (1.0,) * 4, (0, 1, 2))
+    with_canary(run, UNIT, canary, CanarySpec(tolerance=0.3))
+    assert told(run.verify(quick=True)) == []
+    with_canary(run, UNIT, canary, CanarySpec(tolerance=0.1))
+    assert told(run.verify(quick=True)) == [("bad_canary", COMMIT, UNIT)]
 
 
 @pytest.mark.parametrize(
