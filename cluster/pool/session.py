@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -12,6 +11,7 @@ from typing import Any
 from ...jobs.errors import InputError
 from ...jobs.scheduling.pool_commands import ClusterNodes
 from .placement import Placement, Resources
+from .ray_environment import prepare_ray_environment, worker_environment
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Small, because only assignments and reports pass through Ray's object store; activations never do."""
@@ -62,8 +62,7 @@ def ray_session(address: str | None) -> Iterator[Resources]:
     Raises:
         InputError: There is no cluster at the address.
     """
-    # Ray reads this when it is imported.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    prepare_ray_environment()
     import ray
 
     if ray.is_initialized():
@@ -92,7 +91,7 @@ def _connect(ray: Any, address: str | None) -> None:
         )
         return
     try:
-        ray.init(address, **quiet)
+        ray.init(address, runtime_env=worker_environment(), **quiet)
     except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
         raise InputError(
             f"there is no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}",

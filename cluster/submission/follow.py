@@ -6,7 +6,6 @@ When Ray stops the entrypoint, it stops the driver. When the entrypoint dies, th
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import signal
 import sys
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from ...jobs.errors import InputError, JobError
+from ..pool.ray_environment import prepare_ray_environment, worker_environment
 from .driver_actor import Driver, DriverReport
 from .submitted_job import NAMESPACE, SubmittedJob, driver_actor_name
 
@@ -48,7 +48,7 @@ def follow(job: SubmittedJob, version: str) -> int:
         JobError: The driver died and Ray does not restart it.
     """
     refuse_other_versions(job, version)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    prepare_ray_environment()
     import ray
 
     driver: Any = None
@@ -110,6 +110,8 @@ def _driver(job: SubmittedJob) -> Any:
         "max_concurrency": 4,
         # The driver must fit on a cluster whose cores are all taken by workers.
         "num_cpus": 0,
+        # Its workers inherit it.
+        "runtime_env": worker_environment(),
     }
     if job.driver_resource:
         options["resources"] = {job.driver_resource: 0.001}
