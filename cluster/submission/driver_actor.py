@@ -25,9 +25,9 @@ from ...jobs.sources.load import load_source
 from ...jobs.wording import count_of
 from ..retry import Backoff, with_retries
 from ..run.backend import open_ray_backend
-from ..run.conclude import conclude
-from ..run.job import work_job
-from ..run.prepare import prepare_job
+from ..run.conclude import Conclusion, conclude
+from ..run.job import Outcome, worked_job
+from ..run.prepare import Job, prepare_job
 from ..run.progress import Progress
 from ..run.status_reporter import StatusReporter
 from .submitted_job import CATALOG_FOLDER, NAMESPACE, SubmittedJob, driver_actor_name
@@ -140,18 +140,24 @@ class Driver:
         source = load_source(self._job.spec, CATALOG_FOLDER if self._job.ships_catalog else None)
         job = prepare_job(self._job.spec, self._progress, source)
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")
-        outcome = work_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto"))
-        conclusion = conclude(job, self._progress, self._reporter)
+        with worked_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto")) as outcome:
+            conclusion = conclude(job, self._progress, self._reporter)
+            self._say_outcome(job, outcome, conclusion)
+            if outcome.is_complete:
+                self._reporter.end(JobState.SUCCEEDED)
+            else:
+                self._reporter.end(
+                    JobState.FAILED, f"{count_of(len(outcome.failures), 'unit')} failed and were given up."
+                )
+            self._reporter.write()
+        return 0 if outcome.is_complete else 1
+
+    def _say_outcome(self, job: Job, outcome: Outcome, conclusion: Conclusion) -> None:
         for failure in outcome.failures:
             self._progress.say(f"Unit {failure.unit_id} is given up (attempt {failure.attempt}): {failure.message}")
         self._progress.say(f"{outcome.done} of {outcome.planned} units are committed in {job.location.url}.")
         if conclusion.report_place is not None:
             self._progress.say(f"Report: {conclusion.report_place}")
-        if outcome.is_complete:
-            self._reporter.end(JobState.SUCCEEDED)
-            return 0
-        self._reporter.end(JobState.FAILED, f"{count_of(len(outcome.failures), 'unit')} failed and were given up.")
-        return 1
 
 
 class _LineCollector(io.TextIOBase):
