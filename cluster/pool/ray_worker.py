@@ -24,7 +24,7 @@ class UnitActor:
     """
 
     def __init__(self, settings: WorkerSettings, name: str) -> None:
-        self._loop = WorkerLoop(settings, name)
+        self._loop = WorkerLoop(_on_own_node(settings), name)
 
     def node_id(self) -> str:
         """Return the id of the node that this actor runs on."""
@@ -56,3 +56,9 @@ class UnitActor:
     def next_report(self) -> WorkerReport:
         """Wait until there is something to report, and return it; see :meth:`WorkerLoop.next_report`."""
         return self._loop.next_report()
+
+
+def _on_own_node(settings: WorkerSettings) -> WorkerSettings:
+    own = ray.get_runtime_context().get_node_id()
+    resources = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == own), {})
+    return settings.on_node(resources.get("CPU", 0), resources.get("GPU", 0))

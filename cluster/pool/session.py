@@ -13,6 +13,7 @@ from typing import Any
 
 from ...jobs.errors import InputError
 from ...jobs.scheduling.pool_commands import ClusterNodes
+from ...workers.models.limits import usable_cores
 from .own_signals import OwnSignals
 from .placement import Placement, Resources
 from .ray_environment import prepare_ray_environment, worker_environment
@@ -25,12 +26,11 @@ _SHUTDOWN_S = 20.0
 
 
 def local_resources() -> Resources:
-    """Count this machine's cores, and the GPUs that the installed torch can use."""
-    import psutil
+    """Count the cores that this process may use, and the GPUs that the installed torch can use."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Resources(psutil.cpu_count() or 1, gpus)
+    return Resources(usable_cores(), gpus)
 
 
 def cluster_nodes(placement: Placement) -> ClusterNodes:
