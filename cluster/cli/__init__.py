@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from ...jobs.errors import AtlasError
+from ...jobs.machine_faults import machine_fault
 from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
@@ -114,6 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - nothing above could print it as JSON
+        if (fault := machine_fault(error)) is not None:
+            output.error(fault.as_dict(), as_json=as_json)
+            sys.exit(fault.exit_status)
         # A bug: print the traceback for its report, and still give a program that reads JSON its object.
         traceback.print_exc()
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...jobs.errors import InputError, JobError
 from ..pool.ray_environment import prepare_ray_environment, worker_environment
-from .driver_actor import Driver, DriverReport
+from .driver_actor import DriverActor, DriverReport
 from .submitted_job import NAMESPACE, SubmittedJob, driver_actor_name
 
 _POLL_S = 0.5
@@ -115,7 +115,7 @@ def _driver(job: SubmittedJob) -> Any:
         # Its workers inherit it.
         "runtime_env": worker_environment(),
     }
-    actor_class: Any = ray.remote(Driver)
+    actor_class: Any = ray.remote(DriverActor)
     return actor_class.options(**options).remote(job)
 
 

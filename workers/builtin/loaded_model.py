@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...jobs.errors import InputError
+from ...jobs.machine_faults import refuse_machine_fault
 from ..chat.renderer import ChatRenderer, stop_token_ids
 from ..engine import EngineSettings
 from ..models.hook_points import find_decoder_layers
@@ -114,6 +115,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
         )
         model.to(settings.device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        refuse_machine_fault(error)
         refuse_own_code(settings.directory, error)
         raise InputError(
             f"the model in {settings.directory} cannot be loaded: {str(error).strip().splitlines()[0]}",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...jobs.errors import InputError
+from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.model_facts import ModelFacts
 from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
 from ...jobs.user_paths import expand_home
@@ -100,6 +101,7 @@ def read_config(directory: Path) -> Any:
         config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
         _ = int(config.num_hidden_layers), int(config.hidden_size), int(config.num_attention_heads)
     except (ValueError, KeyError, AttributeError, OSError, RecursionError) as error:
+        refuse_machine_fault(error)
         refuse_own_code(directory, error)
         raise InputError(
             f"the configuration in {directory} is not that of a language model known here: {error}.",
@@ -191,6 +193,7 @@ def _from_hub(model: ModelSpec, say: Callable[[str], None]) -> Path:
     try:
         return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=_CHECKPOINT_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        refuse_machine_fault(error)
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"{model.source!r} is not a local directory and cannot be downloaded from the hub: {reason}",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...jobs.errors import InputError
+from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.model_facts import ModelFacts
 from ...jobs.sizing.known_models import known_models
 from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
@@ -71,6 +72,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         index = json.loads(path.read_text())
         return {"weight_map": dict(index["weight_map"]), "total_size": int(index["metadata"]["total_size"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
+        refuse_machine_fault(error)
         raise InputError(
             f"{path} is not an index of safetensors files: {error!r}.",
             code="no_model",

@@ -124,7 +124,7 @@ def test_a_worker_of_a_job_that_was_there_before_its_node_uses_all_its_cores(
 def test_the_driver_is_on_the_head_whatever_else_is_free(cluster: Any, monkeypatch: pytest.MonkeyPatch):
     import ray
 
-    monkeypatch.setattr(follow, "Driver", Home)
+    monkeypatch.setattr(follow, "DriverActor", Home)
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     jobs: Any = [SimpleNamespace(job_id=f"job-{number}", driver_resource="") for number in range(6)]
     drivers = [follow._driver(job) for job in jobs]
