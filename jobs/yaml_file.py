@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .errors import InputError, closest
+from .machine_faults import refuse_machine_fault
 from .yaml_limits import MAX_DEPTH, refuse_unbounded
 
 _Loader = cast("type[yaml.SafeLoader]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -116,10 +117,12 @@ def read_text(path: Path, what: str) -> str:
 
     Raises:
         InputError: The file is missing, a directory, not readable or not UTF-8.
+        TransientError: This machine failed.
     """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        refuse_machine_fault(error)
         raise InputError(
             f"cannot be read as {what}: {getattr(error, 'strerror', None) or error}.",
             code="unreadable_file",

@@ -1,6 +1,6 @@
 """The command ``persona-atlas``: collects the commands of this folder's modules, and maps errors to exit statuses.
 
-0: done. 1: the work failed. 2: the input was wrong. 130: stopped by Ctrl-C or SIGTERM, resumable.
+0: done. 1: the work failed. 2: the input was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP, resumable.
 Results go to stdout, everything else to stderr; with ``--json`` stdout holds one JSON object and nothing else.
 """
 
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import click
 
 from ...jobs.errors import AtlasError
+from ...jobs.machine_faults import machine_fault
 from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
@@ -55,17 +57,38 @@ for _command in (
     cli.add_command(_command)
 
 
-def _on_first_signal(_signal: int, _frame: FrameType | None) -> None:
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _on_first_signal(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        _let_go_of_the_terminal()
     # A second Ctrl-C only warns, so that cleaning up is not cut short by accident; a third exits at once.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _on_second_signal)
+    _handle_with(_on_second_signal)
     raise KeyboardInterrupt
 
 
-def _on_second_signal(_signal: int, _frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: os._exit(EXIT_INTERRUPTED))
+def _on_second_signal(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        _let_go_of_the_terminal()
+    _handle_with(lambda *_: os._exit(EXIT_INTERRUPTED))
     output.progress().say("Still cleaning up; press Ctrl-C again to exit at once. Committed units are kept either way.")
+
+
+def _handle_with(handler: Callable[[int, FrameType | None], object]) -> None:
+    for each in _STOPPING:
+        # nohup starts a process that ignores SIGHUP, and means it.
+        if each is not signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, handler)
+
+
+def _let_go_of_the_terminal() -> None:
+    """Send what is still printed nowhere: the terminal is gone, and writing to it would raise."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command and options; None: those of this process.
     """
     argv: Sequence[str] = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGINT, _on_first_signal)
-    signal.signal(signal.SIGTERM, _on_first_signal)
+    _handle_with(_on_first_signal)
     as_json = "--json" in argv
     try:
         result: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)
@@ -93,6 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - nothing above could print it as JSON
+        if (fault := machine_fault(error)) is not None:
+            output.error(fault.as_dict(), as_json=as_json)
+            sys.exit(fault.exit_status)
         # A bug: print the traceback for its report, and still give a program that reads JSON its object.
         traceback.print_exc()
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)

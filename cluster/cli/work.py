@@ -29,7 +29,7 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
         The exit status: 0 when every unit is committed, else 1.
 
     Raises:
-        AtlasError: See ``prepare_job``, ``work_job`` and ``conclude``.
+        AtlasError: See ``prepare_job``, ``worked_job`` and ``conclude``.
     """
     progress = output.progress()
     job = prepare_job(spec, progress)

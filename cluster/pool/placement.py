@@ -33,14 +33,18 @@ class Placement:
     Attributes:
         replicas: Number of replicas; each is one worker process.
         device: ``cpu`` or ``cuda``.
-        threads: CPU threads of each replica, reserved as that many CPUs of its node.
+        threads: CPUs of its node that each replica reserves, and its CPU threads unless its node decides them.
         num_gpus: GPUs of each replica, 0 or 1.
+        one_per_node: Whether each node gets one replica, however many it has room for.
+        node_decides: Whether the threads of a replica depend on the node where it is placed, which may join later.
     """
 
     replicas: int
     device: str
     threads: int
     num_gpus: int
+    one_per_node: bool = False
+    node_decides: bool = False
 
     def places_on(self, num_cpus: float, num_gpus: float) -> int:
         """Return the number of replicas that one node has resources for.
@@ -54,7 +58,25 @@ class Placement:
             2
         """
         by_cpu = int(num_cpus // self.threads)
-        return min(by_cpu, int(num_gpus // self.num_gpus)) if self.num_gpus else by_cpu
+        if self.num_gpus:
+            return min(by_cpu, int(num_gpus // self.num_gpus))
+        return min(by_cpu, 1) if self.one_per_node else by_cpu
+
+    def threads_on(self, num_cpus: float, num_gpus: float) -> int:
+        """Return the CPU threads of a replica on one node.
+
+        Args:
+            num_cpus: All CPUs of the node.
+            num_gpus: All GPUs of the node.
+
+        Example:
+            >>> Placement(2, "cuda", 1, 1, node_decides=True).threads_on(16, 2)
+            8
+        """
+        if not self.node_decides:
+            return self.threads
+        sharing = num_gpus if self.num_gpus else min(self.replicas, self.places_on(num_cpus, num_gpus))
+        return max(self.threads, int(num_cpus // max(1, sharing)))
 
 
 def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False) -> Placement:
@@ -81,9 +103,11 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
     device = "cuda" if asked.device == "cuda" or (asked.device == "auto" and resources.num_gpus) else "cpu"
     num_gpus = 1 if device == "cuda" else 0
     replicas = asked.replicas or (resources.num_gpus if device == "cuda" else max(1, resources.num_nodes))
+    one_per_node = device == "cpu" and not asked.replicas
     if may_grow:
         at_once = max(1, -(-replicas // max(1, resources.num_nodes)))
-        return Placement(replicas, device, asked.threads or max(1, (resources.cpus_per_node or 1) // at_once), num_gpus)
+        reserved = asked.threads or max(1, (resources.cpus_per_node or 1) // at_once)
+        return Placement(replicas, device, reserved, num_gpus, one_per_node, node_decides=not asked.threads)
     limit, unit = (resources.num_gpus, "GPU") if device == "cuda" else (resources.num_cpus, "CPU core")
     if replicas > limit:
         raise InputError(
@@ -102,4 +126,4 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
             field="placement.threads" if asked.threads else "placement.replicas",
             hint=f"Ask for at most {resources.num_cpus // replicas if asked.threads else resources.num_cpus}.",
         )
-    return Placement(replicas, device, threads, num_gpus)
+    return Placement(replicas, device, threads, num_gpus, one_per_node)

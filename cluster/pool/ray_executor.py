@@ -151,6 +151,9 @@ class RayExecutor(PooledExecutor):
             "max_task_retries": 0,
             "max_concurrency": _CONCURRENT_CALLS,
         }
+        if self._placement.one_per_node:
+            # Where a node has room for several, Ray would rather fill it than use the next.
+            options["scheduling_strategy"] = "SPREAD"
         if avoid:
             options["label_selector"] = {_NODE_LABEL: f"!in({','.join(avoid)})"}
         self._actors[worker] = self._actor_class.options(**options).remote(self._settings, worker)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import ray
 
 from ...jobs.errors import AtlasError, JobError
+from ...jobs.machine_faults import machine_fault
 from ...jobs.units import UnitAttempt
 from .worker_loop import WorkerLoop, WorkerReport
 from .worker_settings import WorkerSettings
@@ -24,7 +27,7 @@ class UnitActor:
     """
 
     def __init__(self, settings: WorkerSettings, name: str) -> None:
-        self._loop = WorkerLoop(settings, name)
+        self._loop = WorkerLoop(_on_own_node(settings), name)
 
     def node_id(self) -> str:
         """Return the id of the node that this actor runs on."""
@@ -42,11 +45,12 @@ class UnitActor:
             would wrap it.
         """
         try:
+            _require_current_directory()
             self._loop.prepare()
         except AtlasError as error:
             return error
         except Exception as error:  # noqa: BLE001 - raised, it would look like a lost worker to the driver
-            return JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
+            return machine_fault(error) or JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
         return None
 
     def take(self, attempts: Sequence[UnitAttempt]) -> None:
@@ -56,3 +60,17 @@ class UnitActor:
     def next_report(self) -> WorkerReport:
         """Wait until there is something to report, and return it; see :meth:`WorkerLoop.next_report`."""
         return self._loop.next_report()
+
+
+def _require_current_directory() -> None:
+    """Leave the current directory if it is gone, as when Ray unpacks a job's files anew; libraries ask for it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
+def _on_own_node(settings: WorkerSettings) -> WorkerSettings:
+    own = ray.get_runtime_context().get_node_id()
+    resources = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == own), {})
+    return settings.on_node(resources.get("CPU", 0), resources.get("GPU", 0))

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ...jobs.errors import InputError
 from ...jobs.scheduling.pool_commands import ClusterNodes
+from ...workers.models.limits import usable_cores
+from .own_signals import OwnSignals
 from .placement import Placement, Resources
 from .ray_environment import prepare_ray_environment, worker_environment
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Small, because only assignments and reports pass through Ray's object store; activations never do."""
 
+_SHUTDOWN_S = 20.0
+"""Most time that Ray gets to shut down; it takes a second or two. Its processes end with this one in any case."""
+
 
 def local_resources() -> Resources:
-    """Count this machine's cores, and the GPUs that the installed torch can use."""
-    import psutil
+    """Count the cores that this process may use, and the GPUs that the installed torch can use."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Resources(psutil.cpu_count() or 1, gpus)
+    return Resources(usable_cores(), gpus)
 
 
 def cluster_nodes(placement: Placement) -> ClusterNodes:
@@ -70,11 +77,13 @@ def ray_session(address: str | None) -> Iterator[Resources]:
         return
     # Ray reports lost workers with a plain print, from a thread; stdout is for results.
     with redirect_stdout(sys.stderr):
+        own_signals = OwnSignals()
         try:
-            _connect(ray, address)
+            with own_signals.kept():
+                _connect(ray, address)
             yield _resources(ray.nodes())
         finally:
-            ray.shutdown()
+            _shut_down(ray, own_signals)
 
 
 def _connect(ray: Any, address: str | None) -> None:
@@ -99,6 +108,20 @@ def _connect(ray: Any, address: str | None) -> None:
             field="--address",
             hint="Check host and port, or leave --address out to run on this machine.",
         ) from error
+
+
+def _shut_down(ray: Any, own_signals: OwnSignals) -> None:
+    """Shut Ray down, and go on without it when it hangs, as it may when its own processes were stopped as well."""
+    # In a thread, so that this one can put the handlers back as soon as Ray has removed them.
+    thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + _SHUTDOWN_S
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(0.02)
+        own_signals.restore()
+    if thread.is_alive():
+        # Ray would shut down once more when this process exits, and wait for the first to end.
+        atexit.unregister(ray.shutdown)
 
 
 def _resources(nodes: list[dict[str, Any]]) -> Resources:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...jobs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
 from ...workers.engine import EngineSettings
+from ...workers.models.limits import usable_cores
+from .placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class WorkerSettings:
         served_model: Name of the model on that server; empty without a server.
         sentinel: Path of an object in the store that the driver has written. A worker that cannot find it is connected
             to another store and refuses to start. Empty: not checked.
+        placement: Resources of a worker whose node decides its threads; None: ``engine.threads`` holds on any node.
         tokens_per_block: Rows per row block of the ``tokens`` arrays; 0 in a run without them.
         canary: Which rollouts are compared with a plain forward pass.
     """
@@ -42,3 +45,17 @@ class WorkerSettings:
     sentinel: str = ""
     tokens_per_block: int = 0
     canary: CanarySpec = field(default_factory=CanarySpec)
+    placement: Placement | None = None
+
+    def on_node(self, num_cpus: float, num_gpus: float) -> WorkerSettings:
+        """Return the settings of a worker that was placed on a node.
+
+        Args:
+            num_cpus: All CPUs of the node, as its cluster counts them.
+            num_gpus: All GPUs of the node.
+        """
+        if self.placement is None:
+            return self
+        # The cluster may count cores that the worker's container must not use.
+        threads = min(self.placement.threads_on(num_cpus, num_gpus), usable_cores())
+        return replace(self, engine=replace(self.engine, threads=threads))

@@ -71,9 +71,11 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
         placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
 
         def make_executor(lease: HeldLease) -> Executor:
+            threads = f"{count_of(placement.threads, 'thread')} each"
+            if placement.node_decides:
+                threads = "with the threads that each node has cores for"
             progress.say(
-                f"Loading the model: {count_of(placement.replicas, 'replica')} on {placement.device}, "
-                f"{count_of(placement.threads, 'thread')} each."
+                f"Loading the model: {count_of(placement.replicas, 'replica')} on {placement.device}, {threads}."
             )
             settings = worker_settings(job, placement, driver_path(lease.generation))
             return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
@@ -114,6 +116,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
         sentinel=sentinel,
         tokens_per_block=job.plan.tokens_per_block,
         canary=spec.capture.canary,
+        placement=placement if placement.node_decides else None,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -19,7 +21,7 @@ from .backend import Backend, OpenBackend
 from .drive import drive
 from .prepare import Job
 from .progress import Progress
-from .status_reporter import StatusReporter
+from .status_reporter import StatusReporter, is_stop
 
 _VERSIONED = ("persona-atlas", "torch", "transformers", "ray", "zarr", "numcodecs", "numpy")
 
@@ -50,13 +52,17 @@ class Outcome:
         return self.done == self.planned
 
 
-def work_job(
+@contextmanager
+def worked_job(
     job: Job,
     progress: Progress,
     reporter: StatusReporter,
     open_backend: OpenBackend,
-) -> Outcome:
-    """Run the missing units of a job.
+) -> Iterator[Outcome]:
+    """Run the missing units of a job, and hold the lease until the ``with`` block ends.
+
+    The workers are gone in the block. What belongs to the job and needs none, such as the reduction, is done there, so
+    that a run without a live lease never has a driver at work.
 
     Args:
         job: The prepared job.
@@ -64,7 +70,7 @@ def work_job(
         reporter: Writes the driver's status, and raises when the job was asked to stop.
         open_backend: Opens what runs the workers: ``open_ray_backend``, ``open_local_backend``, or that of a test.
 
-    Returns:
+    Yields:
         How the units ended.
 
     Raises:
@@ -78,18 +84,38 @@ def work_job(
     if not job.num_missing:
         if job.record is not None:
             refresh_index(job.location, job.record)
-        return Outcome(len(job.plan.units), len(job.plan.units), 0, ())
+        yield Outcome(len(job.plan.units), len(job.plan.units), 0, ())
+        return
     refuse_if_driven(job.location, reporter.job_id)
-    with open_backend(job, progress) as backend:
-        reporter.raise_if_stopped()
-        with acquire(job.location, row_blocks_needed(job.plan, job.committed), reporter.job_id) as lease:
+    with ExitStack() as held:
+        with open_backend(job, progress) as backend:
+            reporter.raise_if_stopped()
+            blocks = row_blocks_needed(job.plan, job.committed)
+            lease = held.enter_context(acquire(job.location, blocks, reporter.job_id))
             reporter.attach(job.location, lease.generation)
             if not lease.is_exclusive:
                 progress.say(
                     "Warning: this object store ignores conditional writes, so nothing here can keep a second driver "
                     "out. Start one at a time."
                 )
-            return _work_under_lease(job, lease, backend, progress, reporter)
+            outcome = _work_under_lease(job, lease, backend, progress, reporter)
+        yield outcome
+
+
+def work_job(job: Job, progress: Progress, reporter: StatusReporter, open_backend: OpenBackend) -> Outcome:
+    """Run the missing units of a job and release the lease; see :func:`worked_job`.
+
+    Args:
+        job: The prepared job.
+        progress: Prints progress.
+        reporter: Writes the driver's status.
+        open_backend: Opens what runs the workers.
+
+    Returns:
+        How the units ended.
+    """
+    with worked_job(job, progress, reporter, open_backend) as outcome:
+        return outcome
 
 
 def _work_under_lease(
@@ -131,6 +157,11 @@ def _work_under_lease(
 
             reporter.set_phase("working")
             drive(ledger, executor, commit, progress, reporter.update)
+    except BaseException as error:
+        if is_stop(error):
+            # Stopping the workers takes a while, and a status must not say meanwhile that they work.
+            reporter.end_by(error)
+        raise
     finally:
         executor.close()
     done = ledger.num_done

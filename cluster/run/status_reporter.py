@@ -40,6 +40,11 @@ class JobStoppedError(JobError):
         )
 
 
+def is_stop(error: BaseException) -> bool:
+    """Whether an error is a request to stop: a cancelled job, Ctrl-C or SIGTERM."""
+    return isinstance(error, (JobStoppedError, KeyboardInterrupt))
+
+
 class StatusReporter:
     """The status of one driver. A context manager: leaving it writes how the job ended.
 
@@ -169,6 +174,13 @@ class StatusReporter:
         if not self._status.state.is_final:
             self._change(state=state, doing="ended", error=error, workers=(), units_in_flight=0, seconds_left=None)
 
+    def end_by(self, error: BaseException) -> None:
+        """Set how the job ended: by an error, or stopped when the error is a request to stop."""
+        if is_stop(error):
+            self.end(JobState.CANCELLED, "cancelled.")
+        else:
+            self.end(JobState.FAILED, str(error))
+
     def write(self) -> None:
         """Write the status now, if a store is attached."""
         if self._target is not None:
@@ -186,10 +198,8 @@ class StatusReporter:
     ) -> None:
         self._done.set()
         self._thread.join()
-        if isinstance(error, (JobStoppedError, KeyboardInterrupt)):
-            self.end(JobState.CANCELLED, "cancelled.")
-        elif error is not None:
-            self.end(JobState.FAILED, str(error))
+        if error is not None:
+            self.end_by(error)
         self.write()
 
     def _change(self, **changes: object) -> None:

@@ -7,7 +7,7 @@ from ...jobs.scheduling.job_state import JobState
 from ...storage.run.commits import committed_units
 from .backend import OpenBackend
 from .conclude import Conclusion, conclude
-from .job import Outcome, work_job
+from .job import Outcome, worked_job
 from .prepare import Job
 from .progress import Progress
 from .status_reporter import StatusReporter
@@ -19,22 +19,22 @@ def finish_job(job: Job, progress: Progress, open_backend: OpenBackend) -> tuple
     Args:
         job: The prepared job.
         progress: Prints progress.
-        open_backend: Opens what runs the workers; see ``work_job``.
+        open_backend: Opens what runs the workers; see ``worked_job``.
 
     Returns:
         How the units ended, and the results of the run.
 
     Raises:
-        AtlasError: See ``work_job`` and ``conclude``.
+        AtlasError: See ``worked_job`` and ``conclude``.
         KeyboardInterrupt: Ctrl-C was pressed. Raised again after printing how many units are committed.
     """
     if job.committed:
         progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are already committed.")
     try:
-        with StatusReporter() as reporter:
-            outcome = work_job(job, progress, reporter, open_backend)
+        with StatusReporter() as reporter, worked_job(job, progress, reporter, open_backend) as outcome:
             conclusion = conclude(job, progress, reporter)
             reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
+            reporter.write()
     except KeyboardInterrupt:
         _say_what_is_kept(job, progress)
         raise

@@ -8,6 +8,7 @@ that a restarted driver takes over its own lease at once instead of waiting for 
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 import traceback
@@ -15,19 +16,22 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, cast
 
 from rich.console import Console
 
-from ...jobs.errors import AtlasError
+from ...jobs.errors import AtlasError, TransientError
+from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.scheduling.job_state import JobState
 from ...jobs.sources.load import load_source
+from ...jobs.sources.source import RequestSource
 from ...jobs.wording import count_of
 from ..retry import Backoff, with_retries
 from ..run.backend import open_ray_backend
-from ..run.conclude import conclude
-from ..run.job import work_job
-from ..run.prepare import prepare_job
+from ..run.conclude import Conclusion, conclude
+from ..run.job import Outcome, worked_job
+from ..run.prepare import Job, prepare_job
 from ..run.progress import Progress
 from ..run.status_reporter import StatusReporter
 from .submitted_job import CATALOG_FOLDER, NAMESPACE, SubmittedJob, driver_actor_name
@@ -71,10 +75,15 @@ class Driver:
     Args:
         job: The job.
         exit_process: Ends this process without a restart; called when the job is over. None: kills the Ray actor.
+        folder: The job's working directory; None: the current directory.
     """
 
-    def __init__(self, job: SubmittedJob, exit_process: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, job: SubmittedJob, exit_process: Callable[[], None] | None = None, folder: Path | None = None
+    ) -> None:
         self._job = job
+        self._folder = folder or Path()
+        self._source: RequestSource | None = None
         self._exit_process = exit_process or _kill_own_actor(job.job_id)
         self._start_id = uuid.uuid4().hex
         self._lines: list[str] = []
@@ -137,21 +146,73 @@ class Driver:
                 raise
 
     def _work(self) -> int:
-        source = load_source(self._job.spec, CATALOG_FOLDER if self._job.ships_catalog else None)
-        job = prepare_job(self._job.spec, self._progress, source)
+        try:
+            return self._work_once()
+        except Exception as error:
+            # Also one that was taken for wrong input: the job was planned before, from the same files.
+            refuse_machine_fault(error)
+            raise
+
+    def _work_once(self) -> int:
+        job = prepare_job(self._job.spec, self._progress, self._load_source())
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")
-        outcome = work_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto"))
-        conclusion = conclude(job, self._progress, self._reporter)
+        with worked_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto")) as outcome:
+            conclusion = conclude(job, self._progress, self._reporter)
+            self._say_outcome(job, outcome, conclusion)
+            if outcome.is_complete:
+                self._reporter.end(JobState.SUCCEEDED)
+            else:
+                self._reporter.end(
+                    JobState.FAILED, f"{count_of(len(outcome.failures), 'unit')} failed and were given up."
+                )
+            self._reporter.write()
+        return 0 if outcome.is_complete else 1
+
+    def _load_source(self) -> RequestSource:
+        """Load the source once; a job that is restarted does not read its files again."""
+        if self._source is None:
+            catalog = self._folder / CATALOG_FOLDER if self._job.ships_catalog else None
+            if catalog is not None and not catalog.is_dir():
+                raise TransientError(
+                    f"{catalog}, which was sent with the job, is not on this node yet.", code="machine_fault"
+                )
+            self._source = load_source(self._job.spec, None if catalog is None else str(catalog))
+        return self._source
+
+    def _say_outcome(self, job: Job, outcome: Outcome, conclusion: Conclusion) -> None:
         for failure in outcome.failures:
             self._progress.say(f"Unit {failure.unit_id} is given up (attempt {failure.attempt}): {failure.message}")
         self._progress.say(f"{outcome.done} of {outcome.planned} units are committed in {job.location.url}.")
         if conclusion.report_place is not None:
             self._progress.say(f"Report: {conclusion.report_place}")
-        if outcome.is_complete:
-            self._reporter.end(JobState.SUCCEEDED)
-            return 0
-        self._reporter.end(JobState.FAILED, f"{count_of(len(outcome.failures), 'unit')} failed and were given up.")
-        return 1
+
+
+class DriverActor(Driver):
+    """The driver in a process of its own, which does not depend on the directory that it was started in.
+
+    Ray removes a job's working directory, and unpacks it again, when a node is started again on the same machine.
+
+    Args:
+        job: The job.
+    """
+
+    def __init__(self, job: SubmittedJob) -> None:
+        super().__init__(job, folder=leave_working_directory())
+
+
+def leave_working_directory() -> Path:
+    """Make the root of the file system the current directory, for it is always there.
+
+    Returns:
+        The absolute path of the directory that was the current one; it may be gone.
+    """
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:
+        # The shell that started this process in its working directory has noted it.
+        folder = Path(os.environ.get("PWD", "/"))
+    os.chdir("/")
+    return folder
 
 
 class _LineCollector(io.TextIOBase):

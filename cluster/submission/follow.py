@@ -15,7 +15,7 @@ from typing import Any
 
 from ...jobs.errors import InputError, JobError
 from ..pool.ray_environment import prepare_ray_environment, worker_environment
-from .driver_actor import Driver, DriverReport
+from .driver_actor import DriverActor, DriverReport
 from .submitted_job import NAMESPACE, SubmittedJob, driver_actor_name
 
 _POLL_S = 0.5
@@ -97,7 +97,6 @@ def _raise_stopped(_signal: int, _frame: FrameType | None) -> None:
 
 def _driver(job: SubmittedJob) -> Any:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     options: dict[str, Any] = {
         "name": driver_actor_name(job.job_id),
@@ -110,25 +109,14 @@ def _driver(job: SubmittedJob) -> Any:
         "max_concurrency": 4,
         # The driver must fit on a cluster whose cores are all taken by workers.
         "num_cpus": 0,
+        # Worker nodes come and go; the head stays for as long as the cluster does. It must be asked for by a resource:
+        # Ray places an actor that needs none on any node, whatever node it is told to prefer.
+        "resources": {job.driver_resource or _HEAD_RESOURCE: 0.001},
         # Its workers inherit it.
         "runtime_env": worker_environment(),
     }
-    if job.driver_resource:
-        options["resources"] = {job.driver_resource: 0.001}
-    else:
-        # Worker nodes come and go; the head stays for as long as the cluster does.
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(_head(ray), soft=True)
-    actor_class: Any = ray.remote(Driver)
+    actor_class: Any = ray.remote(DriverActor)
     return actor_class.options(**options).remote(job)
-
-
-def _head(ray: Any) -> str:
-    """Find the id of the head node.
-
-    This process runs on the head; but where several nodes share a machine, Ray may report another of them as its own.
-    """
-    heads = [node["NodeID"] for node in ray.nodes() if _HEAD_RESOURCE in node["Resources"]]
-    return heads[0] if heads else ray.get_runtime_context().get_node_id()
 
 
 def _print_until_end(ray: Any, driver: Any) -> int:

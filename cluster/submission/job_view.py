@@ -11,7 +11,7 @@ from ...jobs.scheduling.job_state import JobEvidence, JobState, state_of
 from ...storage.format.records import Lease, RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
-from ...storage.run.lease import is_live, newest_lease
+from ...storage.run.lease import LEASE_SECONDS, is_live, newest_lease
 from ...storage.run.run_store import read_run_record
 from ...storage.run.status import RunStatus, Stage, read_status
 from .ray_cluster import RayJob
@@ -35,6 +35,8 @@ class JobView:
         status: What the job's driver wrote into its status file last; None without such a file.
         ray: The job as Ray reports it; None when Ray was not asked.
         store_error: Why the store could not be read; empty when it could.
+        heard_at: When the driver last renewed its lease or wrote its status, in seconds since the epoch; None when no
+            driver is running.
     """
 
     job_id: str
@@ -47,6 +49,15 @@ class JobView:
     status: RunStatus | None
     ray: RayJob | None
     store_error: str = ""
+    heard_at: float | None = None
+
+    def silent_s(self, now: float) -> float | None:
+        """Return the seconds since the driver was last heard from; None when no driver is running.
+
+        Args:
+            now: Seconds since the epoch.
+        """
+        return None if self.heard_at is None else max(0.0, now - self.heard_at)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -71,6 +82,7 @@ class JobView:
             "units_planned": self.planned,
             "stages": [stage.model_dump() for stage in self.stages],
             "driver": {"host": driver.host, "pid": driver.pid} if driver else None,
+            "driver_heard_at": self.heard_at,
             "ray_state": self.ray.state if self.ray else None,
             "ray_message": self.ray.message if self.ray else None,
             "trouble": self.store_error or None,
@@ -127,4 +139,7 @@ def _view(
     )
     state, reason = state_of(evidence)
     driver = lease if is_driven and state is JobState.RUNNING else None
-    return JobView(job_id, location.url, state, reason, done, planned, driver, status, ray)
+    heard_at = None
+    if driver is not None:
+        heard_at = max(driver.expires_at - LEASE_SECONDS, status.updated_at if status else 0.0)
+    return JobView(job_id, location.url, state, reason, done, planned, driver, status, ray, heard_at=heard_at)

@@ -44,7 +44,7 @@ class SubmitOptions:
     Attributes:
         code: ``ship`` uploads this package with the job; ``installed`` uses the package that the nodes have.
         image: Container image for the job's processes, which has the package; None: they run on the nodes as they are.
-        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head, if it has room.
+        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head.
         may_scale_up: Whether an autoscaler will add nodes that the cluster does not have yet.
     """
 

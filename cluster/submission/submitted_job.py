@@ -34,7 +34,7 @@ class SubmittedJob(BaseModel):
         version: Version of Persona Atlas that submitted it.
         python: Minor version of Python that submitted it, such as ``3.11``.
         ships_catalog: Whether the working directory holds a copy of the spec's catalog directory, named ``catalog``.
-        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head, if it has room.
+        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,8 +1,9 @@
 """The state of a job, derived from evidence: commits, lease, the driver's status file, and Ray's job status.
 
 A pure function of its input. The store takes precedence over Ray: a run whose units are all committed has succeeded
-whatever became of its Ray job, and a driver that keeps renewing its lease is running whatever Ray reports. Ray's status
-decides for jobs that have not reached the store yet, or were stopped.
+whatever became of its Ray job, a driver that keeps renewing its lease is running whatever Ray reports, and where the
+lease is released or has expired none is running whatever its last status file reports. Ray's status decides for jobs
+that have not reached the store yet, or were stopped.
 Knows neither Ray nor the store nor the clock.
 """
 
@@ -103,9 +104,7 @@ def _is_running(evidence: JobEvidence) -> bool:
     if evidence.reported_state is not None and evidence.reported_state.is_final:
         # The final status is the last thing a driver writes; it releases its lease a moment later.
         return False
-    if evidence.is_driven:
-        # A driver that was killed cannot release its lease, so a live lease alone proves nothing once Ray has stopped
-        # the job; a driver that survived that keeps its status fresh.
-        return evidence.is_status_fresh or evidence.ray is not RayState.STOPPED
-    # The reduction at the end runs without a lease.
-    return evidence.reported_state is JobState.RUNNING and evidence.is_status_fresh
+    # A driver holds its lease to the end, its reduction included: without a lease, its last status is of the past.
+    # One that was killed cannot release it, so a live lease alone proves nothing once Ray has stopped the job; a driver
+    # that survived that keeps its status fresh.
+    return evidence.is_driven and (evidence.is_status_fresh or evidence.ray is not RayState.STOPPED)

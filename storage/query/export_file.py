@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...jobs.errors import InputError
+from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.poolings import keeps_tokens
 from .run import Query
 
@@ -48,6 +49,7 @@ def write_query(query: Query, path: Path) -> list[Path]:
     try:
         return FORMATS[path.suffix](query, path)
     except OSError as error:
+        refuse_machine_fault(error)
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}.",
             code="not_writable",

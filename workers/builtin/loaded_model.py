@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...jobs.errors import InputError
+from ...jobs.machine_faults import refuse_machine_fault
 from ..chat.renderer import ChatRenderer, stop_token_ids
 from ..engine import EngineSettings
 from ..models.adapters import merge_adapter
@@ -162,6 +163,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
             **restoring,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        refuse_machine_fault(error)
         refuse_own_code(directory, error)
         raise InputError(
             f"the model in {directory} cannot be loaded: {str(error).strip().splitlines()[0]}",

@@ -23,6 +23,7 @@ from jinja2 import TemplateError
 
 from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
+from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.messages import ChatMessage
 from ..engine import TokenisedText
 from ..own_code import refuse_own_code
@@ -277,6 +278,7 @@ def load_renderer(directory: Path, template: str | None = None) -> ConversationR
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        refuse_machine_fault(error)
         refuse_own_code(directory, error)
         raise InputError(
             f"the tokenizer in {directory} cannot be loaded: {error}.",

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import psutil
-
 from ...jobs.errors import InputError
-
-_NO_LIMIT = 2**63
-_CGROUP = Path("/sys/fs/cgroup")
-_CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
-"""Files with limit, usage and counters, of cgroup v2 and v1."""
+from .limits import free_memory_bytes
 
 
 def free_bytes(device: str) -> int:
@@ -23,7 +12,7 @@ def free_bytes(device: str) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
-    return min(psutil.virtual_memory().available, _container_bytes())
+    return free_memory_bytes()
 
 
 def require_memory(needed_bytes: int, copies: int, device: str) -> None:
@@ -50,17 +39,3 @@ def require_memory(needed_bytes: int, copies: int, device: str) -> None:
         field="placement.replicas" if copies > 1 else "model.source",
         hint=f"Try {', '.join(fixes)}, or a smaller model.",
     )
-
-
-def _container_bytes() -> int:
-    """Return the bytes left under a container's memory limit, page cache counted as free; ``2**63`` without a limit."""
-    for limit, used, cached in _CGROUP_FILES:
-        try:
-            allowed = (_CGROUP / limit).read_text().strip()
-            taken = int((_CGROUP / used).read_text())
-            counters = dict(line.split() for line in (_CGROUP / cached).read_text().splitlines())
-        except (OSError, ValueError):
-            continue
-        cache = int(counters.get("total_inactive_file") or counters.get("inactive_file") or 0)
-        return _NO_LIMIT if allowed == "max" else int(allowed) - taken + cache
-    return _NO_LIMIT

@@ -15,6 +15,9 @@ from .. import output
 from ..options import address_option, endpoint_option, is_store, json_option
 
 _POLL_S = 2.0
+_SILENT_S = 10.0
+"""A driver writes its status every few seconds; one that is silent for longer is mentioned."""
+
 _MAX_UNITS = 3
 """How many units of a worker are named."""
 
@@ -62,6 +65,10 @@ def _line(view: JobView) -> str:
             parts.append(f"{status.rollouts_per_second:.1f} rollouts/s")
         if status.seconds_left:
             parts.append(f"{span(status.seconds_left)} left")
+        silent_s = view.silent_s(time.time())
+        if silent_s is not None and silent_s > _SILENT_S:
+            # A node that died is noticed by its cluster after some time, and the driver may have been on it.
+            parts.append(f"last heard from {span(silent_s)} ago")
         busy = sum(worker.doing == "working" for worker in status.workers)
         parts.append(f"{busy} of {len(status.workers)} workers busy")
     return ", ".join(parts)
@@ -78,6 +85,9 @@ def _print(view: JobView) -> None:
     lines.append(["store", view.url])
     if view.driver is not None:
         lines.append(["driver", f"process {view.driver.pid} on {view.driver.host}"])
+    silent_s = view.silent_s(time.time())
+    if silent_s is not None:
+        lines.append(["last heard from", f"{span(silent_s)} ago"])
     if status is not None and view.state is JobState.RUNNING:
         lines.append(["phase", status.doing])
         lines.append(["in flight", count_of(status.units_in_flight, "unit")])

@@ -9,6 +9,7 @@ import click
 from ....analysis.reduce import reduce_run
 from ....analysis.report import render_report, write_report
 from ....jobs.errors import InputError
+from ....jobs.machine_faults import refuse_machine_fault
 from ....jobs.user_paths import expand_home
 from ....storage.query.run import open_run
 from .. import output
@@ -33,6 +34,7 @@ def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: b
         try:
             Path(out).write_text(render_report(run, reduction), encoding="utf-8")
         except OSError as error:
+            refuse_machine_fault(error)
             raise InputError(
                 f"{out} cannot be written: {error.strerror or error}.",
                 code="not_writable",

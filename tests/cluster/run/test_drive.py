@@ -371,17 +371,17 @@ def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(
 @pytest.mark.parametrize(
     ("asked", "resources", "expected"),
     [
-        ({}, Resources(8, 0), Placement(1, "cpu", 8, 0)),
-        ({}, Resources(1, 0), Placement(1, "cpu", 1, 0)),
+        ({}, Resources(8, 0), Placement(1, "cpu", 8, 0, one_per_node=True)),
+        ({}, Resources(1, 0), Placement(1, "cpu", 1, 0, one_per_node=True)),
         ({"replicas": 3}, Resources(8, 0), Placement(3, "cpu", 2, 0)),
         ({"replicas": 8}, Resources(8, 0), Placement(8, "cpu", 1, 0)),
         ({"replicas": 2, "threads": 3}, Resources(8, 0), Placement(2, "cpu", 3, 0)),
-        ({"threads": 2}, Resources(8, 0), Placement(1, "cpu", 2, 0)),
+        ({"threads": 2}, Resources(8, 0), Placement(1, "cpu", 2, 0, one_per_node=True)),
         ({}, Resources(32, 4), Placement(4, "cuda", 8, 1)),
         ({"replicas": 2}, Resources(32, 4), Placement(2, "cuda", 16, 1)),
         ({"device": "cuda"}, Resources(16, 1), Placement(1, "cuda", 16, 1)),
         ({"device": "cuda", "threads": 1}, Resources(16, 2), Placement(2, "cuda", 1, 1)),
-        ({"device": "cpu"}, Resources(16, 2), Placement(1, "cpu", 16, 0)),
+        ({"device": "cpu"}, Resources(16, 2), Placement(1, "cpu", 16, 0, one_per_node=True)),
         ({"device": "cpu", "replicas": 4}, Resources(16, 2), Placement(4, "cpu", 4, 0)),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_running_driver_is_believed_over_ray(evidence: JobEvidence):
     if evidence.is_driven and evidence.is_status_fresh and reports_running:
         assert state is JobState.RUNNING
     if state is JobState.RUNNING and evidence.ray is None:
-        assert evidence.is_driven or evidence.is_status_fresh
+        assert evidence.is_driven
 
 
 @given(EVIDENCE)
@@ -72,7 +72,11 @@ R, J = RayState, JobState
         (JobEvidence(1, 4, is_driven=True, reported_state=J.RUNNING, ray=R.RUNNING), J.RUNNING),
         # Killed: nothing released the lease.
         (JobEvidence(1, 4, is_driven=True, reported_state=J.RUNNING, ray=R.STOPPED), J.CANCELLED),
-        (JobEvidence(4, 4, reported_state=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
+        # The reduction.
+        (JobEvidence(4, 4, is_driven=True, reported_state=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.RUNNING),
+        # Its lease was released: the process hangs as it ends, or the final status could not be written.
+        (JobEvidence(3, 4, reported_state=J.RUNNING, is_status_fresh=True), J.FAILED),
+        (JobEvidence(4, 4, reported_state=J.RUNNING, is_status_fresh=True, ray=R.RUNNING), J.SUCCEEDED),
         (JobEvidence(4, 4, reported_state=J.SUCCEEDED, ray=R.RUNNING), J.SUCCEEDED),
         (JobEvidence(4, 4, ray=R.FAILED), J.SUCCEEDED),
         (JobEvidence(3, 4, reported_state=J.FAILED, ray=R.RUNNING), J.FAILED),

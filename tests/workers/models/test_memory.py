@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.errors import InputError
@@ -31,13 +30,3 @@ def test_copies_count_together_and_fewer_of_them_are_the_first_cure():
         memory.require_memory(each, 2, "cpu")
     assert caught.value.field == "placement.replicas"
     assert str(caught.value.hint).startswith("Try fewer placement.replicas")
-
-
-def test_a_containers_limit_bounds_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("3000\n")
-    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 400\nslab 1\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.free_bytes("cpu") == 2400
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_bytes("cpu") > 2400
