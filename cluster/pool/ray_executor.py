@@ -14,6 +14,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
+from ...jobs.errors import AtlasError
 from ...jobs.scheduling.pool import WorkerPool
 from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
@@ -122,9 +123,10 @@ class RayExecutor(PooledExecutor):
             return self._carry_out(pool.reported(name, result.results, result.work_request, now))
         if call.kind == "node_id":
             return self._carry_out(pool.placed(name, result, now))
-        if call.kind == "prepare" and result is not None:
+        if call.kind == "prepare" and isinstance(result, AtlasError):
             return self._carry_out(pool.refused(name, result, cluster_nodes(self._placement), now))
         if call.kind == "prepare":
+            self.passes = result
             self._call(name, "next_report")
             return self._carry_out(pool.loaded(name, now))
         return []

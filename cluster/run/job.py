@@ -96,15 +96,18 @@ def _work_under_lease(
     reporter.set_phase("loading")
     # Takes seconds for a large plan, so it is done before workers are started and would wait.
     units = encode_units(job.plan.units)
-    record = job.record or RunRecord.of(
-        job.plan,
-        units_sha256=sha256(units).hexdigest(),
-        rendering=backend.rendering,
-        versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-        created_at=now_iso(),
-    )
     try:
         executor.start(lambda: reporter.update_workers(executor))
+        if executor.passes:
+            progress.say(executor.passes)
+        record = job.record or RunRecord.of(
+            job.plan,
+            units_sha256=sha256(units).hexdigest(),
+            rendering=backend.rendering,
+            passes=executor.passes,
+            versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+            created_at=now_iso(),
+        )
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Listed again, because another driver may have committed units after planning and before this lease.

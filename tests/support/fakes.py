@@ -63,6 +63,7 @@ class FakeEngine:
         empty: Addresses whose response is empty.
         token_layers: Of which every token is kept.
         more: Said after every other response.
+        passes: What it tells of its forward passes.
         canary_error: What every canary shows.
         prefetch: Units that it wants to have waiting.
         calls: What was asked, call by call; a call with nothing to do is none.
@@ -78,6 +79,7 @@ class FakeEngine:
     more: str = ""
     canary_error: float = 1e-6
     canary_limit: float = 1e-3
+    passes: str = ""
     tokens_per_capture: int = 0
     prefetch: int = 0
     calls: list[list[RolloutAddress]] = field(default_factory=list)
