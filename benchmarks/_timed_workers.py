@@ -45,6 +45,7 @@ class TimedEngine:
     def __init__(self, layers: tuple[int, ...], d_model: int, rollout_s: float) -> None:
         self.layers = layers
         self.canary_limit = 1.0
+        self.passes = ""
         self.tokens_per_capture = 0
         self.prefetch = 0
         self._d_model = d_model

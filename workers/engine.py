@@ -151,11 +151,14 @@ class Reader(Protocol):
         tokens_per_capture: Tokens that callers should pass in one call. More tokens let more texts share a prefix; but
             everything that a call captures is in memory until it returns, so a reader that keeps every token sets a
             lower number.
+        passes: Which texts have a forward pass of their own, and why, in a sentence for people and for the run's
+            record; ``""`` where all texts share passes.
     """
 
     layers: tuple[int, ...]
     canary_limit: float
     tokens_per_capture: int
+    passes: str
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Capture the activations of texts.

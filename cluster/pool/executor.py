@@ -69,6 +69,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def passes(self) -> str:
+        """Which texts have a forward pass of their own, and why; known when ``start`` has returned. ``""`` for none."""
+        ...
+
+    @property
     def ready(self) -> list[str]:
         """Workers whose model is loaded, busy or not."""
         ...

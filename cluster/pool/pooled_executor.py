@@ -23,11 +23,15 @@ class PooledExecutor(ABC):
     Args:
         pool: The pool, which makes all decisions.
         clock: Returns the pool's time in seconds; must be monotonic.
+
+    Attributes:
+        passes: Which texts have a forward pass of their own, as the last worker that loaded its model reported.
     """
 
     def __init__(self, pool: WorkerPool[Manifest], clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._clock = clock
+        self.passes = ""
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Wait until a worker is ready; the others join when they are.

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
+from ...jobs.errors import AtlasError
 from ...jobs.scheduling.pool import WorkerPool
 from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
@@ -126,9 +127,10 @@ class RayExecutor(PooledExecutor):
                 # Only now: an actor's calls run beside each other, and the pool must not hear of a loaded model first.
                 self._call(name, "prepare")
             return answers
-        if call.kind == "prepare" and result is not None:
+        if call.kind == "prepare" and isinstance(result, AtlasError):
             return self._carry_out(pool.refused(name, result, cluster_nodes(self._placement), now))
         if call.kind == "prepare":
+            self.passes = result
             self._call(name, "next_report")
             return self._carry_out(pool.loaded(name, now))
         return []

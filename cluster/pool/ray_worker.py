@@ -37,12 +37,12 @@ class UnitActor:
         """Never return: when the worker dies, this call fails, which notifies the driver whatever the worker did."""
         threading.Event().wait()
 
-    def prepare(self) -> AtlasError | None:
+    def prepare(self) -> AtlasError | str:
         """Load the model.
 
         Returns:
-            Why the model cannot be loaded; None when it is loaded. The error is returned and not raised, because Ray
-            would wrap it.
+            Which texts have a forward pass of their own (:attr:`WorkerLoop.passes`), or why the model cannot be loaded.
+            The error is returned and not raised, because Ray would wrap it.
         """
         try:
             _require_current_directory()
@@ -51,7 +51,7 @@ class UnitActor:
             return error
         except Exception as error:  # noqa: BLE001 - raised, it would look like a lost worker to the driver
             return machine_fault(error) or JobError(f"the model cannot be loaded: {error!r}.", code="model_not_loaded")
-        return None
+        return self._loop.passes
 
     def take(self, attempts: Sequence[UnitAttempt]) -> None:
         """Accept an assignment; see :meth:`WorkerLoop.take`."""

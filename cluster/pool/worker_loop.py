@@ -87,6 +87,11 @@ class WorkerLoop:
                 require_same_store(self._location, self._settings.sentinel)
                 self._engine = self._load(self._settings)
 
+    @property
+    def passes(self) -> str:
+        """Which texts have a forward pass of their own, and why; ``""`` for none, and before the model is loaded."""
+        return "" if self._engine is None else self._engine.reader.passes
+
     def take(self, attempts: Sequence[UnitAttempt]) -> None:
         """Accept an assignment and return at once; a later report has the result of each unit.
 

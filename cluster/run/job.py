@@ -126,15 +126,18 @@ def _work_under_lease(
     reporter.set_phase("loading")
     # Takes seconds for a large plan, so it is done before workers are started and would wait.
     units = encode_units(job.plan.units)
-    record = job.record or RunRecord.of(
-        job.plan,
-        units_sha256=sha256(units).hexdigest(),
-        rendering=backend.rendering,
-        versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-        created_at=now_iso(),
-    )
     try:
         executor.start(lambda: reporter.update_workers(executor))
+        if executor.passes:
+            progress.say(executor.passes)
+        record = job.record or RunRecord.of(
+            job.plan,
+            units_sha256=sha256(units).hexdigest(),
+            rendering=backend.rendering,
+            passes=executor.passes,
+            versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+            created_at=now_iso(),
+        )
         if skipped := job.plan.source.skipped:
             lines = [problem.as_dict() for problem in skipped]
             with_retries(lambda: write_skipped(job.location, lines), progress.say)

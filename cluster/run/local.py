@@ -86,6 +86,11 @@ class InProcessExecutor:
         self._since = time.time()
 
     @property
+    def passes(self) -> str:
+        """Which texts have a forward pass of their own, and why; see ``Executor``."""
+        return self._loop.passes
+
+    @property
     def ready(self) -> list[str]:
         """This process, once its model is loaded."""
         return [_NAME] if self._is_ready else []

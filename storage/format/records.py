@@ -68,6 +68,7 @@ class RunRecord(_Sealed):
         rows_per_block: Rows per shard of the pooled arrays.
         token_layers: Decoder layers along the second axis of ``tokens`` arrays; empty in a run without them.
         tokens_per_block: Rows per shard of the ``tokens`` arrays; 0 in a run without them.
+        passes: Which texts have a forward pass of their own, and why, in a sentence; empty where all share passes.
         rendering: How prompts become tokens: hash of the chat template, and what it does with a system prompt.
         versions: Software that started the run, by name of the package.
         created_at: ISO 8601, in UTC.
@@ -87,6 +88,7 @@ class RunRecord(_Sealed):
     created_at: str
     token_layers: tuple[int, ...] = ()
     tokens_per_block: int = 0
+    passes: str = ""
 
     @classmethod
     def of(
@@ -97,6 +99,7 @@ class RunRecord(_Sealed):
         rendering: dict[str, Any],
         versions: dict[str, str],
         created_at: str,
+        passes: str = "",
     ) -> RunRecord:
         """Make the sealed record of a plan."""
         return cls.sealed(
@@ -114,6 +117,7 @@ class RunRecord(_Sealed):
             created_at=created_at,
             token_layers=plan.token_layers,
             tokens_per_block=plan.tokens_per_block,
+            passes=passes,
         )
 
     @property

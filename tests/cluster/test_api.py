@@ -20,6 +20,9 @@ from persona_atlas.storage.run.lease import newest_lease
 from persona_atlas.storage.run.status import read_status
 
 from documented import JOB
+from other_families import ALONE_FAMILIES
+from plain_forward import PlainModel, relative_errors
+from tiny_families import save_tiny_model
 
 TALK = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A pirate!"}]
 
@@ -165,3 +168,22 @@ def test_two_replicas_run_on_ray_and_give_the_same_texts(job: dict[str, Any], tm
     assert result.worked == 7
     alone = persona_atlas.run(job | {"store": {"url": str(tmp_path / "alone")}}, progress=False)
     assert result.run.rollouts()["response"].to_pylist() == alone.run.rollouts()["response"].to_pylist()
+
+
+def test_a_model_whose_texts_run_alone_is_right_and_the_run_tells_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    directory = save_tiny_model(tmp_path / "bloom", ALONE_FAMILIES["bloom"]())
+    answers = ["A pirate!", "No.", "An accountant, what else would I be?"]
+    talks = [[TALK[0], {"role": "assistant", "content": answer}] for answer in answers]
+    result = persona_atlas.extract(str(directory), talks, store=str(tmp_path / "run"))
+    assert result.is_complete
+    plain = PlainModel(directory)
+    found = result.run.activations(layer="all")
+    for row, rollout in zip(found.values, result.run.rollouts().to_pylist(), strict=True):
+        states_LTD = plain.outputs([*rollout["prompt_token_ids"], *rollout["response_token_ids"]])
+        expected_LD = states_LTD[:, len(rollout["prompt_token_ids"]) :].mean(axis=1)
+        # Stored values are rounded to some bits of the mantissa.
+        assert relative_errors(row, expected_LD).max() < 2e-3
+    assert result.run.record.passes.startswith("Every text has a forward pass of its own")
+    assert result.run.record.passes in capsys.readouterr().err.replace("\n", " ")

@@ -63,6 +63,7 @@ class FakeEngine:
         empty: Addresses whose response is empty.
         token_layers: Of which every token is kept.
         more: Said after every other response.
+        passes: What it tells of its forward passes.
         canary_error: What every canary shows.
         canary_errors: What the canaries of these addresses show instead.
         compared: Addresses of which a canary was asked, in that order.
@@ -82,6 +83,7 @@ class FakeEngine:
     canary_errors: dict[RolloutAddress, float] = field(default_factory=dict)
     compared: list[RolloutAddress] = field(default_factory=list)
     canary_limit: float = 1e-3
+    passes: str = ""
     tokens_per_capture: int = 0
     prefetch: int = 0
     calls: list[list[RolloutAddress]] = field(default_factory=list)

@@ -35,6 +35,11 @@ class LocalExecutor:
         self._loop.prepare()
 
     @property
+    def passes(self) -> str:
+        """Those of the loop."""
+        return self._loop.passes
+
+    @property
     def ready(self) -> list[str]:
         """This process."""
         return [_NAME]

@@ -28,7 +28,7 @@ class PlainModel:
         from transformers import AutoModelForCausalLM
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
-        self.layers: list[Any] = list(_layers_of(self.model))
+        self.layers: list[Any] = next(list(found) for place in _LISTS if (found := _at(self.model, place)) is not None)
         for layer, vector in (added or {}).items():
             self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64)))
 
@@ -36,6 +36,26 @@ class PlainModel:
         """Compute the output of each layer, and Hugging Face's hidden states after it: both (layer, token, d_model)."""
         states = self.places(token_ids)
         return states["resid_post"], states["hidden"]
+
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Compute the logits after the last token: ``(V,)``."""
+        with torch.no_grad():
+            return self.model(input_ids=torch.tensor([list(token_ids)]), use_cache=False).logits[0, -1]
+
+    def outputs(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Compute the output of each layer, in any family: (layer, token, d_model)."""
+        seen: list[torch.Tensor] = []
+        handles = [
+            layer.register_forward_hook(
+                lambda _module, _inputs, output: seen.append((output if torch.is_tensor(output) else output[0])[0])
+            )
+            for layer in self.layers
+        ]
+        with torch.no_grad():
+            self.model(input_ids=torch.tensor([list(token_ids)]), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return torch.stack(seen).float().numpy()
 
     def places(self, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
         """Compute every hook point, found by the family's own module names, and Hugging Face's hidden states."""
@@ -79,11 +99,22 @@ class PlainModel:
         return "gpt2" if hasattr(layer, "ln_2") else "llama"
 
 
-def _layers_of(model: Any) -> Any:
-    if hasattr(model, "transformer"):
-        return model.transformer.h
-    # Of a model that also takes images, the layers of its language model.
-    return getattr(model.model, "language_model", model.model).layers
+_LISTS = (
+    "transformer.h",
+    "transformer.blocks",
+    "model.language_model.layers",
+    "model.layers",
+    "backbone.layers",
+    "backbone.blocks",
+    "rwkv.blocks",
+)
+"""Where families keep their decoder layers."""
+
+
+def _at(model: Any, place: str) -> Any:
+    for name in place.split("."):
+        model = getattr(model, name, None)
+    return model
 
 
 _PARTS = {

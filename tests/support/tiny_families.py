@@ -14,7 +14,7 @@ D_MODEL = 32
 STOP_IDS = [END_ID, *range(20, 36)]
 """Many tokens end a response, so that random models stop at all lengths."""
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": D_MODEL,
     "intermediate_size": 48,
@@ -32,38 +32,38 @@ _SHAPE: dict[str, Any] = {
 def _llama() -> Any:
     from transformers import LlamaConfig
 
-    return LlamaConfig(**_SHAPE)
+    return LlamaConfig(**SHAPE)
 
 
 def _qwen3() -> Any:
     from transformers import Qwen3Config
 
-    return Qwen3Config(**_SHAPE, head_dim=16)
+    return Qwen3Config(**SHAPE, head_dim=16)
 
 
 def _gemma2() -> Any:
     from transformers import Gemma2Config
 
-    return Gemma2Config(**_SHAPE, head_dim=16, sliding_window=16, query_pre_attn_scalar=16)
+    return Gemma2Config(**SHAPE, head_dim=16, sliding_window=16, query_pre_attn_scalar=16)
 
 
 def _gemma3() -> Any:
     from transformers import Gemma3TextConfig
 
-    return Gemma3TextConfig(**_SHAPE, head_dim=16, sliding_window=16, query_pre_attn_scalar=16)
+    return Gemma3TextConfig(**SHAPE, head_dim=16, sliding_window=16, query_pre_attn_scalar=16)
 
 
 def _mistral() -> Any:
     from transformers import MistralConfig
 
-    return MistralConfig(**_SHAPE, sliding_window=16)
+    return MistralConfig(**SHAPE, sliding_window=16)
 
 
 def _qwen3_moe() -> Any:
     from transformers import Qwen3MoeConfig
 
     own: dict[str, Any] = {"head_dim": 16, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
-    return Qwen3MoeConfig(**_SHAPE, **own, norm_topk_prob=True)
+    return Qwen3MoeConfig(**SHAPE, **own, norm_topk_prob=True)
 
 
 def _gpt2() -> Any:
@@ -96,10 +96,14 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 def save_tiny_family(directory: Path, family: str) -> Path:
     """Save a random model of a family: 4 layers, d_model 32; the same weights every time."""
+    return save_tiny_model(directory, FAMILIES[family]())
+
+
+def save_tiny_model(directory: Path, config: Any) -> Path:
+    """Save a random model of a configuration; the same weights every time."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = FAMILIES[family]()
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model: Any = AutoModelForCausalLM.from_config(config)

@@ -56,6 +56,7 @@ class BuiltinEngine:
         layers: The captured layers, 0-based, ascending.
         canary_limit: Largest relative error of a canary; see ``Reader``.
         tokens_per_capture: Tokens that one call of ``capture`` should bring; see ``Reader``.
+        passes: Which texts have a forward pass of their own, and why; see ``Reader``.
         prefetch: 0, because it pulls a request whenever a slot of its batch is freed.
     """
 
@@ -77,6 +78,7 @@ class BuiltinEngine:
         )
         places = [tap for taps in self._taps.values() for tap in taps]
         loaded = self.loaded = replace(loaded, sharing=find_sharing(loaded, places, self.canary_limit))
+        self.passes = loaded.sharing.summary
         if loaded.sharing.up_to:
             model.set_attn_implementation(ATTENTION)
         self.model = model

@@ -140,7 +140,7 @@ class _Probe:
             raise
         except Exception:  # noqa: BLE001 - then every token is sampled from a pass over the whole text, which has run
             return False
-        return max(_differences([torch.cat(logits_1V)], self._alone[0][-1:])) <= _ROUNDING * self._limit
+        return max(_differences([torch.cat(logits_1V)], self._alone[0][-1:])) <= self._limit
 
     def _states(self, token_ids: Sequence[int]) -> _States:
         """Run tokens alone, and return the states of the first text in it."""

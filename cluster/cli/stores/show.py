@@ -41,6 +41,7 @@ def show(store_url: str, endpoint_url: str | None, as_json: bool) -> None:
             ["arrays", ", ".join(contents["arrays"])],
             ["layers", f"{len(contents['layers'])}: {contents['layers'][0]} to {contents['layers'][-1]}"],
             ["precision", f"{contents['mantissa_bits']} mantissa bits, float32 range"],
+            *([["passes", contents["passes"]]] if contents["passes"] else []),
             ["reduction", contents["reduction"] or "none yet"],
             ["created", contents["created_at"]],
         ],
@@ -73,6 +74,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "reduction": current_reduction_id(run.location),
         "created_at": record.created_at,
         "rendering": record.rendering,
+        "passes": record.passes,
         "versions": record.versions,
     }
 

@@ -41,6 +41,7 @@ class _Counting:
 
     def __post_init__(self) -> None:
         self.layers, self.canary_limit = self.inner.layers, self.inner.canary_limit
+        self.passes = self.inner.passes
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         self.calls.append(len(texts))
