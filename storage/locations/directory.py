@@ -3,7 +3,7 @@
 A reader must never see half an object, and a crash or a power cut must not leave a commit record whose objects are
 lost. So each object is written to a temporary file, flushed to disk, and only then given its name; then the directory
 entry is flushed too. POSIX and NFS make ``rename`` and ``link`` atomic; ``link`` fails when the name is taken, which
-makes ``create`` a conditional write.
+makes ``create`` a conditional write. ``exclusive_name`` does without links where there are none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from ...jobs.errors import AtlasError, InputError, TransientError
+from .exclusive_name import give_name, has_hard_links
 
 _FIELD = "store.url"
 
@@ -77,14 +78,8 @@ class DirectoryLocation:
     def create(self, path: str, data: bytes) -> bool:
         with self.errors():
             temporary = self._write_temporary(path, data)
-            try:
-                # Not ``rename``, which would replace an existing file: two drivers that create one lease at the same
-                # time would both succeed. ``link`` gives the complete file its name, or fails if the name is taken.
-                os.link(temporary, self._root / path)
-            except FileExistsError:
+            if not give_name(temporary, self._root / path):
                 return False
-            finally:
-                temporary.unlink()
             _sync_folder_of(self._root / path)
             return True
 
@@ -102,6 +97,12 @@ class DirectoryLocation:
             temporary.unlink(missing_ok=True)
             raise
         return temporary
+
+    def has_hard_links(self) -> bool:
+        """Whether files here can have hard links; creates the directory."""
+        with self.errors():
+            self._root.mkdir(parents=True, exist_ok=True)
+            return has_hard_links(self._root)
 
     def names(self, folder: str) -> list[str]:
         with self.errors():
@@ -166,6 +167,10 @@ def _sync_folder_of(path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        # File systems in user space and network shares may keep no directories that could be flushed.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
+            raise
     finally:
         os.close(folder)
 
