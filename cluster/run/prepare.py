@@ -70,7 +70,9 @@ def plan_job(
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
     directory = find_model(spec.model, progress.say)
-    return make_plan(spec, source, read_facts(directory)), directory
+    plan = make_plan(spec, source, read_facts(directory))
+    _refuse_no_room(plan)
+    return plan, directory
 
 
 def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
@@ -91,7 +93,9 @@ def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
         require_readable(plan, directory, progress)
         return plan, "files"
     facts, facts_from = sketch_model(spec.model, progress.say)
-    return make_plan(spec, load_source(spec), facts), facts_from
+    plan = make_plan(spec, load_source(spec), facts)
+    _refuse_no_room(plan)
+    return plan, facts_from
 
 
 def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
@@ -169,4 +173,16 @@ def refuse_tensor_parallel(spec: JobSpec) -> None:
             code="not_yet",
             field="placement.tensor_parallel",
             hint="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
+        )
+
+
+def _refuse_no_room(plan: Plan) -> None:
+    """Refuse responses that leave no room for a prompt in the context, so that no rollout could begin."""
+    new, context = plan.spec.sampling.max_new_tokens, plan.facts.max_context
+    if plan.source.generates and new >= context:
+        raise InputError(
+            f"is {new}, but the model's context of {context} tokens holds the prompt too.",
+            code="too_long",
+            field="sampling.max_new_tokens",
+            hint=f"Set it below {context}, with room for the prompts.",
         )

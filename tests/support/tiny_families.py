@@ -113,7 +113,12 @@ def _qwen2_5_vl() -> Any:
 
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     vision = {"depth": N_LAYERS, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": D_MODEL}
-    tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+    tokens: dict[str, Any] = {
+        "image_token_id": 5,
+        "video_token_id": 6,
+        "vision_start_token_id": 7,
+        "vision_end_token_id": 8,
+    }
     return Qwen2_5_VLConfig(text_config=_SHAPE | {"rope_parameters": rope}, vision_config=vision, **tokens)
 
 

@@ -114,8 +114,8 @@ def _wrong_kind(raw: Mapping[str, Any], config: Any) -> str:
 
     kind = str(config.model_type)
     named = [str(name) for name in (raw.get("architectures") or ())]
-    masked: Mapping[str, str] = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal: Mapping[str, Any] = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked: Mapping[Any, Any] = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal: Mapping[Any, Any] = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if getattr(config, "is_encoder_decoder", False):
         return (
             f"{_called(kind, named)} is an encoder-decoder, which reads a prompt with one model and writes with another"
