@@ -25,9 +25,11 @@ class PlainModel:
         self, directory: Path, dtype: torch.dtype = torch.float32, added: Mapping[int, Sequence[float]] | None = None
     ) -> None:
         """Load it; ``added`` is a vector that is added to the output of each of these layers, at every token."""
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig
 
-        self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        self.model: Any = (
+            model_class(AutoConfig.from_pretrained(directory)).from_pretrained(directory, dtype=dtype).eval()
+        )
         self.layers: list[Any] = next(list(found) for place in _LISTS if (found := _at(self.model, place)) is not None)
         for layer, vector in (added or {}).items():
             self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64)))
@@ -97,6 +99,13 @@ class PlainModel:
         if hasattr(layer, "pre_feedforward_layernorm"):
             return "sandwich"
         return "gpt2" if hasattr(layer, "ln_2") else "llama"
+
+
+def model_class(config: Any) -> Any:
+    """Return the class with which transformers loads and makes a model, of text or of images and text."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if config.model_type in ("mistral3", "qwen2_5_vl") else AutoModelForCausalLM
 
 
 _LISTS = (

@@ -83,6 +83,45 @@ def _gpt2() -> Any:
     )
 
 
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    # As many layers as the language model, which must not be taken for them.
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def _gemma3_images() -> Any:
+    from transformers import Gemma3Config
+
+    text = _SHAPE | {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
+    return Gemma3Config(text_config=text, vision_config=_VISION, mm_tokens_per_image=4, image_token_index=5)
+
+
+def _mistral3_images() -> Any:
+    from transformers import Mistral3Config
+
+    text = _SHAPE | {"model_type": "mistral", "sliding_window": None}
+    return Mistral3Config(text_config=text, vision_config=_VISION | {"model_type": "pixtral"}, image_token_index=5)
+
+
+def _qwen2_5_vl() -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    vision = {"depth": N_LAYERS, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": D_MODEL}
+    tokens: dict[str, Any] = {
+        "image_token_id": 5,
+        "video_token_id": 6,
+        "vision_start_token_id": 7,
+        "vision_end_token_id": 8,
+    }
+    return Qwen2_5_VLConfig(text_config=_SHAPE | {"rope_parameters": rope}, vision_config=vision, **tokens)
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "qwen3": _qwen3,
@@ -94,19 +133,28 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
+WITH_IMAGES: dict[str, Callable[[], Any]] = {
+    "gemma3_images": _gemma3_images,
+    "mistral3_images": _mistral3_images,
+    "qwen2_5_vl": _qwen2_5_vl,
+}
+"""Families that also take images, of which the language model is used."""
+
+
 def save_tiny_family(directory: Path, family: str) -> Path:
     """Save a random model of a family: 4 layers, d_model 32; the same weights every time."""
-    return save_tiny_model(directory, FAMILIES[family]())
+    return save_tiny_model(directory, (FAMILIES | WITH_IMAGES)[family]())
 
 
 def save_tiny_model(directory: Path, config: Any) -> Path:
     """Save a random model of a configuration; the same weights every time."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from plain_forward import model_class
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = model_class(config).from_config(config)
         # Norms and biases are initialised to constants, which would hide a mistake that affects them.
         with torch.no_grad():
             for parameter in model.parameters():

@@ -173,21 +173,17 @@ class Admission:
         except UnitError as error:
             self.refused = error
         except InputError as error:
-            self.refused = UnitError(f"{request.address}: {error.message}", code=error.code)
+            self.refused = UnitError(f"{request.address}: {error.message}", code=error.code, hint=error.hint)
         return None
 
     def _begun(self, request: RolloutRequest) -> RunningRollout:
         prompt_ids = self._loaded.renderer.render(request.messages)
         if len(prompt_ids) + self._max_new > self._loaded.max_context:
-            raise UnitError(
-                f"{request.address}: {len(prompt_ids)} prompt tokens and {self._max_new} new ones exceed "
-                f"the model's context of {self._loaded.max_context}.",
-                code="too_long",
-            )
+            raise _too_long(request, len(prompt_ids), self._max_new, self._loaded.max_context)
         try:
             intervention = self._interventions.ready(request.intervention)
         except UnitError as error:
-            raise UnitError(f"{request.address}: {error.message}", code=error.code) from None
+            raise UnitError(f"{request.address}: {error.message}", code=error.code, hint=error.hint) from None
         spans = self._user_spans
         user_span = spans.of_prompt(request.messages, prompt_ids) if spans else None
         random = uniforms([request.seed], self._max_new)[0].tolist()
@@ -204,3 +200,15 @@ class Admission:
         rollout.prefix, rollout.leads = self._prefixes.find(
             rollout.request.opening, rollout.prompt_ids, most, rollout.intervention
         )
+
+
+def _too_long(request: RolloutRequest, prompt: int, new: int, context: int) -> UnitError:
+    """Make the error of a rollout that does not fit the context, with what would fit."""
+    room = context - prompt
+    return UnitError(
+        f"{request.address}: {prompt} prompt tokens and {new} new ones exceed the model's context of {context}.",
+        code="too_long",
+        hint=f"Set sampling.max_new_tokens to at most {room}, or shorten the prompt."
+        if room > 0
+        else f"Shorten the prompt to fewer than {context} tokens.",
+    )

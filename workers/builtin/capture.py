@@ -23,6 +23,12 @@ from ...jobs.spec_parts import HookPoint
 from ..models.hook_points import Tap
 from ..observation import Observed, Wanted
 
+NOT_FINITE_HINT = (
+    "Numbers of some models, Gemma's among them, are beyond the range of float16: set model.dtype to bfloat16 or "
+    "float32. If it is one of these already, the weights are damaged."
+)
+"""What to do about a number that is not finite; it would be the same in every attempt."""
+
 
 @dataclass(frozen=True)
 class _LayerObservation:
@@ -160,4 +166,4 @@ def require_finite(vectors_LD: torch.Tensor, layers: Sequence[int], what: str) -
     finite_L = torch.isfinite(vectors_LD).flatten(1).all(dim=1).tolist()
     for layer, finite in zip(layers, finite_L, strict=True):
         if not finite:
-            raise UnitError(f"layer {layer}: {what} is not finite.", code="not_finite")
+            raise UnitError(f"layer {layer}: {what} is not finite.", code="not_finite", hint=NOT_FINITE_HINT)

@@ -15,6 +15,7 @@ from ...jobs.machine_faults import refuse_machine_fault
 from ..chat.renderer import ChatRenderer, stop_token_ids
 from ..engine import EngineSettings
 from ..models.adapters import merge_adapter
+from ..models.architecture import auto_model_class
 from ..models.checkpoint import ADAPTER_FOLDER, facts_of, open_checkpoint
 from ..models.hook_points import find_decoder_layers
 from ..models.memory import require_memory
@@ -142,7 +143,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
         InputError: The files are missing or invalid, or transformers does not support the model.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     directory = settings.directory
     checkpoint = open_checkpoint(directory)
@@ -153,7 +154,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     restoring = loading_options(checkpoint.raw)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_model_class(checkpoint.config).from_pretrained(
             directory,
             # Merged in float32, an adapter's sums are rounded once.
             dtype=torch.float32 if adapter.is_dir() else dtype,

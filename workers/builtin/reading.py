@@ -105,6 +105,7 @@ class TextReader:
             raise UnitError(
                 f"{text.name}: {length_of(text)} tokens exceed the model's context of {self._loaded.max_context}.",
                 code="too_long",
+                hint=f"Shorten it to at most {self._loaded.max_context} tokens, or leave it out.",
             )
 
     @staticmethod
@@ -127,7 +128,7 @@ class TextReader:
         try:
             return self._interventions.ready(text.intervention)
         except UnitError as error:
-            raise UnitError(f"{text.name}: {error.message}", code=error.code) from None
+            raise UnitError(f"{text.name}: {error.message}", code=error.code, hint=error.hint) from None
 
     def _pass(self, readings: Sequence[TextInPass], *, is_alone: bool = False) -> list[CapturedText]:
         """Run one pass over the given texts, or one alone, and pool each of their responses."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ...jobs.errors import UnitError
+from .capture import NOT_FINITE_HINT
 
 _CANDIDATES = (64, 1024)
 """Numbers of most likely tokens to search for the nucleus, the second for rows where the first is not enough; rows with
@@ -88,7 +89,7 @@ def _sample_rows(logits_BV: torch.Tensor, uniform_B1: torch.Tensor, temperature:
 
 def _require_finite(likeliest_B: torch.Tensor) -> None:
     if not bool(torch.isfinite(likeliest_B).all()):
-        raise UnitError("the model's logits are not finite.", code="not_finite")
+        raise UnitError("the model's logits are not finite.", code="not_finite", hint=NOT_FINITE_HINT)
 
 
 def _pick(probs_BK: torch.Tensor, ids_BK: torch.Tensor, uniform_B1: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -82,6 +82,19 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def auto_model_class(config: Any) -> Any:
+    """Return the class of transformers that loads a model with its head: of text, or of images and text.
+
+    Args:
+        config: The configuration, as ``read_auto_config`` returns it.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    plain = str(config.model_type) in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return transformers.AutoModelForCausalLM if plain else transformers.AutoModelForImageTextToText
+
+
 def declared_dtype(config: Any) -> str:
     """Return the type of parameters that a configuration declares, its language model's first; empty if none.
 
@@ -101,22 +114,17 @@ def _wrong_kind(raw: Mapping[str, Any], config: Any) -> str:
 
     kind = str(config.model_type)
     named = [str(name) for name in (raw.get("architectures") or ())]
-    masked: Mapping[str, str] = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal: Mapping[str, Any] = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked: Mapping[Any, Any] = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal: Mapping[Any, Any] = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if getattr(config, "is_encoder_decoder", False):
         return (
             f"{_called(kind, named)} is an encoder-decoder, which reads a prompt with one model and writes with another"
         )
     if kind in masked and not getattr(config, "is_decoder", False):
         return f"{_called(kind, named)} is an encoder, which fills gaps in a text and generates none"
-    if kind not in causal:
-        if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            return (
-                f"{_called(kind, named)} takes images, and transformers cannot load its language model alone; "
-                "a checkpoint of the language model can be used"
-            )
+    if kind not in causal and not _takes_images_too(config):
         return f"{_called(kind, named)} is no language model that transformers can generate with"
-    if named and not any(name in (causal[kind],) or name.endswith(_GENERATES) for name in named):
+    if named and not any(name == causal.get(kind) or name.endswith(_GENERATES) for name in named):
         return (
             f"{_called(kind, named)} has no head that predicts the next token (a classifier, reward or embedding model)"
         )
@@ -124,6 +132,15 @@ def _wrong_kind(raw: Mapping[str, Any], config: Any) -> str:
     if getattr(text, "use_bidirectional_attention", None) is True or getattr(text, "is_causal", None) is False:
         return f"{_called(kind, named)} attends to later tokens too, as embedding models do"
     return ""
+
+
+def _takes_images_too(config: Any) -> bool:
+    """Whether a model that takes images and text has a language model of its own among its parts."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return (
+        str(config.model_type) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and text_config(config) is not config
+    )
 
 
 def _bad_sizes(config: Any) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .architecture import auto_model_class
 from .problems import Problem
 from .weight_files import DTYPES
 
@@ -118,13 +119,12 @@ def restored_parameters(config: Any) -> int:
     import copy
 
     import torch
-    from transformers import AutoModelForCausalLM
 
     plain = copy.deepcopy(config)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
+        model: Any = auto_model_class(config).from_config(plain, trust_remote_code=False)
     parameters: Iterable[Any] = model.parameters()
     return sum(parameter.numel() for parameter in parameters)
 

@@ -155,3 +155,19 @@ def test_a_run_over_several_gpus_a_replica_is_refused_before_its_model_is_looked
         invoke("run", LLAMA, "--set", f"store.url={tmp_path / 'run'}")
     assert (caught.value.code, caught.value.field) == ("not_yet", "placement.tensor_parallel")
     assert not (tmp_path / "run").exists()
+
+
+def test_responses_that_leave_no_room_for_a_prompt_are_refused(tiny_spec: Path):
+    with pytest.raises(InputError) as caught:
+        planned("--set", "sampling.max_new_tokens=2048", spec=tiny_spec)
+    assert (caught.value.code, caught.value.field) == ("too_long", "sampling.max_new_tokens")
+    assert planned("--set", "sampling.max_new_tokens=2047", spec=tiny_spec)["units"]
+
+
+def test_a_model_that_cannot_be_run_is_not_planned(tiny_spec: Path, tiny_model_directory: Path, tmp_path: Path):
+    model = Path(shutil.copytree(tiny_model_directory, tmp_path / "reward"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    with pytest.raises(InputError, match="no head that predicts the next token") as caught:
+        planned("--set", f"model.source={model}", spec=tiny_spec)
+    assert (caught.value.code, caught.value.exit_status) == ("unknown_model", 2)

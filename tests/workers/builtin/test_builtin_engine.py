@@ -151,6 +151,7 @@ def test_a_prompt_that_leaves_no_room_in_the_context_is_a_unit_error(tmp_path: P
         next(rollouts)
     assert caught.value.code == "too_long"
     assert str(beyond.address) in caught.value.message
+    assert "Set sampling.max_new_tokens to at most 9" in str(caught.value.hint)
     assert next(asked) is request
 
 

@@ -326,6 +326,7 @@ def test_a_number_that_is_not_finite_fails_the_call_and_names_the_layer_where_it
     with pytest.raises(UnitError, match="layer 2") as caught:
         generate(engine, requests_of(3))
     assert caught.value.code == "not_finite"
+    assert "set model.dtype to bfloat16 or float32" in str(caught.value)
     with pytest.raises(UnitError, match="layer 2") as caught:
         engine.capture([TokenisedText("a text", tuple(range(40, 60)), ((5, 9),))])
     assert caught.value.code == "not_finite"

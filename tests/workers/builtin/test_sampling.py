@@ -130,6 +130,7 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float):
     with pytest.raises(UnitError, match="not finite") as caught:
         sample(logits_BV, torch.zeros(3), temperature, 0.9)
     assert caught.value.code == "not_finite"
+    assert "model.dtype" in str(caught.value.hint)
 
 
 def test_a_row_in_which_every_token_is_forbidden_is_refused():
