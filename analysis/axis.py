@@ -30,6 +30,31 @@ def assistant_axis(default_LD: Float64, role_vectors_PLD: Float64) -> Float64:
     return default_LD - role_vectors_PLD.mean(axis=0)
 
 
+_ROUNDING = 1e-9
+"""Length of a difference of means, as a share of their length, that is rounding: equal vectors leave up to 1e-13."""
+
+
+def is_distinct(differences_LD: Float64, means_LD: Float64) -> npt.NDArray[np.bool_]:
+    """Whether vectors differ at each layer by more than their means are rounded.
+
+    They do not where the same token is pooled in every rollout and nothing before it is mixed in, as the last token of
+    the template is at the input of the first layer.
+
+    Args:
+        differences_LD: ``(..., L, D)``, differences of vectors.
+        means_LD: ``(L, D)``, a vector of the size of those that were subtracted.
+
+    Returns:
+        ``(..., L)``.
+
+    Example:
+        >>> is_distinct(np.array([[0.0, 0.0], [0.0, 0.1]]), np.array([[1.0, 2.0], [1.0, 2.0]])).tolist()
+        [False, True]
+    """
+    lengths = np.linalg.norm(differences_LD, axis=-1)
+    return (lengths > 0) & (lengths > _ROUNDING * np.linalg.norm(means_LD, axis=-1))
+
+
 def unit(vectors: Float64) -> Float64:
     """Scale vectors along the last axis to length one.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .axis import unit
+from .axis import is_distinct, unit
 
 Float64 = npt.NDArray[np.float64]
 
@@ -23,11 +23,14 @@ class Pca:
         mean_LD: Mean of the vectors, which is subtracted before projecting.
         components_LKD: Components of unit length, sorted by decreasing variance; K is the smaller of P - 1 and D.
         variance_ratio_LK: Share of each component in the total variance, 0 to 1.
+        defined_L: Whether there are components at each layer; where the vectors are all the same, components and
+            shares are NaN.
     """
 
     mean_LD: Float64
     components_LKD: Float64
     variance_ratio_LK: Float64
+    defined_L: npt.NDArray[np.bool_]
 
     def scores(self, vectors_PLD: Float64) -> Float64:
         """Project vectors onto the components.
@@ -49,31 +52,35 @@ def fit_pca(vectors_PLD: Float64, axis_LD: Float64 | None) -> Pca:
 
     Args:
         vectors_PLD: One vector per role; P must be at least 3, because two points always lie on one component.
-        axis_LD: The Assistant Axis; None if the run has none.
+        axis_LD: The Assistant Axis, NaN at layers where it is undefined; None if the run has none.
+
+    Returns:
+        The components; undefined at layers where the vectors are all the same.
 
     Raises:
-        ValueError: There are fewer than three vectors, or they are all the same.
+        ValueError: There are fewer than three vectors.
     """
     num_vectors, num_layers, d_model = vectors_PLD.shape
     if num_vectors < 3:
         raise ValueError(f"PCA needs at least 3 vectors, not {num_vectors}")
     mean_LD = vectors_PLD.mean(axis=0)
     num_components = min(num_vectors - 1, d_model)
-    components = np.empty((num_layers, num_components, d_model))
-    ratio = np.empty((num_layers, num_components))
-    for position in range(num_layers):
+    components = np.full((num_layers, num_components, d_model), np.nan)
+    ratio = np.full((num_layers, num_components), np.nan)
+    defined_L = is_distinct(vectors_PLD - mean_LD, mean_LD).any(axis=0)
+    for position in np.flatnonzero(defined_L):
         _, singular, right = np.linalg.svd(vectors_PLD[:, position] - mean_LD[position], full_matrices=False)
         variance = singular[:num_components] ** 2
-        if not variance.sum() > 0:
-            raise ValueError("the vectors are all the same")
         components[position] = right[:num_components]
         ratio[position] = variance / (singular**2).sum()
+    # Of an undefined layer every coordinate is NaN, and the sign changes nothing.
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=-1, keepdims=True), axis=-1)
     signs = np.where(largest < 0, -1.0, 1.0)
     if axis_LD is not None:
-        agreement = np.einsum("ld,ld->l", components[:, 0], unit(axis_LD))
-        signs[:, 0, 0] = np.where(agreement < 0, -1.0, 1.0)
-    return Pca(mean_LD, components * signs, ratio)
+        oriented_L = defined_L & np.isfinite(axis_LD).all(axis=1)
+        agreement = np.einsum("ld,ld->l", components[oriented_L, 0], unit(axis_LD[oriented_L]))
+        signs[oriented_L, 0, 0] = np.where(agreement < 0, -1.0, 1.0)
+    return Pca(mean_LD, components * signs, ratio, defined_L)
 
 
 def components_for(variance_ratio_K: npt.NDArray[np.floating], share: float) -> int:

@@ -28,7 +28,7 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
 
     Args:
         reduction: A reduction with PCA.
-        layer: 0-based layer, one of the reduction's.
+        layer: 0-based layer, one of the reduction's, at which PCA is defined.
     """
     at = reduction.position(layer)
     assert reduction.role_vectors is not None
@@ -36,7 +36,7 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
     scores_PK = pca.scores(reduction.role_vectors[:, at : at + 1].astype(np.float64))[:, 0]
     x, y = scores_PK[:, 0], scores_PK[:, 1]
     colour, title = x, "PC1"
-    if reduction.axis is not None:
+    if reduction.axis is not None and layer not in reduction.undefined("axis"):
         direction = reduction.axis[at] / np.linalg.norm(reduction.axis[at])
         raw = reduction.role_vectors[:, at] @ direction
         colour, title = standardise(raw, raw), "projection<br>on the axis<br>(z)"
@@ -102,7 +102,8 @@ def variance_curve(reduction: Reduction, layer: int) -> go.Figure:
     figure = go.Figure()
     cumulative_LK = 100 * np.cumsum(reduction.pca_variance_ratio, axis=1)
     components = np.arange(1, cumulative_LK.shape[1] + 1)
-    lowest, highest = cumulative_LK.min(axis=0), cumulative_LK.max(axis=0)
+    # Layers without components are NaN; the one that is plotted has some.
+    lowest, highest = np.nanmin(cumulative_LK, axis=0), np.nanmax(cumulative_LK, axis=0)
     figure.add_scatter(
         x=[*components, *components[::-1]],
         y=[*highest, *lowest[::-1]],
@@ -139,17 +140,22 @@ def axis_by_layer(reduction: Reduction) -> go.Figure:
     assert reduction.role_vectors is not None
     assert reduction.default_vector is not None
     layers = list(reduction.layers)
+    undefined = reduction.undefined("axis")
     unit_LD = reduction.axis / np.linalg.norm(reduction.axis, axis=1, keepdims=True)
     roles_PL = np.einsum("pld,ld->pl", reduction.role_vectors.astype(np.float64), unit_LD)
     default_L = np.einsum("ld,ld->l", reduction.default_vector.astype(np.float64), unit_LD)
-    z_L = [float(standardise(default_L[i : i + 1], roles_PL[:, i])[0]) for i in range(len(layers))]
+    # None leaves a gap in the line.
+    z_L = [
+        None if layer in undefined else float(standardise(default_L[i : i + 1], roles_PL[:, i])[0])
+        for i, layer in enumerate(layers)
+    ]
     has_cosine = reduction.pc1_axis_cosine is not None
     figure = make_subplots(rows=1, cols=2 if has_cosine else 1, horizontal_spacing=0.12)
     line = {"x": layers, "mode": "lines+markers", "showlegend": False, "marker": {"size": 6}}
     figure.add_scatter(y=z_L, line={"color": KIND_COLOURS["default"], "width": 2}, row=1, col=1, **line)
     figure.update_yaxes(title="default Assistant, z-score among the roles", rangemode="tozero", row=1, col=1)
-    if has_cosine:
-        cosine_L = reduction.pc1_axis_cosine
+    if reduction.pc1_axis_cosine is not None:
+        cosine_L = [float(value) if np.isfinite(value) else None for value in reduction.pc1_axis_cosine]
         figure.add_scatter(y=cosine_L, line={"color": KIND_COLOURS["role"], "width": 2}, row=1, col=2, **line)
         figure.update_yaxes(title="cosine of PC1 with the axis", range=[0, 1.02], row=1, col=2)
     figure.update_xaxes(title="layer")
@@ -195,6 +201,7 @@ def _pca_at(reduction: Reduction, at: int) -> Pca:
         reduction.pca_mean[at : at + 1].astype(np.float64),
         reduction.pca_components[at : at + 1].astype(np.float64),
         reduction.pca_variance_ratio[at : at + 1].astype(np.float64),
+        np.isfinite(reduction.pca_variance_ratio[at : at + 1]).all(axis=1),
     )
 
 

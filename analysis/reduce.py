@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.errors import InputError, JobError
+from ..jobs.errors import InputError
 from ..jobs.personas import DEFAULT_PERSONA
 from ..jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
 from ..jobs.spec import digest_of
 from ..jobs.spec_parts import CaptureSpec
 from ..storage.derived.reductions import Reduction, make_current, read_current_reduction, write_reduction
 from ..storage.query.run import Run
-from .axis import assistant_axis, cosine, project
+from .axis import assistant_axis, cosine, is_distinct, project
 from .moments import GroupedMeans
 from .pca import fit_pca
 from .thresholds import thresholds
@@ -50,7 +50,6 @@ def reduce_run(
     Raises:
         InputError: Nothing is committed, the pooling was not captured or is ``tokens``, or the run has no personas.
         StoreError: A committed value is missing or damaged.
-        JobError: The vectors of a layer are all the same, so that they have no axis or components.
     """
     capture = run.record.spec.capture
     _refuse_tokens(capture, pooling)
@@ -82,15 +81,7 @@ def reduce_run(
     for layers in _layer_groups(run, len(groups)):
         if say:
             say(f"Reducing {_range_of(layers)}; the last is {run.layers[-1]}.")
-        try:
-            parts.append(_reduce_layers(run, layers, hook_point, pooling, roles, traits))
-        except ValueError as error:
-            raise JobError(
-                f"{_range_of(layers)} gave no axis or components: {error}.",
-                code="degenerate",
-                file=run.url,
-                hint="Are all responses the same? See Run.rollouts().",
-            ) from error
+        parts.append(_reduce_layers(run, layers, hook_point, pooling, roles, traits))
     reduction = _join(parts, run, reduction_id, roles, traits, hook_point, pooling)
     write_reduction(run.location, reduction)
     return reduction
@@ -150,8 +141,11 @@ def _reduce_layers(
         role_vectors = np.stack([means["role", role, "pos"] for role in roles])
         found["role_vectors"] = role_vectors
         found["role_counts"] = np.array([sums.counts["role", role, "pos"] for role in roles], dtype=np.int64)
-        axis = assistant_axis(default, role_vectors) if default is not None else None
-        if axis is not None:
+        axis = None
+        if default is not None:
+            axis = assistant_axis(default, role_vectors)
+            # NaN and not a zero vector, whose projections would look like numbers.
+            axis[~is_distinct(axis, default)] = np.nan
             found["axis"] = axis
             found |= _projections(run, layers, hook_point, pooling, axis)
         if len(roles) >= 3:
@@ -159,7 +153,10 @@ def _reduce_layers(
             found["pca_mean"], found["pca_components"] = pca.mean_LD, pca.components_LKD
             found["pca_variance_ratio"] = pca.variance_ratio_LK
             if axis is not None:
-                found["pc1_axis_cosine"] = cosine(pca.components_LKD[:, 0], axis)
+                both_L = pca.defined_L & np.isfinite(axis).all(axis=1)
+                cosine_L = np.full(len(layers), np.nan)
+                cosine_L[both_L] = cosine(pca.components_LKD[both_L, 0], axis[both_L])
+                found["pc1_axis_cosine"] = cosine_L
     return found
 
 
@@ -168,18 +165,47 @@ def _projections(
 ) -> dict[str, npt.NDArray[Any]]:
     rows: list[npt.NDArray[np.int64]] = []
     projected: list[npt.NDArray[np.float64]] = []
+    defined_L = np.isfinite(axis_LD).all(axis=1)
     for index, values_NLD in run.query(layer=list(layers), hook_point=hook_point, pooling=pooling).blocks():
         rows.append(index["row"].to_numpy())
-        projected.append(project(values_NLD, axis_LD))
+        projections_NL = np.full(values_NLD.shape[:2], np.nan)
+        projections_NL[:, defined_L] = project(values_NLD[:, defined_L], axis_LD[defined_L])
+        projected.append(projections_NL)
     projections_NL = np.concatenate(projected)
-    found = thresholds(projections_NL)
+    found = thresholds(projections_NL[:, defined_L])
+    cap_QL = np.full((len(found.labels), len(layers)), np.nan)
+    cap_QL[:, defined_L] = found.cap_on_minus_axis_QL
     return {
         "projections": projections_NL,
         "projection_rows": np.concatenate(rows),
-        "cap_on_minus_axis": found.cap_on_minus_axis_QL,
-        "floor_on_axis": found.floor_on_axis_QL,
+        "cap_on_minus_axis": cap_QL,
+        "floor_on_axis": -cap_QL,
         "threshold_labels": np.array(found.labels),
     }
+
+
+def _undefined(arrays: dict[str, npt.NDArray[Any]], layers: tuple[int, ...]) -> dict[str, dict[str, str]]:
+    """Name the layers at which there is no axis, or are no components, with the reason; layers as JSON's keys."""
+    reasons = {
+        "axis": ("axis", "the default Assistant and the mean of the roles have the same vector"),
+        "pca": ("pca_variance_ratio", "the role vectors are all the same"),
+    }
+    found: dict[str, dict[str, str]] = {}
+    for what, (array, reason) in reasons.items():
+        if array in arrays:
+            missing_L = ~np.isfinite(arrays[array]).all(axis=1)
+            at = {str(layer): reason for layer, is_missing in zip(layers, missing_L, strict=True) if is_missing}
+            found |= {what: at} if at else {}
+    return found
+
+
+def _without_vector(index: Any) -> dict[str, list[str]]:
+    """Name by kind the personas with committed rollouts of which every response is empty, in one polarity at least."""
+    filled = set(_groups(index.filter(index["has_vector"])))
+    found: dict[str, set[str]] = {}
+    for kind, name, _ in set(_groups(index)) - filled:
+        found.setdefault(kind, set()).add(name)
+    return {kind: sorted(names) for kind, names in sorted(found.items())}
 
 
 _LAYER_AXIS = {"role_vectors": 1, "trait_vectors": 1, "projections": 1, "cap_on_minus_axis": 1, "floor_on_axis": 1}
@@ -204,6 +230,8 @@ def _join(
         else:
             whole = np.concatenate([part[name] for part in parts], axis=_LAYER_AXIS.get(name, 0))
             joined[name] = whole.astype(np.float32)
+            # A chunk of NaN is not stored and reads as the fill value: its bits have to be those, sign included.
+            joined[name][np.isnan(joined[name])] = np.nan
     labels = joined.pop("threshold_labels", ())
     provenance = {
         "hook_point": hook_point,
@@ -213,6 +241,10 @@ def _join(
         "units_planned": run.record.num_units,
         "rollouts": run.index.num_rows,
     }
+    undefined = _undefined(joined, run.layers)
+    without_vector = _without_vector(run.index)
+    provenance |= {"undefined": undefined} if undefined else {}
+    provenance |= {"without_vector": without_vector} if without_vector else {}
     return Reduction(
         reduction_id=reduction_id,
         layers=run.layers,

@@ -75,12 +75,14 @@ def _head(run: Run, found: Summary) -> str:
         f"shown at layer {found.layer}; sampled at temperature {spec.sampling.temperature:g}, at most "
         f"{count_of(spec.sampling.max_new_tokens, 'token')}.</p>"
         f"{complete}<p class='note'>{escape(found.filter_note)}</p>"
+        + "".join(f"<p class='note'>{escape(note)}</p>" for note in found.notes)
     )
 
 
 def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:
     parts: list[tuple[str, str, go.Figure]] = []
-    if reduction.pca_components is not None and reduction.pca_components.shape[1] >= 2:
+    has_pca, has_axis = (found.layer not in reduction.undefined(what) for what in ("pca", "axis"))
+    if has_pca and reduction.pca_components is not None and reduction.pca_components.shape[1] >= 2:
         parts.append(
             (
                 "The persona map",
@@ -96,7 +98,7 @@ def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:
                 plots.variance_curve(reduction, found.layer),
             )
         )
-    if reduction.axis is not None:
+    if reduction.axis is not None and len(reduction.undefined("axis")) < len(reduction.layers):
         parts.append(
             (
                 "The Assistant Axis by layer",
@@ -104,7 +106,7 @@ def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:
                 plots.axis_by_layer(reduction),
             )
         )
-    if reduction.projections is not None and reduction.projection_rows is not None:
+    if has_axis and reduction.projections is not None and reduction.projection_rows is not None:
         at = reduction.position(found.layer)
         rows = dict(zip(run.index["row"].to_pylist(), run.index["kind"].to_pylist(), strict=True))
         kinds = [rows[row] for row in reduction.projection_rows.tolist()]

@@ -34,7 +34,8 @@ class Summary:
         components_for_70: Number of components for 70 % of the variance of the role vectors; None without PCA.
         pc1_variance: Share of the first component in the variance, 0 to 1; None without PCA.
         pc1_axis_cosine: Cosine of the first component with the axis; None without PCA or an axis.
-        floors: Thresholds on the axis, by label such as ``p0.25``.
+        floors: Thresholds on the axis, by label such as ``p0.25``; empty without an axis.
+        notes: Sentences about what is undefined: layers without an axis or components, personas without a vector.
     """
 
     layer: int
@@ -49,6 +50,7 @@ class Summary:
     pc1_variance: float | None
     pc1_axis_cosine: float | None
     floors: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def assistant_end(self) -> tuple[tuple[str, float, float], ...]:
@@ -70,6 +72,7 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """Build the object that ``--json`` prints."""
         return asdict(self) | {
+            "notes": list(self.notes),
             "roles": [{"role": n, "projection": p, "z_score": z} for n, p, z in self.roles],
             "direction": "axis; up is toward the Assistant",
         }
@@ -88,7 +91,10 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
     roles: tuple[tuple[str, float, float], ...] = ()
     default_projection = default_z = None
     floors: dict[str, float] = {}
-    if reduction.axis is not None and reduction.role_vectors is not None and reduction.default_vector is not None:
+    has_axis = reduction.axis is not None and layer not in reduction.undefined("axis")
+    has_pca = reduction.pca_variance_ratio is not None and layer not in reduction.undefined("pca")
+    if has_axis and reduction.role_vectors is not None and reduction.default_vector is not None:
+        assert reduction.axis is not None
         axis_LD = reduction.axis[at : at + 1].astype(np.float64)
         of_roles = project(reduction.role_vectors[:, at : at + 1], axis_LD)[:, 0]
         z_scores = standardise(of_roles, of_roles)
@@ -96,7 +102,7 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
         roles = tuple((reduction.role_names[i], float(of_roles[i]), float(z_scores[i])) for i in ranked)
         default_projection = float(project(reduction.default_vector[None, at : at + 1], axis_LD)[0, 0])
         default_z = float(standardise(np.array([default_projection]), of_roles)[0])
-    if reduction.floor_on_axis is not None:
+    if has_axis and reduction.floor_on_axis is not None:
         floors = {
             label: float(value)
             for label, value in zip(reduction.threshold_labels, reduction.floor_on_axis[:, at], strict=True)
@@ -111,11 +117,26 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
         roles=roles,
         default_projection=default_projection,
         default_z=default_z,
-        components_for_70=components_for(ratio[at], VARIANCE_SHARE) if ratio is not None else None,
-        pc1_variance=float(ratio[at, 0]) if ratio is not None else None,
-        pc1_axis_cosine=float(pc1[at]) if pc1 is not None else None,
+        components_for_70=components_for(ratio[at], VARIANCE_SHARE) if has_pca and ratio is not None else None,
+        pc1_variance=float(ratio[at, 0]) if has_pca and ratio is not None else None,
+        pc1_axis_cosine=float(pc1[at]) if has_axis and has_pca and pc1 is not None else None,
         floors=floors,
+        notes=_notes(reduction),
     )
+
+
+def _notes(reduction: Reduction) -> tuple[str, ...]:
+    notes: list[str] = []
+    for what, subject in (("axis", "There is no axis"), ("pca", "There are no principal components")):
+        by_reason: dict[str, list[int]] = {}
+        for layer, reason in reduction.undefined(what).items():
+            by_reason.setdefault(reason, []).append(layer)
+        for reason, layers in by_reason.items():
+            place = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+            notes.append(f"{subject} at {place}: {reason}.")
+    for kind, names in reduction.without_vector.items():
+        notes.append(f"Without a vector, because every response was empty ({kind}): {', '.join(names)}.")
+    return tuple(notes)
 
 
 def standardise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -133,4 +154,6 @@ def standardise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
         array([4.])
     """
     spread = reference.std()
-    return (values - reference.mean()) / spread if spread > 0 else np.zeros_like(values)
+    # Equal values leave a spread of a few bits of rounding.
+    is_spread = spread > 1e-12 * np.abs(reference).max(initial=0.0)
+    return (values - reference.mean()) / spread if is_spread else np.zeros_like(values)

@@ -214,7 +214,6 @@ def reduce(
     Raises:
         InputError: There is no run, or nothing in it to reduce.
         StoreError: A committed value is missing or damaged.
-        JobError: The vectors of some layers are all the same.
 
     Example:
         >>> from persona_atlas import reduce

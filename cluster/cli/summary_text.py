@@ -26,7 +26,8 @@ def print_summary(found: Summary) -> None:
     if found.floors:
         shown = ", ".join(f"{label} {value:+.2f}" for label, value in found.floors.items())
         output.text(f"Floors on the axis at layer {found.layer} (percentiles of -axis): {shown}")
-    output.text(found.filter_note)
+    for note in (*found.notes, found.filter_note):
+        output.text(note)
     if found.units_done < found.units_planned:
         output.text(f"The run is not complete: these are {found.units_done} of {found.units_planned} units.")
 

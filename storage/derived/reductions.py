@@ -11,14 +11,14 @@ import json
 import uuid
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-from ...jobs.errors import StoreError
+from ...jobs.errors import InputError, StoreError
 from ..format import layout
 from ..locations.location import Location
 
@@ -29,15 +29,19 @@ Float32 = npt.NDArray[np.float32]
 class Reduction:
     """Vectors, axis, PCA, projections and thresholds of a run, per layer. Arrays are float32 unless stated otherwise.
 
-    An array is None where it is undefined: the axis needs the default and a role, PCA at least three roles. The axis
-    points toward the Assistant. A projection is the dot product with the axis normalised to unit length, not centred.
+    An array is None where it is undefined: the axis needs the default and a role, PCA at least three roles. At a layer
+    where the vectors are all the same there is no axis, or there are no components; ``undefined`` names these layers,
+    and there the arrays that follow from them are NaN. The axis points toward the Assistant. A projection is the dot
+    product with the axis normalised to unit length, not centred.
 
     Attributes:
         reduction_id: Id of the reduction, a hash of its inputs.
         layers: Layers along the L axis of all arrays, 0-based.
         role_names: Names of the roles, in the order of ``role_vectors``.
         trait_names: Names of the traits, in the order of ``trait_vectors``.
-        facts: What the reduction was computed from: units, rollouts, filter, hook point, pooling.
+        facts: What the reduction was computed from: units, rollouts, filter, hook point, pooling. Also, where there are
+            such, ``undefined`` (see the method) and ``without_vector``: by kind, the personas of which every response
+            was empty.
         role_vectors: ``(P, L, D)``, mean over the rollouts of each role.
         role_counts: ``(P,)`` int64, number of rollouts of each role.
         default_vector: ``(L, D)``, mean over the rollouts of the default persona.
@@ -87,6 +91,40 @@ class Reduction:
             ValueError: The layer was not captured.
         """
         return self.layers.index(layer)
+
+    def undefined(self, what: Literal["axis", "pca"]) -> dict[int, str]:
+        """Return the layers without an axis, or without components, each with the reason; empty for most runs.
+
+        Args:
+            what: ``axis``: ``axis``, projections and thresholds are NaN there. ``pca``: components and their shares
+                are. ``pc1_axis_cosine`` is NaN where either is undefined.
+        """
+        reasons = self.facts.get("undefined", {}).get(what, {})
+        return {int(layer): str(reason) for layer, reason in reasons.items()}
+
+    @property
+    def without_vector(self) -> dict[str, list[str]]:
+        """By kind, the names of the personas of which every response was empty, so that they have no vector."""
+        return dict(self.facts.get("without_vector", {}))
+
+    def axis_at(self, layer: int) -> Float32:
+        """Return the axis at one layer, ``(D,)``.
+
+        Args:
+            layer: 0-based layer.
+
+        Raises:
+            InputError: The layer was not captured, the run has no axis, or it is undefined at this layer.
+        """
+        if layer not in self.layers:
+            message = f"layer {layer} is not in the reduction, which has {self.layers[0]} to {self.layers[-1]}."
+        elif self.axis is None:
+            message = "the run has no axis: it needs rollouts of the default Assistant and of a role."
+        elif layer in self.undefined("axis"):
+            message = f"there is no axis at layer {layer}: {self.undefined('axis')[layer]}."
+        else:
+            return self.axis[self.position(layer)]
+        raise InputError(message, code="no_axis", field="layer", hint="Choose another layer.")
 
 
 _TEXTS = ("layers", "role_names", "trait_names", "facts", "threshold_labels")

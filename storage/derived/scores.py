@@ -45,13 +45,14 @@ def judges(location: Location) -> list[str]:
     return sorted({PurePosixPath(path).parts[1] for path in location.sizes(layout.SCORES)})
 
 
-def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Table:
+def with_scores(location: Location, index: pa.Table, judge: str | None, field: str = "judge") -> pa.Table:
     """Add a column ``score`` to index lines, null where the judge gave none.
 
     Args:
         location: The run's store.
         index: Lines of the index; only scores of their units are read.
         judge: Name of the judge; None for the only one that has scored the run.
+        field: The filter that asks for scores, for the error when there are none.
 
     Raises:
         InputError: No judge has scored the run, this one has not, or there are several and ``judge`` is None.
@@ -60,10 +61,10 @@ def with_scores(location: Location, index: pa.Table, judge: str | None) -> pa.Ta
     known = judges(location)
     if not known:
         raise InputError(
-            "the run has no judge's scores.",
+            "no judge has scored this run, so there are no scores to select by.",
             code="no_scores",
-            field="min_score",
-            hint="Query without filters on scores.",
+            field=field,
+            hint="Query without filters on scores; write_scores (storage/derived/scores.py) stores those of a judge.",
         )
     if judge is None and len(known) > 1:
         raise InputError(

@@ -14,6 +14,7 @@ scores/<judge>/<unit>.parquet        a judge's scores of one unit
 analysis/<reduction>-<random>/       Zarr group of one reduction
 analysis/<reduction>.json            path and checksums of a complete reduction; written once, after the group
 analysis/current.json                a copy of the newest reduction's record; written last
+withdrawn/<name>-<hash>              a commit record or other record of damaged objects that repair took out of the run
 report.html                          the report of that reduction
 """
 
@@ -34,6 +35,7 @@ DRIVERS = "drivers"
 STATUS = "status"
 ANALYSIS = "analysis"
 CURRENT_REDUCTION = "analysis/current.json"
+WITHDRAWN = "withdrawn"
 REPORT = "report.html"
 
 
@@ -60,6 +62,12 @@ def rollouts_path(unit_id: str, row_block: int) -> str:
 def commit_path(unit_id: str) -> str:
     """Path of a unit's commit record."""
     return f"{COMMITS}/{unit_id}.json"
+
+
+def withdrawn_path(path: str, sha256: str) -> str:
+    """Path under which an object is kept that ``repair`` took out of the run; ``sha256`` is that of its bytes."""
+    folder, _, name = path.rpartition("/")
+    return f"{WITHDRAWN}/{folder}/{name}-{sha256[:12]}" if folder else f"{WITHDRAWN}/{name}-{sha256[:12]}"
 
 
 def scores_path(judge: str, unit_id: str) -> str:

@@ -350,7 +350,7 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
 def _damaged(url: str, reason: str) -> StoreError:
     hint = "Restore it from a copy."
     if f"/{COMMITS}/" in url:
-        hint = "Restore it from a copy, or delete it and run the same command again, which then redoes its unit."
+        hint = "Restore it from a copy, or let verify --repair withdraw it, so that the next run redoes its unit."
     return StoreError(f"this record is damaged or was edited: {reason}.", code="bad_record", file=url, hint=hint)
 
 

@@ -33,7 +33,7 @@ PARALLEL_REQUESTS = 32
 _BYTES_IN_FLIGHT = 256 * 2**20
 """Bound on the bytes of all requests in flight: a shard of per-token activations may have tens of megabytes."""
 
-_HINT = "Run verify, which lists all damage."
+_HINT = "Run verify, which lists all damage; verify --repair lets the next run make damaged units again."
 
 Places = npt.NDArray[np.intp]
 """Positions in the N axis of the result."""

@@ -30,7 +30,7 @@ from ..run.run_store import read_run_record
 from .activations import Activations, Completeness
 from .query import Query, nearest_layer
 from .reader import ActivationReader
-from .selection import Filters, Layers, select, unknown_personas, wants_scores
+from .selection import SCORE_FILTERS, Filters, Layers, select, unknown_personas, wants_scores
 
 if TYPE_CHECKING:
     import xarray
@@ -269,7 +269,8 @@ class Run:
         if wants_scores(filters):
             unbounded = filters.copy()
             unbounded["min_score"] = unbounded["max_score"] = None
-            index = with_scores(self.location, select(index, unbounded), filters.get("judge"))
+            asking = next(name for name in SCORE_FILTERS if filters.get(name) is not None)
+            index = with_scores(self.location, select(index, unbounded), filters.get("judge"), asking)
         return select(index, filters)
 
     def _note(self, filters: Filters, num_found: int) -> str:

@@ -50,9 +50,13 @@ class Filters(TypedDict, total=False):
     judge: str | None
 
 
+SCORE_FILTERS = ("judge", "min_score", "max_score")
+"""The filters that need a judge's scores."""
+
+
 def wants_scores(filters: Filters) -> bool:
     """Whether applying the filters needs a judge's scores."""
-    return any(filters.get(name) is not None for name in ("min_score", "max_score", "judge"))
+    return any(filters.get(name) is not None for name in SCORE_FILTERS)
 
 
 def select(index: pa.Table, filters: Filters) -> pa.Table:

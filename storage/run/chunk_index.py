@@ -144,7 +144,7 @@ class ChunkLengths:
             f"unit {unit_id} has no activations of {'/'.join(self._array)} in row block {row_block}.",
             code="missing_object",
             file=f"{self._location.url}/{layout.commit_path(unit_id)}",
-            hint="Run verify, which lists all damage.",
+            hint="Run verify, which lists all damage; verify --repair lets the next run make damaged units again.",
         )
 
     def _unknown(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[str]:

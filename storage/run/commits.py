@@ -127,7 +127,7 @@ def read_rollouts(location: Location, commit: CommitRecord, columns: Sequence[st
             f"the texts of unit {commit.manifest.unit_id} are {state}.",
             code="bad_object",
             file=f"{location.url}/{recorded.path}",
-            hint="Run verify, which lists all damage.",
+            hint="Run verify, which lists all damage; verify --repair lets the next run make damaged units again.",
         )
     try:
         return from_parquet(data, columns)

@@ -1,8 +1,8 @@
 """``index.parquet``: one line per committed rollout, with its row. Saves readers one request per unit.
 
-The index is a cache of the commit records, so it can lag behind them but never be ahead: this package deletes no commit
-record. When a person deletes one, to have a unit done again, the next driver removes its lines before it commits
-anything.
+The index is a cache of the commit records, so it can lag behind them. It is ahead of them only where a person deletes a
+record, to have a unit done again: the next driver removes its lines before it commits anything. ``repair``, which
+withdraws records of damaged units, rewrites the index itself.
 
 A reader can tell that the index does not lag only when it lists every planned unit. Otherwise it lists the commit
 records, one request per 1000, and reads those that the index lacks. No driver can declare an incomplete index up to

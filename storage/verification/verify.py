@@ -18,6 +18,7 @@ import zarr
 
 from ...jobs.errors import InputError, StoreError
 from ...jobs.units import WorkUnit
+from ...jobs.wording import count_of
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import read_current_reduction
 from ..derived.scores import SCORE_SCHEMA
@@ -143,9 +144,9 @@ def verify_run(
                 commits.append(checked.commit)
             on_progress(number, len(names))
     _add_totals(found, commits)
-    found.problems += _shared_row_blocks(commits)
+    found.problems += shared_row_blocks(commits)
     found.problems += _arrays(location, record, commits)
-    found.problems += _index(stored, record, commits)
+    found.problems += _index(stored, record, commits, committed=set(names), planned=planned)
     found.problems += _reduction(location)
     found.problems += _scores(location)
     garbage = find_garbage(location, [commit.manifest for commit in commits])
@@ -172,14 +173,20 @@ def _add_totals(found: Verification, commits: Iterable[CommitRecord]) -> None:
             found.worst_relative_error = max(canary.worst_relative_error, found.worst_relative_error or 0.0)
 
 
-def _shared_row_blocks(commits: Iterable[CommitRecord]) -> Iterator[Problem]:
-    owner: dict[int, str] = {}
+def shared_row_blocks(commits: Iterable[CommitRecord]) -> Iterator[Problem]:
+    """Find row blocks that several units name; which of them is right cannot be told, so each is damaged.
+
+    Args:
+        commits: The commit records to compare.
+    """
+    owners: dict[int, list[str]] = {}
     for commit in commits:
-        row_block, unit_id = commit.manifest.row_block, commit.manifest.unit_id
-        if row_block in owner:
-            message = f"row block {row_block} belongs to {owner[row_block]} too."
+        owners.setdefault(commit.manifest.row_block, []).append(commit.manifest.unit_id)
+    for row_block, unit_ids in owners.items():
+        for unit_id in unit_ids if len(unit_ids) > 1 else ():
+            others = ", ".join(other for other in unit_ids if other != unit_id)
+            message = f"row block {row_block} belongs to {others} too."
             yield Problem("damage", "shared_row_block", layout.commit_path(unit_id), message, unit_id)
-        owner[row_block] = unit_id
 
 
 def _arrays(location: Location, record: RunRecord, commits: Iterable[CommitRecord]) -> Iterator[Problem]:
@@ -215,7 +222,23 @@ class _StoredIndex:
     chunks: pa.Table
 
 
-def _index(stored: _StoredIndex, record: RunRecord, commits: list[CommitRecord]) -> Iterator[Problem]:
+def _index(
+    stored: _StoredIndex,
+    record: RunRecord,
+    commits: list[CommitRecord],
+    *,
+    committed: set[str],
+    planned: dict[str, WorkUnit] | None,
+) -> Iterator[Problem]:
+    """Compare the index with the commit records.
+
+    Args:
+        stored: The stored index.
+        record: The run's record.
+        commits: The commit records that can be read.
+        committed: Ids of all units that have a commit record.
+        planned: Planned units by id; None when the list of them cannot be read.
+    """
     table, chunks = stored.rollouts, stored.chunks
     expected_lines = index_lines(record, commits)
     indexed = set(table["unit_id"].unique().to_pylist())
@@ -230,11 +253,24 @@ def _index(stored: _StoredIndex, record: RunRecord, commits: list[CommitRecord])
     )
     if not theirs.equals(ours):
         yield Problem("damage", "wrong_index", layout.INDEX, _OTHER_LINES)
-    if indexed - known:
-        message = f"it has {len(indexed - known)} units without a valid commit record, such as {min(indexed - known)}."
+    strangers = {unit_id for unit_id in indexed - committed if planned is not None and unit_id not in planned}
+    if strangers:
+        message = f"it has {count_of(len(strangers), 'unit')} that were never planned, such as {min(strangers)}."
         yield Problem("damage", "wrong_index", layout.INDEX, message)
+    # A person, or a repair, took the record away so that the unit is done again: the index is only ahead of that.
+    withdrawn = indexed - committed - strangers
+    if withdrawn:
+        message = (
+            f"it still has {count_of(len(withdrawn), 'unit')} whose commit record was deleted, such as "
+            f"{min(withdrawn)}; the next run or gc --yes removes the lines."
+        )
+        yield Problem("lag", "index_ahead", layout.INDEX, message)
     order = [("row_block", "ascending"), ("hook_point", "ascending"), ("pooling", "ascending")]
     expected = chunk_table(commit.manifest for commit in commits)
+    # Lines of units without a readable commit record were reported above, or with that record.
+    unread = table.filter(~pc.field("unit_id").isin(pa.array(sorted(known), pa.string())))
+    unread_blocks = pa.array(sorted({row // record.rows_per_block for row in unread["row"].to_pylist()}), pa.int64())
+    chunks = chunks.filter(~pc.field("row_block").isin(unread_blocks))
     blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
     if not chunks.sort_by(order).equals(expected.filter(pc.field("row_block").isin(blocks)).sort_by(order)):
         yield Problem("damage", "wrong_index", layout.CHUNKS, _OTHER_LINES)

@@ -72,11 +72,22 @@ def test_a_move_of_all_vectors_moves_the_mean_alone():
     np.testing.assert_allclose(there.variance_ratio_LK, here.variance_ratio_LK, atol=1e-8)
 
 
-def test_two_vectors_or_no_variance_are_refused():
+def test_two_vectors_are_refused():
     with pytest.raises(ValueError, match="at least 3"):
         fit_pca(drawn(2, 4, 0), None)
-    with pytest.raises(ValueError, match="all the same"):
-        fit_pca(np.ones((5, 1, 4)), None)
+
+
+def test_a_layer_where_all_vectors_are_the_same_has_no_components_and_the_others_have_theirs():
+    vectors_PLD = drawn(5, 4, 0)
+    alone = fit_pca(vectors_PLD, None)
+    # Means of equal vectors differ by rounding.
+    same_P1D = np.full((5, 1, 4), 1000.0) + np.arange(5)[:, None, None] * 1e-12
+    found = fit_pca(np.concatenate([same_P1D, vectors_PLD], axis=1), None)
+    assert found.defined_L.tolist() == [False] + [True] * vectors_PLD.shape[1]
+    assert np.isnan(found.components_LKD[0]).all()
+    assert np.isnan(found.variance_ratio_LK[0]).all()
+    np.testing.assert_allclose(found.components_LKD[1:], alone.components_LKD)
+    np.testing.assert_allclose(found.variance_ratio_LK[1:], alone.variance_ratio_LK)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from persona_atlas.analysis import reduce as reduce_module
 from persona_atlas.analysis.reduce import reduce_run
+from persona_atlas.analysis.report import render_report
+from persona_atlas.analysis.summary import summarise
 from persona_atlas.jobs.addresses import RolloutAddress
-from persona_atlas.jobs.errors import InputError, JobError
+from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import DEFAULT_PERSONA
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.spec import JobSpec
@@ -301,13 +304,106 @@ def test_a_reduction_is_made_wherever_the_store_is(store_url: str):
     assert_same(stored, reduction)
 
 
-def test_vectors_that_are_all_the_same_are_named_as_the_reason(tmp_path: Path):
-    class Monotone(FakeEngine):
-        def _answer(self, request: RolloutRequest) -> CapturedRollout:
-            answer = super()._answer(request)
-            ones = {name: np.ones_like(vector) for name, vector in answer.vectors_LD.items()}
-            return replace(answer, vectors_LD=ones)
+class SameAt(FakeEngine):
+    """All rollouts of the given kinds have the same vector at layer 0, as where one template token is pooled."""
 
-    run = small_run(str(tmp_path / "run"), engine=Monotone())
-    with pytest.raises(JobError, match="no axis or components"):
-        reduce_run(run)
+    kinds: tuple[str, ...] = ()
+
+    def _answer(self, request: RolloutRequest) -> CapturedRollout:
+        answer = super()._answer(request)
+        if request.address.kind not in self.kinds:
+            return answer
+        vectors = {name: vector_LD.copy() for name, vector_LD in answer.vectors_LD.items()}
+        for vector_LD in vectors.values():
+            vector_LD[0] = np.linspace(-1, 7, vector_LD.shape[1])
+        return replace(answer, vectors_LD=vectors)
+
+
+def same_at(*kinds: str) -> FakeEngine:
+    engine = SameAt()
+    engine.kinds = kinds
+    return engine
+
+
+def test_a_layer_where_every_rollout_has_the_same_vector_has_no_axis_and_no_components(
+    tmp_path: Path, whole: tuple[Run, Reduction, Plan]
+):
+    run = small_run(str(tmp_path / "run"), exact_spec(tmp_path / "run"), engine=same_at("role", "default", "trait"))
+    reduction = reduce_run(run)
+    assert list(reduction.undefined("axis")) == list(reduction.undefined("pca")) == [0]
+    assert "same vector" in reduction.undefined("axis")[0]
+    for name, axis in {
+        "axis": 0,
+        "pca_components": 0,
+        "pc1_axis_cosine": 0,
+        "projections": 1,
+        "floor_on_axis": 1,
+    }.items():
+        values, sound = (np.moveaxis(getattr(one, name), axis, 0) for one in (reduction, whole[1]))
+        assert np.isnan(values[0]).all(), name
+        np.testing.assert_array_equal(values[1:], sound[1:])
+    with pytest.raises(InputError, match="no axis at layer 0: the default Assistant and the mean") as refused:
+        reduction.axis_at(0)
+    assert (refused.value.code, refused.value.field) == ("no_axis", "layer")
+    np.testing.assert_array_equal(reduction.axis_at(2), reduction.axis[2] if reduction.axis is not None else None)
+    with pytest.raises(InputError, match="layer 9 is not in the reduction"):
+        reduction.axis_at(9)
+    # Means are what they are, and the reduction can be read again: a chunk of NaN has the digest of its values.
+    assert reduction.role_vectors is not None
+    assert np.isfinite(reduction.role_vectors).all()
+    stored = open_run(run.url).reduction
+    assert stored is not None
+    assert_same(stored, reduction)
+    assert reduce_run(open_run(run.url)).undefined("axis") == reduction.undefined("axis")
+
+
+def test_the_report_and_the_summary_of_such_a_layer_say_so(tmp_path: Path):
+    run = small_run(str(tmp_path / "run"), engine=same_at("role", "default", "trait"))
+    reduction = reduce_run(run)
+    at_0, at_2 = summarise(run, reduction, 0), summarise(run, reduction, 2)
+    assert (at_0.roles, at_0.floors, at_0.pc1_variance, at_0.pc1_axis_cosine) == ((), {}, None, None)
+    json.dumps(at_0.as_dict(), allow_nan=False)
+    assert at_0.notes == at_2.notes
+    assert at_2.notes == (
+        "There is no axis at layer 0: the default Assistant and the mean of the roles have the same vector.",
+        "There are no principal components at layer 0: the role vectors are all the same.",
+    )
+    assert len(at_2.roles) == 3
+    page = render_report(run, reduction)
+    assert "There is no axis at layer 0" in page
+    assert "The persona map" in page
+
+
+def test_a_run_of_one_degenerate_layer_has_a_report_too(tmp_path: Path):
+    spec = small_spec(str(tmp_path / "run"), capture={"layers": [0]})
+    engine = same_at("role", "default", "trait")
+    engine.layers = (0,)
+    run = small_run(str(tmp_path / "run"), spec, engine=engine)
+    page = render_report(run, reduce_run(run))
+    assert "There is no axis at layer 0" in page
+    assert "The persona map" not in page
+
+
+def test_roles_that_are_all_the_same_have_an_axis_but_no_components(tmp_path: Path):
+    run = small_run(str(tmp_path / "run"), engine=same_at("role"))
+    reduction = reduce_run(run)
+    assert (reduction.undefined("axis"), list(reduction.undefined("pca"))) == ({}, [0])
+    assert reduction.axis is not None
+    assert np.isfinite(reduction.axis).all()
+    assert reduction.pc1_axis_cosine is not None
+    assert np.isfinite(reduction.pc1_axis_cosine).tolist() == [False, True, True, True]
+    found = summarise(run, reduction, 0)
+    assert len(found.roles) == 3
+    render_report(run, reduction)
+
+
+def test_personas_that_never_answered_are_named(tmp_path: Path):
+    spec = small_spec(str(tmp_path / "run"))
+    plan = small_plan(spec)
+    silent = [*addresses_of(plan, "role", "poet"), *addresses_of(plan, "trait", "anxious", "neg")]
+    run = small_run(str(tmp_path / "run"), spec, engine=FakeEngine(empty=frozenset(silent)))
+    reduction = reduce_run(run)
+    assert reduction.without_vector == {"role": ["poet"], "trait": ["anxious"]}
+    assert reduction.role_names == ("pirate", "teacher")
+    assert "poet" in " ".join(summarise(run, reduction).notes)
+    assert "every response was empty (role): poet" in render_report(run, reduction)

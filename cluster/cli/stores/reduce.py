@@ -27,6 +27,9 @@ def reduce(store_url: str, pooling: str | None, layer: int | None, endpoint_url:
     if layer is not None:
         layer_positions(layer, run.layers, run.record.model.n_layers)
     reduction = reduce_run(run, pooling=pooling, say=output.progress().say)
+    if layer is not None and layer in reduction.undefined("axis"):
+        # Raises, and says why: what was asked for is not there. The other layers are stored.
+        reduction.axis_at(layer)
     found = summarise(run, reduction, layer)
     if as_json:
         output.document({"reduction": reduction.reduction_id, "store": run.url} | found.as_dict())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ....jobs.wording import count_of
-from ....storage.locations.location import open_location
+from ....storage.format.layout import WITHDRAWN
+from ....storage.locations.location import Location, open_location
+from ....storage.run.lease import refuse_if_driven
+from ....storage.run.run_store import read_run_record
 from ....storage.verification.recomputation import Recomputation
+from ....storage.verification.repair import Repair, cannot_repair, repair_run
 from ....storage.verification.verify import Verification
 from ....storage.verification.verify_unit import Problem
 from ...run.recompute import verify_and_recompute
@@ -36,6 +42,12 @@ _MAX_UNITS = 20
 @click.option(
     "--model", default=None, metavar="SOURCE", help="Where the model is now, for --recompute; else as in the run."
 )
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Withdraw the commit records of damaged units, so that the next run makes them again.",
+)
+@click.option("--yes", is_flag=True, help="Repair without asking.")
 @endpoint_option
 @json_option
 def verify(
@@ -45,6 +57,8 @@ def verify(
     count: int | None,
     seed: int,
     model: str | None,
+    repair: bool,
+    yes: bool,
     endpoint_url: str | None,
     as_json: bool,
 ) -> int:
@@ -52,15 +66,61 @@ def verify(
 
     Exit status 1 if anything committed is damaged, or a recomputed rollout differs. Units that are not committed yet
     are listed but are not damage.
+
+    --repair shows the damage and asks. Without a terminal, or with --json, it changes nothing unless --yes is given.
+    Withdrawn records are kept in withdrawn/; the index is rebuilt. It is refused while a driver works on the run. Exit
+    status 1 if damage is left.
     """
     location = open_location(store_url, endpoint_url)
+    if repair:
+        if count is not None:
+            raise click.UsageError("--repair looks for damaged objects; give --recompute in a command of its own.")
+        refuse_if_driven(location)
+    elif yes:
+        raise click.UsageError("--yes is for --repair.")
     found = verify_and_recompute(location, output.progress(), quick=quick, count=count or 0, seed=seed, model=model)
     is_good = found.is_sound and (found.is_complete or not complete)
-    if as_json:
-        output.document(_as_dict(found))
-    else:
+    if not as_json:
         _print(found, quick=quick)
+    done = _repair(location, found, is_confirmed=yes, may_ask=not as_json) if repair else None
+    if as_json:
+        output.document(_as_dict(found) | ({"repair": asdict(done) if done else None} if repair else {}))
+    if done is not None:
+        return 1 if done.left or (complete and (done.units or not found.is_complete)) else 0
     return 0 if is_good else 1
+
+
+def _repair(location: Location, found: Verification, *, is_confirmed: bool, may_ask: bool) -> Repair | None:
+    """Repair a run if that was confirmed; None where nothing was changed."""
+    units, left = found.damaged_units, cannot_repair(found.problems)
+    if may_ask:
+        _print_prospect(units, left, is_needed=bool(found.problems))
+    if not found.problems:
+        return None
+    if not is_confirmed and not (may_ask and sys.stdin.isatty() and click.confirm("Repair?", err=True)):
+        if may_ask:
+            output.text("Nothing was changed; --yes repairs.")
+        return None
+    record = read_run_record(location)
+    assert record is not None
+    done = repair_run(location, record, found.problems)
+    if may_ask:
+        output.text(f"Withdrew {count_of(len(done.objects), 'record')} to {WITHDRAWN}/ and rebuilt the index.")
+        if done.units:
+            output.text(f"Run the job again: it makes {count_of(len(done.units), 'unit')} anew.")
+    return done
+
+
+def _print_prospect(units: Sequence[str], left: Sequence[Problem], *, is_needed: bool) -> None:
+    if not is_needed:
+        output.text("There is nothing to repair.")
+        return
+    output.text("A repair rebuilds the index from the commit records.")
+    if units:
+        named = ", ".join(units[:_MAX_UNITS])
+        output.text(f"It withdraws {count_of(len(units), 'unit')}: {named}{' ...' if len(units) > _MAX_UNITS else ''}")
+    for problem in left:
+        output.text(f"It cannot repair {problem.path}: {problem.message}")
 
 
 def _print(found: Verification, *, quick: bool) -> None:

@@ -314,3 +314,53 @@ def test_commands_print_the_same_for_every_kind_of_store(answered: Answered, sto
     assert answered("verify", location.url)["missing"] == [UNIT]
     assert answered("gc", location.url, "--yes")["kept"] == 2
     assert answered("query", location.url)["shape"] == [33, 16]
+
+
+def test_a_repair_shows_what_it_would_do_and_withdraws_damaged_units_only_when_told_to(
+    answered: Answered, refused: Refused, store: Path
+):
+    location = open_location(str(store))
+    shard = read_commit(location, UNIT).manifest.blocks[0].path
+    (store / shard).unlink()
+    shown = answered("verify", store, "--repair", status=1)
+    assert shown["repair"] is None
+    assert [problem["unit_id"] for problem in shown["problems"] if problem["kind"] == "damage"] == [UNIT]
+    assert (store / layout.commit_path(UNIT)).exists()
+    with acquire(location, 0):
+        assert refused("verify", store, "--repair", "--yes")["code"] == "run_has_driver"
+    done = answered("verify", store, "--repair", "--yes")
+    assert done["repair"] == {"units": [UNIT], "objects": [layout.commit_path(UNIT)], "left": []}
+    after = answered("verify", store)
+    assert (after["sound"], after["missing"], after["problems"]) == (True, [UNIT], [])
+    assert len(list((store / "withdrawn/commits").iterdir())) == 1
+    assert answered("verify", store, "--repair", "--yes", "--complete", status=1)["repair"] is None
+
+
+@pytest.mark.parametrize(
+    "options", [["--yes"], ["--repair", "--recompute", "3"], ["--recompute", "0"], ["--model", "x"]]
+)
+def test_options_of_verify_that_do_not_go_together_are_refused(refused: Refused, store: Path, options: list[str]):
+    assert refused("verify", store, *options)["error"]
+
+
+def test_a_layer_without_an_axis_is_refused_by_name_once_the_others_are_stored(
+    answered: Answered, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fakes.vector_of", lambda *_: np.ones((4, 16), dtype=np.float32))
+    small_run(str(tmp_path / "run"))
+    error = refused("reduce", tmp_path / "run", "--layer", "0")
+    assert (error["code"], error["field"]) == ("no_axis", "layer")
+    found = answered("reduce", tmp_path / "run")
+    assert (found["roles"], found["pc1_variance"]) == ([], None)
+    assert "There is no axis at layers 0, 1, 2, 3" in found["notes"][0]
+    assert answered("report", tmp_path / "run")["report"]
+
+
+def test_scores_that_are_not_there_are_refused_by_the_option_that_was_given(refused: Refused, store: Path):
+    for option, value in (("judge", "kind"), ("min_score", "5"), ("max_score", "5")):
+        error = refused("query", store, f"--{option.replace('_', '-')}", value)
+        assert (error["code"], error["field"]) == ("no_scores", option)
+    write_scores(open_location(str(store)), "kind", UNIT, [0], [1.0])
+    error = refused("query", store, "--judge", "other")
+    assert (error["code"], error["field"]) == ("no_such_judge", "judge")
+    assert "kind" in error["hint"]

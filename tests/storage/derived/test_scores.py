@@ -103,7 +103,7 @@ def test_scores_that_nobody_gave_cannot_be_asked_for(run: Run):
     for asked in questions:
         with pytest.raises(InputError) as caught:
             run.query(**asked)
-        assert (caught.value.code, caught.value.field) == ("no_scores", "min_score")
+        assert (caught.value.code, caught.value.field) == ("no_scores", *asked)
     judge_all(run, "kind", [1.0])
     with pytest.raises(InputError, match="Did you mean 'kind'") as caught:
         run.query(judge="kin")
