@@ -108,16 +108,46 @@ class TransientError(AtlasError):
     retryable = True
 
 
-class UnitError(AtlasError):
-    """One attempt of a work unit failed; another one may succeed.
+_PERMANENT_CODES = frozenset(
+    {
+        "bad_intervention",
+        "bad_span",
+        "hook_not_fired",
+        "no_intervention",
+        "no_user_span",
+        "not_finite",
+        "not_rendered",
+        "overflow",
+        "too_long",
+        "too_many_tokens",
+    }
+)
+"""Codes of unit errors that follow from the unit, the model and the spec alone."""
 
-    A job records it and tries the unit again; it reaches a caller as a line of ``JobResult.failures``.
+
+class UnitError(AtlasError):
+    """One attempt of a work unit failed; another one may succeed, unless it is permanent.
+
+    A job records it and tries the unit again, except after a permanent one; it reaches a caller as a line of
+    ``JobResult.failures``.
 
     Example:
         >>> from persona_atlas import UnitError
         >>> str(UnitError("a number is not finite.", code="not_finite"))
         'a number is not finite.'
     """
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether every attempt would fail in the same way, because the same requests go to the same model.
+
+        Example:
+            >>> UnitError("is longer than the context.", code="too_long").is_permanent
+            True
+            >>> UnitError("the server is away.", code="endpoint_failed").is_permanent
+            False
+        """
+        return self.code in _PERMANENT_CODES
 
 
 class JobError(AtlasError):
