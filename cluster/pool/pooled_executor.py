@@ -14,7 +14,7 @@ from ...jobs.scheduling.pool import WorkerPool
 from ...jobs.scheduling.pool_commands import Command, Deliver, GiveUp, Launch
 from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
-from .executor import Answer, WorkerView
+from .executor import Answer, Wait, WorkerView
 
 
 class PooledExecutor(ABC):
@@ -28,6 +28,7 @@ class PooledExecutor(ABC):
     def __init__(self, pool: WorkerPool[Manifest], clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._clock = clock
+        self._waits: dict[str, Wait] = {}
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Wait until a worker is ready; the others join when they are.
@@ -75,6 +76,7 @@ class PooledExecutor(ABC):
                 worker.doing,
                 tuple(attempt.unit.unit_id for attempt in worker.load.attempts),
                 worker.since + to_epoch,
+                self._waits.get(worker.name),
             )
             for worker in self._pool.workers.by_name.values()
         ]
@@ -112,6 +114,14 @@ class PooledExecutor(ABC):
     def close(self) -> None:
         """Kill every worker; what is in flight is lost."""
         self._carry_out(self._pool.close())
+
+    def _note_wait(self, worker: str, held_up_by: str | None) -> None:
+        """Record what a worker reports to wait for; see ``WorkerReport.held_up_by``."""
+        if held_up_by == "":
+            self._waits.pop(worker, None)
+        elif held_up_by is not None:
+            began = self._waits.get(worker)
+            self._waits[worker] = Wait(held_up_by, began.since if began else time.time())
 
     @abstractmethod
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:

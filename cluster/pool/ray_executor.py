@@ -119,6 +119,7 @@ class RayExecutor(PooledExecutor):
         pool, name, now = self._pool, call.worker, self._clock()
         if call.kind == "next_report":
             self._call(name, "next_report")
+            self._note_wait(name, result.held_up_by)
             return self._carry_out(pool.reported(name, result.results, result.work_request, now))
         if call.kind == "node_id":
             return self._carry_out(pool.placed(name, result, now))

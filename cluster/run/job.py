@@ -16,6 +16,7 @@ from ...storage.run.commits import commit_unit, committed_units, now_iso
 from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
 from ...storage.run.run_store import begin_run, reserve_rows
+from ..pool.executor import Executor
 from ..retry import with_retries
 from .backend import Backend, OpenBackend
 from .drive import drive
@@ -130,7 +131,12 @@ def _work_under_lease(
         created_at=now_iso(),
     )
     try:
-        executor.start(lambda: reporter.update_workers(executor))
+
+        def while_starting() -> None:
+            reporter.update_workers(executor)
+            progress.show_waits(reporter.waits)
+
+        executor.start(while_starting)
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Listed again, because another driver may have committed units after planning and before this lease.
@@ -142,8 +148,12 @@ def _work_under_lease(
                 keeper.add(commit_unit(job.location, lease, manifest))
                 reporter.count_commit(manifest)
 
+            def on_turn(ledger: Ledger, executor: Executor) -> None:
+                reporter.update(ledger, executor)
+                progress.show_waits(reporter.waits)
+
             reporter.set_phase("working")
-            drive(ledger, executor, commit, progress, reporter.update)
+            drive(ledger, executor, commit, progress, on_turn, reporter.require_store)
     except BaseException as error:
         if is_stop(error):
             # Stopping the workers takes a while, and a status must not say meanwhile that they work.

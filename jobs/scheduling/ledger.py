@@ -43,6 +43,7 @@ class Failure:
         is_worker_fault: Whether the node or the worker caused it and not the unit: the node was lost, or the worker had
             failed unit after unit.
         is_permanent: Whether another attempt would fail in the same way.
+        is_store_fault: Whether the unit was made, and could not be written because the store failed.
     """
 
     unit_id: str
@@ -51,6 +52,7 @@ class Failure:
     detail: str = ""
     is_worker_fault: bool = False
     is_permanent: bool = False
+    is_store_fault: bool = False
 
 
 @dataclass
