@@ -13,7 +13,7 @@ may not occur again when the same call is repeated after a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -158,6 +158,21 @@ class JobError(AtlasError):
         >>> JobError("no worker is left.", code="no_worker", hint="Run it again.").as_dict()
         {'error': 'no worker is left.', 'code': 'no_worker', 'hint': 'Run it again.'}
     """
+
+
+def error_lines(fields: Mapping[str, str]) -> list[str]:
+    """Return an error as lines for people, as every command prints it.
+
+    Args:
+        fields: The error in the shape of ``AtlasError.as_dict``.
+
+    Example:
+        >>> error_lines({"error": "is wrong.", "code": "c", "field": "seed", "hint": "Give 1."})
+        ['Error: seed: is wrong.', '  Give 1.']
+    """
+    place = fields.get("field") or fields.get("file")
+    message = f"{place}: {fields['error']}" if place else fields["error"]
+    return [f"Error: {message}", *([f"  {fields['hint']}"] if "hint" in fields else [])]
 
 
 def closest(name: str, known: Iterable[str]) -> str:

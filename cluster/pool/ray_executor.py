@@ -17,6 +17,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ...jobs.scheduling.pool import WorkerPool
 from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
+from ..ray_text import one_line, plain
 from .executor import Answer
 from .placement import Placement
 from .pooled_executor import PooledExecutor
@@ -133,12 +134,14 @@ class RayExecutor(PooledExecutor):
     def _failed(self, call: _Call, error: RayError) -> list[Answer]:
         now = self._clock()
         if call.kind == "take" and not isinstance(error, RayActorError):
-            return self._carry_out(self._pool.rejected(call.worker, call.attempts, str(error), now))
+            return self._carry_out(self._pool.rejected(call.worker, call.attempts, plain(str(error)), now))
         # Ray declares a node dead only after several missed health checks, but reports at once that an actor on it is
         # unreachable.
         is_unreachable = isinstance(error, ActorUnavailableError)
         nodes = cluster_nodes(self._placement)
-        return self._carry_out(self._pool.died(call.worker, str(error), nodes, now, is_unreachable=is_unreachable))
+        return self._carry_out(
+            self._pool.died(call.worker, one_line(str(error)), nodes, now, is_unreachable=is_unreachable)
+        )
 
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
         options: dict[str, Any] = {

@@ -59,11 +59,16 @@ def drive(
             on_turn(ledger, executor)
             for assignment in assign_work(ledger, executor):
                 executor.assign(assignment.worker, assignment.attempts)
-            for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
-                for manifest in answer.manifests:
-                    committing[pool.submit(_commit, commit, manifest, progress, stop)] = manifest
-                if any(failure.is_store_fault for failure in answer.failures):
-                    require_store()
+            answers = executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S)
+            for manifest in (manifest for answer in answers for manifest in answer.manifests):
+                committing[pool.submit(_commit, commit, manifest, progress, stop)] = manifest
+            failures = [failure for answer in answers for failure in answer.failures]
+            if failures:
+                # Nothing is said to be tried again, nor is it, once the job was asked to stop.
+                on_turn(ledger, executor)
+            if any(failure.is_store_fault for failure in failures):
+                require_store()
+            for answer in answers:
                 _fail(answer.failures, answer.worker, ledger, progress)
             for future in [future for future in committing if future.done()]:
                 _settle(future, committing.pop(future), ledger, progress)

@@ -147,7 +147,7 @@ def _print_details(view: JobView, *, status_is_live: bool) -> None:
             [
                 failure.unit_id,
                 str(failure.attempts),
-                "given up" if failure.is_given_up else "to be retried",
+                "given up" if failure.is_given_up else "to be retried" if status_is_live else "not done",
                 failure.error,
             ]
             for failure in status.failures
