@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -56,7 +57,7 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
         left[0] -= 1
         if left[0] >= 0:
             raise FULL
-        return write(*arguments, **named)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return write(*arguments, **named)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(worker_loop, "write_unit_result", write_or_fail)
 
@@ -150,7 +151,7 @@ def test_the_status_has_what_holds_the_job_up_and_no_time_left_meanwhile(tmp_pat
     plan = small_plan(small_spec(str(tmp_path)))
     pool = _HeldUp(loop_of(tmp_path, FakeEngine()))
     pool.wait_of_one = Wait("the disk is full.", 5.0)
-    reporter = StatusReporter()
+    reporter: Any = StatusReporter()
     reporter.attach(open_location(str(tmp_path)), 1)
     ledger = Ledger(plan, set(), iter(range(99)))
     reporter._rates = lambda _: (1.0, 2.0)
