@@ -16,6 +16,8 @@ from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
 from .executor import Answer, Wait, WorkerView
 
+_NEXT = "the next worker"
+
 
 class PooledExecutor(ABC):
     """An executor that follows a :class:`WorkerPool`.
@@ -69,6 +71,11 @@ class PooledExecutor(ABC):
         """What each worker is doing, including those that wait for a place."""
         # The pool's clock is monotonic; views have wall-clock times.
         to_epoch = time.time() - self._clock()
+        if not self._pool.workers.by_name and self._pool.last_refusal is not None:
+            # A pause before the next worker is launched: without this, nobody would see why nothing happens.
+            error, refused_at = self._pool.last_refusal
+            since = refused_at + to_epoch
+            return [WorkerView(_NEXT, "", "waiting", (), since, Wait(str(error), since))]
         return [
             WorkerView(
                 worker.name,

@@ -220,10 +220,11 @@ class StatusReporter:
         found = [(view.name, view.wait) for view in views if view.wait is not None]
         if self._own_wait is not None:
             found.append(("the driver", self._own_wait))
-        if views and all(view.doing == "waiting" for view in views):
+        if views and all(view.doing == "waiting" and view.wait is None for view in views):
             since = min(view.since for view in views)
             if time.time() - since > _PLACING_S:
-                found.append(("the job", Wait("no node has room for a worker.", since)))
+                excluded = [f"Node {node[:8]} is excluded: {why}" for node, why in executor.nodes_left_out.items()]
+                found.append(("the job", Wait(" ".join(["no node has room for a worker.", *excluded[-1:]]), since)))
         self._change(waits=tuple(WaitStatus(who=who, reason=wait.reason, since=wait.since) for who, wait in found))
 
     def __enter__(self) -> StatusReporter:

@@ -43,6 +43,7 @@ class WorkerPool(Generic[R]):
     Attributes:
         workers: All workers, whatever their state.
         follow_at: When :meth:`follow` next has something to do.
+        last_refusal: The last error with which a worker refused to load the model, and when, until one loads it.
     """
 
     def __init__(self, replicas: int | None, load_timeout_s: float) -> None:
@@ -58,7 +59,7 @@ class WorkerPool(Generic[R]):
         self._num_launched = 0
         self._num_wanted = 1
         self._had_room_at: float | None = None
-        self._last_refusal: AtlasError | None = None
+        self.last_refusal: tuple[AtlasError, float] | None = None
         self._commands: list[Command[R]] = []
 
     @property
@@ -88,7 +89,7 @@ class WorkerPool(Generic[R]):
             if not self._loading.any_was_ready and not self.workers.is_any_placed:
                 # Every node has refused. An error of the input keeps its own message, code and field.
                 reason = list(self._node_health.excluded.values())[-1]
-                error = self._last_refusal
+                error = self.last_refusal[0] if self.last_refusal else None
                 self._give_up(error if isinstance(error, InputError) else no_worker(reason))
                 return self._taken()
             self._readmit_last_node()
@@ -139,6 +140,7 @@ class WorkerPool(Generic[R]):
         worker = self.workers.by_name.get(name)
         if worker is not None:
             self._loading.loaded()
+            self.last_refusal = None
             self._node_health.loaded(worker.node_id)
             worker.is_ready, worker.since = True, now
         return self._taken()
@@ -159,7 +161,7 @@ class WorkerPool(Generic[R]):
         if worker is None:
             return []
         self._nodes = nodes
-        self._last_refusal = error
+        self.last_refusal = error, now
         self._kill(worker)
         is_room_elsewhere = bool(nodes.num_places({*self._node_health.excluded, worker.node_id}))
         verdict = self._loading.refused(
