@@ -49,6 +49,7 @@ def with_retries(
     stop: threading.Event | None = None,
     *,
     backoff: Backoff | None = None,
+    on_failure: Callable[[AtlasError], None] = lambda _: None,
 ) -> T:
     """Call an action, and repeat the call after a wait as long as it raises a retryable error.
 
@@ -57,6 +58,7 @@ def with_retries(
         say: Called with a line of text for every failure that is retried.
         stop: Once set, ends the wait and prevents further tries; the last error is raised.
         backoff: Number of tries and waits; None: ``TRIES`` tries within about ten minutes.
+        on_failure: Called with every error that is retried, before the wait.
 
     Returns:
         What the action returns.
@@ -75,6 +77,7 @@ def with_retries(
             if not error.retryable or failures == backoff.tries or stop.is_set():
                 raise
             wait_s = backoff.wait_s(failures)
+            on_failure(error)
             say(f"{error.message} Trying again in {wait_s:.3g} s.")
             if stop.wait(wait_s):
                 raise

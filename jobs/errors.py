@@ -13,7 +13,7 @@ may not occur again when the same call is repeated after a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -108,16 +108,46 @@ class TransientError(AtlasError):
     retryable = True
 
 
-class UnitError(AtlasError):
-    """One attempt of a work unit failed; another one may succeed.
+_PERMANENT_CODES = frozenset(
+    {
+        "bad_intervention",
+        "bad_span",
+        "hook_not_fired",
+        "no_intervention",
+        "no_user_span",
+        "not_finite",
+        "not_rendered",
+        "overflow",
+        "too_long",
+        "too_many_tokens",
+    }
+)
+"""Codes of unit errors that follow from the unit, the model and the spec alone."""
 
-    A job records it and tries the unit again; it reaches a caller as a line of ``JobResult.failures``.
+
+class UnitError(AtlasError):
+    """One attempt of a work unit failed; another one may succeed, unless it is permanent.
+
+    A job records it and tries the unit again, except after a permanent one; it reaches a caller as a line of
+    ``JobResult.failures``.
 
     Example:
         >>> from persona_atlas import UnitError
         >>> str(UnitError("a number is not finite.", code="not_finite"))
         'a number is not finite.'
     """
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether every attempt would fail in the same way, because the same requests go to the same model.
+
+        Example:
+            >>> UnitError("is longer than the context.", code="too_long").is_permanent
+            True
+            >>> UnitError("the server is away.", code="endpoint_failed").is_permanent
+            False
+        """
+        return self.code in _PERMANENT_CODES
 
 
 class JobError(AtlasError):
@@ -128,6 +158,21 @@ class JobError(AtlasError):
         >>> JobError("no worker is left.", code="no_worker", hint="Run it again.").as_dict()
         {'error': 'no worker is left.', 'code': 'no_worker', 'hint': 'Run it again.'}
     """
+
+
+def error_lines(fields: Mapping[str, str]) -> list[str]:
+    """Return an error as lines for people, as every command prints it.
+
+    Args:
+        fields: The error in the shape of ``AtlasError.as_dict``.
+
+    Example:
+        >>> error_lines({"error": "is wrong.", "code": "c", "field": "seed", "hint": "Give 1."})
+        ['Error: seed: is wrong.', '  Give 1.']
+    """
+    place = fields.get("field") or fields.get("file")
+    message = f"{place}: {fields['error']}" if place else fields["error"]
+    return [f"Error: {message}", *([f"  {fields['hint']}"] if "hint" in fields else [])]
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -63,7 +63,7 @@ def run_units(
                 alone = _Stream(responder, lambda: None, canaries, unit)
                 yield from alone.results()
             if alone.fault is not None:
-                yield Failure(unit.attempt.unit.unit_id, unit.attempt.number, alone.fault.message, alone.fault.detail)
+                yield _failure(unit.attempt, alone.fault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class _Fault:
     # Texts and not the exception: its traceback would keep the frames of the batch, and their device memory, alive.
     message: str
     detail: str
+    is_permanent: bool
 
 
 @dataclass(eq=False)
@@ -250,10 +251,14 @@ def _one_after_another(tokens_KTD: list[npt.NDArray[np.float32]]) -> npt.NDArray
 
 def _fault_of(error: BaseException) -> _Fault:
     message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return _Fault(message, "".join(traceback.format_exception(error)))
+    is_permanent = isinstance(error, UnitError) and error.is_permanent
+    return _Fault(message, "".join(traceback.format_exception(error)), is_permanent)
 
 
 def failure_of(attempt: UnitAttempt, error: BaseException) -> Failure:
     """Make a unit's failure from an error: its first line as the message, the traceback as the detail."""
-    fault = _fault_of(error)
-    return Failure(attempt.unit.unit_id, attempt.number, fault.message, fault.detail)
+    return _failure(attempt, _fault_of(error))
+
+
+def _failure(attempt: UnitAttempt, fault: _Fault) -> Failure:
+    return Failure(attempt.unit.unit_id, attempt.number, fault.message, fault.detail, is_permanent=fault.is_permanent)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ...jobs.errors import error_lines
 from ..run.progress import Progress
 
 
@@ -65,11 +66,7 @@ def error(fields: Mapping[str, str], *, as_json: bool) -> None:
     if as_json:
         sys.stderr.write(json.dumps(fields) + "\n")
         return
-    place = fields.get("field") or fields.get("file")
-    message = f"{place}: {fields['error']}" if place else fields["error"]
-    sys.stderr.write(f"Error: {message}\n")
-    if "hint" in fields:
-        sys.stderr.write(f"  {fields['hint']}\n")
+    sys.stderr.write("\n".join(error_lines(fields)) + "\n")
 
 
 def size(num_bytes: float) -> str:

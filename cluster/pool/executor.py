@@ -35,6 +35,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Something outside the job that a worker, or the job, waits for.
+
+    Attributes:
+        reason: What keeps it waiting, in a sentence.
+        since: When that began, in seconds since the epoch.
+    """
+
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerView:
     """The state of one worker, for people.
 
@@ -44,6 +57,7 @@ class WorkerView:
         doing: ``waiting`` for a place, ``loading``, ``idle`` or ``working``.
         units: Ids of the units that it holds.
         since: When it last changed its state, was assigned units or answered; seconds since the epoch.
+        wait: What it waits for while it tries again; None when it is not held up.
     """
 
     name: str
@@ -51,6 +65,7 @@ class WorkerView:
     doing: str
     units: tuple[str, ...]
     since: float
+    wait: Wait | None = None
 
 
 class Executor(Protocol):

@@ -14,7 +14,9 @@ from ...jobs.scheduling.pool import WorkerPool
 from ...jobs.scheduling.pool_commands import Command, Deliver, GiveUp, Launch
 from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
-from .executor import Answer, WorkerView
+from .executor import Answer, Wait, WorkerView
+
+_NEXT = "the next worker"
 
 
 class PooledExecutor(ABC):
@@ -32,6 +34,7 @@ class PooledExecutor(ABC):
         self._pool = pool
         self._clock = clock
         self.passes = ""
+        self._waits: dict[str, Wait] = {}
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Wait until a worker is ready; the others join when they are.
@@ -72,6 +75,11 @@ class PooledExecutor(ABC):
         """What each worker is doing, including those that wait for a place."""
         # The pool's clock is monotonic; views have wall-clock times.
         to_epoch = time.time() - self._clock()
+        if not self._pool.workers.by_name and self._pool.last_refusal is not None:
+            # A pause before the next worker is launched: without this, nobody would see why nothing happens.
+            error, refused_at = self._pool.last_refusal
+            since = refused_at + to_epoch
+            return [WorkerView(_NEXT, "", "waiting", (), since, Wait(str(error), since))]
         return [
             WorkerView(
                 worker.name,
@@ -79,6 +87,7 @@ class PooledExecutor(ABC):
                 worker.doing,
                 tuple(attempt.unit.unit_id for attempt in worker.load.attempts),
                 worker.since + to_epoch,
+                self._waits.get(worker.name),
             )
             for worker in self._pool.workers.by_name.values()
         ]
@@ -116,6 +125,14 @@ class PooledExecutor(ABC):
     def close(self) -> None:
         """Kill every worker; what is in flight is lost."""
         self._carry_out(self._pool.close())
+
+    def _note_wait(self, worker: str, held_up_by: str | None) -> None:
+        """Record what a worker reports to wait for; see ``WorkerReport.held_up_by``."""
+        if held_up_by == "":
+            self._waits.pop(worker, None)
+        elif held_up_by is not None:
+            began = self._waits.get(worker)
+            self._waits[worker] = Wait(held_up_by, began.since if began else time.time())
 
     @abstractmethod
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from ...jobs.errors import AtlasError
 from ...jobs.scheduling.pool import WorkerPool
 from ...jobs.units import UnitAttempt
 from ...storage.format.records import Manifest
+from ..ray_text import one_line, plain
 from .executor import Answer
 from .placement import Placement
 from .pooled_executor import PooledExecutor
@@ -120,6 +121,7 @@ class RayExecutor(PooledExecutor):
         pool, name, now = self._pool, call.worker, self._clock()
         if call.kind == "next_report":
             self._call(name, "next_report")
+            self._note_wait(name, result.held_up_by)
             return self._carry_out(pool.reported(name, result.results, result.work_request, now))
         if call.kind == "node_id":
             answers = self._carry_out(pool.placed(name, result, now))
@@ -138,12 +140,14 @@ class RayExecutor(PooledExecutor):
     def _failed(self, call: _Call, error: RayError) -> list[Answer]:
         now = self._clock()
         if call.kind == "take" and not isinstance(error, RayActorError):
-            return self._carry_out(self._pool.rejected(call.worker, call.attempts, str(error), now))
+            return self._carry_out(self._pool.rejected(call.worker, call.attempts, plain(str(error)), now))
         # Ray declares a node dead only after several missed health checks, but reports at once that an actor on it is
         # unreachable.
         is_unreachable = isinstance(error, ActorUnavailableError)
         nodes = cluster_nodes(self._placement)
-        return self._carry_out(self._pool.died(call.worker, str(error), nodes, now, is_unreachable=is_unreachable))
+        return self._carry_out(
+            self._pool.died(call.worker, one_line(str(error)), nodes, now, is_unreachable=is_unreachable)
+        )
 
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
         options: dict[str, Any] = {

@@ -14,6 +14,7 @@ from typing import Any
 from ...jobs.errors import InputError
 from ...jobs.scheduling.pool_commands import ClusterNodes
 from ...workers.models.limits import usable_cores
+from ..ray_text import PlainStream
 from .own_signals import OwnSignals
 from .placement import Placement, Resources
 from .ray_environment import prepare_ray_environment, worker_environment
@@ -76,7 +77,7 @@ def ray_session(address: str | None) -> Iterator[Resources]:
         yield _resources(ray.nodes())
         return
     # Ray reports lost workers with a plain print, from a thread; stdout is for results.
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(PlainStream(sys.stderr)):
         own_signals = OwnSignals()
         try:
             with own_signals.kept():

@@ -11,10 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 
+from ...jobs.errors import AtlasError, TransientError
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.scheduling.worker_load import WorkRequest
 from ...jobs.unit_result import UnitResult
@@ -41,10 +42,19 @@ class WorkerReport:
     Attributes:
         results: A manifest or a failure for each unit that has ended, in the order in which they ended.
         work_request: The worker's request for work; None if it made none.
+        held_up_by: What the worker waits for while it tries again; empty: nothing any more; None: as before.
     """
 
     results: tuple[Manifest | Failure, ...]
     work_request: WorkRequest | None = None
+    held_up_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldUp:
+    """The worker waits, or, with an empty reason, does so no longer."""
+
+    reason: str
 
 
 class WorkerLoop:
@@ -66,8 +76,9 @@ class WorkerLoop:
         self._canaries = CanaryChecks(settings.canary)
         self._location = open_location(settings.store_url, settings.endpoint_url)
         self._loading = threading.Lock()
+        self._released = threading.Event()
         self._write_slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
-        self._events: SimpleQueue[Manifest | Failure | WorkRequest] = SimpleQueue()
+        self._events: SimpleQueue[Manifest | Failure | WorkRequest | _HeldUp] = SimpleQueue()
         # The lock guards everything below.
         self._lock = threading.Lock()
         self._inbox: deque[UnitAttempt] = deque()
@@ -118,6 +129,8 @@ class WorkerLoop:
 
         Nothing may be taken afterwards.
         """
+        # What is being written is not tried again: the process could not end before.
+        self._released.set()
         with self._loading:
             self._engine = None
 
@@ -133,8 +146,9 @@ class WorkerLoop:
         while not self._events.empty():
             events.append(self._events.get())
         requests = [event for event in events if isinstance(event, WorkRequest)]
-        results = tuple(event for event in events if not isinstance(event, WorkRequest))
-        return WorkerReport(results, requests[-1] if requests else None)
+        held_up = [event.reason for event in events if isinstance(event, _HeldUp)]
+        results = tuple(event for event in events if not isinstance(event, WorkRequest | _HeldUp))
+        return WorkerReport(results, requests[-1] if requests else None, held_up[-1] if held_up else None)
 
     def _generate(self, engine: Responder) -> None:
         """Run units until the inbox is empty; the body of the thread that has the model."""
@@ -189,12 +203,23 @@ class WorkerLoop:
             self._has_requested = True
 
     def _write(self, result: UnitResult) -> None:
+        waits: list[str] = []
+
+        def note(error: AtlasError) -> None:
+            if error.message not in waits[-1:]:
+                waits.append(error.message)
+                self._events.put(_HeldUp(error.message))
+
         try:
             # A unit took the model minutes, so writing it is retried as long as any other request to the store.
-            self._events.put(with_retries(partial(self._write_once, result)))
+            self._events.put(with_retries(partial(self._write_once, result), stop=self._released, on_failure=note))
+        except TransientError as error:
+            self._events.put(replace(failure_of(result.attempt, error), is_store_fault=True))
         except Exception as error:  # noqa: BLE001 - whatever the error, only this unit fails
             self._events.put(failure_of(result.attempt, error))
         finally:
+            if waits:
+                self._events.put(_HeldUp(""))
             self._write_slots.release()
 
     def _write_once(self, result: UnitResult) -> Manifest:

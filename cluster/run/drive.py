@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from ...jobs.errors import UnitError
 from ...jobs.scheduling.assignment import assign_work
@@ -30,6 +31,7 @@ def drive(
     commit: Callable[[Manifest], object],
     progress: Progress,
     on_turn: Callable[[Ledger, Executor], None] = lambda *_: None,
+    require_store: Callable[[], None] = lambda: None,
 ) -> None:
     """Run all units of a ledger that are not done.
 
@@ -40,10 +42,12 @@ def drive(
             threads.
         progress: Prints what happens.
         on_turn: Called in every turn of the loop, several times per second; an exception that it raises ends the loop.
+        require_store: Called when a worker could not write a unit that it has made; an exception that it raises ends
+            the loop. The unit is made again only if the store can be written from here.
 
     Raises:
         StoreError: The lease was lost.
-        TransientError: A commit failed, after retries.
+        TransientError: A commit failed, after retries, or a unit could not be written, and not from here either.
         JobError: No worker is left, or ``on_turn`` raised it because the job is to stop.
     """
     progress.units(ledger, None)
@@ -55,9 +59,16 @@ def drive(
             on_turn(ledger, executor)
             for assignment in assign_work(ledger, executor):
                 executor.assign(assignment.worker, assignment.attempts)
-            for answer in executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S):
-                for manifest in answer.manifests:
-                    committing[pool.submit(_commit, commit, manifest, progress, stop)] = manifest
+            answers = executor.wait(_COMMITTING_WAIT_S if committing else _WAIT_S)
+            for manifest in (manifest for answer in answers for manifest in answer.manifests):
+                committing[pool.submit(_commit, commit, manifest, progress, stop)] = manifest
+            failures = [failure for answer in answers for failure in answer.failures]
+            if failures:
+                # Nothing is said to be tried again, nor is it, once the job was asked to stop.
+                on_turn(ledger, executor)
+            if any(failure.is_store_fault for failure in failures):
+                require_store()
+            for answer in answers:
                 _fail(answer.failures, answer.worker, ledger, progress)
             for future in [future for future in committing if future.done()]:
                 _settle(future, committing.pop(future), ledger, progress)
@@ -70,7 +81,9 @@ def drive(
 
 def _fail(failures: Sequence[Failure], worker: str, ledger: Ledger, progress: Progress) -> None:
     lost: list[Failure] = []
-    for failure in failures:
+    for each in failures:
+        # The store can be written from here: the worker or its node is at fault, and not the unit.
+        failure = replace(each, is_worker_fault=True) if each.is_store_fault else each
         again = ledger.fail(failure, worker)
         if again and failure.is_worker_fault:
             lost.append(failure)

@@ -16,6 +16,7 @@ from ...storage.run.commits import commit_unit, committed_units, now_iso
 from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
 from ...storage.run.run_store import begin_run, reserve_rows, write_skipped
+from ..pool.executor import Executor
 from ..retry import with_retries
 from .backend import Backend, OpenBackend
 from .drive import drive
@@ -127,7 +128,12 @@ def _work_under_lease(
     # Takes seconds for a large plan, so it is done before workers are started and would wait.
     units = encode_units(job.plan.units)
     try:
-        executor.start(lambda: reporter.update_workers(executor))
+
+        def while_starting() -> None:
+            reporter.update_workers(executor)
+            progress.show_waits(reporter.waits)
+
+        executor.start(while_starting)
         if executor.passes:
             progress.say(executor.passes)
         record = job.record or RunRecord.of(
@@ -158,8 +164,12 @@ def _work_under_lease(
                 if canary is not None:
                     canaries.append((canary.num_rollouts, canary.worst_relative_error))
 
+            def on_turn(ledger: Ledger, executor: Executor) -> None:
+                reporter.update(ledger, executor)
+                progress.show_waits(reporter.waits)
+
             reporter.set_phase("working")
-            drive(ledger, executor, commit, progress, reporter.update)
+            drive(ledger, executor, commit, progress, on_turn, reporter.require_store)
     except BaseException as error:
         if is_stop(error):
             # Stopping the workers takes a while, and a status must not say meanwhile that they work.

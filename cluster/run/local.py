@@ -22,7 +22,7 @@ from ...workers.chat.spans import load_renderer
 from ...workers.engine import CapturedRollout, Reader, Responder
 from ...workers.models.memory import require_memory
 from ..pool.assemble import load_engine
-from ..pool.executor import Answer, WorkerView
+from ..pool.executor import Answer, Wait, WorkerView
 from ..pool.placement import place
 from ..pool.session import local_resources
 from ..pool.worker_loop import WorkerLoop
@@ -76,6 +76,7 @@ class InProcessExecutor:
         self._loop = WorkerLoop(settings, _NAME, load=lambda given: _StoppableResponder(load(given), stopped))
         self._load = WorkerLoad()
         self._is_ready = False
+        self._wait: Wait | None = None
         self._since = time.time()
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
@@ -115,7 +116,7 @@ class InProcessExecutor:
         """The state of this process, and the units that it holds."""
         doing = "loading" if not self._is_ready else "idle" if self._load.is_empty else "working"
         units = tuple(attempt.unit.unit_id for attempt in self._load.attempts)
-        return [WorkerView(_NAME, _NAME, doing, units, self._since)]
+        return [WorkerView(_NAME, _NAME, doing, units, self._since, self._wait)]
 
     @property
     def nodes_left_out(self) -> dict[str, str]:
@@ -137,6 +138,9 @@ class InProcessExecutor:
         # Without a timeout: while the worker holds a unit, a report always comes. (A timeout would need a thread that
         # waits for it, and that thread would keep the model in memory after the job.)
         report = self._loop.next_report()
+        if report.held_up_by is not None:
+            began = self._wait.since if self._wait else time.time()
+            self._wait = Wait(report.held_up_by, began) if report.held_up_by else None
         if report.work_request is not None:
             self._load.note_request(report.work_request)
         results = tuple(result for result in report.results if self._load.answered(result.unit_id) is not None)

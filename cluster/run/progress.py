@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -13,8 +14,20 @@ from rich.progress import Progress as RichProgress
 from ...jobs.scheduling.ledger import Failure, Ledger
 from ...jobs.wording import count_of
 from ...storage.format.records import Manifest
+from ...storage.run.status import WaitStatus
 
 _LINE_EVERY_S = 10.0
+
+
+_WAIT_LINE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _ShownWait:
+    """A wait that was printed, and when, on the monotonic clock."""
+
+    wait: WaitStatus
+    at: float
 
 
 class Progress:
@@ -32,6 +45,7 @@ class Progress:
         self._last_line = 0.0
         self._first_done: int | None = None
         self._tokens = 0
+        self._waits: dict[str, _ShownWait] = {}
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -121,6 +135,27 @@ class Progress:
         units = count_of(len(failures), "unit")
         self.say(f"{worker} was lost with {units} in flight, to be tried again: {failures[0].message}")
 
+    def show_waits(self, waits: Sequence[WaitStatus]) -> None:
+        """Print what holds the job up: when it begins, every minute, and when it is over.
+
+        Args:
+            waits: What holds it up now.
+        """
+        now = time.monotonic()
+        held_up = {wait.who: wait for wait in waits}
+        for who, shown in list(self._waits.items()):
+            if who not in held_up:
+                del self._waits[who]
+                self.say(f"{_upper(who)} goes on after {span(time.time() - shown.wait.since)}.")
+        for who, wait in held_up.items():
+            shown = self._waits.get(who)
+            if shown is None or shown.wait.reason != wait.reason or now - shown.at >= _WAIT_LINE_EVERY_S:
+                self._waits[who] = _ShownWait(wait, now)
+                since = time.strftime("%H:%M:%S", time.localtime(wait.since))
+                self.say(f"{_upper(who)} waits since {since}, and tries again: {wait.reason}")
+        if waits and self._bar is not None and self._task is not None:
+            self._bar.update(self._task, pace="waiting")
+
     def _pace(self, done: int, planned: int) -> str:
         seconds = time.monotonic() - self._started
         committed = done - (self._first_done or 0)
@@ -129,6 +164,10 @@ class Progress:
             return ""
         left = seconds / committed * (planned - done)
         return f"{self._tokens / seconds:.0f} tokens/s, {span(left)} left"
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def span(seconds: float) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from types import TracebackType
 
 from ...jobs.errors import AtlasError, JobError
@@ -17,8 +16,8 @@ from ...jobs.scheduling.job_state import JobState
 from ...jobs.scheduling.ledger import Failure, Ledger
 from ...storage.format.records import Manifest
 from ...storage.locations.location import Location
-from ...storage.run.status import RunStatus, Stage, UnitFailure, WorkerStatus, write_status
-from ..pool.executor import Executor
+from ...storage.run.status import RunStatus, Stage, UnitFailure, WaitStatus, WorkerStatus, write_status
+from ..pool.executor import Executor, Wait
 
 _WRITE_EVERY_S = 3.0
 _UPDATE_EVERY_S = 1.0
@@ -26,6 +25,9 @@ _UPDATE_EVERY_S = 1.0
 
 _RATE_WINDOW_S = 300.0
 """Rates are means over the last so many seconds, or since the work began when that is less."""
+
+_PLACING_S = 10.0
+"""A cluster takes some seconds to place a worker on a node that has room."""
 
 _MAX_FAILURES = 100
 _MAX_DETAIL_CHARS = 20_000
@@ -63,6 +65,7 @@ class StatusReporter:
             job_id=job_id, state=JobState.RUNNING, doing="starting", updated_at=now, started_at=now, stages=()
         )
         self._next_update = 0.0
+        self._own_wait: Wait | None = None
         self._working_since = time.monotonic()
         self._commits: deque[tuple[float, int, int]] = deque()
         self._thread = threading.Thread(target=self._write_regularly, name="status-reporter", daemon=True)
@@ -126,6 +129,7 @@ class StatusReporter:
         if now < self._next_update and not ledger.is_over:
             return
         self._next_update = now + _UPDATE_EVERY_S
+        self._note_waits(executor)
         rollouts_per_second, tokens_per_second = self._rates(now)
         left = ledger.plan.num_rollouts - ledger.rollouts_done
         self._change(
@@ -137,7 +141,8 @@ class StatusReporter:
             units_in_flight=ledger.in_flight,
             rollouts_per_second=rollouts_per_second,
             tokens_per_second=tokens_per_second,
-            seconds_left=left / rollouts_per_second if rollouts_per_second else None,
+            # While something holds the job up, the pace of the last minutes says nothing about the time left.
+            seconds_left=left / rollouts_per_second if rollouts_per_second and not self.waits else None,
             failures=_failures(ledger),
             **_pool(executor),
         )
@@ -149,6 +154,7 @@ class StatusReporter:
             JobStoppedError: The job was asked to end.
         """
         self.raise_if_stopped()
+        self._note_waits(executor)
         self._change(**_pool(executor))
 
     def finish_reduction(self) -> None:
@@ -172,7 +178,9 @@ class StatusReporter:
             error: The whole message of the error that ended the job; empty when none did.
         """
         if not self._status.state.is_final:
-            self._change(state=state, doing="ended", error=error, workers=(), units_in_flight=0, seconds_left=None)
+            self._change(
+                state=state, doing="ended", error=error, workers=(), waits=(), units_in_flight=0, seconds_left=None
+            )
 
     def end_by(self, error: BaseException) -> None:
         """Set how the job ended: by an error, or stopped when the error is a request to stop."""
@@ -186,8 +194,38 @@ class StatusReporter:
         if self._target is not None:
             self._change(updated_at=time.time())
             # The next write, some seconds later, makes up for one that the store refused.
-            with suppress(AtlasError):
+            try:
                 write_status(*self._target, self._status)
+            except AtlasError as error:
+                self._own_wait = Wait(error.message, self._own_wait.since if self._own_wait else time.time())
+            else:
+                self._own_wait = None
+
+    def require_store(self) -> None:
+        """Write the status now, to see whether the store can be written from here.
+
+        Raises:
+            AtlasError: It cannot.
+        """
+        if self._target is not None:
+            write_status(*self._target, self._status)
+
+    @property
+    def waits(self) -> tuple[WaitStatus, ...]:
+        """What holds the job up, as of the last update."""
+        return self._status.waits
+
+    def _note_waits(self, executor: Executor) -> None:
+        views = executor.views
+        found = [(view.name, view.wait) for view in views if view.wait is not None]
+        if self._own_wait is not None:
+            found.append(("the driver", self._own_wait))
+        if views and all(view.doing == "waiting" and view.wait is None for view in views):
+            since = min(view.since for view in views)
+            if time.time() - since > _PLACING_S:
+                excluded = [f"Node {node[:8]} is excluded: {why}" for node, why in executor.nodes_left_out.items()]
+                found.append(("the job", Wait(" ".join(["no node has room for a worker.", *excluded[-1:]]), since)))
+        self._change(waits=tuple(WaitStatus(who=who, reason=wait.reason, since=wait.since) for who, wait in found))
 
     def __enter__(self) -> StatusReporter:
         self._thread.start()

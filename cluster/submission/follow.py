@@ -6,15 +6,18 @@ When Ray stops the entrypoint, it stops the driver. When the entrypoint dies, th
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import signal
 import sys
 import time
+from contextlib import redirect_stdout
 from types import FrameType
 from typing import Any
 
-from ...jobs.errors import InputError, JobError
+from ...jobs.errors import InputError, JobError, error_lines
 from ..pool.ray_environment import prepare_ray_environment, worker_environment
+from ..ray_text import PlainStream, one_line
 from .driver_actor import DriverActor, DriverReport
 from .submitted_job import NAMESPACE, SubmittedJob, driver_actor_name
 
@@ -49,15 +52,19 @@ def follow(job: SubmittedJob, version: str) -> int:
     """
     refuse_other_versions(job, version)
     prepare_ray_environment()
+    # What Ray itself logs in this process would be in the job's log.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     driver: Any = None
     try:
-        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         # Set after ray.init, whose own handler would end this process without stopping the driver.
         signal.signal(signal.SIGTERM, _raise_stopped)
         driver = _driver(job)
-        return _print_until_end(ray, driver)
+        # Ray reports lost nodes and workers with a print.
+        with redirect_stdout(PlainStream(sys.stdout)):
+            return _print_until_end(ray, driver)
     except _Stopped:
         print("Stopping.", file=sys.stderr, flush=True)  # noqa: T201
         if driver is not None:
@@ -127,7 +134,7 @@ def _print_until_end(ray: Any, driver: Any) -> int:
             print(line, flush=True)  # noqa: T201
         if report.exit_status is not None:
             if report.error is not None:
-                print(f"Error: {report.error}", file=sys.stderr, flush=True)  # noqa: T201
+                print("\n".join(error_lines(report.error)), file=sys.stderr, flush=True)  # noqa: T201
             return report.exit_status
         time.sleep(_POLL_S)
 
@@ -147,7 +154,7 @@ def _next_report(ray: Any, driver: Any, last: DriverReport) -> DriverReport:
             pending = driver.report.remote(last.start_id, last.next_line)
         except RayActorError as error:
             raise JobError(
-                f"the driver died: {error}",
+                f"the driver died: {one_line(str(error))}",
                 code="no_driver",
                 hint="Committed units are kept; persona-atlas resume does the rest.",
             ) from error

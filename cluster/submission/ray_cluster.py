@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from ...jobs.errors import AtlasError, InputError, JobError, TransientError, closest
 from ...jobs.scheduling.job_state import RayState
+from ..ray_text import plain
 from ..retry import Backoff, with_retries
 from .submitted_job import NAMESPACE, driver_actor_name
 
@@ -230,7 +231,7 @@ class Cluster:
 
     def logs(self, job_id: str) -> str:
         """Fetch the log of a job so far."""
-        return self._ask(lambda: self._client.get_job_logs(job_id))
+        return plain(self._ask(lambda: self._client.get_job_logs(job_id)))
 
     def follow(self, job_id: str) -> Iterator[str]:
         """Yield the log of a job in pieces, from its start and as it grows, until the job ends."""
@@ -239,7 +240,7 @@ class Cluster:
         try:
             while True:
                 try:
-                    yield self._ask(lambda: loop.run_until_complete(anext(pieces)))
+                    yield plain(self._ask(lambda: loop.run_until_complete(anext(pieces))))
                 except StopAsyncIteration:
                     return
         finally:
@@ -308,7 +309,7 @@ def _ray_job(details: Any) -> RayJob:
     return RayJob(
         job_id=details.submission_id or "",
         state=RayState(str(details.status)),
-        message=details.message or "",
+        message=plain(details.message or ""),
         run_url=metadata.get(_URL, ""),
         endpoint_url=metadata.get(_ENDPOINT) or None,
         spec=metadata.get(_SPEC, ""),

@@ -20,7 +20,8 @@ from ..plan import Plan
 from ..units import UnitAttempt
 
 MAX_FAILURES = 3
-"""Failed attempts after which a unit is given up and reported; those with ``is_worker_fault`` are not counted."""
+"""Failed attempts after which a unit is given up and reported; those with ``is_worker_fault`` are not counted, and one
+with ``is_permanent`` is enough."""
 
 MAX_ATTEMPTS = 6
 """Attempts after which a unit is given up whatever the causes: a unit that brings its node down every time must be
@@ -41,6 +42,8 @@ class Failure:
         detail: Full text of the error, usually a traceback; may be empty.
         is_worker_fault: Whether the node or the worker caused it and not the unit: the node was lost, or the worker had
             failed unit after unit.
+        is_permanent: Whether another attempt would fail in the same way.
+        is_store_fault: Whether the unit was made, and could not be written because the store failed.
     """
 
     unit_id: str
@@ -48,6 +51,8 @@ class Failure:
     message: str
     detail: str = ""
     is_worker_fault: bool = False
+    is_permanent: bool = False
+    is_store_fault: bool = False
 
 
 @dataclass
@@ -185,7 +190,7 @@ class Ledger:
         is_suspect = failure.unit_id in self._failed_on or not failure.is_worker_fault or losses > _LOSSES_UNSUSPECTED
         if is_suspect:
             self._failed_on.setdefault(failure.unit_id, set()).add(worker)
-        if attempts - losses < MAX_FAILURES and attempts < MAX_ATTEMPTS:
+        if not failure.is_permanent and attempts - losses < MAX_FAILURES and attempts < MAX_ATTEMPTS:
             if is_suspect:
                 self._pending.append(failure.unit_id)
             else:

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic
 
-from ..errors import AtlasError, InputError, JobError
+from ..errors import AtlasError, InputError
 from ..units import UnitAttempt
 from .ledger import Failure
 from .loading_health import REFUSED_PAUSE_S, LoadingHealth, Refusal
 from .node_health import NodeHealth
-from .pool_commands import ClusterNodes, Command, Deliver, GiveUp, Kill, Launch, R
+from .pool_commands import ClusterNodes, Command, Deliver, GiveUp, Kill, Launch, R, failures_of, no_room, no_worker
 from .pool_worker import PoolWorker, PoolWorkers
 from .worker_health import FailureStreaks, is_hung
 from .worker_load import WorkRequest
@@ -43,6 +43,7 @@ class WorkerPool(Generic[R]):
     Attributes:
         workers: All workers, whatever their state.
         follow_at: When :meth:`follow` next has something to do.
+        last_refusal: The last error with which a worker refused to load the model, and when, until one loads it.
     """
 
     def __init__(self, replicas: int | None, load_timeout_s: float) -> None:
@@ -58,13 +59,13 @@ class WorkerPool(Generic[R]):
         self._num_launched = 0
         self._num_wanted = 1
         self._had_room_at: float | None = None
-        self._last_refusal: AtlasError | None = None
+        self.last_refusal: tuple[AtlasError, float] | None = None
         self._commands: list[Command[R]] = []
 
     @property
     def nodes_left_out(self) -> dict[str, str]:
-        """Nodes on which no more workers are placed, by node id, with the reason."""
-        return dict(self._node_health.left_out)
+        """Nodes on which no workers are placed at present, by node id, with the reason."""
+        return self._node_health.excluded
 
     def follow(self, nodes: ClusterNodes, now: float) -> list[Command[R]]:
         """Compare the pool with the cluster: launch missing workers, and give up surplus ones that were not placed.
@@ -82,16 +83,18 @@ class WorkerPool(Generic[R]):
             return []
         self._nodes = nodes
         self.follow_at = now + FOLLOW_EVERY_S
-        if nodes.num_places() and not nodes.num_places(self._node_health.left_out):
+        if self._node_health.wake(now):
+            self._relaunch_waiting()
+        if nodes.num_places() and not nodes.num_places(self._node_health.excluded):
             if not self._loading.any_was_ready and not self.workers.is_any_placed:
                 # Every node has refused. An error of the input keeps its own message, code and field.
-                reason = list(self._node_health.left_out.values())[-1]
-                error = self._last_refusal
-                self._give_up(error if isinstance(error, InputError) else _no_worker(reason))
+                reason = list(self._node_health.excluded.values())[-1]
+                error = self.last_refusal[0] if self.last_refusal else None
+                self._give_up(error if isinstance(error, InputError) else no_worker(reason))
                 return self._taken()
             self._readmit_last_node()
         # At least one: a worker that waits to be placed makes an autoscaler add a node, and uses a node that joins.
-        self._num_wanted = self._replicas or max(1, nodes.num_places(self._node_health.left_out))
+        self._num_wanted = self._replicas or max(1, nodes.num_places(self._node_health.excluded))
         for _ in range(self._num_wanted - len(self.workers.by_name)):
             self._launch(now)
         unplaced = [
@@ -116,7 +119,7 @@ class WorkerPool(Generic[R]):
             Commands to carry out, in this order.
         """
         worker = self.workers.by_name.get(name)
-        if worker is not None and node_id in self._node_health.left_out:
+        if worker is not None and node_id in self._node_health.excluded:
             # It was launched before the node was left out; another is launched in its place.
             self._kill(worker)
         elif worker is not None:
@@ -137,6 +140,8 @@ class WorkerPool(Generic[R]):
         worker = self.workers.by_name.get(name)
         if worker is not None:
             self._loading.loaded()
+            self.last_refusal = None
+            self._node_health.loaded(worker.node_id)
             worker.is_ready, worker.since = True, now
         return self._taken()
 
@@ -156,20 +161,20 @@ class WorkerPool(Generic[R]):
         if worker is None:
             return []
         self._nodes = nodes
-        self._last_refusal = error
+        self.last_refusal = error, now
         self._kill(worker)
-        is_room_elsewhere = bool(nodes.num_places({*self._node_health.left_out, worker.node_id}))
+        is_room_elsewhere = bool(nodes.num_places({*self._node_health.excluded, worker.node_id}))
         verdict = self._loading.refused(
             is_retryable=error.retryable, is_room_elsewhere=is_room_elsewhere, is_any_placed=self.workers.is_any_placed
         )
         if verdict is Refusal.GIVE_UP:
             # An error of the input keeps its own message, code and field.
-            self._give_up(error if isinstance(error, InputError) else _no_worker(f"{worker.name}: {error}"))
+            self._give_up(error if isinstance(error, InputError) else no_worker(f"{worker.name}: {error}"))
         elif verdict is Refusal.RETRY_LATER:
             self.follow_at = now + REFUSED_PAUSE_S
         else:
             # Other nodes may be able to load the model, so the node is the cause and not the job.
-            self._leave_out(worker.node_id, str(error))
+            self._leave_out(worker.node_id, str(error), refused_at=now)
             self.follow_at = now if is_room_elsewhere else now + REFUSED_PAUSE_S
         return self._taken()
 
@@ -198,7 +203,7 @@ class WorkerPool(Generic[R]):
         worker = self.workers.by_name.get(name)
         if worker is not None:
             worker.load.rejected(attempts)
-            self._answered(worker, attempts, _failures(attempts, "the worker failed", reason), now)
+            self._answered(worker, attempts, failures_of(attempts, "the worker failed", reason), now)
         return self._taken()
 
     def reported(
@@ -251,7 +256,7 @@ class WorkerPool(Generic[R]):
             return self._taken()
         if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
             self._kill(worker)
-            self._give_up(_no_worker(f"{worker.name}: {reason}"))
+            self._give_up(no_worker(f"{worker.name}: {reason}"))
             return self._taken()
         self._lose(worker, "the worker died", reason, now)
         if not worker.node_id:
@@ -297,7 +302,7 @@ class WorkerPool(Generic[R]):
         name = f"worker-{self._num_launched}"
         self._num_launched += 1
         self.workers.by_name[name] = PoolWorker(name, now)
-        self._commands.append(Launch(name, tuple(sorted(self._node_health.left_out))))
+        self._commands.append(Launch(name, tuple(sorted(self._node_health.excluded))))
 
     def _kill(self, worker: PoolWorker) -> None:
         if self.workers.by_name.pop(worker.name, None) is not None:
@@ -312,14 +317,7 @@ class WorkerPool(Generic[R]):
         if self._had_room_at is None or self.workers.is_any_placed or self._nodes.num_places():
             self._had_room_at = now
         elif now - self._had_room_at > self._load_timeout_s and not self._loading.any_was_ready:
-            self._give_up(
-                JobError(
-                    f"no node had room for a worker in {self._load_timeout_s:.0f} s.",
-                    code="no_worker",
-                    field="placement",
-                    hint="Does the cluster have the CPUs and GPUs that the spec asks for?",
-                )
-            )
+            self._give_up(no_room(self._load_timeout_s))
 
     def _answered(
         self, worker: PoolWorker, attempts: Sequence[UnitAttempt], results: tuple[R | Failure, ...], now: float
@@ -364,7 +362,7 @@ class WorkerPool(Generic[R]):
         self.follow_at = now
         if attempts:
             self._commands.append(
-                Deliver(worker.name, _failures(attempts, what, reason, is_worker_fault=is_worker_fault))
+                Deliver(worker.name, failures_of(attempts, what, reason, is_worker_fault=is_worker_fault))
             )
         if is_node_charged and worker.node_id:
             is_over = self._node_health.died(worker.node_id, now, reason, is_unit_suspect=has_suspect)
@@ -376,36 +374,26 @@ class WorkerPool(Generic[R]):
 
         A node that dies is listed as alive for some seconds, so a node may be left out in favour of one that is dead.
         """
-        node_id = next(node for node in reversed(self._node_health.left_out) if self._nodes.places.get(node))
-        del self._node_health.left_out[node_id]
-        # Workers that wait to be placed were launched with this node excluded.
+        excluded = self._node_health.excluded
+        self._node_health.readmit(next(node for node in reversed(excluded) if self._nodes.places.get(node)))
+        self._relaunch_waiting()
+
+    def _relaunch_waiting(self) -> None:
+        """Kill the workers that wait to be placed, since they were launched with a node excluded that no longer is."""
         for worker in [worker for worker in self.workers.by_name.values() if not worker.node_id]:
             self._kill(worker)
 
-    def _leave_out(self, node_id: str, reason: str) -> None:
-        """Place no more workers on a node, unless no other node is left."""
+    def _leave_out(self, node_id: str, reason: str, refused_at: float | None = None) -> None:
+        """Place no more workers on a node, unless no other node is left; only for a while if a worker refused now."""
         if not node_id:
             return
-        self._node_health.refused(node_id, reason)
-        if self._nodes.num_places(self._node_health.left_out):
+        if refused_at is None:
+            self._node_health.leave_out(node_id, reason)
+        else:
+            self._node_health.refused(node_id, reason, refused_at)
+        if self._nodes.num_places(self._node_health.excluded):
             return
         # The last node is kept, as long as any worker has been able to run.
-        del self._node_health.left_out[node_id]
+        self._node_health.readmit(node_id)
         if not self._loading.any_was_ready and not self.workers.is_any_placed:
-            self._give_up(_no_worker(reason))
-
-
-def _failures(
-    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_worker_fault: bool = False
-) -> tuple[Failure, ...]:
-    return tuple(
-        Failure(attempt.unit.unit_id, attempt.number, message, detail, is_worker_fault) for attempt in attempts
-    )
-
-
-def _no_worker(reason: str) -> JobError:
-    return JobError(
-        f"no worker is left; the last was {reason}",
-        code="no_worker",
-        hint="Is there enough memory? What was committed stays; the same command resumes.",
-    )
+            self._give_up(no_worker(reason))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from ..errors import AtlasError
+from ..errors import AtlasError, JobError
+from ..units import UnitAttempt
 from .ledger import Failure
 
 
@@ -93,3 +94,46 @@ class GiveUp:
 
 
 Command = Launch | Kill | Deliver[R] | GiveUp
+
+
+def failures_of(
+    attempts: Sequence[UnitAttempt], message: str, detail: str, *, is_worker_fault: bool = False
+) -> tuple[Failure, ...]:
+    """Make a failure for each attempt that a worker held.
+
+    Args:
+        attempts: The attempts.
+        message: What happened to the worker.
+        detail: Why.
+        is_worker_fault: Whether the units are certainly not the cause.
+    """
+    return tuple(
+        Failure(attempt.unit.unit_id, attempt.number, message, detail, is_worker_fault) for attempt in attempts
+    )
+
+
+def no_worker(reason: str) -> JobError:
+    """Make the error of a job that no worker can run.
+
+    Args:
+        reason: What became of the last worker.
+    """
+    return JobError(
+        f"no worker is left; the last was {reason}",
+        code="no_worker",
+        hint="Is there enough memory? What was committed stays; the same command resumes.",
+    )
+
+
+def no_room(waited_s: float) -> JobError:
+    """Make the error of a job for which no node of the cluster has room.
+
+    Args:
+        waited_s: How long it has waited, in seconds.
+    """
+    return JobError(
+        f"no node had room for a worker in {waited_s:.0f} s.",
+        code="no_worker",
+        field="placement",
+        hint="Does the cluster have the CPUs and GPUs that the spec asks for?",
+    )

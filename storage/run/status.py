@@ -57,6 +57,20 @@ class WorkerStatus(_StatusModel):
     since: float
 
 
+class WaitStatus(_StatusModel):
+    """Something outside the job that holds it up.
+
+    Attributes:
+        who: The worker that waits, ``the driver`` or ``the job``.
+        reason: What it waits for, in a sentence.
+        since: When that began, in seconds since the epoch.
+    """
+
+    who: str
+    reason: str
+    since: float
+
+
 class UnitFailure(_StatusModel):
     """A unit whose last attempt failed.
 
@@ -94,6 +108,7 @@ class RunStatus(_StatusModel):
         failures: Units whose last attempt failed.
         nodes_left_out: By node id, why a node gets no more work.
         error: The error that ended the job, in full; empty when none did.
+        waits: What holds the job up now, and tried again.
     """
 
     job_id: str = ""
@@ -111,6 +126,7 @@ class RunStatus(_StatusModel):
     failures: tuple[UnitFailure, ...] = ()
     nodes_left_out: dict[str, str] = {}
     error: str = ""
+    waits: tuple[WaitStatus, ...] = ()
 
 
 def write_status(location: Location, generation: int, status: RunStatus) -> None:

@@ -97,14 +97,14 @@ _VISION: dict[str, Any] = {
 def _gemma3_images() -> Any:
     from transformers import Gemma3Config
 
-    text = _SHAPE | {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
+    text = SHAPE | {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
     return Gemma3Config(text_config=text, vision_config=_VISION, mm_tokens_per_image=4, image_token_index=5)
 
 
 def _mistral3_images() -> Any:
     from transformers import Mistral3Config
 
-    text = _SHAPE | {"model_type": "mistral", "sliding_window": None}
+    text = SHAPE | {"model_type": "mistral", "sliding_window": None}
     return Mistral3Config(text_config=text, vision_config=_VISION | {"model_type": "pixtral"}, image_token_index=5)
 
 
@@ -119,7 +119,7 @@ def _qwen2_5_vl() -> Any:
         "vision_start_token_id": 7,
         "vision_end_token_id": 8,
     }
-    return Qwen2_5_VLConfig(text_config=_SHAPE | {"rope_parameters": rope}, vision_config=vision, **tokens)
+    return Qwen2_5_VLConfig(text_config=SHAPE | {"rope_parameters": rope}, vision_config=vision, **tokens)
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {

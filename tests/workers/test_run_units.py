@@ -269,3 +269,26 @@ class _Silent(FakeEngine):
 def test_what_one_call_leaves_out_the_next_is_asked_for():
     results = list(run_units(_Short(), fed(orders_of(*UNITS))))
     assert [type(result) for result in results] == [UnitResult, UnitResult, Failure]
+
+
+class _Refusing(FakeEngine):
+    """Refuses every request with an error of one code."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__()
+        self.code = code
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        if (request := next_request()) is not None:
+            raise UnitError(f"{request.address} cannot be answered.", code=self.code)
+        yield from ()
+
+
+@pytest.mark.parametrize(
+    ("code", "is_permanent"), [("too_long", True), ("not_finite", True), ("endpoint_failed", False)]
+)
+def test_a_failure_says_whether_another_attempt_would_fail_too(code: str, *, is_permanent: bool):
+    attempts = orders_of("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0")
+    found = list(run_units(_Refusing(code), fed(attempts)))
+    assert len(found) == 2
+    assert [isinstance(failure, Failure) and failure.is_permanent for failure in found] == [is_permanent] * 2

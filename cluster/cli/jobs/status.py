@@ -8,8 +8,9 @@ import click
 
 from ....jobs.scheduling.job_state import JobState
 from ....jobs.wording import count_of
+from ....storage.run.status import RunStatus
 from ...run.progress import span
-from ...submission.job_view import JobView, view_job, view_run
+from ...submission.job_view import STATUS_IS_FRESH_S, JobView, view_job, view_run
 from ...submission.ray_cluster import Cluster
 from .. import output
 from ..options import address_option, endpoint_option, is_store, json_option
@@ -54,6 +55,11 @@ def status(target: str, watch: bool, address: str | None, endpoint_url: str | No
     return 1 if view.state in (JobState.FAILED, JobState.CANCELLED) else 0
 
 
+def _is_fresh(status: RunStatus) -> bool:
+    """Whether a driver's status is recent enough for its pace to be of the present."""
+    return time.time() - status.updated_at < STATUS_IS_FRESH_S
+
+
 def _line(view: JobView) -> str:
     parts = [f"{view.state}: {view.done} of {view.planned} units" if view.planned else str(view.state)]
     status = view.status
@@ -63,7 +69,9 @@ def _line(view: JobView) -> str:
             parts.append(f"{status.units_failed} failed")
         if status.rollouts_per_second:
             parts.append(f"{status.rollouts_per_second:.1f} rollouts/s")
-        if status.seconds_left:
+        if status.waits:
+            parts.append(f"held up: {status.waits[0].who}: {status.waits[0].reason}")
+        if status.seconds_left and _is_fresh(status):
             parts.append(f"{span(status.seconds_left)} left")
         silent_s = view.silent_s(time.time())
         if silent_s is not None and silent_s > _SILENT_S:
@@ -91,11 +99,18 @@ def _print(view: JobView) -> None:
     if status is not None and view.state is JobState.RUNNING:
         lines.append(["phase", status.doing])
         lines.append(["in flight", count_of(status.units_in_flight, "unit")])
-        if status.rollouts_per_second:
+        lines += [
+            ["held up", f"{wait.who}, for {span(max(0.0, time.time() - wait.since))}: {wait.reason}"]
+            for wait in status.waits
+        ]
+        is_fresh = _is_fresh(status)
+        if not is_fresh:
+            lines.append(["no news", "its node or its store may be out of reach, or the disk full"])
+        if is_fresh and status.rollouts_per_second:
             lines.append(
                 ["pace", f"{status.rollouts_per_second:.1f} rollouts/s, {status.tokens_per_second or 0:.0f} tokens/s"]
             )
-        if status.seconds_left:
+        if is_fresh and status.seconds_left:
             lines.append(["time left", span(status.seconds_left)])
     output.table(view.job_id or view.url, ["", ""], lines)
     if view.store_error:
@@ -132,7 +147,7 @@ def _print_details(view: JobView, *, status_is_live: bool) -> None:
             [
                 failure.unit_id,
                 str(failure.attempts),
-                "given up" if failure.is_given_up else "to be retried",
+                "given up" if failure.is_given_up else "to be retried" if status_is_live else "not done",
                 failure.error,
             ]
             for failure in status.failures

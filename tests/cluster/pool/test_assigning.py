@@ -10,6 +10,7 @@ from persona_atlas.cluster.pool.executor import Answer
 from persona_atlas.cluster.pool.pooled_executor import PooledExecutor
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.scheduling.pool import WorkerPool
@@ -127,3 +128,22 @@ def test_a_retry_is_handed_only_to_a_worker_that_has_nothing_else(tmp_path: Path
     pool = drive_pool(plan, url, fail=frozenset({poet}))
     assert [held for _, unit_id, held in pool.handed_out if unit_id == poet][1:] == [0]
     assert open_run(url).completeness.is_complete
+
+
+def test_a_pause_after_a_refusal_shows_why_no_worker_is_there():
+    pool = Pool(lambda attempt: Answer("worker-0", ()))
+    error = InputError("1 replica(s) need 4 GB of cpu memory; 2 GB is free.", code="not_enough_memory")
+    nodes = ClusterNodes({"node": 2})
+    for name in list(NAMES):
+        pool._carry_out(pool._pool.died(name, "killed", nodes, 1.0))
+    pool._launch = lambda worker, avoid: None  # pyright: ignore[reportAttributeAccessIssue]
+    pool._kill = lambda worker: None  # pyright: ignore[reportAttributeAccessIssue]
+    pool._carry_out(pool._pool.follow(nodes, 2.0))
+    for view in pool.views:
+        pool._carry_out(pool._pool.placed(view.name, "node", 2.0))
+    for view in pool.views:
+        pool._carry_out(pool._pool.refused(view.name, error, nodes, 2.0))
+    (view,) = pool.views
+    assert (view.name, view.doing) == ("the next worker", "waiting")
+    assert view.wait is not None
+    assert view.wait.reason == str(error)

@@ -81,7 +81,8 @@ class Noting(UnitActor):
             (folder / name).write_text(str(found.engine.threads))
             return FakeEngine()
 
-        self._loop._load = load
+        loop: Any = self._loop
+        loop._load = load
 
 
 class Home:
@@ -106,9 +107,9 @@ def test_a_worker_of_a_job_that_was_there_before_its_node_uses_all_its_cores(
     engine = engine_settings(tiny_model_directory, layers=(0,), max_new_tokens=8, poolings=("response_mean",))
     settings = WorkerSettings(engine, 0, str(tmp_path), None, 3, 10, placement=placement)
     executor = RayExecutor(settings, placement, actor_class=Noting)
+    executor.wait(0.1)
+    node = cluster.add_node(num_cpus=2)
     try:
-        executor.wait(0.1)
-        node = cluster.add_node(num_cpus=2)
         wait_for(lambda: not executor.wait(0.3) and bool(executor.ready))
         # Long enough for a second, for which the node has room.
         executor.wait(4.0)
@@ -125,9 +126,10 @@ def test_the_driver_is_on_the_head_whatever_else_is_free(cluster: Any, monkeypat
     import ray
 
     monkeypatch.setattr(follow, "DriverActor", Home)
+    module: Any = follow
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     jobs: Any = [SimpleNamespace(job_id=f"job-{number}", driver_resource="") for number in range(6)]
-    drivers = [follow._driver(job) for job in jobs]
+    drivers = [module._driver(job) for job in jobs]
     try:
         found = ray.get([driver.node_id.remote() for driver in drivers], timeout=120)
         assert found == [cluster.head_node.node_id] * len(jobs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,7 +21,7 @@ from stored_runs import begin
 
 @pytest.mark.parametrize(("since_status_s", "since_lease_s", "heard_s"), [(3, 15, 3), (90, 15, 15), (40, 50, 40)])
 def test_the_age_of_the_last_news_is_that_of_the_newer_of_status_and_lease(
-    tmp_path, since_status_s: float, since_lease_s: float, heard_s: float
+    tmp_path: Path, since_status_s: float, since_lease_s: float, heard_s: float
 ):
     url = str(tmp_path / "run")
     location = open_location(url)
@@ -28,7 +30,8 @@ def test_the_age_of_the_last_news_is_that_of_the_newer_of_status_and_lease(
         now = time.time()
         status = RunStatus(state=JobState.RUNNING, doing="working", updated_at=now - since_status_s, started_at=0.0)
         write_status(location, lease.generation, status)
-        stored = lease._lease.model_copy(update={"expires_at": now - since_lease_s + LEASE_SECONDS})
+        held: Any = lease
+        stored = held._lease.model_copy(update={"expires_at": now - since_lease_s + LEASE_SECONDS})
         location.write(f"drivers/{lease.generation:06}.json", stored.to_bytes())
         view = view_run(url)
         assert view.state is JobState.RUNNING

@@ -31,8 +31,11 @@ def uneven_plan() -> Plan:
     return small_plan(small_spec(personas=personas))
 
 
-def fail(ledger: Ledger, attempt: UnitAttempt, why: str = "scripted", *, node: bool = False) -> bool:
-    return ledger.fail(Failure(attempt.unit.unit_id, attempt.number, why, is_worker_fault=node))
+def fail(
+    ledger: Ledger, attempt: UnitAttempt, why: str = "scripted", *, node: bool = False, permanent: bool = False
+) -> bool:
+    failure = Failure(attempt.unit.unit_id, attempt.number, why, is_worker_fault=node, is_permanent=permanent)
+    return ledger.fail(failure)
 
 
 @given(data=st.data(), per_assignment=st.integers(1, 12), num_workers=st.integers(1, 4))
@@ -48,6 +51,7 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
     handed_out: list[UnitAttempt] = []
     failures: dict[str, int] = {}
     losses: dict[str, int] = {}
+    hopeless: set[str] = set()
     while not ledger.is_over:
         while len(working) < num_workers and (attempts := ledger.next_assignment()):
             working.append(attempts)
@@ -61,9 +65,12 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
             if worker_lost or data.draw(st.booleans(), label="fails"):
                 counted = losses if node_lost else failures
                 counted[attempt.unit.unit_id] = counted.get(attempt.unit.unit_id, 0) + 1
-                again = fail(ledger, attempt, node=node_lost)
-                is_unlucky = attempt.number == MAX_ATTEMPTS
-                assert again == (failures.get(attempt.unit.unit_id, 0) < MAX_FAILURES and not is_unlucky)
+                permanent = not worker_lost and data.draw(st.booleans(), label="for good")
+                if permanent:
+                    hopeless.add(attempt.unit.unit_id)
+                again = fail(ledger, attempt, node=node_lost, permanent=permanent)
+                is_last = permanent or attempt.number == MAX_ATTEMPTS
+                assert again == (failures.get(attempt.unit.unit_id, 0) < MAX_FAILURES and not is_last)
             else:
                 ledger.commit(attempt.unit.unit_id)
     assert ledger.committed | set(ledger.failed) == set(ids)
@@ -76,7 +83,8 @@ def test_any_course_of_answers_and_losses_ends_with_every_unit_committed_or_fail
     assert max(map(len, attempts.values())) <= MAX_ATTEMPTS
     assert max(failures.values(), default=0) <= MAX_FAILURES == 3
     assert all(not attempts[unit_id] for unit_id in before)
-    given_up = [(failures.get(unit_id, 0), len(attempts[unit_id])) for unit_id in ledger.failed]
+    assert hopeless <= set(ledger.failed)
+    given_up = [(failures.get(unit_id, 0), len(attempts[unit_id])) for unit_id in set(ledger.failed) - hopeless]
     assert all(failed == MAX_FAILURES or tried == MAX_ATTEMPTS for failed, tried in given_up)
 
 

@@ -9,7 +9,7 @@ from persona_atlas.jobs.errors import AtlasError, InputError, JobError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.scheduling.loading_health import LATE_REFUSALS, LOADING_DEATHS, REFUSALS, REFUSED_PAUSE_S
-from persona_atlas.jobs.scheduling.node_health import MAX_DEATHS, WITHIN_S
+from persona_atlas.jobs.scheduling.node_health import FIRST_REST_S, MAX_DEATHS, RESTS, WITHIN_S
 from persona_atlas.jobs.scheduling.pool import FOLLOW_EVERY_S, PLACEMENT_TIMEOUT_S
 from persona_atlas.jobs.scheduling.pool_commands import Deliver, Kill
 from persona_atlas.jobs.scheduling.worker_health import FAILURES_IN_A_ROW, SILENCE_S
@@ -537,3 +537,36 @@ def test_a_pool_that_is_closed_lets_every_worker_go():
     harness = ready({"a": 2, "b": 1})
     harness.carry_out(harness.pool.close())
     assert harness.alive == []
+
+
+def test_a_node_whose_memory_is_freed_late_is_tried_again():
+    harness = ready({"a": 1, "b": 1}, replicas=2)
+    harness.die("worker-0")
+    (worker,) = harness.follow()
+    harness.place(worker, "a")
+    harness.refuse(worker)
+    assert list(harness.pool.nodes_left_out) == ["a"]
+    (waiting,) = harness.follow()
+    assert harness.launched[-1].avoid == ("a",)
+    assert harness.follow(FIRST_REST_S - A_MOMENT_S) == []
+    (worker,) = harness.follow(FOLLOW_EVERY_S)
+    assert waiting not in harness.alive, "it would wait for a place elsewhere"
+    assert harness.launched[-1].avoid == ()
+    harness.load(worker, "a")
+    assert harness.pool.nodes_left_out == {}
+
+
+def test_a_node_that_refuses_after_every_rest_is_left_out():
+    harness = ready({"a": 1, "b": 1}, replicas=2)
+    harness.die("worker-0")
+    (worker,) = harness.follow()
+    for _ in range(RESTS):
+        harness.place(worker, "a")
+        harness.refuse(worker)
+        harness.follow()
+        (worker,) = harness.follow(FIRST_REST_S * 2**RESTS)
+    harness.place(worker, "a")
+    harness.refuse(worker)
+    harness.follow()
+    assert harness.follow(10_000.0) == []
+    assert harness.pool.nodes_left_out == {"a": str(NO_MEMORY)}
