@@ -93,7 +93,7 @@ def plan(spec: SpecLike, *, progress: bool = True) -> Plan:
         >>> len(planned.units), planned.num_rollouts
         (7, 14)
     """
-    return sketch_plan(_as_spec(spec), _progress(progress))[0]
+    return sketch_plan(_as_spec(spec), _progress(progress)).plan
 
 
 def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = None, progress: bool = True) -> JobResult:

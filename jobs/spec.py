@@ -90,6 +90,8 @@ class JobSpec(SpecSection):
         whole = self.model_dump(mode="json")
         keep = {key: whole[key] for key in ("model", "capture")}
         keep["mantissa_bits"] = self.store.mantissa_bits
+        # The text counts and not the path it was read from; the plan's digest covers the text.
+        del keep["model"]["chat_template"]
         if not self.capture.keeps_tokens:
             # Runs from before the field existed must keep their digest.
             del keep["capture"]["token_layers"]

@@ -38,12 +38,14 @@ class ModelSpec(SpecSection):
         revision: Branch, tag or commit of a Hugging Face id; None: the default branch.
         dtype: Type of the parameters; ``auto`` is that of the checkpoint.
         name: Replacement of ``{model_name}`` in prompts; None: the last part of ``source``.
+        chat_template: File with the chat template to use instead of the model's; None: the model's.
     """
 
     source: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"
     name: str | None = None
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def display_name(self) -> str:

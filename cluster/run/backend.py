@@ -21,6 +21,7 @@ from ..pool.session import local_resources, ray_session
 from ..pool.worker_settings import WorkerSettings
 from .prepare import Job
 from .progress import Progress
+from .rendering import RENDERING_RULES
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
     # Ray is imported only if there are units to do.
     from ..pool.ray_executor import RayExecutor
 
-    renderer = load_renderer(job.model_directory).renderer
+    renderer = load_renderer(job.model_directory, job.chat_template).renderer
     if address is None:
         _refuse_what_cannot_fit(job)
         refuse_without_server(job.plan.spec, renderer)
@@ -76,7 +77,7 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
             settings = worker_settings(job, placement, driver_path(lease.generation))
             return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
 
-        yield Backend(renderer.describe(), make_executor)
+        yield Backend(rendering_of(job, renderer), make_executor)
 
 
 def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
@@ -99,6 +100,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
             sampling=spec.sampling,
             capture=spec.capture,
             token_layers=job.plan.token_layers,
+            chat_template=job.chat_template,
         ),
         needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
         store_url=job.location.url,
@@ -112,6 +114,17 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
         sentinel=sentinel,
         tokens_per_block=job.plan.tokens_per_block,
     )
+
+
+def rendering_of(job: Job, renderer: ChatRenderer) -> dict[str, object]:
+    """Describe for the run's record how its texts become tokens.
+
+    Args:
+        job: The prepared job.
+        renderer: Renders prompts for its model.
+    """
+    described: dict[str, object] = renderer.describe() | {"rules": RENDERING_RULES, "rows": job.rows_concerned}
+    return described if job.chat_template is None else described | {"chat_template": job.chat_template}
 
 
 def refuse_without_server(spec: JobSpec, renderer: ChatRenderer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...jobs.errors import InputError
@@ -11,16 +11,15 @@ from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
 from ...jobs.spec import JobSpec
-from ...jobs.wording import count_of
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
 from ...storage.run.run_store import check_same_run, read_run_record
-from ...workers.chat.spans import load_renderer, require_within_context
-from ...workers.chat.user_span import require_user_spans
+from ...workers.chat.template import read_chat_template, template_sha256
 from ...workers.models.model_files import find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
 from .progress import Progress
+from .rendering import require_readable, require_same_rules
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Job:
         location: The store.
         record: Record of the run in the store; None for a new run.
         committed: Ids of the units that are committed already.
+        chat_template: Text of the chat template that the spec gives; None: the model's own is used.
+        rows_concerned: Rows of a new run with texts that are not taken as they are; see ``TextSurvey.counts``.
     """
 
     plan: Plan
@@ -42,6 +43,8 @@ class Job:
     location: Location
     record: RunRecord | None
     committed: frozenset[str]
+    chat_template: str | None = None
+    rows_concerned: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_missing(self) -> int:
@@ -53,6 +56,7 @@ def plan_job(
     spec: JobSpec,
     progress: Progress,
     source: RequestSource | None = None,
+    chat_template: str | None = None,
 ) -> tuple[Plan, Path]:
     """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
@@ -60,6 +64,7 @@ def plan_job(
         spec: The job.
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
+        chat_template: Text of the chat template that the spec names; None reads it.
 
     Returns:
         The plan, and the directory with the model's files.
@@ -69,66 +74,56 @@ def plan_job(
     """
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
+    template = chat_template or read_chat_template(spec.model)
     directory = find_model(spec.model, progress.say)
-    return make_plan(spec, source, read_facts(directory)), directory
+    facts = replace(read_facts(directory), chat_template_sha256=template_sha256(template))
+    return make_plan(spec, source, facts), directory
 
 
-def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
+@dataclass(frozen=True)
+class Sketch:
+    """A plan that is not compared with a store.
+
+    Attributes:
+        plan: The plan.
+        facts_from: The source of the model's facts: ``files``, ``configuration`` or ``table``.
+        rows_concerned: Rows with texts that are not taken as they are; see ``TextSurvey.counts``. None if the model's
+            tokenizer is not on this machine, so that it is not known.
+    """
+
+    plan: Plan
+    facts_from: FactsFrom
+    rows_concerned: dict[str, int] | None
+
+
+def sketch_plan(spec: JobSpec, progress: Progress) -> Sketch:
     """Plan a spec without downloading weights, unless it has conversations: rendering them needs the model's files.
 
     Args:
         spec: The job.
         progress: Prints a line before something that takes long.
 
-    Returns:
-        The plan, and the source of the model's facts: ``files``, ``configuration`` or ``table``.
-
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
+    template = read_chat_template(spec.model)
     if spec.conversations is not None:
-        plan, directory = plan_job(spec, progress)
-        require_readable(plan, directory, progress)
-        return plan, "files"
+        plan, directory = plan_job(spec, progress, chat_template=template)
+        return Sketch(plan, "files", require_readable(plan, directory, progress, template))
+    source = load_source(spec)
     facts, facts_from = sketch_model(spec.model, progress.say)
-    return make_plan(spec, load_source(spec), facts), facts_from
-
-
-def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
-    """Render every existing conversation once, so that an invalid one is found before a model is loaded.
-
-    If a pooling needs the user's message, it is located in all conversations and prompts, too.
-
-    Args:
-        plan: The plan.
-        directory: Directory with the model's tokenizer.
-        progress: Prints a line before something that takes long.
-
-    Raises:
-        InputError: The model's template rejects a conversation, the user's message cannot be located, or the
-            conversation is longer than the model's context.
-    """
-    needs_user_spans = plan.spec.capture.needs_user_spans
-    if plan.source.generates and needs_user_spans:
-        progress.say("Checking the prompts against the chat template.")
-        requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
-        require_user_spans(load_renderer(directory).user_spans(), requests)
-    conversations = plan.source.conversations
-    if not conversations:
-        return
-    progress.say(f"Checking {count_of(len(conversations), 'conversation')} against the chat template.")
-    renderer = load_renderer(directory)
-    user_spans = renderer.user_spans() if needs_user_spans else None
-    for given in conversations:
-        require_within_context(renderer.render(given), plan.facts.max_context)
-        if user_spans is not None:
-            user_spans.of_turns(given, list(given.turn_indices()))
+    plan = make_plan(spec, source, replace(facts, chat_template_sha256=template_sha256(template)))
+    if facts_from != "files":
+        return Sketch(plan, facts_from, None)
+    directory = find_model(spec.model, progress.say)
+    return Sketch(plan, facts_from, require_readable(plan, directory, progress, template))
 
 
 def prepare_job(
     spec: JobSpec,
     progress: Progress,
     source: RequestSource | None = None,
+    chat_template: str | None = None,
 ) -> Job:
     """Plan a spec and compare it with its store; nothing is written.
 
@@ -136,6 +131,7 @@ def prepare_job(
         spec: The job.
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
+        chat_template: Text of the chat template that the spec names; None reads it.
 
     Raises:
         InputError: The spec is wrong or not supported yet, or the store belongs to another run.
@@ -144,13 +140,16 @@ def prepare_job(
     refuse_tensor_parallel(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
-    plan, directory = plan_job(spec, progress, source)
-    if record is not None:
-        check_same_run(record, plan, location.url)
-    else:
-        require_readable(plan, directory, progress)
-    committed = frozenset(committed_units(location)) if record is not None else frozenset()
-    return Job(plan, estimate(plan), directory, location, record, committed)
+    template = chat_template or read_chat_template(spec.model)
+    plan, directory = plan_job(spec, progress, source, template)
+    if record is None:
+        concerned = require_readable(plan, directory, progress, template)
+        return Job(plan, estimate(plan), directory, location, None, frozenset(), template, concerned)
+    check_same_run(record, plan, location.url)
+    job = Job(plan, estimate(plan), directory, location, record, frozenset(committed_units(location)), template)
+    if job.num_missing:
+        require_same_rules(record, plan, directory, template, location.url)
+    return job
 
 
 def refuse_tensor_parallel(spec: JobSpec) -> None:

@@ -67,7 +67,7 @@ class BuiltinEngine:
             min(settings.batch_tokens, _PASS_TOKENS_HELD) if settings.token_layers else settings.batch_tokens
         )
         model, tokenizer = load(settings)
-        loaded = self.loaded = LoadedModel.of(model, tokenizer, settings.device)
+        loaded = self.loaded = LoadedModel.of(model, tokenizer, settings.device, settings.chat_template)
         self.model = model
         self.renderer = loaded.renderer
         model.set_attn_implementation(ATTENTION)

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 
 import pytest
-from persona_atlas.cluster.run.prepare import require_readable
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.run.rendering import require_readable
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.plan import Plan
 from rich.console import Console
