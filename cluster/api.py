@@ -134,6 +134,7 @@ def extract(
     layers: str | Sequence[int] = "all",
     poolings: Sequence[str] = (DEFAULT_POOLING,),
     token_layers: str | Sequence[int] | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     replicas: int | None = None,
     address: str | None = None,
@@ -149,6 +150,7 @@ def extract(
         layers: ``"all"``, ``"middle"`` or 0-based decoder layers.
         poolings: How the tokens of each response are pooled; ``tokens`` keeps every token.
         token_layers: Layers at which the pooling ``tokens`` keeps every token; None without it.
+        chat_template: File with a chat template to use instead of the model's; None: the model's.
         overrides: ``key.path=value`` assignments to other fields of the spec.
         replicas: Copies of the model; ``placement.replicas`` of the spec when None, else 1.
         address: ``host:port`` of a Ray cluster, or ``auto`` for the one that this machine belongs to.
@@ -175,7 +177,7 @@ def extract(
     else:
         source, given = _IN_MEMORY, ConversationSource(tuple(parse_conversations(conversations)))
     data = {
-        "model": {"source": model},
+        "model": {"source": model, "chat_template": None if chat_template is None else os.fspath(chat_template)},
         "conversations": {"source": source},
         "capture": {
             "layers": _plain(layers),

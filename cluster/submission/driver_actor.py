@@ -138,7 +138,7 @@ class Driver:
 
     def _work(self) -> int:
         source = load_source(self._job.spec, CATALOG_FOLDER if self._job.ships_catalog else None)
-        job = prepare_job(self._job.spec, self._progress, source)
+        job = prepare_job(self._job.spec, self._progress, source, self._job.chat_template)
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")
         outcome = work_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto"))
         conclusion = conclude(job, self._progress, self._reporter)

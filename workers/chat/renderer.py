@@ -76,8 +76,7 @@ class ChatRenderer:
         """
         handed = self.for_template(messages)
         if not self.control_tokens.spelt_in(handed):
-            options = self._options() | {"add_generation_prompt": True}
-            return list(self._tokenizer.apply_chat_template(handed, tokenize=True, return_dict=False, **options))
+            return list(self._applied(handed, tokenize=True, return_dict=False, add_generation_prompt=True))
         return self._encoder.encode(self.rendered(handed, generate=True))[0]
 
     def shared_prefix(self, before: Sequence[ChatMessage]) -> list[int]:
@@ -120,8 +119,8 @@ class ChatRenderer:
         Raises:
             TemplateError: The template rejects the messages.
         """
-        options = self._options() | {"add_generation_prompt": generate} | ({"tools": list(tools)} if tools else {})
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        more = {"tools": list(tools)} if tools else {}
+        return str(self._applied(list(messages), tokenize=False, add_generation_prompt=generate, **more))
 
     def rendered(
         self, messages: Sequence[TemplateMessage], *, generate: bool, tools: Sequence[Any] | None = None
@@ -190,10 +189,10 @@ class ChatRenderer:
         """
         if not self.source.asks_clock:
             return False
-        options = self._options() | {"chat_template": self.source.with_clock(_PROBE_CLOCK)}
         messages = self.for_template([*opening, PROBE_QUESTION])
-        options["add_generation_prompt"] = True
-        return _PROBE_CLOCK in str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        clocked = self.source.with_clock(_PROBE_CLOCK)
+        text = self._applied(messages, tokenize=False, add_generation_prompt=True, chat_template=clocked)
+        return _PROBE_CLOCK in str(text)
 
     @property
     def server_options(self) -> dict[str, Any]:
@@ -214,9 +213,14 @@ class ChatRenderer:
     def _encoder(self) -> TextEncoder:
         return TextEncoder(offsets_encoder(self._tokenizer), self.control_tokens)
 
-    def _options(self) -> dict[str, Any]:
+    def _applied(self, messages: Sequence[TemplateMessage], **options: Any) -> Any:
         # Templates use the options that they know and ignore the rest.
-        return {"chat_template": self.source.pinned, "enable_thinking": False, "date_string": PINNED_DATE}
+        ours = {"chat_template": self.source.pinned, "enable_thinking": False, "date_string": PINNED_DATE}
+        try:
+            return self._tokenizer.apply_chat_template(messages, **(ours | options))
+        except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            # What a template computes with messages that it was not written for may fail in Python.
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
 
     def _handed(self, place: int, message: ChatMessage) -> TemplateMessage:
         role: str = message.role

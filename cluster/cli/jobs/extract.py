@@ -29,6 +29,12 @@ from ..work import work
 @click.option(
     "--token-layers", default=None, help="Layers at which --pooling tokens keeps every token, as for --layers."
 )
+@click.option(
+    "--chat-template",
+    default=None,
+    type=click.Path(),
+    help="File with a chat template to use instead of the model's, as for a base model.",
+)
 @set_option
 @join_option
 @endpoint_option
@@ -40,6 +46,7 @@ def extract(
     layers: str,
     poolings: tuple[str, ...],
     token_layers: str | None,
+    chat_template: str | None,
     overrides: tuple[str, ...],
     address: str | None,
     endpoint_url: str | None,
@@ -52,7 +59,7 @@ def extract(
     A run that was stopped continues with the same command.
     """
     data: dict[str, Any] = {
-        "model": {"source": model},
+        "model": {"source": model, "chat_template": chat_template},
         "conversations": {"source": conversations},
         "capture": {
             "layers": _layers(layers, "--layers"),

@@ -27,11 +27,14 @@ def resume(target: str, address: str | None, endpoint_url: str | None, as_json: 
     The spec is that of the job, or that of the run's first start.
     """
     cluster = Cluster(address)
+    template: str | None = None
     if is_store(target):
         run = open_run(target, endpoint_url)
         # The store may have been moved or copied since the run was started.
         store = run.record.spec.store.model_copy(update={"url": run.url, "endpoint_url": run.location.endpoint_url})
         spec = run.record.spec.model_copy(update={"store": store})
+        template = run.record.rendering.get("chat_template")
     else:
         spec = JobSpec.model_validate_json(cluster.job(target).spec)
-    print_submitted(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)
+    job_id = submit_job(spec, cluster, SubmitOptions(**options), output.progress(), template)
+    print_submitted(job_id, cluster, as_json=as_json)
