@@ -74,9 +74,16 @@ def _head(run: Run, found: Summary) -> str:
         f"{count_of(run.record.model.n_layers, 'layer')}, "
         f"shown at layer {found.layer}; sampled at temperature {spec.sampling.temperature:g}, at most "
         f"{count_of(spec.sampling.max_new_tokens, 'token')}.</p>"
-        f"{complete}<p class='note'>{escape(found.filter_note)}</p>"
+        f"{complete}{_rows_concerned(run)}<p class='note'>{escape(found.filter_note)}</p>"
         + "".join(f"<p class='note'>{escape(note)}</p>" for note in found.notes)
     )
+
+
+def _rows_concerned(run: Run) -> str:
+    """Name the rows whose texts were not taken as they are, as the run's record counts them."""
+    counts: dict[str, int] = run.record.rendering.get("rows", {})
+    notes = (f"{name.replace('_', ' ')}: {count_of(number, 'row')}" for name, number in counts.items())
+    return "".join(f"<p class='note'>{escape(note)} (docs/engine.md).</p>" for note in notes)
 
 
 def _plots(run: Run, reduction: Reduction, found: Summary) -> list[str]:

@@ -97,7 +97,7 @@ def plan(spec: SpecLike, *, progress: bool = True) -> Plan:
         >>> len(planned.units), planned.num_rollouts
         (7, 14)
     """
-    return sketch_plan(_as_spec(spec), _progress(progress))[0]
+    return sketch_plan(_as_spec(spec), _progress(progress)).plan
 
 
 def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = None, progress: bool = True) -> JobResult:
@@ -139,6 +139,7 @@ def extract(
     poolings: Sequence[str] = (DEFAULT_POOLING,),
     token_layers: str | Sequence[int] | None = None,
     skip_invalid: bool = False,
+    chat_template: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     replicas: int | None = None,
     address: str | None = None,
@@ -155,6 +156,7 @@ def extract(
         poolings: How the tokens of each response are pooled; ``tokens`` keeps every token.
         token_layers: Layers at which the pooling ``tokens`` keeps every token; None without it.
         skip_invalid: Whether to leave out conversations that cannot be read; otherwise one is enough to refuse all.
+        chat_template: File with a chat template to use instead of the model's; None: the model's.
         overrides: ``key.path=value`` assignments to other fields of the spec.
         replicas: Copies of the model; ``placement.replicas`` of the spec when None, else 1.
         address: ``host:port`` of a Ray cluster, or ``auto`` for the one that this machine belongs to.
@@ -181,7 +183,7 @@ def extract(
     else:
         source, given = _IN_MEMORY, ConversationSource.of(parse_conversations(conversations, skip_invalid=skip_invalid))
     data = {
-        "model": {"source": model},
+        "model": {"source": model, "chat_template": None if chat_template is None else os.fspath(chat_template)},
         "conversations": {"source": source, "skip_invalid": skip_invalid},
         "capture": {
             "layers": _plain(layers),

@@ -19,6 +19,7 @@ class ModelFacts:
         max_context: Longest sequence it takes, in tokens.
         fingerprint: SHA-256 over its configuration, tokenizer and samples of its weight files; empty if the files were
             not read, which is enough to plan a job but not to run it.
+        chat_template_sha256: SHA-256 of a chat template that the spec gives; empty where the model's own is used.
     """
 
     n_layers: int
@@ -29,3 +30,4 @@ class ModelFacts:
     family: str
     max_context: int
     fingerprint: str
+    chat_template_sha256: str = ""

@@ -71,7 +71,8 @@ class Plan:
     def identity(self) -> list[Any]:
         """Return what, besides the texts, determines the meaning and the location of the run's values."""
         sizes = [self.rows_per_block, *([self.tokens_per_block] if self.tokens_per_block else [])]
-        return [self.spec.identity(), self.facts.fingerprint, *sizes]
+        template = self.facts.chat_template_sha256
+        return [self.spec.identity(), self.facts.fingerprint, *sizes, *([template] if template else [])]
 
     @cached_property
     def digest(self) -> str:

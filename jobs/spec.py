@@ -112,6 +112,8 @@ class JobSpec(SpecSection):
         # Runs from before a field existed must keep their digest.
         # What is checked changes no stored value.
         del keep["capture"]["canary"]
+        # The text counts and not the path it was read from; the plan's digest covers the text.
+        del keep["model"]["chat_template"]
         if not self.capture.keeps_tokens:
             del keep["capture"]["token_layers"]
         if self.model.adapter is None:

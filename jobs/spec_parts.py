@@ -42,6 +42,7 @@ class ModelSpec(SpecSection):
         name: Replacement of ``{model_name}`` in prompts; None: the last part of ``source``.
         adapter: Directory or Hugging Face id of a LoRA adapter to merge into the model; None for none, or where
             ``source`` itself is an adapter, which names its model.
+        chat_template: File with the chat template to use instead of the model's; None: the model's.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -49,6 +50,7 @@ class ModelSpec(SpecSection):
     dtype: Dtype = "auto"
     name: str | None = None
     adapter: Annotated[str, Field(min_length=1)] | None = None
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def display_name(self) -> str:

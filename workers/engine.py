@@ -123,6 +123,7 @@ class EngineSettings:
         sampling: How tokens are sampled, and at most how many per response.
         capture: Hook points and poolings to capture.
         token_layers: Those of ``layers`` at which every token is kept.
+        chat_template: Text of the chat template to use instead of the model's; None: the model's.
     """
 
     directory: Path
@@ -134,6 +135,7 @@ class EngineSettings:
     sampling: SamplingSpec
     capture: CaptureSpec
     token_layers: tuple[int, ...] = ()
+    chat_template: str | None = None
 
     @property
     def token_positions(self) -> list[int]:

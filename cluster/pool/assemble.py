@@ -54,7 +54,7 @@ def load_engine(settings: WorkerSettings) -> Responder:
         engine = replace(engine, directory=find_model(settings.model, lambda _: None))
     if not settings.reads_given and settings.generation is None:
         return BuiltinEngine(engine)
-    conversations = load_renderer(engine.directory)
+    conversations = load_renderer(engine.directory, engine.chat_template)
     user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.generation is None:
         return GivenResponder(BuiltinEngine(engine), conversations, user_spans)

@@ -21,6 +21,7 @@ from ..pool.session import local_resources, ray_session
 from ..pool.worker_settings import WorkerSettings
 from .prepare import Job
 from .progress import Progress
+from .rendering import RENDERING_RULES
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
     # Ray is imported only if there are units to do.
     from ..pool.ray_executor import RayExecutor
 
-    renderer = load_renderer(job.model_directory).renderer
-    rendering = renderer.describe()
+    renderer = load_renderer(job.model_directory, job.chat_template).renderer
+    rendering = rendering_of(job, renderer)
     if address is None:
         _refuse_what_cannot_fit(job)
     # On a cluster the workers check the server, which need not be reachable from here.
@@ -103,6 +104,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
             sampling=spec.sampling,
             capture=spec.capture,
             token_layers=job.plan.token_layers,
+            chat_template=job.chat_template,
         ),
         needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
         store_url=job.location.url,
@@ -118,6 +120,17 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
         canary=spec.capture.canary,
         placement=placement if placement.node_decides else None,
     )
+
+
+def rendering_of(job: Job, renderer: ChatRenderer) -> dict[str, object]:
+    """Describe for the run's record how its texts become tokens.
+
+    Args:
+        job: The prepared job.
+        renderer: Renders prompts for its model.
+    """
+    described: dict[str, object] = renderer.describe() | {"rules": RENDERING_RULES, "rows": job.rows_concerned}
+    return described if job.chat_template is None else described | {"chat_template": job.chat_template}
 
 
 def describe_server(spec: JobSpec, renderer: ChatRenderer, *, is_checked: bool) -> dict[str, object]:

@@ -27,7 +27,7 @@ from ..pool.placement import place
 from ..pool.session import local_resources
 from ..pool.worker_loop import WorkerLoop
 from ..pool.worker_settings import WorkerSettings
-from .backend import Backend, describe_server, worker_settings
+from .backend import Backend, describe_server, rendering_of, worker_settings
 from .prepare import Job
 from .progress import Progress
 
@@ -50,11 +50,11 @@ def open_local_backend(job: Job, progress: Progress) -> Iterator[Backend]:
             model.
     """
     spec = job.plan.spec
-    renderer = load_renderer(job.model_directory).renderer
+    renderer = load_renderer(job.model_directory, job.chat_template).renderer
     placement = place(spec.placement.model_copy(update={"replicas": 1}), local_resources())
     if placement.device == "cpu":
         require_memory(job.estimate.machine_bytes, 1, "cpu")
-    rendering = renderer.describe() | describe_server(spec, renderer, is_checked=True)
+    rendering = rendering_of(job, renderer) | describe_server(spec, renderer, is_checked=True)
 
     def make_executor(lease: HeldLease) -> InProcessExecutor:
         progress.say(f"Loading the model in this process: {placement.device}, {count_of(placement.threads, 'thread')}.")

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
-from ...jobs.plan import Plan, make_plan, refuse_beyond_context
+from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
 from ...jobs.spec import JobSpec
-from ...jobs.wording import count_of
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
 from ...storage.run.run_store import check_same_run, read_run_record
-from ...workers.chat.spans import load_renderer, require_within_context
-from ...workers.chat.user_span import require_user_spans
+from ...workers.chat.template import read_chat_template, template_sha256
 from ...workers.models.model_files import find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
 from .progress import Progress
+from .rendering import require_readable, require_same_rules
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Job:
         location: The store.
         record: Record of the run in the store; None for a new run.
         committed: Ids of the units that are committed already.
+        chat_template: Text of the chat template that the spec gives; None: the model's own is used.
+        rows_concerned: Rows of a new run with texts that are not taken as they are; see ``TextSurvey.counts``.
     """
 
     plan: Plan
@@ -43,6 +44,8 @@ class Job:
     location: Location
     record: RunRecord | None
     committed: frozenset[str]
+    chat_template: str | None = None
+    rows_concerned: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_missing(self) -> int:
@@ -55,6 +58,7 @@ def plan_job(
     progress: Progress,
     source: RequestSource | None = None,
     record: RunRecord | None = None,
+    chat_template: str | None = None,
 ) -> tuple[Plan, Path]:
     """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
@@ -63,6 +67,7 @@ def plan_job(
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
         record: Record of the run in the store, whose units an earlier version may have sized; None for a new run.
+        chat_template: Text of the chat template that the spec names; None reads it.
 
     Returns:
         The plan, and the directory with the model's files.
@@ -77,8 +82,9 @@ def plan_job(
         progress.say(note)
     if source.skipped:
         progress.say(f"Leaving out {len(source.skipped):,} of the input that cannot be read.")
+    template = chat_template or read_chat_template(spec.model)
     directory = find_model(spec.model, progress.say)
-    facts = read_facts(directory)
+    facts = replace(read_facts(directory), chat_template_sha256=template_sha256(template))
     plan = make_plan(spec, source, facts)
     if record is not None and plan.digest != record.plan_digest:
         earlier = make_plan(spec, source, facts, sizes_bits=False)
@@ -87,104 +93,52 @@ def plan_job(
     return plan, directory
 
 
-def sketch_plan(spec: JobSpec, progress: Progress) -> tuple[Plan, FactsFrom]:
+@dataclass(frozen=True)
+class Sketch:
+    """A plan that is not compared with a store.
+
+    Attributes:
+        plan: The plan.
+        facts_from: The source of the model's facts: ``files``, ``configuration`` or ``table``.
+        rows_concerned: Rows with texts that are not taken as they are; see ``TextSurvey.counts``. None if the model's
+            tokenizer is not on this machine, so that it is not known.
+    """
+
+    plan: Plan
+    facts_from: FactsFrom
+    rows_concerned: dict[str, int] | None
+
+
+def sketch_plan(spec: JobSpec, progress: Progress) -> Sketch:
     """Plan a spec without downloading weights, unless it has conversations: rendering them needs the model's files.
 
     Args:
         spec: The job.
         progress: Prints a line before something that takes long.
 
-    Returns:
-        The plan, and the source of the model's facts: ``files``, ``configuration`` or ``table``.
-
     Raises:
         InputError: A persona, conversation, layer, model or file is wrong.
     """
     refuse_key(spec.generation)
+    template = read_chat_template(spec.model)
     if spec.conversations is not None:
-        plan, directory = plan_job(spec, progress)
-        require_readable(plan, directory, progress)
-        return plan, "files"
+        plan, directory = plan_job(spec, progress, chat_template=template)
+        return Sketch(plan, "files", require_readable(plan, directory, progress, template))
+    source = load_source(spec)
     facts, facts_from = sketch_model(spec.model, progress.say)
-    plan = make_plan(spec, load_source(spec), facts)
+    plan = make_plan(spec, source, replace(facts, chat_template_sha256=template_sha256(template)))
     _refuse_no_room(plan)
-    if facts_from == "files":
-        require_room_for_responses(plan, find_model(spec.model, progress.say), progress)
-    return plan, facts_from
-
-
-def require_readable(plan: Plan, directory: Path, progress: Progress) -> None:
-    """Render every existing conversation once, so that an invalid one is found before a model is loaded.
-
-    Prompts are rendered where they may be too long for the model's context and the responses.
-
-    If a pooling needs the user's message, it is located in all conversations and prompts, too.
-
-    Args:
-        plan: The plan.
-        directory: Directory with the model's tokenizer.
-        progress: Prints a line before something that takes long.
-
-    Raises:
-        InputError: The model's template rejects a conversation, the user's message cannot be located, or a
-            conversation, or a prompt with its response, is longer than the model's context.
-    """
-    needs_user_spans = plan.spec.capture.needs_user_spans
-    if plan.source.generates:
-        require_room_for_responses(plan, directory, progress)
-    if plan.source.generates and needs_user_spans:
-        progress.say("Checking the prompts against the chat template.")
-        requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
-        require_user_spans(load_renderer(directory).user_spans(), requests)
-    conversations = plan.source.conversations
-    if not conversations:
-        return
-    progress.say(f"Checking {count_of(len(conversations), 'conversation')} against the chat template.")
-    renderer = load_renderer(directory)
-    user_spans = renderer.user_spans() if needs_user_spans else None
-    for given in conversations:
-        require_within_context(renderer.render(given), plan.facts.max_context)
-        if user_spans is not None:
-            user_spans.of_turns(given, list(given.turn_indices()))
-
-
-_MOST_TEMPLATE_TOKENS = 1024
-"""Tokens that a chat template may add to the messages, a system prompt of its own included."""
-
-
-def require_room_for_responses(plan: Plan, directory: Path, progress: Progress) -> None:
-    """Render the prompts that may leave too little of the model's context for a response.
-
-    A token has at least one byte, so prompts with few bytes are not rendered; usually that is all of them.
-
-    Args:
-        plan: The plan of a job that generates.
-        directory: Directory with the model's tokenizer.
-        progress: Prints a line before something that takes long.
-
-    Raises:
-        InputError: A prompt and ``sampling.max_new_tokens`` are longer than the context.
-    """
-    sure = plan.facts.max_context - plan.spec.sampling.max_new_tokens - _MOST_TEMPLATE_TOKENS
-    if plan.source.longest_prompt(plan.units, _num_bytes) <= sure:
-        return
-    requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
-    chats = dict.fromkeys(request.messages for request in requests)
-    longest = [chat for chat in chats if sum(_num_bytes(message.content) for message in chat) > sure]
-    progress.say(f"Measuring {count_of(len(longest), 'long prompt')} against the model's context.")
-    renderer = load_renderer(directory).renderer
-    for messages in longest:
-        refuse_beyond_context(plan.spec, plan.facts, len(renderer.render(messages)))
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode())
+    if facts_from != "files":
+        return Sketch(plan, facts_from, None)
+    directory = find_model(spec.model, progress.say)
+    return Sketch(plan, facts_from, require_readable(plan, directory, progress, template))
 
 
 def prepare_job(
     spec: JobSpec,
     progress: Progress,
     source: RequestSource | None = None,
+    chat_template: str | None = None,
 ) -> Job:
     """Plan a spec and compare it with its store; nothing is written.
 
@@ -192,6 +146,7 @@ def prepare_job(
         spec: The job.
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
+        chat_template: Text of the chat template that the spec names; None reads it.
 
     Raises:
         InputError: The spec is wrong or not supported yet, or the store belongs to another run.
@@ -201,13 +156,16 @@ def prepare_job(
     refuse_key(spec.generation)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
-    plan, directory = plan_job(spec, progress, source, record)
-    if record is not None:
-        check_same_run(record, plan, location.url)
-    else:
-        require_readable(plan, directory, progress)
-    committed = frozenset(committed_units(location)) if record is not None else frozenset()
-    return Job(plan, estimate(plan), directory, location, record, committed)
+    template = chat_template or read_chat_template(spec.model)
+    plan, directory = plan_job(spec, progress, source, record, template)
+    if record is None:
+        concerned = require_readable(plan, directory, progress, template)
+        return Job(plan, estimate(plan), directory, location, None, frozenset(), template, concerned)
+    check_same_run(record, plan, location.url)
+    job = Job(plan, estimate(plan), directory, location, record, frozenset(committed_units(location)), template)
+    if job.num_missing:
+        require_same_rules(record, plan, directory, template, location.url)
+    return job
 
 
 def refuse_tensor_parallel(spec: JobSpec) -> None:

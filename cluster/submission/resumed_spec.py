@@ -11,13 +11,16 @@ from ...storage.query.run import open_run
 from .ray_cluster import RayJob
 
 
-def spec_of_store(url: str, endpoint_url: str | None, receiver: str | None) -> JobSpec:
-    """Return the spec of a run's first start, with the store where the run is now.
+def spec_of_store(url: str, endpoint_url: str | None, receiver: str | None) -> tuple[JobSpec, str | None]:
+    """Return the spec of a run's first start, with the store where the run is now, and the run's chat template.
 
     Args:
         url: Directory or URL of the store, which may have been moved or copied.
         endpoint_url: URL of its S3-compatible server; None: that of the environment.
         receiver: Server to which the user lets the spec send a key, see ``with_receiver``; None for none.
+
+    Returns:
+        The spec, and the text of the chat template that it names, as the run has kept it; None if it names none.
 
     Raises:
         InputError: There is no run, or its spec sends a key without the user's word.
@@ -25,7 +28,8 @@ def spec_of_store(url: str, endpoint_url: str | None, receiver: str | None) -> J
     """
     run = open_run(url, endpoint_url)
     store = run.record.spec.store.model_copy(update={"url": run.url, "endpoint_url": run.location.endpoint_url})
-    return _confirmed(run.record.spec.model_copy(update={"store": store}), receiver)
+    spec = _confirmed(run.record.spec.model_copy(update={"store": store}), receiver)
+    return spec, run.record.rendering.get("chat_template")
 
 
 def spec_of_job(job: RayJob, receiver: str | None) -> JobSpec:

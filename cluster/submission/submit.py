@@ -23,6 +23,7 @@ from ...jobs.version import __version__
 from ...storage.locations.location import open_location
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
+from ...workers.chat.template import read_chat_template
 from ..run.prepare import plan_job, refuse_tensor_parallel
 from ..run.progress import Progress
 from .ray_cluster import Cluster, ClusterInfo, metadata_of
@@ -54,7 +55,9 @@ class SubmitOptions:
     may_scale_up: bool = False
 
 
-def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress: Progress) -> str:
+def submit_job(
+    spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress: Progress, chat_template: str | None = None
+) -> str:
     """Submit a job.
 
     Args:
@@ -62,6 +65,7 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
         cluster: The cluster to run it.
         options: Where its code comes from and where its driver runs.
         progress: Prints what could not be checked on this machine.
+        chat_template: Text of the chat template that the spec names; None reads its file, if it names one.
 
     Returns:
         The job's id.
@@ -73,7 +77,8 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
     refuse_conversations(spec)
     refuse_key(spec.generation)
     spec = resolved(spec)
-    plan = _check_store(spec, progress)
+    template = chat_template or read_chat_template(spec.model)
+    plan = _check_store(spec, template, progress)
     info = cluster.info()
     refuse_cluster(info, spec, options)
     if not options.may_scale_up:
@@ -92,6 +97,7 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
         version=__version__,
         python=_python(platform.python_version()),
         ships_catalog=is_shipped_catalog(spec.personas.catalog),
+        chat_template=template,
         driver_resource=options.driver_resource,
     )
     _send(job, cluster, options)
@@ -107,6 +113,9 @@ def resolved(spec: JobSpec) -> JobSpec:
         directory = Path(expand_home(named or "", f"model.{field}"))
         if named and not named.startswith(PACKAGE_SCHEME) and directory.is_dir():
             model = model.model_copy(update={field: str(directory.absolute())})
+    if model.chat_template is not None:
+        template = Path(expand_home(model.chat_template, "model.chat_template"))
+        model = model.model_copy(update={"chat_template": str(template.absolute())})
     if is_shipped_catalog(personas.catalog):
         catalog = Path(expand_home(personas.catalog, "personas.catalog"))
         personas = personas.model_copy(update={"catalog": str(catalog.absolute())})
@@ -206,13 +215,13 @@ def _python(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _check_store(spec: JobSpec, progress: Progress) -> Plan | None:
+def _check_store(spec: JobSpec, template: str | None, progress: Progress) -> Plan | None:
     """Plan the job and compare the plan with the store's run; None when the model's files are not on this machine."""
     location = open_location(spec.store.url, spec.store.endpoint_url)
     refuse_if_driven(location)
     record = read_run_record(location)
     try:
-        plan, _ = plan_job(spec, progress, record=record)
+        plan, _ = plan_job(spec, progress, record=record, chat_template=template)
     except InputError as error:
         # A model that is there and cannot be run is refused here; a library may be on the cluster only.
         if error.field not in ("model.source", "model.adapter") or error.code not in ("no_model", "no_package"):

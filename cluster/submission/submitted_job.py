@@ -34,6 +34,7 @@ class SubmittedJob(BaseModel):
         version: Version of Persona Atlas that submitted it.
         python: Minor version of Python that submitted it, such as ``3.11``.
         ships_catalog: Whether the working directory holds a copy of the spec's catalog directory, named ``catalog``.
+        chat_template: Text of the chat template that the spec names; None if it names none.
         driver_resource: Name of a Ray resource that the driver's node must have; empty: the head.
     """
 
@@ -44,6 +45,7 @@ class SubmittedJob(BaseModel):
     version: str
     python: str
     ships_catalog: bool = False
+    chat_template: str | None = None
     driver_resource: str = ""
 
     def write(self, folder: Path) -> None:

@@ -99,6 +99,9 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
     elif record.model.fingerprint != plan.facts.fingerprint:
         field = "model.source"
         message = f"the run at {url} was made with other model files of the same name."
+    elif record.model.chat_template_sha256 != plan.facts.chat_template_sha256:
+        field = "model.chat_template"
+        message = f"the run at {url} was begun with another chat template."
     elif record.of_conversations:
         field = "conversations.source"
         message = f"the run at {url} was made from other conversations."

@@ -72,7 +72,7 @@ class BuiltinEngine:
             min(settings.batch_tokens, _PASS_TOKENS_HELD) if settings.token_layers else settings.batch_tokens
         )
         model, tokenizer = load(settings)
-        loaded = LoadedModel.of(model, tokenizer, settings.device)
+        loaded = LoadedModel.of(model, tokenizer, settings.device, settings.chat_template)
         self._taps: dict[HookPoint, list[Tap]] = find_taps(
             loaded.decoder_layers, settings.layers, settings.capture.hook_points, partial(_run_probe, loaded)
         )

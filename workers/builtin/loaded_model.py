@@ -12,7 +12,8 @@ from torch import nn
 
 from ...jobs.errors import InputError
 from ...jobs.machine_faults import refuse_machine_fault
-from ..chat.renderer import ChatRenderer, stop_token_ids
+from ..chat.checks import stop_token_ids
+from ..chat.renderer import ChatRenderer
 from ..engine import EngineSettings
 from ..models.adapters import merge_adapter
 from ..models.architecture import auto_model_class
@@ -107,25 +108,26 @@ class LoadedModel:
         )
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, device: str) -> LoadedModel:
+    def of(cls, model: Any, tokenizer: Any, device: str, chat_template: str | None = None) -> LoadedModel:
         """Describe a model that transformers has loaded.
 
         Args:
             model: A causal language model, on its device.
             tokenizer: Its tokenizer.
             device: ``cpu`` or ``cuda``.
+            chat_template: Text of the chat template to use instead of the tokenizer's; None: the tokenizer's.
 
         Raises:
             InputError: The tokenizer has no chat template, or the model has no list of decoder layers.
         """
-        renderer = ChatRenderer(tokenizer)
+        renderer = ChatRenderer(tokenizer, chat_template)
         config: Any = model.config.get_text_config()
         return cls(
             model=model,
             tokenizer=tokenizer,
             renderer=renderer,
             decoder_layers=tuple(find_decoder_layers(model, int(config.num_hidden_layers))),
-            stop_ids=stop_token_ids(tokenizer, model.config, model.generation_config),
+            stop_ids=stop_token_ids(renderer, tokenizer, model.config, config, model.generation_config),
             max_context=int(getattr(config, "max_position_embeddings", None) or _UNLIMITED_CONTEXT),
             d_model=int(config.hidden_size),
             own_attention=str(model.config._attn_implementation),

@@ -25,7 +25,7 @@ _TAG = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_OTHER_TAG = re.compile(r"[<\[](?P<name>[A-Za-z][\w:-]*)[>\]]\s*\Z")
+_OTHER_TAG = re.compile(r"[<\[](?P<name>(?!no_?think)[A-Za-z][\w:-]*)[>\]]\s*\Z")
 _CLOSES = re.compile(r"/|\bend|end[_-]|[_-]end", re.IGNORECASE)
 _CHANNEL_END = re.compile(r"<\|end\|>|<\|channel\|>final|<channel\|>|<\|return\|>", re.IGNORECASE)
 

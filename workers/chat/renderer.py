@@ -1,15 +1,14 @@
 """Render the messages of a chat to token ids with the model's chat template.
 
-What a template does with messages is found out here, by rendering, and nowhere else: whether it has a system role (if
-not, the system prompt is put in front of the user's message), whether it inserts a default system prompt (it still does
-when there is none, as when the model is deployed), under which name it reads reasoning, what it leaves open before a
-response, and which token it ends one with. Reasoning is switched off where the template can, and the date is pinned.
+What a template does with messages is found out by rendering: whether it has a system role (if not, the system prompt is
+put in front of the user's message), whether it inserts a default system prompt (it still does when there is none, as
+when the model is deployed), under which name it reads reasoning, and which tokens are its own. Reasoning is switched
+off where the template can, and the date is pinned.
 Does not import torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -20,14 +19,18 @@ from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from .control_tokens import ControlTokens, Rendered, TextEncoder, control_token_names
 from .offsets import common_length, offsets_encoder
-from .reasoning import REASONING_FIELDS, opened_by_prompt
-from .template import PINNED_DATE, TemplateSource
+from .reasoning import REASONING_FIELDS
+from .template import CHAT_TEMPLATE_FIELD, PINNED_DATE, TemplateSource, template_sha256
 
-_PROBE_SYSTEM = "Zq7 system probe"
-_PROBE_QUESTION = "Zq7 question probe"
+PROBE_SYSTEM = ChatMessage("system", "Zq7 system probe")
+PROBE_QUESTION = ChatMessage("user", "Zq7 question probe")
+PROBE_ANSWER = ChatMessage("assistant", "Zq7 answer probe")
+"""Messages of which chats are made to find out what a template does with theirs."""
+
+_PROBE_SYSTEM, _PROBE_QUESTION = PROBE_SYSTEM.content, PROBE_QUESTION.content
 _OTHER_QUESTION = "(another)"
-_PROBE_ANSWER = "Zq7 answer probe"
 _PROBE_THOUGHT = "Zq7 thought probe"
+_PROBE_CLOCK = "Zq7 clock probe"
 
 TemplateMessage = dict[str, Any]
 """A message as a chat template takes it: role, content, and the further fields that are set."""
@@ -52,7 +55,11 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         self._tokenizer = tokenizer
-        self.source = TemplateSource(_template_of(tokenizer) if template is None else template)
+        self.source = (
+            TemplateSource(_template_of(tokenizer))
+            if template is None
+            else TemplateSource(template, CHAT_TEMPLATE_FIELD)
+        )
         self.has_system_role = self._shows_system()
         self.inserted_system_text = self._inserts_system()
 
@@ -69,8 +76,7 @@ class ChatRenderer:
         """
         handed = self.for_template(messages)
         if not self.control_tokens.spelt_in(handed):
-            options = self._options() | {"add_generation_prompt": True}
-            return list(self._tokenizer.apply_chat_template(handed, tokenize=True, return_dict=False, **options))
+            return list(self._applied(handed, tokenize=True, return_dict=False, add_generation_prompt=True))
         return self._encoder.encode(self.rendered(handed, generate=True))[0]
 
     def shared_prefix(self, before: Sequence[ChatMessage]) -> list[int]:
@@ -113,8 +119,8 @@ class ChatRenderer:
         Raises:
             TemplateError: The template rejects the messages.
         """
-        options = self._options() | {"add_generation_prompt": generate} | ({"tools": list(tools)} if tools else {})
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        more = {"tools": list(tools)} if tools else {}
+        return str(self._applied(list(messages), tokenize=False, add_generation_prompt=generate, **more))
 
     def rendered(
         self, messages: Sequence[TemplateMessage], *, generate: bool, tools: Sequence[Any] | None = None
@@ -135,20 +141,25 @@ class ChatRenderer:
     @cached_property
     def control_tokens(self) -> ControlTokens:
         """The control tokens of the model; a text that spells one is ordinary text."""
-        rendered = [
-            self._answered(generate=True),
-            self._answered(generate=False),
-            self._probe("", has_system_role=False),
-        ]
+        rendered = [self.probed(generate=True), self.probed(generate=False), self._probe("", has_system_role=False)]
         plain = "".join(filter(None, rendered))
         return ControlTokens(control_token_names(self._tokenizer, plain))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that the tokenizer names as the end of a sequence; None if it names none."""
+        return self._tokenizer.eos_token_id
+
+    def id_of(self, token: str) -> int:
+        """Return the id of a control token."""
+        return int(self._tokenizer.convert_tokens_to_ids(token))
 
     @cached_property
     def reasoning_field(self) -> str | None:
         """Name under which the template reads the reasoning of an assistant's message; None if it reads none."""
         question = {"role": "user", "content": _PROBE_QUESTION}
         for name in REASONING_FIELDS:
-            answer = {"role": "assistant", "content": _PROBE_ANSWER, name: _PROBE_THOUGHT}
+            answer = {"role": "assistant", "content": PROBE_ANSWER.content, name: _PROBE_THOUGHT}
             try:
                 if _PROBE_THOUGHT in self.text([question, answer], generate=False):
                     return name
@@ -156,39 +167,32 @@ class ChatRenderer:
                 continue
         return None
 
-    @cached_property
-    def left_open(self) -> str | None:
-        """The tag in which a prompt leaves its response, such as ``<think>``; None if it is outside of every tag."""
-        prompt = self._probe("", has_system_role=False)
-        history = self._answered(generate=False) or ""
-        return opened_by_prompt(
-            prompt.rpartition(_PROBE_QUESTION)[2], history.rpartition(_PROBE_QUESTION)[2].partition(_PROBE_ANSWER)[0]
-        )
+    def probed(self, opening: Sequence[ChatMessage] = (PROBE_SYSTEM,), *, generate: bool) -> str | None:
+        """Render a question and its answer and, before generation, another question; None where that is rejected.
 
-    def require_closed_prompt(self) -> None:
-        """Refuse a template after whose prompt a response would begin inside of reasoning.
-
-        Raises:
-            InputError: Its prompt ends inside of a tag, so that a mean would be over reasoning.
+        Args:
+            opening: The system messages before them.
+            generate: Whether another question follows, and the header of its response.
         """
-        if self.left_open is not None:
-            raise InputError(
-                f"the chat template ends a prompt inside of {self.left_open}, whatever enable_thinking says, so "
-                "responses would be reasoning and their activations those of reasoning.",
-                code="opens_reasoning",
-                field="model.source",
-                hint="Give a copy of its template that closes the tag in model.chat_template, or choose a model that "
-                "can answer without reasoning.",
-            )
-
-    @cached_property
-    def turn_end(self) -> str | None:
-        """The control token that the template ends a response with; None if it ends one with none."""
-        after = (self._answered(generate=False) or "").rpartition(_PROBE_ANSWER)[2]
-        places = self.control_tokens.places(after)
-        if not places or after[: places[0][0]].strip():
+        after = (ChatMessage("user", _OTHER_QUESTION),) if generate else ()
+        try:
+            messages = self.for_template((*opening, PROBE_QUESTION, PROBE_ANSWER, *after))
+            return self.text(messages, generate=generate)
+        except (TemplateError, ValueError):
             return None
-        return after[slice(*places[0])]
+
+    def asks_clock(self, opening: Sequence[ChatMessage]) -> bool:
+        """Whether a prompt depends on the clock although the template is given a date.
+
+        Args:
+            opening: The system messages of the prompt.
+        """
+        if not self.source.asks_clock:
+            return False
+        messages = self.for_template([*opening, PROBE_QUESTION])
+        clocked = self.source.with_clock(_PROBE_CLOCK)
+        text = self._applied(messages, tokenize=False, add_generation_prompt=True, chat_template=clocked)
+        return _PROBE_CLOCK in str(text)
 
     @property
     def server_options(self) -> dict[str, Any]:
@@ -199,7 +203,7 @@ class ChatRenderer:
     def describe(self) -> dict[str, Any]:
         """Describe the rendering for the run's record, as plain JSON values."""
         return {
-            "chat_template_sha256": hashlib.sha256(self.source.source.encode()).hexdigest(),
+            "chat_template_sha256": template_sha256(self.source.source),
             "has_system_role": self.has_system_role,
             "inserts_system_prompt": self.inserted_system_text,
             "pinned_date": PINNED_DATE,
@@ -209,9 +213,14 @@ class ChatRenderer:
     def _encoder(self) -> TextEncoder:
         return TextEncoder(offsets_encoder(self._tokenizer), self.control_tokens)
 
-    def _options(self) -> dict[str, Any]:
+    def _applied(self, messages: Sequence[TemplateMessage], **options: Any) -> Any:
         # Templates use the options that they know and ignore the rest.
-        return {"chat_template": self.source.pinned, "enable_thinking": False, "date_string": PINNED_DATE}
+        ours = {"chat_template": self.source.pinned, "enable_thinking": False, "date_string": PINNED_DATE}
+        try:
+            return self._tokenizer.apply_chat_template(messages, **(ours | options))
+        except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            # What a template computes with messages that it was not written for may fail in Python.
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
 
     def _handed(self, place: int, message: ChatMessage) -> TemplateMessage:
         role: str = message.role
@@ -230,18 +239,6 @@ class ChatRenderer:
         messages = [*system, {"role": "user", "content": _PROBE_QUESTION}]
         return self.text(messages if has_system_role else _with_system_before_user(messages), generate=True)
 
-    def _answered(self, *, generate: bool) -> str | None:
-        """Render a question and its answer, before generation with another question; None where that is rejected."""
-        said = [("system", _PROBE_SYSTEM), ("user", _PROBE_QUESTION), ("assistant", _PROBE_ANSWER)]
-        said += [("user", _OTHER_QUESTION)] if generate else []
-        messages = [{"role": role, "content": content} for role, content in said]
-        try:
-            return self.text(
-                messages if self.has_system_role else _with_system_before_user(messages), generate=generate
-            )
-        except TemplateError:
-            return None
-
     def _shows_system(self) -> bool:
         try:
             return _PROBE_SYSTEM in self._probe(_PROBE_SYSTEM, has_system_role=True)
@@ -255,9 +252,16 @@ class ChatRenderer:
             raise InputError(
                 f"the chat template cannot render a question: {error}.",
                 code="bad_chat_template",
-                field="model.source",
-                hint="Fix the template in the model's tokenizer files.",
+                field=self.source.field,
+                hint="Fix the template, or give another one in model.chat_template.",
             ) from error
+        if _PROBE_QUESTION not in bare:
+            raise InputError(
+                "the chat template does not write the user's message.",
+                code="bad_chat_template",
+                field=self.source.field,
+                hint="Its messages are those of the variable messages, each with role and content.",
+            )
         if not self.has_system_role:
             return False
         full = self._probe(_PROBE_SYSTEM, has_system_role=True)
@@ -306,12 +310,3 @@ def _with_system_before_user(messages: Sequence[TemplateMessage]) -> list[Templa
     if waiting:
         raise ValueError("the model has no system role, so a system prompt needs a user's message after it")
     return taken
-
-
-def stop_token_ids(tokenizer: Any, *configs: Any) -> frozenset[int]:
-    """Collect the ids that end a response: end of sequence by tokenizer, configuration and generation settings."""
-    ids: set[int] = set()
-    for holder in (tokenizer, *configs):
-        value = getattr(holder, "eos_token_id", None)
-        ids.update(value if isinstance(value, list | tuple) else [value] if value is not None else [])
-    return frozenset(int(i) for i in ids)

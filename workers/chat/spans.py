@@ -90,12 +90,11 @@ class ConversationRenderer:
                 where it was read.
         """
         tools = given.tool_descriptions()
-        write = partial(self.renderer.text, generate=False, tools=tools)
         try:
             messages = self.renderer.for_template(given.chat())
             rendered = self._rendered(messages, tools)
             _require_all_written(messages, tools, rendered.text, self.renderer)
-            characters = self._responses(messages, rendered.text, write)
+            characters = self._responses(messages, rendered.text, tools)
             _require_outside_of_reasoning(messages, rendered.text, characters)
             ids, offsets = self._text_encoder.encode(rendered)
         except (TemplateError, ValueError) as error:
@@ -158,8 +157,9 @@ class ConversationRenderer:
                     return place
         return len(messages) - 1
 
-    def _responses(self, messages: _Messages, whole: str, write: _Write) -> list[Span]:
+    def _responses(self, messages: _Messages, whole: str, tools: Sequence[Any] | None) -> list[Span]:
         """Locate the assistant's messages in the rendering, in characters."""
+        write = partial(self.renderer.text, generate=False, tools=tools)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         stem = _PLACEHOLDER
         while any(stem in message["content"] for message in messages):
@@ -178,7 +178,7 @@ class ConversationRenderer:
             raise ValueError("it writes one message depending on others, so the responses cannot be told apart")
         found = dict(zip(marks, spans, strict=True))
         for place in calls:
-            prompt = self.renderer.text(messages[:place], generate=True)
+            prompt = self.renderer.text(messages[:place], generate=True, tools=tools)
             found[place] = (common_length(prompt, whole),) * 2
         return [found[place] for place in places]
 
@@ -200,15 +200,14 @@ def _require_all_written(messages: _Messages, tools: Sequence[Any] | None, whole
     if tools and renderer.text(messages, generate=False) == whole:
         raise ValueError("it leaves the tools out")
     for place, message in enumerate(messages):
-        without: list[TemplateMessage] = []
+        others: dict[str, TemplateMessage] = {}
         if "tool_calls" in message:
-            without.append({key: value for key, value in message.items() if key != "tool_calls"})
+            others["the tool calls of "] = {key: value for key, value in message.items() if key != "tool_calls"}
         if message["content"] and (message["role"] == "tool" or (message["role"] in _INSTRUCTING and place)):
-            without.append(message | {"content": message["content"] + _PLACEHOLDER})
-        for other in without:
+            others[""] = message | {"content": message["content"] + _PLACEHOLDER}
+        for what, other in others.items():
             changed = [*messages[:place], other, *messages[place + 1 :]]
             if _text_or_none(renderer, changed, tools) == whole:
-                what = "the tool calls of " if "tool_calls" not in other else ""
                 raise ValueError(f"it leaves {what}message {place} ({message['role']}) out")
 
 

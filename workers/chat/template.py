@@ -7,13 +7,20 @@ tokenizer.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from functools import cached_property
+from pathlib import Path
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
 from ...jobs.errors import InputError
+from ...jobs.spec_parts import ModelSpec
+from ...jobs.user_paths import expand_home
+from ...jobs.yaml_file import read_text
+
+CHAT_TEMPLATE_FIELD = "model.chat_template"
 
 PINNED_DATE = "01 Jan 2026"
 """The date that templates write instead of today's, so that a run does not depend on the day it is started."""
@@ -33,26 +40,57 @@ _DIRECTIVES = {
 _GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 
 
+def _pinned_clock() -> str:
+    """Write the answer to every format of ``strftime_now`` in Jinja."""
+    # Composite directives come first in the table, because what they become is replaced by those after them.
+    replaced = "".join(f"|replace({json.dumps(name)},{json.dumps(text)})" for name, text in _DIRECTIVES.items())
+    # Not %%d, which is the letter d after a percent sign.
+    return '{{ format|replace("%%","\\u0000")' + replaced + '|replace("\\u0000","%") }}'
+
+
+_PINNED_CLOCK = _pinned_clock()
+
+
 class TemplateSource:
     """The source of a chat template.
 
     Args:
         source: The template, in Jinja.
+        field: Field of the spec that it comes from, for errors.
 
     Raises:
         InputError: It draws random numbers.
 
     Attributes:
         source: As it was given.
+        field: As it was given.
         pinned: The template with a clock that stands still; this is what is rendered.
         asks_clock: Whether it names the function ``strftime_now``.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, field: str = "model.source") -> None:
         self.source = source
+        self.field = field
         self.asks_clock = "strftime_now" in source
-        self.pinned = _clock() + source if self.asks_clock else source
+        self.pinned = self.with_clock(_PINNED_CLOCK) if self.asks_clock else source
         self._refuse_chance()
+
+    @property
+    def clock_was_other(self) -> bool:
+        """Whether it asks the clock in another format than that of the pinned date, which once answered every one."""
+        if not self.asks_clock or self._tree is None:
+            return self.asks_clock
+        calls = [call for call in self._tree.find_all(nodes.Call) if _named(call.node) == "strftime_now"]
+        formats = {call.args[0].value if call.args and isinstance(call.args[0], nodes.Const) else "" for call in calls}
+        return any(pinned_moment(str(form)) != PINNED_DATE for form in formats)
+
+    def with_clock(self, answer: str) -> str:
+        """Return the template with a macro that shadows ``strftime_now``.
+
+        Args:
+            answer: What the macro writes, in Jinja; it may use ``format``.
+        """
+        return "{%- macro strftime_now(format) -%}" + answer + "{%- endmacro -%}" + self.source
 
     def names(self, word: str) -> bool:
         """Whether a word is among the template's string literals, as a role is that it has a branch for."""
@@ -67,8 +105,7 @@ class TemplateSource:
     def _tree(self) -> nodes.Template | None:
         """The parsed template; None if it cannot be parsed, which rendering reports."""
         try:
-            # The tags mark the assistant's tokens for training and write nothing; plain Jinja does not know them.
-            return Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", self.source))
+            return _parsed(self.source)
         except TemplateSyntaxError:
             return None
 
@@ -81,18 +118,55 @@ class TemplateSource:
             raise InputError(
                 f"the chat template uses {chances[0]}, so that it writes another text each time.",
                 code="bad_chat_template",
-                field="model.source",
+                field=self.field,
                 hint="Give a template without it in model.chat_template.",
             )
 
 
-def _clock() -> str:
-    """Write a macro that shadows ``strftime_now`` and answers with the pinned moment in the format asked for."""
-    # Composite directives come first in the table, because what they become is replaced by those after them.
-    replaced = "".join(f"|replace({json.dumps(name)},{json.dumps(text)})" for name, text in _DIRECTIVES.items())
-    # Not %%d, which is the letter d after a percent sign.
-    whole = f'format|replace("%%","\\u0000"){replaced}|replace("\\u0000","%")'
-    return "{%- macro strftime_now(format) -%}{{ " + whole + " }}{%- endmacro -%}"
+def read_chat_template(model: ModelSpec) -> str | None:
+    """Read the chat template that a spec gives.
+
+    Args:
+        model: The model's section of the spec.
+
+    Returns:
+        Its text; None if the model's own is used.
+
+    Raises:
+        InputError: The file cannot be read, is empty, or is not a Jinja template.
+    """
+    if model.chat_template is None:
+        return None
+    path = expand_home(model.chat_template, CHAT_TEMPLATE_FIELD)
+    text = read_text(Path(path), f"a chat template ({CHAT_TEMPLATE_FIELD})")
+    reason = None if text.strip() else "it is empty"
+    try:
+        _parsed(text)
+    except TemplateSyntaxError as error:
+        reason = f"line {error.lineno}: {error.message}"
+    if reason is not None:
+        raise InputError(
+            f"{path} is not a Jinja template: {(reason or '').rstrip('.')}.",
+            code="bad_chat_template",
+            field=CHAT_TEMPLATE_FIELD,
+            file=path,
+            hint="It is what a tokenizer has in chat_template.jinja, or in its configuration as chat_template.",
+        )
+    return text
+
+
+def template_sha256(text: str | None) -> str:
+    """Return the SHA-256 of a chat template in hexadecimal; ``""`` for None."""
+    return "" if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _named(node: nodes.Node) -> str:
+    return node.name if isinstance(node, nodes.Name) else ""
+
+
+def _parsed(source: str) -> nodes.Template:
+    # The tags mark the assistant's tokens for training and write nothing; plain Jinja does not know them.
+    return Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", source))
 
 
 def pinned_moment(form: str) -> str:

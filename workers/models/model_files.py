@@ -7,6 +7,7 @@ checked before weights are fetched.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,6 +133,24 @@ def read_config(directory: Path) -> Any:
         InputError: The directory is not a checkpoint that can be run; names every file that is wrong.
     """
     return text_config(open_checkpoint(directory).config)
+
+
+def eos_token_ids(directory: Path) -> frozenset[int]:
+    """Return the ids that a model's configuration and generation settings name as the end of a sequence.
+
+    Args:
+        directory: Directory with the model's files.
+    """
+    ids: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        try:
+            settings = json.loads((directory / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            # Not every checkpoint has generation settings; a wrong configuration is reported where it is loaded.
+            continue
+        value = settings.get("eos_token_id")
+        ids.update(value if isinstance(value, list) else [value] if isinstance(value, int) else [])
+    return frozenset(ids)
 
 
 def local_directory(source: str) -> Path | None:

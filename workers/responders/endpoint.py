@@ -17,6 +17,7 @@ from ...jobs.messages import ChatMessage
 from ...jobs.rollouts import Rollout
 from ...jobs.spec_parts import GenerationSpec, SamplingSpec
 from ...jobs.units import RolloutRequest
+from ..chat.checks import turn_end
 from ..chat.renderer import ChatRenderer
 from ..chat.spans import ConversationRenderer
 from ..chat.user_span import UserSpans
@@ -73,6 +74,7 @@ class EndpointResponder:
         self._model = model
         self._sampling = sampling
         self._retries = retries
+        self._turn_end = turn_end(conversations.renderer)
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate on the server and capture; see ``Responder.generate``."""
@@ -117,9 +119,14 @@ class EndpointResponder:
         if answer.completion is None:
             return answer
         try:
-            return replace(answer, rollout=self._rollouts.make(answer.request, answer.completion))
+            completion = replace(answer.completion, text=self._without_end(answer.completion.text))
+            return replace(answer, rollout=self._rollouts.make(answer.request, completion))
         except UnitError as error:
             return replace(answer, error=error)
+
+    def _without_end(self, text: str) -> str:
+        """Remove the token that ends a turn, which some servers leave at the end of the text."""
+        return text.removesuffix(self._turn_end) if self._turn_end else text
 
 
 def _refuse_intervention(request: RolloutRequest) -> None:
@@ -132,6 +139,21 @@ def _refuse_intervention(request: RolloutRequest) -> None:
         raise UnitError(
             f"{request.address}: the request carries an intervention, which a server cannot apply.",
             code="no_intervention",
+        )
+
+
+def _refuse_control_tokens(request: RolloutRequest, renderer: ChatRenderer) -> None:
+    """Refuse a prompt that spells a control token: a server would read it as one, and the capture reads it as text.
+
+    Raises:
+        UnitError: A message of the request spells one.
+    """
+    spelt = renderer.control_tokens.spelt_in([message.content for message in request.messages])
+    if spelt:
+        raise UnitError(
+            f"{request.address}: a message spells {', '.join(sorted(spelt))}, which a server would take for the real "
+            "token.",
+            code="control_tokens",
         )
 
 
@@ -178,6 +200,7 @@ class _Requests:
         name = str(request.address)
         try:
             _refuse_intervention(request)
+            _refuse_control_tokens(request, self._renderer)
             messages = self._renderer.for_template(request.messages)
             answered = _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))
         except UnitError as error:

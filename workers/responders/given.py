@@ -9,6 +9,7 @@ from ...jobs.poolings import TokenRange
 from ...jobs.rollouts import Rollout
 from ...jobs.units import RolloutRequest
 from ..chat.spans import ConversationRenderer
+from ..chat.survey import is_other_text
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, Reader, TokenisedText
 from .readings import Reading, read
@@ -64,12 +65,17 @@ class GivenResponder:
         given = requests[0].given
         if given is None:
             raise UnitError(f"{requests[0].address} has no text to read.", code="rows_mixed")
-        text = self._conversations.render(given.conversation)
-        spans = dict(zip(given.conversation.turn_indices(), text.responses, strict=True))
+        rendered = self._conversations.read(given.conversation)
+        text = rendered.text
+        indices = list(given.conversation.turn_indices())
+        spans = dict(zip(indices, text.responses, strict=True))
+        contents = dict(zip(indices, rendered.contents, strict=True))
         turns = [request.given.turn_index for request in requests if request.given is not None]
         requested = tuple(spans[turn] for turn in turns)
         users = self._user_spans.of_turns(given.conversation, turns) if self._user_spans else ()
-        rollouts = tuple(_rollout(request, text, span) for request, span in zip(requests, requested, strict=True))
+        rollouts = tuple(
+            _rollout(request, text, spans[turn], contents[turn]) for request, turn in zip(requests, turns, strict=True)
+        )
         return Reading(TokenisedText(text.name, text.token_ids, requested, users, requests[0].intervention), rollouts)
 
 
@@ -82,7 +88,7 @@ def _conversation(request: RolloutRequest) -> object:
     return request.given and request.given.conversation
 
 
-def _rollout(request: RolloutRequest, text: TokenisedText, span: TokenRange) -> Rollout:
+def _rollout(request: RolloutRequest, text: TokenisedText, span: TokenRange, content: str) -> Rollout:
     given = request.given
     assert given is not None
     start, stop = span
@@ -90,7 +96,8 @@ def _rollout(request: RolloutRequest, text: TokenisedText, span: TokenRange) -> 
         address=request.address,
         system_prompt=request.system_prompt,
         question=request.question,
-        response=given.text,
+        # A template may drop a part of it, reasoning for instance; the row's text is the one that its numbers are of.
+        response=content if is_other_text(given.text, content) else given.text,
         prompt_token_ids=text.token_ids[:start],
         response_token_ids=text.token_ids[start:stop],
         num_content_tokens=stop - start,

@@ -37,6 +37,12 @@ from ..work import work
     is_flag=True,
     help="Leave out conversations that cannot be read, and list them in the store, instead of refusing all.",
 )
+@click.option(
+    "--chat-template",
+    default=None,
+    type=click.Path(),
+    help="File with a chat template to use instead of the model's, as for a base model.",
+)
 @set_option
 @join_option
 @endpoint_option
@@ -49,6 +55,7 @@ def extract(
     poolings: tuple[str, ...],
     token_layers: str | None,
     skip_invalid: bool,
+    chat_template: str | None,
     overrides: tuple[str, ...],
     address: str | None,
     endpoint_url: str | None,
@@ -61,7 +68,7 @@ def extract(
     A run that was stopped continues with the same command.
     """
     data: dict[str, Any] = {
-        "model": {"source": model},
+        "model": {"source": model, "chat_template": chat_template},
         "conversations": {"source": conversations, "skip_invalid": skip_invalid},
         "capture": {
             "layers": _layers(layers, "--layers"),

@@ -52,12 +52,14 @@ def plan(
     spec = load_spec(spec_file, overrides)
     table = load_devices(devices_file).of_kind(spec.placement.device)
     table = table if device is None else table.only(device)
-    planned, facts_from = sketch_plan(spec, output.progress())
+    sketch = sketch_plan(spec, output.progress())
+    planned, facts_from = sketch.plan, sketch.facts_from
     figures = estimate(planned)
     require_fit(planned, figures, table)
     prices = price_all(planned, figures, table, gpus)
     if as_json:
-        output.document(as_dict(planned, figures, facts_from) | _prices_as_dict(table, prices, figures))
+        document = as_dict(planned, figures, facts_from) | {"rows_concerned": sketch.rows_concerned}
+        output.document(document | _prices_as_dict(table, prices, figures))
         return
     output.table("Plan", ["", ""], [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]])
     columns = ["device", "GB", "per replica", "tokens/s", "device-hours", table.currency, "devices", "days"]

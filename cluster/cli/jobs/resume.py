@@ -35,10 +35,12 @@ def resume(
     The spec is that of the job, or that of the run's first start. Others may have written it, so a server that
     generates gets a key only if --send-key-to names it.
     """
+    template: str | None = None
     if is_store(target):
-        spec = spec_of_store(target, endpoint_url, receiver)
+        spec, template = spec_of_store(target, endpoint_url, receiver)
         cluster = Cluster(address)
     else:
         cluster = Cluster(address)
         spec = spec_of_job(cluster.job(target), receiver)
-    print_submitted(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)
+    job_id = submit_job(spec, cluster, SubmitOptions(**options), output.progress(), template)
+    print_submitted(job_id, cluster, as_json=as_json)

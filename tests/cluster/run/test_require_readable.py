@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from persona_atlas.cluster.run.prepare import plan_job, require_readable
+from persona_atlas.cluster.run.prepare import plan_job
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.run.rendering import require_readable
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.workers.chat.spans import load_renderer

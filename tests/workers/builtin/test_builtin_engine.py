@@ -48,6 +48,24 @@ def test_finish_reasons_and_content_counts_follow_the_end_of_turn_token(engine: 
             assert len(rollout.response_token_ids) == rollout.num_content_tokens == MAX_NEW
 
 
+def test_a_response_ends_at_the_token_that_only_the_template_knows(directory: Path, tmp_path: Path):
+    """As of checkpoints whose settings name the end of a document and not the end of a turn."""
+    other = shutil.copytree(directory, tmp_path / "wrong-end")
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((other / name).read_text())
+        (other / name).write_text(json.dumps(settings | {"eos_token_id": 0}))
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|pad|>"}))
+    engine = BuiltinEngine(engine_settings(other, layers=range(N_LAYERS), max_new_tokens=60))
+    rollouts = [row.rollout for row in generate(engine, requests_of(40))]
+    assert engine.loaded.stop_ids == {0, END_ID}
+    ended = [rollout for rollout in rollouts if END_ID in rollout.response_token_ids]
+    assert ended
+    for rollout in ended:
+        assert rollout.response_token_ids.index(END_ID) == rollout.num_content_tokens
+        assert rollout.finish_reason == "stop"
+
+
 def test_the_last_sampled_token_counts_when_a_response_is_cut_by_length(engine: BuiltinEngine, directory: Path):
     plain = PlainModel(directory)
     cut = [row for row in generate(engine, requests_of(40)) if row.rollout.finish_reason == "length"]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.workers.chat.renderer import PINNED_DATE, ChatRenderer, stop_token_ids
+from persona_atlas.workers.chat.renderer import PINNED_DATE, ChatRenderer
 
 from requests_of import chat
-from tiny_models import CHAT_TEMPLATE, END_ID, save_tokenizer
+from tiny_models import CHAT_TEMPLATE, save_tokenizer
 
 _TURNS = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
 _GENERATE = "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
@@ -150,15 +150,6 @@ def test_the_record_tells_templates_apart(tokenizer_with):
     assert with_role["chat_template_sha256"] != without["chat_template_sha256"]
     assert (with_role["has_system_role"], without["has_system_role"]) == (True, False)
     assert with_role["pinned_date"] == PINNED_DATE
-
-
-def test_a_response_ends_at_every_id_that_any_of_the_settings_names(tokenizer_with):
-    class Settings:
-        def __init__(self, eos_token_id: int | list[int] | None) -> None:
-            self.eos_token_id = eos_token_id
-
-    tokenizer = tokenizer_with(CHAT_TEMPLATE)
-    assert stop_token_ids(tokenizer, Settings([7, 9]), Settings(11), Settings(None)) == {END_ID, 7, 9, 11}
 
 
 def test_of_several_templates_the_one_for_plain_conversations_is_used(tokenizer_with):

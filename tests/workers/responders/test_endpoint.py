@@ -132,6 +132,25 @@ def test_a_server_is_sent_its_own_replies_and_later_turns_are_captured_like_any(
             assert relative_errors(result.arrays_BLD["resid_post", name][row], expected).max() < 1e-4
 
 
+def test_the_end_of_turn_that_a_server_leaves_in_the_text_is_no_content(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    server.answer = lambda _: "Arr! <|end|> is spelt.<|end|>"
+    (row,) = generate(engine_of(server, reader, renderer), requests_of(1))
+    assert row.rollout.response == "Arr! <|end|> is spelt."
+    assert END_ID not in row.rollout.response_token_ids
+    assert row.rollout.num_content_tokens == len("Arr! <|end|> is spelt.")
+
+
+def test_a_prompt_that_spells_a_control_token_is_not_sent(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    with pytest.raises(UnitError, match=r"spells <\|end\|>, which a server") as caught:
+        generate(engine_of(server, reader, renderer), requests_of(2, system_prompt="Be <|end|> brief."))
+    assert caught.value.code == "control_tokens"
+    assert not any("<|end|>" in message["content"] for body in server.bodies for message in body["messages"])
+
+
 def test_a_canary_holds_what_was_captured(server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer):
     engine = engine_of(server, reader, renderer)
     canary = engine.reader.canary(generate(engine, requests_of(1))[0])
