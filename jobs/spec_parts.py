@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from .catalog import BUILTIN
+from .errors import InputError
 from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, validate_pooling_name
+from .user_paths import refuse_other_schemes
 from .yaml_file import NO_BOOLEAN
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
@@ -259,8 +261,12 @@ class StoreSpec(SpecSection):
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, url: str) -> str:
-        if "://" in url and not url.startswith("s3://"):
-            raise ValueError("a store must be a directory or an s3:// URL")
+        if not url.strip():
+            raise ValueError("a store must be a directory or an s3:// URL; . is this directory")
+        try:
+            refuse_other_schemes(url, "store.url")
+        except InputError as error:
+            raise ValueError(f"a store must be a directory or an s3:// URL; {error.hint}") from None
         if "@" in url.removeprefix("s3://").split("/")[0]:
             raise ValueError("a store URL must not hold credentials; set them in the environment")
         return url

@@ -20,6 +20,7 @@ from ...jobs.errors import AtlasError
 from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
+from .options import refuse_blank_values
 from .stores import gc, probe_store, query, reduce, report, show, verify
 
 EXIT_INTERRUPTED = 130
@@ -53,6 +54,7 @@ for _command in (
     cluster.cluster,
 ):
     cli.add_command(_command)
+refuse_blank_values(cli)
 
 
 def _on_first_signal(_signal: int, _frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.spec import JobSpec
 from ...jobs.spec_parts import PACKAGE_SCHEME
-from ...jobs.user_paths import expand_home
+from ...jobs.user_paths import expand_home, is_directory
 from ...jobs.version import __version__
 from ...storage.locations.location import open_location
 from ...storage.run.lease import refuse_if_driven
@@ -103,7 +103,7 @@ def resolved(spec: JobSpec) -> JobSpec:
     model, personas = spec.model, spec.personas
     if not model.source.startswith(PACKAGE_SCHEME):
         directory = Path(expand_home(model.source, "model.source"))
-        if directory.is_dir():
+        if is_directory(directory, "model.source"):
             model = model.model_copy(update={"source": str(directory.absolute())})
     if is_shipped_catalog(personas.catalog):
         catalog = Path(expand_home(personas.catalog, "personas.catalog"))

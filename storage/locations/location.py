@@ -15,8 +15,7 @@ from typing import Protocol
 
 from zarr.abc.store import Store
 
-from ...jobs.errors import InputError
-from ...jobs.user_paths import expand_home
+from ...jobs.user_paths import expand_home, refuse_other_schemes
 from .directory import DirectoryLocation
 from .s3 import S3Location
 
@@ -91,23 +90,17 @@ def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) 
         endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
 
     Raises:
-        InputError: The URL has another scheme or names no bucket, the path has an unknown home directory, or the
-            endpoint is not an http(s) URL.
+        InputError: The URL has another or a misspelt scheme or names no bucket, the path is blank or has an unknown
+            home directory, or the endpoint is not an http(s) URL.
 
     Example:
         >>> open_location("s3://bucket/prefix/").url
         's3://bucket/prefix'
     """
     url = os.fspath(url)
+    refuse_other_schemes(url, "store.url")
     if url.startswith("s3://"):
         return S3Location(url, endpoint_url)
-    if "://" in url:
-        raise InputError(
-            f"{url!r} is neither a directory nor an s3:// URL.",
-            code="unknown_scheme",
-            field="store.url",
-            hint="Use one.",
-        )
     return DirectoryLocation(Path(expand_home(url, "store.url")))
 
 

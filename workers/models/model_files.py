@@ -21,7 +21,7 @@ from typing import Any
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
-from ...jobs.user_paths import expand_home
+from ...jobs.user_paths import expand_home, is_directory
 from ..own_code import refuse_own_code
 
 _SOURCE = "model.source"
@@ -64,7 +64,7 @@ def find_model(model: ModelSpec, say: Callable[[str], None]) -> Path:
     if model.source.startswith(PACKAGE_SCHEME):
         return _converted(_file_in_package(model.source), say)
     path = Path(expand_home(model.source, _SOURCE))
-    if path.is_dir():
+    if is_directory(path, _SOURCE):
         return path.resolve()
     if model.source.startswith((".", "/", "~")):
         raise InputError(

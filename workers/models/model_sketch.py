@@ -16,6 +16,7 @@ from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.sizing.known_models import known_models
 from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
+from ...jobs.user_paths import is_directory
 from .model_files import DTYPES, facts_of, find_model, read_config, read_facts
 
 FactsFrom = Literal["files", "configuration", "table"]
@@ -38,7 +39,7 @@ def sketch_model(model: ModelSpec, say: Callable[[str], None]) -> tuple[ModelFac
     Raises:
         InputError: There is no such model, or no source is available on this machine.
     """
-    if model.source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or Path(model.source).is_dir():
+    if model.source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or is_directory(Path(model.source), "model.source"):
         directory = find_model(model, say)
         if _is_whole(directory):
             return read_facts(directory), "files"
