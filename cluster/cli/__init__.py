@@ -21,7 +21,7 @@ from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .options import refuse_blank_values
-from .stores import gc, probe_store, query, reduce, report, show, verify
+from .stores import gc, import_scores, probe_store, query, reduce, report, show, verify
 
 EXIT_INTERRUPTED = 130
 
@@ -48,6 +48,7 @@ for _command in (
     verify.verify,
     gc.gc,
     probe_store.probe_store,
+    import_scores.import_scores,
     reduce.reduce,
     report.report,
     catalog.catalog,
