@@ -27,8 +27,9 @@ from .spec_parts import (
     StoreSpec,
 )
 from .store_url import normal_store_url
-from .user_paths import expand_home
-from .yaml_file import NO_BOOLEAN, parse_yaml, read_text, set_by_path, validate
+from .text_files import read_text
+from .user_paths import local_path
+from .yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
 
 
 class JobSpec(SpecSection):
@@ -162,9 +163,9 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         >>> load_spec("examples/demo.yaml", ["seed=7"]).seed
         7
     """
-    file = expand_home(path, "SPEC")
-    text = read_text(Path(file), "a job spec")
-    return _validated(parse_yaml(text, file), overrides, text, file)
+    file = local_path(path, "SPEC")
+    text = read_text(file, "a job spec")
+    return _validated(parse_yaml(text, str(file)), overrides, text, str(file))
 
 
 def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec:

@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
 from .catalog import BUILTIN
+from .errors import InputError
 from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, validate_pooling_name
+from .store_url import normal_store_url
 from .yaml_file import NO_BOOLEAN
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
@@ -309,11 +311,11 @@ class StoreSpec(SpecSection):
 
     @field_validator("url")
     @classmethod
-    def _known_scheme(cls, url: str) -> str:
-        if "://" in url and not url.startswith("s3://"):
-            raise ValueError("a store must be a directory or an s3:// URL")
-        if "@" in url.removeprefix("s3://").split("/")[0]:
-            raise ValueError("a store URL must not hold credentials; set them in the environment")
+    def _possible(cls, url: str) -> str:
+        try:
+            normal_store_url(url)
+        except InputError as error:
+            raise ValueError(f"{error.message} {error.hint or ''}".strip()) from None
         return url
 
     @field_validator("endpoint_url")

@@ -12,6 +12,7 @@ import re
 import unicodedata
 
 from .errors import InputError
+from .user_paths import refuse_impossible_path
 
 S3_SCHEME = "s3://"
 
@@ -21,8 +22,8 @@ _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _ARN = re.compile(r"arn:aws[a-z-]*:s3[a-z-]*:")
 """Begins the ARN of an access point, which stands where a bucket does and has slashes of its own."""
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|[Ss]3[an]?:")
-"""Begins a URL, also one that lost a slash. One letter and a colon is a drive of Windows."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|(s3|s3a|s3n|gs|gcs|az|abfs|hdfs|https?|file):", re.IGNORECASE)
+"""Begins a URL, also one that lost a slash. A single letter and a colon is a drive of Windows."""
 
 _UNUSABLE = ("Cc", "Cs")
 """Unicode categories that listings in XML cannot hold: control characters, and halves of surrogate pairs."""
@@ -47,8 +48,8 @@ def normal_store_url(url: str | os.PathLike[str]) -> str:
         url: A directory, or ``s3://bucket/prefix``.
 
     Raises:
-        InputError: It has another scheme, credentials, no bucket or an impossible one, or a prefix that cannot be used:
-            with ``..``, with control characters, or with ``?versionId=``.
+        InputError: It cannot be a path, or has another scheme, credentials, no bucket or an impossible one, or a prefix
+            that cannot be used: with ``..``, with control characters, or with ``?versionId=``.
 
     Example:
         >>> normal_store_url("s3://bucket//a/./b c/")
@@ -57,19 +58,28 @@ def normal_store_url(url: str | os.PathLike[str]) -> str:
         './runs//mine'
     """
     text = os.fspath(url)
-    if not text.strip() or "\0" in text:
-        raise _bad_url("is empty or holds a null character.", "Name a directory, or s3://bucket/prefix.")
     if is_s3(text):
         return _normal_s3_url(text.removeprefix(S3_SCHEME))
-    if _SCHEME.match(text):
-        raise InputError(
-            f"has the scheme {text.split(':')[0]!r}, but a store is a directory or an s3:// URL.",
-            code="unknown_scheme",
-            field=_FIELD,
-            hint=f"Write s3:// in lower case with two slashes, the plain path of a directory (without file://), or "
-            f"./{text.split('/')[0]}/ for a directory of that name.",
-        )
+    refuse_impossible_path(text, _FIELD)
+    _refuse_other_schemes(text)
     return text
+
+
+def _refuse_other_schemes(text: str) -> None:
+    """Refuse a misspelt scheme, which would make a directory of that name, and schemes of other stores."""
+    found = _SCHEME.match(text)
+    if found is None:
+        return
+    rest = text[found.end() :].lstrip("/")
+    # A URL may hold credentials, which an error must not repeat.
+    is_s3_meant = (found[1] or found[2]).lower().startswith("s3") and rest and "@" not in text
+    hint = "Write s3://bucket/prefix, the plain path of a directory, or ./NAME for a directory of that name."
+    raise InputError(
+        f"has the scheme {found[1] or found[2]!r}, but a store is a directory or an s3:// URL.",
+        code="unknown_scheme",
+        field=_FIELD,
+        hint=f"Did you mean {S3_SCHEME + rest!r}?" if is_s3_meant else hint,
+    )
 
 
 def _normal_s3_url(text: str) -> str:

@@ -6,14 +6,13 @@ Knows nothing of the meaning of the files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from datetime import date
 from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .errors import InputError, closest
-from .machine_faults import refuse_machine_fault
 from .yaml_limits import MAX_DEPTH, refuse_unbounded
 
 _Loader = cast("type[yaml.SafeLoader]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -108,29 +107,6 @@ def _place_of(error: yaml.YAMLError, text: str) -> tuple[int, str | None]:
     return (mark.line + 1 if mark else 1), getattr(error, "problem", None) or str(error)
 
 
-def read_text(path: Path, what: str) -> str:
-    """Read a UTF-8 text file.
-
-    Args:
-        path: The file.
-        what: Kind of file, for errors, such as "a job spec".
-
-    Raises:
-        InputError: The file is missing, a directory, not readable or not UTF-8.
-        TransientError: This machine failed.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        refuse_machine_fault(error)
-        raise InputError(
-            f"cannot be read as {what}: {getattr(error, 'strerror', None) or error}.",
-            code="unreadable_file",
-            file=str(path),
-            hint="Check the path and its permissions.",
-        ) from None
-
-
 def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
     """Build a model from parsed YAML.
 
@@ -174,6 +150,8 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
             f"is required and missing{where}.", code="missing_key", field=field, file=file, hint=f"Add {path[-1]!r}."
         )
     given = problem.get("input")
+    if text and problem["type"] == "string_type" and (given is None or isinstance(given, bool | int | float | date)):
+        return _not_a_text(given, path, is_key="[key]" in problem["loc"], where=where, file=file)
     # A URL may be refused because it holds credentials, which an error must not repeat.
     is_secret = isinstance(given, str) and "@" in given
     # Python refuses to write out integers of thousands of digits.
@@ -182,6 +160,31 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
     shown = f", not {given!r}" if is_shown else ""
     reason = problem["msg"].removeprefix("Value error, ")
     return InputError(f"{reason}{shown}{where}.", code="bad_value", field=field or None, file=file)
+
+
+def _not_a_text(given: Any, path: Sequence[int | str], *, is_key: bool, where: str, file: str) -> InputError:
+    """Explain a text that has no quotes and that YAML reads as something else, such as a name that is called no."""
+    if given is None or isinstance(given, bool):
+        read_as = "null" if given is None else str(given).lower()
+    else:
+        read_as = f"the {'date' if isinstance(given, date) else 'number'} {_shown(given)}"
+    spelled = {"true": " (as yes and on are)", "false": " (as no and off are)", "null": " (as ~ and nothing are)"}
+    field = ".".join(str(part) for part in (path[:-1] if is_key else path))
+    what = "has a key that must be a text, but" if is_key else "must be a text, but"
+    return InputError(
+        f"{what} YAML reads it as {read_as}{spelled.get(read_as, '')}{where}.",
+        code="not_a_text",
+        field=field or None,
+        file=file,
+        hint='Put it in quotes, as in "no".',
+    )
+
+
+def _shown(given: Any) -> str:
+    try:
+        return str(given)[:40]
+    except ValueError:  # Python refuses to write out integers of thousands of digits.
+        return "of thousands of digits"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:

@@ -22,7 +22,8 @@ from ...jobs.machine_faults import machine_fault
 from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
-from .stores import gc, probe_store, query, reduce, report, show, verify
+from .options import refuse_blank_values
+from .stores import gc, import_scores, probe_store, query, reduce, report, show, verify
 
 EXIT_INTERRUPTED = 130
 
@@ -49,12 +50,14 @@ for _command in (
     verify.verify,
     gc.gc,
     probe_store.probe_store,
+    import_scores.import_scores,
     reduce.reduce,
     report.report,
     catalog.catalog,
     cluster.cluster,
 ):
     cli.add_command(_command)
+refuse_blank_values(cli)
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -32,6 +32,9 @@ def catalog(
     kinds: list[Kind] = [cast("Kind", kind)] if kind else list(KINDS)
     known = [name for k in kinds for name in opened.names(k)]
     wanted = {name for pattern in patterns for name in names_matching(known, pattern)}
+    if check_only:
+        for k in kinds:
+            opened.select(k, opened.names(k), "--validate")
     chosen = [opened.persona(k, name) for k in kinds for name in opened.names(k) if not patterns or name in wanted]
     if not chosen and patterns:
         # Raises, with the nearest name as a hint.

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from ...jobs.errors import InputError
+from ...jobs.user_paths import is_directory
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 spec_argument: Decorator = click.argument("spec_file", metavar="SPEC", type=click.Path())
@@ -60,6 +63,32 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def refuse_blank_values(command: click.Command) -> None:
+    """Make a command, and those below it, refuse a blank text for any argument or option that is given.
+
+    A blank usually comes from a variable of the shell that is not set. As a path it would be this directory, and as an
+    option it would count as not given.
+    """
+    for parameter in command.params:
+        if parameter.callback is None and isinstance(parameter.type, click.types.StringParamType | click.Path):
+            parameter.callback = _not_blank
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            refuse_blank_values(below)
+
+
+def _not_blank(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    is_given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+    texts = value if isinstance(value, tuple) else (value,)
+    if is_given and any(isinstance(text, str) and not text.strip() for text in texts):
+        is_option = isinstance(parameter, click.Option)
+        name = parameter.opts[0] if is_option else (parameter.metavar or (parameter.name or "").upper())
+        raise InputError(
+            "is blank.", code="blank_value", field=name.strip("[]."), hint="Give it a value. Is a variable not set?"
+        )
+    return value
+
+
 def is_store(target: str) -> bool:
     """Whether an argument names a store rather than a job.
 
@@ -70,7 +99,9 @@ def is_store(target: str) -> bool:
         >>> is_store("run-3f9a1c"), is_store("s3://bucket/run")
         (False, True)
     """
-    return "/" in target or "\\" in target or target in (".", "..") or target.startswith("~") or Path(target).is_dir()
+    if "/" in target or "\\" in target or target in (".", "..") or target.startswith("~"):
+        return True
+    return is_directory(Path(target), "JOB|STORE")
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:

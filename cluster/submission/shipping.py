@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from ...jobs.catalog import BUILTIN
-from ...jobs.user_paths import expand_home
+from ...jobs.user_paths import expand_home, is_directory
 from .submitted_job import CATALOG_FOLDER, SubmittedJob
 
 _PACKAGE = "persona_atlas"
@@ -57,4 +57,5 @@ def stage_job(into: Path, job: SubmittedJob) -> Path:
 
 def is_shipped_catalog(catalog: str) -> bool:
     """Whether a spec's catalog is a directory on this machine, which has to be sent with the job."""
-    return catalog != BUILTIN and Path(expand_home(catalog, "personas.catalog")).is_dir()
+    field = "personas.catalog"
+    return catalog != BUILTIN and is_directory(Path(expand_home(catalog, field)), field)

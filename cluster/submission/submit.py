@@ -18,7 +18,7 @@ from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.spec import JobSpec
 from ...jobs.spec_parts import PACKAGE_SCHEME
-from ...jobs.user_paths import expand_home
+from ...jobs.user_paths import expand_home, is_directory
 from ...jobs.version import __version__
 from ...storage.locations.location import open_location
 from ...storage.run.lease import refuse_if_driven
@@ -111,7 +111,7 @@ def resolved(spec: JobSpec) -> JobSpec:
     model, personas = spec.model, spec.personas
     for field, named in (("source", model.source), ("adapter", model.adapter)):
         directory = Path(expand_home(named or "", f"model.{field}"))
-        if named and not named.startswith(PACKAGE_SCHEME) and directory.is_dir():
+        if named and not named.startswith(PACKAGE_SCHEME) and is_directory(directory, f"model.{field}"):
             model = model.model_copy(update={field: str(directory.absolute())})
     if model.chat_template is not None:
         template = Path(expand_home(model.chat_template, "model.chat_template"))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError, closest
-from ..names import names_matching
+from ..names import equal_names, name_problem, names_matching
 from ..personas import DEFAULT_PERSONA, KINDS, Kind, Persona, Question
-from ..user_paths import expand_home
+from ..user_paths import is_directory, local_path
 from . import native, released
 
 BUILTIN = "builtin"
@@ -44,11 +44,19 @@ class Catalog:
         """Read one persona; its file is read once.
 
         Raises:
-            InputError: The catalog has no such persona, or its file is invalid.
+            InputError: The catalog has no such persona, or its name or file is invalid.
         """
         key = (kind, name)
         if key not in self.files:
             raise self._unknown(kind, name, field_name=None)
+        problem = name_problem(name)
+        if problem is not None:
+            raise InputError(
+                f"the name {name[:60]!r} {problem}, and it is part of the names of what is stored.",
+                code="bad_name",
+                file=str(self.files[key]),
+                hint="Rename the file.",
+            )
         if key not in self._loaded:
             self._loaded[key] = self._read(kind, name, self.files[key])
         return self._loaded[key]
@@ -65,7 +73,8 @@ class Catalog:
             The names, sorted, each once.
 
         Raises:
-            InputError: A pattern matches nothing; suggests the most similar name.
+            InputError: A pattern matches nothing; suggests the most similar name. Or two names differ only in what a
+                file system may not tell apart.
 
         Example:
             >>> load_catalog().select("role", ["pirate", "poe*"], "personas.roles.names")
@@ -78,7 +87,18 @@ class Catalog:
             if not matched:
                 raise self._unknown(kind, pattern, field_name=field_name)
             chosen.update(matched)
-        return tuple(sorted(chosen))
+        names = tuple(sorted(chosen))
+        equal = equal_names(names)
+        if equal is not None:
+            raise InputError(
+                f"{kind}s {equal[0]!r} and {equal[1]!r} differ in case or in composed letters only, and a file system "
+                "may not tell them apart.",
+                code="equal_names",
+                field=field_name,
+                file=self.source,
+                hint="Rename one of them, or select one.",
+            )
+        return names
 
     def _unknown(self, kind: Kind, name: str, *, field_name: str | None) -> InputError:
         known = self.names(kind)
@@ -105,8 +125,8 @@ def load_catalog(source: str = BUILTIN) -> Catalog:
         >>> "pirate" in load_catalog().names("role")
         True
     """
-    root = Path(__file__).parent if source == BUILTIN else Path(expand_home(source, "personas.catalog"))
-    if not root.is_dir():
+    root = Path(__file__).parent if source == BUILTIN else local_path(source, "personas.catalog")
+    if not is_directory(root, "personas.catalog"):
         raise InputError(
             "there is no such directory.", code="no_catalog", file=source, hint="Give a directory or 'builtin'."
         )

@@ -14,7 +14,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ..personas import DEFAULT_PERSONA, Kind, Persona, Question
-from ..yaml_file import parse_yaml, read_text, validate
+from ..text_files import read_text
+from ..yaml_file import parse_yaml, validate
 
 QUESTIONS_FILE = "questions.yaml"
 RUBRICS_FILE = "rubrics.yaml"
@@ -67,7 +68,9 @@ def persona_files(root: Path) -> dict[tuple[Kind, str], Path]:
     folders: dict[Kind, str] = {"role": "roles", "trait": "traits"}
     for kind, folder in folders.items():
         for path in (root / folder).glob("*.yaml"):
-            files[(kind, path.stem)] = path
+            # Hidden files are what editors and archivers leave behind, such as ._pirate.yaml.
+            if not path.name.startswith("."):
+                files[(kind, path.stem)] = path
     if (root / DEFAULT_FILE).is_file():
         files[("default", DEFAULT_PERSONA)] = root / DEFAULT_FILE
     return files

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..personas import DEFAULT_PERSONA, Kind, Persona, Question
-from ..yaml_file import read_text
+from ..text_files import read_text
 
 _HINT = "See docs/catalog.md for the fields of this layout."
 
@@ -26,7 +26,9 @@ def persona_files(root: Path) -> dict[tuple[Kind, str], Path]:
     folders: dict[Kind, str] = {"role": "roles", "trait": "traits"}
     for kind, folder in folders.items():
         for path in (root / folder / "instructions").glob("*.json"):
-            files[(kind, path.stem)] = path
+            # Hidden files are what editors and archivers leave behind, such as ._pirate.json.
+            if not path.name.startswith("."):
+                files[(kind, path.stem)] = path
     default = files.pop(("role", "default"), None)
     if default is not None:
         files[("default", DEFAULT_PERSONA)] = default

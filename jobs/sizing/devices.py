@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import InputError, closest
-from ..user_paths import expand_home
-from ..yaml_file import NO_BOOLEAN, parse_yaml, read_text, validate
+from ..text_files import read_text
+from ..user_paths import local_path
+from ..yaml_file import NO_BOOLEAN, parse_yaml, validate
 
 BUILTIN_DEVICES = Path(__file__).with_name("devices.yaml")
 
@@ -132,6 +133,6 @@ def load_devices(path: str | Path | None = None) -> DeviceTable:
         >>> load_devices().devices["H100"].memory_gb
         80.0
     """
-    file = BUILTIN_DEVICES if path is None else Path(expand_home(path, "--devices"))
+    file = BUILTIN_DEVICES if path is None else local_path(path, "--devices")
     text = read_text(file, "a table of devices")
     return validate(DeviceTable, parse_yaml(text, str(file)), text=text, file=str(file))

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ..model_facts import ModelFacts
-from ..yaml_file import parse_yaml, read_text, validate
+from ..text_files import read_text
+from ..yaml_file import parse_yaml, validate
 
 _FILE = Path(__file__).with_name("models.yaml")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import stat
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..names import folded
 from ..personas import DEFAULT_PERSONA
+from ..user_paths import is_directory
 
+_FIELD = "conversations.source"
 _SUFFIXES = (".jsonl", ".json")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Files with these are listed too: gzip is read, and the others are refused instead of being left out silently."""
@@ -33,7 +34,7 @@ def conversation_files(source: Path) -> list[Path]:
     Raises:
         InputError: The directory has no such file or cannot be listed, or two of its files have the same name.
     """
-    if not source.is_dir():
+    if not is_directory(source, _FIELD):
         _refuse_undecodable(source)
         return [source]
     files = sorted(path for path in _walk(source) if is_conversation_file(path))
@@ -80,25 +81,6 @@ def names_the_default(name: str) -> bool:
     return name in _DEFAULT_NAMES
 
 
-def refuse_special_file(path: Path) -> None:
-    """Refuse what is no regular file: a pipe or a device may never end, and cannot be read a second time.
-
-    Raises:
-        InputError: It is a pipe, a socket or a device.
-    """
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return  # Opening it reports the reason.
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(
-            "is a pipe, a socket or a device, not a file.",
-            code="unreadable_file",
-            file=str(path),
-            hint="Write the conversations to a file first: a job that is resumed reads them again.",
-        )
-
-
 def _without_compression(name: str) -> str:
     root, suffix = os.path.splitext(name)  # noqa: PTH122 - of a bare name
     return root if suffix.lower() in _COMPRESSED else name
@@ -134,7 +116,7 @@ def _refuse_undecodable(path: Path) -> None:
         raise InputError(
             f"the name of {shown!r} is not UTF-8, and it would be the persona of its rows.",
             code="bad_name",
-            field="conversations.source",
+            field=_FIELD,
             hint="Rename the file.",
         ) from None
 
@@ -149,12 +131,11 @@ def _refuse_equal_names(files: Sequence[Path]) -> None:
     for path in files:
         name = persona_name(path)
         name = "default" if names_the_default(name) else name
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        other = seen.setdefault(key, path)
+        other = seen.setdefault(folded(name), path)
         if other is not path:
             raise InputError(
                 f"{other} and {path} have the same name, which is the persona of their rows.",
                 code="equal_names",
-                field="conversations.source",
+                field=_FIELD,
                 hint="Rename one of them, or join the two in one file.",
             )

@@ -13,23 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ..errors import InputError
-from .input_files import is_json_document, refuse_special_file
+from ..text_files import UTF8_BOM, refuse_other_encoding, refuse_special_file
+from .input_files import is_json_document
 from .problems import LAYOUT_HINT, Problem
 
 _GZIP = b"\x1f\x8b"
-_UTF8_BOM = b"\xef\xbb\xbf"
 _HEAD_BYTES = 16
 
-# UTF-32 before UTF-16, because its mark begins with the same bytes.
-_OTHER_ENCODINGS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
 _OTHER_FORMATS = (
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -d FILE decompresses it."),
     (b"\xfd7zXZ\x00", "compressed with xz", "xz -d FILE decompresses it."),
@@ -88,14 +81,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             head = plain.read(_HEAD_BYTES)
             plain.seek(0)
             if not head.startswith(_GZIP):
-                _start_of_text(head, plain)
+                _start_of_text(head, plain, str(path))
                 yield plain
                 return
             with gzip.GzipFile(fileobj=plain) as unpacked:
                 head = unpacked.read(_HEAD_BYTES)
                 unpacked.seek(0)
-                _start_of_text(head, unpacked)
-                yield unpacked
+                _start_of_text(head, cast("IO[bytes]", unpacked), str(path))
+                yield cast("IO[bytes]", unpacked)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
@@ -106,22 +99,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         ) from None
 
 
-def _start_of_text(head: bytes, stream: IO[bytes]) -> None:
+def _start_of_text(head: bytes, stream: IO[bytes], file: str) -> None:
     """Refuse what is no UTF-8 text by its first bytes, and go past a byte order mark."""
-    encoding = next((name for mark, name in _OTHER_ENCODINGS if head.startswith(mark)), None)
-    if encoding is None and b"\x00" in head[:4]:
-        encoding = "UTF-32" if head[:4].count(0) == 3 else "UTF-16" if head[:4].count(0) == 2 else None
-    if encoding is not None:
-        raise InputError(
-            f"is {encoding} text, and must be UTF-8.",
-            code="not_utf8",
-            hint=f"iconv -f {encoding} -t UTF-8 FILE > NEW converts it.",
-        )
+    refuse_other_encoding(head, file)
     for mark, name, hint in _OTHER_FORMATS:
         if head.startswith(mark):
             raise InputError(f"is {name}, not a text of JSON.", code="not_text", hint=hint)
-    if head.startswith(_UTF8_BOM):
-        stream.seek(len(_UTF8_BOM))
+    if head.startswith(UTF8_BOM):
+        stream.seek(len(UTF8_BOM))
 
 
 def _values(stream: IO[bytes], file: str, *, whole_first: bool) -> Iterator[JsonValue | Problem]:

@@ -104,21 +104,23 @@ def _tools(extra: Mapping[str, Any]) -> str | None:
 
 
 def _of_alpaca(entry: Mapping[str, Any]) -> Chat:
-    texts = {name: entry.get(name) for name in ("instruction", "input", "output", "system", "history")}
-    if texts["input"] or texts["history"]:
+    if entry.get("input") or entry.get("history"):
         raise Refusal(
             "is an entry in the Alpaca layout whose instruction has an input or a history, and how they are put "
             "together depends on the prompt that the data is meant for",
             hint='jq -c \'{messages: [{role: "user", content: (.instruction + "\\n\\n" + .input)}, '
             '{role: "assistant", content: .output}]}\' FILE > NEW converts it, with an empty line between the two.',
         )
-    for name in ("instruction", "output"):
-        if not isinstance(texts[name], str):
-            raise Refusal("is not a text, as the Alpaca layout has it", name)
-        require_whole_text(texts[name], name)
+    instruction, output = (_text_of(entry, name) for name in ("instruction", "output"))
     extra = {name: value for name, value in entry.items() if name not in ("instruction", "output")}
-    messages = [Message("user", texts["instruction"]), Message("assistant", texts["output"])]
-    return _chat(messages, "instruction", extra, "system")
+    return _chat([Message("user", instruction), Message("assistant", output)], "instruction", extra, "system")
+
+
+def _text_of(entry: Mapping[str, Any], name: str) -> str:
+    text = entry[name]
+    if not isinstance(text, str):
+        raise Refusal("is not a text, as the Alpaca layout has it", name)
+    return require_whole_text(text, name)
 
 
 def _of_prompt_and_completion(entry: Mapping[str, Any]) -> Chat:

@@ -15,7 +15,7 @@ from typing import Any
 from ..conversation import Conversation
 from ..errors import InputError
 from ..personas import Kind, Polarity
-from ..user_paths import expand_home
+from ..user_paths import local_path
 from .input_files import conversation_files, persona_name
 from .json_values import JsonValue, json_values
 from .layouts import Chat, is_message, parse_chat
@@ -49,7 +49,7 @@ def read_conversations(source: str, *, skip_invalid: bool = False) -> GivenInput
     Raises:
         InputError: Something is not a conversation, or there is none; names the file, the line and the field.
     """
-    files = conversation_files(Path(expand_home(source, "conversations.source")))
+    files = conversation_files(local_path(source, "conversations.source"))
     reader = _Reader()
     for path in files:
         reader.read(path, persona_name(path), _entries(json_values(path), str(path)))

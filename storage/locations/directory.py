@@ -188,6 +188,13 @@ def _from_os_error(error: OSError, url: str) -> AtlasError:
             field=_FIELD,
             hint="Choose another place.",
         )
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ):
+        return InputError(
+            f"{url} cannot hold this run: {reason}.",
+            code="bad_path",
+            field=_FIELD,
+            hint="Choose a shorter path, without links that lead to themselves.",
+        )
     if error.errno == errno.ENOSPC:
         return TransientError(
             f"the disk under {url} is full.", code="disk_full", field=_FIELD, hint="Free some space and start again."

@@ -104,10 +104,22 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
     ):
         # Arrow compares null to null, and a filter drops null: a rollout without a score is in no range of scores.
         if least is not None:
-            index = index.filter(pc.field(column) >= least)
+            index = index.filter(pc.field(column) >= _bound(least, column))
         if most is not None:
-            index = index.filter(pc.field(column) <= most)
+            index = index.filter(pc.field(column) <= _bound(most, column))
     return index
+
+
+def _bound(value: float, column: str) -> float:
+    """Return a bound that Arrow can compare with a column: integers within 64 bits, and a number at all."""
+    if value != value:
+        raise InputError(
+            "a bound must be a number, but is NaN, which compares with nothing.",
+            code="not_a_number",
+            field=column,
+            hint="Leave it out, or give a number.",
+        )
+    return max(-(2**63), min(value, 2**63 - 1)) if isinstance(value, int) else value
 
 
 def unknown_personas(index: pa.Table, personas: Names) -> str:

@@ -187,3 +187,24 @@ def test_a_model_whose_texts_run_alone_is_right_and_the_run_tells_so(
         assert relative_errors(row, expected_LD).max() < 2e-3
     assert result.run.record.passes.startswith("Every text has a forward pass of its own")
     assert result.run.record.passes in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_conversations_that_cannot_be_read_are_left_out_counted_and_listed(tiny_model_directory: Path, tmp_path: Path):
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text(json.dumps({"messages": TALK}) + "\n{broken\n" + json.dumps({"messages": TALK, "id": 7}) + "\n")
+    model, store = str(tiny_model_directory), tmp_path / "run"
+    with pytest.raises(persona_atlas.InputError, match="line 2"):
+        persona_atlas.extract(model, talks, store, progress=False)
+    assert not store.exists()
+    result = persona_atlas.extract(model, talks, store, skip_invalid=True, progress=False)
+    assert (result.skipped, result.is_complete) == (1, True)
+    assert result.run.rollouts()["conversation_index"].to_pylist() == [0, 2]
+    (listed,) = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]
+    assert (listed["file"], listed["place"]) == (str(talks), f"{talks}, line 2")
+    assert listed["reason"].startswith("is not JSON")
+    assert persona_atlas.verify(store).is_sound
+    again = persona_atlas.extract(model, talks, store, skip_invalid=True, progress=False)
+    assert (again.worked, again.skipped) == (0, 1)
+    in_memory = [TALK, [{"role": "user", "content": 3}], TALK]
+    result = persona_atlas.extract(model, in_memory, tmp_path / "other", skip_invalid=True, progress=False)
+    assert (result.skipped, result.run.rollouts().num_rows) == (1, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from persona_atlas.jobs.errors import AtlasError, InputError, TransientError
 from persona_atlas.jobs.machine_faults import machine_fault, refuse_machine_fault
-from persona_atlas.jobs.yaml_file import read_text
+from persona_atlas.jobs.text_files import read_text
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.models.model_files import read_config
 

@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
         load_spec(tmp_path / "nothing.yaml")
     assert caught.value.file == str(tmp_path / "nothing.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"model: \xe9\n")
-    with pytest.raises(InputError, match="utf-8"):
+    with pytest.raises(InputError, match="line 1 is not UTF-8"):
         load_spec(tmp_path / "latin.yaml")
 
 

@@ -50,9 +50,9 @@ def test_a_normal_url_stays_as_it_is(parts: list[str]):
 @pytest.mark.parametrize(
     ("url", "code"),
     [
-        ("", "bad_store_url"),
-        ("  ", "bad_store_url"),
-        ("runs/a\0b", "bad_store_url"),
+        ("", "bad_path"),
+        ("  ", "bad_path"),
+        ("runs/a\0b", "bad_path"),
         ("s3://bucket/a/../b", "bad_store_url"),
         ("s3://bucket/..", "bad_store_url"),
         ("s3://bucket/a\nb", "bad_store_url"),

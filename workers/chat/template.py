@@ -17,8 +17,8 @@ from jinja2 import Environment, TemplateSyntaxError, nodes
 
 from ...jobs.errors import InputError
 from ...jobs.spec_parts import ModelSpec
+from ...jobs.text_files import read_text
 from ...jobs.user_paths import expand_home
-from ...jobs.yaml_file import read_text
 
 CHAT_TEMPLATE_FIELD = "model.chat_template"
 

@@ -16,7 +16,7 @@ from typing import Any
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
-from ...jobs.user_paths import expand_home
+from ...jobs.user_paths import expand_home, is_directory
 from .adapters import WEIGHTS, base_of, check_adapter, is_adapter
 from .architecture import text_config
 from .checkpoint import Checkpoint, check_checkpoint, facts_of, fingerprint_of, open_checkpoint
@@ -163,7 +163,7 @@ def local_directory(source: str) -> Path | None:
         InputError: It is written as a path, and there is no such directory.
     """
     path = Path(expand_home(source, _SOURCE))
-    if path.is_dir():
+    if is_directory(path, _SOURCE):
         return path.resolve()
     if path.is_file():
         is_gguf = path.suffix == ".gguf"

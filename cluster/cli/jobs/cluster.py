@@ -39,8 +39,10 @@ def cluster() -> None:
 )
 @click.option("--namespace", default="default", show_default=True, help="Kubernetes namespace.")
 @click.option("--image", default=DEFAULT_IMAGE, show_default=True, help="Image that you have built and pushed.")
-@click.option("--gpus-min", type=click.IntRange(min=0), help="Fewest GPUs; by default --gpus-max.")
-@click.option("--gpus-max", type=click.IntRange(min=1), help="Most GPUs; by default those of the spec's replicas.")
+@click.option("--gpus-min", type=click.IntRange(min=0, max=1_000_000), help="Fewest GPUs; by default --gpus-max.")
+@click.option(
+    "--gpus-max", type=click.IntRange(min=1, max=1_000_000), help="Most GPUs; by default those of the spec's replicas."
+)
 @click.option("--gpu-type", default=None, metavar="NAME", help="A device of the table, such as H100.")
 @click.option("--devices", "devices_file", type=click.Path(), default=None, help="Your own table of devices.")
 @click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Label of worker nodes; repeatable.")

@@ -32,7 +32,7 @@ _FACTS_FROM = {
 @device_options
 @click.option(
     "--gpus",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1_000_000),
     help="Number of devices, for the days; by default those of the spec's replicas.",
 )
 @json_option

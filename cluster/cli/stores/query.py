@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from ....jobs.personas import Kind
 from ....jobs.poolings import DEFAULT_POOLING
-from ....jobs.user_paths import expand_home
+from ....jobs.user_paths import local_path
 from ....jobs.wording import count_of
 from ....storage.query.export_file import FORMATS, check_target, write_query
 from ....storage.query.run import open_run
@@ -67,7 +66,7 @@ def query(
 
     --out writes them to a file, with a table of their rollouts. Without it, the shape and the first rollouts are shown.
     """
-    target = Path(expand_home(out, "--out")) if out else None
+    target = local_path(out, "--out") if out else None
     if target:
         check_target(target, pooling)
     run = open_run(store_url, endpoint_url)

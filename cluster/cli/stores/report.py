@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ....analysis.reduce import reduce_run
 from ....analysis.report import render_report, write_report
 from ....jobs.errors import InputError
 from ....jobs.machine_faults import refuse_machine_fault
-from ....jobs.user_paths import expand_home
+from ....jobs.user_paths import local_path
 from ....storage.query.run import open_run
 from .. import output
 from ..options import endpoint_option, json_option, store_argument
@@ -30,18 +28,18 @@ def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: b
     if out is None:
         place = write_report(run, reduction)
     else:
-        out = expand_home(out, "--out")
+        target = local_path(out, "--out")
         try:
-            Path(out).write_text(render_report(run, reduction), encoding="utf-8")
+            target.write_text(render_report(run, reduction), encoding="utf-8")
         except OSError as error:
             refuse_machine_fault(error)
             raise InputError(
-                f"{out} cannot be written: {error.strerror or error}.",
+                f"{target} cannot be written: {error.strerror or error}.",
                 code="not_writable",
                 field="--out",
                 hint="Choose a file in an existing, writable folder.",
             ) from error
-        place = out
+        place = str(target)
     if as_json:
         output.document({"report": place, "reduction": reduction.reduction_id})
     else:

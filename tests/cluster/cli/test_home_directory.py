@@ -68,7 +68,7 @@ def test_a_catalog_conversations_and_a_model_in_the_home_directory_are_found(hom
     assert (spec.personas.catalog, spec.model.source) == (str(home / "own"), str(home / "own"))
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
     (home / "talk.jsonl").write_text(json.dumps({"messages": messages}))
-    assert len(read_conversations("~/talk.jsonl")) == 1
+    assert len(read_conversations("~/talk.jsonl").conversations) == 1
     assert find_model(ModelSpec(source="~/own"), print) == home / "own"
 
 

@@ -203,6 +203,22 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_scores_of_the_released_pipeline_are_imported_and_queried(
+    answered: Answered, refused: Refused, store: Path, tmp_path: Path
+):
+    run = open_run(str(store))
+    first = run.rollouts(kind="role").to_pylist()[0]
+    (tmp_path / "scores").mkdir()
+    key = f"pos_p{first['prompt_index']}_q{first['question_index']}"
+    (tmp_path / "scores" / f"{first['persona']}.json").write_text(json.dumps({key: 3}))
+    answer = answered("import-scores", store, tmp_path / "scores")
+    assert (answer["judge"], answer["scored"], answer["unscored"]) == ("released", 1, run.index.num_rows - 1)
+    assert answered("query", store, "--min-score", "3")["rollouts"] == 1
+    assert answered("verify", store)["sound"]
+    for place in (tmp_path / "none", tmp_path / "scores" / f"{first['persona']}.json", "s3://bucket/scores"):
+        assert refused("import-scores", store, place).get("hint")
+
+
 @pytest.mark.parametrize(("options", "filters"), EVERY_FILTER, ids=lambda value: " ".join(value))
 def test_a_query_on_the_command_line_is_the_same_in_python(
     answered: Answered, judged: Path, tmp_path: Path, options: list[str], filters: dict[str, Any]
