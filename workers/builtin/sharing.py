@@ -34,6 +34,10 @@ _ROUNDING = 3
 make to the model's own pass, whichever is larger. The canary compares means over many tokens; rounding changes the
 single tokens that are compared here by more."""
 
+_EXACT = 0.2
+"""Part of the canary's limit within which passes of one shape must agree, or within the same difference if that is
+larger."""
+
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 _FIXED_ROPES = {"default", "linear", "yarn", "llama3", "proportional"}
@@ -97,11 +101,10 @@ class _Probe:
             raise
         except Exception as error:
             raise self._refusal(f"cannot be run here ({_first_line(error)})") from error
-        # Passes of the same shape are rounded alike, so what differs comes from the other text.
-        if max(_differences(before_second[:-1], before_third[:-1])) > self._limit:
-            raise self._refusal("is not causal: a token's state depends on the tokens after it")
         # The same tokens in passes of two shapes: how much this model's states change by rounding alone.
         self._rounding = [*_differences(self._alone[0][:-1], before_second[:-1]), 0.0]
+        if self._mixed(before_second[:-1], before_third[:-1]):
+            raise self._refusal("is not causal: a token's state depends on the tokens after it")
 
     def why_not_together(self) -> str:
         """Return why the model's texts must not share passes; ``""`` if they may."""
@@ -109,7 +112,7 @@ class _Probe:
         other_layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_LAYERS
         if other_layers:
             return f"it has layers of type {', '.join(sorted(other_layers))}"
-        if not model._can_set_attn_implementation():
+        if not getattr(model, "_can_set_attn_implementation", lambda: True)():
             return "its attention is not transformers' attention interface"
         try:
             with plain_attention(model, ATTENTION):
@@ -119,8 +122,8 @@ class _Probe:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the error, this model cannot be run in packed passes
             return f"two texts cannot be run in one pass ({_first_line(error)})"
-        mixed = max(_differences(together[1], beside_third[1]))
-        if mixed > self._limit:
+        mixed = self._mixed(together[1], beside_third[1])
+        if mixed:
             return f"a text changes the states of another in the same pass, by {mixed:.0%} of their norm"
         for got, alone in zip(together, self._alone, strict=True):
             for off, rounding in zip(_differences(got, alone), self._rounding, strict=True):
@@ -141,6 +144,15 @@ class _Probe:
         except Exception:  # noqa: BLE001 - then every token is sampled from a pass over the whole text, which has run
             return False
         return max(_differences([torch.cat(logits_1V)], self._alone[0][-1:])) <= self._limit
+
+    def _mixed(self, beside_one: _States, beside_other: _States) -> float:
+        """Return by how much a text's states depend on what stands beside it in passes of the same shape; 0: not.
+
+        Such passes are rounded alike, except in a mixture of experts, whose matrix products have a row for each token
+        that the router sends there.
+        """
+        differences = zip(_differences(beside_one, beside_other), self._rounding, strict=False)
+        return max((off for off, rounding in differences if off > max(_EXACT * self._limit, rounding)), default=0.0)
 
     def _states(self, token_ids: Sequence[int]) -> _States:
         """Run tokens alone, and return the states of the first text in it."""
@@ -177,6 +189,8 @@ class _Probe:
         finally:
             for handle in handles:
                 handle.remove()
+        if any(kept and kept[0].numel() != num_tokens * kept[0].shape[-1] for kept in seen):
+            raise UnitError("a decoder layer's output is not one vector per token", code="hook_not_fired")
         if any(len(kept) != 1 for kept in seen):
             times = sorted({len(kept) for kept in seen} - {1})
             raise UnitError(f"a decoder layer runs {times[0]} times in one forward pass", code="hook_not_fired")
@@ -234,5 +248,7 @@ def _ropes(parameters: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnitError):
+        return error.message.removesuffix(".")
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -136,15 +136,17 @@ def mixing(strength: float, *, is_causal: bool) -> Callable[[EngineSettings], tu
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("strength", [0.05, 0.3])
 def test_a_layer_that_mixes_tokens_outside_of_attention_is_found_by_trial(
-    directory_of: Callable[[str], Path], dtype: str
+    directory_of: Callable[[str], Path], strength: float, dtype: str
 ):
     settings = settings_of(directory_of("llama"), dtype=dtype)
-    engine = BuiltinEngine(settings, mixing(0.3, is_causal=True))
+    engine = BuiltinEngine(settings, mixing(strength, is_causal=True))
     assert "a text changes the states of another in the same pass" in engine.passes
-    # Nor is its cache right: the mean of a single token is that token.
-    assert not engine.loaded.sharing.has_cache
-    if dtype == "float32":
+    if strength > 0.1:
+        # Nor is its cache right: the mean of a single token is that token.
+        assert not engine.loaded.sharing.has_cache
+    if dtype == "float32" and strength > 0.1:
         plain = PlainModel(settings.directory)
         plain.model, _ = mixing(0.3, is_causal=True)(settings)
         plain.layers = list(plain.model.model.layers)
