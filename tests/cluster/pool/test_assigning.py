@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from persona_atlas.cluster.pool.executor import Answer
 from persona_atlas.cluster.pool.pooled_executor import PooledExecutor
@@ -131,13 +132,13 @@ def test_a_retry_is_handed_only_to_a_worker_that_has_nothing_else(tmp_path: Path
 
 
 def test_a_pause_after_a_refusal_shows_why_no_worker_is_there():
-    pool = Pool(lambda attempt: Answer("worker-0", ()))
+    pool: Any = Pool(lambda attempt: Answer("worker-0", ()))
     error = InputError("1 replica(s) need 4 GB of cpu memory; 2 GB is free.", code="not_enough_memory")
     nodes = ClusterNodes({"node": 2})
     for name in list(NAMES):
         pool._carry_out(pool._pool.died(name, "killed", nodes, 1.0))
-    pool._launch = lambda worker, avoid: None  # pyright: ignore[reportAttributeAccessIssue]
-    pool._kill = lambda worker: None  # pyright: ignore[reportAttributeAccessIssue]
+    pool._launch = lambda worker, avoid: None
+    pool._kill = lambda worker: None
     pool._carry_out(pool._pool.follow(nodes, 2.0))
     for view in pool.views:
         pool._carry_out(pool._pool.placed(view.name, "node", 2.0))
