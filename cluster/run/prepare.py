@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...jobs.errors import InputError
@@ -18,7 +18,7 @@ from ...storage.run.commits import committed_units
 from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.spans import load_renderer, require_within_context
 from ...workers.chat.user_span import require_user_spans
-from ...workers.models.model_files import find_model, read_facts
+from ...workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
 from .progress import Progress
 
@@ -53,6 +53,7 @@ def plan_job(
     spec: JobSpec,
     progress: Progress,
     source: RequestSource | None = None,
+    record: RunRecord | None = None,
 ) -> tuple[Plan, Path]:
     """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
@@ -60,6 +61,7 @@ def plan_job(
         spec: The job.
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
+        record: Record of the run to resume; None for a new run.
 
     Returns:
         The plan, and the directory with the model's files.
@@ -70,7 +72,12 @@ def plan_job(
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
     directory = find_model(spec.model, progress.say)
-    plan = make_plan(spec, source, read_facts(directory))
+    facts = read_facts(directory)
+    if record is not None and record.model.fingerprint not in ("", facts.fingerprint):
+        # Runs of earlier versions counted weights that are not loaded, and go on.
+        if record.model.fingerprint == earlier_fingerprint(directory):
+            facts = replace(facts, fingerprint=record.model.fingerprint)
+    plan = make_plan(spec, source, facts)
     _refuse_no_room(plan)
     return plan, directory
 
@@ -148,7 +155,7 @@ def prepare_job(
     refuse_tensor_parallel(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url)
     record = read_run_record(location)
-    plan, directory = plan_job(spec, progress, source)
+    plan, directory = plan_job(spec, progress, source, record)
     if record is not None:
         check_same_run(record, plan, location.url)
     else:

@@ -210,7 +210,7 @@ def _check_store(spec: JobSpec, progress: Progress) -> Plan | None:
     refuse_if_driven(location)
     record = read_run_record(location)
     try:
-        plan, _ = plan_job(spec, progress)
+        plan, _ = plan_job(spec, progress, record=record)
     except InputError as error:
         # A model that is there and cannot be run is refused here; a library may be on the cluster only.
         if error.field not in ("model.source", "model.adapter") or error.code not in ("no_model", "no_package"):
