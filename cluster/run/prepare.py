@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
+from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.load import load_source
@@ -17,7 +18,7 @@ from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
 from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.template import read_chat_template, template_sha256
-from ...workers.models.model_files import find_model, read_facts
+from ...workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
 from .progress import Progress
 from .rendering import require_readable, require_same_rules
@@ -66,7 +67,8 @@ def plan_job(
         spec: The job.
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
-        record: Record of the run in the store, whose units an earlier version may have sized; None for a new run.
+        record: Record of the run in the store, whose units an earlier version may have sized, or whose model it may have
+            identified, in another way; None for a new run.
         chat_template: Text of the chat template that the spec names; None reads it.
 
     Returns:
@@ -84,13 +86,23 @@ def plan_job(
         progress.say(f"Leaving out {len(source.skipped):,} of the input that cannot be read.")
     template = chat_template or read_chat_template(spec.model)
     directory = find_model(spec.model, progress.say)
-    facts = replace(read_facts(directory), chat_template_sha256=template_sha256(template))
+    facts = replace(_facts_of(directory, record), chat_template_sha256=template_sha256(template))
     plan = make_plan(spec, source, facts)
     if record is not None and plan.digest != record.plan_digest:
         earlier = make_plan(spec, source, facts, sizes_bits=False)
         plan = earlier if earlier.digest == record.plan_digest else plan
     _refuse_no_room(plan)
     return plan, directory
+
+
+def _facts_of(directory: Path, record: RunRecord | None) -> ModelFacts:
+    """Read a model's facts; its fingerprint is the record's where an earlier version would make that of these files."""
+    facts = read_facts(directory)
+    if record is None or record.model.fingerprint in ("", facts.fingerprint):
+        return facts
+    # Earlier versions counted weights that are not loaded.
+    is_same = record.model.fingerprint == earlier_fingerprint(directory)
+    return replace(facts, fingerprint=record.model.fingerprint) if is_same else facts
 
 
 @dataclass(frozen=True)

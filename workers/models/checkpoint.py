@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,18 +122,20 @@ def facts_of_index(checkpoint: Checkpoint) -> ModelFacts:
     return _facts(checkpoint, (total or 0) // widths.get(dtype, 2), dtype, "")
 
 
-def fingerprint_of(checkpoint: Checkpoint, directory: Path) -> str:
+def fingerprint_of(checkpoint: Checkpoint, directory: Path, weights: Sequence[str] | None = None) -> str:
     """Hash what identifies a model: configuration, tokenizer, samples of each weight file, and its adapter if any.
 
     Args:
         checkpoint: The checkpoint.
         directory: Its directory.
+        weights: Files of weights to hash; None: those that count.
     """
     digest = hashlib.sha256()
     small = {path for pattern in _IDENTITY_FILES for path in directory.glob(pattern) if path.is_file()}
     for path in sorted(small):
         digest.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    for name in checkpoint.weights.names:
+    names = checkpoint.weights.names if weights is None else weights
+    for name in names:
         digest.update(f"{name}:{sampled_sha256(directory / name)}".encode())
     adapter = directory / ADAPTER_FOLDER
     if adapter.is_dir():

@@ -126,6 +126,16 @@ def read_facts(directory: Path) -> ModelFacts:
     return replace(facts, fingerprint=fingerprint_of(checkpoint, directory))
 
 
+def earlier_fingerprint(directory: Path) -> str:
+    """Hash a model as versions before 0.2 did, with every safetensors file in its directory, so that their runs resume.
+
+    Args:
+        directory: The model's directory, as ``find_model`` returns it.
+    """
+    names = sorted(path.name for path in directory.glob("*.safetensors"))
+    return fingerprint_of(open_checkpoint(directory), directory, names)
+
+
 def read_config(directory: Path) -> Any:
     """Read a model's configuration; of a multimodal model, that of its language model.
 

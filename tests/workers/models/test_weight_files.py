@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from persona_atlas.cluster.run.prepare import plan_job
+from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.spec import make_spec
 from persona_atlas.jobs.spec_parts import ModelSpec
+from persona_atlas.storage.format.records import RunRecord
 from persona_atlas.workers.builtin.loaded_model import load_model
-from persona_atlas.workers.models.model_files import find_model, read_facts
+from persona_atlas.workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from persona_atlas.workers.models.model_sketch import sketch_model
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from hub_server import HubServer, running_hub
@@ -224,3 +230,30 @@ def test_everything_that_is_wrong_is_told_at_once(sharded: Path):
     with pytest.raises(InputError) as caught:
         read_facts(sharded)
     assert all(f"{name}: " in caught.value.message for name in ("tokenizer.json", "config.json", INDEX))
+
+
+def test_a_run_that_counted_weights_beside_the_model_s_is_resumed(sharded: Path, tmp_path: Path):
+    before = read_facts(sharded).fingerprint
+    assert earlier_fingerprint(sharded) == before
+    consolidated(sharded)
+    spec = make_spec(
+        {
+            "model": {"source": str(sharded)},
+            "personas": {"default": {"prompts": 1, "questions": 1}},
+            "store": {"url": str(tmp_path / "run")},
+        }
+    )
+    plan, _ = plan_job(spec, Progress(Console(quiet=True)))
+    assert (plan.facts.fingerprint, earlier_fingerprint(sharded) == before) == (before, False)
+    older = replace(plan, facts=replace(plan.facts, fingerprint=earlier_fingerprint(sharded)))
+    record = RunRecord.of(older, units_sha256="", rendering={}, versions={}, created_at="2026-01-01T00:00:00Z")
+    resumed, _ = plan_job(spec, Progress(Console(quiet=True)), record=record)
+    assert resumed.digest == older.digest
+    other = RunRecord.of(
+        replace(plan, facts=replace(plan.facts, fingerprint="f" * 64)),
+        units_sha256="",
+        rendering={},
+        versions={},
+        created_at="2026-01-01T00:00:00Z",
+    )
+    assert plan_job(spec, Progress(Console(quiet=True)), record=other)[0].digest == plan.digest
