@@ -24,8 +24,8 @@ from .spec_parts import (
     PlacementSpec,
     SamplingSpec,
     SpecSection,
-    StoreSpec,
 )
+from .store_spec import StoreSpec
 from .store_url import normal_store_url
 from .user_paths import expand_home
 from .yaml_file import NO_BOOLEAN, parse_yaml, read_text, set_by_path, validate

@@ -1,4 +1,4 @@
-"""The sections of a job spec: model, personas, conversations, generation, sampling, capture, placement, store."""
+"""The sections of a job spec: model, personas, conversations, generation, sampling, capture, placement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _Layer = Annotated[int, Field(ge=0), NO_BOOLEAN]
 class SpecSection(BaseModel):
     """Base of all sections: unknown fields, infinities and later changes are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False, allow_inf_nan=False)
+    # Pydantic's own message would repeat a value that was refused because it holds a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class ModelSpec(SpecSection):
@@ -137,8 +138,10 @@ class GenerationSpec(SpecSection):
     def _is_a_plain_url(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("an endpoint must be an http:// or https:// URL")
-        if "@" in url.split("://")[1].split("/")[0]:
+        if "@" in url:
             raise ValueError("an endpoint URL must not hold credentials; name their variable in generation.api_key_env")
+        if "?" in url or "#" in url:
+            raise ValueError("an endpoint URL must end with its path: a key has its place in generation.api_key_env")
         return url.rstrip("/")
 
 
@@ -238,33 +241,3 @@ class PlacementSpec(SpecSection):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: Annotated[int, Field(ge=64), NO_BOOLEAN] | None = None
     threads: _Count | None = None
-
-
-class StoreSpec(SpecSection):
-    """Where the run is stored. Credentials are not part of it: they come from the environment or the instance's role.
-
-    Attributes:
-        url: A directory or ``s3://bucket/prefix``.
-        endpoint_url: URL of an S3-compatible server; None: ``AWS_ENDPOINT_URL`` if it is set, else AWS.
-        mantissa_bits: Mantissa bits kept of each float32's 23; 10 gives float16's precision with float32's range.
-    """
-
-    url: Annotated[str, Field(min_length=1)]
-    endpoint_url: str | None = None
-    mantissa_bits: Annotated[int, Field(ge=1, le=23), NO_BOOLEAN] = 10
-
-    @field_validator("url")
-    @classmethod
-    def _known_scheme(cls, url: str) -> str:
-        if "://" in url and not url.startswith("s3://"):
-            raise ValueError("a store must be a directory or an s3:// URL")
-        if "@" in url.removeprefix("s3://").split("/")[0]:
-            raise ValueError("a store URL must not hold credentials; set them in the environment")
-        return url
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _no_credentials(cls, url: str | None) -> str | None:
-        if url is not None and "@" in url.split("://")[-1].split("/")[0]:
-            raise ValueError("an endpoint URL must not hold credentials; set them in the environment")
-        return url

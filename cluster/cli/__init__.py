@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from ...jobs.errors import AtlasError
+from ...jobs.redaction import without_secrets
 from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - nothing above could print it as JSON
         # A bug: print the traceback for its report, and still give a program that reads JSON its object.
-        traceback.print_exc()
+        sys.stderr.write(without_secrets(traceback.format_exc()))
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)

@@ -62,7 +62,7 @@ class WorkerLoop:
         self._name = name
         self._load = load
         self._engine: Responder | None = None
-        self._location = open_location(settings.store_url, settings.endpoint_url)
+        self._location = open_location(settings.store_url, settings.endpoint_url, settings.access)
         self._loading = threading.Lock()
         self._write_slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
         self._events: SimpleQueue[Manifest | Failure | WorkRequest] = SimpleQueue()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...jobs.spec_parts import GenerationSpec, ModelSpec
+from ...jobs.store_spec import S3Access
 from ...workers.engine import EngineSettings
 
 
@@ -26,6 +27,7 @@ class WorkerSettings:
         sentinel: Path of an object in the store that the driver has written. A worker that cannot find it is connected
             to another store and refuses to start. Empty: not checked.
         tokens_per_block: Rows per row block of the ``tokens`` arrays; 0 in a run without them.
+        access: How requests to the store's bucket are made.
     """
 
     engine: EngineSettings
@@ -40,3 +42,4 @@ class WorkerSettings:
     served_model: str = ""
     sentinel: str = ""
     tokens_per_block: int = 0
+    access: S3Access = field(default_factory=S3Access)

@@ -142,7 +142,7 @@ def prepare_job(
         StoreError: The store is damaged.
     """
     refuse_tensor_parallel(spec)
-    location = open_location(spec.store.url, spec.store.endpoint_url)
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     record = read_run_record(location)
     plan, directory = plan_job(spec, progress, source)
     if record is not None:

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan
@@ -20,6 +20,7 @@ from ...jobs.spec_parts import PACKAGE_SCHEME
 from ...jobs.user_paths import expand_home
 from ...jobs.version import __version__
 from ...storage.locations.location import open_location
+from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
 from ..run.prepare import plan_job, refuse_tensor_parallel
@@ -97,18 +98,19 @@ def submit_job(spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress
 
 
 def resolved(spec: JobSpec) -> JobSpec:
-    """Make a spec independent of this directory and environment: absolute paths, and the endpoint written into it."""
-    location = open_location(spec.store.url, spec.store.endpoint_url)
-    store = spec.store.model_copy(update={"url": location.url, "endpoint_url": location.endpoint_url})
+    """Make a spec independent of this directory and environment: absolute paths, and the server written into it."""
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
+    store = {"url": location.url, "endpoint_url": location.endpoint_url, **resolved_access(spec.store).model_dump()}
     model, personas = spec.model, spec.personas
+    changes: dict[str, dict[str, Any]] = {"store": store}
     if not model.source.startswith(PACKAGE_SCHEME):
         directory = Path(expand_home(model.source, "model.source"))
         if directory.is_dir():
-            model = model.model_copy(update={"source": str(directory.absolute())})
+            changes["model"] = {"source": str(directory.absolute())}
     if is_shipped_catalog(personas.catalog):
         catalog = Path(expand_home(personas.catalog, "personas.catalog"))
-        personas = personas.model_copy(update={"catalog": str(catalog.absolute())})
-    return spec.model_copy(update={"store": store, "model": model, "personas": personas})
+        changes["personas"] = {"catalog": str(catalog.absolute())}
+    return spec.replaced(**changes)
 
 
 def refuse_cluster(info: ClusterInfo, spec: JobSpec, options: SubmitOptions) -> None:
@@ -206,7 +208,7 @@ def _python(version: str) -> str:
 
 def _check_store(spec: JobSpec, progress: Progress) -> Plan | None:
     """Plan the job and compare the plan with the store's run; None when the model's files are not on this machine."""
-    location = open_location(spec.store.url, spec.store.endpoint_url)
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     refuse_if_driven(location)
     record = read_run_record(location)
     try:

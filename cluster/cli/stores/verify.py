@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from ....jobs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.locations.location import open_location
 from ....storage.verification.verify import Verification, verify_run
 from ....storage.verification.verify_unit import Problem
 from .. import output
-from ..options import endpoint_option, json_option, store_argument
+from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
 _MAX_UNITS = 20
 
@@ -22,15 +23,18 @@ _MAX_UNITS = 20
 @click.option("--quick", is_flag=True, help="Check records and lengths only; read no activations or texts.")
 @click.option("--complete", is_flag=True, help="Fail if a planned unit is missing, too.")
 @endpoint_option
+@reading_access_options
 @json_option
-def verify(store_url: str, quick: bool, complete: bool, endpoint_url: str | None, as_json: bool) -> int:
+def verify(
+    store_url: str, quick: bool, complete: bool, endpoint_url: str | None, access: S3Access, as_json: bool
+) -> int:
     """Re-read the run at STORE and check it: checksums, rows against texts and spans, finite values, canaries.
 
     Exit status 1 if anything committed is damaged. Units that are not committed yet are listed but are not damage.
     """
     progress = output.progress()
     with progress.checking("Checking") as show:
-        found = verify_run(open_location(store_url, endpoint_url), quick=quick, on_progress=show)
+        found = verify_run(open_location(store_url, endpoint_url, access), quick=quick, on_progress=show)
     is_good = found.is_sound and (found.is_complete or not complete)
     if as_json:
         output.document(_as_dict(found))
