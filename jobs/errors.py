@@ -17,9 +17,11 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+from .redaction import without_secrets
+
 
 class AtlasError(Exception):
-    """Base class of all errors.
+    """Base class of all errors. Passwords, tokens and signatures in its texts are replaced by ``***``.
 
     Args:
         message: The rule that was broken and the values involved, in a sentence or two. Where there is a ``field`` or
@@ -44,12 +46,14 @@ class AtlasError(Exception):
     def __init__(
         self, message: str, *, code: str, field: str | None = None, file: str | None = None, hint: str | None = None
     ) -> None:
+        # Errors are printed, logged and stored, and a foreign message in one may repeat a URL with a password.
+        message = without_secrets(message)
         super().__init__(message)
         self.message = message
         self.code = code
         self.field = field
-        self.file = file
-        self.hint = hint
+        self.file = file and without_secrets(file)
+        self.hint = hint and without_secrets(hint)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default an exception is unpickled from its positional arguments alone, which loses code, field, file, hint.

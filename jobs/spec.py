@@ -24,8 +24,8 @@ from .spec_parts import (
     PlacementSpec,
     SamplingSpec,
     SpecSection,
-    StoreSpec,
 )
+from .store_spec import StoreSpec
 from .store_url import normal_store_url
 from .text_files import read_text
 from .user_paths import local_path
@@ -103,7 +103,12 @@ class JobSpec(SpecSection):
         data = self.model_dump()
         for section, changes in sections.items():
             data[section] = data[section] | changes
-        return validate(JobSpec, data, text="", file="")
+        changed = validate(JobSpec, data, text="", file="")
+        if self.generation is None or changed.generation is None:
+            return changed
+        # The mark is no field, and must not be lost: it keeps keys from a server that others have written in.
+        generation = changed.generation.marked(is_from_store=self.generation.is_from_store)
+        return changed.model_copy(update={"generation": generation})
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the results, as JSON values; two specs of one run must agree in them."""

@@ -1,4 +1,4 @@
-"""The sections of a job spec: model, personas, conversations, generation, sampling, capture, placement, store."""
+"""The sections of a job spec: model, personas, conversations, generation, sampling, capture, placement."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
 from .catalog import BUILTIN
-from .errors import InputError
 from .poolings import DEFAULT_POOLING, POOLINGS, pooled_names, validate_pooling_name
-from .store_url import normal_store_url
 from .yaml_file import NO_BOOLEAN
 
 HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
@@ -30,7 +28,8 @@ _Layer = Annotated[int, Field(ge=0), NO_BOOLEAN]
 class SpecSection(BaseModel):
     """Base of all sections: unknown fields, infinities and later changes are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False, allow_inf_nan=False)
+    # Pydantic's own message would repeat a value that was refused because it holds a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class ModelSpec(SpecSection):
@@ -172,8 +171,10 @@ class GenerationSpec(SpecSection):
             raise ValueError(f"an endpoint must be a URL: {error}") from None
         if not has_host:
             raise ValueError("an endpoint URL must have a host, as http://host:8000/v1")
-        if "@" in url.split("://")[1].split("/")[0]:
+        if "@" in url:
             raise ValueError("an endpoint URL must not hold credentials; name their variable in generation.api_key_env")
+        if "?" in url or "#" in url:
+            raise ValueError("an endpoint URL must end with its path: a key has its place in generation.api_key_env")
         return url.rstrip("/")
 
 
@@ -294,33 +295,3 @@ class PlacementSpec(SpecSection):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: Annotated[int, Field(ge=64), NO_BOOLEAN] | None = None
     threads: _Count | None = None
-
-
-class StoreSpec(SpecSection):
-    """Where the run is stored. Credentials are not part of it: they come from the environment or the instance's role.
-
-    Attributes:
-        url: A directory or ``s3://bucket/prefix``.
-        endpoint_url: URL of an S3-compatible server; None: ``AWS_ENDPOINT_URL`` if it is set, else AWS.
-        mantissa_bits: Mantissa bits kept of each float32's 23; 10 gives float16's precision with float32's range.
-    """
-
-    url: Annotated[str, Field(min_length=1)]
-    endpoint_url: str | None = None
-    mantissa_bits: Annotated[int, Field(ge=1, le=23), NO_BOOLEAN] = 10
-
-    @field_validator("url")
-    @classmethod
-    def _possible(cls, url: str) -> str:
-        try:
-            normal_store_url(url)
-        except InputError as error:
-            raise ValueError(f"{error.message} {error.hint or ''}".strip()) from None
-        return url
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _no_credentials(cls, url: str | None) -> str | None:
-        if url is not None and "@" in url.split("://")[-1].split("/")[0]:
-            raise ValueError("an endpoint URL must not hold credentials; set them in the environment")
-        return url

@@ -39,6 +39,17 @@ def is_s3(url: str) -> bool:
     return url.startswith(S3_SCHEME)
 
 
+def has_user_info(url: str) -> bool:
+    """Whether the place of an S3 URL's bucket holds credentials, also those with a slash in the secret key.
+
+    Example:
+        >>> has_user_info("s3://key:se/cret@bucket/run"), has_user_info("s3://bucket/me@host")
+        (True, False)
+    """
+    first = url.removeprefix(S3_SCHEME).split("/")[0]
+    return is_s3(url) and ("@" in first or (":" in first and not _ARN.match(first)))
+
+
 def normal_store_url(url: str | os.PathLike[str]) -> str:
     """Return a store URL in the one form in which it is used and recorded.
 
@@ -84,7 +95,7 @@ def _refuse_other_schemes(text: str) -> None:
 
 def _normal_s3_url(text: str) -> str:
     parts = [part for part in text.split("/") if part not in ("", ".")]
-    if "@" in text.split("/")[0]:
+    if has_user_info(f"{S3_SCHEME}{text}"):
         raise _bad_url("holds credentials.", "Write s3://bucket/prefix and set the credentials in the environment.")
     # A first part of "." is no bucket: it must not make the prefix's first part one.
     if not parts or text.startswith("./"):

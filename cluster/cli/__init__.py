@@ -19,6 +19,7 @@ import click
 
 from ...jobs.errors import AtlasError
 from ...jobs.machine_faults import machine_fault
+from ...jobs.redaction import without_secrets
 from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             output.error(fault.as_dict(), as_json=as_json)
             sys.exit(fault.exit_status)
         # A bug: print the traceback for its report, and still give a program that reads JSON its object.
-        traceback.print_exc()
+        sys.stderr.write(without_secrets(traceback.format_exc()))
         output.error({"error": f"unexpected: {error!r}", "code": "internal"}, as_json=as_json)
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ...jobs.errors import InputError
+from ...jobs.store_spec import S3Access
 from ...jobs.user_paths import is_directory
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -20,7 +22,7 @@ set_option: Decorator = click.option(
 )
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 endpoint_option: Decorator = click.option(
-    "--endpoint-url", default=None, help="URL of an S3-compatible server (or set AWS_ENDPOINT_URL)."
+    "--endpoint-url", default=None, help="URL of an S3-compatible server (or set AWS_ENDPOINT_URL_S3)."
 )
 address_option: Decorator = click.option(
     "--address",
@@ -34,6 +36,38 @@ join_option: Decorator = click.option(
     metavar="HOST:PORT",
     help="Ray cluster to join; without it, Ray is started on this machine.",
 )
+
+_requester_pays_option: Decorator = click.option(
+    "--requester-pays", is_flag=True, help="Pay for the requests to a bucket whose owner demands it."
+)
+_anonymous_option: Decorator = click.option(
+    "--anonymous", is_flag=True, help="Send requests unsigned, as a public bucket takes them."
+)
+
+
+def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command that writes to a bucket; it gets them as ``access``, an ``S3Access``."""
+
+    @_requester_pays_option
+    @wraps(command)
+    def with_access(*arguments: Any, requester_pays: bool, **options: Any) -> Any:
+        return command(*arguments, access=S3Access(requester_pays=requester_pays), **options)
+
+    return with_access
+
+
+def reading_access_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command that only reads a bucket; it gets them as ``access``, an ``S3Access``."""
+
+    @_requester_pays_option
+    @_anonymous_option
+    @wraps(command)
+    def with_access(*arguments: Any, requester_pays: bool, anonymous: bool, **options: Any) -> Any:
+        access = S3Access(requester_pays=requester_pays, anonymous=anonymous)
+        return command(*arguments, access=access, **options)
+
+    return with_access
+
 
 _CODE_OPTIONS: list[Decorator] = [
     click.option(

@@ -1,4 +1,4 @@
-"""How every command prints: JSON or text on stdout, errors and progress on stderr."""
+"""How every command prints: JSON or text on stdout, errors and progress on stderr. Nothing printed holds a secret."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...jobs.errors import error_lines
+from ...jobs.redaction import value_without_secrets, without_secrets
 from ..run.progress import Progress
 
 
@@ -21,7 +22,7 @@ def progress() -> Progress:
 
 def document(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(value_without_secrets(value), indent=2, allow_nan=False) + "\n")
 
 
 def table(title: str, columns: list[str], lines: list[list[str]], *, keep_first: bool = False) -> None:
@@ -42,8 +43,8 @@ def table(title: str, columns: list[str], lines: list[list[str]], *, keep_first:
             column, justify="right" if numeric else "left", overflow="fold", no_wrap=keep_first and not position
         )
     for line in lines:
-        shown.add_row(*line)
-    console.print(title, style="bold", soft_wrap=True)
+        shown.add_row(*map(without_secrets, line))
+    console.print(without_secrets(title), style="bold", soft_wrap=True)
     console.print(shown)
 
 
@@ -53,7 +54,7 @@ def _is_number(text: str) -> bool:
 
 def text(line: str) -> None:
     """Print one line on stdout."""
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(without_secrets(line) + "\n")
 
 
 def error(fields: Mapping[str, str], *, as_json: bool) -> None:
@@ -63,6 +64,7 @@ def error(fields: Mapping[str, str], *, as_json: bool) -> None:
         fields: The error in the shape of ``AtlasError.as_dict``.
         as_json: Whether to print JSON.
     """
+    fields = value_without_secrets(fields)
     if as_json:
         sys.stderr.write(json.dumps(fields) + "\n")
         return

@@ -74,7 +74,7 @@ class WorkerLoop:
         self._load = load
         self._engine: Responder | None = None
         self._canaries = CanaryChecks(settings.canary)
-        self._location = open_location(settings.store_url, settings.endpoint_url)
+        self._location = open_location(settings.store_url, settings.endpoint_url, settings.access)
         self._loading = threading.Lock()
         self._released = threading.Event()
         self._write_slots = threading.BoundedSemaphore(_BLOCKS_WAITING)

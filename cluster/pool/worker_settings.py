@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...jobs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
+from ...jobs.store_spec import S3Access
 from ...workers.engine import EngineSettings
 from ...workers.models.limits import usable_cores
 from .placement import Placement
@@ -30,6 +31,7 @@ class WorkerSettings:
         placement: Resources of a worker whose node decides its threads; None: ``engine.threads`` holds on any node.
         tokens_per_block: Rows per row block of the ``tokens`` arrays; 0 in a run without them.
         canary: Which rollouts are compared with a plain forward pass.
+        access: How requests to the store's bucket are made.
     """
 
     engine: EngineSettings
@@ -44,6 +46,7 @@ class WorkerSettings:
     served_model: str = ""
     sentinel: str = ""
     tokens_per_block: int = 0
+    access: S3Access = field(default_factory=S3Access)
     canary: CanarySpec = field(default_factory=CanarySpec)
     placement: Placement | None = None
 

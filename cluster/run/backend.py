@@ -10,6 +10,7 @@ from ...jobs.sizing.estimate import batch_tokens, resolved_dtype
 from ...jobs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.layout import driver_path
+from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import HeldLease
 from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import load_renderer
@@ -119,6 +120,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
         tokens_per_block=job.plan.tokens_per_block,
         canary=spec.capture.canary,
         placement=placement if placement.node_decides else None,
+        access=resolved_access(spec.store),
     )
 
 

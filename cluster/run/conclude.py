@@ -42,7 +42,7 @@ def conclude(job: Job, progress: Progress, reporter: StatusReporter) -> Conclusi
         JobStoppedError: The job was asked to end.
     """
     reporter.raise_if_stopped()
-    store = open_run(job.location.url, job.plan.spec.store.endpoint_url)
+    store = open_run(job.location.url, job.location.endpoint_url, job.plan.spec.store.access)
     if not store.committed:
         return Conclusion(store, None, None)
     if not _can_be_reduced(store):

@@ -67,8 +67,8 @@ def plan_job(
         spec: The job.
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
-        record: Record of the run in the store, whose units an earlier version may have sized, or whose model it may have
-            identified, in another way; None for a new run.
+        record: Record of the run in the store, whose units an earlier version may have sized, or whose model it
+            may have identified, in another way; None for a new run.
         chat_template: Text of the chat template that the spec names; None reads it.
 
     Returns:
@@ -166,7 +166,7 @@ def prepare_job(
     """
     refuse_tensor_parallel(spec)
     refuse_key(spec.generation)
-    location = open_location(spec.store.url, spec.store.endpoint_url)
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     record = read_run_record(location)
     template = chat_template or read_chat_template(spec.model)
     plan, directory = plan_job(spec, progress, source, record, template)

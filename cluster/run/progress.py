@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from ...jobs.redaction import without_secrets
 from ...jobs.scheduling.ledger import Failure, Ledger
 from ...jobs.wording import count_of
 from ...storage.format.records import Manifest
@@ -49,7 +50,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(without_secrets(text), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from ...jobs.errors import AtlasError, TransientError
 from ...jobs.machine_faults import refuse_machine_fault
+from ...jobs.redaction import without_secrets
 from ...jobs.scheduling.job_state import JobState
 from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
@@ -129,7 +130,13 @@ class Driver:
             self._error, self._exit_status = error.as_dict(), error.exit_status
         except BaseException as error:  # noqa: BLE001 - nothing above this thread could report it
             self._progress.say(traceback.format_exc())
-            self._error, self._exit_status = {"error": f"unexpected: {error!r}", "code": "internal"}, 1
+            self._error, self._exit_status = (
+                {
+                    "error": without_secrets(f"unexpected: {error!r}"),
+                    "code": "internal",
+                },
+                1,
+            )
         self._end_was_reported.wait(_EXIT_DELAY_S)
         if not self._reporter.is_stopped:
             time.sleep(_REPLY_S)

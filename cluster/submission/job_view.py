@@ -6,8 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from ...jobs.errors import AtlasError, InputError
 from ...jobs.scheduling.job_state import JobEvidence, JobState, state_of
+from ...jobs.spec import JobSpec
+from ...jobs.store_spec import S3Access
 from ...storage.format.records import Lease, RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
@@ -89,18 +93,19 @@ class JobView:
         }
 
 
-def view_run(url: str, endpoint_url: str | None = None) -> JobView:
+def view_run(url: str, endpoint_url: str | None = None, access: S3Access | None = None) -> JobView:
     """Read the state of a run from its store alone, without asking any cluster.
 
     Args:
         url: Store of the run.
-        endpoint_url: S3-compatible server of the store; None for AWS, a directory, or ``AWS_ENDPOINT_URL``.
+        endpoint_url: S3-compatible server of the store; None for AWS, a directory, or the one that botocore finds.
+        access: How requests to a bucket are made.
 
     Raises:
         InputError: The store holds no run.
         TransientError: The store failed.
     """
-    location = open_location(url, endpoint_url)
+    location = open_location(url, endpoint_url, access)
     record = read_run_record(location)
     lease = newest_lease(location)
     if record is None and lease is None:
@@ -113,11 +118,19 @@ def view_run(url: str, endpoint_url: str | None = None) -> JobView:
 def view_job(job: RayJob) -> JobView:
     """Read the state of a job from its store and Ray, or from Ray alone when this machine cannot read the store."""
     try:
-        location = open_location(job.run_url, job.endpoint_url)
+        location = open_location(job.run_url, job.endpoint_url, _access_of(job))
         return _view(job.job_id, location, read_run_record(location), newest_lease(location), job)
     except AtlasError as error:
         state, reason = state_of(JobEvidence(ray=job.state))
         return JobView(job.job_id, job.run_url, state, reason, 0, 0, None, None, job, store_error=str(error))
+
+
+def _access_of(job: RayJob) -> S3Access | None:
+    """Read from a job's spec how its bucket is accessed; None when another version wrote that spec."""
+    try:
+        return JobSpec.model_validate_json(job.spec).store.access
+    except ValidationError:
+        return None
 
 
 def _view(

@@ -7,16 +7,20 @@ from pydantic import ValidationError
 from ...jobs.endpoint_keys import from_store, refuse_key, with_receiver
 from ...jobs.errors import InputError
 from ...jobs.spec import JobSpec
+from ...jobs.store_spec import S3Access
 from ...storage.query.run import open_run
 from .ray_cluster import RayJob
 
 
-def spec_of_store(url: str, endpoint_url: str | None, receiver: str | None) -> tuple[JobSpec, str | None]:
+def spec_of_store(
+    url: str, endpoint_url: str | None, access: S3Access, receiver: str | None
+) -> tuple[JobSpec, str | None]:
     """Return the spec of a run's first start, with the store where the run is now, and the run's chat template.
 
     Args:
         url: Directory or URL of the store, which may have been moved or copied.
         endpoint_url: URL of its S3-compatible server; None: that of the environment.
+        access: How requests to its bucket are made.
         receiver: Server to which the user lets the spec send a key, see ``with_receiver``; None for none.
 
     Returns:
@@ -26,9 +30,9 @@ def spec_of_store(url: str, endpoint_url: str | None, receiver: str | None) -> t
         InputError: There is no run, or its spec sends a key without the user's word.
         StoreError: The run's record is damaged.
     """
-    run = open_run(url, endpoint_url)
-    store = run.record.spec.store.model_copy(update={"url": run.url, "endpoint_url": run.location.endpoint_url})
-    spec = _confirmed(run.record.spec.model_copy(update={"store": store}), receiver)
+    run = open_run(url, endpoint_url, access)
+    store = {"url": run.url, "endpoint_url": run.location.endpoint_url, **access.model_dump()}
+    spec = _confirmed(run.record.spec, receiver).replaced(store=store)
     return spec, run.record.rendering.get("chat_template")
 
 

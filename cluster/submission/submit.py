@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
@@ -21,6 +21,7 @@ from ...jobs.spec_parts import PACKAGE_SCHEME
 from ...jobs.user_paths import expand_home, is_directory
 from ...jobs.version import __version__
 from ...storage.locations.location import open_location
+from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.template import read_chat_template
@@ -105,21 +106,24 @@ def submit_job(
 
 
 def resolved(spec: JobSpec) -> JobSpec:
-    """Make a spec independent of this directory and environment: absolute paths, and the endpoint written into it."""
-    location = open_location(spec.store.url, spec.store.endpoint_url)
-    store = spec.store.model_copy(update={"url": location.url, "endpoint_url": location.endpoint_url})
+    """Make a spec independent of this directory and environment: absolute paths, and the server written into it."""
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
+    store = {"url": location.url, "endpoint_url": location.endpoint_url, **resolved_access(spec.store).model_dump()}
     model, personas = spec.model, spec.personas
+    changes: dict[str, dict[str, Any]] = {"store": store, "model": {}}
     for field, named in (("source", model.source), ("adapter", model.adapter)):
-        directory = Path(expand_home(named or "", f"model.{field}"))
-        if named and not named.startswith(PACKAGE_SCHEME) and is_directory(directory, f"model.{field}"):
-            model = model.model_copy(update={field: str(directory.absolute())})
+        directory = (
+            Path(expand_home(named, f"model.{field}")) if named and not named.startswith(PACKAGE_SCHEME) else None
+        )
+        if directory is not None and is_directory(directory, f"model.{field}"):
+            changes["model"][field] = str(directory.absolute())
     if model.chat_template is not None:
         template = Path(expand_home(model.chat_template, "model.chat_template"))
-        model = model.model_copy(update={"chat_template": str(template.absolute())})
+        changes["model"]["chat_template"] = str(template.absolute())
     if is_shipped_catalog(personas.catalog):
         catalog = Path(expand_home(personas.catalog, "personas.catalog"))
-        personas = personas.model_copy(update={"catalog": str(catalog.absolute())})
-    return spec.model_copy(update={"store": store, "model": model, "personas": personas})
+        changes["personas"] = {"catalog": str(catalog.absolute())}
+    return spec.replaced(**changes)
 
 
 def refuse_cluster(info: ClusterInfo, spec: JobSpec, options: SubmitOptions) -> None:
@@ -217,7 +221,7 @@ def _python(version: str) -> str:
 
 def _check_store(spec: JobSpec, template: str | None, progress: Progress) -> Plan | None:
     """Plan the job and compare the plan with the store's run; None when the model's files are not on this machine."""
-    location = open_location(spec.store.url, spec.store.endpoint_url)
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     refuse_if_driven(location)
     record = read_run_record(location)
     try:

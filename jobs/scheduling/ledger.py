@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..plan import Plan
+from ..redaction import without_secrets
 from ..units import UnitAttempt
 
 MAX_FAILURES = 3
@@ -53,6 +54,11 @@ class Failure:
     is_worker_fault: bool = False
     is_permanent: bool = False
     is_store_fault: bool = False
+
+    def __post_init__(self) -> None:
+        # Failures are printed and stored, and an error of a library may repeat a URL with a password.
+        object.__setattr__(self, "message", without_secrets(self.message))
+        object.__setattr__(self, "detail", without_secrets(self.detail))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from zarr.abc.store import Store
 
+from ...jobs.store_spec import S3Access
 from ...jobs.store_url import is_s3, normal_store_url
 from ...jobs.user_paths import expand_home
 from .directory import DirectoryLocation
@@ -31,7 +32,7 @@ class Location(Protocol):
 
     @property
     def endpoint_url(self) -> str | None:
-        """URL of the S3-compatible server, also when the environment names it; None for AWS and for directories."""
+        """URL of the S3-compatible server, also when botocore found it; None for AWS and for directories."""
         ...
 
     def read(self, path: str) -> bytes | None:
@@ -83,16 +84,20 @@ class Location(Protocol):
         ...
 
 
-def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Location:
+def open_location(
+    url: str | os.PathLike[str], endpoint_url: str | None = None, access: S3Access | None = None
+) -> Location:
     """Return the location of a directory or an ``s3://bucket/prefix``, without reading or creating anything.
 
     Args:
         url: A path, in which a leading ``~`` is the home directory, or an ``s3://`` URL.
-        endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
+        endpoint_url: URL of an S3-compatible server; None: the one that botocore finds in the environment or the AWS
+            profile, else AWS.
+        access: How requests to a bucket are made; None: signed, and with nothing special.
 
     Raises:
         InputError: The URL cannot be a store (see ``normal_store_url``), the path has an unknown home directory, or the
-            endpoint is not an http(s) URL.
+            endpoint is not a plain http(s) URL.
 
     Example:
         >>> open_location("s3://bucket//prefix/").url
@@ -100,8 +105,13 @@ def open_location(url: str | os.PathLike[str], endpoint_url: str | None = None) 
     """
     text = normal_store_url(url)
     if is_s3(text):
-        return S3Location(text, endpoint_url)
+        return S3Location(text, endpoint_url, access)
     return DirectoryLocation(Path(expand_home(text, "store.url")))
+
+
+def has_hard_links(location: Location) -> bool | None:
+    """Whether objects of a directory get their names by hard links; None where there are no files."""
+    return location.has_hard_links() if isinstance(location, DirectoryLocation) else None
 
 
 def open_with_wrong_secret(location: Location) -> Location | None:

@@ -20,8 +20,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from ...jobs.errors import AtlasError, InputError
+from ...jobs.store_spec import S3Access
 from ...jobs.store_url import normal_store_url
-from .location import Location, open_location, open_with_wrong_secret
+from .location import Location, has_hard_links, open_location, open_with_wrong_secret
 
 RACERS = 8
 ROUNDS = 5
@@ -48,12 +49,13 @@ class ProbeResult:
     consequence: str = ""
 
 
-def probe_store(url: str, endpoint_url: str | None = None) -> list[ProbeResult]:
+def probe_store(url: str, endpoint_url: str | None = None, access: S3Access | None = None) -> list[ProbeResult]:
     """Test an object store by writing to it, and delete what was written.
 
     Args:
         url: A directory or ``s3://`` URL. A run that is stored there is not touched.
         endpoint_url: URL of an S3-compatible server.
+        access: How requests to a bucket are made.
 
     Returns:
         One result per test, those that a run needs first.
@@ -64,7 +66,7 @@ def probe_store(url: str, endpoint_url: str | None = None) -> list[ProbeResult]:
     """
     folder = f"probe-{uuid.uuid4().hex[:12]}"
     # Of the URL in its normal form: with a folder appended, one that names no bucket would name the folder.
-    location = open_location(f"{normal_store_url(url).rstrip('/')}/{folder}", endpoint_url)
+    location = open_location(f"{normal_store_url(url).rstrip('/')}/{folder}", endpoint_url, access)
     try:
         return [
             _write_and_read(location),
@@ -72,7 +74,8 @@ def probe_store(url: str, endpoint_url: str | None = None) -> list[ProbeResult]:
             _ranges(location),
             _delete(location),
             _create_is_refused(location),
-            _race(location),
+            _race(location, access),
+            _hard_links(location),
             _wrong_secret(location),
             _pace(location),
         ]
@@ -126,7 +129,7 @@ def _create_is_refused(location: Location) -> ProbeResult:
     return _exclusive("conditional_create", holds, "a second conditional write of an object is refused")
 
 
-def _race(location: Location) -> ProbeResult:
+def _race(location: Location, access: S3Access | None) -> ProbeResult:
     # Processes, not threads: drivers do not share a connection either, and one connection could serialise the race.
     context = multiprocessing.get_context("spawn")
     fair = 0
@@ -136,7 +139,7 @@ def _race(location: Location) -> ProbeResult:
             start_at = time.time() + (_RACE_STARTS_IN_S if number else 0.0)
             path = f"raced/{number}"
             racers = [
-                pool.submit(_try_to_create, location.url, location.endpoint_url, path, str(racer), start_at)
+                pool.submit(_try_to_create, location.url, location.endpoint_url, access, path, str(racer), start_at)
                 for racer in range(RACERS)
             ]
             winners = [str(racer) for racer, future in enumerate(racers) if future.result()]
@@ -148,13 +151,27 @@ def _race(location: Location) -> ProbeResult:
     return _exclusive("conditional_create_race", fair == ROUNDS, message)
 
 
-def _try_to_create(url: str, endpoint_url: str | None, path: str, name: str, start_at: float) -> bool:
-    location = open_location(url, endpoint_url)
+def _try_to_create(
+    url: str, endpoint_url: str | None, access: S3Access | None, path: str, name: str, start_at: float
+) -> bool:
+    location = open_location(url, endpoint_url, access)
     # Opens the connection before the race starts.
     location.read(path)
     time.sleep(max(0.0, start_at - time.time()))
     # When the answer to a successful PUT is lost, the client sends it again and is refused by its own object.
     return location.create(path, name.encode()) or location.read(path) == name.encode()
+
+
+def _hard_links(location: Location) -> ProbeResult:
+    holds = has_hard_links(location)
+    if holds is None:
+        return ProbeResult("hard_links", None, False, "there are no files, so no links")
+    consequence = (
+        "Objects are created under claim files instead. That keeps drivers apart on one machine; mounts of one share "
+        "on several machines do so only if their server creates files exclusively: start one driver at a time there."
+    )
+    message = "files can have hard links, which create objects in one step"
+    return ProbeResult("hard_links", holds, False, message, "" if holds else consequence)
 
 
 def _wrong_secret(location: Location) -> ProbeResult:

@@ -13,35 +13,34 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import re
+import math
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
 from ...jobs.errors import AtlasError, InputError, TransientError
+from ...jobs.store_spec import S3Access
 from ...jobs.store_url import S3_SCHEME, normal_store_url
 from .s3_connections import close_with
+from .s3_errors import STALE_CREDENTIALS, WITHOUT_CODE, code_of, not_deleted, translate
+from .s3_requests import make_filesystem
+from .s3_server import configured_server, require_plain_endpoint
 
 _FIELD = "store.url"
 
-_CONNECTIONS = 64
-"""Connections in the pool. botocore's default of 10 is less than the 32 reads that a query makes at a time."""
-
 _KEYS_PER_DELETE = 1000
 """Keys per DeleteObjects request: the limit of the S3 API."""
+
+_RENEW_EVERY_S = 20.0
+"""Shortest time between two renewals of the credentials: each opens connections of its own."""
 
 
 class S3Location:
@@ -49,28 +48,33 @@ class S3Location:
 
     Args:
         url: ``s3://bucket/prefix``.
-        endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
+        endpoint_url: URL of an S3-compatible server; None: the one that botocore finds in the environment or the AWS
+            profile, else AWS.
+        access: How requests to the bucket are made.
         credentials: ``key``, ``secret`` and ``token`` as s3fs takes them, instead of those that botocore finds.
 
     Raises:
-        InputError: The URL cannot be a store, or the endpoint is not an http(s) URL.
+        InputError: The URL cannot be a store, or the endpoint is not a plain http(s) URL, wherever it comes from.
     """
 
-    def __init__(self, url: str, endpoint_url: str | None, credentials: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        endpoint_url: str | None,
+        access: S3Access | None = None,
+        credentials: Mapping[str, str | None] | None = None,
+    ) -> None:
         # Normalised here too, because every key of the store depends on it.
         self._root = normal_store_url(url).removeprefix(S3_SCHEME)
+        self._access = access or S3Access()
         self._credentials: dict[str, Any] = dict(credentials or {})
-        self._endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or None
-        if self._endpoint_url and not re.match(r"https?://[^/]", self._endpoint_url):
-            raise InputError(
-                f"{self._endpoint_url!r} is not the URL of a server.",
-                code="bad_endpoint",
-                field="store.endpoint_url",
-                hint="Write http://host:port or https://host, there or in AWS_ENDPOINT_URL.",
-            )
-        self._fs = self._filesystem(asynchronous=False)
-        close_with(self, self._fs, self._fs.loop)
+        found = endpoint_url or configured_server().endpoint_url
+        self._endpoint_url = require_plain_endpoint(found) if found else None
+        self._fs = self._filesystem()
         self._zarr_fs: Any = None
+        self._was_accepted = False
+        self._renewing = threading.Lock()
+        self._renewed_at = -math.inf
 
     @property
     def url(self) -> str:
@@ -84,34 +88,70 @@ class S3Location:
         """Open the same prefix with the last character of the secret key changed; None without a secret key."""
         from botocore.session import Session
 
+        if self._access.anonymous:
+            return None
         credentials = Session().get_credentials()
         if credentials is None or not credentials.secret_key:
             return None
         last = "A" if credentials.secret_key[-1] != "A" else "B"
         secret = credentials.secret_key[:-1] + last
         wrong = {"key": credentials.access_key, "secret": secret, "token": credentials.token}
-        return S3Location(self.url, self.endpoint_url, wrong)
+        return S3Location(self.url, self.endpoint_url, self._access, wrong)
 
     def size(self, path: str) -> int | None:
         with self.errors():
             try:
-                return int(self._fs.info(self._at(path), refresh=True)["size"])
+                return int(self._ask("info", self._at(path), refresh=True)["size"])
             except FileNotFoundError:
                 return None
+            except OSError as error:
+                if code_of(error) not in WITHOUT_CODE:
+                    raise
+                # The answer to HEAD has no body, and so no code. A GET of the first byte raises the reason, or gets
+                # new credentials.
+                if self.read_range(path, 0, 1) is None:
+                    return None
+                return int(self._ask("info", self._at(path), refresh=True)["size"])
 
-    def _filesystem(self, *, asynchronous: bool) -> Any:
-        import s3fs
+    def _filesystem(self) -> Any:
+        fs = make_filesystem(self._endpoint_url, self._access, self._credentials, asynchronous=False)
+        close_with(self, fs, fs.loop)
+        return fs
 
-        # A cached listing would hide commits and leases that other processes write. A shared instance would be closed
-        # together with the first of the locations that use it.
-        return s3fs.S3FileSystem(
-            endpoint_url=self._endpoint_url,
-            asynchronous=asynchronous,
-            use_listings_cache=False,
-            skip_instance_cache=True,
-            config_kwargs={"max_pool_connections": _CONNECTIONS},
-            **self._credentials,
-        )
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of s3fs; a second time, with new credentials, if the server takes the present ones no more."""
+        fs = self._fs
+        try:
+            answer = getattr(fs, method)(*arguments, **options)
+        except Exception as error:
+            # What does not exist, or exists already, is told to known requesters only.
+            self._was_accepted |= isinstance(error, (FileNotFoundError, FileExistsError))
+            if code_of(error) not in STALE_CREDENTIALS or not self._renew(fs):
+                raise
+            answer = getattr(self._fs, method)(*arguments, **options)
+        self._was_accepted = True
+        return answer
+
+    def _with_code(self, error: Exception) -> Exception:
+        """Return an error that has the server's code. The answer to HEAD has no body, and so none: a GET asks again."""
+        if code_of(error) not in WITHOUT_CODE:
+            return error
+        try:
+            self._ask("cat_file", self._at("any"), start=0, end=1)
+        except (OSError, ClientError, BotoCoreError) as known:
+            return known if code_of(known) not in (*WITHOUT_CODE, "NoSuchKey") else error
+        return error
+
+    def _renew(self, refused: Any) -> bool:
+        """Have botocore look up credentials again, and return whether there are others than those just refused."""
+        with self._renewing:
+            if self._fs is refused:
+                if self._credentials or time.monotonic() < self._renewed_at + _RENEW_EVERY_S:
+                    return False
+                # Other threads may be using the old filesystem: it is closed with the location.
+                self._fs, self._zarr_fs = self._filesystem(), None
+                self._renewed_at = time.monotonic()
+            return True
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
@@ -125,14 +165,14 @@ class S3Location:
         with self.errors():
             try:
                 # With more than one connection s3fs first asks for the size: a second request for each small object.
-                return self._fs.cat_file(self._at(path), max_concurrency=1)
+                return self._ask("cat_file", self._at(path), max_concurrency=1)
             except FileNotFoundError:
                 return None
 
     def read_range(self, path: str, start: int, num_bytes: int) -> bytes | None:
         with self.errors():
             try:
-                return self._fs.cat_file(self._at(path), start=start, end=start + num_bytes)
+                return self._ask("cat_file", self._at(path), start=start, end=start + num_bytes)
             except FileNotFoundError:
                 return None
             except OSError as error:
@@ -143,12 +183,12 @@ class S3Location:
 
     def write(self, path: str, data: bytes) -> None:
         with self.errors():
-            self._fs.pipe_file(self._at(path), data)
+            self._ask("pipe_file", self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
         with self.errors():
             try:
-                self._fs.pipe_file(self._at(path), data, mode="create")
+                self._ask("pipe_file", self._at(path), data, mode="create")
             except FileExistsError:
                 return False
             except OSError as error:
@@ -163,14 +203,14 @@ class S3Location:
     def names(self, folder: str) -> list[str]:
         with self.errors():
             try:
-                entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
+                entries = self._ask("ls", self._at(folder), detail=True, refresh=True)
             except FileNotFoundError:
                 return []
             return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
 
     def sizes(self, folder: str) -> dict[str, int]:
         with self.errors():
-            found = self._fs.find(self._at(folder), detail=True, refresh=True)
+            found = self._ask("find", self._at(folder), detail=True, refresh=True)
             return {name.removeprefix(f"{self._root}/"): int(found[name]["size"]) for name in sorted(found)}
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -180,9 +220,9 @@ class S3Location:
             for start in range(0, len(keys), _KEYS_PER_DELETE):
                 batch = {"Objects": keys[start : start + _KEYS_PER_DELETE], "Quiet": True}
                 # DeleteObjects answers 200 and lists keys that it could not delete. ``s3fs.rm`` drops that list.
-                answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=batch)
+                answer = self._ask("call_s3", "delete_objects", Bucket=bucket, Delete=batch)
                 for error in answer.get("Errors", []):
-                    raise _not_deleted(self.url, error)
+                    raise not_deleted(self.url, error)
 
     def remove_empty_folder(self) -> None:
         pass
@@ -190,10 +230,10 @@ class S3Location:
     def is_empty(self) -> bool:
         with self.errors():
             try:
-                return not self._fs.ls(self._root, detail=False, refresh=True)
+                return not self._ask("ls", self._root, detail=False, refresh=True)
             except FileNotFoundError as error:
                 bucket, prefix = self._bucket_and_prefix()
-                if prefix and self._fs.exists(bucket):
+                if prefix and self._ask("exists", bucket):
                     return True
                 raise InputError(
                     f"there is no bucket {bucket!r}.",
@@ -206,7 +246,7 @@ class S3Location:
         # Zarr needs an asynchronous filesystem, which has a connection pool of its own. One serves all Zarr stores of
         # this location; else each query would open new connections.
         if self._zarr_fs is None:
-            self._zarr_fs = self._filesystem(asynchronous=True)
+            self._zarr_fs = make_filesystem(self._endpoint_url, self._access, self._credentials, asynchronous=True)
             close_with(self, self._zarr_fs, sync(_running_loop()))
         return FsspecStore(self._zarr_fs, path=self._root, read_only=read_only)
 
@@ -216,59 +256,27 @@ class S3Location:
             yield
         except AtlasError:
             raise
-        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
-            raise InputError(
-                f"there are no credentials for {self.url}: {_reason(error)}.",
-                code="no_credentials",
-                field=_FIELD,
-                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE.",
-            ) from error
-        except PermissionError as error:
-            raise InputError(
-                f"{self.url} refused these credentials: {_reason(error)}.",
-                code="store_denied",
-                field=_FIELD,
-                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights.",
-            ) from error
-        except FileNotFoundError as error:
-            raise InputError(
-                f"there is no bucket {self._bucket_and_prefix()[0]!r}: {_reason(error)}.",
-                code="no_bucket",
-                field=_FIELD,
-                hint="Create it.",
-            ) from error
         except (OSError, ClientError, BotoCoreError) as error:
-            where = f" through {self._endpoint_url}" if self._endpoint_url else ""
-            raise TransientError(
-                f"{self.url}{where} failed: {_reason(error)}.",
-                code="store_io",
-                field=_FIELD,
-                hint="Check that the server answers and store.endpoint_url is right, then start again.",
+            fs = self._fs
+            known = self._with_code(error)
+            if code_of(known) in STALE_CREDENTIALS:
+                # Of Zarr's requests, which ``_ask`` does not make: the next try has new credentials.
+                self._renew(fs)
+            if self._fs is not fs:
+                raise TransientError(
+                    f"{self.url} no longer accepts the credentials of a request; others have been looked up since.",
+                    code="credentials_expired",
+                    field="store.url",
+                    hint="Try again.",
+                ) from error
+            raise translate(
+                known,
+                url=self.url,
+                bucket=self._bucket_and_prefix()[0],
+                endpoint_url=self._endpoint_url,
+                was_accepted=self._was_accepted,
             ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the server's error code and message.
-
-    s3fs raises an ``OSError`` with the message alone, which some servers leave empty. The code, which all of them send,
-    is in the ``ClientError`` that caused it.
-    """
-    cause = error if isinstance(error, ClientError) else error.__cause__
-    if not isinstance(cause, ClientError):
-        return str(error).removesuffix(".")
-    error_fields = cause.response.get("Error", {})
-    return " ".join(part for part in (error_fields.get("Code"), error_fields.get("Message")) if part).removesuffix(".")
 
 
 async def _running_loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
-
-
-def _not_deleted(url: str, error: Mapping[str, str]) -> AtlasError:
-    """Make the error for one key that DeleteObjects reports as not deleted."""
-    message = f"{error.get('Key')} was not deleted from {url}: {error.get('Code')} {error.get('Message', '')}".rstrip()
-    if error.get("Code") == "AccessDenied":
-        return InputError(
-            f"{message}.", code="store_denied", field=_FIELD, hint="Use credentials that allow s3:DeleteObject."
-        )
-    return TransientError(f"{message}.", code="store_io", field=_FIELD)

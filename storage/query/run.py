@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ...jobs.errors import InputError, StoreError
 from ...jobs.poolings import DEFAULT_POOLING
+from ...jobs.store_spec import S3Access
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import Reduction, read_current_reduction
 from ..derived.scores import with_scores
@@ -282,12 +283,14 @@ class Run:
         return " ".join(notes)
 
 
-def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Run:
+def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None, access: S3Access | None = None) -> Run:
     """Open a run for reading; its index is loaded on first use.
 
     Args:
         url: Directory or ``s3://`` URL of the store.
-        endpoint_url: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` from the environment when None.
+        endpoint_url: URL of an S3-compatible server; None: the one that botocore finds in the environment or the AWS
+            profile, else AWS.
+        access: How requests to a bucket are made; None: signed, and with nothing special.
 
     Raises:
         InputError: There is no run at the URL.
@@ -297,10 +300,16 @@ def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None) -> Ru
         >>> open_run("runs/demo").rollouts(persona="pirate").num_rows
         8
     """
-    location = open_location(url, endpoint_url)
+    location = open_location(url, endpoint_url, access)
     record = read_run_record(location)
     if record is None:
         raise InputError(
             f"there is no run at {location.url}.", code="no_run", field="store.url", hint="Check the path."
         )
+    stored = record.spec.store
+    if stored.sse is not None and (access is None or access.sse is None):
+        # What is written to the run later, a reduction for one, is encrypted as the run is.
+        encryption = {"sse": stored.sse, "sse_kms_key_id": stored.sse_kms_key_id}
+        access = S3Access.model_validate((access or S3Access()).model_dump() | encryption)
+        location = open_location(url, endpoint_url, access)
     return Run(location, record)

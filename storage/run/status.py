@@ -6,10 +6,12 @@ A driver that crashes leaves its last status with the time at which it was writt
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from ...jobs.redaction import value_without_secrets
 from ...jobs.scheduling.job_state import JobState
 from ..format import layout
 from ..locations.location import Location
@@ -140,7 +142,9 @@ def write_status(location: Location, generation: int, status: RunStatus) -> None
     Raises:
         AtlasError: The store cannot be reached or written.
     """
-    location.write(layout.status_path(generation), (status.model_dump_json(indent=1, by_alias=True) + "\n").encode())
+    # Reasons and errors of libraries are in it, which may repeat a URL with a password.
+    body = value_without_secrets(status.model_dump(mode="json", by_alias=True))
+    location.write(layout.status_path(generation), (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_status(location: Location, generation: int) -> RunStatus | None:

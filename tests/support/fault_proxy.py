@@ -34,7 +34,8 @@ class Exchange:
         # Without the bucket.
         self.path = unquote(url.path).lstrip("/").partition("/")[2]
         self.query = url.query
-        self._body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        self.headers = handler.headers
+        self.body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
 
     def forward(self) -> None:
         """Have the server do it and keep its answer."""
@@ -44,9 +45,9 @@ class Exchange:
             for name, value in self._handler.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
                     connection.putheader(name, value)
-            if self._body or self.method in ("PUT", "POST"):
-                connection.putheader("Content-Length", str(len(self._body)))
-            connection.endheaders(self._body or None)
+            if self.body or self.method in ("PUT", "POST"):
+                connection.putheader("Content-Length", str(len(self.body)))
+            connection.endheaders(self.body or None)
             reply = connection.getresponse()
             body = reply.read()
             headers = [(name, value) for name, value in reply.getheaders() if name.lower() not in _HOP_BY_HOP]
@@ -73,11 +74,12 @@ class Exchange:
         self._send(self._answer[: len(self._answer) // 2])
         self.cut()
 
-    def answer(self, status: int, code: str) -> None:
+    def answer(self, status: int, code: str, **more_headers: str) -> None:
         """Answer in the server's place."""
         body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>scripted</Message></Error>'
         data = b"" if self.method == "HEAD" else body.encode()
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(data)))]
+        headers += more_headers.items()
         self._send(_http(status, code, headers, data))
 
     def cut(self) -> None:

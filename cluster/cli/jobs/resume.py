@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from ....jobs.store_spec import S3Access
 from ...submission.ray_cluster import Cluster
 from ...submission.resumed_spec import spec_of_job, spec_of_store
 from ...submission.submit import SubmitOptions, submit_job
 from .. import output
-from ..options import address_option, code_options, endpoint_option, is_store, json_option
+from ..options import access_options, address_option, code_options, endpoint_option, is_store, json_option
 from .submit import print_submitted
 
 
@@ -26,9 +27,16 @@ from .submit import print_submitted
     metavar="HOST:PORT",
     help="The server of generation.endpoint, if the spec sends it a key (generation.api_key_env).",
 )
+@access_options
 @json_option
 def resume(
-    target: str, address: str | None, endpoint_url: str | None, receiver: str | None, as_json: bool, **options: Any
+    target: str,
+    address: str | None,
+    endpoint_url: str | None,
+    access: S3Access,
+    receiver: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Submit JOB again, or the run at STORE when its cluster is gone. Only missing units are done.
 
@@ -37,7 +45,7 @@ def resume(
     """
     template: str | None = None
     if is_store(target):
-        spec, template = spec_of_store(target, endpoint_url, receiver)
+        spec, template = spec_of_store(target, endpoint_url, access, receiver)
         cluster = Cluster(address)
     else:
         cluster = Cluster(address)

@@ -7,13 +7,14 @@ import time
 import click
 
 from ....jobs.scheduling.job_state import JobState
+from ....jobs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.run.status import RunStatus
 from ...run.progress import span
 from ...submission.job_view import STATUS_IS_FRESH_S, JobView, view_job, view_run
 from ...submission.ray_cluster import Cluster
 from .. import output
-from ..options import address_option, endpoint_option, is_store, json_option
+from ..options import address_option, endpoint_option, is_store, json_option, reading_access_options
 
 _POLL_S = 2.0
 _SILENT_S = 10.0
@@ -28,8 +29,11 @@ _MAX_UNITS = 3
 @click.option("--watch", is_flag=True, help="Print a line whenever something changes, until the job ends.")
 @address_option
 @endpoint_option
+@reading_access_options
 @json_option
-def status(target: str, watch: bool, address: str | None, endpoint_url: str | None, as_json: bool) -> int:
+def status(
+    target: str, watch: bool, address: str | None, endpoint_url: str | None, access: S3Access, as_json: bool
+) -> int:
     """Print the state of JOB, or of the run at STORE (a directory or s3:// URL), which needs no cluster.
 
     Exit status: 0 if queued, running or succeeded, 1 if failed or cancelled.
@@ -37,7 +41,7 @@ def status(target: str, watch: bool, address: str | None, endpoint_url: str | No
     cluster = None if is_store(target) else Cluster(address)
 
     def read_view() -> JobView:
-        return view_run(target, endpoint_url) if cluster is None else view_job(cluster.job(target))
+        return view_run(target, endpoint_url, access) if cluster is None else view_job(cluster.job(target))
 
     view = read_view()
     last = ""

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from ....jobs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.query.run import open_run
 from ....storage.run.commits import read_commits
 from ....storage.run.lease import refuse_if_driven
 from ....storage.verification.garbage import GarbageObject, find_garbage, remove_garbage
 from .. import output
-from ..options import endpoint_option, json_option, store_argument
+from ..options import access_options, endpoint_option, json_option, store_argument
 
 _MAX_LINES = 20
 
@@ -22,14 +23,15 @@ _MAX_LINES = 20
 @store_argument
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @endpoint_option
+@access_options
 @json_option
-def gc(store_url: str, yes: bool, endpoint_url: str | None, as_json: bool) -> None:
+def gc(store_url: str, yes: bool, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
     """List objects that no commit of the run at STORE can ever refer to, and delete them.
 
     Asks before it deletes. Without a terminal, or with --json, it only lists them unless --yes is given. --yes also
     rewrites the index from the commit records. Refused while a driver is working on the run.
     """
-    run = open_run(store_url, endpoint_url)
+    run = open_run(store_url, endpoint_url, access)
     refuse_if_driven(run.location)
     manifests = [commit.manifest for commit in read_commits(run.location, sorted(run.committed))]
     dead = find_garbage(run.location, manifests, is_complete=run.completeness.is_complete)

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from ....jobs.store_spec import S3Access
 from ....storage.locations.probe import ProbeResult
 from ....storage.locations.probe import probe_store as run_probe
 from .. import output
-from ..options import endpoint_option, json_option
+from ..options import access_options, endpoint_option, json_option
 
 _WORD = {True: "yes", False: "NO", None: "not seen"}
 
@@ -18,13 +19,14 @@ _WORD = {True: "yes", False: "NO", None: "not seen"}
 @click.command("probe-store")
 @click.argument("url")
 @endpoint_option
+@access_options
 @json_option
-def probe_store(url: str, endpoint_url: str | None, as_json: bool) -> int:
+def probe_store(url: str, endpoint_url: str | None, access: S3Access, as_json: bool) -> int:
     """Test the store at URL: writes, listings, racing conditional writes, byte ranges, and a wrong secret.
 
     Writes a few objects under a name of their own and deletes them. Exit status 1 if the store cannot hold a run.
     """
-    findings = run_probe(url, endpoint_url)
+    findings = run_probe(url, endpoint_url, access)
     is_fit = all(finding.holds for finding in findings if finding.is_needed)
     consequences = list(dict.fromkeys(finding.consequence for finding in findings if finding.consequence))
     if as_json:

@@ -9,12 +9,13 @@ import click
 
 from ....jobs.personas import Kind
 from ....jobs.poolings import DEFAULT_POOLING
+from ....jobs.store_spec import S3Access
 from ....jobs.user_paths import local_path
 from ....jobs.wording import count_of
 from ....storage.query.export_file import FORMATS, check_target, write_query
 from ....storage.query.run import open_run
 from .. import output
-from ..options import endpoint_option, json_option, store_argument
+from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
 
 @click.command()
@@ -40,6 +41,7 @@ from ..options import endpoint_option, json_option, store_argument
 )
 @click.option("--out", type=click.Path(), default=None, help=f"Write to a file: {', '.join(FORMATS)}.")
 @endpoint_option
+@reading_access_options
 @json_option
 def query(
     store_url: str,
@@ -60,6 +62,7 @@ def query(
     pooling: str,
     out: str | None,
     endpoint_url: str | None,
+    access: S3Access,
     as_json: bool,
 ) -> None:
     """Read activations of the run at STORE: float32, one row per rollout, sorted by address.
@@ -69,7 +72,7 @@ def query(
     target = local_path(out, "--out") if out else None
     if target:
         check_target(target, pooling)
-    run = open_run(store_url, endpoint_url)
+    run = open_run(store_url, endpoint_url, access)
     found = run.query(
         kind=kind or None,
         persona=persona or None,

@@ -7,10 +7,11 @@ import click
 from ....analysis.reduce import reduce_run
 from ....analysis.summary import summarise
 from ....jobs.poolings import DEFAULT_POOLING
+from ....jobs.store_spec import S3Access
 from ....storage.query.run import open_run
 from ....storage.query.selection import layer_positions
 from .. import output, summary_text
-from ..options import endpoint_option, json_option, store_argument
+from ..options import access_options, endpoint_option, json_option, store_argument
 
 
 @click.command()
@@ -20,10 +21,13 @@ from ..options import endpoint_option, json_option, store_argument
 )
 @click.option("--layer", type=int, default=None, help="Layer to summarise; by default the middle one.")
 @endpoint_option
+@access_options
 @json_option
-def reduce(store_url: str, pooling: str | None, layer: int | None, endpoint_url: str | None, as_json: bool) -> None:
+def reduce(
+    store_url: str, pooling: str | None, layer: int | None, endpoint_url: str | None, access: S3Access, as_json: bool
+) -> None:
     """Reduce the run at STORE at every captured layer, and store the result in it."""
-    run = open_run(store_url, endpoint_url)
+    run = open_run(store_url, endpoint_url, access)
     if layer is not None:
         layer_positions(layer, run.layers, run.record.model.n_layers)
     reduction = reduce_run(run, pooling=pooling, say=output.progress().say)

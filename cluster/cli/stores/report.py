@@ -8,10 +8,11 @@ from ....analysis.reduce import reduce_run
 from ....analysis.report import render_report, write_report
 from ....jobs.errors import InputError
 from ....jobs.machine_faults import refuse_machine_fault
+from ....jobs.store_spec import S3Access
 from ....jobs.user_paths import local_path
 from ....storage.query.run import open_run
 from .. import output
-from ..options import endpoint_option, json_option, store_argument
+from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
 
 @click.command()
@@ -20,10 +21,11 @@ from ..options import endpoint_option, json_option, store_argument
     "--out", type=click.Path(dir_okay=False), default=None, help="File to write; by default report.html in the store."
 )
 @endpoint_option
+@reading_access_options
 @json_option
-def report(store_url: str, out: str | None, endpoint_url: str | None, as_json: bool) -> None:
+def report(store_url: str, out: str | None, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
     """Write the report of the run at STORE: one self-contained HTML file."""
-    run = open_run(store_url, endpoint_url)
+    run = open_run(store_url, endpoint_url, access)
     reduction = reduce_run(run, say=output.progress().say)
     if out is None:
         place = write_report(run, reduction)

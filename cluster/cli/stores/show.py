@@ -7,21 +7,23 @@ from typing import Any
 import click
 
 from ....jobs.rollouts import served_text
+from ....jobs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.derived.reductions import current_reduction_id
 from ....storage.query.run import Run, open_run
 from ....storage.run.lease import live_driver
 from .. import output
-from ..options import endpoint_option, json_option, store_argument
+from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
 
 @click.command()
 @store_argument
 @endpoint_option
+@reading_access_options
 @json_option
-def show(store_url: str, endpoint_url: str | None, as_json: bool) -> None:
+def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
     """Show the contents of the run at STORE and how complete it is, even while it is running."""
-    run = open_run(store_url, endpoint_url)
+    run = open_run(store_url, endpoint_url, access)
     contents = _contents(run)
     if as_json:
         output.document(contents)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ....jobs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.format.layout import WITHDRAWN
 from ....storage.locations.location import Location, open_location
@@ -21,7 +22,7 @@ from ....storage.verification.verify import Verification
 from ....storage.verification.verify_unit import Problem
 from ...run.recompute import verify_and_recompute
 from .. import output
-from ..options import endpoint_option, json_option, store_argument
+from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
 _MAX_UNITS = 20
 
@@ -49,6 +50,7 @@ _MAX_UNITS = 20
 )
 @click.option("--yes", is_flag=True, help="Repair without asking.")
 @endpoint_option
+@reading_access_options
 @json_option
 def verify(
     store_url: str,
@@ -60,6 +62,7 @@ def verify(
     repair: bool,
     yes: bool,
     endpoint_url: str | None,
+    access: S3Access,
     as_json: bool,
 ) -> int:
     """Re-read the run at STORE and check it: checksums, rows against texts and spans, finite values, canaries.
@@ -71,7 +74,7 @@ def verify(
     Withdrawn records are kept in withdrawn/; the index is rebuilt. It is refused while a driver works on the run. Exit
     status 1 if damage is left.
     """
-    location = open_location(store_url, endpoint_url)
+    location = open_location(store_url, endpoint_url, access)
     if repair:
         if count is not None:
             raise click.UsageError("--repair looks for damaged objects; give --recompute in a command of its own.")

@@ -308,7 +308,7 @@ def test_a_server_that_is_not_there_is_a_passing_trouble_that_names_it(monkeypat
     assert caught.value.retryable
 
 
-@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
 def test_refused_credentials_are_named_whatever_is_asked(monkeypatch: pytest.MonkeyPatch, code: str):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -325,19 +325,20 @@ def test_refused_credentials_are_named_whatever_is_asked(monkeypatch: pytest.Mon
             lambda: location.delete(["a"]),
             location.is_empty,
         ):
-            # The answer to HEAD has no body, and so no code.
-            with pytest.raises(InputError, match=f"refused these credentials: ({code}|403)") as caught:
+            # The answer to HEAD has no body, and so no code: the location asks once more.
+            with pytest.raises(InputError, match=f"refused these credentials: {code}") as caught:
                 act()
             assert (caught.value.code, caught.value.field) == ("store_denied", "store.url")
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://host", "https://"])
 def test_an_endpoint_that_is_no_url_is_refused_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, endpoint: str):
-    for ask in (lambda: open_location("s3://bucket/x", endpoint), lambda: open_location("s3://bucket/x")):
+    for variable in (None, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        if variable is not None:
+            monkeypatch.setenv(variable, endpoint)
         with pytest.raises(InputError, match=endpoint) as caught:
-            ask()
+            open_location("s3://bucket/x", None if variable else endpoint)
         assert (caught.value.code, caught.value.field) == ("bad_endpoint", "store.endpoint_url")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.store_spec import S3Access
 from persona_atlas.storage.locations import probe
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.locations.probe import ProbeResult, probe_store
@@ -17,7 +18,7 @@ from fakes import small_plan
 from stored_runs import store_run
 
 NEEDED = {"write", "list_after_write", "ranges"}
-ALL = {*NEEDED, "delete", "conditional_create", "conditional_create_race", "wrong_secret", "pace"}
+ALL = {*NEEDED, "delete", "conditional_create", "conditional_create_race", "hard_links", "wrong_secret", "pace"}
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def test_an_s3_server_is_fit_and_one_that_takes_any_secret_is_told_on(s3_endpoin
     url = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
     findings = probe_store(url, s3_endpoint)
     found = by_name(findings)
-    assert {name for name, finding in found.items() if finding.holds} >= ALL - {"wrong_secret"}
+    assert {name for name, finding in found.items() if finding.holds} >= ALL - {"wrong_secret", "hard_links"}
+    assert found["hard_links"].holds is None
     # moto takes any secret; another server that is tested against need not.
     if "ATLAS_TEST_S3" not in os.environ:
         assert found["wrong_secret"].holds is False
@@ -73,7 +75,7 @@ class Careless(Counted):
         return True
 
 
-def open_careless(url: str, endpoint_url: str | None = None) -> Location:
+def open_careless(url: str, endpoint_url: str | None = None, access: S3Access | None = None) -> Location:
     return Careless(open_location(url, endpoint_url))
 
 
@@ -98,8 +100,10 @@ def test_a_store_that_does_not_give_back_what_it_took_is_found_unfit(tmp_path: P
             if self.read(path) is None:
                 super().write(path, data)
 
-    monkeypatch.setattr(probe, "open_location", lambda url, endpoint_url=None: Forgetful(open_location(url)))
-    monkeypatch.setattr(probe, "_race", lambda _: ProbeResult("conditional_create_race", True, False, "not tried"))
+    monkeypatch.setattr(
+        probe, "open_location", lambda url, endpoint_url=None, access=None: Forgetful(open_location(url))
+    )
+    monkeypatch.setattr(probe, "_race", lambda *_: ProbeResult("conditional_create_race", True, False, "not tried"))
     found = by_name(probe_store(str(tmp_path)))
     assert found["write"].holds is False
     assert found["write"].consequence == "No run can be kept here."
