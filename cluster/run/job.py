@@ -110,7 +110,7 @@ def _work_under_lease(
         # Listed again, because another driver may have committed units after planning and before this lease.
         committed = with_retries(lambda: committed_units(job.location), progress.say)
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
-        with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
+        with IndexKeeper(job.location, record, progress.say, lease.generation) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
                 keeper.add(commit_unit(job.location, lease, manifest))
