@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from persona_atlas.jobs.spec import JobSpec
 from persona_atlas.jobs.units import WorkUnit
 from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
 from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.planned_units import encode_units
 from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord, StoredObject, StoredShard
 from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, index_table
 from persona_atlas.storage.locations.location import Location, open_location
@@ -71,6 +73,7 @@ def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
         {"model": {"source": "none"}, "personas": {"roles": {"names": ["*"]}}, "store": {"url": "unused"}}
     )
     units = planned or shape.units
+    planned_units = encode_units(unit_of(shape, number) for number in range(units))
     return RunRecord.sealed(
         layout_version=layout.LAYOUT_VERSION,
         plan_digest="0" * 64,
@@ -78,13 +81,35 @@ def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
         model=facts,
         layers=tuple(range(shape.layers)),
         num_units=units,
-        units_sha256="0" * 64,
+        units_sha256=sha256(planned_units).hexdigest(),
         num_rollouts=units * shape.rollouts,
         rows_per_block=shape.rollouts,
         rendering={},
         versions={},
         created_at="2026-01-01T00:00:00+00:00",
     )
+
+
+def unit_of(shape: Shape, number: int) -> WorkUnit:
+    """Make a planned unit; five units are of one role."""
+    role, prompt = f"role{number // _PROMPTS:05d}", number % _PROMPTS
+    unit_id = f"role.{role}.pos.p{prompt}.b0"
+    return WorkUnit.of_questions(unit_id, "role", role, "pos", prompt, tuple(range(shape.rollouts)), 1)
+
+
+def write_record(location: Location, shape: Shape, planned: int | None = None) -> RunRecord:
+    """Write the record of a run and its list of planned units.
+
+    Args:
+        location: The store.
+        shape: Size of the run.
+        planned: Number of planned units; None: as many as are committed.
+    """
+    record = record_of(shape, planned)
+    units = encode_units(unit_of(shape, number) for number in range(record.num_units))
+    location.write(layout.units_path(record.units_sha256), units)
+    location.write(layout.RUN_RECORD, record.to_bytes())
+    return record
 
 
 def commits_of(shape: Shape, shards: list[EncodedShard]) -> list[CommitRecord]:
@@ -97,9 +122,8 @@ def commits_of(shape: Shape, shards: list[EncodedShard]) -> list[CommitRecord]:
     random = np.random.default_rng(0)
     records: list[CommitRecord] = []
     for number in range(shape.units):
-        role, prompt = f"role{number // _PROMPTS:05d}", number % _PROMPTS
-        unit_id = f"role.{role}.pos.p{prompt}.b0"
-        unit = WorkUnit.of_questions(unit_id, "role", role, "pos", prompt, tuple(range(shape.rollouts)), 1)
+        unit = unit_of(shape, number)
+        unit_id = unit.unit_id
         encoded = shards[number % len(shards)]
         shard = StoredShard(
             path=layout.shard_path(*ARRAY, number),
@@ -156,9 +180,9 @@ def write_run(url: str, shape: Shape, shards: list[EncodedShard]) -> tuple[Locat
     Returns:
         The store, and the commit records.
     """
-    location, record = open_location(url), record_of(shape)
+    location = open_location(url)
+    record = write_record(location, shape)
     commits = commits_of(shape, shards)
-    location.write(layout.RUN_RECORD, record.to_bytes())
     reserve_rows(location, record, shape.units)
     in_parallel(
         lambda c: location.write(c.manifest.blocks[0].path, shards[c.manifest.row_block % len(shards)].data), commits

@@ -27,14 +27,16 @@ from persona_atlas.storage.format.records import CommitRecord
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.reader import PARALLEL_REQUESTS
 from persona_atlas.storage.query.run import open_run
+from persona_atlas.storage.run.lease import acquire
+from persona_atlas.storage.run.recent import write_recent
 
 from _large_run import (
     ARRAY,
     Shape,
     commits_of,
     random_shards,
-    record_of,
     write_commits,
+    write_record,
     write_run,
     write_tables,
 )
@@ -99,9 +101,10 @@ def one_role_one_layer(report: Report, url: str, shape: Shape, commits: Sequence
 
 
 def opening(report: Report, url: str, units: int, repeats: int) -> None:
-    """Open a run of many units: complete, incomplete (its commits are listed), and with a stale index."""
+    """Open a run of many units: complete, incomplete (missing commits are listed), and with a stale index."""
     shape = Shape(units, 48, 30, 576)
-    location, record = open_location(url), record_of(shape)
+    location = open_location(url)
+    record = write_record(location, shape)
     shards = random_shards(replace(shape, rollouts=2), 1)
     began = time.perf_counter()
     commits = commits_of(shape, shards)
@@ -109,13 +112,21 @@ def opening(report: Report, url: str, units: int, repeats: int) -> None:
     write_tables(location, record, commits)
     report.say(f"Wrote {units} commit records and the index in {time.perf_counter() - began:.0f} s.")
     name = f"opening {units} units"
-    location.write(layout.RUN_RECORD, record.to_bytes())
     _opened(report, f"{name}, complete", url, repeats, limits=(5, 2.0))
-    location.write(layout.RUN_RECORD, record_of(shape, planned=units + 100).to_bytes())
-    _opened(report, f"{name}, partial", url, repeats)
-    behind = units // 100
-    write_tables(location, record, commits[:-behind])
-    _opened(report, f"{name}, index {behind} units behind", url, min(repeats, 3))
+    record = write_record(location, shape, planned=units + 100)
+    _opened(report, f"{name}, partial", url, repeats, limits=(25, 2.0))
+    # As while a driver works: every hundredth unit is late, all over the plan.
+    late = commits[::100]
+    write_tables(location, record, [commit for place, commit in enumerate(commits) if place % 100])
+    with acquire(location, 1) as lease:
+        write_recent(location, record, lease.generation, late)
+        _opened(report, f"{name}, index {len(late)} units behind", url, min(repeats, 3), limits=(30, None))
+    # As after it: those that ended last.
+    late = commits[-len(late) :]
+    write_tables(location, record, commits[: -len(late)])
+    with acquire(location, 1) as lease:
+        write_recent(location, record, lease.generation, late)
+        _opened(report, f"{name}, its last {len(late)} units behind", url, min(repeats, 3), limits=(25, 2.0))
 
 
 def _opened(
@@ -125,7 +136,7 @@ def _opened(
     requests = 0
     for _ in range(repeats):
         with Wire() as wire:
-            timed.add(lambda: open_run(url).completeness)
+            timed.add(lambda: (run := open_run(url)).completeness.done == run.index.num_rows)
         requests = wire.requests
     report.most(f"{name}: requests", requests, "requests", limits[0])
     report.most(f"{name}: time", statistics.median(timed.seconds), "s", limits[1])

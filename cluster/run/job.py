@@ -154,7 +154,7 @@ def _work_under_lease(
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
         # Appended to by several threads.
         canaries: list[tuple[int, float]] = []
-        with IndexKeeper(job.location, record, progress.say) as keeper, progress.working():
+        with IndexKeeper(job.location, record, progress.say, lease.generation) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
                 record_of_unit = commit_unit(job.location, lease, manifest)

@@ -10,6 +10,7 @@ rollouts/<unit>-<row_block>.parquet  texts, token ids and token counts of one at
 commits/<unit>.json                  commit record: the attempt that readers see; written after its objects
 index.parquet                        every committed rollout; a cache of the commit records
 chunks.parquet                       lengths of the inner chunks of every committed shard; a cache too
+recent/<generation>.parquet          commit records that a driver has written since the index; a cache too
 scores/<judge>/<unit>.parquet        a judge's scores of one unit
 analysis/<reduction>-<random>/       Zarr group of one reduction
 analysis/<reduction>.json            path and checksums of a complete reduction; written once, after the group
@@ -29,6 +30,7 @@ INDEX = "index.parquet"
 CHUNKS = "chunks.parquet"
 ACTIVATIONS = "activations"
 ROLLOUTS = "rollouts"
+RECENT = "recent"
 SCORES = "scores"
 COMMITS = "commits"
 DRIVERS = "drivers"
@@ -73,6 +75,11 @@ def withdrawn_path(path: str, sha256: str) -> str:
 def scores_path(judge: str, unit_id: str) -> str:
     """Path of a judge's scores of one unit."""
     return f"{SCORES}/{judge}/{unit_id}.parquet"
+
+
+def recent_path(generation: int) -> str:
+    """Path of the commit records that the driver of one generation has written lately."""
+    return f"{RECENT}/{generation:06d}.parquet"
 
 
 def driver_path(generation: int) -> str:

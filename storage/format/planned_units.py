@@ -51,6 +51,14 @@ def encode_units(units: Iterable[WorkUnit]) -> bytes:
     return to_parquet(pa.Table.from_pylist(lines, schema=schema))
 
 
+def read_unit_ids(location: Location, record: RunRecord) -> list[str] | None:
+    """Read the ids of the planned units, in the order of the plan; None where the list is missing or damaged."""
+    data = location.read(layout.units_path(record.units_sha256))
+    if data is None or sha256(data).hexdigest() != record.units_sha256:
+        return None
+    return from_parquet(data, ["unit_id"])["unit_id"].to_pylist()
+
+
 def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
     """Read the planned units of a run by id, in the order of the plan.
 

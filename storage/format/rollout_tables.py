@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -77,6 +78,47 @@ def in_address_order(table: pa.Table) -> pa.Table:
     """Sort rollouts by address: kind, persona, polarity, prompt, question, sample, turn."""
     by_turn = [("turn_index", "ascending")] if "turn_index" in table.column_names else []
     return table.sort_by([*ADDRESS_ORDER, *by_turn])
+
+
+def merged_in_address_order(table: pa.Table, added: pa.Table) -> pa.Table:
+    """Merge rollouts into a table that is in address order, without sorting it again.
+
+    Args:
+        table: Rollouts in address order, usually many.
+        added: Other rollouts of the same schema, in any order, usually few.
+    """
+    whole = pa.concat_tables([table, added])
+    keys = _address_keys(whole)
+    if keys is None:
+        return in_address_order(whole)
+    # Stable sorting takes runs that are in order as they are, so this costs little more than reading the keys.
+    return whole.take(pa.array(np.argsort(keys, kind="stable")))
+
+
+def _address_keys(table: pa.Table) -> np.ndarray | None:
+    """Return a number for each rollout that sorts as its address does; None if 63 bits are too few for that."""
+    by_turn = ["turn_index"] if "turn_index" in table.column_names else []
+    keys = np.zeros(table.num_rows, dtype=np.int64)
+    most = 1
+    for name in [*(name for name, _ in ADDRESS_ORDER), *by_turn]:
+        column = table[name].combine_chunks()
+        if column.null_count:
+            return None
+        if pa.types.is_string(column.type):
+            coded = column.dictionary_encode()
+            # Arrow and Python compare texts alike: by code point, which is the order of their UTF-8 bytes.
+            ranks = np.argsort(np.argsort(np.array(coded.dictionary.to_pylist(), dtype=object), kind="stable"))
+            values = ranks[coded.indices.to_numpy()] if len(ranks) else np.zeros(0, np.int64)
+        else:
+            values = column.to_numpy().astype(np.int64)
+        if len(values) and values.min() < 0:
+            return None
+        span = int(values.max()) + 1 if len(values) else 1
+        most *= span
+        if most >= 2**63:
+            return None
+        keys = keys * span + values
+    return keys
 
 
 def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> pa.Table:

@@ -112,6 +112,9 @@ class DirectoryLocation:
                 return []
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
+    def names_between(self, folder: str, first: str, last: str) -> list[str]:
+        return [name for name in self.names(folder) if first <= name <= last]
+
     def sizes(self, folder: str) -> dict[str, int]:
         with self.errors():
             files = [path for path in (self._root / folder).rglob("*") if path.is_file()]

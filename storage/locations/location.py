@@ -59,6 +59,10 @@ class Location(Protocol):
         """List the names of the objects directly under a folder, sorted; empty when the folder does not exist."""
         ...
 
+    def names_between(self, folder: str, first: str, last: str) -> list[str]:
+        """List those ``names`` of a folder that are from ``first`` to ``last``, both included."""
+        ...
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Map the path of every object under a folder, at any depth, to its length in bytes."""
         ...

@@ -208,6 +208,20 @@ class S3Location:
                 return []
             return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
 
+    def names_between(self, folder: str, first: str, last: str) -> list[str]:
+        with self.errors():
+            bucket, _, prefix = self._at(folder).partition("/")
+            # A listing starts after a key. A prefix of the first name is before it, and little else is between the two.
+            start = {"StartAfter": f"{prefix}/{first[:-1]}"}
+            names: list[str] = []
+            while True:
+                page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/", Delimiter="/", **start)
+                listed = [PurePosixPath(entry["Key"]).name for entry in page.get("Contents", [])]
+                names += [name for name in listed if first <= name <= last]
+                if not page.get("IsTruncated") or (listed and listed[-1] >= last):
+                    return names
+                start = {"ContinuationToken": page["NextContinuationToken"]}
+
     def sizes(self, folder: str) -> dict[str, int]:
         with self.errors():
             found = self._ask("find", self._at(folder), detail=True, refresh=True)

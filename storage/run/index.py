@@ -5,7 +5,8 @@ record, to have a unit done again: the next driver removes its lines before it c
 withdraws records of damaged units, rewrites the index itself.
 
 A reader can tell that the index does not lag only when it lists every planned unit. Otherwise it lists the commit
-records, one request per 1000, and reads those that the index lacks. No driver can declare an incomplete index up to
+records that the index lacks, a request per 1000 planned units or fewer, and reads those that there are, most of them
+from the one object in which the driver has collected them (``recent``). No driver can declare an incomplete index up to
 date: the PUT of a commit record may time out at the driver and still reach the store later, even after the driver's
 lease has ended.
 """
@@ -14,67 +15,102 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..format import layout
+from ..format.planned_units import read_unit_ids
 from ..format.records import CommitRecord, RunRecord
-from ..format.rollout_tables import in_address_order, index_schema, index_table, read_parquet, to_parquet
+from ..format.rollout_tables import index_schema, index_table, merged_in_address_order, read_parquet, to_parquet
 from ..locations.location import Location
-from .commits import committed_units, read_commits
+from .commits import committed_among, committed_units, read_commits
+from .recent import read_recent
 
 _PLAN = b"plan_digest"
+
+_LISTED_AT_ONCE = 2000
+"""Planned units up to which all commit records are listed, which takes two requests."""
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The committed rollouts of a run at one point in time.
+    """The committed rollouts of a run at one point in time. Units that the stored index lacks are read on first use.
 
     Attributes:
-        table: One line per rollout (``index_schema``), in address order.
-        committed: Ids of the units in ``table``.
-        missing_commits: The commit records of the units that the stored index lacked.
+        location: The run's store.
+        record: The run's record.
+        stored: The lines of the stored index, in address order, without those of units that are not committed any more.
+        missing: Ids of the committed units that the stored index lacks, sorted.
+        committed: Ids of all committed units.
         has_removed_units: Whether the stored index listed units whose commit records do not exist any more.
     """
 
-    table: pa.Table
+    location: Location
+    record: RunRecord
+    stored: pa.Table
+    missing: tuple[str, ...]
     committed: frozenset[str]
-    missing_commits: tuple[CommitRecord, ...] = ()
     has_removed_units: bool = False
+
+    @cached_property
+    def missing_commits(self) -> tuple[CommitRecord, ...]:
+        """The commit records of the units that the stored index lacks.
+
+        Raises:
+            StoreError: A commit record is damaged.
+        """
+        if not self.missing:
+            return ()
+        known = {commit.manifest.unit_id: commit for commit in read_recent(self.location, self.record, self.missing)}
+        others = [unit_id for unit_id in self.missing if unit_id not in known]
+        known |= zip(others, read_commits(self.location, others), strict=True)
+        return tuple(known[unit_id] for unit_id in self.missing)
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """One line per committed rollout (``index_schema``), in address order.
+
+        Raises:
+            StoreError: A commit record that the stored index lacks is damaged.
+        """
+        if not self.missing:
+            return self.stored
+        return merged_in_address_order(self.stored, index_lines(self.record, self.missing_commits))
 
 
 def load_index(location: Location, record: RunRecord, *, list_commits: bool = False) -> Index:
-    """Load the index and complete it from the commit records.
+    """Load the index and find out which committed units it lacks.
 
     Takes one request when the stored index lists every planned unit. Otherwise the commit records are listed, 1000 per
-    request, and those that the index lacks are read.
+    request: all of a small run; of a large one those alone that the index lacks, and what is between them.
 
     Args:
         location: The run's store.
         record: The run's record.
-        list_commits: Whether to list the commit records even if the index is complete. A driver does: a person may have
+        list_commits: Whether to list all commit records even if the index is complete. A driver does: a person may have
             deleted a record so that its unit is done again, and only the list shows that.
-
-    Raises:
-        StoreError: A commit record is damaged.
     """
     table = read_stored_index(location, record)
-    indexed = set(table["unit_id"].unique().to_pylist())
-    if len(indexed) == record.num_units and not list_commits:
-        return Index(table, frozenset(indexed))
+    indexed = set(_distinct(table["unit_id"]))
+    if not list_commits:
+        if len(indexed) == record.num_units:
+            return Index(location, record, table, (), frozenset(indexed))
+        if record.num_units > _LISTED_AT_ONCE and (planned := read_unit_ids(location, record)) is not None:
+            found = committed_among(location, planned, set(planned) - indexed)
+            return Index(location, record, table, tuple(sorted(found)), frozenset(indexed | found))
     committed = committed_units(location)
     has_removed_units = not indexed <= committed
     if has_removed_units:
         indexed &= committed
         table = table.filter(pc.field("unit_id").isin(pa.array(sorted(indexed), pa.string())))
-    missing = sorted(committed - indexed)
-    if not missing:
-        return Index(table, frozenset(indexed), has_removed_units=has_removed_units)
-    commits = read_commits(location, missing)
-    added = index_lines(record, commits)
-    table = in_address_order(pa.concat_tables([table, added]))
-    return Index(table, frozenset(indexed.union(missing)), tuple(commits), has_removed_units)
+    missing = tuple(sorted(committed - indexed))
+    return Index(location, record, table, missing, frozenset(committed), has_removed_units)
+
+
+def _distinct(column: pa.ChunkedArray) -> list[str]:
+    return column.unique().to_pylist()
 
 
 def index_lines(record: RunRecord, commits: Iterable[CommitRecord]) -> pa.Table:

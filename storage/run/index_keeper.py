@@ -1,7 +1,9 @@
 """Write the index in a thread of its own while a driver works, so that it lags by half a minute or so.
 
 The index is one file, written whole each time. Written after every commit, a run of n units would write n²/2 lines; so
-commits are collected, and written every 30 s, less often when writing takes long.
+commits are collected, and written every 30 s, less often when writing takes long. In between, every two seconds, the
+records of the commits that the index lacks are written as one object (``recent``), so that a reader need not fetch them
+one by one.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import pyarrow.compute as pc
 
 from ...jobs.errors import AtlasError
 from ..format.records import CommitRecord, RunRecord
-from ..format.rollout_tables import in_address_order
+from ..format.rollout_tables import in_address_order, merged_in_address_order
 from ..locations.location import Location
 from .chunk_index import chunk_table, read_chunks, write_chunks
 from .index import index_lines, load_index, write_index
+from .recent import write_recent
 
 _EVERY_S = 30.0
+_RECENT_EVERY_S = 2.0
 _MAX_WRITING_SHARE = 0.05
 """Share of the time that may be spent on writing: the index of a large run takes seconds, and is written less often."""
 
@@ -38,16 +42,24 @@ class IndexKeeper:
         location: The run's store.
         record: The run's record.
         warn: Called with a message when the index could not be written at the end.
+        generation: Number of the driver's lease, under which recent commits are written; None: they are not written.
 
     Raises:
         StoreError: A commit record is damaged.
         TransientError: The store cannot be reached.
     """
 
-    def __init__(self, location: Location, record: RunRecord, warn: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        location: Location,
+        record: RunRecord,
+        warn: Callable[[str], None] = lambda _: None,
+        generation: int | None = None,
+    ) -> None:
         self._location = location
         self._record = record
         self._warn = warn
+        self._generation = generation
         index = load_index(location, record, list_commits=True)
         self._table = index.table
         self._known = set(index.committed)
@@ -57,7 +69,13 @@ class IndexKeeper:
             # Before the unit is committed again. Old and new lines have the same unit id, so a reader of a complete
             # index would take the lines of the deleted attempt, and their rows, for those of the new one.
             _write_both(location, record, self._table, self._chunks)
+        self._is_behind = bool(index.missing)
         self._added: list[CommitRecord] = []
+        # Those that the stored index lacks, and those that it lacked until it was written last: a reader may have read
+        # the index just before that, and reads the recent commits after it.
+        self._since_index: list[CommitRecord] = []
+        self._before_index: list[CommitRecord] = []
+        self._has_new = False
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._write_loop, name="index", daemon=True)
@@ -69,6 +87,8 @@ class IndexKeeper:
             if unit_id not in self._known:
                 self._known.add(unit_id)
                 self._added.append(commit)
+                self._since_index.append(commit)
+                self._has_new = True
 
     def __enter__(self) -> IndexKeeper:
         self._thread.start()
@@ -88,21 +108,39 @@ class IndexKeeper:
             )
 
     def _write_loop(self) -> None:
-        pause = _EVERY_S
-        while not self._done.wait(pause):
-            began = time.monotonic()
+        next_index_s = time.monotonic() + (0 if self._is_behind else _EVERY_S)
+        pause_s = min(_RECENT_EVERY_S, _EVERY_S)
+        while not self._done.wait(pause_s):
+            pause_s = min(_RECENT_EVERY_S, _EVERY_S)
+            began_s = time.monotonic()
             # After an error the added lines stay in the table, and the next write includes them.
             with suppress(AtlasError):
+                if began_s < next_index_s:
+                    self._write_recent()
+                    pause_s = max(pause_s, (time.monotonic() - began_s) / _MAX_WRITING_SHARE)
+                    continue
                 self._write()
-            pause = max(_EVERY_S, (time.monotonic() - began) / _MAX_WRITING_SHARE)
+            next_index_s = time.monotonic() + max(_EVERY_S, (time.monotonic() - began_s) / _MAX_WRITING_SHARE)
 
     def _write(self) -> None:
         with self._lock:
             added, self._added = self._added, []
+            num_since = len(self._since_index)
         if added:
-            self._table = in_address_order(pa.concat_tables([self._table, index_lines(self._record, added)]))
+            self._table = merged_in_address_order(self._table, index_lines(self._record, added))
             self._chunks = _with_new(self._chunks, added)
         _write_both(self._location, self._record, self._table, self._chunks)
+        with self._lock:
+            self._before_index = self._since_index[:num_since]
+            del self._since_index[:num_since]
+
+    def _write_recent(self) -> None:
+        if self._generation is None or not self._has_new:
+            return
+        with self._lock:
+            commits = [*self._before_index, *self._since_index]
+            self._has_new = False
+        write_recent(self._location, self._record, self._generation, commits)
 
 
 def refresh_index(location: Location, record: RunRecord) -> None:
@@ -117,7 +155,7 @@ def refresh_index(location: Location, record: RunRecord) -> None:
         TransientError: The store cannot be reached.
     """
     index = load_index(location, record)
-    if index.missing_commits:
+    if index.missing:
         _write_both(location, record, index.table, _with_new(read_chunks(location), index.missing_commits))
 
 

@@ -116,7 +116,7 @@ class HeldLease:
             # server honours ``If-Match``; without the check, a driver whose lease was deleted by hand would write it
             # back. A takeover between check and write does no harm: the successor's lease is another object with a
             # higher generation.
-            newest = _newest_generation(self._location)
+            newest = newest_generation(self._location)
             if newest < self.generation:
                 self._lost = "was deleted from the store"
             elif newest > self.generation or not self._is_still_there():
@@ -199,7 +199,7 @@ def newest_lease(location: Location) -> Lease | None:
     Raises:
         StoreError: The lease is damaged, or was deleted between listing and reading.
     """
-    newest = _newest_generation(location)
+    newest = newest_generation(location)
     if not newest:
         return None
     path = layout.driver_path(newest)
@@ -214,7 +214,8 @@ def newest_lease(location: Location) -> Lease | None:
     return parse_record(Lease, data, f"{location.url}/{path}")
 
 
-def _newest_generation(location: Location) -> int:
+def newest_generation(location: Location) -> int:
+    """Return the number of the newest lease; 0 when the run never had a driver."""
     stems = (Path(name).stem for name in location.names(layout.DRIVERS))
     numbers = [int(stem) for stem in stems if stem.isdecimal()]
     return max(numbers, default=0)

@@ -80,6 +80,10 @@ class Counted:
         self.asked.append(Asked("names", folder))
         return self.inner.names(folder)
 
+    def names_between(self, folder: str, first: str, last: str) -> list[str]:
+        self.asked.append(Asked("names_between", folder))
+        return self.inner.names_between(folder, first, last)
+
     def sizes(self, folder: str) -> dict[str, int]:
         self.asked.append(Asked("sizes", folder))
         return self.inner.sizes(folder)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -15,15 +18,23 @@ from persona_atlas.jobs.errors import AtlasError, StoreError, TransientError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, RunRecord
-from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, INDEX_SCHEMA, index_table, to_parquet
+from persona_atlas.storage.format.rollout_tables import (
+    ADDRESS_ORDER,
+    INDEX_SCHEMA,
+    in_address_order,
+    index_table,
+    merged_in_address_order,
+    to_parquet,
+)
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import Run
-from persona_atlas.storage.run import index_keeper
+from persona_atlas.storage.run import commits, index, index_keeper
 from persona_atlas.storage.run.chunk_index import chunk_table, read_chunks
 from persona_atlas.storage.run.commits import commit_unit, committed_units, now_iso, read_commits
 from persona_atlas.storage.run.index import load_index, read_stored_index
 from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index
 from persona_atlas.storage.run.lease import acquire, newest_lease
+from persona_atlas.storage.run.recent import read_recent, write_recent
 from persona_atlas.storage.run.run_store import read_run_record
 
 from counted import Counted
@@ -197,8 +208,10 @@ def test_a_damaged_commit_that_the_index_lacks_is_named(location: Location, plan
     store_run(location.url, plan)
     path = layout.commit_path(LEFT_OUT[0])
     location.write(path, (location.read(path) or b"")[:50])
+    loaded = load_index(location, record)
+    assert LEFT_OUT[0] in loaded.committed
     with pytest.raises(StoreError, match=LEFT_OUT[0]) as caught:
-        load_index(location, record)
+        _ = loaded.table
     assert caught.value.code == "bad_record"
 
 
@@ -325,3 +338,132 @@ def test_after_any_history_of_drivers_a_reader_sees_what_is_committed(
     if refresh:
         refresh_index(location, record)
         assert load_index(location, record).table.equals(truth(location, record))
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if what():
+            return
+        time.sleep(0.01)
+    pytest.fail("waited in vain")
+
+
+def test_a_reader_of_a_running_store_gets_the_late_commits_from_one_object(
+    store_url: str, plan: Plan, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(index_keeper, "_RECENT_EVERY_S", 0.01)
+    location = open_location(store_url)
+    late = list(plan.by_id)[4:9]
+    drive(location, plan, list(plan.by_id)[:4])
+    seen: list[Counted] = []
+    with acquire(location, len(late)) as lease:
+        begin(location, plan, lease)
+        with IndexKeeper(location, record, print, lease.generation) as keeper:
+            for unit_id, row_block in zip(late, lease.row_blocks, strict=True):
+                keeper.add(commit_unit(location, lease, write_unit(location, plan, unit_id, row_block)))
+            wait_for(lambda: len(read_recent(location, record, late)) == len(late))
+            run, counted = opened(location)
+            assert run.committed == set(list(plan.by_id)[:9])
+            assert run.index.equals(truth(location, record))
+            assert run.activations(layer=0).values.shape[0] == run.index.num_rows
+            seen.append(counted)
+    fetched = {asked.path for asked in seen[0].of("read")}
+    assert not fetched & {layout.commit_path(unit_id) for unit_id in late}
+
+
+def test_recent_commits_stay_for_a_reader_that_has_read_the_index_before(
+    location: Location, plan: Plan, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(index_keeper, "_RECENT_EVERY_S", 0.01)
+    first, second = list(plan.by_id)[:2]
+    with acquire(location, 2) as lease:
+        begin(location, plan, lease)
+        with IndexKeeper(location, record, print, lease.generation) as keeper:
+            keeper.add(commit_unit(location, lease, write_unit(location, plan, first, lease.row_blocks[0])))
+            wait_for(lambda: len(read_recent(location, record, [first])) == 1)
+            loaded = load_index(location, record)
+            keeper._write()
+            keeper.add(commit_unit(location, lease, write_unit(location, plan, second, lease.row_blocks[1])))
+            wait_for(lambda: len(read_recent(location, record, [second])) == 1)
+            counted = Counted(location)
+            assert replace(loaded, location=counted).table.num_rows == 3
+    assert not [asked for asked in counted.asked if asked.path.startswith(layout.COMMITS)]
+
+
+@pytest.mark.parametrize("damage", ["noise", "another run", "another unit"])
+def test_recent_commits_that_are_damaged_or_of_another_run_are_not_believed(
+    location: Location, plan: Plan, record: RunRecord, damage: str
+):
+    store_run(location.url, plan, leave_out=LEFT_OUT)
+    records = read_commits(location, sorted(committed_units(location)))
+    if damage == "noise":
+        location.write(layout.recent_path(1), b"PAR1")
+    else:
+        other = record.model_copy(update={"plan_digest": "0" * 64}) if damage == "another run" else record
+        moved = [
+            commit.model_copy(update={"generation": 7}) if damage == "another unit" else commit for commit in records
+        ]
+        write_recent(location, other, 1, moved)
+    run, counted = opened(location)
+    assert run.index.equals(truth(location, record))
+    assert len([asked for asked in counted.of("read") if asked.path.startswith(layout.COMMITS)]) == len(records)
+
+
+@given(indexed=st.sets(st.integers(0, 10)), late=st.sets(st.integers(0, 10)), page=st.integers(1, 5))
+@settings(max_examples=15, deadline=None)
+def test_of_a_large_run_those_commits_alone_are_listed_that_the_index_lacks(
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan, indexed: set[int], late: set[int], page: int
+):
+    location = open_location(str(tmp_path_factory.mktemp("large") / "run"))
+    record = record_of(plan)
+    unit_ids = list(plan.by_id)
+    drive(location, plan, [unit_ids[place] for place in sorted(indexed)])
+    with acquire(location, len(late)) as lease:
+        for place, row_block in zip(sorted(late - indexed), lease.row_blocks, strict=False):
+            commit_unit(location, lease, write_unit(location, plan, unit_ids[place], row_block))
+    with patch.object(index, "_LISTED_AT_ONCE", 0), patch.object(commits, "LISTED_PER_REQUEST", page):
+        run, counted = opened(location)
+        assert run.committed == committed_units(location)
+        assert run.index.equals(truth(location, record))
+    assert not counted.of("names") or [asked.path for asked in counted.of("names")] == [layout.DRIVERS]
+    assert len(counted.of("names_between")) <= -(-len(unit_ids) // page)
+
+
+def test_a_page_of_a_listing_that_ends_before_the_range_is_followed_by_the_next(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    location = open_location(store_url)
+    names = [f"u{number:04d}.json" for number in range(1203)]
+    for name in names:
+        location.write(f"commits/{name}", b"")
+    assert location.names_between("commits", names[3], names[-2]) == names[3:-1]
+    assert location.names_between("commits", names[7], names[7]) == [names[7]]
+    assert location.names_between("commits", "u0001", "u0003") == names[1:3]
+    assert location.names_between("commits", "v", "w") == location.names_between("nothing", "a", "z") == []
+
+
+addresses = st.tuples(st.sampled_from(["role", "trait"]), st.sampled_from(["é", "b", "a", "ä", "\U0001f600"]),
+                      st.integers(0, 3), st.integers(0, 2**31 - 1))  # fmt: skip
+
+
+@given(old=st.lists(addresses, max_size=30), new=st.lists(addresses, max_size=30), wide=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_merging_gives_what_sorting_gives(old: list[tuple[Any, ...]], new: list[tuple[Any, ...]], wide: bool):
+    def table(lines: list[tuple[Any, ...]], first_row: int) -> pa.Table:
+        return pa.Table.from_pylist(
+            [
+                {
+                    "kind": kind, "persona": persona, "polarity": "pos", "prompt_index": prompt,
+                    "question_index": question, "sample_index": 2**31 - 1 if wide else 0, "row": first_row + place,
+                }
+                for place, (kind, persona, prompt, question) in enumerate(lines)
+            ],
+            schema=INDEX_SCHEMA,
+        )  # fmt: skip
+
+    stored = in_address_order(table(old, 0))
+    merged = merged_in_address_order(stored, table(new, len(old)))
+    expected = in_address_order(pa.concat_tables([stored, table(new, len(old))]))
+    columns = ["kind", "persona", "prompt_index", "question_index"]
+    assert merged.select(columns).equals(expected.select(columns))
+    assert sorted(merged["row"].to_pylist()) == list(range(len(old) + len(new)))
