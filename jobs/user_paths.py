@@ -101,9 +101,11 @@ def refuse_other_schemes(url: str, field: str) -> None:
         InputError: It has another scheme, or a misspelt one.
 
     Example:
-        >>> refuse_other_schemes("s3:/bucket/run", "store.url")
-        Traceback (most recent call last):
-        persona_atlas.jobs.errors.InputError: store.url: 's3:/bucket/run' is neither a directory nor ... 's3://bucket/run'?
+        >>> try:
+        ...     refuse_other_schemes("s3:/bucket/run", "store.url")
+        ... except InputError as error:
+        ...     print(error.hint)
+        Did you mean 's3://bucket/run'?
     """
     if re.match(r"s3://[^/]", url) or url == "s3://":
         return
