@@ -14,6 +14,7 @@ import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.locations import exclusive_name, probe
 from persona_atlas.storage.locations.location import Location, has_hard_links, open_location
+from persona_atlas.storage.locations.probe import ProbeResult, probe_store
 from persona_atlas.storage.run.lease import acquire
 
 # As Linux says it on vfat and exFAT, cifs, FUSE without the operation, Android's shared storage, and union mounts.
@@ -145,10 +146,14 @@ def test_a_crash_before_the_name_is_given_leaves_no_object(location: Location, m
 
 
 @pytest.mark.usefixtures("no_links")
-def test_the_probe_says_that_there_are_no_links(location: Location):
-    found = probe._hard_links(location)
-    assert found.holds is False
-    assert "claim files" in found.consequence
+def test_the_probe_says_that_there_are_no_links(location: Location, monkeypatch: pytest.MonkeyPatch):
+    # The racing processes would see the real file system.
+    monkeypatch.setattr(probe, "_race", lambda *_: ProbeResult("conditional_create_race", True, False, "not tried"))
+    found = {result.name: result for result in probe_store(location.url)}
+    assert found["hard_links"].holds is False
+    assert "claim files" in found["hard_links"].consequence
+    assert found["conditional_create"].holds
+    assert files(location) == []
 
 
 def test_other_errors_of_a_link_are_errors(location: Location, monkeypatch: pytest.MonkeyPatch):
