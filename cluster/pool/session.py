@@ -17,7 +17,7 @@ from ...workers.models.limits import usable_cores
 from ..ray_text import PlainStream
 from .own_signals import OwnSignals
 from .placement import Placement, Resources
-from .ray_environment import prepare_ray_environment, worker_environment
+from .ray_environment import joining_environment, prepare_ray_environment
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Small, because only assignments and reports pass through Ray's object store; activations never do."""
@@ -101,7 +101,7 @@ def _connect(ray: Any, address: str | None) -> None:
         )
         return
     try:
-        ray.init(address, runtime_env=worker_environment(), **quiet)
+        ray.init(address, runtime_env=joining_environment(), **quiet)
     except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
         raise InputError(
             f"there is no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}",
