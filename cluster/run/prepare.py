@@ -73,10 +73,10 @@ def plan_job(
     source = source or load_source(spec)
     directory = find_model(spec.model, progress.say)
     facts = read_facts(directory)
-    if record is not None and record.model.fingerprint not in ("", facts.fingerprint):
-        # Runs of earlier versions counted weights that are not loaded, and go on.
-        if record.model.fingerprint == earlier_fingerprint(directory):
-            facts = replace(facts, fingerprint=record.model.fingerprint)
+    begun = "" if record is None else record.model.fingerprint
+    # Runs of earlier versions counted weights that are not loaded, and go on.
+    if begun not in ("", facts.fingerprint) and begun == earlier_fingerprint(directory):
+        facts = replace(facts, fingerprint=begun)
     plan = make_plan(spec, source, facts)
     _refuse_no_room(plan)
     return plan, directory
