@@ -80,7 +80,7 @@ def fit_pca(vectors_PLD: Float64, axis_LD: Float64 | None) -> Pca:
         oriented_L = defined_L & np.isfinite(axis_LD).all(axis=1)
         agreement = np.einsum("ld,ld->l", components[oriented_L, 0], unit(axis_LD[oriented_L]))
         signs[oriented_L, 0, 0] = np.where(agreement < 0, -1.0, 1.0)
-    return Pca(mean_LD, components * signs, ratio, defined_L)
+    return Pca(mean_LD, components * signs, ratio, np.asarray(defined_L))
 
 
 def components_for(variance_ratio_K: npt.NDArray[np.floating], share: float) -> int:

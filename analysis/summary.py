@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -127,7 +127,11 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
 
 def _notes(reduction: Reduction) -> tuple[str, ...]:
     notes: list[str] = []
-    for what, subject in (("axis", "There is no axis"), ("pca", "There are no principal components")):
+    subjects: dict[Literal["axis", "pca"], str] = {
+        "axis": "There is no axis",
+        "pca": "There are no principal components",
+    }
+    for what, subject in subjects.items():
         by_reason: dict[str, list[int]] = {}
         for layer, reason in reduction.undefined(what).items():
             by_reason.setdefault(reason, []).append(layer)

@@ -117,7 +117,7 @@ def _llama4() -> Any:
 def _phi3_longrope() -> Any:
     from transformers import Phi3Config
 
-    border = {"original_max_position_embeddings": LONGROPE_BORDER}
+    border: dict[str, Any] = {"original_max_position_embeddings": LONGROPE_BORDER}
     return Phi3Config(**SHAPE, **border, rope_parameters=_LONGROPE | {"rope_theta": 10000.0})
 
 
@@ -133,7 +133,8 @@ def _llama_dynamic() -> Any:
     from transformers import LlamaConfig
 
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
-    return LlamaConfig(**(SHAPE | {"max_position_embeddings": 128}), rope_parameters=rope)
+    shape: dict[str, Any] = SHAPE | {"max_position_embeddings": 128}
+    return LlamaConfig(**shape, rope_parameters=rope)
 
 
 def _mamba() -> Any:

@@ -179,7 +179,8 @@ class ConversationRenderer:
         found = dict(zip(marks, spans, strict=True))
         for place in calls:
             prompt = self.renderer.text(messages[:place], generate=True, tools=tools)
-            found[place] = (common_length(prompt, whole),) * 2
+            turn_start = common_length(prompt, whole)
+            found[place] = (turn_start, turn_start)
         return [found[place] for place in places]
 
 

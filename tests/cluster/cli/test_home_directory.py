@@ -17,7 +17,7 @@ from persona_atlas.jobs.spec_parts import ModelSpec
 from persona_atlas.jobs.user_paths import expand_home
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
-from persona_atlas.workers.models.model_files import find_model
+from persona_atlas.workers.models.model_files import find_model, local_directory
 
 from command_line import Answered, Refused
 from stored_runs import small_run
@@ -69,7 +69,7 @@ def test_a_catalog_conversations_and_a_model_in_the_home_directory_are_found(hom
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
     (home / "talk.jsonl").write_text(json.dumps({"messages": messages}))
     assert len(read_conversations("~/talk.jsonl").conversations) == 1
-    assert find_model(ModelSpec(source="~/own"), print) == home / "own"
+    assert local_directory("~/own") == home / "own"
 
 
 def test_a_home_that_does_not_exist_is_refused_and_a_directory_called_tilde_can_be_named(home: Path, refused: Refused):

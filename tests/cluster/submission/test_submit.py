@@ -197,7 +197,10 @@ def test_a_resumed_spec_brings_no_key_to_a_server_without_the_user_s_word(tmp_pa
     url = str(tmp_path / "run")
     run = small_run(url, served_spec(url))
     job = RayJob("job-1", RayState.SUCCEEDED, "", url, None, served_spec(url).model_dump_json(), __version__, 0.0, None)
-    for resumed in (lambda receiver: spec_of_store(url, None, receiver), lambda receiver: spec_of_job(job, receiver)):
+    for resumed in (
+        lambda receiver: spec_of_store(url, None, S3Access(), receiver)[0],
+        lambda receiver: spec_of_job(job, receiver),
+    ):
         with pytest.raises(InputError, match="--send-key-to gpu:8000") as caught:
             resumed(None)
         assert caught.value.code == "key_not_confirmed"
@@ -219,7 +222,7 @@ def test_a_stored_spec_that_names_a_secret_sends_it_nowhere_whatever_the_user_sa
     url = str(tmp_path / "run")
     small_run(url, served_spec(url, "AWS_SECRET_ACCESS_KEY"))
     with pytest.raises(InputError, match="is AWS_SECRET_ACCESS_KEY, and only"):
-        spec_of_store(url, None, "gpu:8000")
+        spec_of_store(url, None, S3Access(), "gpu:8000")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "null"])

@@ -65,7 +65,7 @@ def talk(*messages: Message, system_prompt: str = "", tools: str | None = None) 
 def said(renderer: ConversationRenderer, given: Conversation) -> tuple[str, list[str]]:
     """The whole rendering, and the text of each span."""
     text = renderer.render(given)
-    decode: Any = renderer._encoder.decode  # pyright: ignore[reportPrivateUsage]
+    decode: Any = renderer._encoder.decode
     whole = decode(list(text.token_ids), skip_special_tokens=False)
     spans = [decode(list(text.token_ids[start:stop]), skip_special_tokens=False) for start, stop in text.responses]
     return whole, spans
@@ -153,7 +153,7 @@ def test_tool_calls_and_results_go_through_the_templates_own_branch(renderer_of)
     start, stop = text.responses[0]
     assert start == stop
     # The prompt of a response without content ends where its turn begins.
-    decode: Any = renderer._encoder.decode  # pyright: ignore[reportPrivateUsage]
+    decode: Any = renderer._encoder.decode
     assert decode(list(text.token_ids[:start]), skip_special_tokens=False).endswith("Add.<|end|>\n<|start|>assistant\n")
     (first, *_, last) = renderer.user_spans().of_turns(talk(*TOOL_TALK, tools=TOOLS), [1, 7])
     assert [decode(list(text.token_ids[a:b])) for a, b in (first, last)] == ["Add.", "Again, and say so."]
