@@ -269,8 +269,9 @@ def _index(
     expected = chunk_table(commit.manifest for commit in commits)
     # Lines of units without a readable commit record were reported above, or with that record.
     unread = table.filter(~pc.field("unit_id").isin(pa.array(sorted(known), pa.string())))
-    unread_blocks = pa.array(sorted({row // record.rows_per_block for row in unread["row"].to_pylist()}), pa.int64())
-    chunks = chunks.filter(~pc.field("row_block").isin(unread_blocks))
+    unread_blocks = {row // record.rows_per_block for row in unread["row"].to_pylist()}
+    unread_blocks -= set(expected["row_block"].to_pylist())
+    chunks = chunks.filter(~pc.field("row_block").isin(pa.array(sorted(unread_blocks), pa.int64())))
     blocks = pa.array(sorted(set(chunks["row_block"].to_pylist())), pa.int64())
     if not chunks.sort_by(order).equals(expected.filter(pc.field("row_block").isin(blocks)).sort_by(order)):
         yield Problem("damage", "wrong_index", layout.CHUNKS, _OTHER_LINES)
