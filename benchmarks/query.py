@@ -130,7 +130,7 @@ def opening(report: Report, url: str, units: int, repeats: int) -> None:
 
 
 def _opened(
-    report: Report, name: str, url: str, repeats: int, limits: tuple[float, float] | tuple[None, None] = (None, None)
+    report: Report, name: str, url: str, repeats: int, limits: tuple[float | None, float | None] = (None, None)
 ) -> None:
     timed = Timed()
     requests = 0

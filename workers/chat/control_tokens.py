@@ -119,7 +119,8 @@ class TextEncoder:
             return encoding.ids, encoding.offsets
         aliased = self._with_aliases(rendered)
         encoding = self._plain_encoder().encode(aliased, add_special_tokens=False)
-        ids: list[int] = [self._ids.get(token, token) for token in encoding.ids]
+        tokens: list[int] = encoding.ids
+        ids = [self._ids.get(token, token) for token in tokens]
         for start, stop in rendered.spelt:
             name = rendered.text[start:stop]
             if (self._encoder.token_to_id(name), (start, stop)) in zip(ids, encoding.offsets, strict=True):
@@ -161,7 +162,8 @@ class TextEncoder:
             # What a token takes from the text around it (spaces, say), its alias takes too.
             around = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
             plain.add_tokens([AddedToken(alias, normalized=False, special=False, **around)])
-            self._ids[plain.token_to_id(alias)] = self._encoder.token_to_id(name)
+            own: int = self._encoder.token_to_id(name)
+            self._ids[plain.token_to_id(alias)] = own
             self._aliases[name] = alias
         return self._aliases[name]
 

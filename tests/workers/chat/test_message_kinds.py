@@ -65,7 +65,7 @@ def talk(*messages: Message, system_prompt: str = "", tools: str | None = None) 
 def said(renderer: ConversationRenderer, given: Conversation) -> tuple[str, list[str]]:
     """The whole rendering, and the text of each span."""
     text = renderer.render(given)
-    decode: Any = renderer._encoder.decode
+    decode: Any = renderer._encoder.decode  # pyright: ignore[reportPrivateUsage]
     whole = decode(list(text.token_ids), skip_special_tokens=False)
     spans = [decode(list(text.token_ids[start:stop]), skip_special_tokens=False) for start, stop in text.responses]
     return whole, spans
