@@ -185,7 +185,7 @@ def test_a_model_whose_texts_run_alone_is_right_and_the_run_tells_so(
         expected_LD = states_LTD[:, len(rollout["prompt_token_ids"]) :].mean(axis=1)
         # Stored values are rounded to some bits of the mantissa.
         assert relative_errors(row, expected_LD).max() < 2e-3
-    assert result.run.record.passes.startswith("Every text has a forward pass of its own")
+    assert result.run.record.passes.startswith("All texts have forward passes of their own")
     assert result.run.record.passes in capsys.readouterr().err.replace("\n", " ")
 
 

@@ -47,9 +47,13 @@ class Sharing:
         """One sentence for people; ``""`` where all texts share passes."""
         if not self.reason:
             return ""
-        which = f"Texts of more than {self.up_to} tokens have" if self.up_to else "Every text has"
-        how = "" if self.has_cache else ", and every generated token"
-        return f"{which} a forward pass of its own{how}, which is slower than shared passes, because {self.reason}."
+        texts = (
+            f"Texts of more than {self.up_to} tokens have forward passes"
+            if self.up_to
+            else "All texts have forward passes"
+        )
+        how = "" if self.has_cache else ", one for every generated token"
+        return f"{texts} of their own{how}, which is slower than shared passes, because {self.reason}."
 
 
 @dataclass(frozen=True, eq=False)

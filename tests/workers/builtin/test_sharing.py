@@ -88,7 +88,7 @@ def test_a_family_that_would_mix_its_texts_runs_each_alone(directory_of: Callabl
     directory = directory_of(family)
     engine = BuiltinEngine(settings_of(directory))
     assert engine.loaded.sharing.up_to == 0
-    assert engine.passes.startswith("Every text has a forward pass of its own")
+    assert engine.passes.startswith("All texts have forward passes of their own")
     rows = assert_right_in_both_modes(engine, directory, 5)
     assert len({row.rollout.num_content_tokens for row in rows}) > 1
 
