@@ -201,7 +201,7 @@ def _pca_at(reduction: Reduction, at: int) -> Pca:
         reduction.pca_mean[at : at + 1].astype(np.float64),
         reduction.pca_components[at : at + 1].astype(np.float64),
         reduction.pca_variance_ratio[at : at + 1].astype(np.float64),
-        np.isfinite(reduction.pca_variance_ratio[at : at + 1]).all(axis=1),
+        np.asarray(np.isfinite(reduction.pca_variance_ratio[at : at + 1]).all(axis=1)),
     )
 
 

@@ -193,7 +193,7 @@ def _undefined(arrays: dict[str, npt.NDArray[Any]], layers: tuple[int, ...]) -> 
     found: dict[str, dict[str, str]] = {}
     for what, (array, reason) in reasons.items():
         if array in arrays:
-            missing_L = ~np.isfinite(arrays[array]).all(axis=1)
+            missing_L = np.asarray(~np.isfinite(arrays[array]).all(axis=1))
             at = {str(layer): reason for layer, is_missing in zip(layers, missing_L, strict=True) if is_missing}
             found |= {what: at} if at else {}
     return found

@@ -82,7 +82,7 @@ def test_a_layer_where_all_vectors_are_the_same_has_no_components_and_the_others
     alone = fit_pca(vectors_PLD, None)
     # Means of equal vectors differ by rounding.
     same_P1D = np.full((5, 1, 4), 1000.0) + np.arange(5)[:, None, None] * 1e-12
-    found = fit_pca(np.concatenate([same_P1D, vectors_PLD], axis=1), None)
+    found = fit_pca(np.concatenate([same_P1D, vectors_PLD], axis=1).astype(np.float64), None)
     assert found.defined_L.tolist() == [False] + [True] * vectors_PLD.shape[1]
     assert np.isnan(found.components_LKD[0]).all()
     assert np.isnan(found.variance_ratio_LK[0]).all()
