@@ -67,7 +67,7 @@ def fit_pca(vectors_PLD: Float64, axis_LD: Float64 | None) -> Pca:
     num_components = min(num_vectors - 1, d_model)
     components = np.full((num_layers, num_components, d_model), np.nan)
     ratio = np.full((num_layers, num_components), np.nan)
-    defined_L = is_distinct(vectors_PLD - mean_LD, mean_LD).any(axis=0)
+    defined_L = np.asarray(is_distinct(vectors_PLD - mean_LD, mean_LD).any(axis=0))
     for position in np.flatnonzero(defined_L):
         _, singular, right = np.linalg.svd(vectors_PLD[:, position] - mean_LD[position], full_matrices=False)
         variance = singular[:num_components] ** 2

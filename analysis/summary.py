@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -127,13 +127,13 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
 
 def _notes(reduction: Reduction) -> tuple[str, ...]:
     notes: list[str] = []
-    subjects: dict[Literal["axis", "pca"], str] = {
-        "axis": "There is no axis",
-        "pca": "There are no principal components",
+    undefined = {
+        "There is no axis": reduction.undefined("axis"),
+        "There are no principal components": reduction.undefined("pca"),
     }
-    for what, subject in subjects.items():
+    for subject, reasons in undefined.items():
         by_reason: dict[str, list[int]] = {}
-        for layer, reason in reduction.undefined(what).items():
+        for layer, reason in reasons.items():
             by_reason.setdefault(reason, []).append(layer)
         for reason, layers in by_reason.items():
             place = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
