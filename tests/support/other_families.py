@@ -88,7 +88,7 @@ def _gpt_neo() -> Any:
 
     own: dict[str, Any] = {"hidden_size": D_MODEL, "num_layers": N_LAYERS, "num_heads": 4, "window_size": 16}
     attention: Any = [[["global", "local"], N_LAYERS // 2]]
-    lengths = {"max_position_embeddings": MAX_CONTEXT, "initializer_range": 0.2}
+    lengths: dict[str, Any] = {"max_position_embeddings": MAX_CONTEXT, "initializer_range": 0.2}
     return GPTNeoConfig(**_TOKENS, **own, **lengths, attention_types=attention)
 
 
@@ -125,14 +125,14 @@ def _phimoe_longrope() -> Any:
     from transformers import PhimoeConfig
 
     own: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
-    rope = _LONGROPE | {"short_mscale": 1.1, "long_mscale": 1.3, "rope_theta": 10000.0}
+    rope: Any = _LONGROPE | {"short_mscale": 1.1, "long_mscale": 1.3, "rope_theta": 10000.0}
     return PhimoeConfig(**SHAPE, **own, rope_parameters=rope)
 
 
 def _llama_dynamic() -> Any:
     from transformers import LlamaConfig
 
-    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    rope: Any = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     shape: dict[str, Any] = SHAPE | {"max_position_embeddings": 128}
     return LlamaConfig(**shape, rope_parameters=rope)
 
@@ -177,7 +177,7 @@ def _lfm2() -> Any:
 def _recurrent_gemma() -> Any:
     from transformers import RecurrentGemmaConfig
 
-    shape = {name: value for name, value in SHAPE.items() if name != "max_position_embeddings"}
+    shape: dict[str, Any] = {name: value for name, value in SHAPE.items() if name != "max_position_embeddings"}
     return RecurrentGemmaConfig(**shape, lru_width=D_MODEL, attention_window_size=16)
 
 

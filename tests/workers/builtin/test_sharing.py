@@ -94,7 +94,7 @@ def test_a_family_that_would_mix_its_texts_runs_each_alone(directory_of: Callabl
 
 
 @pytest.mark.parametrize("family", sorted(SHARING_FAMILIES))
-@pytest.mark.parametrize("few_scores_bytes", [packed._FEW_SCORES_BYTES, 0])  # pyright: ignore[reportPrivateUsage]
+@pytest.mark.parametrize("few_scores_bytes", [2**21, 0])
 def test_attention_sinks_and_chunks_are_right_in_shared_passes(
     directory_of: Callable[[str], Path], family: str, few_scores_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
