@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import AddedToken
 
@@ -119,7 +119,7 @@ class TextEncoder:
             return encoding.ids, encoding.offsets
         aliased = self._with_aliases(rendered)
         encoding = self._plain_encoder().encode(aliased, add_special_tokens=False)
-        ids = [self._ids.get(token, token) for token in encoding.ids]
+        ids: list[int] = [self._ids.get(token, token) for token in cast("list[int]", encoding.ids)]
         for start, stop in rendered.spelt:
             name = rendered.text[start:stop]
             if (self._encoder.token_to_id(name), (start, stop)) in zip(ids, encoding.offsets, strict=True):

@@ -173,7 +173,8 @@ class ConversationRenderer:
         found = dict(zip(marks, spans, strict=True))
         for place in calls:
             prompt = self.renderer.text(messages[:place], generate=True, tools=tools)
-            found[place] = (common_length(prompt, whole),) * 2
+            end = common_length(prompt, whole)
+            found[place] = (end, end)
         return [found[place] for place in places]
 
 

@@ -153,7 +153,7 @@ def test_tool_calls_and_results_go_through_the_templates_own_branch(renderer_of)
     start, stop = text.responses[0]
     assert start == stop
     # The prompt of a response without content ends where its turn begins.
-    decode: Any = renderer._encoder.decode  # pyright: ignore[reportPrivateUsage]
+    decode: Any = renderer._encoder.decode
     assert decode(list(text.token_ids[:start]), skip_special_tokens=False).endswith("Add.<|end|>\n<|start|>assistant\n")
     (first, *_, last) = renderer.user_spans().of_turns(talk(*TOOL_TALK, tools=TOOLS), [1, 7])
     assert [decode(list(text.token_ids[a:b])) for a, b in (first, last)] == ["Add.", "Again, and say so."]
