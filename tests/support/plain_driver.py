@@ -196,6 +196,9 @@ class _PlainDriver:
         with (
             patch.object(prepare, "find_model", lambda *_: Path("none")),
             patch.object(prepare, "read_facts", lambda _: FACTS),
+            # Without a model there is no chat template to check texts against.
+            patch.object(prepare, "require_readable", lambda *_: {}),
+            patch.object(prepare, "require_same_rules", lambda *_: None),
         ):
             job = prepare_job(self._start.spec, progress)
         job = replace(job, estimate=replace(job.estimate, rows_per_assignment=self._start.rollouts_per_assignment))

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import AddedToken
 
@@ -119,8 +119,7 @@ class TextEncoder:
             return encoding.ids, encoding.offsets
         aliased = self._with_aliases(rendered)
         encoding = self._plain_encoder().encode(aliased, add_special_tokens=False)
-        tokens: list[int] = encoding.ids
-        ids = [self._ids.get(token, token) for token in tokens]
+        ids: list[int] = [self._ids.get(token, token) for token in cast("list[int]", encoding.ids)]
         for start, stop in rendered.spelt:
             name = rendered.text[start:stop]
             if (self._encoder.token_to_id(name), (start, stop)) in zip(ids, encoding.offsets, strict=True):
@@ -162,8 +161,7 @@ class TextEncoder:
             # What a token takes from the text around it (spaces, say), its alias takes too.
             around = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
             plain.add_tokens([AddedToken(alias, normalized=False, special=False, **around)])
-            own: int = self._encoder.token_to_id(name)
-            self._ids[plain.token_to_id(alias)] = own
+            self._ids[plain.token_to_id(alias)] = self._encoder.token_to_id(name)
             self._aliases[name] = alias
         return self._aliases[name]
 

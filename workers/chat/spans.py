@@ -179,8 +179,8 @@ class ConversationRenderer:
         found = dict(zip(marks, spans, strict=True))
         for place in calls:
             prompt = self.renderer.text(messages[:place], generate=True, tools=tools)
-            turn_start = common_length(prompt, whole)
-            found[place] = (turn_start, turn_start)
+            end = common_length(prompt, whole)
+            found[place] = (end, end)
         return [found[place] for place in places]
 
 
