@@ -382,7 +382,7 @@ def test_recent_commits_stay_for_a_reader_that_has_read_the_index_before(
             keeper.add(commit_unit(location, lease, write_unit(location, plan, first, lease.row_blocks[0])))
             wait_for(lambda: len(read_recent(location, record, [first])) == 1)
             loaded = load_index(location, record)
-            keeper._write()
+            keeper._write()  # pyright: ignore[reportPrivateUsage] - as its thread does after half a minute
             keeper.add(commit_unit(location, lease, write_unit(location, plan, second, lease.row_blocks[1])))
             wait_for(lambda: len(read_recent(location, record, [second])) == 1)
             counted = Counted(location)
