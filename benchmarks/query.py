@@ -120,7 +120,7 @@ def opening(report: Report, url: str, units: int, repeats: int) -> None:
     write_tables(location, record, [commit for place, commit in enumerate(commits) if place % 100])
     with acquire(location, 1) as lease:
         write_recent(location, record, lease.generation, late)
-        _opened(report, f"{name}, index {len(late)} units behind", url, min(repeats, 3), limits=(30, None))
+        _opened(report, f"{name}, index {len(late)} units behind", url, min(repeats, 3), limits=(30, 3.0))
     # As after it: those that ended last.
     late = commits[-len(late) :]
     write_tables(location, record, commits[: -len(late)])

@@ -12,7 +12,8 @@ import errno
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,8 +113,10 @@ class DirectoryLocation:
                 return []
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
-    def names_between(self, folder: str, first: str, last: str) -> list[str]:
-        return [name for name in self.names(folder) if first <= name <= last]
+    def names_between(self, folder: str, ranges: Sequence[tuple[str, str]]) -> list[str]:
+        names = self.names(folder)
+        parts = (names[bisect_left(names, first) : bisect_right(names, last)] for first, last in ranges)
+        return [name for part in parts for name in part]
 
     def sizes(self, folder: str) -> dict[str, int]:
         with self.errors():

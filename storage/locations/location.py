@@ -8,7 +8,7 @@ two guarantees. Errors of the file system and of the server are raised as ``Atla
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -59,8 +59,11 @@ class Location(Protocol):
         """List the names of the objects directly under a folder, sorted; empty when the folder does not exist."""
         ...
 
-    def names_between(self, folder: str, first: str, last: str) -> list[str]:
-        """List those ``names`` of a folder that are from ``first`` to ``last``, both included."""
+    def names_between(self, folder: str, ranges: Sequence[tuple[str, str]]) -> list[str]:
+        """List those ``names`` of a folder that are in one of some ranges, first and last name included, in any order.
+
+        On S3 a range takes a request for each 1000 names in it.
+        """
         ...
 
     def sizes(self, folder: str) -> dict[str, int]:

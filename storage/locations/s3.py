@@ -16,7 +16,8 @@ import errno
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,6 +36,9 @@ from .s3_requests import make_filesystem
 from .s3_server import configured_server, require_plain_endpoint
 
 _FIELD = "store.url"
+
+_PARALLEL_LISTINGS = 8
+"""Listings at a time: a page of 1000 names costs a server more than a small object."""
 
 _KEYS_PER_DELETE = 1000
 """Keys per DeleteObjects request: the limit of the S3 API."""
@@ -208,7 +212,12 @@ class S3Location:
                 return []
             return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
 
-    def names_between(self, folder: str, first: str, last: str) -> list[str]:
+    def names_between(self, folder: str, ranges: Sequence[tuple[str, str]]) -> list[str]:
+        with ThreadPoolExecutor(_PARALLEL_LISTINGS) as pool:
+            pages = pool.map(lambda ends: self._names_between(folder, *ends), ranges)
+            return [name for page in pages for name in page]
+
+    def _names_between(self, folder: str, first: str, last: str) -> list[str]:
         with self.errors():
             bucket, _, prefix = self._at(folder).partition("/")
             # A listing starts after a key. A prefix of the first name is before it, and little else is between the two.

@@ -25,9 +25,6 @@ from .lease import HeldLease
 PARALLEL_READS = 32
 """Small objects that are read at a time: each costs a round trip and few bytes."""
 
-PARALLEL_LISTINGS = 8
-"""Listings at a time: each page of 1000 names costs a server more than a small object."""
-
 LISTED_PER_REQUEST = 1000
 """Names in a page of a listing, by the S3 API."""
 
@@ -63,9 +60,8 @@ def committed_among(location: Location, planned: Sequence[str], unit_ids: Collec
             # Units that follow one another in the plan are often missing together: one range for as many as a page has.
             ranges.append((name, name))
             end = place + LISTED_PER_REQUEST
-    with ThreadPoolExecutor(PARALLEL_LISTINGS) as pool:
-        found = pool.map(lambda ends: location.names_between(layout.COMMITS, *ends), ranges)
-        return {name.removesuffix(".json") for page in found for name in page if name in asked}
+    found = location.names_between(layout.COMMITS, ranges)
+    return {name.removesuffix(".json") for name in found if name in asked}
 
 
 def commit_unit(location: Location, lease: HeldLease, manifest: Manifest) -> CommitRecord:

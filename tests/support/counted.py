@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,9 +80,9 @@ class Counted:
         self.asked.append(Asked("names", folder))
         return self.inner.names(folder)
 
-    def names_between(self, folder: str, first: str, last: str) -> list[str]:
-        self.asked.append(Asked("names_between", folder))
-        return self.inner.names_between(folder, first, last)
+    def names_between(self, folder: str, ranges: Sequence[tuple[str, str]]) -> list[str]:
+        self.asked.extend(Asked("names_between", folder) for _ in ranges)
+        return self.inner.names_between(folder, ranges)
 
     def sizes(self, folder: str) -> dict[str, int]:
         self.asked.append(Asked("sizes", folder))
