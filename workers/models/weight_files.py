@@ -49,11 +49,6 @@ class WeightFiles:
     names: tuple[str, ...]
     total_bytes: int | None = None
 
-    @property
-    def as_transformers_takes_them(self) -> bool:
-        """Whether transformers would start from the same file if nothing else lay beside it."""
-        return self.entry in (SINGLE, INDEX)
-
 
 def choose_weights(listing: Listing) -> WeightFiles:
     """Choose the files that hold a checkpoint's weights.
