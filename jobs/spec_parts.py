@@ -167,8 +167,9 @@ class GenerationSpec(SpecSection):
             raise ValueError("an endpoint must be an http:// or https:// URL")
         try:
             has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
-        except ValueError as error:
-            raise ValueError(f"an endpoint must be a URL: {error}") from None
+        except ValueError:
+            # Its message may repeat a password.
+            raise ValueError("an endpoint must be a URL, as http://host:8000/v1") from None
         if not has_host:
             raise ValueError("an endpoint URL must have a host, as http://host:8000/v1")
         if "@" in url:

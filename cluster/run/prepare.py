@@ -91,7 +91,6 @@ def plan_job(
     if record is not None and plan.digest != record.plan_digest:
         earlier = make_plan(spec, source, facts, sizes_bits=False)
         plan = earlier if earlier.digest == record.plan_digest else plan
-    _refuse_no_room(plan)
     return plan, directory
 
 
@@ -139,7 +138,6 @@ def sketch_plan(spec: JobSpec, progress: Progress) -> Sketch:
     source = load_source(spec)
     facts, facts_from = sketch_model(spec.model, progress.say)
     plan = make_plan(spec, source, replace(facts, chat_template_sha256=template_sha256(template)))
-    _refuse_no_room(plan)
     if facts_from != "files":
         return Sketch(plan, facts_from, None)
     directory = find_model(spec.model, progress.say)
@@ -196,16 +194,4 @@ def refuse_tensor_parallel(spec: JobSpec) -> None:
             code="not_yet",
             field="placement.tensor_parallel",
             hint="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
-        )
-
-
-def _refuse_no_room(plan: Plan) -> None:
-    """Refuse responses that leave no room for a prompt in the context, so that no rollout could begin."""
-    new, context = plan.spec.sampling.max_new_tokens, plan.facts.max_context
-    if plan.source.generates and new >= context:
-        raise InputError(
-            f"is {new}, but the model's context of {context} tokens holds the prompt too.",
-            code="too_long",
-            field="sampling.max_new_tokens",
-            hint=f"Set it below {context}, with room for the prompts.",
         )

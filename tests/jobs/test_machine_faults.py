@@ -89,6 +89,7 @@ def test_a_disk_that_fails_under_a_model_or_a_spec_is_not_wrong_input(
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(AtlasError) as caught:
         read(tiny_model_directory)
     assert (type(caught.value), caught.value.code) == (TransientError, "machine_fault")

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...jobs.machine_faults import refuse_machine_fault
 from ..own_code import refuse_own_code
 from .problems import Problem
 
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "CausalLM", "ForImageTextToText")
-_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings", "vocab_size")
+_SIZES = ("num_hidden_layers", "hidden_size")
+_OPTIONAL_SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "vocab_size")
 
 _CODE = "unknown_model"
 _CHOOSE = "Choose a decoder model that generates text, such as an instruction-tuned Llama, Qwen, Gemma or Mistral."
@@ -31,6 +32,7 @@ def read_auto_config(directory: Path) -> Any:
     Raises:
         ValueError: transformers does not know the model, or cannot read its configuration.
         InputError: The checkpoint needs code of its own.
+        TransientError: This machine failed.
     """
     from transformers import AutoConfig
 
@@ -38,6 +40,7 @@ def read_auto_config(directory: Path) -> Any:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     # What a configuration's own class raises on strange values is of many types.
     except Exception as error:
+        refuse_machine_fault(error)
         refuse_own_code(directory, error)
         raise ValueError((str(error).strip() or repr(error)).splitlines()[0].rstrip(".")) from error
 
@@ -151,7 +154,7 @@ def _bad_sizes(config: Any) -> list[str]:
         if value is None and name in _OPTIONAL_SIZES:
             continue
         if value is None:
-            found.append(f"the model has no {name}; models without attention heads are not supported yet")
+            found.append(f"the model has no {name}")
         elif type(value) is not int or value < 1:
             found.append(f"{name} must be a whole number above 0, but is {value!r}")
     return found

@@ -208,7 +208,7 @@ def _tokenizer_problems(listing: Listing, *, needs_template: bool) -> list[Probl
     return [
         Problem(
             "tokenizer_config.json: the tokenizer has no chat template, so this model cannot be prompted with messages",
-            "Use the instruction-tuned version of the model, or save a chat template with its tokenizer.",
+            "Use the instruction-tuned version of the model, or give model.chat_template: FILE.",
             "no_chat_template",
         )
     ]
@@ -223,9 +223,10 @@ def _plain_dtype(checkpoint: Checkpoint) -> str:
 def _facts(checkpoint: Checkpoint, num_parameters: int, dtype: str, fingerprint: str) -> ModelFacts:
     config = text_config(checkpoint.config)
     n_layers, d_model = int(config.num_hidden_layers), int(config.hidden_size)
-    heads = int(config.num_attention_heads)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or d_model // heads
+    # A model without attention (Mamba, RWKV) has a state of a fixed size in place of keys and values.
+    heads = int(getattr(config, "num_attention_heads", None) or 0)
+    kv_heads = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
+    head_dim = getattr(config, "head_dim", None) or (d_model // heads if heads else 0)
     return ModelFacts(
         n_layers=n_layers,
         d_model=d_model,

@@ -97,7 +97,7 @@ def find_sources(model: ModelSpec, say: Callable[[str], None], *, cached_first: 
         InputError: There is no such model or adapter, or the adapter cannot be merged.
     """
     # A template of the user's own, where the spec has one, replaces that of the tokenizer.
-    needs_template = getattr(model, "chat_template", None) is None
+    needs_template = model.chat_template is None
     if model.source.startswith(PACKAGE_SCHEME):
         files: Listing = DirectoryListing(model_in_package(model.source, say))
     else:
@@ -155,7 +155,7 @@ def eos_token_ids(directory: Path) -> frozenset[int]:
     for name in ("config.json", "generation_config.json"):
         try:
             settings = json.loads((directory / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             # Not every checkpoint has generation settings; a wrong configuration is reported where it is loaded.
             continue
         value = settings.get("eos_token_id")

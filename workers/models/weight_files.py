@@ -15,6 +15,7 @@ from math import prod
 from pathlib import PurePosixPath
 from typing import Any
 
+from ...jobs.machine_faults import refuse_machine_fault
 from .listing import Listing, read_json
 from .problems import Problem
 
@@ -94,6 +95,7 @@ def read_tensors(listing: Listing, weights: WeightFiles) -> tuple[dict[str, dict
         try:
             return listing.header(name)
         except (ValueError, OSError) as error:
+            refuse_machine_fault(error)
             return f"{name}: {error}"
 
     # Each header of a checkpoint on the hub is a request.

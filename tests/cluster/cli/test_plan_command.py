@@ -160,7 +160,7 @@ def test_a_run_over_several_gpus_a_replica_is_refused_before_its_model_is_looked
 def test_responses_that_leave_no_room_for_a_prompt_are_refused(tiny_spec: Path):
     with pytest.raises(InputError) as caught:
         planned("--set", "sampling.max_new_tokens=2048", spec=tiny_spec)
-    assert (caught.value.code, caught.value.field) == ("too_long", "sampling.max_new_tokens")
+    assert (caught.value.code, caught.value.field) == ("beyond_context", "sampling.max_new_tokens")
     assert planned("--set", "sampling.max_new_tokens=2047", spec=tiny_spec)["units"]
 
 

@@ -12,6 +12,8 @@ import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.run.commits import read_commit
+from persona_atlas.workers.builtin import builtin_engine
+from persona_atlas.workers.builtin.loaded_model import Sharing
 from persona_atlas.workers.builtin.packed import PackedPass
 
 from broken_passes import seeing_the_first
@@ -63,6 +65,8 @@ def test_rollouts_that_saw_their_neighbours_are_named_and_the_status_is_1(
 ):
     with monkeypatch.context() as broken:
         broken.setattr(PackedPass, "attend", seeing_the_first(PackedPass.attend))
+        # The trial at load would find it, and each text would run alone.
+        broken.setattr(builtin_engine, "find_sharing", lambda *_: Sharing())
         spec = job(tiny_model_directory, tmp_path / "run", canary={"check": "none"})
         assert persona_atlas.run(spec, progress=False).is_complete
     # Checksums, spans and finite values are as they must be.

@@ -123,7 +123,7 @@ def test_the_files_of_a_job_are_waited_for_and_read_once(tmp_path: Path, monkeyp
         catalogs.append(catalog)
         return object()
 
-    def prepare(_spec: object, _progress: object, source: object) -> None:
+    def prepare(_spec: object, _progress: object, source: object, _template: object) -> None:
         tries.append(source)
         if len(tries) == 1:
             (tmp_path / CATALOG_FOLDER).rmdir()

@@ -98,7 +98,7 @@ def test_filters_choose_and_empty_responses_are_left_out(tmp_path: Path):
 def test_nothing_is_read_before_values_are_asked_for_and_then_only_theirs(run: Run):
     counted = Counted(run.location)
     watched = Run(counted, run.record)
-    assert watched.completeness.is_complete
+    assert watched.index.num_rows == 36
     whole = sum(num_bytes for path, num_bytes in run.location.sizes("activations").items() if "/c/" in path)
     counted.asked.clear()
     dataset = watched.to_xarray()

@@ -234,7 +234,7 @@ def test_a_lease_that_ran_out_while_the_store_is_away_is_asked_for_again(
             def fail(_: object) -> int:
                 raise TransientError("the store is away.", code="store_io")
 
-            away.setattr(lease, "_newest_generation", fail)
+            away.setattr(lease, "newest_generation", fail)
             with pytest.raises(TransientError):
                 held.check()
         held.check()

@@ -244,7 +244,7 @@ def test_a_consumer_that_stops_early_leaves_the_engine_usable(engine: BuiltinEng
 
 def test_a_directory_that_is_no_model_is_an_input_error(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="cannot be loaded") as caught:
+    with pytest.raises(InputError, match="cannot be used") as caught:
         BuiltinEngine(engine_settings(tmp_path, layers=[0]))
     assert caught.value.field == "model.source"
 
