@@ -11,6 +11,8 @@ import struct
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...jobs.machine_faults import refuse_machine_fault
+
 MAX_HEADER_BYTES = 100_000_000
 """Longest header of a safetensors file, by the format's own rule."""
 
@@ -122,12 +124,17 @@ def read_json(listing: Listing, name: str) -> dict[str, Any]:
         The object; empty if the file does not exist.
 
     Raises:
-        ValueError: The file is empty, a git-lfs pointer, or no JSON object; says which.
+        ValueError: The file cannot be read, is empty, a git-lfs pointer, or no JSON object; says which.
+        TransientError: This machine failed.
     """
     path = listing.directory / name
     if not path.is_file():
         return {}
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        refuse_machine_fault(error)
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
     if data.startswith(_POINTER):
         raise ValueError("a git-lfs pointer and not the file")
     try:

@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path, place: 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path):
     location = open_location(str(tmp_path / "run"))
     name = "n" * 300
-    for act in (lambda: location.read(f"f/{name}"), lambda: location.create(f"f/{name}", b"x")):
+    for act in (lambda: location.write(f"f/{name}", b"x"), lambda: location.create(f"f/{name}", b"x")):
         with pytest.raises(InputError, match="File name too long") as caught:
             act()
         assert caught.value.field == "store.url"
