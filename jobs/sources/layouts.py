@@ -68,7 +68,7 @@ def require_answer(chat: Chat) -> None:
     """
     if not any(message.role == "assistant" for message in chat.messages):
         raise Refusal(
-            "has no message of the assistant, so there is nothing to capture",
+            "has no message of the assistant, so there is nothing to capture without --prompts-only",
             chat.key,
             "Add a response, or leave it out. Where no conversation has an answer, --prompts-only "
             "(conversations.prompts_only: true) captures the prompts.",

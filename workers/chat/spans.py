@@ -32,10 +32,10 @@ from ..engine import TokenisedText
 from ..own_code import refuse_own_code
 from .control_tokens import Rendered, TextEncoder
 from .offsets import Span, common_length, cut_at, offsets_encoder, token_span
-from .prompt_end import require_closed
 from .reasoning import open_tag
 from .renderer import ChatRenderer, TemplateMessage
 from .served_ids import count_content
+from .unanswered import require_closed, require_users_written
 from .user_span import UserSpans
 
 _PLACEHOLDER = "Zq7response"
@@ -102,6 +102,7 @@ class ConversationRenderer:
             characters = self._responses(messages, rendered.text, tools, write)
             if given.is_prompt:
                 # Earlier messages of the assistant had to be there, and are part of the prompt.
+                require_users_written(self.renderer, messages, tools)
                 require_closed(self.renderer, messages, rendered.text, tools, given.place)
                 characters = [(len(rendered.text), len(rendered.text))]
             else:
@@ -210,16 +211,14 @@ def _as_rendered(messages: _Messages, marked: _Messages, marks: dict[int, str], 
 def _require_all_written(
     messages: _Messages, tools: Sequence[Any] | None, whole: str, renderer: ChatRenderer, *, generate: bool
 ) -> None:
-    """Check that the template writes every message of a rarer kind, in a prompt the user's too, and all about tools."""
+    """Check that the template writes every message of a rarer kind, every tool call and the tools."""
     if tools and renderer.text(messages, generate=generate) == whole:
         raise ValueError("it leaves the tools out")
     for place, message in enumerate(messages):
         others: dict[str, TemplateMessage] = {}
         if "tool_calls" in message:
             others["the tool calls of "] = {key: value for key, value in message.items() if key != "tool_calls"}
-        is_checked = message["role"] == "tool" or (message["role"] in _INSTRUCTING and place)
-        # Before a response, that its neighbours are told apart shows that a user's message is there.
-        if message["content"] and (is_checked or (generate and message["role"] == "user")):
+        if message["content"] and (message["role"] == "tool" or (message["role"] in _INSTRUCTING and place)):
             others[""] = message | {"content": message["content"] + _PLACEHOLDER}
         for what, other in others.items():
             changed = [*messages[:place], other, *messages[place + 1 :]]

@@ -1,7 +1,7 @@
-"""Check where a prompt without an answer ends: the response that would come next must not begin as reasoning.
+"""Check the rendering of a prompt without an answer: the user's messages are in it, and it ends outside of reasoning.
 
-``checks`` does the same with probes, for prompts that are not known yet. Here the prompt exists, and what its template
-writes after it may depend on its messages and tools.
+``checks`` finds the end of prompts with probes. Here the prompt exists, and what its template writes after it may
+depend on its messages and tools.
 """
 
 from __future__ import annotations
@@ -15,6 +15,33 @@ from ...jobs.errors import InputError
 from .offsets import common_length
 from .reasoning import open_tag, opened_by_prompt
 from .renderer import PROBE_ANSWER, ChatRenderer, TemplateMessage
+
+_PLACEHOLDER = "Zq7user"
+
+
+def require_users_written(
+    renderer: ChatRenderer, messages: Sequence[TemplateMessage], tools: Sequence[Any] | None
+) -> None:
+    """Check that a template writes every message of the user, also where it has many messages.
+
+    Args:
+        renderer: Renders by the template.
+        messages: The prompt's messages, as ``ChatRenderer.for_template`` returns them.
+        tools: Descriptions of the tools that the model may call; None for none.
+
+    Raises:
+        TemplateError: The template rejects the messages with a word more in each.
+        ValueError: It leaves a message out.
+    """
+    stem = _PLACEHOLDER
+    while any(stem in message["content"] for message in messages):
+        stem += "q"
+    marks = {place: f" {stem}{place}." for place, message in enumerate(messages) if message["role"] == "user"}
+    marked = [message | {"content": message["content"] + marks.get(i, "")} for i, message in enumerate(messages)]
+    text = renderer.text(marked, generate=True, tools=tools)
+    left_out = next((place for place, mark in marks.items() if mark.strip() not in text), None)
+    if left_out is not None:
+        raise ValueError(f"it leaves message {left_out} (user) out")
 
 
 def require_closed(
