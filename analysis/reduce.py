@@ -64,8 +64,7 @@ def reduce_run(
         stored = read_current_reduction(run.location)
         if stored is not None:
             return stored
-    index = run.index.filter(run.index["has_vector"])
-    groups = set(_groups(index))
+    groups = set(_groups(run.with_vector(run.index)))
     if {kind for kind, _, _ in groups} == {"conversation"}:
         raise InputError(
             "the run holds only given conversations that belong to no persona, so there are no means to take.",
@@ -199,11 +198,11 @@ def _undefined(arrays: dict[str, npt.NDArray[Any]], layers: tuple[int, ...]) -> 
     return found
 
 
-def _without_vector(index: Any) -> dict[str, list[str]]:
+def _without_vector(run: Run) -> dict[str, list[str]]:
     """Name by kind the personas with committed rollouts of which every response is empty, in one polarity at least."""
-    filled = set(_groups(index.filter(index["has_vector"])))
+    filled = set(_groups(run.with_vector(run.index)))
     found: dict[str, set[str]] = {}
-    for kind, name, _ in set(_groups(index)) - filled:
+    for kind, name, _ in set(_groups(run.index)) - filled:
         found.setdefault(kind, set()).add(name)
     return {kind: sorted(names) for kind, names in sorted(found.items())}
 
@@ -242,7 +241,7 @@ def _join(
         "rollouts": run.index.num_rows,
     }
     undefined = _undefined(joined, run.layers)
-    without_vector = _without_vector(run.index)
+    without_vector = _without_vector(run)
     provenance |= {"undefined": undefined} if undefined else {}
     provenance |= {"without_vector": without_vector} if without_vector else {}
     return Reduction(

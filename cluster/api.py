@@ -18,7 +18,6 @@ from ..analysis.reduce import reduce_run
 from ..analysis.summary import Summary
 from ..jobs.endpoint_keys import refuse_key
 from ..jobs.plan import Plan
-from ..jobs.poolings import DEFAULT_POOLING
 from ..jobs.scheduling.ledger import Failure
 from ..jobs.sources.conversation_source import ConversationSource
 from ..jobs.sources.read_conversations import parse_conversations
@@ -136,8 +135,9 @@ def extract(
     store: str | os.PathLike[str],
     *,
     layers: str | Sequence[int] = "all",
-    poolings: Sequence[str] = (DEFAULT_POOLING,),
+    poolings: Sequence[str] | None = None,
     token_layers: str | Sequence[int] | None = None,
+    prompts_only: bool = False,
     skip_invalid: bool = False,
     chat_template: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
@@ -153,8 +153,11 @@ def extract(
             ``{"role", "content"}``, or a list of conversations, each such a list or an object with ``messages``.
         store: A directory or ``s3://bucket/prefix``.
         layers: ``"all"``, ``"middle"`` or 0-based decoder layers.
-        poolings: How the tokens of each response are pooled; ``tokens`` keeps every token.
+        poolings: How the tokens of each response are pooled; ``tokens`` keeps every token. None: ``response_mean``, or
+            ``prompt_last`` with ``prompts_only``.
         token_layers: Layers at which the pooling ``tokens`` keeps every token; None without it.
+        prompts_only: Whether the conversations are prompts without an answer: each ends with a message of the user and
+            is one row, and only poolings that are defined without a response can be captured.
         skip_invalid: Whether to leave out conversations that cannot be read; otherwise one is enough to refuse all.
         chat_template: File with a chat template to use instead of the model's; None: the model's.
         overrides: ``key.path=value`` assignments to other fields of the spec.
@@ -177,22 +180,26 @@ def extract(
         >>> extract("models/tiny", talk, "runs/talk", progress=False).run.activations(layer="all").values.shape
         (1, 3, 32)
     """
-    given: ConversationSource | None = None
-    if isinstance(conversations, str | os.PathLike):
-        source = os.fspath(conversations)
-    else:
-        source, given = _IN_MEMORY, ConversationSource.of(parse_conversations(conversations, skip_invalid=skip_invalid))
+    is_path = isinstance(conversations, str | os.PathLike)
+    capture = {"layers": _plain(layers), "token_layers": _plain(token_layers)}
     data = {
         "model": {"source": model, "chat_template": None if chat_template is None else os.fspath(chat_template)},
-        "conversations": {"source": source, "skip_invalid": skip_invalid},
-        "capture": {
-            "layers": _plain(layers),
-            "poolings": list(poolings),
-            "token_layers": _plain(token_layers),
+        "conversations": {
+            "source": os.fspath(conversations) if is_path else _IN_MEMORY,
+            "skip_invalid": skip_invalid,
+            "prompts_only": prompts_only,
         },
+        "capture": capture if poolings is None else capture | {"poolings": list(poolings)},
         "store": {"url": os.fspath(store)},
     }
-    return _work(make_spec(data, overrides), replicas, address, progress, given)
+    spec = make_spec(data, overrides)
+    source: ConversationSource | None = None
+    if not is_path and spec.conversations is not None:
+        asked = spec.conversations
+        source = ConversationSource.of(
+            parse_conversations(conversations, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)
+        )
+    return _work(spec, replicas, address, progress, source)
 
 
 def reduce(

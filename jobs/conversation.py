@@ -53,11 +53,13 @@ class Conversation:
         sample_index: Counts conversations with the same prompt and question.
         conversation_index: Index in the whole input.
         system_prompt: The system message that opens it; ``""`` for none.
-        messages: All other messages, in order; at least one is the assistant's.
+        messages: All other messages, in order; at least one is the assistant's, unless it is a prompt.
         extra: Additional keys of the conversation in the input, as a JSON object in text form.
         place: Where it was read, for error messages, such as ``talks.jsonl, line 3``.
         tools: Descriptions of the tools that the model may call, a list as JSON text; None for none. The key is among
             ``extra`` too.
+        is_prompt: Whether it is a prompt without an answer: it is read with the header of the response that would come
+            next, and that place is its only row.
     """
 
     kind: Kind
@@ -72,6 +74,7 @@ class Conversation:
     extra: str
     place: str
     tools: str | None = None
+    is_prompt: bool = False
 
     def chat(self) -> tuple[ChatMessage, ...]:
         """Return the whole conversation as a chat: its system prompt, if it has one, and then its messages."""
@@ -87,7 +90,10 @@ class Conversation:
         return tuple(message for message in self.messages if message.role not in INSTRUCTING_ROLES)
 
     def turn_indices(self) -> Iterator[int]:
-        """Yield the index of each assistant message among the turns; each is a row of the run."""
+        """Yield the index of each assistant message among the turns, or of the one after a prompt; each is a row."""
+        if self.is_prompt:
+            yield len(self.turns())
+            return
         for index, message in enumerate(self.turns()):
             if message.role == "assistant":
                 yield index
@@ -100,20 +106,28 @@ class Conversation:
         """
         chat = self.chat()
         places = [place for place, message in enumerate(chat) if message.role not in INSTRUCTING_ROLES]
-        return chat[: places[turn_index]]
+        return chat[: [*places, len(chat)][turn_index]]
 
     @property
     def num_turns(self) -> int:
-        """Number of assistant messages."""
-        return sum(message.role == "assistant" for message in self.messages)
+        """Number of ``turn_indices``: of assistant messages; 1 for a prompt."""
+        return 1 if self.is_prompt else sum(message.role == "assistant" for message in self.messages)
+
+    def response(self, turn_index: int) -> str:
+        """Return the text of one of ``turn_indices``; ``""`` for that of a prompt.
+
+        Args:
+            turn_index: Index of the message among the turns.
+        """
+        return "" if self.is_prompt else self.turns()[turn_index].content
 
     def extra_of(self, turn_index: int) -> str:
         """Return the additional keys as JSON: the conversation's and, under ``message``, those of one message.
 
         Args:
-            turn_index: Index of the message among the turns.
+            turn_index: Index of the message among the turns; for a prompt, the message is its last.
         """
-        own = self.turns()[turn_index].extra
+        own = self.turns()[-1 if self.is_prompt else turn_index].extra
         if not own:
             return self.extra
         return json.dumps(json.loads(self.extra) | {"message": json.loads(own)}, sort_keys=True)

@@ -103,6 +103,9 @@ class Pooling:
 DEFAULT_POOLING = "response_mean"
 """The pooling that is captured, queried and reduced by default."""
 
+DEFAULT_PROMPT_POOLING = "prompt_last"
+"""The pooling that is captured by default where prompts have no response."""
+
 TOKENS = "tokens"
 """The pooling that keeps every content token of a response, at chosen layers, instead of pooling them."""
 
@@ -110,7 +113,7 @@ _TABLE = (
     Pooling(DEFAULT_POOLING, "response", "mean", "the mean over the content tokens of the response"),
     Pooling("response_last", "response", "last", "the last content token of the response"),
     Pooling("prompt_mean", "prompt", "mean", "the mean over every token before the response, the template's included"),
-    Pooling("prompt_last", "prompt", "last", "the last token before the response"),
+    Pooling(DEFAULT_PROMPT_POOLING, "prompt", "last", "the last token before the response"),
     # By definition the same token as prompt_last: everything between the user's message and the response (end of turn,
     # name of the next role, an empty reasoning section) is written by the template, and its last token is the last of
     # the prompt. An alias, because work on persona vectors uses this name.
@@ -161,6 +164,11 @@ def validate_pooling_name(name: str) -> str:
         suggestion = closest(name, POOLINGS)
         raise ValueError(f"a pooling is one of {', '.join(POOLINGS)}{f' ({suggestion})' if suggestion else ''}")
     return name
+
+
+def prompt_poolings() -> list[str]:
+    """Return the poolings that are defined without a response."""
+    return [pooling.name for pooling in _TABLE if pooling.defined_without_response]
 
 
 def pooled_names(names: Iterable[str]) -> list[str]:

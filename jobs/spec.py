@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
+from .poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
 from .spec_parts import (
     CaptureSpec,
     ConversationsSpec,
@@ -69,7 +70,26 @@ class JobSpec(SpecSection):
         if not isinstance(data, dict) or not (data.get("conversations") or data.get("generation")):
             return data
         capture = data.get("capture") or {}
-        return data | {"capture": {"mode": "prefill_pass"} | capture} if isinstance(capture, dict) else data
+        if not isinstance(capture, dict):
+            return data
+        derived: dict[str, Any] = {"mode": "prefill_pass"}
+        if _reads_prompts_only(data.get("conversations")):
+            derived["poolings"] = [DEFAULT_PROMPT_POOLING]
+        return data | {"capture": derived | capture}
+
+    @field_validator("capture")
+    @classmethod
+    def _pools_what_exists(cls, capture: CaptureSpec, info: ValidationInfo) -> CaptureSpec:
+        conversations = info.data.get("conversations")
+        if conversations is None or not conversations.prompts_only:
+            return capture
+        undefined = [name for name in capture.poolings if not POOLINGS[name].defined_without_response]
+        if undefined:
+            raise ValueError(
+                f"poolings has {', '.join(undefined)}, but with conversations.prompts_only (extract: --prompts-only) "
+                f"there is no response to pool; choose among {', '.join(prompt_poolings())}"
+            )
+        return capture
 
     @model_validator(mode="after")
     def _is_consistent(self) -> JobSpec:
@@ -126,7 +146,9 @@ class JobSpec(SpecSection):
             del keep["model"]["adapter"]
         # The texts count and not the path they were read from; the plan's digest covers the texts.
         if self.conversations is not None:
-            return keep | {"conversations": True}
+            # A key of its own beside ``conversations``, which is true in runs from before the field existed.
+            prompts = {"conversations.prompts_only": True} if self.conversations.prompts_only else {}
+            return keep | {"conversations": True} | prompts
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         del keep["personas"]["catalog"]
         if self.generation is not None:
@@ -142,6 +164,16 @@ class JobSpec(SpecSection):
     def digest(self) -> str:
         """SHA-256 of the identity."""
         return digest_of(self.identity())
+
+
+def _reads_prompts_only(conversations: Any) -> bool:
+    """Whether a section that is not validated yet asks for prompts only; False for what validation will refuse."""
+    if not isinstance(conversations, dict):
+        return False
+    try:
+        return TypeAdapter(bool).validate_python(conversations.get("prompts_only", False))
+    except ValidationError:
+        return False
 
 
 def digest_of(value: Any) -> str:

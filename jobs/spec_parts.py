@@ -119,10 +119,13 @@ class ConversationsSpec(SpecSection):
         source: A ``.jsonl`` or ``.json`` file, or a directory of such files.
         skip_invalid: Whether entries that cannot be read are left out and listed in the store; otherwise all are
             refused.
+        prompts_only: Whether they are prompts without an answer, each of which is one row: only poolings that are
+            defined without a response can be captured, by default ``prompt_last``.
     """
 
     source: Annotated[str, Field(min_length=1)]
     skip_invalid: bool = False
+    prompts_only: bool = False
 
 
 class GenerationSpec(SpecSection):

@@ -111,6 +111,8 @@ class WorkUnit:
 class GivenResponse:
     """An existing response, with its whole conversation, so that one pass can capture all turns of it.
 
+    The response of a prompt (``Conversation.is_prompt``) is empty, and its place is after the last turn.
+
     Attributes:
         conversation: The conversation that contains the response.
         turn_index: Index of the response among the conversation's turns, system messages not counted.
@@ -122,7 +124,7 @@ class GivenResponse:
     @property
     def text(self) -> str:
         """Text of the response."""
-        return self.conversation.turns()[self.turn_index].content
+        return self.conversation.response(self.turn_index)
 
     @property
     def extra(self) -> str:

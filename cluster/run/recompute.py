@@ -235,8 +235,10 @@ class Recomputer:
         if not self._run.record.spec.capture.needs_user_spans:
             return lambda _rollout: None
         renderer = load_renderer(self._directory)
-        of_conversations = self._run.record.of_conversations
-        return lambda rollout: _user_span(renderer, rollout, of_conversations=of_conversations)
+        record = self._run.record
+        if not record.of_conversations:
+            return lambda rollout: _user_span_of_prompt(renderer, rollout)
+        return lambda rollout: _user_span_of_turn(renderer, rollout, is_prompt=record.of_prompts)
 
 
 def _as_rollout(text: Mapping[str, Any]) -> Rollout:
@@ -262,31 +264,38 @@ def _as_rollout(text: Mapping[str, Any]) -> Rollout:
     )
 
 
-def _user_span(renderer: ConversationRenderer, rollout: Rollout, *, of_conversations: bool) -> TokenRange | None:
+def _user_span_of_prompt(renderer: ConversationRenderer, rollout: Rollout) -> TokenRange | None:
     """Locate the user's message in a stored prompt; None where the stored texts do not render to its tokens."""
-    spans = renderer.user_spans()
+    system = (ChatMessage("system", rollout.system_prompt),) if rollout.system_prompt else ()
+    messages = (*system, ChatMessage("user", rollout.question))
     try:
-        if not of_conversations:
-            system = (ChatMessage("system", rollout.system_prompt),) if rollout.system_prompt else ()
-            return spans.of_prompt((*system, ChatMessage("user", rollout.question)), rollout.prompt_token_ids)
-        messages = (Message("user", rollout.question), Message("assistant", rollout.response))
-        address = rollout.address
-        given = Conversation(
-            address.kind,
-            address.persona,
-            address.polarity,
-            address.prompt_index,
-            address.question_index,
-            address.sample_index,
-            0,
-            rollout.system_prompt,
-            messages,
-            "",
-            str(address),
-        )
+        return renderer.user_spans().of_prompt(messages, rollout.prompt_token_ids)
+    except InputError:
+        return None
+
+
+def _user_span_of_turn(renderer: ConversationRenderer, rollout: Rollout, *, is_prompt: bool) -> TokenRange | None:
+    """Do the same for a turn of a conversation, or for a prompt without an answer."""
+    question, answer = Message("user", rollout.question), Message("assistant", rollout.response)
+    address = rollout.address
+    given = Conversation(
+        address.kind,
+        address.persona,
+        address.polarity,
+        address.prompt_index,
+        address.question_index,
+        address.sample_index,
+        0,
+        rollout.system_prompt,
+        (question,) if is_prompt else (question, answer),
+        "",
+        str(address),
+        is_prompt=is_prompt,
+    )
+    try:
         if renderer.render(given).token_ids[: len(rollout.prompt_token_ids)] != rollout.prompt_token_ids:
             return None
-        (span,) = spans.of_turns(given, [1])
+        (span,) = renderer.user_spans().of_turns(given, [1])
         return span
     except InputError:
         # An earlier turn of its conversation is part of the prompt, and only its own texts are stored with it.

@@ -80,6 +80,9 @@ def _survey_conversations(plan: Plan, renderer: ConversationRenderer, survey: Te
     conversations = plan.source.conversations
     progress.say(f"Checking {count_of(len(conversations), 'conversation')} against the chat template.")
     user_spans = renderer.user_spans() if plan.spec.capture.needs_user_spans else None
+    if any(given.is_prompt for given in conversations):
+        # A tag that a template writes whether or not a response comes next shows in no comparison of the two.
+        require_closed_prompts(renderer.renderer)
     for given in conversations:
         rendered = renderer.read(given)
         require_within_context(rendered.text, plan.facts.max_context)

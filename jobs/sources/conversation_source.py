@@ -136,7 +136,7 @@ class ConversationSource:
             prompts += prompt_tokens(len(given.system_prompt.split()))
             for message in given.messages:
                 tokens = word_tokens(len(message.content.split()))
-                if message.role == "assistant":
+                if message.role == "assistant" and not given.is_prompt:
                     responses += tokens
                 else:
                     prompts += tokens + TEMPLATE_TOKENS
@@ -205,7 +205,10 @@ def _about_tokens(given: Conversation, max_context: int) -> int:
 def _most_tokens(given: Conversation, max_context: int) -> int:
     """Bound the tokens of a conversation's responses.
 
-    A text has no more tokens than bytes, and at each end of a response one token may be shared with the template.
+    A text has no more tokens than bytes, and at each end of a response one token may be shared with the template. The
+    response of a prompt is empty.
     """
+    if given.is_prompt:
+        return 0
     num_bytes = sum(len(message.content.encode()) + 2 for message in given.messages if message.role == "assistant")
     return min(num_bytes, max_context)

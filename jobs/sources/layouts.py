@@ -39,11 +39,12 @@ class Chat:
     key: str
 
 
-def parse_chat(entry: Any) -> Chat:
+def parse_chat(entry: Any, *, prompts_only: bool = False) -> Chat:
     """Parse an entry in any of the layouts that can be read.
 
     Args:
         entry: A JSON value.
+        prompts_only: Whether the layouts of prompts without an answer are read too.
 
     Raises:
         Refusal: It is no conversation; names the layout where it is a known one, and the field.
@@ -53,10 +54,47 @@ def parse_chat(entry: Any) -> Chat:
     key = next((name for name in MESSAGE_KEYS if entry.get(name) is not None), None)
     if key is not None:
         return _of_messages(entry, key)
-    for layout in _LAYOUTS:
+    for layout in (*_LAYOUTS, *_PROMPT_LAYOUTS) if prompts_only else _LAYOUTS:
         if layout.keys <= entry.keys():
             return layout.read(entry)
     raise Refusal(f"is required and missing; there {_keys(entry)}", "messages")
+
+
+def require_answer(chat: Chat) -> None:
+    """Check that a chat has a message of the assistant, whose activations are captured.
+
+    Raises:
+        Refusal: It has none.
+    """
+    if not any(message.role == "assistant" for message in chat.messages):
+        raise Refusal(
+            "has no message of the assistant, so there is nothing to capture without --prompts-only",
+            chat.key,
+            "Add a response, or leave it out. Where no conversation has an answer, --prompts-only "
+            "(conversations.prompts_only: true) captures the prompts.",
+        )
+
+
+def require_prompt(chat: Chat) -> None:
+    """Check that a chat ends where a response would follow: with a message of the user or the result of a tool.
+
+    Raises:
+        Refusal: It ends with another message.
+    """
+    last = chat.messages[-1].role
+    if last == "assistant":
+        raise Refusal(
+            "ends with a message of the assistant, and with prompts_only nothing is read of an answer",
+            chat.key,
+            "Take that message out. Or leave out --prompts-only (conversations.prompts_only): then each response is a "
+            "row, and poolings such as prompt_last are over the prompt before it.",
+        )
+    if last not in ("user", "tool"):
+        raise Refusal(
+            f"ends with a message of the role {last}, which no response follows",
+            chat.key,
+            "Put it before the user's last message, or leave it out.",
+        )
 
 
 def is_message(value: Any) -> bool:
@@ -104,16 +142,21 @@ def _tools(extra: Mapping[str, Any]) -> str | None:
 
 
 def _of_alpaca(entry: Mapping[str, Any]) -> Chat:
+    _refuse_alpaca_input(entry, ', {role: "assistant", content: .output}')
+    instruction, output = (_text_of(entry, name) for name in ("instruction", "output"))
+    extra = {name: value for name, value in entry.items() if name not in ("instruction", "output")}
+    return _chat([Message("user", instruction), Message("assistant", output)], "instruction", extra, "system")
+
+
+def _refuse_alpaca_input(entry: Mapping[str, Any], answer: str = "") -> None:
+    """Refuse an instruction with more beside it; ``answer`` is what the hint's conversion has after the user."""
     if entry.get("input") or entry.get("history"):
         raise Refusal(
             "is an entry in the Alpaca layout whose instruction has an input or a history, and how they are put "
             "together depends on the prompt that the data is meant for",
-            hint='jq -c \'{messages: [{role: "user", content: (.instruction + "\\n\\n" + .input)}, '
-            '{role: "assistant", content: .output}]}\' FILE > NEW converts it, with an empty line between the two.',
+            hint='jq -c \'{messages: [{role: "user", content: (.instruction + "\\n\\n" + .input)}'
+            f"{answer}]}}' FILE > NEW converts it, with an empty line between the two.",
         )
-    instruction, output = (_text_of(entry, name) for name in ("instruction", "output"))
-    extra = {name: value for name, value in entry.items() if name not in ("instruction", "output")}
-    return _chat([Message("user", instruction), Message("assistant", output)], "instruction", extra, "system")
 
 
 def _text_of(entry: Mapping[str, Any], name: str) -> str:
@@ -133,6 +176,19 @@ def _of_prompt_and_completion(entry: Mapping[str, Any]) -> Chat:
     messages = [*parse_messages(prompt, "prompt"), *parse_messages(completion, "completion")]
     extra = {name: value for name, value in entry.items() if name not in ("prompt", "completion")}
     return _chat(messages, "prompt", extra)
+
+
+def _of_prompt(entry: Mapping[str, Any]) -> Chat:
+    if not isinstance(entry["prompt"], list):
+        raise Refusal("is a prompt as text, which may be meant without a chat template", hint=_prompt_from("prompt"))
+    extra = {name: value for name, value in entry.items() if name != "prompt"}
+    return _chat(parse_messages(entry["prompt"], "prompt"), "prompt", extra)
+
+
+def _of_instruction(entry: Mapping[str, Any]) -> Chat:
+    _refuse_alpaca_input(entry)
+    extra = {name: value for name, value in entry.items() if name != "instruction"}
+    return _chat([Message("user", _text_of(entry, "instruction"))], "instruction", extra, "system")
 
 
 def _refused(what: str, hint: str) -> Callable[[Mapping[str, Any]], Chat]:
@@ -156,6 +212,12 @@ def _conversion(question: str, answer: str) -> str:
         f'If they are question and answer, jq -c \'{{messages: [{{role: "user", content: .{question}}}, '
         f'{{role: "assistant", content: .{answer}}}]}}\' FILE > NEW converts them.'
     )
+
+
+def _prompt_from(key: str) -> str:
+    """Return the hint that converts a text to a prompt."""
+    converted = f'{{messages: [{{role: "user", content: .{key}}}]}}'
+    return f"If it is the user's message, jq -c '{converted}' FILE > NEW converts it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +258,13 @@ _LAYOUTS = (
     ),
     _Layout(frozenset({"text"}), _refused("a text without turns", LAYOUT_HINT)),
 )
+
+_PROMPT_LAYOUTS = (
+    _Layout(frozenset({"prompt"}), _of_prompt),
+    _Layout(frozenset({"instruction"}), _of_instruction),
+    _Layout(frozenset({"question"}), _refused("a question as text", _prompt_from("question"))),
+)
+"""Layouts of prompts without an answer, tried after the others."""
 
 
 def _keys(entry: Mapping[str, Any]) -> str:

@@ -27,5 +27,7 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
     """
     if spec.conversations is not None:
         asked = spec.conversations
-        return ConversationSource.of(read_conversations(asked.source, skip_invalid=asked.skip_invalid))
+        return ConversationSource.of(
+            read_conversations(asked.source, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)
+        )
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

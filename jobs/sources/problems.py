@@ -10,6 +10,9 @@ from ..wording import count_of
 
 LAYOUT_HINT = 'A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}.'
 
+PROMPT_HINT = 'A line is {"messages": [{"role": "user", "content": "..."}]}.'
+"""Replaces ``LAYOUT_HINT`` where conversations are prompts without an answer."""
+
 _MOST_REASONS = 10
 _MOST_PLACES = 10
 
@@ -57,9 +60,17 @@ class Problem:
     is_of_file: bool = False
 
     @classmethod
-    def of(cls, refusal: Refusal, file: str, place: str) -> Problem:
-        """Add the place to a refusal."""
-        return cls(refusal.reason, file, place, refusal.field, refusal.hint, refusal.code)
+    def of(cls, refusal: Refusal, file: str, place: str, *, of_prompts: bool = False) -> Problem:
+        """Add the place to a refusal.
+
+        Args:
+            refusal: The refusal.
+            file: The file.
+            place: File and line.
+            of_prompts: Whether the input has to hold prompts without an answer.
+        """
+        hint = PROMPT_HINT if of_prompts and refusal.hint == LAYOUT_HINT else refusal.hint
+        return cls(refusal.reason, file, place, refusal.field, hint, refusal.code)
 
     def as_dict(self) -> dict[str, str | None]:
         """Return file, place, field and reason, as a store lists what was left out."""

@@ -18,8 +18,8 @@ from ..personas import Kind, Polarity
 from ..user_paths import local_path
 from .input_files import conversation_files, persona_name
 from .json_values import JsonValue, json_values
-from .layouts import Chat, is_message, parse_chat
-from .problems import LAYOUT_HINT, Problem, Refusal, input_error
+from .layouts import Chat, is_message, parse_chat, require_answer, require_prompt
+from .problems import LAYOUT_HINT, PROMPT_HINT, Problem, Refusal, input_error
 from .released_lines import FileLabels, ReleasedLine, parse_address
 
 
@@ -38,25 +38,28 @@ class GivenInput:
     notes: tuple[str, ...] = ()
 
 
-def read_conversations(source: str, *, skip_invalid: bool = False) -> GivenInput:
+def read_conversations(source: str, *, skip_invalid: bool = False, prompts_only: bool = False) -> GivenInput:
     """Read every conversation of a file or a directory, in order of file name and line.
 
     Args:
         source: A file of JSON Lines or JSON, or a directory of ``.jsonl`` and ``.json`` files.
         skip_invalid: Whether to leave out entries that cannot be read, instead of refusing all. A file that cannot be
             read as a whole is refused in either case.
+        prompts_only: Whether the conversations are prompts, which end without an answer.
 
     Raises:
         InputError: Something is not a conversation, or there is none; names the file, the line and the field.
     """
     files = conversation_files(local_path(source, "conversations.source"))
-    reader = _Reader()
+    reader = _Reader(prompts_only)
     for path in files:
         reader.read(path, persona_name(path), _entries(json_values(path), str(path)))
     return reader.result(source, skip_invalid=skip_invalid)
 
 
-def parse_conversations(values: Any, name: str = "conversations", *, skip_invalid: bool = False) -> GivenInput:
+def parse_conversations(
+    values: Any, name: str = "conversations", *, skip_invalid: bool = False, prompts_only: bool = False
+) -> GivenInput:
     """Parse conversations that are in memory, in any form that a JSON file may have.
 
     Args:
@@ -64,6 +67,7 @@ def parse_conversations(values: Any, name: str = "conversations", *, skip_invali
             either.
         name: Used instead of a file's name, as the persona of the rows and in errors.
         skip_invalid: Whether to leave out entries that cannot be read, instead of refusing all.
+        prompts_only: Whether the conversations are prompts, which end without an answer.
 
     Raises:
         InputError: Something is not a conversation; names the entry and the field.
@@ -80,7 +84,7 @@ def parse_conversations(values: Any, name: str = "conversations", *, skip_invali
         raise InputError(
             f"is not what JSON can hold: {error}.", code="not_json", field="conversations", hint=LAYOUT_HINT
         ) from None
-    reader = _Reader()
+    reader = _Reader(prompts_only)
     reader.read(Path(name), name, _entries([JsonValue(whole, None)], name))
     return reader.result(name, skip_invalid=skip_invalid)
 
@@ -125,6 +129,7 @@ class _Read:
 class _Reader:
     """Reads files one after another, and counts over all of them."""
 
+    prompts_only: bool
     found: list[Conversation] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
@@ -138,7 +143,9 @@ class _Reader:
         position = 0
         is_released: bool | None = None
         for position, entry in enumerate(entries, start=1):
-            parsed = entry if isinstance(entry, Problem) else _parse(entry, str(path), position - 1, is_released)
+            parsed = entry
+            if isinstance(parsed, _Entry):
+                parsed = _parse(parsed, str(path), position - 1, is_released, prompts_only=self.prompts_only)
             if isinstance(parsed, _Read) and parsed.address is not None:
                 parsed = labels.add(parsed.address, str(path), parsed.place) or parsed
             if isinstance(parsed, Problem):
@@ -176,6 +183,7 @@ class _Reader:
             extra=chat.extra,
             place=read.place,
             tools=chat.tools,
+            is_prompt=self.prompts_only,
         )
 
     def result(self, source: str, *, skip_invalid: bool) -> GivenInput:
@@ -184,21 +192,20 @@ class _Reader:
         if problems and (not skip_invalid or not self.found or any(problem.is_of_file for problem in problems)):
             raise input_error(problems, source, may_skip=bool(self.found) and not skip_invalid)
         if not self.found:
-            raise InputError("holds no conversation.", code="no_conversations", file=source, hint=LAYOUT_HINT)
+            hint = PROMPT_HINT if self.prompts_only else LAYOUT_HINT
+            raise InputError("holds no conversation.", code="no_conversations", file=source, hint=hint)
         notes = (f"Without a conversation: {', '.join(self.empty)}.",) if self.empty else ()
         return GivenInput(tuple(self.found), tuple(problems), notes)
 
 
-def _parse(entry: _Entry, file: str, position: int, is_released: bool | None) -> _Read | Problem:
+def _parse(entry: _Entry, file: str, position: int, is_released: bool | None, *, prompts_only: bool) -> _Read | Problem:
     try:
-        chat = parse_chat(entry.value)
+        chat = parse_chat(entry.value, prompts_only=prompts_only)
         address = parse_address(entry.value, is_released)
-        if not any(message.role == "assistant" for message in chat.messages):
-            raise Refusal(
-                "has no message of the assistant, so there is nothing to capture",
-                chat.key,
-                "Add a response, or leave it out.",
-            )
+        if prompts_only:
+            require_prompt(chat)
+        else:
+            require_answer(chat)
     except Refusal as refusal:
-        return Problem.of(refusal, file, entry.place)
+        return Problem.of(refusal, file, entry.place, of_prompts=prompts_only)
     return _Read(chat, address, position, entry.place)

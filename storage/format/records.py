@@ -126,6 +126,11 @@ class RunRecord(_Sealed):
         return self.spec.conversations is not None
 
     @property
+    def of_prompts(self) -> bool:
+        """Whether the conversations are prompts without an answer, so that every response is empty on purpose."""
+        return self.spec.conversations is not None and self.spec.conversations.prompts_only
+
+    @property
     def is_served(self) -> bool:
         """Whether a server generated the responses."""
         return self.spec.generation is not None

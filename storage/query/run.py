@@ -97,8 +97,16 @@ class Run:
 
     @property
     def num_empty_responses(self) -> int:
-        """Number of committed rollouts whose response has no content tokens, and so no vector."""
-        return self.index.num_rows - self.index.filter(self.index["has_vector"]).num_rows
+        """Number of committed rollouts whose response has no content tokens; 0 where no prompt has a response."""
+        return self.index.num_rows - self.with_vector(self.index).num_rows
+
+    def with_vector(self, lines: pa.Table) -> pa.Table:
+        """Leave out rollouts with an empty response; in a run of prompts without an answer, none.
+
+        Args:
+            lines: Lines of the index.
+        """
+        return lines if self.record.of_prompts else lines.filter(lines["has_vector"])
 
     @property
     def served_tokens(self) -> dict[str, int]:
@@ -136,7 +144,7 @@ class Run:
             (24, 10, 576)
         """
         chosen = self._select(filters)
-        chosen = chosen.filter(chosen["has_vector"])
+        chosen = self.with_vector(chosen)
         reader = self.reader(hook_point, pooling)
         note = self._note(filters, chosen.num_rows)
         return Query(self.record, self.index, reader, chosen, layer, self.completeness, note)
@@ -222,7 +230,7 @@ class Run:
         poolings = self.record.spec.capture.pooled if hook_point in self.record.spec.capture.hook_points else []
         readers = {pooling: self.reader(hook_point, pooling) for pooling in poolings or [DEFAULT_POOLING]}
         chosen = self._select(filters)
-        return to_dataset(readers, chosen.filter(chosen["has_vector"]), self.layers, self.record.model.d_model)
+        return to_dataset(readers, self.with_vector(chosen), self.layers, self.record.model.d_model)
 
     @cached_property
     def reduction(self) -> Reduction | None:

@@ -7,6 +7,9 @@ tokens. A response is never searched for in the rendering, where the same text m
 rewrites responses in a way that this cannot follow is refused. A token that has characters of both the template and the
 response counts as part of the response.
 
+A prompt without an answer (``Conversation.is_prompt``) is rendered with the header of the response that would come
+next, as before generation, and its response is the empty span after it.
+
 What a template leaves out is not passed over: a message, a tool call or the tools that it does not write are refused,
 reasoning that it has no place for and responses that it shortens are counted (``survey``).
 """
@@ -32,6 +35,7 @@ from .offsets import Span, common_length, cut_at, offsets_encoder, token_span
 from .reasoning import open_tag
 from .renderer import ChatRenderer, TemplateMessage
 from .served_ids import count_content
+from .unanswered import require_closed, require_users_written
 from .user_span import UserSpans
 
 _PLACEHOLDER = "Zq7response"
@@ -83,19 +87,26 @@ class ConversationRenderer:
         return self.read(given).text
 
     def read(self, given: Conversation) -> RenderedConversation:
-        """Render a conversation and locate every message of the assistant, in order.
+        """Render a conversation and locate every message of the assistant, in order; of a prompt, the end.
 
         Raises:
             InputError: The chat template rejects the conversation, leaves a part of it out or rewrites a message; names
                 where it was read.
         """
         tools = given.tool_descriptions()
+        write = partial(self.renderer.text, generate=given.is_prompt, tools=tools)
         try:
             messages = self.renderer.for_template(given.chat())
-            rendered = self._rendered(messages, tools)
-            _require_all_written(messages, tools, rendered.text, self.renderer)
-            characters = self._responses(messages, rendered.text, tools)
-            _require_outside_of_reasoning(messages, rendered.text, characters)
+            rendered = self._rendered(messages, tools, generate=given.is_prompt)
+            _require_all_written(messages, tools, rendered.text, self.renderer, generate=given.is_prompt)
+            characters = self._responses(messages, rendered.text, tools, write)
+            if given.is_prompt:
+                # Earlier messages of the assistant had to be there, and are part of the prompt.
+                require_users_written(self.renderer, messages, tools)
+                require_closed(self.renderer, messages, rendered.text, tools, given.place)
+                characters = [(len(rendered.text), len(rendered.text))]
+            else:
+                _require_outside_of_reasoning(messages, rendered.text, characters)
             ids, offsets = self._text_encoder.encode(rendered)
         except (TemplateError, ValueError) as error:
             raise InputError(
@@ -104,7 +115,9 @@ class ConversationRenderer:
                 field="messages",
                 hint="Change the conversation, or leave it out.",
             ) from None
-        spans = tuple(token_span(offsets, span) for span in characters)
+        # An empty token may follow the last character, so the end of a prompt is counted and not looked up.
+        end = (len(ids), len(ids))
+        spans = (end,) if given.is_prompt else tuple(token_span(offsets, span) for span in characters)
         if spans[0][0] == 0:
             raise InputError(
                 f"begins with the assistant, and this template puts nothing before it ({given.place}).",
@@ -138,10 +151,10 @@ class ConversationRenderer:
         # generates the response: tokenise it alone.
         return prompt_ids, self._text_encoder.encode(Rendered(response, tuple(spelt)))[0]
 
-    def _rendered(self, messages: _Messages, tools: Sequence[Any] | None) -> Rendered:
+    def _rendered(self, messages: _Messages, tools: Sequence[Any] | None, *, generate: bool) -> Rendered:
         """Render a conversation; if the template raises, say at which message."""
         try:
-            return self.renderer.rendered(messages, generate=False, tools=tools)
+            return self.renderer.rendered(messages, generate=generate, tools=tools)
         except TemplateError as error:
             place = self._place_of(error, messages, tools)
             role = messages[place]["role"]
@@ -157,9 +170,8 @@ class ConversationRenderer:
                     return place
         return len(messages) - 1
 
-    def _responses(self, messages: _Messages, whole: str, tools: Sequence[Any] | None) -> list[Span]:
+    def _responses(self, messages: _Messages, whole: str, tools: Sequence[Any] | None, write: _Write) -> list[Span]:
         """Locate the assistant's messages in the rendering, in characters."""
-        write = partial(self.renderer.text, generate=False, tools=tools)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         stem = _PLACEHOLDER
         while any(stem in message["content"] for message in messages):
@@ -196,9 +208,11 @@ def _as_rendered(messages: _Messages, marked: _Messages, marks: dict[int, str], 
     return text[len(before) : len(text) - len(after)]
 
 
-def _require_all_written(messages: _Messages, tools: Sequence[Any] | None, whole: str, renderer: ChatRenderer) -> None:
+def _require_all_written(
+    messages: _Messages, tools: Sequence[Any] | None, whole: str, renderer: ChatRenderer, *, generate: bool
+) -> None:
     """Check that the template writes every message of a rarer kind, every tool call and the tools."""
-    if tools and renderer.text(messages, generate=False) == whole:
+    if tools and renderer.text(messages, generate=generate) == whole:
         raise ValueError("it leaves the tools out")
     for place, message in enumerate(messages):
         others: dict[str, TemplateMessage] = {}
@@ -208,13 +222,15 @@ def _require_all_written(messages: _Messages, tools: Sequence[Any] | None, whole
             others[""] = message | {"content": message["content"] + _PLACEHOLDER}
         for what, other in others.items():
             changed = [*messages[:place], other, *messages[place + 1 :]]
-            if _text_or_none(renderer, changed, tools) == whole:
+            if _text_or_none(renderer, changed, tools, generate=generate) == whole:
                 raise ValueError(f"it leaves {what}message {place} ({message['role']}) out")
 
 
-def _text_or_none(renderer: ChatRenderer, messages: _Messages, tools: Sequence[Any] | None) -> str | None:
+def _text_or_none(
+    renderer: ChatRenderer, messages: _Messages, tools: Sequence[Any] | None, *, generate: bool
+) -> str | None:
     try:
-        return renderer.text(messages, generate=False, tools=tools)
+        return renderer.text(messages, generate=generate, tools=tools)
     except TemplateError:
         return None
 
@@ -253,10 +269,11 @@ def require_within_context(text: TokenisedText, max_context: int) -> None:
     Raises:
         InputError: It is longer; names both lengths and where it was read.
     """
-    length = text.responses[-1][1]
+    start, length = text.responses[-1]
     if length > max_context:
+        extent = " up to its last response" if start < length else ""
         raise InputError(
-            f"has {length:,} tokens up to its last response; the model's context is {max_context:,} ({text.name}).",
+            f"has {length:,} tokens{extent}; the model's context is {max_context:,} ({text.name}).",
             code="too_long",
             field="messages",
             hint="Shorten the conversation, or leave it out.",

@@ -69,12 +69,17 @@ class TextSurvey:
         for message in given.chat():
             spells = spells or self._spells(message)
             left_out = left_out or (message.reasoning is not None and self._renderer.reasoning_field is None)
-            if message.role == "assistant":
+            if message.role == "assistant" and not given.is_prompt:
                 content = next(contents)
-                self._counted["control_tokens"] += spells
-                self._counted["reasoning_left_out"] += left_out
+                self._add_row(spells=spells, left_out=left_out)
                 self._counted["responses_shortened"] += is_other_text(message.content, content)
                 self._counted["reasoning_in_responses"] += reasons_in_text(content)
+        if given.is_prompt:
+            self._add_row(spells=spells, left_out=left_out)
+
+    def _add_row(self, *, spells: bool, left_out: bool) -> None:
+        self._counted["control_tokens"] += spells
+        self._counted["reasoning_left_out"] += left_out
 
     def _message_spells(self, message: ChatMessage) -> bool:
         texts = [message.content, message.reasoning, message.more()]

@@ -67,7 +67,8 @@ class UserSpans:
 
         Args:
             given: The conversation.
-            turn_indices: Indices of the assistant's messages, the system prompt not counted.
+            turn_indices: Indices of the assistant's messages, the system prompt not counted; of a prompt the only one
+                of ``Conversation.turn_indices``.
 
         Returns:
             For each turn ``(start, stop)`` in tokens of the whole conversation; never empty.
@@ -82,7 +83,8 @@ class UserSpans:
             if place is None:
                 raise _refusal(f"message {turn} answers no message of the user ({given.place})")
             places.append(place)
-        return tuple(self._find(chat, places, given.place, None, given.tool_descriptions(), generate=False))
+        tools = given.tool_descriptions()
+        return tuple(self._find(chat, places, given.place, None, tools, generate=given.is_prompt))
 
     def _find(
         self,

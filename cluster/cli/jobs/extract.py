@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ....jobs.poolings import DEFAULT_POOLING, POOLINGS
+from ....jobs.poolings import DEFAULT_POOLING, DEFAULT_PROMPT_POOLING, POOLINGS
 from ....jobs.spec import make_spec
 from ..options import endpoint_option, join_option, json_option, set_option
 from ..work import work
@@ -27,10 +27,16 @@ from ..work import work
     "poolings",
     multiple=True,
     type=click.Choice(list(POOLINGS)),
-    help=f"Pooling of each assistant turn, repeatable; by default {DEFAULT_POOLING}. 'tokens' keeps every token.",
+    help=f"Pooling of each assistant turn, repeatable; by default {DEFAULT_POOLING}, of prompts "
+    f"{DEFAULT_PROMPT_POOLING}. 'tokens' keeps every token.",
 )
 @click.option(
     "--token-layers", default=None, help="Layers at which --pooling tokens keeps every token, as for --layers."
+)
+@click.option(
+    "--prompts-only",
+    is_flag=True,
+    help="Read prompts without an answer: each conversation ends with a message of the user and is one row.",
 )
 @click.option(
     "--skip-invalid",
@@ -54,6 +60,7 @@ def extract(
     layers: str,
     poolings: tuple[str, ...],
     token_layers: str | None,
+    prompts_only: bool,
     skip_invalid: bool,
     chat_template: str | None,
     overrides: tuple[str, ...],
@@ -64,17 +71,18 @@ def extract(
     """Run a model over existing conversations and store its activations, one row per assistant turn.
 
     A line of a .jsonl file is {"messages": [{"role": ..., "content": ...}, ...]}; other keys are copied into the store.
+    With --prompts-only a line ends with the user's message, and is the row of its last token or another --pooling.
     A directory of the released pipeline, with one file per role, also gives role vectors and the axis.
     A run that was stopped continues with the same command.
     """
     data: dict[str, Any] = {
         "model": {"source": model, "chat_template": chat_template},
-        "conversations": {"source": conversations, "skip_invalid": skip_invalid},
+        "conversations": {"source": conversations, "skip_invalid": skip_invalid, "prompts_only": prompts_only},
         "capture": {
             "layers": _layers(layers, "--layers"),
-            "poolings": list(poolings) or [DEFAULT_POOLING],
             "token_layers": _layers(token_layers, "--token-layers") if token_layers else None,
-        },
+        }
+        | ({"poolings": list(poolings)} if poolings else {}),
         "store": {"url": store_url, "endpoint_url": endpoint_url},
     }
     return work(make_spec(data, overrides), address, as_json=as_json)

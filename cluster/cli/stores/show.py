@@ -37,7 +37,7 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             ["model", f"{contents['model']} ({count_of(contents['n_layers'], 'layer')} x {contents['d_model']})"],
             ["complete", str(run.completeness)],
             ["driver", f"process {driver['pid']} on {driver['host']}" if driver else "none is running"],
-            ["rollouts", f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty"],
+            ["rollouts", _rollouts(contents)],
             *([["server's tokens", served_text(run.served_tokens)]] if run.served_tokens else []),
             *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
             ["arrays", ", ".join(contents["arrays"])],
@@ -67,6 +67,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "driver": {"host": driver.host, "pid": driver.pid} if driver else None,
         "rollouts": index.num_rows,
         "empty_responses": run.num_empty_responses,
+        "prompts_only": record.of_prompts,
         "served_tokens": run.served_tokens,
         "personas": personas,
         "arrays": ["/".join(pair) for pair in record.arrays],
@@ -79,6 +80,12 @@ def _contents(run: Run) -> dict[str, Any]:
         "passes": record.passes,
         "versions": record.versions,
     }
+
+
+def _rollouts(contents: dict[str, Any]) -> str:
+    if contents["prompts_only"]:
+        return f"{contents['rollouts']:,}, prompts without a response"
+    return f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty"
 
 
 def _names(names: list[str]) -> str:

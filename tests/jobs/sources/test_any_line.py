@@ -40,13 +40,13 @@ NAMES = st.sampled_from(["talks.jsonl", "talks.json", "default.jsonl"])
 OF_FILES = ("no_conversations", "not_utf8", "not_text", "unreadable_file")
 
 
-def require_sense(name: str, data: bytes, *, skip_invalid: bool) -> InputError | None:
+def require_sense(name: str, data: bytes, *, skip_invalid: bool, prompts_only: bool = False) -> InputError | None:
     """Read a file, and check what comes of it; return the refusal, or None if it was read."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
         try:
-            found = read_conversations(str(path), skip_invalid=skip_invalid).conversations
+            found = read_conversations(str(path), skip_invalid=skip_invalid, prompts_only=prompts_only).conversations
         except InputError as error:
             refused = error
         else:
@@ -74,9 +74,10 @@ def require_conversations(found: tuple[Conversation, ...]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(NAMES, st.lists(ENTRIES, min_size=1, max_size=3), st.booleans())
-def test_any_json_is_read_or_refused(name: str, entries: list[Any], skip_invalid: bool):
-    require_sense(name, "".join(json.dumps(e) + "\n" for e in entries).encode(), skip_invalid=skip_invalid)
+@given(NAMES, st.lists(ENTRIES, min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_any_json_is_read_or_refused(name: str, entries: list[Any], skip_invalid: bool, prompts_only: bool):
+    data = "".join(json.dumps(e) + "\n" for e in entries).encode()
+    require_sense(name, data, skip_invalid=skip_invalid, prompts_only=prompts_only)
 
 
 @settings(max_examples=100, deadline=None)
