@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from persona_atlas import open_run
 from persona_atlas.cluster.cli import main
+from persona_atlas.jobs.catalog import load_catalog
 
+from chat_server import ChatServer, serving
 from command_line import Answered
 from flow_commands import assert_whole, atlas_json, commits, write_spec
-from tiny_models import SMOLLM2, save_tiny_llama
+from tiny_models import SMOLLM2
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -71,31 +72,26 @@ def test_the_whole_pipeline_on_a_real_model_and_s3(tmp_path: Path, s3_store_url:
 
 @pytest.mark.usefixtures("shared_ray", "signals_as_before")
 def test_a_unit_that_fails_is_tried_three_times_then_reported_and_the_others_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = save_tiny_llama(tmp_path / "model", max_context=700)
-    personas = tmp_path / "personas"
-    (personas / "roles").mkdir(parents=True)
-    (personas / "questions.yaml").write_text("questions: {q1: Who are you?, q2: What is near you?}\n")
-    (personas / "rubrics.yaml").write_text("role: '{question} {answer}'\ntrait: '{question} {answer}'\n")
-    (personas / "default.yaml").write_text("description: Itself.\nprompts: ['']\n")
-    for name, prompt in {"quiet": "Speak softly.", "endless": "On and on. " * 100, "loud": "Shout!"}.items():
-        role = {"description": "A role.", "prompts": [prompt], "judge": "Plays it."}
-        (personas / "roles" / f"{name}.yaml").write_text(yaml.safe_dump(role))
     store = str(tmp_path / "run")
-    chosen = {"catalog": str(personas), "roles": {"names": ["*"]}}
-    spec = write_spec(tmp_path / "job.yaml", model, store, personas=chosen)
-    # As people see it; what a program is told of a failure is among the tests of given texts.
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(spec)])
+    poison = load_catalog().persona("role", "poet").prompts[0]
+    counts = {"prompts": 1, "questions": 2}
+    chosen = {"roles": {"names": ["ghost", "pirate", "poet"], **counts}, "default": counts}
+    with serving(ChatServer(poison=poison)) as server:
+        generation = {"endpoint": server.url, "model": "tiny"}
+        spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, store, personas=chosen, generation=generation)
+        # As people see it; what a program is told of a failure is among the tests of given texts.
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(spec)])
     assert ended.value.code == 1
     stdout, stderr = capsys.readouterr()
-    assert commits(store) == ["default.assistant_default.pos.p0.b0", "role.loud.pos.p0.b0", "role.quiet.pos.p0.b0"]
+    assert commits(store) == ["default.assistant_default.pos.p0.b0", "role.ghost.pos.p0.b0", "role.pirate.pos.p0.b0"]
     assert "Units that failed" in stdout
     assert "3 of 4 committed" in stdout
-    assert stderr.count("Unit role.endless.pos.p0.b0 failed") == 3
+    assert stderr.count("Unit role.poet.pos.p0.b0 failed") == 3
     assert "(attempt 3) and is given up" in stderr
-    assert "exceed the model's context of 700" in stderr
+    assert "poisoned" in stderr
 
 
 @pytest.mark.usefixtures("shared_ray")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,16 @@ class WatchedRun:
 
     def status(self) -> int:
         """Wait for its end."""
-        status = self.process.wait(90)
+        return self.process.wait(90)
+
+    def close(self) -> None:
+        """End it, if it has not ended, and read what is left."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self._reader.join(10)
         assert self.process.stderr is not None
         self.process.stderr.close()
-        return status
 
 
 @pytest.mark.parametrize(
@@ -62,9 +68,15 @@ def test_a_run_that_is_asked_to_end_says_so_and_leaves_nothing_behind(
     personas = {"roles": {"names": ["c[a-d]*"], **counts}, "default": counts}
     run = WatchedRun(write_spec(tmp_path / "job.yaml", tiny_model_directory, store, personas=personas))
     wait_for(lambda: moment in run.said or run.process.poll() is not None)
+    assert run.process.poll() is None, run.said
     family = family_of(run.process)
     (os.killpg if to_all else os.kill)(run.process.pid, number)
-    assert run.status() == 130, run.said
+    try:
+        status = run.status()
+    finally:
+        # What hangs must not live on, nor its pipe warn in another test.
+        run.close()
+    assert status == 130, run.said
     assert "are committed and kept" in run.said
     assert "received at time" not in run.said, "Ray's handler had no part in it"
     assert_gone(family)
