@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from .errors import InputError
+from .machine_faults import refuse_machine_fault
 
 _LONGEST_NAME = 255
 """Bytes of a file's name on Linux, macOS and nearly every file system."""
@@ -73,10 +74,12 @@ def is_directory(path: Path, field: str) -> bool:
 
     Raises:
         InputError: The file system does not say, because a folder on the way may not be entered, for instance.
+        TransientError: The machine failed, a disk for instance.
     """
     try:
         return path.is_dir()
     except OSError as error:
+        refuse_machine_fault(error)
         raise InputError(
             f"{str(path)!r} cannot be opened: {error.strerror or error}.",
             code="unreadable_file",

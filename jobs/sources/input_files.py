@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..machine_faults import refuse_machine_fault
 from ..names import folded
 from ..personas import DEFAULT_PERSONA
 from ..user_paths import is_directory
@@ -90,6 +91,7 @@ def _walk(root: Path) -> Iterator[Path]:
     """Yield the files under a directory, through links too; a directory that links lead to twice is read once."""
 
     def refuse(error: OSError) -> None:
+        refuse_machine_fault(error)
         raise InputError(
             f"cannot be listed: {error.strerror or error}.",
             code="unreadable_file",

@@ -187,7 +187,7 @@ def _from_os_error(error: OSError, url: str) -> AtlasError:
         return InputError(
             f"{url} cannot be used: {reason}.", code="store_denied", field=_FIELD, hint="Choose a place you may write."
         )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return InputError(
             f"{url} cannot be a directory: {reason}.",
             code="store_not_a_directory",

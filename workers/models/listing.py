@@ -11,6 +11,9 @@ import struct
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...jobs.errors import InputError
+from ...jobs.machine_faults import refuse_machine_fault
+
 MAX_HEADER_BYTES = 100_000_000
 """Longest header of a safetensors file, by the format's own rule."""
 
@@ -55,12 +58,25 @@ class DirectoryListing:
 
     Args:
         directory: The directory.
+
+    Raises:
+        InputError: It may not be listed.
+        TransientError: The machine failed, a disk for instance.
     """
 
     def __init__(self, directory: Path) -> None:
         self.place = str(directory)
         self.directory = directory
-        self.names = frozenset(path.name for path in directory.iterdir() if path.is_file())
+        try:
+            self.names = frozenset(path.name for path in directory.iterdir() if path.is_file())
+        except OSError as error:
+            refuse_machine_fault(error)
+            raise InputError(
+                f"{self.place} cannot be listed: {error.strerror or error}.",
+                code="unreadable_file",
+                field="model.source",
+                hint="Check the path and its permissions.",
+            ) from None
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file; None if there is no such file."""
@@ -122,12 +138,17 @@ def read_json(listing: Listing, name: str) -> dict[str, Any]:
         The object; empty if the file does not exist.
 
     Raises:
-        ValueError: The file is empty, a git-lfs pointer, or no JSON object; says which.
+        ValueError: The file may not be read, is empty, a git-lfs pointer, or no JSON object; says which.
+        TransientError: The machine failed, a disk for instance.
     """
     path = listing.directory / name
     if not path.is_file():
         return {}
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        refuse_machine_fault(error)
+        raise ValueError(f"cannot be read ({error.strerror or error})") from None
     if data.startswith(_POINTER):
         raise ValueError("a git-lfs pointer and not the file")
     try:
