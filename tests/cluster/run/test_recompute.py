@@ -14,6 +14,7 @@ from persona_atlas.cluster.run import recompute
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import RunRecord
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import Run, run_at
 from persona_atlas.storage.run.commits import read_commit
@@ -171,7 +172,8 @@ def test_a_run_whose_model_an_earlier_version_identified_is_recomputed(
     location = open_location(tmp_path / "run")
     record = run_at(location).record
     facts = replace(record.model, fingerprint=earlier_fingerprint(model))
-    location.write(layout.RUN_RECORD, record.model_copy(update={"model": facts}).to_bytes())
+    body = {name: getattr(record, name) for name in type(record).model_fields if name != "seal"}
+    location.write(layout.RUN_RECORD, RunRecord.sealed(**body | {"model": facts}).to_bytes())
     found = persona_atlas.verify(tmp_path / "run", recompute=1, model=str(model), progress=False)
     assert found.recomputation is not None
     assert found.recomputation.is_close
