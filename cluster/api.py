@@ -22,7 +22,7 @@ from ..jobs.scheduling.ledger import Failure
 from ..jobs.sources.conversation_source import ConversationSource
 from ..jobs.sources.read_conversations import parse_conversations
 from ..jobs.sources.source import RequestSource
-from ..jobs.spec import JobSpec, load_spec, make_spec
+from ..jobs.specs.spec import JobSpec, load_spec, make_spec
 from ..storage.derived.reductions import Reduction
 from ..storage.locations.location import open_location
 from ..storage.query.run import Run, open_run

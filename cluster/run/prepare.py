@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
-from ...jobs.spec import JobSpec
+from ...jobs.specs.endpoint_keys import refuse_key
+from ...jobs.specs.spec import JobSpec
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...jobs.addresses import RolloutAddress
-from ...jobs.canary_rows import can_be_compared
 from ...jobs.conversation import Conversation, Message
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ...jobs.model_facts import ModelFacts
 from ...jobs.poolings import POOLINGS, TokenRange
-from ...jobs.rollouts import ArrayName, Rollout
 from ...jobs.sizing.estimate import BYTES_PER_PARAMETER, HEADROOM, batch_tokens, resolved_dtype
-from ...jobs.spec_parts import PlacementSpec
+from ...jobs.specs.spec_parts import PlacementSpec
 from ...jobs.wording import count_of
+from ...jobs.work.addresses import RolloutAddress
+from ...jobs.work.canary_rows import can_be_compared
+from ...jobs.work.rollouts import ArrayName, Rollout
 from ...storage.locations.location import Location
 from ...storage.query.query import Query
 from ...storage.query.run import Run, run_at

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..files.names import folded
+from ..files.user_paths import is_directory
 from ..machine_faults import refuse_machine_fault
-from ..names import folded
 from ..personas import DEFAULT_PERSONA
-from ..user_paths import is_directory
 
 _FIELD = "conversations.source"
 _SUFFIXES = (".jsonl", ".json")

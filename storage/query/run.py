@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ...jobs.errors import InputError, StoreError
 from ...jobs.poolings import DEFAULT_POOLING
-from ...jobs.store_spec import S3Access
+from ...jobs.specs.store_spec import S3Access
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import Reduction, read_current_reduction
 from ..derived.scores import with_scores

@@ -13,11 +13,11 @@ import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.poolings import DEFAULT_POOLING
-from persona_atlas.jobs.spec_parts import CaptureSpec, SamplingSpec
+from persona_atlas.jobs.specs.spec_parts import CaptureSpec, SamplingSpec
 from persona_atlas.workers.builtin.loaded_model import load_model
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.engine import EngineSettings
-from persona_atlas.workers.models.checkpoint import open_checkpoint
+from persona_atlas.workers.models.checkpoints.checkpoint import open_checkpoint
 
 PACKAGE = Path(persona_atlas.__file__).parent
 SIZES = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}

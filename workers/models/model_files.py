@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...jobs.errors import InputError
+from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.model_facts import ModelFacts
-from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
-from ...jobs.user_paths import expand_home, is_directory
+from ...jobs.specs.spec_parts import PACKAGE_SCHEME, ModelSpec
 from .adapters import WEIGHTS, base_of, check_adapter, is_adapter
-from .checkpoint import Checkpoint, check_checkpoint, facts_of, fingerprint_of, open_checkpoint
-from .hub import HubListing, cached_snapshot
+from .checkpoints.checkpoint import Checkpoint, check_checkpoint, facts_of, fingerprint_of, open_checkpoint
+from .checkpoints.hub import HubListing, cached_snapshot
+from .checkpoints.listing import DirectoryListing, Listing
+from .checkpoints.weight_files import choose_weights
 from .linked import link_checkpoint
-from .listing import DirectoryListing, Listing
 from .packages import model_in_package
-from .weight_files import choose_weights
 
 _SOURCE = "model.source"
 

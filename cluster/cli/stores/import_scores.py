@@ -7,8 +7,8 @@ from dataclasses import asdict
 import click
 
 from ....jobs.errors import InputError
-from ....jobs.store_spec import S3Access
-from ....jobs.user_paths import is_directory, local_path
+from ....jobs.files.user_paths import is_directory, local_path
+from ....jobs.specs.store_spec import S3Access
 from ....storage.derived.released_scores import RELEASED_JUDGE, import_released_scores
 from ....storage.query.run import open_run
 from .. import output

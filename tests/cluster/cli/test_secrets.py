@@ -11,7 +11,7 @@ from persona_atlas.cluster.cli import main
 from persona_atlas.cluster.ray_text import plain
 from persona_atlas.cluster.submission.submit import resolved
 from persona_atlas.jobs.errors import AtlasError, InputError
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
 from pydantic import ValidationError

@@ -14,7 +14,7 @@ import pytest
 import torch
 from persona_atlas.jobs.errors import InputError, TransientError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin import packed
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.loaded_model import LoadedModel, load_model
