@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from persona_atlas.jobs.errors import AtlasError, InputError, TransientError
@@ -112,7 +113,7 @@ def test_a_disk_that_fails_under_conversations_is_not_wrong_input(
         raise OSError(errno.EIO, "Input/output error")
 
     (tmp_path / "talks.jsonl").touch()
-    places = {"scandir": (os, "scandir"), "open": (Path, "open"), "stat": (Path, "is_dir")}
+    places: dict[str, tuple[Any, str]] = {"scandir": (os, "scandir"), "open": (Path, "open"), "stat": (Path, "is_dir")}
     monkeypatch.setattr(*places[broken], fail)
     with pytest.raises(AtlasError) as caught:
         read(tmp_path)
