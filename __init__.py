@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
     from .jobs.plan import Plan
     from .jobs.sizing.estimate import estimate
-    from .jobs.spec import JobSpec, load_spec, make_spec
+    from .jobs.specs.spec import JobSpec, load_spec, make_spec
     from .storage.derived.reductions import Reduction
     from .storage.query.run import Run, open_run
 
@@ -56,7 +56,7 @@ _MODULES = {
     "InputError": "jobs.errors",
     "JobError": "jobs.errors",
     "JobResult": "cluster.api",
-    "JobSpec": "jobs.spec",
+    "JobSpec": "jobs.specs.spec",
     "Plan": "jobs.plan",
     "Reduction": "storage.derived.reductions",
     "Run": "storage.query.run",
@@ -66,8 +66,8 @@ _MODULES = {
     "estimate": "jobs.sizing.estimate",
     "extract": "cluster.api",
     "load_catalog": "jobs.catalog",
-    "load_spec": "jobs.spec",
-    "make_spec": "jobs.spec",
+    "load_spec": "jobs.specs.spec",
+    "make_spec": "jobs.specs.spec",
     "open_run": "storage.query.run",
     "plan": "cluster.api",
     "reduce": "cluster.api",

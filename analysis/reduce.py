@@ -15,8 +15,8 @@ import numpy.typing as npt
 from ..jobs.errors import InputError
 from ..jobs.personas import DEFAULT_PERSONA
 from ..jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
-from ..jobs.spec import digest_of
-from ..jobs.spec_parts import CaptureSpec
+from ..jobs.specs.spec import digest_of
+from ..jobs.specs.spec_parts import CaptureSpec
 from ..storage.derived.reductions import Reduction, make_current, read_current_reduction, write_reduction
 from ..storage.query.run import Run
 from .axis import assistant_axis, cosine, is_distinct, project

@@ -7,8 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..jobs.rollouts import served_text
 from ..jobs.wording import count_of
+from ..jobs.work.rollouts import served_text
 from ..storage.derived.reductions import Reduction
 from ..storage.format import layout
 from ..storage.query.run import Run

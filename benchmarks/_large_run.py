@@ -14,8 +14,8 @@ from hashlib import sha256
 import numpy as np
 import numpy.typing as npt
 from persona_atlas.jobs.model_facts import ModelFacts
-from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.units import WorkUnit
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.work.units import WorkUnit
 from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.planned_units import encode_units

@@ -21,7 +21,7 @@ from persona_atlas.jobs.scheduling.ledger import Ledger
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.sources.persona_source import PersonaSource
-from persona_atlas.jobs.spec import load_spec
+from persona_atlas.jobs.specs.spec import load_spec
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.workers.engine import EngineSettings

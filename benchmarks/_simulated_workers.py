@@ -26,7 +26,7 @@ from persona_atlas.cluster.pool.pooled_executor import PooledExecutor
 from persona_atlas.jobs.scheduling.pool import WorkerPool
 from persona_atlas.jobs.scheduling.pool_commands import ClusterNodes
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.format.records import Manifest
 
 from _node_losses import NodeLoss, SimulatedCluster

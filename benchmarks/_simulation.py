@@ -34,7 +34,7 @@ from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.sizing.pricing import price
 from persona_atlas.jobs.sources.load import load_source
-from persona_atlas.jobs.spec import load_spec
+from persona_atlas.jobs.specs.spec import load_spec
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import Location, open_location

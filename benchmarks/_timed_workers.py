@@ -17,8 +17,8 @@ from persona_atlas.cluster.pool.ray_executor import RayExecutor
 from persona_atlas.cluster.pool.ray_worker import UnitActor
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
-from persona_atlas.jobs.rollouts import Canary, Rollout
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.rollouts import Canary, Rollout
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
 
 ARRAY = ("resid_post", "response_mean")

@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from persona_atlas.jobs.rollouts import Canary
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.rollouts import Canary
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import Manifest, StoredObject, StoredShard
 

@@ -21,11 +21,11 @@ import torch
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.conversation import Conversation, Message
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.jobs.rollouts import Rollout
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
-from persona_atlas.jobs.spec_parts import CanarySpec, CaptureSpec, ModelSpec, SamplingSpec
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import GivenResponse, RolloutRequest, UnitAttempt, WorkUnit
+from persona_atlas.jobs.specs.spec_parts import CanarySpec, CaptureSpec, ModelSpec, SamplingSpec
+from persona_atlas.jobs.work.rollouts import Rollout
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import GivenResponse, RolloutRequest, UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.canary import CanaryChecks
 from persona_atlas.workers.chat.spans import load_renderer

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
-from persona_atlas.jobs.spec_parts import CaptureSpec, ModelSpec, SamplingSpec
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.specs.spec_parts import CaptureSpec, ModelSpec, SamplingSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.capture import Capture
 from persona_atlas.workers.builtin.generation import Generation

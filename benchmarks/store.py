@@ -27,11 +27,11 @@ from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.sizing.estimate import DEFAULT_BATCH_TOKENS
 from persona_atlas.jobs.sources.load import load_source
-from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.spec_parts import CaptureSpec
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.specs.spec_parts import CaptureSpec
 from persona_atlas.jobs.wording import count_of
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.arrays.codec import round_mantissa
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.locations.location import Location, open_location

@@ -16,13 +16,12 @@ from rich.console import Console
 
 from ..analysis.reduce import reduce_run
 from ..analysis.summary import Summary
-from ..jobs.endpoint_keys import refuse_key
 from ..jobs.plan import Plan
 from ..jobs.scheduling.ledger import Failure
 from ..jobs.sources.conversation_source import ConversationSource
 from ..jobs.sources.read_conversations import parse_conversations
 from ..jobs.sources.source import RequestSource
-from ..jobs.spec import JobSpec, load_spec, make_spec
+from ..jobs.specs.spec import JobSpec, load_spec, make_spec
 from ..storage.derived.reductions import Reduction
 from ..storage.locations.location import open_location
 from ..storage.query.run import Run, open_run
@@ -278,11 +277,8 @@ def _work(
     shows_progress: bool,
     source: RequestSource | None = None,
 ) -> JobResult:
-    # Before the spec is made anew, which forgets where it was read from.
-    refuse_key(spec.generation)
     if replicas is not None:
-        placement = spec.placement.model_dump() | {"replicas": replicas}
-        spec = make_spec(spec.model_dump(mode="json") | {"placement": placement})
+        spec = spec.replaced(placement={"replicas": replicas})
     progress = _progress(shows_progress)
     job = prepare_job(spec, progress, source)
     needs_ray = address is not None or (spec.placement.replicas or 1) > 1

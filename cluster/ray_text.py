@@ -1,10 +1,12 @@
-"""Make what Ray prints and raises readable: no colour codes, no dumps, no lists of ids. Knows no Ray."""
+"""Make what Ray prints and raises readable: no colour codes, no secrets, no dumps, no lists of ids. Knows no Ray."""
 
 from __future__ import annotations
 
 import io
 import re
 from typing import TextIO
+
+from ..jobs.redaction import without_secrets
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _OF_RAY = re.compile(r"\((raylet|autoscaler|gcs_server|[\w.]+ pid=)")
@@ -14,13 +16,13 @@ _MAX_CHARS = 500
 
 
 def plain(text: str) -> str:
-    r"""Remove the colour codes of a terminal.
+    r"""Remove the colour codes of a terminal, and secrets.
 
     Example:
         >>> plain("\x1b[33m(raylet)\x1b[0m A worker died.")
         '(raylet) A worker died.'
     """
-    return _COLOURS.sub("", text)
+    return without_secrets(_COLOURS.sub("", text))
 
 
 def one_line(text: str) -> str:

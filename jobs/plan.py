@@ -12,9 +12,9 @@ from .errors import InputError
 from .model_facts import ModelFacts
 from .personas import Kind
 from .sources.source import RequestSource
-from .spec import JobSpec, digest_of
-from .unit_size import RowSizes, whole_chunks
-from .units import UnitRequests, WorkUnit
+from .specs.spec import JobSpec, digest_of
+from .work.unit_size import RowSizes, whole_chunks
+from .work.units import UnitRequests, WorkUnit
 
 
 @dataclass(frozen=True)

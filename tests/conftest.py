@@ -108,7 +108,7 @@ def shared_ray(s3_endpoint: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def smollm2_directory() -> Path:
     """SmolLM2-135M-Instruct as safetensors, converted once on this machine."""
-    from persona_atlas.jobs.spec_parts import ModelSpec
+    from persona_atlas.jobs.specs.spec_parts import ModelSpec
     from persona_atlas.workers.models.model_files import find_model
 
     from tiny_models import SMOLLM2

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
-from persona_atlas.jobs.spec import JobSpec, load_spec
+from persona_atlas.jobs.specs.spec import JobSpec, load_spec
 
 from fakes import FACTS, small_plan
 

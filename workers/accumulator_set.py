@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..jobs.poolings import POOLINGS, Pooling, Span, TokenSpans
-from ..jobs.rollouts import ArrayName
-from ..jobs.spec_parts import CaptureSpec, HookPoint
+from ..jobs.specs.spec_parts import CaptureSpec, HookPoint
+from ..jobs.work.rollouts import ArrayName
 from .observation import Observed, Wanted
 from .pooling import ACCUMULATORS, Accumulator, Float32, Shape
 

@@ -1,6 +1,6 @@
 """The canary: some rollouts, recomputed one by one in a plain forward pass and compared with the captured values.
 
-This module has the choice of a worker, the comparison and its limits; ``jobs/canary_rows`` has the rule, and
+This module has the choice of a worker, the comparison and its limits; ``jobs/work/canary_rows`` has the rule, and
 ``builtin/plain_pass`` recomputes. Does not import torch.
 Axes: L captured layers, K those of which every token is kept, T tokens, D d_model.
 """
@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.canary_rows import can_be_compared, canary_draw, due_rows, first_rows
 from ..jobs.errors import UnitError
 from ..jobs.poolings import keeps_tokens
-from ..jobs.rollouts import ArrayName, Canary
-from ..jobs.spec_parts import CanarySpec
-from ..jobs.units import UnitAttempt
+from ..jobs.specs.spec_parts import CanarySpec
+from ..jobs.work.canary_rows import can_be_compared, canary_draw, due_rows, first_rows
+from ..jobs.work.rollouts import ArrayName, Canary
+from ..jobs.work.units import UnitAttempt
 from .engine import CapturedRollout, Reader
 
 LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from ..jobs.interventions import Intervention
 from ..jobs.poolings import TokenRange, TokenSpans
-from ..jobs.rollouts import ArrayName, Canary, Rollout
-from ..jobs.spec_parts import CaptureSpec, SamplingSpec
-from ..jobs.units import RolloutRequest
+from ..jobs.specs.spec_parts import CaptureSpec, SamplingSpec
+from ..jobs.work.rollouts import ArrayName, Canary, Rollout
+from ..jobs.work.units import RolloutRequest
 
 
 @dataclass(frozen=True, eq=False)

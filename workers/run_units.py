@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.addresses import RolloutAddress
 from ..jobs.errors import UnitError
-from ..jobs.rollouts import Rollout
 from ..jobs.scheduling.ledger import Failure
-from ..jobs.unit_result import UnitResult
-from ..jobs.units import RolloutRequest, UnitAttempt
+from ..jobs.work.addresses import RolloutAddress
+from ..jobs.work.rollouts import Rollout
+from ..jobs.work.unit_result import UnitResult
+from ..jobs.work.units import RolloutRequest, UnitAttempt
 from .canary import CanaryChecks
 from .engine import CapturedRollout, Responder
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import click
 
 from ...jobs.catalog import BUILTIN, KINDS, Catalog, load_catalog
-from ...jobs.names import names_matching
+from ...jobs.files.names import names_matching
 from ...jobs.personas import Kind, Persona
 from ...jobs.wording import count_of
 from . import output

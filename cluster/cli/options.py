@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from ...jobs.errors import InputError
-from ...jobs.store_spec import S3Access
-from ...jobs.user_paths import is_directory
+from ...jobs.files.user_paths import is_directory
+from ...jobs.specs.store_spec import S3Access
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -1,4 +1,8 @@
-"""How every command prints: JSON or text on stdout, errors and progress on stderr. Nothing printed holds a secret."""
+"""How every command prints: JSON or text on stdout, errors and progress on stderr.
+
+Results are printed as they are: a prompt that reads ``token=abc`` is one. Secrets are removed from what libraries,
+servers and Ray say, where it becomes part of an error, a failure, a status or a line of progress.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...jobs.errors import error_lines
-from ...jobs.redaction import value_without_secrets, without_secrets
+from ...jobs.redaction import value_without_secrets
 from ..run.progress import Progress
 
 
@@ -22,7 +26,7 @@ def progress() -> Progress:
 
 def document(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value_without_secrets(value), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def table(title: str, columns: list[str], lines: list[list[str]], *, keep_first: bool = False) -> None:
@@ -43,8 +47,8 @@ def table(title: str, columns: list[str], lines: list[list[str]], *, keep_first:
             column, justify="right" if numeric else "left", overflow="fold", no_wrap=keep_first and not position
         )
     for line in lines:
-        shown.add_row(*map(without_secrets, line))
-    console.print(without_secrets(title), style="bold", soft_wrap=True)
+        shown.add_row(*line)
+    console.print(title, style="bold", soft_wrap=True)
     console.print(shown)
 
 
@@ -54,7 +58,7 @@ def _is_number(text: str) -> bool:
 
 def text(line: str) -> None:
     """Print one line on stdout."""
-    sys.stdout.write(without_secrets(line) + "\n")
+    sys.stdout.write(line + "\n")
 
 
 def error(fields: Mapping[str, str], *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ...jobs.spec import JobSpec
+from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.layout import SKIPPED
 from ..run.backend import open_ray_backend

@@ -6,8 +6,8 @@ import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from ...jobs.spec import JobSpec
-from ...jobs.spec_parts import PACKAGE_SCHEME
+from ...jobs.specs.spec import JobSpec
+from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
 from .pods import USER_ID
 

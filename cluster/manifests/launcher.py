@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...jobs.errors import InputError
-from ...jobs.user_paths import expand_home
+from ...jobs.files.user_paths import expand_home
 from .pods import CACHE_FOLDER, ENVIRONMENT, USER_ID, Manifest
 from .request import ClusterRequest
 from .sizes import OBJECT_STORE_BYTES, head_size, worker_size

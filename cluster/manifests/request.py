@@ -12,8 +12,8 @@ from ...jobs.catalog import BUILTIN
 from ...jobs.errors import InputError
 from ...jobs.sizing.devices import Device
 from ...jobs.sizing.estimate import Estimate
-from ...jobs.spec import JobSpec
-from ...jobs.spec_parts import PACKAGE_SCHEME
+from ...jobs.specs.spec import JobSpec
+from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
 
 DEFAULT_IMAGE = f"persona-atlas:{__version__}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...jobs.scheduling.ledger import Failure
-from ...jobs.units import UnitAttempt
+from ...jobs.work.units import UnitAttempt
 from ...storage.format.records import Manifest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...jobs.errors import InputError
-from ...jobs.spec_parts import PlacementSpec
+from ...jobs.specs.spec_parts import PlacementSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ...jobs.scheduling.pool import WorkerPool
 from ...jobs.scheduling.pool_commands import Command, Deliver, GiveUp, Launch
-from ...jobs.units import UnitAttempt
+from ...jobs.work.units import UnitAttempt
 from ...storage.format.records import Manifest
 from .executor import Answer, Wait, WorkerView
 

@@ -16,7 +16,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from ...jobs.errors import AtlasError
 from ...jobs.scheduling.pool import WorkerPool
-from ...jobs.units import UnitAttempt
+from ...jobs.work.units import UnitAttempt
 from ...storage.format.records import Manifest
 from ..ray_text import one_line, plain
 from .executor import Answer

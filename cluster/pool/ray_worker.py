@@ -11,7 +11,7 @@ import ray
 
 from ...jobs.errors import AtlasError, JobError
 from ...jobs.machine_faults import machine_fault
-from ...jobs.units import UnitAttempt
+from ...jobs.work.units import UnitAttempt
 from .worker_loop import WorkerLoop, WorkerReport
 from .worker_settings import WorkerSettings
 

@@ -18,8 +18,8 @@ from queue import SimpleQueue
 from ...jobs.errors import AtlasError, TransientError
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.scheduling.worker_load import WorkRequest
-from ...jobs.unit_result import UnitResult
-from ...jobs.units import UnitAttempt
+from ...jobs.work.unit_result import UnitResult
+from ...jobs.work.units import UnitAttempt
 from ...storage.arrays.unit_writer import write_unit_result
 from ...storage.format.records import Manifest
 from ...storage.locations.location import open_location

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ...jobs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
-from ...jobs.store_spec import S3Access
+from ...jobs.specs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
+from ...jobs.specs.store_spec import S3Access
 from ...workers.engine import EngineSettings
 from ...workers.models.limits import usable_cores
 from .placement import Placement

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from ...jobs.sizing.estimate import batch_tokens, resolved_dtype
-from ...jobs.spec import JobSpec
+from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.layout import driver_path
 from ...storage.locations.s3_server import resolved_access

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 
+from ...jobs.errors import StoreError
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...storage.format.planned_units import encode_units
 from ...storage.format.records import Manifest, RunRecord
@@ -77,7 +78,7 @@ def worked_job(
     Raises:
         InputError: There is no chat template, not enough memory or no such cluster, or another driver is working on the
             run.
-        StoreError: The lease was lost, or a record is damaged.
+        StoreError: The lease was lost, a record is damaged, or commit records were withdrawn at the same time.
         TransientError: The store failed, after retries.
         JobError: No worker could be started, or none is left.
         JobStoppedError: The job was asked to stop.
@@ -151,7 +152,15 @@ def _work_under_lease(
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Listed again, because another driver may have committed units after planning and before this lease.
         committed = with_retries(lambda: committed_units(job.location), progress.say)
+        if row_blocks_needed(job.plan, committed) > len(lease.row_blocks):
+            raise StoreError(
+                "commit records were taken out of the run while this job was starting.",
+                code="units_withdrawn",
+                file=job.location.url,
+                hint="Start it again.",
+            )
         ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
+        done_before = ledger.num_done
         # Appended to by several threads.
         canaries: list[tuple[int, float]] = []
         with IndexKeeper(job.location, record, progress.say, lease.generation) as keeper, progress.working():
@@ -182,7 +191,7 @@ def _work_under_lease(
     return Outcome(
         len(job.plan.units),
         done,
-        done - len(job.committed),
+        done - done_before,
         failures,
         sum(num_rollouts for num_rollouts, _ in canaries),
         max((error for _, error in canaries), default=None),

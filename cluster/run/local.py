@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 from ...jobs.errors import UnitError
 from ...jobs.scheduling.worker_load import WorkerLoad
-from ...jobs.units import RolloutRequest, UnitAttempt
 from ...jobs.wording import count_of
+from ...jobs.work.units import RolloutRequest, UnitAttempt
 from ...storage.format.layout import driver_path
 from ...storage.run.lease import HeldLease
 from ...workers.chat.spans import load_renderer

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
-from ...jobs.spec import JobSpec
+from ...jobs.specs.endpoint_keys import refuse_key
+from ...jobs.specs.spec import JobSpec
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
@@ -86,7 +86,7 @@ def plan_job(
         progress.say(f"Leaving out {len(source.skipped):,} of the input that cannot be read.")
     template = chat_template or read_chat_template(spec.model)
     directory = find_model(spec.model, progress.say)
-    facts = replace(_facts_of(directory, record), chat_template_sha256=template_sha256(template))
+    facts = replace(facts_of_run(directory, record), chat_template_sha256=template_sha256(template))
     plan = make_plan(spec, source, facts)
     if record is not None and plan.digest != record.plan_digest:
         earlier = make_plan(spec, source, facts, sizes_bits=False)
@@ -94,8 +94,16 @@ def plan_job(
     return plan, directory
 
 
-def _facts_of(directory: Path, record: RunRecord | None) -> ModelFacts:
-    """Read a model's facts; its fingerprint is the record's where an earlier version would make that of these files."""
+def facts_of_run(directory: Path, record: RunRecord | None) -> ModelFacts:
+    """Read a model's facts; its fingerprint is the record's where an earlier version would make that of these files.
+
+    Args:
+        directory: The model's directory, as ``find_model`` returns it.
+        record: Record of the run in the store; None for a new run.
+
+    Raises:
+        InputError: The directory is not a checkpoint that can be run.
+    """
     facts = read_facts(directory)
     if record is None or record.model.fingerprint in ("", facts.fingerprint):
         return facts

@@ -16,30 +16,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...jobs.addresses import RolloutAddress
-from ...jobs.canary_rows import can_be_compared
 from ...jobs.conversation import Conversation, Message
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ...jobs.model_facts import ModelFacts
 from ...jobs.poolings import POOLINGS, TokenRange
-from ...jobs.rollouts import ArrayName, Rollout
 from ...jobs.sizing.estimate import BYTES_PER_PARAMETER, HEADROOM, batch_tokens, resolved_dtype
-from ...jobs.spec_parts import PlacementSpec
+from ...jobs.specs.spec_parts import PlacementSpec
 from ...jobs.wording import count_of
+from ...jobs.work.addresses import RolloutAddress
+from ...jobs.work.canary_rows import can_be_compared
+from ...jobs.work.rollouts import ArrayName, Rollout
 from ...storage.locations.location import Location
 from ...storage.query.query import Query
-from ...storage.query.run import Run, open_run
+from ...storage.query.run import Run, run_at
 from ...storage.verification.recomputation import Deviation, Recomputation
 from ...storage.verification.verify import Verification, verify_run
 from ...workers.canary import LIMITS
 from ...workers.chat.spans import ConversationRenderer, load_renderer
 from ...workers.engine import CapturedRollout, EngineSettings, Reader
-from ...workers.models.model_files import find_model, read_facts
+from ...workers.models.model_files import find_model
 from ..pool.assemble import load_engine
 from ..pool.placement import place
 from ..pool.session import local_resources
 from ..pool.worker_settings import WorkerSettings
+from .prepare import facts_of_run
 from .progress import Progress
 
 
@@ -75,7 +76,7 @@ def verify_and_recompute(
             hint="Give the number of rollouts to recompute.",
         )
     # Before the store is read: it is known in a moment whether the model is the right one.
-    recomputer = Recomputer(open_run(location.url, location.endpoint_url), model, progress) if count else None
+    recomputer = Recomputer(run_at(location), model, progress) if count else None
     with progress.checking("Checking") as show:
         found = verify_run(location, quick=quick, on_progress=show)
     if recomputer is not None:
@@ -101,7 +102,9 @@ class Recomputer:
         spec = run.record.spec.model
         self._model = spec if model is None else spec.model_copy(update={"source": model, "revision": None})
         self._directory: Path = find_model(self._model, progress.say)
-        self._facts: ModelFacts = read_facts(self._directory)
+        self._facts: ModelFacts = facts_of_run(self._directory, run.record)
+        # The run has kept the text; the file that the spec names may be gone, or another by now.
+        self._chat_template: str | None = run.record.rendering.get("chat_template")
         if self._facts.fingerprint != run.record.model.fingerprint:
             raise InputError(
                 f"the model {self._model.source} is not the one that the run at {run.url} was made with: its files "
@@ -183,6 +186,7 @@ class Recomputer:
             sampling=record.spec.sampling,
             capture=capture,
             token_layers=record.token_layers,
+            chat_template=self._chat_template,
         )
         needed_bytes = int(HEADROOM * self._facts.num_parameters * BYTES_PER_PARAMETER[self._dtype])
         settings = WorkerSettings(
@@ -234,7 +238,7 @@ class Recomputer:
         """Return a function that locates the user's message of a stored rollout, or returns None."""
         if not self._run.record.spec.capture.needs_user_spans:
             return lambda _rollout: None
-        renderer = load_renderer(self._directory)
+        renderer = load_renderer(self._directory, self._chat_template)
         record = self._run.record
         if not record.of_conversations:
             return lambda rollout: _user_span_of_prompt(renderer, rollout)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan, refuse_beyond_context
-from ...jobs.units import RolloutRequest
 from ...jobs.wording import count_of
+from ...jobs.work.units import RolloutRequest
 from ...storage.format.records import RunRecord
 from ...workers.chat.checks import require_closed_prompts, require_pinned_on_server, turn_end
 from ...workers.chat.renderer import ChatRenderer

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from ...jobs.errors import AtlasError, InputError
 from ...jobs.scheduling.job_state import JobEvidence, JobState, state_of
-from ...jobs.spec import JobSpec
-from ...jobs.store_spec import S3Access
+from ...jobs.specs.spec import JobSpec
+from ...jobs.specs.store_spec import S3Access
 from ...storage.format.records import Lease, RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from ...jobs.endpoint_keys import from_store, refuse_key, with_receiver
 from ...jobs.errors import InputError
-from ...jobs.spec import JobSpec
-from ...jobs.store_spec import S3Access
+from ...jobs.specs.endpoint_keys import from_store, refuse_key, with_receiver
+from ...jobs.specs.spec import JobSpec
+from ...jobs.specs.store_spec import S3Access
 from ...storage.query.run import open_run
 from .ray_cluster import RayJob
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from ...jobs.catalog import BUILTIN
-from ...jobs.user_paths import expand_home, is_directory
+from ...jobs.files.user_paths import expand_home, is_directory
 from .submitted_job import CATALOG_FOLDER, SubmittedJob
 
 _PACKAGE = "persona_atlas"

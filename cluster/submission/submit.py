@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError
+from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
-from ...jobs.spec import JobSpec
-from ...jobs.spec_parts import PACKAGE_SCHEME
-from ...jobs.user_paths import expand_home, is_directory
+from ...jobs.specs.endpoint_keys import refuse_key
+from ...jobs.specs.spec import JobSpec
+from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
 from ...storage.locations.location import open_location
 from ...storage.locations.s3_server import resolved_access

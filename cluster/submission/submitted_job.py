@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ...jobs.spec import JobSpec
+from ...jobs.specs.spec import JobSpec
 
 JOB_FILE = "job.json"
 CATALOG_FOLDER = "catalog"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError, closest
-from ..names import equal_names, name_problem, names_matching
+from ..files.names import equal_names, name_problem, names_matching
+from ..files.user_paths import is_directory, local_path
 from ..personas import DEFAULT_PERSONA, KINDS, Kind, Persona, Question
-from ..user_paths import is_directory, local_path
 from . import native, released
 
 BUILTIN = "builtin"

@@ -13,9 +13,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from ..files.text_files import read_text
+from ..files.yaml_file import parse_yaml, validate
 from ..personas import DEFAULT_PERSONA, Kind, Persona, Question
-from ..text_files import read_text
-from ..yaml_file import parse_yaml, validate
 
 QUESTIONS_FILE = "questions.yaml"
 RUBRICS_FILE = "rubrics.yaml"

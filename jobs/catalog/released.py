@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files.text_files import read_text
 from ..personas import DEFAULT_PERSONA, Kind, Persona, Question
-from ..text_files import read_text
 
 _HINT = "See docs/catalog.md for the fields of this layout."
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..units import UnitAttempt
+from ..work.units import UnitAttempt
 from .ledger import Ledger
 
 SMALL_FRACTION = 4

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from ..plan import Plan
 from ..redaction import without_secrets
-from ..units import UnitAttempt
+from ..work.units import UnitAttempt
 
 MAX_FAILURES = 3
 """Failed attempts after which a unit is given up and reported; those with ``is_worker_fault`` are not counted, and one

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Generic
 
 from ..errors import AtlasError, InputError
-from ..units import UnitAttempt
+from ..work.units import UnitAttempt
 from .ledger import Failure
 from .loading_health import REFUSED_PAUSE_S, LoadingHealth, Refusal
 from .node_health import NodeHealth

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import AtlasError, JobError
-from ..units import UnitAttempt
+from ..work.units import UnitAttempt
 from .ledger import Failure
 
 

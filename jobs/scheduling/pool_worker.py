@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..units import UnitAttempt
+from ..work.units import UnitAttempt
 from .worker_load import WorkerLoad
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import InputError, closest
-from ..text_files import read_text
-from ..user_paths import local_path
-from ..yaml_file import NO_BOOLEAN, parse_yaml, validate
+from ..files.text_files import read_text
+from ..files.user_paths import local_path
+from ..files.yaml_file import NO_BOOLEAN, parse_yaml, validate
 
 BUILTIN_DEVICES = Path(__file__).with_name("devices.yaml")
 

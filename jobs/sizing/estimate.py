@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..plan import Plan
-from ..spec_parts import PlacementSpec
-from ..unit_size import stored_bytes_per_value
+from ..specs.spec_parts import PlacementSpec
+from ..work.unit_size import stored_bytes_per_value
 
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from ..files.text_files import read_text
+from ..files.yaml_file import parse_yaml, validate
 from ..model_facts import ModelFacts
-from ..text_files import read_text
-from ..yaml_file import parse_yaml, validate
 
 _FILE = Path(__file__).with_name("models.yaml")
 

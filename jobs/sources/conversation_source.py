@@ -17,10 +17,10 @@ from ..conversation import Conversation
 from ..errors import InputError
 from ..messages import ChatMessage
 from ..personas import Kind, Polarity
-from ..rollouts import Rollout
 from ..text_tokens import TEMPLATE_TOKENS, prompt_tokens, word_tokens
-from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
-from ..units import GivenResponse, RolloutRequest, WorkUnit
+from ..work.rollouts import Rollout
+from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
+from ..work.units import GivenResponse, RolloutRequest, WorkUnit
 from .problems import Problem
 from .read_conversations import GivenInput
 from .source import TokenCounts

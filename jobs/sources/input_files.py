@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..names import folded
+from ..files.names import folded
+from ..files.user_paths import is_directory
+from ..machine_faults import refuse_machine_fault
 from ..personas import DEFAULT_PERSONA
-from ..user_paths import is_directory
 
 _FIELD = "conversations.source"
 _SUFFIXES = (".jsonl", ".json")
@@ -90,6 +91,7 @@ def _walk(root: Path) -> Iterator[Path]:
     """Yield the files under a directory, through links too; a directory that links lead to twice is read once."""
 
     def refuse(error: OSError) -> None:
+        refuse_machine_fault(error)
         raise InputError(
             f"cannot be listed: {error.strerror or error}.",
             code="unreadable_file",

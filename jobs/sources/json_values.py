@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ..errors import InputError
-from ..text_files import UTF8_BOM, refuse_other_encoding, refuse_special_file
+from ..files.text_files import UTF8_BOM, refuse_other_encoding, refuse_special_file
+from ..machine_faults import refuse_machine_fault
 from .input_files import is_json_document
 from .problems import LAYOUT_HINT, Problem
 
@@ -90,6 +91,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 _start_of_text(head, cast("IO[bytes]", unpacked), str(path))
                 yield cast("IO[bytes]", unpacked)
     except (OSError, EOFError, zlib.error) as error:
+        refuse_machine_fault(error)
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"cannot be read as conversations: {reason}.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..catalog import load_catalog
-from ..spec import JobSpec
+from ..specs.spec import JobSpec
 from .conversation_source import ConversationSource
 from .persona_source import PersonaSource
 from .read_conversations import read_conversations
@@ -21,7 +21,7 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         InputError: A file is missing or breaks its format; names it.
 
     Example:
-        >>> from persona_atlas.jobs.spec import load_spec
+        >>> from persona_atlas.jobs.specs.spec import load_spec
         >>> load_source(load_spec("examples/demo.yaml")).generates
         True
     """

@@ -17,12 +17,12 @@ from ..conversation import Conversation
 from ..errors import InputError
 from ..messages import ChatMessage
 from ..personas import DEFAULT_PERSONA, POLARITIES, Kind, Persona, Question
-from ..rollouts import Rollout
-from ..spec import JobSpec
-from ..spec_parts import DefaultSelection, Selection
+from ..specs.spec import JobSpec
+from ..specs.spec_parts import DefaultSelection, Selection
 from ..text_tokens import prompt_tokens
-from ..unit_size import BLOCK_BYTES_LIMIT, RowSizes
-from ..units import RolloutRequest, WorkUnit
+from ..work.rollouts import Rollout
+from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
+from ..work.units import RolloutRequest, WorkUnit
 from .problems import Problem
 from .source import TokenCounts
 

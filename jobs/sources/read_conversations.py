@@ -14,8 +14,8 @@ from typing import Any
 
 from ..conversation import Conversation
 from ..errors import InputError
+from ..files.user_paths import local_path
 from ..personas import Kind, Polarity
-from ..user_paths import local_path
 from .input_files import conversation_files, persona_name
 from .json_values import JsonValue, json_values
 from .layouts import Chat, is_message, parse_chat, require_answer, require_prompt

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..conversation import Conversation
-from ..unit_size import RowSizes
-from ..units import UnitRequests, WorkUnit
+from ..work.unit_size import RowSizes
+from ..work.units import UnitRequests, WorkUnit
 from .problems import Problem
 
 

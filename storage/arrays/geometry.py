@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...jobs.poolings import keeps_tokens
-from ...jobs.unit_size import TOKENS_PER_CHUNK
+from ...jobs.work.unit_size import TOKENS_PER_CHUNK
 from ..format.records import RunRecord
 
 

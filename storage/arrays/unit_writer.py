@@ -13,9 +13,9 @@ import numpy as np
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import pooling_named
-from ...jobs.rollouts import Rollout
-from ...jobs.unit_result import UnitResult
-from ...jobs.unit_size import TOKENS_PER_CHUNK
+from ...jobs.work.rollouts import Rollout
+from ...jobs.work.unit_result import UnitResult
+from ...jobs.work.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
 from ..format.records import Manifest, ServedUnit, StoredObject, StoredShard
 from ..format.rollout_tables import rollout_table, to_parquet

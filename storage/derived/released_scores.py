@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from ...jobs.errors import InputError, closest
+from ...jobs.files.text_files import read_text
 from ...jobs.personas import DEFAULT_PERSONA
-from ...jobs.text_files import read_text
 from ..locations.location import Location
 from .scores import write_scores
 

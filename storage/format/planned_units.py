@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from ...jobs.errors import StoreError
-from ...jobs.units import WorkUnit
+from ...jobs.work.units import WorkUnit
 from ..locations.location import Location
 from . import layout
 from .records import RunRecord

@@ -16,13 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from ...jobs.endpoint_keys import from_store
 from ...jobs.errors import StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan
-from ...jobs.rollouts import Canary, FinishReason, ServedTokens
-from ...jobs.spec import JobSpec, digest_of
-from ...jobs.spec_parts import CanarySpec
+from ...jobs.specs.endpoint_keys import from_store
+from ...jobs.specs.spec import JobSpec, digest_of
+from ...jobs.specs.spec_parts import CanarySpec
+from ...jobs.work.rollouts import Canary, FinishReason, ServedTokens
 from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD
 from .stored_units import UnitField
 

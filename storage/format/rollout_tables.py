@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...jobs.rollouts import Rollout
+from ...jobs.work.rollouts import Rollout
 from ..locations.location import Location
 from .records import Manifest
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidatorFunct
 from pydantic_core import CoreSchema, core_schema
 
 from ...jobs.personas import Kind, Polarity
-from ...jobs.units import WorkUnit, question_columns
+from ...jobs.work.units import WorkUnit, question_columns
 
 
 class StoredUnit(BaseModel):

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from zarr.abc.store import Store
 
-from ...jobs.store_spec import S3Access
-from ...jobs.store_url import is_s3, normal_store_url
-from ...jobs.user_paths import expand_home
+from ...jobs.files.store_url import is_s3, normal_store_url
+from ...jobs.files.user_paths import expand_home
+from ...jobs.specs.store_spec import S3Access
 from .directory import DirectoryLocation
 from .s3 import S3Location
 

@@ -20,8 +20,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from ...jobs.errors import AtlasError, InputError
-from ...jobs.store_spec import S3Access
-from ...jobs.store_url import normal_store_url
+from ...jobs.files.store_url import normal_store_url
+from ...jobs.specs.store_spec import S3Access
 from .location import Location, has_hard_links, open_location, open_with_wrong_secret
 
 RACERS = 8

@@ -28,8 +28,8 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
 from ...jobs.errors import AtlasError, InputError, TransientError
-from ...jobs.store_spec import S3Access
-from ...jobs.store_url import S3_SCHEME, normal_store_url
+from ...jobs.files.store_url import S3_SCHEME, normal_store_url
+from ...jobs.specs.store_spec import S3Access
 from .s3_connections import close_with
 from .s3_errors import STALE_CREDENTIALS, WITHOUT_CODE, code_of, not_deleted, translate
 from .s3_requests import make_filesystem

@@ -15,7 +15,7 @@ from typing import Any
 
 from botocore.exceptions import ProfileNotFound
 
-from ...jobs.store_spec import S3Access
+from ...jobs.specs.store_spec import S3Access
 
 _CONNECTIONS = 64
 """Connections in the pool. botocore's default of 10 is less than the 32 reads that a query makes at a time."""

@@ -22,8 +22,8 @@ from botocore.exceptions import (
 )
 
 from ...jobs.errors import InputError
-from ...jobs.store_spec import S3Access, StoreSpec
-from ...jobs.store_url import is_s3
+from ...jobs.files.store_url import is_s3
+from ...jobs.specs.store_spec import S3Access, StoreSpec
 
 _ENDPOINT_FIELD = "store.endpoint_url"
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ...jobs.errors import InputError, StoreError
 from ...jobs.poolings import DEFAULT_POOLING
-from ...jobs.store_spec import S3Access
+from ...jobs.specs.store_spec import S3Access
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import Reduction, read_current_reduction
 from ..derived.scores import with_scores
@@ -308,16 +308,29 @@ def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None, acces
         >>> open_run("runs/demo").rollouts(persona="pirate").num_rows
         8
     """
-    location = open_location(url, endpoint_url, access)
+    run = run_at(open_location(url, endpoint_url, access))
+    stored = run.record.spec.store
+    if stored.sse is not None and (access is None or access.sse is None):
+        # What is written to the run later, a reduction for one, is encrypted as the run is.
+        encryption = {"sse": stored.sse, "sse_kms_key_id": stored.sse_kms_key_id}
+        access = S3Access.model_validate((access or S3Access()).model_dump() | encryption)
+        return Run(open_location(url, endpoint_url, access), run.record)
+    return run
+
+
+def run_at(location: Location) -> Run:
+    """Open the run of a store that is open already, so that it is accessed as that store is.
+
+    Args:
+        location: The run's store.
+
+    Raises:
+        InputError: There is no run.
+        StoreError: The run's record is damaged or of another layout version.
+    """
     record = read_run_record(location)
     if record is None:
         raise InputError(
             f"there is no run at {location.url}.", code="no_run", field="store.url", hint="Check the path."
         )
-    stored = record.spec.store
-    if stored.sse is not None and (access is None or access.sse is None):
-        # What is written to the run later, a reduction for one, is encrypted as the run is.
-        encryption = {"sse": stored.sse, "sse_kms_key_id": stored.sse_kms_key_id}
-        access = S3Access.model_validate((access or S3Access()).model_dump() | encryption)
-        location = open_location(url, endpoint_url, access)
     return Run(location, record)

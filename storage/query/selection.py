@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...jobs.errors import InputError, closest
-from ...jobs.names import names_matching
+from ...jobs.files.names import names_matching
 
 Names = str | Sequence[str] | None
 Indices = SupportsIndex | Iterable[SupportsIndex] | None

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...jobs.errors import AtlasError
+from ..format import layout
 from ..format.records import CommitRecord, RunRecord
 from ..format.rollout_tables import in_address_order, merged_in_address_order
 from ..locations.location import Location
@@ -60,6 +61,9 @@ class IndexKeeper:
         self._record = record
         self._warn = warn
         self._generation = generation
+        if generation is not None:
+            # Of an earlier driver with this number, whose lease was deleted: readers would take its attempts for ours.
+            location.delete([layout.recent_path(generation)])
         index = load_index(location, record, list_commits=True)
         self._table = index.table
         self._known = set(index.committed)
@@ -140,7 +144,11 @@ class IndexKeeper:
         with self._lock:
             commits = [*self._before_index, *self._since_index]
             self._has_new = False
-        write_recent(self._location, self._record, self._generation, commits)
+        try:
+            write_recent(self._location, self._record, self._generation, commits)
+        except AtlasError:
+            self._has_new = True
+            raise
 
 
 def refresh_index(location: Location, record: RunRecord) -> None:

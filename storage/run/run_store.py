@@ -11,8 +11,8 @@ import zarr
 from zarr.abc.store import Store
 
 from ...jobs.errors import InputError, StoreError
+from ...jobs.files.store_url import is_s3, normal_store_url
 from ...jobs.plan import Plan
-from ...jobs.store_url import is_s3, normal_store_url
 from ..arrays.codec import create_array
 from ..arrays.geometry import geometry_of
 from ..format import layout

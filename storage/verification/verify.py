@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import zarr
 
 from ...jobs.errors import InputError, StoreError
-from ...jobs.units import WorkUnit
 from ...jobs.wording import count_of
+from ...jobs.work.units import WorkUnit
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import read_current_reduction
 from ..derived.scores import SCORE_SCHEMA

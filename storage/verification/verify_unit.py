@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ...jobs.canary_rows import can_be_compared, canary_draw, due_rows
 from ...jobs.errors import StoreError
 from ...jobs.poolings import POOLINGS
-from ...jobs.spec_parts import CanarySpec
-from ...jobs.units import WorkUnit
+from ...jobs.specs.spec_parts import CanarySpec
+from ...jobs.work.canary_rows import can_be_compared, canary_draw, due_rows
+from ...jobs.work.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
 from ..format import layout

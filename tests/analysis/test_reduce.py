@@ -13,12 +13,12 @@ from persona_atlas.analysis import reduce as reduce_module
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.analysis.report import render_report
 from persona_atlas.analysis.summary import summarise
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import DEFAULT_PERSONA
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.storage.derived.reductions import Reduction
 from persona_atlas.storage.query.run import Query, Run, open_run
 from persona_atlas.workers.engine import CapturedRollout

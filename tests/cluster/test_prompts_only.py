@@ -10,7 +10,7 @@ import numpy as np
 import persona_atlas
 import pytest
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.rollouts import Rollout
+from persona_atlas.jobs.work.rollouts import Rollout
 from persona_atlas.storage.query.run import Run
 
 from command_line import Answered, Refused

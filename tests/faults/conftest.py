@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 
 from fault_jobs import small_job, tiny_job
 from fault_proxy import FaultProxy, fault_proxy

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 
 from crash_points import anonymous
 from fault_jobs import by_make_faults, straight

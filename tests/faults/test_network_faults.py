@@ -6,7 +6,7 @@ Every fault of a test hits the first request for each kind of object that a run 
 from __future__ import annotations
 
 import pytest
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 
 from fakes import small_plan
 from fault_jobs import by_make_faults, straight

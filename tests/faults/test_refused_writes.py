@@ -8,7 +8,7 @@ import uuid
 
 import boto3
 import pytest
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.locations.location import open_location
 
 from fault_jobs import straight, tiny_job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.run.commits import committed_units
 

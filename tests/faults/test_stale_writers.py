@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.errors import StoreError
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, Lease, Manifest, parse_record

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from persona_atlas.jobs.errors import AtlasError, InputError, TransientError
+from persona_atlas.jobs.files.text_files import read_text
 from persona_atlas.jobs.machine_faults import machine_fault, refuse_machine_fault
-from persona_atlas.jobs.text_files import read_text
+from persona_atlas.jobs.sources.read_conversations import read_conversations
 from persona_atlas.workers.chat.spans import load_renderer
-from persona_atlas.workers.models.model_files import read_config
+from persona_atlas.workers.models.checkpoints.checkpoint import open_checkpoint
 
 
 class OutOfMemoryError(RuntimeError):
@@ -79,7 +81,7 @@ def test_what_a_user_can_mend_is_no_fault_of_the_machine(error: Exception):
     refuse_machine_fault(error)
 
 
-@pytest.mark.parametrize("read", [read_config, load_renderer, lambda path: read_text(path / "x", "a job spec")])
+@pytest.mark.parametrize("read", [open_checkpoint, load_renderer, lambda path: read_text(path / "x", "a job spec")])
 def test_a_disk_that_fails_under_a_model_or_a_spec_is_not_wrong_input(
     tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
 ):
@@ -95,9 +97,32 @@ def test_a_disk_that_fails_under_a_model_or_a_spec_is_not_wrong_input(
     assert (type(caught.value), caught.value.code) == (TransientError, "machine_fault")
 
 
+def of_a_folder(folder: Path) -> object:
+    return read_conversations(str(folder))
+
+
+def of_a_file(folder: Path) -> object:
+    return read_conversations(str(folder / "talks.jsonl"))
+
+
+@pytest.mark.parametrize(("read", "broken"), [(of_a_folder, "scandir"), (of_a_file, "open"), (of_a_folder, "stat")])
+def test_a_disk_that_fails_under_conversations_is_not_wrong_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object], broken: str
+):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "talks.jsonl").touch()
+    places: dict[str, tuple[Any, str]] = {"scandir": (os, "scandir"), "open": (Path, "open"), "stat": (Path, "is_dir")}
+    monkeypatch.setattr(*places[broken], fail)
+    with pytest.raises(AtlasError) as caught:
+        read(tmp_path)
+    assert (type(caught.value), caught.value.code) == (TransientError, "machine_fault")
+
+
 def test_a_missing_configuration_stays_wrong_input(tmp_path: Path):
     with pytest.raises(InputError):
-        read_config(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_a_command_whose_directory_was_removed_says_so(tmp_path: Path):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.personas import Question
@@ -24,8 +23,9 @@ from persona_atlas.jobs.sizing.devices import load_devices
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sizing.pricing import MAX_DEVICES, price
 from persona_atlas.jobs.sources.persona_source import PersonaSource
-from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.unit_size import BLOCK_BYTES_LIMIT, TOKENS_PER_CHUNK, stored_bytes_per_value
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.unit_size import BLOCK_BYTES_LIMIT, TOKENS_PER_CHUNK, stored_bytes_per_value
 from persona_atlas.storage.arrays.codec import encode_shard
 
 from fakes import FACTS, small_plan, small_spec

@@ -32,7 +32,7 @@ from persona_atlas.cluster.run.prepare import Job, plan_job, prepare_job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.scheduling.job_state import JobState
-from persona_atlas.jobs.spec import JobSpec, load_spec
+from persona_atlas.jobs.specs.spec import JobSpec, load_spec
 from persona_atlas.storage.arrays.codec import encode_shard
 from persona_atlas.storage.format.layout import driver_path
 from persona_atlas.storage.format.planned_units import encode_units, read_units

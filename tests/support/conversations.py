@@ -10,7 +10,7 @@ from persona_atlas.jobs.conversation import Conversation, Message
 from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.sources.conversation_source import ConversationSource
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 
 from fakes import FACTS
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.jobs.rollouts import Rollout
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, WorkUnit
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.rollouts import Rollout
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt, WorkUnit
 
 from requests_of import chat
 

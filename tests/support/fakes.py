@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.plan import Plan, make_plan
-from persona_atlas.jobs.rollouts import ArrayName, Canary, Rollout
 from persona_atlas.jobs.sources.persona_source import PersonaSource
-from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.rollouts import ArrayName, Canary, Rollout
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText
 
 FACTS = ModelFacts(

@@ -6,7 +6,7 @@ import os
 import random
 
 import pytest
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 
 from fakes import small_spec
 from fault_proxy import FaultProxy

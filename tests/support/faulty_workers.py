@@ -16,7 +16,7 @@ from typing import Any
 from persona_atlas.cluster.pool.ray_worker import UnitActor
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout
 
 from fakes import FakeEngine

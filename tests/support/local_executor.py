@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from persona_atlas.cluster.pool.executor import Answer, WorkerView
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 
 _NAME = "local"
 

@@ -29,8 +29,8 @@ from persona_atlas.cluster.run.prepare import Job, prepare_job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.errors import AtlasError
-from persona_atlas.jobs.spec import JobSpec
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.storage.format.layout import driver_path
 from persona_atlas.storage.run import lease
 from persona_atlas.workers.engine import CapturedRollout

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from persona_atlas.jobs.rollouts import Rollout
+from persona_atlas.jobs.work.rollouts import Rollout
 
 POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")

@@ -11,7 +11,7 @@ from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.scheduling.pool import WorkerPool
 from persona_atlas.jobs.scheduling.pool_commands import ClusterNodes, Command, Deliver, GiveUp, Kill, Launch
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 
 LOAD_TIMEOUT_S = 1800.0
 

@@ -16,7 +16,7 @@ from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.sizing.known_models import known_models
-from persona_atlas.jobs.spec_parts import ModelSpec
+from persona_atlas.jobs.specs.spec_parts import ModelSpec
 
 from fakes import FACTS
 

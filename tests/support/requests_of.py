@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.jobs.poolings import TOKENS
-from persona_atlas.jobs.spec_parts import CaptureSpec, SamplingSpec
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.specs.spec_parts import CaptureSpec, SamplingSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, Responder, TokenisedText
 
 POOLINGS = ("response_mean", "response_last", "prompt_mean", "prompt_last")

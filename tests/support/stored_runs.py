@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from hashlib import sha256
 
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format.planned_units import encode_units
 from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import zarr
-from persona_atlas.jobs.addresses import RolloutAddress
-from persona_atlas.jobs.rollouts import ArrayName
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.rollouts import ArrayName
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.locations.location import Location
 from persona_atlas.storage.query.run import Run, open_run

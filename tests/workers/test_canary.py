@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persona_atlas.jobs.canary_rows import canary_draw
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.rollouts import Canary
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.spec_parts import CanarySpec
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.specs.spec_parts import CanarySpec
+from persona_atlas.jobs.work.canary_rows import canary_draw
+from persona_atlas.jobs.work.rollouts import Canary
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.workers.canary import LIMITS, CanaryChecks, compare, require_close
 from persona_atlas.workers.run_units import run_units
 

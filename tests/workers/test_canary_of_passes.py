@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.spec_parts import CanarySpec
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.specs.spec_parts import CanarySpec
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.packed import PackedPass
 from persona_atlas.workers.canary import CanaryChecks

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.jobs.rollouts import Rollout
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt
+from persona_atlas.jobs.work.rollouts import Rollout
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout
 from persona_atlas.workers.run_units import run_units

@@ -13,11 +13,11 @@ import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.poolings import DEFAULT_POOLING
-from persona_atlas.jobs.spec_parts import CaptureSpec, SamplingSpec
+from persona_atlas.jobs.specs.spec_parts import CaptureSpec, SamplingSpec
 from persona_atlas.workers.builtin.loaded_model import load_model
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.engine import EngineSettings
-from persona_atlas.workers.models.model_files import read_config
+from persona_atlas.workers.models.checkpoints.checkpoint import open_checkpoint
 
 PACKAGE = Path(persona_atlas.__file__).parent
 SIZES = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
@@ -61,7 +61,7 @@ def engine_settings(directory: Path) -> EngineSettings:
 
 @pytest.mark.parametrize(
     "load",
-    [read_config, load_renderer, lambda directory: load_model(engine_settings(directory))],
+    [open_checkpoint, load_renderer, lambda directory: load_model(engine_settings(directory))],
     ids=["configuration", "tokenizer", "model"],
 )
 def test_a_checkpoint_that_needs_its_own_code_is_refused(
@@ -81,12 +81,12 @@ def test_an_unknown_architecture_that_names_only_a_model_class_of_its_own_is_ref
     config = {"model_type": "x", "auto_map": {"AutoModelForCausalLM": "modeling_x.XModel"}, **SIZES}
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError) as caught:
-        read_config(checkpoint)
+        open_checkpoint(checkpoint)
     assert caught.value.code == "custom_code"
     del config["auto_map"]
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError) as caught:
-        read_config(checkpoint)
+        open_checkpoint(checkpoint)
     assert caught.value.code == "unknown_model"
 
 
@@ -98,7 +98,7 @@ def test_code_of_its_own_is_ignored_where_transformers_has_the_architecture(
     auto_map = {"AutoConfig": "configuration_x.XConfig", "AutoModelForCausalLM": "configuration_x.XModel"}
     (whole / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
     (whole / "configuration_x.py").write_text(CODE)
-    assert read_config(whole).num_hidden_layers == config["num_hidden_layers"]
+    assert open_checkpoint(whole).config.num_hidden_layers == config["num_hidden_layers"]
     model, _ = load_model(engine_settings(whole))
     assert isinstance(model, torch.nn.Module)
     assert not list(checkpoint.parent.rglob("CODE_WAS_RUN"))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
-from persona_atlas.jobs.rollouts import Rollout
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, UnitRequests, WorkUnit
+from persona_atlas.jobs.work.rollouts import Rollout
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt, UnitRequests, WorkUnit
 from persona_atlas.workers.engine import CapturedRollout
 from persona_atlas.workers.run_units import run_units
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...jobs.errors import InputError, UnitError
 from ...jobs.poolings import TokenRange
-from ...jobs.rollouts import Rollout
-from ...jobs.units import RolloutRequest
+from ...jobs.work.rollouts import Rollout
+from ...jobs.work.units import RolloutRequest
 from ..chat.user_span import UserSpans
 from ..interventions import AppliedIntervention, Interventions
 from .kv_cache import KVCache

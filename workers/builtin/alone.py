@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...jobs.spec_parts import SamplingSpec
+from ...jobs.specs.spec_parts import SamplingSpec
 from ..engine import CapturedRollout, TokenisedText
 from ..interventions import Interventions
 from .admission import RunningRollout

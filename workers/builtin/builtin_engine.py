@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from ...jobs.poolings import pooling_named
-from ...jobs.rollouts import Canary
-from ...jobs.spec_parts import HookPoint
-from ...jobs.units import RolloutRequest
+from ...jobs.specs.spec_parts import HookPoint
+from ...jobs.work.rollouts import Canary
+from ...jobs.work.units import RolloutRequest
 from ..canary import LIMITS, compare
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans

@@ -19,7 +19,7 @@ from torch import nn
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import TokenRange
-from ...jobs.spec_parts import HookPoint
+from ...jobs.specs.spec_parts import HookPoint
 from ..models.hook_points import Tap
 from ..observation import Observed, Wanted
 

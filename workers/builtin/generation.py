@@ -19,8 +19,8 @@ import torch
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import TokenSpans
-from ...jobs.spec_parts import HookPoint
-from ...jobs.units import RolloutRequest
+from ...jobs.specs.spec_parts import HookPoint
+from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, EngineSettings

@@ -16,11 +16,11 @@ from ..chat.checks import stop_token_ids
 from ..chat.renderer import ChatRenderer
 from ..engine import EngineSettings
 from ..models.adapters import merge_adapter
-from ..models.architecture import auto_model_class
-from ..models.checkpoint import ADAPTER_FOLDER, facts_of, open_checkpoint
+from ..models.checkpoints.architecture import auto_model_class
+from ..models.checkpoints.checkpoint import ADAPTER_FOLDER, facts_of, open_checkpoint
+from ..models.checkpoints.quantization import loading_options
 from ..models.hook_points import find_decoder_layers
 from ..models.memory import require_memory
-from ..models.quantization import loading_options
 from ..own_code import refuse_own_code
 
 _UNLIMITED_CONTEXT = 2**31

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ...jobs.poolings import Pooling, TokenSpans, pooling_named
-from ...jobs.rollouts import ArrayName
-from ...jobs.spec_parts import HookPoint
+from ...jobs.specs.spec_parts import HookPoint
+from ...jobs.work.rollouts import ArrayName
 from ..engine import CapturedRollout
 from ..interventions import AppliedIntervention, Interventions
 from ..models.hook_points import Tap

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...jobs.messages import ChatMessage
 from ...jobs.poolings import TokenRange
-from ...jobs.rollouts import ArrayName
+from ...jobs.work.rollouts import ArrayName
 from ..engine import TokenisedText
 from ..interventions import AppliedIntervention
 from .kv_cache import PrefixKV

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ...jobs.errors import InputError, UnitError
+from ...jobs.machine_faults import refuse_machine_fault
 from ..models.hook_points import Tap
 from .kv_cache import KVCache
 from .loaded_model import LoadedModel, Sharing
@@ -59,6 +60,7 @@ def find_sharing(loaded: LoadedModel, taps: Sequence[Tap], limit: float) -> Shar
     Raises:
         InputError: Not even a text alone can be captured: the model cannot be run, or a token's state depends on tokens
             after it.
+        TransientError: The memory of this machine is exhausted.
     """
     probe = _Probe(loaded, taps, limit)
     with torch.inference_mode():
@@ -97,9 +99,8 @@ class _Probe:
             self._alone = [self._states(self._first), self._states(self._second)]
             before_second = self._states([*self._first, *self._second])
             before_third = self._states([*self._first, *self._third])
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            refuse_machine_fault(error)
             raise self._refusal(f"cannot be run here ({_first_line(error)})") from error
         # The same tokens in passes of two shapes: how much this model's states change by rounding alone.
         self._rounding = [*_differences(self._alone[0][:-1], before_second[:-1]), 0.0]
@@ -118,9 +119,8 @@ class _Probe:
             with plain_attention(model, ATTENTION):
                 together = self._together(self._first, self._second)
                 beside_third = self._together(self._third, self._second)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # noqa: BLE001 - whatever the error, this model cannot be run in packed passes
+            refuse_machine_fault(error)
             return f"two texts cannot be run in one pass ({_first_line(error)})"
         mixed = self._mixed(together[1], beside_third[1])
         if mixed:
@@ -139,9 +139,8 @@ class _Probe:
             for token in self._first[_PROMPT:]:
                 output = self._loaded.run_alone([token], use_cache=True, past=output["past_key_values"])
                 logits_1V.append(output.logits[0].float().cpu())
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # noqa: BLE001 - then every token is sampled from a pass over the whole text, which has run
+        except Exception as error:  # noqa: BLE001 - every token is sampled from a pass over the whole text, which has run
+            refuse_machine_fault(error)
             return False
         return max(_differences([torch.cat(logits_1V)], self._alone[0][-1:])) <= self._limit
 

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 from ...jobs.conversation import Conversation
 from ...jobs.messages import ChatMessage
-from ...jobs.units import RolloutRequest
 from ...jobs.wording import count_of
+from ...jobs.work.units import RolloutRequest
 from .reasoning import reasons_in_text
 from .renderer import ChatRenderer
 from .spans import RenderedConversation

@@ -16,9 +16,9 @@ from pathlib import Path
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
 from ...jobs.errors import InputError
-from ...jobs.spec_parts import ModelSpec
-from ...jobs.text_files import read_text
-from ...jobs.user_paths import expand_home
+from ...jobs.files.text_files import read_text
+from ...jobs.files.user_paths import expand_home
+from ...jobs.specs.spec_parts import ModelSpec
 
 CHAT_TEMPLATE_FIELD = "model.chat_template"
 

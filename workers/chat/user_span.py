@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from ...jobs.conversation import Conversation
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
-from ...jobs.units import RolloutRequest
+from ...jobs.work.units import RolloutRequest
 from .control_tokens import TextEncoder
 from .offsets import Span, cut_at, token_span
 from .renderer import ChatRenderer

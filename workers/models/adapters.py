@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...jobs.errors import InputError
-from .listing import DirectoryListing, Listing, read_json
+from .checkpoints.listing import DirectoryListing, Listing, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

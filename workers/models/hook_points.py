@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ...jobs.errors import InputError
-from ...jobs.spec_parts import HookPoint
+from ...jobs.specs.spec_parts import HookPoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from .checkpoint import ADAPTER_FOLDER
+from .checkpoints.checkpoint import ADAPTER_FOLDER
+from .checkpoints.weight_files import INDEX, SINGLE, WeightFiles
 from .packages import cache_dir
-from .weight_files import INDEX, SINGLE, WeightFiles
 
 
 def link_checkpoint(directory: Path, weights: WeightFiles, adapter: Path | None = None) -> Path:

@@ -11,20 +11,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ...jobs.errors import InputError
+from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.model_facts import ModelFacts
-from ...jobs.spec_parts import PACKAGE_SCHEME, ModelSpec
-from ...jobs.user_paths import expand_home, is_directory
+from ...jobs.specs.spec_parts import PACKAGE_SCHEME, ModelSpec
 from .adapters import WEIGHTS, base_of, check_adapter, is_adapter
-from .architecture import text_config
-from .checkpoint import Checkpoint, check_checkpoint, facts_of, fingerprint_of, open_checkpoint
-from .hub import HubListing, cached_snapshot
+from .checkpoints.checkpoint import Checkpoint, check_checkpoint, facts_of, fingerprint_of, open_checkpoint
+from .checkpoints.hub import HubListing, cached_snapshot
+from .checkpoints.listing import DirectoryListing, Listing
+from .checkpoints.weight_files import choose_weights
 from .linked import link_checkpoint
-from .listing import DirectoryListing, Listing
 from .packages import model_in_package
-from .weight_files import choose_weights
 
 _SOURCE = "model.source"
 
@@ -134,15 +132,6 @@ def earlier_fingerprint(directory: Path) -> str:
     """
     names = sorted(path.name for path in directory.glob("*.safetensors"))
     return fingerprint_of(open_checkpoint(directory), directory, names)
-
-
-def read_config(directory: Path) -> Any:
-    """Read a model's configuration; of a multimodal model, that of its language model.
-
-    Raises:
-        InputError: The directory is not a checkpoint that can be run; names every file that is wrong.
-    """
-    return text_config(open_checkpoint(directory).config)
 
 
 def eos_token_ids(directory: Path) -> frozenset[int]:

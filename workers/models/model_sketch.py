@@ -13,9 +13,9 @@ from typing import Literal
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.sizing.known_models import known_models
-from ...jobs.spec_parts import ModelSpec
-from .checkpoint import facts_of, facts_of_index
-from .hub import HubListing
+from ...jobs.specs.spec_parts import ModelSpec
+from .checkpoints.checkpoint import facts_of, facts_of_index
+from .checkpoints.hub import HubListing
 from .model_files import Sources, find_sources, read_facts
 
 FactsFrom = Literal["files", "configuration", "table"]

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...jobs.errors import InputError
-from ...jobs.spec_parts import PACKAGE_SCHEME
-from ...jobs.user_paths import expand_home
-from .checkpoint import sampled_sha256
+from ...jobs.files.user_paths import expand_home
+from ...jobs.specs.spec_parts import PACKAGE_SCHEME
+from .checkpoints.checkpoint import sampled_sha256
 
 _SOURCE = "model.source"
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...jobs.rollouts import FinishReason
+from ...jobs.work.rollouts import FinishReason
 
 TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
 """Statuses below 500 after which the same request may succeed."""

@@ -15,9 +15,9 @@ from typing import Any
 
 import aiohttp
 
-from ...jobs.endpoint_keys import refuse_key
 from ...jobs.errors import InputError, UnitError
-from ...jobs.spec_parts import GenerationSpec, SamplingSpec
+from ...jobs.specs.endpoint_keys import refuse_key
+from ...jobs.specs.spec_parts import GenerationSpec, SamplingSpec
 from .answers import (
     TRANSIENT_STATUSES,
     Completion,

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 from ...jobs.errors import InputError, UnitError
 from ...jobs.messages import ChatMessage
-from ...jobs.rollouts import Rollout
-from ...jobs.spec_parts import GenerationSpec, SamplingSpec
-from ...jobs.units import RolloutRequest
+from ...jobs.specs.spec_parts import GenerationSpec, SamplingSpec
+from ...jobs.work.rollouts import Rollout
+from ...jobs.work.units import RolloutRequest
 from ..chat.checks import turn_end
 from ..chat.renderer import ChatRenderer
 from ..chat.spans import ConversationRenderer

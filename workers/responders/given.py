@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import TokenRange
-from ...jobs.rollouts import Rollout
-from ...jobs.units import RolloutRequest
+from ...jobs.work.rollouts import Rollout
+from ...jobs.work.units import RolloutRequest
 from ..chat.spans import ConversationRenderer
 from ..chat.survey import is_other_text
 from ..chat.user_span import UserSpans

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ...jobs.rollouts import Rollout
+from ...jobs.work.rollouts import Rollout
 from ..engine import CapturedRollout, Reader, TokenisedText
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...jobs.errors import UnitError
-from ...jobs.rollouts import Rollout, Served, ServedTokens
-from ...jobs.spec_parts import SamplingSpec
-from ...jobs.units import RolloutRequest
+from ...jobs.specs.spec_parts import SamplingSpec
+from ...jobs.work.rollouts import Rollout, Served, ServedTokens
+from ...jobs.work.units import RolloutRequest
 from ..chat.spans import ConversationRenderer
 from .answers import Completion
 

@@ -13,7 +13,7 @@ from ....jobs.sizing.devices import load_devices
 from ....jobs.sizing.estimate import estimate
 from ....jobs.sizing.fit import require_fit
 from ....jobs.sources.load import load_source
-from ....jobs.spec import JobSpec, load_spec
+from ....jobs.specs.spec import JobSpec, load_spec
 from ....workers.models.model_sketch import sketch_model
 from ...manifests.dockerfile import dockerfile
 from ...manifests.kuberay import raycluster, rayjob

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ....jobs.poolings import DEFAULT_POOLING, DEFAULT_PROMPT_POOLING, POOLINGS
-from ....jobs.spec import make_spec
+from ....jobs.specs.spec import make_spec
 from ..options import endpoint_option, join_option, json_option, set_option
 from ..work import work
 

@@ -12,7 +12,7 @@ from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate, estimate
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
-from ....jobs.spec import load_spec
+from ....jobs.specs.spec import load_spec
 from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom
 from ...run.prepare import sketch_plan

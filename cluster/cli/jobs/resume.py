@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ....jobs.store_spec import S3Access
+from ....jobs.specs.store_spec import S3Access
 from ...submission.ray_cluster import Cluster
 from ...submission.resumed_spec import spec_of_job, spec_of_store
 from ...submission.submit import SubmitOptions, submit_job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ....jobs.spec import load_spec
+from ....jobs.specs.spec import load_spec
 from ..options import join_option, json_option, set_option, spec_argument
 from ..work import work
 

@@ -7,7 +7,7 @@ import time
 import click
 
 from ....jobs.scheduling.job_state import JobState
-from ....jobs.store_spec import S3Access
+from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.run.status import RunStatus
 from ...run.progress import span

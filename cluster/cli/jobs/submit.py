@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ....jobs.spec import load_spec
+from ....jobs.specs.spec import load_spec
 from ...submission.ray_cluster import Cluster
 from ...submission.submit import SubmitOptions, submit_job
 from .. import output

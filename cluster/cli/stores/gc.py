@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ....jobs.store_spec import S3Access
+from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.query.run import open_run
 from ....storage.run.commits import read_commits

@@ -7,11 +7,12 @@ from dataclasses import asdict
 import click
 
 from ....jobs.errors import InputError
-from ....jobs.user_paths import is_directory, local_path
+from ....jobs.files.user_paths import is_directory, local_path
+from ....jobs.specs.store_spec import S3Access
 from ....storage.derived.released_scores import RELEASED_JUDGE, import_released_scores
 from ....storage.query.run import open_run
 from .. import output
-from ..options import endpoint_option, json_option, store_argument
+from ..options import access_options, endpoint_option, json_option, store_argument
 
 
 @click.command("import-scores")
@@ -19,8 +20,11 @@ from ..options import endpoint_option, json_option, store_argument
 @click.argument("directory", metavar="SCORES", type=click.Path())
 @click.option("--judge", default=RELEASED_JUDGE, show_default=True, help="Name to keep the scores under.")
 @endpoint_option
+@access_options
 @json_option
-def import_scores(store_url: str, directory: str, judge: str, endpoint_url: str | None, as_json: bool) -> None:
+def import_scores(
+    store_url: str, directory: str, judge: str, endpoint_url: str | None, access: S3Access, as_json: bool
+) -> None:
     """Give the rollouts of the run at STORE the scores in the directory SCORES, as the released pipeline writes them.
 
     A file is a persona, as pirate.json: {"pos_p0_q0": 3, "pos_p0_q1": 1}. Queries select by them: --min-score 3.
@@ -30,7 +34,7 @@ def import_scores(store_url: str, directory: str, judge: str, endpoint_url: str 
         raise InputError(
             "there is no such directory.", code="no_scores", file=directory, hint="Name the folder of scores."
         )
-    run = open_run(store_url, endpoint_url)
+    run = open_run(store_url, endpoint_url, access)
     found = import_released_scores(run.location, run.index, source, judge)
     if as_json:
         output.document({"judge": judge} | asdict(found))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ....jobs.store_spec import S3Access
+from ....jobs.specs.store_spec import S3Access
 from ....storage.locations.probe import ProbeResult
 from ....storage.locations.probe import probe_store as run_probe
 from .. import output

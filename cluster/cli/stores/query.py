@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import click
 
+from ....jobs.files.user_paths import local_path
 from ....jobs.personas import Kind
 from ....jobs.poolings import DEFAULT_POOLING
-from ....jobs.store_spec import S3Access
-from ....jobs.user_paths import local_path
+from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.query.export_file import FORMATS, check_target, write_query
 from ....storage.query.run import open_run

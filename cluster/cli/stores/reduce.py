@@ -7,7 +7,7 @@ import click
 from ....analysis.reduce import reduce_run
 from ....analysis.summary import summarise
 from ....jobs.poolings import DEFAULT_POOLING
-from ....jobs.store_spec import S3Access
+from ....jobs.specs.store_spec import S3Access
 from ....storage.query.run import open_run
 from ....storage.query.selection import layer_positions
 from .. import output, summary_text

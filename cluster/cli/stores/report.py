@@ -7,9 +7,9 @@ import click
 from ....analysis.reduce import reduce_run
 from ....analysis.report import render_report, write_report
 from ....jobs.errors import InputError
+from ....jobs.files.user_paths import local_path
 from ....jobs.machine_faults import refuse_machine_fault
-from ....jobs.store_spec import S3Access
-from ....jobs.user_paths import local_path
+from ....jobs.specs.store_spec import S3Access
 from ....storage.query.run import open_run
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument

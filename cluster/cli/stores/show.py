@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from ....jobs.rollouts import served_text
-from ....jobs.store_spec import S3Access
+from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
+from ....jobs.work.rollouts import served_text
 from ....storage.derived.reductions import current_reduction_id
 from ....storage.query.run import Run, open_run
 from ....storage.run.lease import live_driver

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ....jobs.store_spec import S3Access
+from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.format.layout import WITHDRAWN
 from ....storage.locations.location import Location, open_location

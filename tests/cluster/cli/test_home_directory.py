@@ -11,10 +11,10 @@ from persona_atlas.cluster.submission.shipping import is_shipped_catalog
 from persona_atlas.cluster.submission.submit import resolved
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.files.user_paths import expand_home
 from persona_atlas.jobs.sources.read_conversations import read_conversations
-from persona_atlas.jobs.spec import load_spec
-from persona_atlas.jobs.spec_parts import ModelSpec
-from persona_atlas.jobs.user_paths import expand_home
+from persona_atlas.jobs.specs.spec import load_spec
+from persona_atlas.jobs.specs.spec_parts import ModelSpec
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.workers.models.model_files import find_model, local_directory

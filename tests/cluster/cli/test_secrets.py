@@ -8,13 +8,15 @@ from typing import Any
 import persona_atlas
 import pytest
 from persona_atlas.cluster.cli import main
+from persona_atlas.cluster.ray_text import plain
 from persona_atlas.cluster.submission.submit import resolved
 from persona_atlas.jobs.errors import AtlasError, InputError
-from persona_atlas.jobs.spec import JobSpec
+from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
 from pydantic import ValidationError
 
+from command_line import Answered
 from documented import JOB
 from fakes import small_spec
 
@@ -129,3 +131,24 @@ def test_a_server_that_repeats_a_secret_does_not_get_it_printed(tmp_path: Path):
     with pytest.raises(AtlasError) as caught, location.errors():
         raise OSError(5, f"cannot reach http://user:{SECRET}@proxy:3128")
     assert SECRET not in str(caught.value)
+
+
+def test_results_that_look_like_secrets_are_printed_as_they_are(
+    tmp_path: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
+):
+    prompt = "Answer with token=abc, password = hunter2 and https://me:you@host."
+    (tmp_path / "roles").mkdir()
+    (tmp_path / "questions.yaml").write_text("questions:\n  q1: Why is api_key=abc?\n")
+    (tmp_path / "roles" / "spy.yaml").write_text(f"description: A spy.\nprompts: [{prompt!r}]\njudge: Spies.\n")
+    (persona,) = answered("catalog", "spy", "--from", tmp_path)["personas"]
+    assert prompt in persona["system_prompts"]
+    (question,) = answered("catalog", "--questions", "--from", tmp_path)["questions"]
+    assert question["question"] == "Why is api_key=abc?"
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["catalog", "spy", "--from", str(tmp_path)])
+    assert prompt in capsys.readouterr().out
+
+
+def test_what_ray_says_is_printed_without_its_secrets():
+    assert plain(f"cannot reach http://user:{SECRET}@head:8265") == "cannot reach http://***@head:8265"

@@ -17,7 +17,7 @@ from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_nee
 from persona_atlas.jobs.scheduling.pool import WorkerPool
 from persona_atlas.jobs.scheduling.pool_commands import ClusterNodes
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run

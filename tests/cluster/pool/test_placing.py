@@ -14,7 +14,7 @@ from persona_atlas.cluster.pool.placement import Placement, Resources, place
 from persona_atlas.cluster.pool.ray_worker import UnitActor
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.submission import follow
-from persona_atlas.jobs.spec_parts import PlacementSpec
+from persona_atlas.jobs.specs.spec_parts import PlacementSpec
 from persona_atlas.workers.models.limits import usable_cores
 
 from fakes import FakeEngine

@@ -22,7 +22,7 @@ from persona_atlas.jobs.errors import InputError, JobError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling import worker_health
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.format.layout import driver_path
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location

@@ -17,13 +17,13 @@ from persona_atlas.cluster.pool.worker_loop import WorkerLoop, WorkerReport
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import InputError, TransientError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
-from persona_atlas.jobs.spec_parts import PlacementSpec
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt
+from persona_atlas.jobs.specs.spec_parts import PlacementSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import Run, open_run

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import persona_atlas
 import pytest
+from persona_atlas.cluster.run import recompute
+from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.records import RunRecord
+from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.query.run import Run, run_at
 from persona_atlas.storage.run.commits import read_commit
 from persona_atlas.workers.builtin import builtin_engine
 from persona_atlas.workers.builtin.loaded_model import Sharing
 from persona_atlas.workers.builtin.packed import PackedPass
+from persona_atlas.workers.models.model_files import earlier_fingerprint
+from rich.console import Console
 
 from broken_passes import seeing_the_first
 from command_line import Answered, Refused
 from documented import JOB
-from tiny_models import save_tiny_llama
+from tiny_models import CHAT_TEMPLATE, save_tiny_llama
 
 CAPTURE = {
     "hook_points": ["resid_pre", "resid_post", "attn_out"],
@@ -126,3 +134,46 @@ def test_given_conversations_are_recomputed_and_what_has_no_stored_tokens_is_sai
     assert again is not None
     # The empty response has a prompt, which is compared; the words of later users are inside of longer prompts.
     assert (again.rollouts, again.is_close, again.left_out) == (4, True, {"user_mean": 2})
+
+
+def test_a_run_with_a_template_of_its_own_is_recomputed_with_the_text_that_it_kept(tmp_path: Path):
+    template = tmp_path / "template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    model = save_tiny_llama(tmp_path / "base", chat_template=None)
+    spec = job(model, tmp_path / "run")
+    spec["model"]["chat_template"] = str(template)
+    persona_atlas.run(spec, progress=False)
+    template.unlink()
+    again = persona_atlas.verify(tmp_path / "run", recompute=1000, progress=False).recomputation
+    assert again is not None
+    assert (again.rollouts, again.is_close, again.left_out) == (14, True, {})
+
+
+def test_the_rollouts_are_read_as_the_store_was_opened(sound: Path, monkeypatch: pytest.MonkeyPatch):
+    location = open_location(sound)
+    opened: list[Location] = []
+
+    def seen(given: Location) -> Run:
+        opened.append(given)
+        return run_at(given)
+
+    monkeypatch.setattr(recompute, "run_at", seen)
+    found = recompute.verify_and_recompute(location, Progress(Console(quiet=True)), count=1)
+    assert found.recomputation is not None
+    assert opened == [location]
+
+
+def test_a_run_whose_model_an_earlier_version_identified_is_recomputed(
+    sound: Path, tiny_model_directory: Path, tmp_path: Path
+):
+    shutil.copytree(sound, tmp_path / "run")
+    model = shutil.copytree(tiny_model_directory, tmp_path / "model")
+    shutil.copy(model / "model.safetensors", model / "unused.safetensors")
+    location = open_location(tmp_path / "run")
+    record = run_at(location).record
+    facts = replace(record.model, fingerprint=earlier_fingerprint(model))
+    body = {name: getattr(record, name) for name in type(record).model_fields if name != "seal"}
+    location.write(layout.RUN_RECORD, RunRecord.sealed(**body | {"model": facts}).to_bytes())
+    found = persona_atlas.verify(tmp_path / "run", recompute=1, model=str(model), progress=False)
+    assert found.recomputation is not None
+    assert found.recomputation.is_close

@@ -77,7 +77,7 @@ def test_a_run_of_many_mantissa_bits_that_an_earlier_version_started_keeps_its_u
     tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # So that the questions of a small model are divided at all.
-    monkeypatch.setattr("persona_atlas.jobs.unit_size.BLOCK_BYTES_LIMIT", 4000)
+    monkeypatch.setattr("persona_atlas.jobs.work.unit_size.BLOCK_BYTES_LIMIT", 4000)
     personas = {"roles": {"names": ["pirate"], "questions": 20}, "default": {"prompts": 0}}
     spec = small_spec(
         model={"source": str(tiny_model_directory)}, personas=personas, store={"url": "s", "mantissa_bits": 23}

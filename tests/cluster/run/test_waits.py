@@ -22,7 +22,7 @@ from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.errors import TransientError
 from persona_atlas.jobs.scheduling.job_state import JobState
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.run.lease import acquire
 from persona_atlas.storage.run.status import RunStatus, WaitStatus, read_status, write_status

@@ -14,7 +14,7 @@ import persona_atlas
 import pytest
 import yaml
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.spec import load_spec
+from persona_atlas.jobs.specs.spec import load_spec
 
 from kuberay_rules import DOCUMENTS
 from rendered import (

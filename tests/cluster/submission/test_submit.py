@@ -31,8 +31,8 @@ from persona_atlas.cluster.submission.submitted_job import SubmittedJob
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.scheduling.job_state import JobState, RayState
 from persona_atlas.jobs.sizing.estimate import HEADROOM, Estimate, estimate
-from persona_atlas.jobs.spec import JobSpec, make_spec
-from persona_atlas.jobs.store_spec import S3Access
+from persona_atlas.jobs.specs.spec import JobSpec, make_spec
+from persona_atlas.jobs.specs.store_spec import S3Access
 from persona_atlas.storage.run.status import RunStatus, read_status, write_status
 
 from fakes import small_plan, small_spec

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.assignment import assignment_rollouts
 from persona_atlas.jobs.scheduling.ledger import MAX_ATTEMPTS, MAX_FAILURES, Failure, Ledger, row_blocks_needed
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 
 from fakes import small_plan, small_spec
 

@@ -14,7 +14,7 @@ from persona_atlas.jobs.scheduling.pool import FOLLOW_EVERY_S, PLACEMENT_TIMEOUT
 from persona_atlas.jobs.scheduling.pool_commands import Deliver, Kill
 from persona_atlas.jobs.scheduling.worker_health import FAILURES_IN_A_ROW, SILENCE_S
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 
 from fakes import small_plan
 from pool_harness import (

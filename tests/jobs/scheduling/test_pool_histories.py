@@ -15,7 +15,7 @@ from persona_atlas.jobs.scheduling.ledger import Failure, Ledger
 from persona_atlas.jobs.scheduling.pool import FOLLOW_EVERY_S
 from persona_atlas.jobs.scheduling.pool_commands import Deliver
 from persona_atlas.jobs.scheduling.worker_load import WorkRequest
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 
 from fakes import small_plan
 from pool_harness import NO_MEMORY, STORE_AWAY, Done, Harness

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from persona_atlas.jobs.scheduling.worker_load import WorkerLoad, WorkRequest
-from persona_atlas.jobs.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt
 
 from fakes import small_plan
 

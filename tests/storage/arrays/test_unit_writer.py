@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.jobs.rollouts import Canary
-from persona_atlas.jobs.unit_result import UnitResult
+from persona_atlas.jobs.work.rollouts import Canary
+from persona_atlas.jobs.work.unit_result import UnitResult
 from persona_atlas.storage.arrays.codec import decode_chunk
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format.records import Manifest

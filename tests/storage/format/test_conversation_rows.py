@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from persona_atlas.analysis.reduce import reduce_run
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.storage.format.planned_units import read_units
 from persona_atlas.storage.format.records import CommitRecord, parse_record
 from persona_atlas.storage.format.rollout_tables import INDEX_SCHEMA, ROLLOUT_SCHEMA

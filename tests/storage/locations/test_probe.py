@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.store_spec import S3Access
+from persona_atlas.jobs.specs.store_spec import S3Access
 from persona_atlas.storage.locations import probe
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.locations.probe import ProbeResult, probe_store

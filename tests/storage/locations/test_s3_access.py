@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import zarr
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.spec import make_spec
-from persona_atlas.jobs.store_spec import S3Access
+from persona_atlas.jobs.specs.spec import make_spec
+from persona_atlas.jobs.specs.store_spec import S3Access
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.run_store import read_run_record

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persona_atlas.jobs.addresses import RolloutAddress
+from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.storage.query.activations import Activations, Completeness
 from persona_atlas.storage.query.run import Run, open_run
 

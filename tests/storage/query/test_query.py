@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, parse_record
 from persona_atlas.storage.format.rollout_tables import ROLLOUT_SCHEMA

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.storage.arrays.codec import round_mantissa
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.query.reader import ActivationReader

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import InputError, StoreError, UnitError
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.jobs.unit_size import TOKENS_PER_CHUNK
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.unit_size import TOKENS_PER_CHUNK
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.storage.arrays.codec import round_mantissa
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format import layout

@@ -10,8 +10,8 @@ import pytest
 import xarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.query.run import Run, open_run
 

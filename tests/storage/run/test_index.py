@@ -390,6 +390,43 @@ def test_recent_commits_stay_for_a_reader_that_has_read_the_index_before(
     assert not [asked for asked in counted.asked if asked.path.startswith(layout.COMMITS)]
 
 
+def test_recent_commits_of_a_driver_whose_lease_was_deleted_are_not_those_of_the_next(
+    location: Location, plan: Plan, record: RunRecord
+):
+    unit_id = next(iter(plan.by_id))
+    with acquire(location, 1) as lease:
+        begin(location, plan, lease)
+        earlier = commit_unit(location, lease, write_unit(location, plan, unit_id, lease.row_blocks[0]))
+    write_recent(location, record, lease.generation, [earlier])
+    location.delete([layout.driver_path(lease.generation), layout.commit_path(unit_id)])
+    with acquire(location, 1) as again, IndexKeeper(location, record, print, again.generation):
+        assert again.generation == lease.generation
+        commit_unit(location, again, write_unit(location, plan, unit_id, again.row_blocks[0]))
+        assert load_index(location, record).table.equals(truth(location, record))
+
+
+def test_recent_commits_that_could_not_be_written_are_written_the_next_time(
+    location: Location, plan: Plan, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(index_keeper, "_RECENT_EVERY_S", 0.01)
+    unit_id = next(iter(plan.by_id))
+    failed: list[int] = []
+
+    def first_fail(*arguments: Any) -> int:
+        if not failed:
+            failed.append(1)
+            raise TransientError("the store is out of reach.", code="store_io")
+        return write_recent(*arguments)
+
+    monkeypatch.setattr(index_keeper, "write_recent", first_fail)
+    with acquire(location, 1) as lease:
+        begin(location, plan, lease)
+        with IndexKeeper(location, record, print, lease.generation) as keeper:
+            keeper.add(commit_unit(location, lease, write_unit(location, plan, unit_id, lease.row_blocks[0])))
+            wait_for(lambda: len(read_recent(location, record, [unit_id])) == 1)
+    assert failed == [1]
+
+
 @pytest.mark.parametrize("damage", ["noise", "another run", "another unit"])
 def test_recent_commits_that_are_damaged_or_of_another_run_are_not_believed(
     location: Location, plan: Plan, record: RunRecord, damage: str

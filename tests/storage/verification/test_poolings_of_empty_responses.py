@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from persona_atlas.jobs.poolings import POOLINGS
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.storage.locations.location import Location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.commits import read_commit

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.plan import Plan
-from persona_atlas.jobs.rollouts import Canary
-from persona_atlas.jobs.spec_parts import CanarySpec
+from persona_atlas.jobs.specs.spec_parts import CanarySpec
+from persona_atlas.jobs.work.rollouts import Canary
 from persona_atlas.storage.derived.reductions import Reduction, write_reduction
 from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.format import layout

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import InputError, UnitError
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import TokenisedText
 

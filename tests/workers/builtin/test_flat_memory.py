@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from persona_atlas.jobs.sources.persona_source import PersonaRequests
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import UnitAttempt, WorkUnit
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.run_units import run_units
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from persona_atlas.workers.interventions import Interventions

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from persona_atlas.jobs.errors import InputError, UnitError
+from persona_atlas.jobs.errors import InputError, TransientError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin import packed
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
-from persona_atlas.workers.builtin.loaded_model import load_model
+from persona_atlas.workers.builtin.loaded_model import LoadedModel, load_model
+from persona_atlas.workers.builtin.packed import PackedPass
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, TokenisedText
 
 from other_families import ALONE_FAMILIES, LONGROPE_BORDER, LONGROPE_FAMILIES, SHARING_FAMILIES
@@ -256,3 +257,16 @@ def test_dynamic_embeddings_are_fixed_in_all_texts_that_the_context_holds(direct
     with pytest.raises(UnitError) as caught:
         engine.capture([TokenisedText("longer", tuple(range(40, 41 + context)), ((5, context + 1),))])
     assert caught.value.code == "too_long"
+
+
+@pytest.mark.parametrize("place", [(LoadedModel, "run_alone"), (PackedPass, "run")], ids=["alone", "together"])
+def test_memory_that_is_exhausted_in_the_trial_says_nothing_about_the_model(
+    directory_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, place: tuple[type, str]
+):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(TransientError) as caught:
+        BuiltinEngine(settings_of(directory_of("llama")))
+    assert caught.value.code == "machine_fault"

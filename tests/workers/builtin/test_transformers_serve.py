@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.spec_parts import GenerationSpec
+from persona_atlas.jobs.specs.spec_parts import GenerationSpec
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint

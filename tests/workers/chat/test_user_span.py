@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.addresses import RolloutAddress
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.jobs.units import RolloutRequest
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.chat.offsets import offsets_encoder
 from persona_atlas.workers.chat.renderer import ChatRenderer
 from persona_atlas.workers.chat.spans import load_renderer

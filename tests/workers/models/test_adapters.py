@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.spec import make_spec
-from persona_atlas.jobs.spec_parts import ModelSpec
+from persona_atlas.jobs.specs.spec import make_spec
+from persona_atlas.jobs.specs.spec_parts import ModelSpec
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.loaded_model import load_model
 from persona_atlas.workers.models.model_files import find_model, read_facts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.spec_parts import ModelSpec
+from persona_atlas.jobs.specs.spec_parts import ModelSpec
 from persona_atlas.workers.models.model_files import find_model, read_facts
 from persona_atlas.workers.models.packages import cache_dir
 from safetensors.torch import load_file, save_file

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from persona_atlas.jobs.errors import InputError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
-from persona_atlas.jobs.rollouts import Served
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.sources.persona_source import PersonaRequests
-from persona_atlas.jobs.spec_parts import GenerationSpec
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt, WorkUnit
+from persona_atlas.jobs.specs.spec_parts import GenerationSpec
+from persona_atlas.jobs.work.rollouts import Served
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt, WorkUnit
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
 from persona_atlas.workers.chat.user_span import UserSpans

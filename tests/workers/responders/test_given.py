@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
-from persona_atlas.jobs.rollouts import Canary
-from persona_atlas.jobs.unit_result import UnitResult
-from persona_atlas.jobs.units import RolloutRequest, UnitAttempt
+from persona_atlas.jobs.work.rollouts import Canary
+from persona_atlas.jobs.work.unit_result import UnitResult
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import ConversationRenderer, load_renderer
 from persona_atlas.workers.engine import CapturedRollout, CapturedText, TokenisedText

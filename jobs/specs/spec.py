@@ -1,0 +1,231 @@
+"""The job spec: one YAML file that says what to run, validated before anything runs.
+
+The fields that decide the results (which rollouts, of which model, how sampled and captured) are the *identity* of a
+run. All others (where it is stored, how it is distributed) may differ between two starts of one run. Knows nothing of a
+model's architecture: whether a layer exists is checked by the plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
+
+from ..files.store_url import normal_store_url
+from ..files.text_files import read_text
+from ..files.user_paths import local_path
+from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
+from ..poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
+from .spec_parts import (
+    CaptureSpec,
+    ConversationsSpec,
+    GenerationSpec,
+    ModelSpec,
+    PersonasSpec,
+    PlacementSpec,
+    SamplingSpec,
+    SpecSection,
+)
+from .store_spec import StoreSpec
+
+
+class JobSpec(SpecSection):
+    """A job. ``docs/spec.md`` lists every field with its default.
+
+    Attributes:
+        model: The model.
+        personas: Personas, and the number of rollouts of each.
+        conversations: Existing conversations to read instead; None: rollouts of the personas are generated.
+        generation: Server that generates; None: the workers generate.
+        sampling: How responses are sampled.
+        capture: Which activations are stored.
+        placement: How the work is distributed.
+        store: Where the run is stored.
+        seed: Seed from which, with its address, the seed of every rollout is derived.
+
+    Example:
+        >>> spec = load_spec("job.yaml")
+        >>> spec.model.source, spec.personas.roles.names
+        ('models/tiny', ['pirate', 'poet', 'teacher'])
+    """
+
+    model: ModelSpec
+    personas: PersonasSpec = PersonasSpec()
+    conversations: ConversationsSpec | None = None
+    generation: GenerationSpec | None = None
+    sampling: SamplingSpec = SamplingSpec()
+    capture: CaptureSpec = CaptureSpec()
+    placement: PlacementSpec = PlacementSpec()
+    store: StoreSpec
+    seed: Annotated[int, Field(ge=0, lt=2**63), NO_BOOLEAN] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_mode(cls, data: Any) -> Any:
+        """Set the capture mode of texts that are given or that a server generates, unless the spec sets it."""
+        if not isinstance(data, dict) or not (data.get("conversations") or data.get("generation")):
+            return data
+        capture = data.get("capture") or {}
+        if not isinstance(capture, dict):
+            return data
+        derived: dict[str, Any] = {"mode": "prefill_pass"}
+        if _reads_prompts_only(data.get("conversations")):
+            derived["poolings"] = [DEFAULT_PROMPT_POOLING]
+        return data | {"capture": derived | capture}
+
+    @field_validator("capture")
+    @classmethod
+    def _pools_what_exists(cls, capture: CaptureSpec, info: ValidationInfo) -> CaptureSpec:
+        conversations = info.data.get("conversations")
+        if conversations is None or not conversations.prompts_only:
+            return capture
+        undefined = [name for name in capture.poolings if not POOLINGS[name].defined_without_response]
+        if undefined:
+            raise ValueError(
+                f"poolings has {', '.join(undefined)}, but with conversations.prompts_only (extract: --prompts-only) "
+                f"there is no response to pool; choose among {', '.join(prompt_poolings())}"
+            )
+        return capture
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> JobSpec:
+        by_prefill = self.conversations is not None or self.generation is not None
+        if by_prefill != (self.capture.mode == "prefill_pass"):
+            asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
+            raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
+        if self.conversations is not None:
+            if self.personas != PersonasSpec():
+                raise ValueError("a job has either conversations or personas: leave one of the two out")
+            if self.generation is not None:
+                raise ValueError("conversations need no generation: leave generation out")
+            return self
+        if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
+            raise ValueError("personas selects nobody: name roles or traits, or give the default at least one prompt")
+        return self
+
+    def replaced(self, **sections: Mapping[str, Any]) -> JobSpec:
+        """Return a copy with other values of some fields, validated like a spec that was read.
+
+        Args:
+            **sections: New values by field, for each section that changes.
+
+        Raises:
+            InputError: A value is invalid; names its field.
+
+        Example:
+            >>> load_spec("job.yaml").replaced(store={"url": "s3://bucket/run"}).store.url
+            's3://bucket/run'
+        """
+        data = self.model_dump()
+        for section, changes in sections.items():
+            data[section] = data[section] | changes
+        changed = validate(JobSpec, data, text="", file="")
+        if self.generation is None or changed.generation is None:
+            return changed
+        # The mark is no field, and must not be lost: it keeps keys from a server that others have written in.
+        generation = changed.generation.marked(is_from_store=self.generation.is_from_store)
+        return changed.model_copy(update={"generation": generation})
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide the results, as JSON values; two specs of one run must agree in them."""
+        whole = self.model_dump(mode="json")
+        keep = {key: whole[key] for key in ("model", "capture")}
+        keep["mantissa_bits"] = self.store.mantissa_bits
+        # Runs from before a field existed must keep their digest.
+        # What is checked changes no stored value.
+        del keep["capture"]["canary"]
+        # The text counts and not the path it was read from; the plan's digest covers the text.
+        del keep["model"]["chat_template"]
+        if not self.capture.keeps_tokens:
+            del keep["capture"]["token_layers"]
+        if self.model.adapter is None:
+            del keep["model"]["adapter"]
+        # The texts count and not the path they were read from; the plan's digest covers the texts.
+        if self.conversations is not None:
+            # A key of its own beside ``conversations``, which is true in runs from before the field existed.
+            prompts = {"conversations.prompts_only": True} if self.conversations.prompts_only else {}
+            return keep | {"conversations": True} | prompts
+        keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
+        del keep["personas"]["catalog"]
+        if self.generation is not None:
+            keep["generation"] = {"model": self.served_model}
+        return keep
+
+    @property
+    def served_model(self) -> str:
+        """Name of the model on the server that generates."""
+        return (self.generation and self.generation.model) or self.model.source
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the identity."""
+        return digest_of(self.identity())
+
+
+def _reads_prompts_only(conversations: Any) -> bool:
+    """Whether a section that is not validated yet asks for prompts only; False for what validation will refuse."""
+    if not isinstance(conversations, dict):
+        return False
+    try:
+        return TypeAdapter(bool).validate_python(conversations.get("prompts_only", False))
+    except ValidationError:
+        return False
+
+
+def digest_of(value: Any) -> str:
+    """Hash a JSON value in canonical form: SHA-256 in hexadecimal.
+
+    Example:
+        >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """Read and validate a spec file.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key.path=value`` assignments, applied one after the other before validation.
+
+    Raises:
+        InputError: The file or an override is invalid; names the file, line and field.
+
+    Example:
+        >>> load_spec("examples/demo.yaml", ["seed=7"]).seed
+        7
+    """
+    file = local_path(path, "SPEC")
+    text = read_text(file, "a job spec")
+    return _validated(parse_yaml(text, str(file)), overrides, text, str(file))
+
+
+def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec:
+    """Validate a spec that was built from the options of a command.
+
+    Args:
+        data: The spec as a nested mapping.
+        overrides: ``key.path=value`` assignments, applied one after the other before validation.
+
+    Raises:
+        InputError: A field is invalid; names it.
+
+    Example:
+        >>> spec = make_spec({"model": {"source": "models/tiny"}, "store": {"url": "runs/mine"}})
+        >>> spec.sampling.temperature
+        0.7
+    """
+    return _validated(dict(data), overrides, "", "the command line")
+
+
+def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> JobSpec:
+    if isinstance(data, dict):
+        for assignment in overrides:
+            data = set_by_path(data, assignment)
+    spec = validate(JobSpec, data, text=text, file=file)
+    return spec.replaced(store={"url": normal_store_url(spec.store.url)})

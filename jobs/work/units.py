@@ -1,0 +1,220 @@
+"""Work units and their requests. Pure and deterministic: a spec determines all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from typing import Protocol
+
+from ..conversation import Conversation
+from ..interventions import Intervention
+from ..messages import ChatMessage
+from ..personas import Kind, Polarity
+from .addresses import RolloutAddress
+from .rollouts import Rollout
+
+
+@lru_cache(maxsize=4096)
+def question_columns(question_indices: tuple[int, ...], samples: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Expand questions to rows: by question, then by sample.
+
+    Cached, so that the units of a job, thousands of which have the same questions, share the tuples in memory.
+
+    Args:
+        question_indices: The questions, in order, each once.
+        samples: Number of rollouts per question.
+
+    Returns:
+        The question_index and the sample_index of each row.
+    """
+    if samples == 1:
+        return question_indices, (0,) * len(question_indices)
+    questions = tuple(question for question in question_indices for _ in range(samples))
+    return questions, tuple(range(samples)) * len(question_indices)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit:
+    """Rollouts of one persona, polarity and prompt that are run, written and committed together.
+
+    The columns have one entry per row, in row order.
+
+    Attributes:
+        unit_id: Readable id, unique in the run; also part of the names of its objects in the store.
+        kind: Kind of the persona; ``conversation`` for given texts without one.
+        persona: Name of the persona within its kind, or of the file of given texts.
+        polarity: ``neg`` for the opposite of a trait.
+        prompt_index: Index of the persona's system prompt.
+        question_indices: The question of each row.
+        sample_indices: The sample of each row.
+        turn_indices: The turn of each row; None if every row is the single response to a question.
+        conversation_indices: The conversation of each row, by its index in the job's input; rows of the same
+            conversation are adjacent. None if the rows are not given conversations.
+    """
+
+    unit_id: str
+    kind: Kind
+    persona: str
+    polarity: Polarity
+    prompt_index: int
+    question_indices: tuple[int, ...]
+    sample_indices: tuple[int, ...]
+    turn_indices: tuple[int, ...] | None = None
+    conversation_indices: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        columns = (self.question_indices, self.sample_indices, self.turn_indices, self.conversation_indices)
+        lengths = {len(column) for column in columns if column is not None}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"{self.unit_id} has no rows, or columns of different lengths")
+
+    @classmethod
+    def of_questions(
+        cls,
+        unit_id: str,
+        kind: Kind,
+        persona: str,
+        polarity: Polarity,
+        prompt_index: int,
+        question_indices: tuple[int, ...],
+        samples: int,
+    ) -> WorkUnit:
+        """Make a unit with the same number of samples for each of its questions.
+
+        Args:
+            unit_id: Readable id, unique in the run.
+            kind: Kind of the persona: role, trait or default.
+            persona: Name of the persona within its kind.
+            polarity: ``neg`` for the opposite of a trait.
+            prompt_index: Index of the persona's system prompt.
+            question_indices: The questions, ascending, each once.
+            samples: Number of rollouts per question.
+        """
+        columns = question_columns(question_indices, samples)
+        return cls(unit_id, kind, persona, polarity, prompt_index, *columns)
+
+    @property
+    def num_rollouts(self) -> int:
+        """Number of rollouts, hence of rows."""
+        return len(self.question_indices)
+
+    def addresses(self) -> Iterator[RolloutAddress]:
+        """Yield the address of each row, in row order."""
+        turns = self.turn_indices or (None,) * self.num_rollouts
+        for question, sample, turn in zip(self.question_indices, self.sample_indices, turns, strict=True):
+            yield RolloutAddress(self.kind, self.persona, self.polarity, self.prompt_index, question, sample, turn)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenResponse:
+    """An existing response, with its whole conversation, so that one pass can capture all turns of it.
+
+    The response of a prompt (``Conversation.is_prompt``) is empty, and its place is after the last turn.
+
+    Attributes:
+        conversation: The conversation that contains the response.
+        turn_index: Index of the response among the conversation's turns, system messages not counted.
+    """
+
+    conversation: Conversation
+    turn_index: int
+
+    @property
+    def text(self) -> str:
+        """Text of the response."""
+        return self.conversation.response(self.turn_index)
+
+    @property
+    def extra(self) -> str:
+        """Additional keys of the conversation and of this message in the input, as JSON."""
+        return self.conversation.extra_of(self.turn_index)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """Everything that a worker needs to make one rollout.
+
+    Attributes:
+        address: Address of the rollout; unique among the requests of a job.
+        messages: The chat up to the response, system prompt and earlier turns included.
+        seed: 63-bit seed of the rollout; 0 for an existing response.
+        given: The existing response; None if it is to be generated.
+        intervention: Edits of the residual stream while the model runs; None for none.
+    """
+
+    address: RolloutAddress
+    messages: tuple[ChatMessage, ...]
+    seed: int
+    given: GivenResponse | None = None
+    intervention: Intervention | None = None
+
+    @property
+    def system_prompt(self) -> str:
+        """The first system message; ``""`` if there is none."""
+        return next((message.content for message in self.messages if message.role == "system"), "")
+
+    @property
+    def question(self) -> str:
+        """The last user message before the response; ``""`` if there is none."""
+        return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
+    def opening(self) -> tuple[ChatMessage, ...]:
+        """The system messages at the start of the chat, which all requests of the same persona and prompt share."""
+        return tuple(takewhile(lambda message: message.role == "system", self.messages))
+
+
+class UnitRequests(Protocol):
+    """The texts of one unit, from which the worker makes its requests. Pickled and sent to the worker.
+
+    A conversation of several generated turns (a drift study, for instance) is a chain of requests: the first is made at
+    once, and each later one when the reply before it is known.
+    """
+
+    def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
+        """Make the requests that do not depend on a reply.
+
+        Args:
+            unit: The unit that these texts belong to.
+
+        Yields:
+            Requests in row order: one per row, or one per conversation if its turns are generated.
+        """
+        ...
+
+    def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
+        """Make the follow-up request of a conversation.
+
+        Args:
+            request: A request of this unit.
+            rollout: The rollout that answered it.
+
+        Returns:
+            A request whose messages include the reply; None when the conversation is over.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnitAttempt:
+    """One attempt at one unit, as it is assigned to a worker.
+
+    Attributes:
+        unit: The unit.
+        requests: The unit's texts.
+        number: Number of the attempt, from 1.
+        row_block: Row block of the store that only this attempt writes.
+        is_suspect: Whether the unit has failed before, so that it may be the cause; it is then run alone on its worker.
+    """
+
+    unit: WorkUnit
+    requests: UnitRequests
+    number: int
+    row_block: int
+    is_suspect: bool = False
+
+    def first_requests(self) -> Iterator[RolloutRequest]:
+        """Make the requests that do not depend on a reply, in row order."""
+        return self.requests.first(self.unit)
