@@ -125,6 +125,7 @@ def test_tool_calls_need_no_content_and_their_results_keep_their_ids():
         ({}, "there are no keys", "messages"),
         ({"messages": "[{'role': 'user', 'content': 'x'}]"}, "repr", "json.dumps"),
         ({"messages": "Hello."}, "not a list of messages but a text", "messages"),
+        ({"messages": [USER, ASSISTANT | {"tool_calls": "f(1)"}]}, "not a list of calls but a text", "OpenAI"),
         ({"conversations": [{"from": "function_call", "value": "x"}]}, "not 'function_call'", "tool"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, ASSISTANT]}, "input_audio", "texts"),
     ],
