@@ -7,7 +7,7 @@ that a program should use are those of ``persona_atlas``; this module is where t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -131,7 +131,7 @@ def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = No
 
 
 def extract(
-    model: str,
+    model: str | os.PathLike[str],
     conversations: str | os.PathLike[str] | Sequence[Any],
     store: str | os.PathLike[str],
     *,
@@ -183,11 +183,11 @@ def extract(
     else:
         source, given = _IN_MEMORY, ConversationSource.of(parse_conversations(conversations, skip_invalid=skip_invalid))
     data = {
-        "model": {"source": model, "chat_template": None if chat_template is None else os.fspath(chat_template)},
+        "model": {"source": _text(model), "chat_template": None if chat_template is None else os.fspath(chat_template)},
         "conversations": {"source": source, "skip_invalid": skip_invalid},
         "capture": {
             "layers": _plain(layers),
-            "poolings": list(poolings),
+            "poolings": _plain(poolings),
             "token_layers": _plain(token_layers),
         },
         "store": {"url": os.fspath(store)},
@@ -233,7 +233,7 @@ def verify(
     quick: bool = False,
     recompute: int = 0,
     seed: int = 0,
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Verification:
     """Read a run again and check every checksum, row, span and value against its commit records.
@@ -261,7 +261,9 @@ def verify(
         True
     """
     location = run.location if isinstance(run, Run) else open_location(run)
-    return verify_and_recompute(location, _progress(progress), quick=quick, count=recompute, seed=seed, model=model)
+    return verify_and_recompute(
+        location, _progress(progress), quick=quick, count=recompute, seed=seed, model=_text(model)
+    )
 
 
 def _work(
@@ -299,8 +301,14 @@ def _as_spec(spec: SpecLike) -> JobSpec:
     return make_spec(spec) if isinstance(spec, Mapping) else load_spec(os.fspath(spec))
 
 
-def _plain(layers: str | Sequence[int] | None) -> str | list[int] | None:
-    return layers if layers is None or isinstance(layers, str) else list(layers)
+def _text(path: Any) -> Any:
+    """Make a text of a path object; what is none stays, and the spec refuses it by its field."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _plain(value: Any) -> Any:
+    """Make a list of any sequence, as an array is one; what is none stays, and the spec refuses it by its field."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else value
 
 
 def _progress(is_shown: bool) -> Progress:
