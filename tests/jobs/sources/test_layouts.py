@@ -174,3 +174,13 @@ def test_thousands_of_bad_lines_make_a_short_message(tmp_path: Path):
 def test_nothing_is_left_after_leaving_out(tmp_path: Path):
     with pytest.raises(InputError, match="text without turns"):
         skipping(write(tmp_path / "a.jsonl", {"text": "x"}))
+
+
+def test_no_depth_of_nesting_is_too_much_for_the_report_of_it(tmp_path: Path):
+    depths = range(900, 1010)
+    lines = [f'{{"messages": {json.dumps([USER, ASSISTANT])}, "x": {"[" * depth}{"]" * depth}}}' for depth in depths]
+    given = read_conversations(
+        str(write(tmp_path / "deep.jsonl", json.dumps([USER, ASSISTANT]), *lines)), skip_invalid=True
+    )
+    assert len(given.conversations) + len(given.skipped) == len(depths) + 1
+    assert given.skipped
