@@ -7,7 +7,7 @@ that a program should use are those of ``persona_atlas``; this module is where t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -129,7 +129,7 @@ def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = No
 
 
 def extract(
-    model: str,
+    model: str | os.PathLike[str],
     conversations: str | os.PathLike[str] | Sequence[Any],
     store: str | os.PathLike[str],
     *,
@@ -182,13 +182,13 @@ def extract(
     is_path = isinstance(conversations, str | os.PathLike)
     capture = {"layers": _plain(layers), "token_layers": _plain(token_layers)}
     data = {
-        "model": {"source": model, "chat_template": None if chat_template is None else os.fspath(chat_template)},
+        "model": {"source": _text(model), "chat_template": None if chat_template is None else os.fspath(chat_template)},
         "conversations": {
             "source": os.fspath(conversations) if is_path else _IN_MEMORY,
             "skip_invalid": skip_invalid,
             "prompts_only": prompts_only,
         },
-        "capture": capture if poolings is None else capture | {"poolings": list(poolings)},
+        "capture": capture if poolings is None else capture | {"poolings": _plain(poolings)},
         "store": {"url": os.fspath(store)},
     }
     spec = make_spec(data, overrides)
@@ -239,7 +239,7 @@ def verify(
     quick: bool = False,
     recompute: int = 0,
     seed: int = 0,
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Verification:
     """Read a run again and check every checksum, row, span and value against its commit records.
@@ -267,7 +267,9 @@ def verify(
         True
     """
     location = run.location if isinstance(run, Run) else open_location(run)
-    return verify_and_recompute(location, _progress(progress), quick=quick, count=recompute, seed=seed, model=model)
+    return verify_and_recompute(
+        location, _progress(progress), quick=quick, count=recompute, seed=seed, model=_text(model)
+    )
 
 
 def _work(
@@ -302,8 +304,14 @@ def _as_spec(spec: SpecLike) -> JobSpec:
     return make_spec(spec) if isinstance(spec, Mapping) else load_spec(os.fspath(spec))
 
 
-def _plain(layers: str | Sequence[int] | None) -> str | list[int] | None:
-    return layers if layers is None or isinstance(layers, str) else list(layers)
+def _text(path: Any) -> Any:
+    """Make a text of a path object; what is none stays, and the spec refuses it by its field."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _plain(value: Any) -> Any:
+    """Make a list of any sequence, as an array is one; what is none stays, and the spec refuses it by its field."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else value
 
 
 def _progress(is_shown: bool) -> Progress:

@@ -63,6 +63,6 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
         return call
     try:
         parsed = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return call
     return call | {"arguments": parsed} if isinstance(parsed, dict) else call

@@ -96,10 +96,12 @@ def refuse_impossible_path(text: str, field: str) -> None:
         field: Field of the spec or option that holds it, for the error.
 
     Raises:
-        InputError: It is blank, holds a null character, or is longer than a path can be.
+        InputError: It is blank, holds a null or half a character, or is longer than a path can be.
     """
     if not text.strip():
         problem, hint = "is blank.", "Name a file or directory; . is this directory."
+    elif not _can_encode(text):
+        problem, hint = "holds half a character (a lone surrogate), which no path can.", "Remove it."
     elif "\0" in text:
         problem, hint = "holds a null character, which no path can.", "Remove it."
     elif len(os.fsencode(text)) > _LONGEST_PATH or any(
@@ -109,3 +111,11 @@ def refuse_impossible_path(text: str, field: str) -> None:
     else:
         return
     raise InputError(problem, code="bad_path", field=field, hint=hint)
+
+
+def _can_encode(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True

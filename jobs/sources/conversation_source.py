@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..conversation import Conversation
+from ..conversation import Conversation, Message
 from ..errors import InputError
 from ..messages import ChatMessage
 from ..personas import Kind, Polarity
@@ -21,6 +21,7 @@ from ..text_tokens import TEMPLATE_TOKENS, prompt_tokens, word_tokens
 from ..work.rollouts import Rollout
 from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..work.units import GivenResponse, RolloutRequest, WorkUnit
+from .message_fields import reasoning_beside
 from .problems import Problem
 from .read_conversations import GivenInput
 from .source import TokenCounts
@@ -116,7 +117,7 @@ class ConversationSource:
         """Return the texts of a unit's conversations as JSON; see ``RequestSource.identity``."""
         lines: list[str] = []
         for given in self._of(unit):
-            messages = [[message.role, message.content, message.extra] for message in given.messages]
+            messages = [_texts(message) for message in given.messages]
             lines.append(json.dumps([unit.unit_id, given.system_prompt, messages, given.extra]))
         return "".join(lines).encode()
 
@@ -150,6 +151,15 @@ class ConversationSource:
         """Return a conversation by its index in the input, in which those that were left out are counted."""
         place = bisect_left(self.conversations, conversation_index, key=lambda given: given.conversation_index)
         return self.conversations[place]
+
+
+def _texts(message: Message) -> list[str]:
+    """Return what a message is made of: role, content, other keys, and reasoning that no other key holds."""
+    texts = [message.role, message.content, message.extra]
+    if message.reasoning is None:
+        return texts
+    beside = reasoning_beside(json.loads(message.extra or "{}"))
+    return texts if beside is not None and beside[1] == message.reasoning else [*texts, message.reasoning]
 
 
 def _design(given: Conversation) -> tuple[Kind, str, Polarity, int]:

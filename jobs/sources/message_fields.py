@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ..conversation import Message
 from ..messages import ChatRole
-from .problems import Refusal
+from .problems import LAYOUT_HINT, Refusal
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -28,6 +28,7 @@ _SHAREGPT_ROLES: Mapping[str, ChatRole] = {
     "bing": "assistant",
 }
 
+_CALLS_HINT = "Write the calls as the OpenAI protocol does."
 _RENAME = "Rename it, or leave it out."
 
 
@@ -50,7 +51,7 @@ def parse_messages(listed: Any, field: str) -> list[Message]:
         Refusal: It is no list of messages; names the field.
     """
     if isinstance(listed, str):
-        listed = _list_in_text(listed, field)
+        listed = _list_in_text(listed, field, "messages")
     if not isinstance(listed, list) or not listed:
         raise Refusal("is not a list of messages", field)
     return [_message(value, f"{field}[{number}]") for number, value in enumerate(listed)]
@@ -76,15 +77,15 @@ def as_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _list_in_text(text: str, field: str) -> Any:
+def _list_in_text(text: str, field: str, what: str) -> Any:
+    """Parse a list that is given as JSON text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         if text.lstrip().startswith("[{'"):
-            raise Refusal(
-                "is a list written by Python's repr, not JSON", field, "Write it with json.dumps(messages)."
-            ) from None
-        raise Refusal("is not a list of messages but a text", field) from None
+            raise Refusal("is a list written by Python's repr, not JSON", field, "Write it with json.dumps.") from None
+        hint = _CALLS_HINT if what == "calls" else LAYOUT_HINT
+        raise Refusal(f"is not a list of {what} but a text", field, hint) from None
 
 
 def _message(value: Any, field: str) -> Message:
@@ -166,15 +167,30 @@ def _named(kind: Any) -> str:
     return f" but of type {kind[:40]}" if isinstance(kind, str) and kind not in _TEXT_PARTS else ""
 
 
+def reasoning_beside(keys: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Find the reasoning that a message has in a key of its own, and not as a part of its content.
+
+    Args:
+        keys: The keys of the message in the input.
+
+    Returns:
+        The key and the text; None for none.
+
+    Example:
+        >>> reasoning_beside({"thinking": "Hm."})
+        ('thinking', 'Hm.')
+    """
+    for name in _REASONING_FIELDS:
+        text = keys.get(name)
+        if isinstance(text, str) and text:
+            return name, text
+    return None
+
+
 def _reasoning(value: Mapping[str, Any], role: str, field: str) -> str | None:
     """Return the reasoning that an assistant's message has in a field of its own; None for none."""
-    if role != "assistant":
-        return None
-    for name in _REASONING_FIELDS:
-        text = value.get(name)
-        if isinstance(text, str) and text:
-            return require_whole_text(text, f"{field}.{name}")
-    return None
+    found = reasoning_beside(value) if role == "assistant" else None
+    return require_whole_text(found[1], f"{field}.{found[0]}") if found else None
 
 
 def _tool_calls(value: Mapping[str, Any], role: str, field: str) -> str | None:
@@ -182,9 +198,9 @@ def _tool_calls(value: Mapping[str, Any], role: str, field: str) -> str | None:
     if role != "assistant" or calls is None or calls == []:
         return None
     if isinstance(calls, str):
-        calls = _list_in_text(calls, f"{field}.tool_calls")
+        calls = _list_in_text(calls, f"{field}.tool_calls", "calls")
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise Refusal("is not a list of objects", f"{field}.tool_calls", "Write the calls as the OpenAI protocol does.")
+        raise Refusal("is not a list of objects", f"{field}.tool_calls", _CALLS_HINT)
     return require_whole_text(json.dumps(calls, ensure_ascii=False), f"{field}.tool_calls")
 
 

@@ -208,4 +208,7 @@ def _parse(entry: _Entry, file: str, position: int, is_released: bool | None, *,
             require_answer(chat)
     except Refusal as refusal:
         return Problem.of(refusal, file, entry.place, of_prompts=prompts_only)
+    except RecursionError:
+        # Python reads a value that is a little less deep than what it can write again.
+        return Problem.of(Refusal("is nested too deep", hint="Leave the deep key out."), file, entry.place)
     return _Read(chat, address, position, entry.place)

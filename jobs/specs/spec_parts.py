@@ -21,15 +21,27 @@ PACKAGE_SCHEME = "package://"
 MIN_TEMPERATURE = 1e-30
 """Lowest sampling temperature but 0: a logit of up to 10^8 divided by it is a float32, so probabilities are numbers."""
 
-_Count = Annotated[int, Field(ge=1), NO_BOOLEAN]
-_Layer = Annotated[int, Field(ge=0), NO_BOOLEAN]
+MAX_COUNT = 2**31 - 1
+"""Largest number of anything that a spec can ask for, so that products of two of them are still numbers of 64 bits."""
+
+_Count = Annotated[int, Field(ge=1, le=MAX_COUNT), NO_BOOLEAN]
+_Layer = Annotated[int, Field(ge=0, le=MAX_COUNT), NO_BOOLEAN]
 
 
 class SpecSection(BaseModel):
-    """Base of all sections: unknown fields, infinities and later changes are refused."""
+    """Base of all sections: unknown fields, infinities, half characters and later changes are refused."""
 
     # Pydantic's own message would repeat a value that was refused because it holds a password.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _whole_texts(cls, value: Any) -> Any:
+        """Refuse half a character, which Python and JSON can hold but UTF-8, paths and tokenizers cannot."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+                raise ValueError("must be whole characters, without a lone surrogate")
+        return value
 
 
 class ModelSpec(SpecSection):
@@ -91,7 +103,7 @@ class DefaultSelection(SpecSection):
         samples: Rollouts per prompt and question.
     """
 
-    prompts: Annotated[int, Field(ge=0), NO_BOOLEAN] | None = None
+    prompts: Annotated[int, Field(ge=0, le=MAX_COUNT), NO_BOOLEAN] | None = None
     questions: _Count | None = None
     samples: _Count = 1
 
@@ -166,6 +178,8 @@ class GenerationSpec(SpecSection):
     @field_validator("endpoint")
     @classmethod
     def _is_a_plain_url(cls, url: str) -> str:
+        # A block of YAML ends with a line break.
+        url = url.strip()
         if not url.startswith(("http://", "https://")):
             raise ValueError("an endpoint must be an http:// or https:// URL")
         try:
@@ -177,6 +191,8 @@ class GenerationSpec(SpecSection):
             raise ValueError("an endpoint URL must have a host, as http://host:8000/v1")
         if "@" in url:
             raise ValueError("an endpoint URL must not hold credentials; name their variable in generation.api_key_env")
+        if not url.isprintable() or " " in url:
+            raise ValueError("an endpoint URL must not hold spaces or other invisible characters")
         if "?" in url or "#" in url:
             raise ValueError("an endpoint URL must end with its path: a key has its place in generation.api_key_env")
         return url.rstrip("/")
@@ -297,5 +313,5 @@ class PlacementSpec(SpecSection):
     replicas: _Count | None = None
     tensor_parallel: _Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_tokens: Annotated[int, Field(ge=64), NO_BOOLEAN] | None = None
+    batch_tokens: Annotated[int, Field(ge=64, le=MAX_COUNT), NO_BOOLEAN] | None = None
     threads: _Count | None = None

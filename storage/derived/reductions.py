@@ -227,7 +227,7 @@ def _read_pointer(location: Location) -> tuple[str, str, dict[str, str]] | None:
     try:
         data = json.loads(pointer)
         return str(data["reduction_id"]), str(data["path"]), dict(data["arrays"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(location, layout.CURRENT_REDUCTION, str(error)) from error
 
 

@@ -362,6 +362,6 @@ def _damaged(url: str, reason: str) -> StoreError:
 def _layout_version(data: bytes) -> int | None:
     try:
         version = json.loads(data).get("layout_version")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     return version if isinstance(version, int) else None

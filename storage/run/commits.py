@@ -114,7 +114,12 @@ def read_commit(location: Location, unit_id: str) -> CommitRecord:
     path = layout.commit_path(unit_id)
     data = location.read(path)
     if data is None:
-        raise StoreError("the commit record is missing.", code="missing_object", file=f"{location.url}/{path}")
+        raise StoreError(
+            "the commit record is missing.",
+            code="missing_object",
+            file=f"{location.url}/{path}",
+            hint="If it was deleted, verify --repair rebuilds the index without its unit, which the next run redoes.",
+        )
     record = parse_record(CommitRecord, data, f"{location.url}/{path}")
     if record.manifest.unit_id != unit_id:
         raise StoreError(

@@ -179,7 +179,7 @@ def _num_rows(metadata: bytes | None) -> int:
     """Return an array's number of rows from its ``zarr.json``; 0 when that is missing or unreadable."""
     try:
         return int(json.loads(metadata or b"")["shape"][0])
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return 0
 
 

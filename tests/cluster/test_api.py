@@ -154,6 +154,19 @@ def test_a_spec_may_be_a_file_a_mapping_or_a_spec(job: dict[str, Any], tmp_path:
     assert persona_atlas.estimate(plans[0]).response_tokens == 14 * 8
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"layers": 1}, "capture.layers"), ({"poolings": None}, "capture.poolings"), ({"token_layers": 1.5}, "capture")],
+)
+def test_what_is_no_list_is_refused_by_its_field(
+    options: dict[str, Any], field: str, tiny_model_directory: Path, tmp_path: Path
+):
+    talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    with pytest.raises(persona_atlas.InputError) as refused:
+        persona_atlas.extract(tiny_model_directory, talk, tmp_path / "run", progress=False, **options)
+    assert (refused.value.field or "").startswith(field)
+
+
 @pytest.mark.parametrize("replicas", [0, -1])
 def test_an_impossible_number_of_replicas_is_refused(job: dict[str, Any], replicas: int):
     with pytest.raises(persona_atlas.InputError) as refused:

@@ -9,7 +9,13 @@ from persona_atlas.jobs.messages import ChatMessage
 
 @pytest.mark.parametrize(
     ("given", "handed_over"),
-    [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("not JSON", "not JSON"), ("[1]", "[1]")],
+    [
+        ('{"a": 1}', {"a": 1}),
+        ({"a": 1}, {"a": 1}),
+        ("not JSON", "not JSON"),
+        ("[1]", "[1]"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
 )
 @pytest.mark.parametrize("is_nested", [True, False])
 def test_arguments_of_tool_calls_become_objects_where_they_are_the_text_of_one(

@@ -144,11 +144,11 @@ def eos_token_ids(directory: Path) -> frozenset[int]:
     for name in ("config.json", "generation_config.json"):
         try:
             settings = json.loads((directory / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             # Not every checkpoint has generation settings; a wrong configuration is reported where it is loaded.
             continue
-        value = settings.get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [value] if isinstance(value, int) else [])
+        value = settings.get("eos_token_id") if isinstance(settings, dict) else None
+        ids.update(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int))
     return frozenset(ids)
 
 

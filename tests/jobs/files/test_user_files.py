@@ -23,7 +23,7 @@ def refusal(act: Any, *given: Any) -> InputError:
     return caught.value
 
 
-@pytest.mark.parametrize("url", ["", " ", "\t\n", "a\0b", "x" * 256, "a/" * 3000])
+@pytest.mark.parametrize("url", ["", " ", "\t\n", "a\0b", "a\ud800", "x" * 256, "a/" * 3000])
 def test_a_store_that_no_path_can_be_is_refused(url: str):
     assert (error := refusal(open_location, url)).code == "bad_path"
     assert error.hint

@@ -13,6 +13,7 @@ from persona_atlas.jobs.conversation import Conversation, Message
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sources.conversation_source import ROWS_PER_UNIT
+from persona_atlas.jobs.sources.read_conversations import parse_conversations
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.unit_size import TOKENS_PER_CHUNK
 
@@ -148,3 +149,18 @@ def test_units_of_given_texts_are_cut_by_the_tokens_that_their_bytes_may_come_to
     ) as caught:
         given_plan(talk(3, 1, messages=(Message("assistant", "abc" * 12_000),)), facts=large, capture=keeps)
     assert (caught.value.code, caught.value.field) == ("too_many_tokens", "capture.token_layers")
+
+
+def test_reasoning_is_part_of_the_identity_wherever_it_was():
+    def digest(content: Any, **keys: Any) -> str:
+        answer = {"role": "assistant", "content": content} | keys
+        given = parse_conversations([{"role": "user", "content": "Who are you?"}, answer])
+        return given_plan(*given.conversations).digest
+
+    def parts(thought: str) -> list[dict[str, str]]:
+        return [{"type": "thinking", "thinking": thought}, {"type": "text", "text": "Nobody."}]
+
+    assert digest(parts("Hm.")) == digest(parts("Hm."))
+    digests = [digest(parts("Hm.")), digest(parts("Ho.")), digest(parts("")), digest("Nobody.")]
+    digests += [digest("Nobody.", thinking="Hm."), digest(parts("Ho."), thinking="Hm.")]
+    assert len(set(digests)) == len(digests)

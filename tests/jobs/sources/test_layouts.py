@@ -125,6 +125,7 @@ def test_tool_calls_need_no_content_and_their_results_keep_their_ids():
         ({}, "there are no keys", "messages"),
         ({"messages": "[{'role': 'user', 'content': 'x'}]"}, "repr", "json.dumps"),
         ({"messages": "Hello."}, "not a list of messages but a text", "messages"),
+        ({"messages": [USER, ASSISTANT | {"tool_calls": "f(1)"}]}, "not a list of calls but a text", "OpenAI"),
         ({"conversations": [{"from": "function_call", "value": "x"}]}, "not 'function_call'", "tool"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, ASSISTANT]}, "input_audio", "texts"),
     ],
@@ -173,3 +174,13 @@ def test_thousands_of_bad_lines_make_a_short_message(tmp_path: Path):
 def test_nothing_is_left_after_leaving_out(tmp_path: Path):
     with pytest.raises(InputError, match="text without turns"):
         skipping(write(tmp_path / "a.jsonl", {"text": "x"}))
+
+
+def test_no_depth_of_nesting_is_too_much_for_the_report_of_it(tmp_path: Path):
+    depths = range(900, 1010)
+    lines = [f'{{"messages": {json.dumps([USER, ASSISTANT])}, "x": {"[" * depth}{"]" * depth}}}' for depth in depths]
+    given = read_conversations(
+        str(write(tmp_path / "deep.jsonl", json.dumps([USER, ASSISTANT]), *lines)), skip_invalid=True
+    )
+    assert len(given.conversations) + len(given.skipped) == len(depths) + 1
+    assert given.skipped

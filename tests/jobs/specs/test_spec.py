@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.poolings import POOLINGS
-from persona_atlas.jobs.specs.spec import JobSpec, load_spec
+from persona_atlas.jobs.specs.spec import JobSpec, load_spec, make_spec
 
 from fakes import small_spec
 
@@ -79,6 +79,9 @@ def test_an_unknown_key_far_from_all_others_lists_those_that_are_known(tmp_path:
         ("capture: {canary: {tolerance: 2}}", "capture.canary.tolerance"),
         ("capture: {canary: false}", "capture.canary"),
         ("placement: {replicas: 0}", "placement.replicas"),
+        ("placement: {batch_tokens: 2147483648}", "placement.batch_tokens"),
+        ("sampling: {max_new_tokens: 18446744073709551616}", "sampling.max_new_tokens"),
+        ("generation: {endpoint: 'http://host/v 1'}", "generation.endpoint"),
         ("seed: -1", "seed"),
         ("seed: 9223372036854775808", "seed"),
     ],
@@ -87,6 +90,30 @@ def test_a_bad_value_names_its_field_and_line(tmp_path: Path, line: str, field: 
     error = refusal(tmp_path, f"{GOOD}{line}\n")
     assert (error.code, error.field, error.exit_status) == ("bad_value", field, 2)
     assert "line 8)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "field"),
+    [
+        ("model", {"source": "some/model", "name": "a\ud800"}, "model.name"),
+        ("model", {"source": "some/model", "revision": "\udcff"}, "model.revision"),
+        ("personas", {"roles": {"names": ["pirate", "\ud800"]}}, "personas.roles.names"),
+        ("personas", {"catalog": "\ud800"}, "personas.catalog"),
+        ("personas", {"roles": {"names": ["pirate"], "samples": 10**400}}, "personas.roles.samples"),
+    ],
+)
+def test_half_a_character_and_a_number_beyond_all_counts_are_refused(section: str, values: Any, field: str):
+    data = {"model": {"source": "some/model"}, "personas": {"roles": {"names": ["pirate"]}}, "store": {"url": "x"}}
+    with pytest.raises(InputError) as caught:
+        make_spec(data | {section: values})
+    assert (caught.value.code, caught.value.field) == ("bad_value", field)
+    assert len(str(caught.value)) < 300
+
+
+def test_an_endpoint_of_a_yaml_block_loses_its_line_break(tmp_path: Path):
+    spec = load(tmp_path, GOOD + "generation:\n  endpoint: |\n    http://host:8000/v1\n")
+    assert spec.generation is not None
+    assert spec.generation.endpoint == "http://host:8000/v1"
 
 
 def test_a_negative_layer_names_its_field(tmp_path: Path):

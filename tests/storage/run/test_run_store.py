@@ -125,7 +125,8 @@ def test_a_store_whose_record_was_deleted_says_that_part_of_it_is_gone(store_url
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b'{"layout_version": %d}' % layout.LAYOUT_VERSION, b'{"layout_version": "2"}']
+    "damage",
+    [b"", b"{", b"[]", b'{"layout_version": %d}' % layout.LAYOUT_VERSION, b'{"layout_version": "2"}', b"[" * 100_000],
 )
 def test_a_damaged_record_is_told_from_a_missing_one(location: Location, plan: Plan, damage: bytes):
     begin_run(location, record_of(plan), encode_units(plan.units))

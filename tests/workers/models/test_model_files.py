@@ -200,3 +200,11 @@ def test_the_fingerprint_changes_with(model: Path, change: Callable[[Path], None
     before = read_facts(model).fingerprint
     change(model)
     assert read_facts(model).fingerprint != before
+
+
+@pytest.mark.parametrize("settings", ["[]", "[" * 100_000, '{"eos_token_id": "x"}', '{"eos_token_id": [[1]]}', '{"eos'])
+def test_generation_settings_that_cannot_be_read_are_refused_by_file(model: Path, settings: str):
+    (model / "generation_config.json").write_text(settings)
+    with pytest.raises(InputError, match=r"generation_config\.json") as caught:
+        read_facts(model)
+    assert caught.value.field == "model.source"

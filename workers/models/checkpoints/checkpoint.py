@@ -68,6 +68,7 @@ def check_checkpoint(listing: Listing, *, needs_template: bool = False) -> Check
         InputError: It cannot be run; names every file that is wrong.
     """
     raw, config, problems = _read_config(listing)
+    problems += _generation_problems(listing)
     weights = WeightFiles("", ())
     try:
         weights = choose_weights(listing)
@@ -191,6 +192,17 @@ def _no_config(listing: Listing) -> Problem:
         text = "config.json: missing; params.json and consolidated.* are the form of the model's makers"
         return Problem(text, "Use the checkpoint in Hugging Face form.")
     return Problem("config.json: missing", "Name a checkpoint's directory.")
+
+
+def _generation_problems(listing: Listing) -> list[Problem]:
+    """Find what is wrong with the generation settings, of which the ids that end a response are used."""
+    try:
+        ends = read_json(listing, "generation_config.json").get("eos_token_id")
+    except ValueError as error:
+        return [Problem(f"generation_config.json: {error}", "Fetch it again.")]
+    if all(each is None or type(each) is int for each in (ends if isinstance(ends, list) else [ends])):
+        return []
+    return [Problem("generation_config.json: eos_token_id must be a token id or a list of them", "Fetch it again.")]
 
 
 def _tokenizer_problems(listing: Listing, *, needs_template: bool) -> list[Problem]:
