@@ -48,12 +48,14 @@ def parse_messages(listed: Any, field: str) -> list[Message]:
         field: Name of its key, for errors.
 
     Raises:
-        Refusal: It is no list of messages; names the field.
+        Refusal: It is no list of messages, or an empty one; names the field.
     """
     if isinstance(listed, str):
         listed = _list_in_text(listed, field, "messages")
-    if not isinstance(listed, list) or not listed:
+    if not isinstance(listed, list):
         raise Refusal("is not a list of messages", field)
+    if not listed:
+        raise Refusal("is an empty list, and must have messages", field)
     return [_message(value, f"{field}[{number}]") for number, value in enumerate(listed)]
 
 

@@ -156,7 +156,7 @@ def test_a_spec_may_be_a_file_a_mapping_or_a_spec(job: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"layers": 1}, "capture.layers"), ({"poolings": None}, "capture.poolings"), ({"token_layers": 1.5}, "capture")],
+    [({"layers": 1}, "capture.layers"), ({"poolings": 5}, "capture.poolings"), ({"token_layers": 1.5}, "capture")],
 )
 def test_what_is_no_list_is_refused_by_its_field(
     options: dict[str, Any], field: str, tiny_model_directory: Path, tmp_path: Path

@@ -39,7 +39,7 @@ def spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
         ("store.url=ftp://host/run", "store.url", "s3://"),
         ("model.source=./not-there", "model.source", "not-there"),
         ("model.source=package://no_such_package/x.gguf", "model.source", "pip install"),
-        ("placement.batch_tokens=100000000000", "model.source", "GB of cpu memory"),
+        ("placement.batch_tokens=2000000000", "model.source", "GB of cpu memory"),
         ("placement.replicas=4096", "placement.replicas", "at most"),
         ("placement.device=cuda", "placement.device", "GPU"),
     ],

@@ -237,7 +237,7 @@ def test_bad_input_is_named(cluster: RayCluster, laptop: Laptop, tmp_path: Path)
     assert laptop.refused("submit", spec, "--address", nowhere)["code"] == "no_cluster"
     no_gpu = laptop.refused("submit", spec, "--set", "placement.device=cuda")
     assert (no_gpu["code"], no_gpu["field"]) == ("no_gpu", "placement.device")
-    for setting, field in (("threads=2", "placement.threads"), (f"batch_tokens={10**11}", "model.source")):
+    for setting, field in (("threads=2", "placement.threads"), (f"batch_tokens={2 * 10**9}", "model.source")):
         too_large = laptop.refused("submit", spec, "--set", f"placement.{setting}")
         assert (too_large["code"], too_large["field"]) == ("does_not_fit", field)
     assert laptop.refused("status", "no-such-job")["code"] == "no_job"
