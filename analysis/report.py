@@ -17,7 +17,7 @@ from .summary import Summary, summarise
 
 _STYLE = """
 body { font-family: system-ui, sans-serif; color: #23262f; background: #fff; max-width: 1080px; margin: 2rem auto;
-       padding: 0 1.5rem; line-height: 1.5; }
+       padding: 0 1.5rem; line-height: 1.5; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .3rem; }
 p { max-width: 46rem; }
@@ -56,6 +56,7 @@ def render_report(run: Run, reduction: Reduction) -> str:
     sections = [_head(run, found), *_plots(run, reduction, found), _tables(found), _provenance(run, reduction)]
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Persona Atlas: {escape(run.record.spec.model.display_name)}</title>"
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )

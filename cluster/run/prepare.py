@@ -13,6 +13,8 @@ from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.endpoint_keys import refuse_key
 from ...jobs.specs.spec import JobSpec
+from ...jobs.wording import count_of
+from ...storage.format.layout import SKIPPED
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
@@ -83,7 +85,8 @@ def plan_job(
     for note in source.notes:
         progress.say(note)
     if source.skipped:
-        progress.say(f"Leaving out {len(source.skipped):,} of the input that cannot be read.")
+        left_out = count_of(len(source.skipped), "conversation")
+        progress.say(f"Leaving out {left_out} that cannot be read: see {SKIPPED} in the store.")
     template = chat_template or read_chat_template(spec.model)
     directory = find_model(spec.model, progress.say)
     facts = replace(facts_of_run(directory, record), chat_template_sha256=template_sha256(template))

@@ -133,6 +133,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_everything(reduced: t
     assert "@import" not in html.split("</style>")[0]
     assert page.headings >= SECTIONS
     assert html.count("Plotly.newPlot(") >= 4
+    assert "content='width=device-width" in html  # a telephone shows it at its own width
     assert NOTE in html
     assert "not complete" not in html
     for role in reduction.role_names:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import persona_atlas
 import pytest
+from click.testing import CliRunner
+from persona_atlas.cluster.cli import cli
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.scheduling.job_state import JobState
 from persona_atlas.storage.run.lease import newest_lease
@@ -91,6 +93,8 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_call_does_the_rest(
     status = read_status(run.location, lease.generation)
     assert status is not None
     assert status.state is JobState.CANCELLED
+    shown = CliRunner().invoke(cli, ["status", job["store"]["url"]])
+    assert "does the rest" in " ".join(shown.stdout.split())
     result = persona_atlas.run(job, progress=False)
     assert (result.done, result.worked) == (7, 7 - done)
     assert persona_atlas.verify(result.run).is_sound
@@ -202,14 +206,18 @@ def test_a_model_whose_texts_run_alone_is_right_and_the_run_tells_so(
     assert result.run.record.passes in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_conversations_that_cannot_be_read_are_left_out_counted_and_listed(tiny_model_directory: Path, tmp_path: Path):
+def test_conversations_that_cannot_be_read_are_left_out_counted_and_listed(
+    tiny_model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     talks = tmp_path / "talks.jsonl"
     talks.write_text(json.dumps({"messages": TALK}) + "\n{broken\n" + json.dumps({"messages": TALK, "id": 7}) + "\n")
     model, store = str(tiny_model_directory), tmp_path / "run"
     with pytest.raises(persona_atlas.InputError, match="line 2"):
         persona_atlas.extract(model, talks, store, progress=False)
     assert not store.exists()
-    result = persona_atlas.extract(model, talks, store, skip_invalid=True, progress=False)
+    result = persona_atlas.extract(model, talks, store, skip_invalid=True)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "1 conversation that cannot be read: see skipped.jsonl" in said
     assert (result.skipped, result.is_complete) == (1, True)
     assert result.run.rollouts()["conversation_index"].to_pylist() == [0, 2]
     (listed,) = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]

@@ -62,7 +62,7 @@ def plan(
         output.document(document | _prices_as_dict(table, prices, figures))
         return
     output.table("Plan", ["", ""], [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]])
-    columns = ["device", "GB", "per replica", "tokens/s", "device-hours", table.currency, "devices", "days"]
+    columns = ["device", "GB", "per replica", "tokens/s", "device\nhours", table.currency, "devices", "days"]
     output.table(
         f"Price, if every response has the full length (prices of {table.prices_as_of})",
         columns,

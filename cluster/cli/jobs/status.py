@@ -20,6 +20,8 @@ _POLL_S = 2.0
 _SILENT_S = 10.0
 """A driver writes its status every few seconds; one that is silent for longer is mentioned."""
 
+_HOW_TO_GO_ON = "Committed units are kept: the same command as before, or persona-atlas resume, does the rest."
+
 _MAX_UNITS = 3
 """How many units of a worker are named."""
 
@@ -163,4 +165,6 @@ def _print_details(view: JobView, *, status_is_live: bool) -> None:
     for node, reason in status.nodes_left_out.items():
         output.text(f"Node {node[:8]} is excluded: {reason.splitlines()[0]}")
     if status.error and not status_is_live and view.state is not JobState.SUCCEEDED:
-        output.text(status.error)
+        # That a job was cancelled is its state already.
+        is_cancelled = view.state is JobState.CANCELLED
+        output.text(_HOW_TO_GO_ON if is_cancelled else status.error)

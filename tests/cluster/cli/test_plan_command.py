@@ -70,6 +70,13 @@ def test_a_70b_model_is_planned_from_the_table_and_the_output_says_so():
     assert "table of known models, not the model's files" in printed.replace("\n", " ")
 
 
+def test_no_word_of_the_table_of_prices_is_broken_in_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    prices = invoke("plan", LLAMA).stdout.partition("Price")[2]
+    for word in ("device", "hours", "per replica", "tokens/s", "devices", "days", "tensor_parallel 8"):
+        assert word in prices
+
+
 def test_devices_that_a_replica_does_not_fit_are_listed():
     found = planned()
     assert {price["device"] for price in found["prices"]} == {"H100", "H200", "A100-80"}
