@@ -142,7 +142,7 @@ def test_what_is_no_conversation_is_named(tiny_model_directory: Path, tmp_path: 
     for talks, told in (
         ([TALK, [{"role": "pirate", "content": "Arr"}]], "entry 2"),
         ([{"role": "assistant", "content": {1, 2}}], "JSON"),
-        ([], "list of messages"),
+        ([], "list"),
     ):
         with pytest.raises(persona_atlas.InputError) as refused:
             persona_atlas.extract(str(tiny_model_directory), talks, tmp_path / "run", progress=False)
