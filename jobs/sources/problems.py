@@ -101,10 +101,13 @@ def input_error(problems: Sequence[Problem], source: str, *, may_skip: bool) -> 
         return InputError(
             f"{first.reason}{where}.", code=first.code, field=first.field, file=first.file, hint=first.hint + way_out
         )
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
+    has_own_hints = len({problem.hint for problem in problems}) > 1
     for problem in problems:
-        groups.setdefault(problem.subject, []).append(problem.place)
-    lines = [f"  {_listed(places)}: {subject}" for subject, places in list(groups.items())[:_MOST_REASONS]]
+        # Where kinds are fixed in different ways, each says its own; the general description of a line is none.
+        own = f" {problem.hint}" if has_own_hints and problem.hint != LAYOUT_HINT else ""
+        groups.setdefault((problem.subject, own), []).append(problem.place)
+    lines = [f"  {_listed(places)}: {subject}.{own}" for (subject, own), places in list(groups.items())[:_MOST_REASONS]]
     if len(groups) > _MOST_REASONS:
         lines.append(f"  and {count_of(len(groups) - _MOST_REASONS, 'other problem')}")
     files, codes, hints = ({getattr(problem, name) for problem in problems} for name in ("file", "code", "hint"))

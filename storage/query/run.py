@@ -257,7 +257,7 @@ class Run:
             raise InputError(
                 f"{hook_point}/{pooling} was not captured.",
                 code="not_captured",
-                field="pooling",
+                field="pooling" if hook_point in self.record.spec.capture.hook_points else "hook_point",
                 hint=f"The run has {', '.join('/'.join(pair) for pair in self.record.arrays)}.",
             )
         if array not in self._lengths:

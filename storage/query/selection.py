@@ -81,7 +81,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         names: Names = filters.get(column)
         if names is not None:
             known = index[column].unique().to_pylist()
-            matched = sorted({name for pattern in _listed(names) for name in names_matching(known, pattern)})
+            matched = sorted({name for pattern in _listed(names, column) for name in names_matching(known, pattern)})
             index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
     for name in ("prompt", "question", "conversation", "turn"):
         numbers: Indices = filters.get(name)
@@ -125,12 +125,20 @@ def _bound(value: float, column: str) -> float:
 def unknown_personas(index: pa.Table, personas: Names) -> str:
     """Name the requested personas that no line has, each with the most similar existing name; empty when all exist."""
     known = index["persona"].unique().to_pylist()
-    unknown = [name for name in _listed(personas) if not names_matching(known, name)]
+    unknown = [name for name in _listed(personas, "persona") if not names_matching(known, name)]
     return " ".join(f"There is no persona {name!r}. {closest(name, known)}".strip() for name in unknown)
 
 
-def _listed(names: Names) -> list[str]:
-    return [] if names is None else [names] if isinstance(names, str) else list(names)
+def _listed(names: Names, field: str) -> list[str]:
+    try:
+        listed = [] if names is None else [names] if isinstance(names, str) else list(names)
+    except TypeError:
+        listed = [names]
+    if not all(isinstance(name, str) for name in listed):
+        raise InputError(
+            f"{names!r} is not a name, nor a sequence of names.", code="not_a_name", field=field, hint="Give texts."
+        )
+    return listed
 
 
 def _numbers(asked: SupportsIndex | Iterable[SupportsIndex], field: str) -> list[int]:

@@ -196,3 +196,15 @@ def test_an_entry_of_a_json_file_is_named_by_its_number(tmp_path: Path):
     path = tmp_path / "all.json"
     path.write_text(json.dumps([{"messages": [USER, ASSISTANT]}, {"messages": [USER]}]))
     assert f"{path}, entry 2" in refusal(path).message
+
+
+def test_several_kinds_of_bad_lines_each_say_their_own_fix(tmp_path: Path):
+    path = tmp_path / "talks.jsonl"
+    lines = [{"messages": [{"role": "pirate", "content": "Arr"}]}, {"prompt": "Who?", "completion": "Me."}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError) as caught:
+        read_conversations(str(path))
+    told = caught.value.message.splitlines()
+    assert len(told) == 3
+    (converted,) = [line for line in told if "line 2" in line]
+    assert "jq" in converted or "messages" in converted.split(".", 2)[-1]

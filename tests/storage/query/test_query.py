@@ -199,6 +199,20 @@ def test_numbers_of_numpy_are_numbers(run: Run):
         assert (caught.value.code, caught.value.field) == ("not_a_number", "question")
 
 
+@pytest.mark.parametrize(("filters", "field"), [({"persona": 5}, "persona"), ({"kind": [b"role"]}, "kind")])
+def test_what_is_no_name_is_refused_by_its_filter(run: Run, filters: dict[str, Any], field: str):
+    with pytest.raises(InputError) as caught:
+        run.activations(**filters)
+    assert (caught.value.code, caught.value.field) == ("not_a_name", field)
+
+
+def test_a_hook_point_that_was_not_captured_is_blamed_itself(run: Run):
+    for where, field in ((("resid_mid", "response_mean"), "hook_point"), ((LAST[0], "prompt_last"), "pooling")):
+        with pytest.raises(InputError) as caught:
+            run.reader(*where)
+        assert caught.value.field == field
+
+
 def test_an_index_of_other_rows_is_an_error_with_its_mend(damaged: Path, run: Run):
     unit_id = min(run.committed)
     path = damaged / "commits" / f"{unit_id}.json"
