@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from persona_atlas.storage.run.lease import live_driver, newest_lease
 from flow_commands import assert_gone, family_of, wait_for, write_spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _hangups_end_processes() -> Iterator[None]:
+    """Processes that are started here do not ignore SIGHUP, though these tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 class WatchedRun:

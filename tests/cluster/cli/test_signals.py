@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,14 @@ cli.main(["wait"])
 """
 
 
+@pytest.fixture(autouse=True)
+def _hangups_end_processes() -> Iterator[None]:
+    """Processes that are started here do not ignore SIGHUP, though these tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def command(tmp_path: Path) -> list[str]:
     return [sys.executable, "-c", _PROGRAM, "wait", str(tmp_path / "began"), str(tmp_path / "cleaned")]
 
@@ -46,7 +54,10 @@ def status_after(process: subprocess.Popen[bytes], tmp_path: Path, numbers: Sequ
         time.sleep(0.02)
     for number in numbers:
         process.send_signal(number)
-    return process.wait(20)
+    try:
+        return process.wait(20)
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
