@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import SupportsIndex, TypedDict, cast
+from typing import Any, SupportsIndex, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -130,10 +130,12 @@ def unknown_personas(index: pa.Table, personas: Names) -> str:
 
 
 def _listed(names: Names, field: str) -> list[str]:
+    # From Python anything may come, whatever the type says.
+    given: Any = names
     try:
-        listed = [] if names is None else [names] if isinstance(names, str) else list(names)
+        listed: list[Any] = [] if given is None else [given] if isinstance(given, str) else list(given)
     except TypeError:
-        listed = [names]
+        listed = [given]
     if not all(isinstance(name, str) for name in listed):
         raise InputError(
             f"{names!r} is not a name, nor a sequence of names.", code="not_a_name", field=field, hint="Give texts."
