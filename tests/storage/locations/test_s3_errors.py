@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from itertools import cycle
@@ -69,6 +70,8 @@ def write_credentials(file: Path, key: str) -> None:
 
 @pytest.fixture
 def credentials_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if os.environ.get("ATLAS_TEST_S3"):
+        pytest.skip("takes a server that accepts any key, as moto does")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     file = tmp_path / "credentials"
