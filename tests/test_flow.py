@@ -78,8 +78,8 @@ def test_a_unit_that_fails_is_tried_three_times_then_reported_and_the_others_go_
     poison = load_catalog().persona("role", "poet").prompts[0]
     counts = {"prompts": 1, "questions": 2}
     chosen = {"roles": {"names": ["ghost", "pirate", "poet"], **counts}, "default": counts}
-    with serving(ChatServer(poison=poison)) as server:
-        generation = {"endpoint": server.url, "model": "tiny"}
+    with serving(ChatServer(answer=lambda _: "Arr!", poison=poison)) as server:
+        generation = {"endpoint": server.url, "model": "tiny", "concurrency": 4}
         spec = write_spec(tmp_path / "job.yaml", tiny_model_directory, store, personas=chosen, generation=generation)
         # As people see it; what a program is told of a failure is among the tests of given texts.
         with pytest.raises(SystemExit) as ended:
