@@ -66,6 +66,8 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _on_first_signal(number: int, _frame: FrameType | None) -> None:
+    # Where Ray's own handler came first, it has set an alarm that would abort the process in the middle of its end.
+    signal.alarm(0)
     if number == signal.SIGHUP:
         _let_go_of_the_terminal()
     # A second Ctrl-C only warns, so that cleaning up is not cut short by accident; a third exits at once.

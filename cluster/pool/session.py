@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from typing import Any
 
 from ...jobs.errors import InputError
 from ...jobs.scheduling.pool_commands import ClusterNodes
 from ...workers.models.limits import usable_cores
 from ..ray_text import PlainStream
-from .own_signals import OwnSignals
 from .placement import Placement, Resources
 from .ray_environment import joining_environment, prepare_ray_environment
+from .ray_thread import RayThread
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Small, because only assignments and reports pass through Ray's object store; activations never do."""
-
-_SHUTDOWN_S = 20.0
-"""Most time that Ray gets to shut down; it takes a second or two. Its processes end with this one in any case."""
 
 
 def local_resources() -> Resources:
@@ -74,20 +69,21 @@ def ray_session(address: str | None) -> Iterator[Resources]:
     import ray
 
     if ray.is_initialized():
-        yield _resources(ray.nodes())
+        yield _cluster_resources()
         return
     # Ray reports lost workers with a plain print, from a thread; stdout is for results.
     with redirect_stdout(PlainStream(sys.stderr)):
-        own_signals = OwnSignals()
+        thread = RayThread(partial(_connect, address))
         try:
-            with own_signals.kept():
-                _connect(ray, address)
-            yield _resources(ray.nodes())
+            thread.start()
+            yield _cluster_resources()
         finally:
-            _shut_down(ray, own_signals)
+            thread.stop()
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(address: str | None) -> None:
+    import ray
+
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         here = local_resources()
@@ -111,22 +107,10 @@ def _connect(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _shut_down(ray: Any, own_signals: OwnSignals) -> None:
-    """Shut Ray down, and go on without it when it hangs, as it may when its own processes were stopped as well."""
-    # In a thread, so that this one can put the handlers back as soon as Ray has removed them.
-    thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
-    thread.start()
-    deadline = time.monotonic() + _SHUTDOWN_S
-    while thread.is_alive() and time.monotonic() < deadline:
-        thread.join(0.02)
-        own_signals.restore()
-    if thread.is_alive():
-        # Ray would shut down once more when this process exits, and wait for the first to end.
-        atexit.unregister(ray.shutdown)
+def _cluster_resources() -> Resources:
+    import ray
 
-
-def _resources(nodes: list[dict[str, Any]]) -> Resources:
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     # A head node without cores runs no worker. If any node has GPUs, replicas run on nodes with GPUs only.
     workers = [r for r in alive if r.get("GPU")] or [r for r in alive if r.get("CPU")]
     return Resources(

@@ -63,15 +63,7 @@ class WatchedRun:
 @pytest.mark.parametrize(
     ("moment", "number", "to_all"),
     [
-        pytest.param(
-            "Starting Ray",
-            signal.SIGTERM,
-            False,
-            marks=pytest.mark.xfail(
-                reason="a signal in the first moment of Ray's start may be lost; the run then waits for Zarr for ever",
-                strict=False,
-            ),
-        ),
+        ("Starting Ray", signal.SIGTERM, False),
         ("Loading the model", signal.SIGTERM, True),
         ("0 of 4 units", signal.SIGHUP, False),
         ("Reducing", signal.SIGTERM, False),
