@@ -12,7 +12,6 @@ import stat
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -96,23 +95,6 @@ def _let_go_of_the_terminal() -> None:
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def command() -> None:
-    """Run the command line of this process; the entry point of ``persona-atlas``.
-
-    After an interruption the process ends without the interpreter's own end. A Ray that was stopped while it started
-    has threads left that may crash there, or never let it finish.
-    """
-    try:
-        main()
-    except SystemExit as end:
-        if end.code != EXIT_INTERRUPTED:
-            raise
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(EXIT_INTERRUPTED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,5 @@
 """``python -m persona_atlas.cluster.cli``: the same as the command ``persona-atlas``."""
 
-from . import command
+from . import main
 
-command()
+main()
