@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...jobs.errors import AtlasError
-from ..format import layout
 from ..format.records import CommitRecord, RunRecord
 from ..format.rollout_tables import in_address_order, merged_in_address_order
 from ..locations.location import Location
 from .chunk_index import chunk_table, read_chunks, write_chunks
 from .index import index_lines, load_index, write_index
-from .recent import write_recent
+from .recent import forget_recent, write_recent
 
 _EVERY_S = 30.0
 _RECENT_EVERY_S = 2.0
@@ -62,8 +61,7 @@ class IndexKeeper:
         self._warn = warn
         self._generation = generation
         if generation is not None:
-            # Of an earlier driver with this number, whose lease was deleted: readers would take its attempts for ours.
-            location.delete([layout.recent_path(generation)])
+            forget_recent(location, record, generation)
         index = load_index(location, record, list_commits=True)
         self._table = index.table
         self._known = set(index.committed)

@@ -47,6 +47,24 @@ def write_recent(location: Location, record: RunRecord, generation: int, commits
     return len(data)
 
 
+def forget_recent(location: Location, record: RunRecord, generation: int) -> None:
+    """Empty what an earlier driver of the same number wrote, whose lease was deleted; does nothing where there is none.
+
+    Readers would take that driver's attempts for those of the new one. The object is written empty and not deleted, so
+    that a run needs no right to delete.
+
+    Args:
+        location: The run's store.
+        record: The run's record.
+        generation: Number of the new driver's lease.
+
+    Raises:
+        TransientError: The store cannot be reached.
+    """
+    if location.size(layout.recent_path(generation)) is not None:
+        write_recent(location, record, generation, [])
+
+
 def read_recent(location: Location, record: RunRecord, unit_ids: Collection[str]) -> list[CommitRecord]:
     """Read those commit records of some units that the newest driver has collected; damaged ones are left out.
 

@@ -76,9 +76,9 @@ def check(renderer: ConversationRenderer, tokenizer: Any, said: list[str], syste
     edges = [0, *(edge for span in text.responses for edge in span)]
     assert edges == sorted(edges)
     for heard, response, (start, stop) in zip(spoken, responses, text.responses, strict=True):
-        assert (stop == start) == (response == "")
         if tokenizer.decode(tokenizer.encode(response, add_special_tokens=False)) != response:
-            continue  # Of a few rare characters a tokenizer knows nothing.
+            continue  # A few rare characters have no token in some vocabularies, so that even the span may be empty.
+        assert (stop == start) == (response == "")
         # A token may hold the template's last line break and the response's first space.
         assert heard == response or (response[:1].isspace() and heard == f"\n{response}")
 
