@@ -53,7 +53,7 @@ bench: setup
 	$(BIN)/python benchmarks/canary.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html
 
-# The tests that need no model, once more against the built wheel, from a copy that cannot see the checkout.
+# What a wrong wheel would fail, against the built wheel, from a copy that cannot see the checkout.
 wheel-test: setup
 	bash tests/wheel_test.sh $(abspath $(BIN)/python)
 

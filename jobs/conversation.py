@@ -98,15 +98,13 @@ class Conversation:
             if message.role == "assistant":
                 yield index
 
-    def before(self, turn_index: int) -> tuple[ChatMessage, ...]:
-        """Return the chat up to a turn, system messages included.
-
-        Args:
-            turn_index: Index of the message among the turns.
-        """
+    def prompts(self) -> Iterator[tuple[int, tuple[ChatMessage, ...]]]:
+        """Yield each of ``turn_indices`` with the chat before that turn, system messages included."""
+        # Made once: a conversation of hundreds of turns has as many prompts, each nearly as long as the whole.
         chat = self.chat()
         places = [place for place, message in enumerate(chat) if message.role not in INSTRUCTING_ROLES]
-        return chat[: [*places, len(chat)][turn_index]]
+        for turn_index in self.turn_indices():
+            yield turn_index, chat[: [*places, len(chat)][turn_index]]
 
     @property
     def num_turns(self) -> int:

@@ -55,8 +55,8 @@ class ConversationRequests:
     def _turns(self) -> Iterator[tuple[tuple[ChatMessage, ...], GivenResponse]]:
         """Yield every response with the messages before it."""
         for conversation in self.conversations:
-            for turn in conversation.turn_indices():
-                yield conversation.before(turn), GivenResponse(conversation, turn)
+            for turn, messages in conversation.prompts():
+                yield messages, GivenResponse(conversation, turn)
 
 
 @dataclass(frozen=True, slots=True)

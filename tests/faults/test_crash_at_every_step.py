@@ -71,8 +71,6 @@ BEGINNING = [
     *(step for array in _ARRAYS for step in _written(f"{array}/zarr.json", ending=".partial")),
 ]
 WORKING = [
-    # Recent commits that an earlier driver of this number may have left.
-    Step("remove", "recent/000001.parquet"),
     *(step for unit in _UNITS for step in _written(f"rollouts/{unit}-N.parquet")),
     *(
         Step(call, f"{array}/c/N/0/{name}", time)

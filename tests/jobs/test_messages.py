@@ -47,7 +47,8 @@ def test_turns_are_counted_without_system_and_developer_messages():
     )
     talk = Conversation("conversation", "talks", "pos", 0, 0, 0, 0, "Be.", messages, "{}", "talks.jsonl, line 1")
     assert list(talk.turn_indices()) == [1, 3]
-    assert [message.role for message in talk.before(1)] == ["system", "developer", "user"]
-    assert talk.before(3) == talk.chat()[:-1]
+    prompts = dict(talk.prompts())
+    assert [message.role for message in prompts[1]] == ["system", "developer", "user"]
+    assert prompts[3] == talk.chat()[:-1]
     assert talk.chat()[-1] == ChatMessage("assistant", "It is 3.", reasoning="The tool says 3.")
     assert json.loads(talk.extra_of(3)) == {"message": {"n": 2}}

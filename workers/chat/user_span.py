@@ -77,9 +77,10 @@ class UserSpans:
             InputError: A message does not exist or cannot be located; names where the conversation was read.
         """
         chat = given.chat()
+        prompts = dict(given.prompts())
         places: list[int] = []
         for turn in turn_indices:
-            place = _last_of_user(given.before(turn))
+            place = _last_of_user(prompts[turn])
             if place is None:
                 raise _refusal(f"message {turn} answers no message of the user ({given.place})")
             places.append(place)

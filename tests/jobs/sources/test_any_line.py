@@ -70,7 +70,9 @@ def require_conversations(found: tuple[Conversation, ...]) -> None:
         assert json.dumps([message.more() for message in one.chat()])
         texts = [text or "" for message in one.chat() for text in (message.content, message.reasoning, message.name)]
         assert isinstance("".join(texts).encode(), bytes)
-        assert all(json.loads(one.extra_of(turn)) is not None and len(one.before(turn)) >= turn for turn in turns)
+        assert all(json.loads(one.extra_of(turn)) is not None for turn in turns)
+        assert [turn for turn, _ in one.prompts()] == turns
+        assert all(len(chat) >= turn for turn, chat in one.prompts())
 
 
 @settings(max_examples=150, deadline=None)

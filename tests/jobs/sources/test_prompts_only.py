@@ -65,7 +65,7 @@ def spec_of(**changes: Any) -> JobSpec:
 def test_a_conversation_without_an_answer_is_one_row_after_its_last_turn(value: Any, turn: int, question: str):
     given = prompt(value)
     assert (list(given.turn_indices()), given.num_turns, given.response(turn)) == ([turn], 1, "")
-    assert given.before(turn) == given.chat()
+    assert list(given.prompts()) == [(turn, given.chat())]
     plan = given_plan(given, conversations={"source": "talks.jsonl", "prompts_only": True})
     (unit,) = plan.units
     (request,) = plan.requests(unit).first(unit)
