@@ -6,13 +6,9 @@ Results go to stdout, everything else to stderr; with ``--json`` stdout holds on
 
 from __future__ import annotations
 
-import os
-import signal
-import stat
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -24,9 +20,8 @@ from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .options import refuse_blank_values
+from .stop_signals import EXIT_INTERRUPTED, stop_on_signals
 from .stores import gc, import_scores, probe_store, query, reduce, report, show, verify
-
-EXIT_INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,42 +56,6 @@ for _command in (
 refuse_blank_values(cli)
 
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _on_first_signal(number: int, _frame: FrameType | None) -> None:
-    # Where Ray's own handler came first, it has set an alarm that would abort the process in the middle of its end.
-    signal.alarm(0)
-    if number == signal.SIGHUP:
-        _let_go_of_the_terminal()
-    # A second Ctrl-C only warns, so that cleaning up is not cut short by accident; a third exits at once.
-    _handle_with(_on_second_signal)
-    raise KeyboardInterrupt
-
-
-def _on_second_signal(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGHUP:
-        _let_go_of_the_terminal()
-    _handle_with(lambda *_: os._exit(EXIT_INTERRUPTED))
-    output.progress().say("Still cleaning up; press Ctrl-C again to exit at once. Committed units are kept either way.")
-
-
-def _handle_with(handler: Callable[[int, FrameType | None], object]) -> None:
-    for each in _STOPPING:
-        # nohup starts a process that ignores SIGHUP, and means it.
-        if each is not signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, handler)
-
-
-def _let_go_of_the_terminal() -> None:
-    """Send what is still printed nowhere: the terminal is gone, and writing to it would raise."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            os.dup2(nowhere, descriptor)
-    os.close(nowhere)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status.
 
@@ -104,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command and options; None: those of this process.
     """
     argv: Sequence[str] = sys.argv[1:] if arguments is None else arguments
-    _handle_with(_on_first_signal)
+    stop_on_signals()
     as_json = "--json" in argv
     try:
         result: Any = cli.main(args=list(argv), prog_name="persona-atlas", standalone_mode=False)

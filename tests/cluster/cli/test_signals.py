@@ -91,3 +91,25 @@ def test_it_cleans_up_although_its_terminal_is_gone(tmp_path: Path):
     os.close(ours)
     assert status_after(process, tmp_path, [signal.SIGHUP]) == 130
     assert (tmp_path / "cleaned").exists()
+
+
+_OTHER_THREAD = """
+import signal, sys, threading, time
+import click
+from persona_atlas.cluster import cli
+
+def receive():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+@cli.cli.command("wait")
+def wait():
+    threading.Thread(target=receive).start()
+    time.sleep(120)
+
+cli.main(["wait"])
+"""
+
+
+def test_a_signal_that_another_thread_receives_ends_a_wait_of_the_main_thread():
+    assert subprocess.run([sys.executable, "-c", _OTHER_THREAD], timeout=60, capture_output=True).returncode == 130
