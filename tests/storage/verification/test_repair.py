@@ -1,9 +1,13 @@
-"""Repair: every kind of object is really damaged, in a directory and on S3, and what is sound stays as it is."""
+"""Repair: every kind of object is really damaged, and what is sound stays as it is.
+
+In a directory, because damage is the same on S3; there one object of each kind is damaged, and repaired in one go.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,13 +35,17 @@ UNIT, OTHER = "role.pirate.pos.p0.b0", "role.poet.pos.p1.b0"
 
 
 @pytest.fixture
-def plan(store_url: str) -> Plan:
-    return small_plan(small_spec(store_url))
+def plan(tmp_path: Path) -> Plan:
+    return small_plan(small_spec(str(tmp_path / "run")))
 
 
 @pytest.fixture
-def location(store_url: str, plan: Plan) -> Location:
-    found = store_run(store_url, plan, engine=FakeEngine())
+def location(plan: Plan) -> Location:
+    return stored(plan)
+
+
+def stored(plan: Plan) -> Location:
+    found = store_run(plan.spec.store.url, plan, engine=FakeEngine())
     refresh_index(found, record_of(plan))
     write_reduction(found, Reduction("small", (0, 1, 2, 3), (), (), {}, axis=record_axis()))
     assert verify_run(found).problems == []
@@ -210,3 +218,19 @@ def test_a_repair_that_was_cut_short_is_finished_by_the_next(
     assert UNIT in committed_units(location)
     assert repaired(location, plan).units == (UNIT,)
     assert len([path for path in location.sizes(layout.WITHDRAWN) if UNIT in path]) == 1
+
+
+@pytest.mark.s3
+def test_what_is_damaged_on_s3_is_repaired_there(s3_store_url: str):
+    plan = small_plan(small_spec(s3_store_url))
+    location = stored(plan)
+    flip(location, read_commit(location, UNIT).manifest.blocks[0].path)
+    cut(location, layout.INDEX)
+    delete(location, f"{layout.array_path('resid_post', 'response_mean')}/zarr.json")
+    delete(location, next(path for path in location.sizes(layout.ANALYSIS) if "/c/" in path))
+    done = repaired(location, plan)
+    assert (done.units, done.left) == ((UNIT,), ())
+    assert (verify_run(location).problems, verify_run(location).missing) == ([], (UNIT,))
+    commit_again(location, plan, (UNIT,))
+    found = verify_run(location)
+    assert (found.problems, found.is_complete) == ([], True)
