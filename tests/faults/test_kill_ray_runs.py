@@ -23,7 +23,7 @@ from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import Run
 from persona_atlas.storage.run.commits import committed_units
 
-from fault_jobs import IS_THOROUGH, KILLS, random_moments
+from fault_jobs import IS_THOROUGH, KILLS, by_make_faults, random_moments
 from whole_run import addresses_of, verified
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -139,6 +139,8 @@ def assert_same(run: Run, undisturbed: Run) -> None:
     np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
 
 
+# Ordinary tests kill a worker, and a driver, once each (test_interrupted_runs).
+@by_make_faults
 @pytest.mark.timeout(600 + 90 * KILLS)
 def test_no_kill_of_a_worker_or_a_driver_costs_a_rollout(tmp_path: Path, tiny_model_directory: Path) -> None:
     # Some come when all is done, and there is nobody to kill.

@@ -16,6 +16,7 @@ from persona_atlas.cluster.submission.job_view import view_run
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.run.lease import live_driver, newest_lease
 
+from fault_jobs import by_make_faults
 from flow_commands import assert_gone, family_of, wait_for, write_spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -64,9 +65,9 @@ class WatchedRun:
     ("moment", "number", "to_all"),
     [
         ("Starting Ray", signal.SIGTERM, False),
-        ("Loading the model", signal.SIGTERM, True),
+        pytest.param("Loading the model", signal.SIGTERM, True, marks=by_make_faults),
         ("0 of 4 units", signal.SIGHUP, False),
-        ("Reducing", signal.SIGTERM, False),
+        pytest.param("Reducing", signal.SIGTERM, False, marks=by_make_faults),
     ],
 )
 def test_a_run_that_is_asked_to_end_says_so_and_leaves_nothing_behind(
