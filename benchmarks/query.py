@@ -120,7 +120,14 @@ def opening(report: Report, url: str, units: int, repeats: int) -> None:
     write_tables(location, record, [commit for place, commit in enumerate(commits) if place % 100])
     with acquire(location, 1) as lease:
         write_recent(location, record, lease.generation, late)
-        _opened(report, f"{name}, index {len(late)} units behind", url, min(repeats, 3), limits=(30, 3.0))
+        _opened(report, f"{name}, index {len(late)} units behind", url, min(repeats, 3), limits=(25, 2.0))
+    # Units that are not made yet lie all over the plan: with a driver at work, and after it, when all is listed.
+    location.delete([layout.commit_path(commit.manifest.unit_id) for commit in late])
+    with acquire(location, 1) as lease:
+        write_recent(location, record, lease.generation, [])
+        _opened(report, f"{name}, {len(late)} not made yet", url, min(repeats, 3), limits=(25, 2.0))
+    _opened(report, f"{name}, {len(late)} never made", url, min(repeats, 3))
+    write_commits(location, late)
     # As after it: those that ended last.
     late = commits[-len(late) :]
     write_tables(location, record, commits[: -len(late)])

@@ -4,28 +4,31 @@ The index is a cache of the commit records, so it can lag behind them. It is ahe
 record, to have a unit done again: the next driver removes its lines before it commits anything. ``repair``, which
 withdraws records of damaged units, rewrites the index itself.
 
-A reader can tell that the index does not lag only when it lists every planned unit. Otherwise it lists the commit
-records that the index lacks, a request per 1000 planned units or fewer, and reads those that there are, most of them
-from the one object in which the driver has collected them (``recent``). No driver can declare an incomplete index up to
-date: the PUT of a commit record may time out at the driver and still reach the store later, even after the driver's
-lease has ended.
+A reader can tell that the index does not lag only when it lists every planned unit. Otherwise it reads the one object
+in which the driver has collected the commit records since (``recent``). While that driver works, the two are all that
+is committed, but for the last two seconds. After it, the records that neither has are listed, a request per 1000
+planned units or fewer: the driver may have been killed in those seconds, and no driver can declare an incomplete index
+up to date, because the PUT of a commit record may time out at the driver and still reach the store later, even after
+the driver's lease has ended. Of a small run the records are listed in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...jobs.errors import StoreError
 from ..format import layout
 from ..format.planned_units import read_unit_ids
 from ..format.records import CommitRecord, RunRecord
 from ..format.rollout_tables import index_schema, index_table, merged_in_address_order, read_parquet, to_parquet
 from ..locations.location import Location
 from .commits import committed_among, committed_units, read_commits
+from .lease import live_driver
 from .recent import read_recent
 
 _PLAN = b"plan_digest"
@@ -45,6 +48,7 @@ class Index:
         missing: Ids of the committed units that the stored index lacks, sorted.
         committed: Ids of all committed units.
         has_removed_units: Whether the stored index listed units whose commit records do not exist any more.
+        recent: Commit records of missing units that the driver has collected, where they were read already.
     """
 
     location: Location
@@ -53,6 +57,7 @@ class Index:
     missing: tuple[str, ...]
     committed: frozenset[str]
     has_removed_units: bool = False
+    recent: tuple[CommitRecord, ...] | None = None
 
     @cached_property
     def missing_commits(self) -> tuple[CommitRecord, ...]:
@@ -63,7 +68,10 @@ class Index:
         """
         if not self.missing:
             return ()
-        known = {commit.manifest.unit_id: commit for commit in read_recent(self.location, self.record, self.missing)}
+        recent = self.recent
+        if recent is None:
+            recent = read_recent(self.location, self.record, self.missing) or ()
+        known = {commit.manifest.unit_id: commit for commit in recent}
         others = [unit_id for unit_id in self.missing if unit_id not in known]
         known |= zip(others, read_commits(self.location, others), strict=True)
         return tuple(known[unit_id] for unit_id in self.missing)
@@ -84,7 +92,8 @@ def load_index(location: Location, record: RunRecord, *, list_commits: bool = Fa
     """Load the index and find out which committed units it lacks.
 
     Takes one request when the stored index lists every planned unit. Otherwise the commit records are listed, 1000 per
-    request: all of a small run; of a large one those alone that the index lacks, and what is between them.
+    request: all of a small run; of a large one on which no driver works, those that neither the index nor the driver's
+    recent ones have, and what is between them.
 
     Args:
         location: The run's store.
@@ -98,8 +107,7 @@ def load_index(location: Location, record: RunRecord, *, list_commits: bool = Fa
         if len(indexed) == record.num_units:
             return Index(location, record, table, (), frozenset(indexed))
         if record.num_units > _LISTED_AT_ONCE and (planned := read_unit_ids(location, record)) is not None:
-            found = committed_among(location, planned, set(planned) - indexed)
-            return Index(location, record, table, tuple(sorted(found)), frozenset(indexed | found))
+            return _load_large(location, record, table, planned, indexed)
     committed = committed_units(location)
     has_removed_units = not indexed <= committed
     if has_removed_units:
@@ -107,6 +115,25 @@ def load_index(location: Location, record: RunRecord, *, list_commits: bool = Fa
         table = table.filter(pc.field("unit_id").isin(pa.array(sorted(indexed), pa.string())))
     missing = tuple(sorted(committed - indexed))
     return Index(location, record, table, missing, frozenset(committed), has_removed_units)
+
+
+def _load_large(
+    location: Location, record: RunRecord, table: pa.Table, planned: Sequence[str], indexed: set[str]
+) -> Index:
+    """Complete the index of a large run, whose commit records take long to list."""
+    lacking = set(planned) - indexed
+    recent = read_recent(location, record, lacking)
+    found = {commit.manifest.unit_id for commit in recent or ()}
+    if recent is None or not _has_live_driver(location):
+        found |= committed_among(location, planned, lacking - found)
+    return Index(location, record, table, tuple(sorted(found)), frozenset(indexed | found), recent=tuple(recent or ()))
+
+
+def _has_live_driver(location: Location) -> bool:
+    try:
+        return live_driver(location) is not None
+    except StoreError:
+        return False
 
 
 def _distinct(column: pa.ChunkedArray) -> list[str]:

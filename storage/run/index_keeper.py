@@ -75,9 +75,10 @@ class IndexKeeper:
         self._added: list[CommitRecord] = []
         # Those that the stored index lacks, and those that it lacked until it was written last: a reader may have read
         # the index just before that, and reads the recent commits after it.
-        self._since_index: list[CommitRecord] = []
+        self._since_index: list[CommitRecord] = list(index.missing_commits)
         self._before_index: list[CommitRecord] = []
-        self._has_new = False
+        # Even without any: readers of a large run list nothing once they see that the driver collects them.
+        self._has_new = True
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._write_loop, name="index", daemon=True)

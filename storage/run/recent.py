@@ -2,7 +2,8 @@
 
 The index is written every half minute or less often, so a reader of a running store lacks hundreds of units, each of
 which would cost it a request. The driver collects their records here every few seconds. A cache like the index, and
-never trusted alone: readers take from it only the records of units of which they know that they are committed.
+trusted as it is: a driver adds a unit once its record is written, and readers take only what the driver of the newest
+lease has written. Whoever withdraws a record (``repair``) takes a newer lease first.
 """
 
 from __future__ import annotations
@@ -65,19 +66,22 @@ def forget_recent(location: Location, record: RunRecord, generation: int) -> Non
         write_recent(location, record, generation, [])
 
 
-def read_recent(location: Location, record: RunRecord, unit_ids: Collection[str]) -> list[CommitRecord]:
+def read_recent(location: Location, record: RunRecord, unit_ids: Collection[str]) -> list[CommitRecord] | None:
     """Read those commit records of some units that the newest driver has collected; damaged ones are left out.
 
     Args:
         location: The run's store.
         record: The run's record.
-        unit_ids: Units that are committed.
+        unit_ids: Units that the index lacks.
+
+    Returns:
+        The records; None where that driver has not collected any yet, or what there is cannot be read.
     """
     generation = newest_generation(location)
     path = layout.recent_path(generation)
     table = read_parquet(location, path, _SCHEMA) if generation else None
     if table is None or (table.schema.metadata or {}).get(_PLAN) != record.plan_digest.encode():
-        return []
+        return None
     chosen = table.filter(pc.field("unit_id").isin(pa.array(sorted(unit_ids), pa.string())))
     commits: dict[str, CommitRecord] = {}
     for unit_id, data in zip(chosen["unit_id"].to_pylist(), chosen["record"].to_pylist(), strict=True):

@@ -35,7 +35,7 @@ from persona_atlas.storage.run.index import load_index, read_stored_index
 from persona_atlas.storage.run.index_keeper import IndexKeeper, refresh_index
 from persona_atlas.storage.run.lease import acquire, newest_lease
 from persona_atlas.storage.run.recent import read_recent, write_recent
-from persona_atlas.storage.run.run_store import read_run_record
+from persona_atlas.storage.run.run_store import read_run_record, reserve_rows
 
 from counted import Counted
 from fakes import small_plan, small_spec
@@ -361,7 +361,7 @@ def test_a_reader_of_a_running_store_gets_the_late_commits_from_one_object(
         with IndexKeeper(location, record, print, lease.generation) as keeper:
             for unit_id, row_block in zip(late, lease.row_blocks, strict=True):
                 keeper.add(commit_unit(location, lease, write_unit(location, plan, unit_id, row_block)))
-            wait_for(lambda: len(read_recent(location, record, late)) == len(late))
+            wait_for(lambda: len(read_recent(location, record, late) or ()) == len(late))
             run, counted = opened(location)
             assert run.committed == set(list(plan.by_id)[:9])
             assert run.index.equals(truth(location, record))
@@ -380,11 +380,11 @@ def test_recent_commits_stay_for_a_reader_that_has_read_the_index_before(
         begin(location, plan, lease)
         with IndexKeeper(location, record, print, lease.generation) as keeper:
             keeper.add(commit_unit(location, lease, write_unit(location, plan, first, lease.row_blocks[0])))
-            wait_for(lambda: len(read_recent(location, record, [first])) == 1)
+            wait_for(lambda: len(read_recent(location, record, [first]) or ()) == 1)
             loaded = load_index(location, record)
             keeper._write()  # pyright: ignore[reportPrivateUsage] - as its thread does after half a minute
             keeper.add(commit_unit(location, lease, write_unit(location, plan, second, lease.row_blocks[1])))
-            wait_for(lambda: len(read_recent(location, record, [second])) == 1)
+            wait_for(lambda: len(read_recent(location, record, [second]) or ()) == 1)
             counted = Counted(location)
             assert replace(loaded, location=counted).table.num_rows == 3
     assert not [asked for asked in counted.asked if asked.path.startswith(layout.COMMITS)]
@@ -423,7 +423,7 @@ def test_recent_commits_that_could_not_be_written_are_written_the_next_time(
         begin(location, plan, lease)
         with IndexKeeper(location, record, print, lease.generation) as keeper:
             keeper.add(commit_unit(location, lease, write_unit(location, plan, unit_id, lease.row_blocks[0])))
-            wait_for(lambda: len(read_recent(location, record, [unit_id])) == 1)
+            wait_for(lambda: len(read_recent(location, record, [unit_id]) or ()) == 1)
     assert failed == [1]
 
 
@@ -464,6 +464,34 @@ def test_of_a_large_run_those_commits_alone_are_listed_that_the_index_lacks(
         assert run.index.equals(truth(location, record))
     assert not counted.of("names") or [asked.path for asked in counted.of("names")] == [layout.DRIVERS]
     assert len(counted.of("names_between")) <= -(-len(unit_ids) // page)
+
+
+def test_while_a_driver_works_a_large_run_is_read_without_listing_and_after_it_nothing_is_missed(
+    location: Location, plan: Plan, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(index, "_LISTED_AT_ONCE", 0)
+    monkeypatch.setattr(index_keeper, "_RECENT_EVERY_S", 0.01)
+    before, first, last = list(plan.by_id)[:3]
+    # Of an earlier driver, which was killed before it wrote an index.
+    with acquire(location, 1) as lease:
+        begin(location, plan, lease)
+        commit_unit(location, lease, write_unit(location, plan, before, lease.row_blocks[0]))
+    assert opened(location)[0].committed == {before}
+    with acquire(location, 2) as lease:
+        reserve_rows(location, record, lease.row_blocks.stop)
+        assert opened(location)[0].committed == {before}, "this driver has collected nothing yet"
+        with IndexKeeper(location, record, print, lease.generation) as keeper:
+            keeper.add(commit_unit(location, lease, write_unit(location, plan, first, lease.row_blocks[0])))
+            wait_for(lambda: len(read_recent(location, record, [first]) or ()) == 1)
+            run, counted = opened(location)
+            assert run.committed == {before, first}
+            assert run.index.equals(truth(location, record))
+            assert not counted.of("names_between")
+        # After its last word to the index, as a late PUT.
+        commit_unit(location, lease, write_unit(location, plan, last, lease.row_blocks[1]))
+        location.write(layout.driver_path(lease.generation), b"damaged")
+        assert opened(location)[0].committed == {before, first, last}, "no driver is seen to work"
+    assert opened(location)[0].committed == {before, first, last}
 
 
 def test_a_page_of_a_listing_that_ends_before_the_range_is_followed_by_the_next(
