@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...jobs.errors import InputError
+from ...jobs.engines import refuse_parallel_builtin
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
@@ -22,6 +22,7 @@ from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.template import read_chat_template, template_sha256
 from ...workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
+from .engine_choice import require_engine
 from .progress import Progress
 from .rendering import require_readable, require_same_rules
 
@@ -173,12 +174,13 @@ def prepare_job(
         InputError: The spec is wrong or not supported yet, or the store belongs to another run.
         StoreError: The store is damaged.
     """
-    refuse_tensor_parallel(spec)
+    refuse_parallel_builtin(spec.placement)
     refuse_key(spec.generation)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     record = read_run_record(location)
     template = chat_template or read_chat_template(spec.model)
     plan, directory = plan_job(spec, progress, source, record, template)
+    require_engine(plan)
     if record is None:
         concerned = require_readable(plan, directory, progress, template)
         return Job(plan, estimate(plan), directory, location, None, frozenset(), template, concerned)
@@ -187,22 +189,3 @@ def prepare_job(
     if job.num_missing:
         require_same_rules(record, plan, directory, template, location.url)
     return job
-
-
-def refuse_tensor_parallel(spec: JobSpec) -> None:
-    """Refuse replicas with several GPUs before the model is downloaded, which may be 140 GB.
-
-    Args:
-        spec: The job.
-
-    Raises:
-        InputError: ``placement.tensor_parallel`` is more than 1.
-    """
-    if spec.placement.tensor_parallel > 1:
-        raise InputError(
-            f"asks for {spec.placement.tensor_parallel} GPUs a replica; a run takes 1 so far. Planning, pricing and "
-            "rendering such a job work.",
-            code="not_yet",
-            field="placement.tensor_parallel",
-            hint="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
-        )

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from ...jobs.engines import refuse_parallel_builtin
 from ...jobs.errors import InputError
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
@@ -25,7 +26,8 @@ from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.template import read_chat_template
-from ..run.prepare import plan_job, refuse_tensor_parallel
+from ..run.engine_choice import require_engine
+from ..run.prepare import plan_job
 from ..run.progress import Progress
 from .ray_cluster import Cluster, ClusterInfo, metadata_of
 from .shipping import is_shipped_catalog, stage_code, stage_job
@@ -74,7 +76,7 @@ def submit_job(
     Raises:
         InputError: The spec is wrong, the store belongs to another run or has a driver, or the cluster cannot run it.
     """
-    refuse_tensor_parallel(spec)
+    refuse_parallel_builtin(spec.placement)
     refuse_conversations(spec)
     refuse_key(spec.generation)
     spec = resolved(spec)
@@ -233,6 +235,7 @@ def _check_store(spec: JobSpec, template: str | None, progress: Progress) -> Pla
         # The cluster may have the files; the driver plans again before it starts anything.
         progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")
         return None
+    require_engine(plan)
     if record is not None:
         check_same_run(record, plan, location.url)
     return plan
