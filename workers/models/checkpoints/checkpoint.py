@@ -248,4 +248,7 @@ def _facts(checkpoint: Checkpoint, num_parameters: int, dtype: str, fingerprint:
         family=str(config.model_type),
         max_context=int(getattr(config, "max_position_embeddings", None) or 2**31),
         fingerprint=fingerprint,
+        architectures=tuple(str(name) for name in checkpoint.raw.get("architectures") or ()),
+        num_attention_heads=heads,
+        num_kv_heads=kv_heads,
     )

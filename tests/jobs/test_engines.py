@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from persona_atlas.jobs.engines import VLLM_ARCHITECTURES, choose_engine, require_vllm_model, vllm_architecture
+from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.specs.spec_parts import CaptureSpec, PlacementSpec
+
+from fakes import FACTS
+
+LLAMA = replace(FACTS, architectures=("LlamaForCausalLM",))
+FALCON = replace(FACTS, architectures=("FalconForCausalLM",), family="falcon")
+
+
+def chosen(facts=LLAMA, *, vllm_installed: bool = True, has_gpu: bool = True, hook_points=("resid_post",), **placement):
+    capture = CaptureSpec(hook_points=list(hook_points))
+    return choose_engine(PlacementSpec(**placement), facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
+
+
+def refusal(*args, **kwargs) -> InputError:
+    with pytest.raises(InputError) as caught:
+        chosen(*args, **kwargs)
+    return caught.value
+
+
+def test_auto_is_vllm_where_it_is_installed_on_gpus_and_captures_what_is_asked_for():
+    assert chosen() == "vllm"
+    assert chosen(vllm_installed=False) == "builtin"
+    assert chosen(has_gpu=False) == "builtin"
+    assert chosen(FALCON) == "builtin"
+    assert chosen(hook_points=("resid_post", "mlp_out")) == "builtin"
+    assert chosen(engine="builtin") == "builtin"
+
+
+def test_vllm_that_is_asked_for_needs_no_gpu():
+    assert chosen(engine="vllm", has_gpu=False, tensor_parallel=2) == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("facts", "given", "code", "field", "words"),
+    [
+        (LLAMA, {"hook_points": ("attn_out",)}, "no_hook_point", "capture.hook_points", ("attn_out", "builtin")),
+        (FALCON, {}, "no_vllm_model", "placement.engine", ("FalconForCausalLM", "Qwen3ForCausalLM", "builtin")),
+        (LLAMA, {"vllm_installed": False}, "no_vllm", "placement.engine", ("persona-atlas[vllm]",)),
+    ],
+)
+def test_what_vllm_cannot_run_is_refused_with_field_and_fix(facts, given, code, field, words):
+    error = refusal(facts, engine="vllm", **given)
+    assert (error.code, error.field, error.exit_status) == (code, field, 2)
+    assert all(word in str(error) for word in words), error
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel", "pipeline_parallel"])
+def test_several_devices_a_replica_are_refused_where_only_the_built_in_engine_is_left(name: str):
+    error = refusal(engine="builtin", **{name: 2})
+    assert (error.code, error.field) == ("one_device", f"placement.{name}")
+    assert "placement.engine=vllm" in str(error)
+    for given, reason in (
+        ({"vllm_installed": False}, "not installed"),
+        ({"has_gpu": False}, "no GPU"),
+        ({"hook_points": ("mlp_out",)}, "resid_post only"),
+    ):
+        error = refusal(**given, **{name: 2})
+        assert error.code == "one_device"
+        assert reason in str(error)
+
+
+def test_quantised_weights_are_left_to_vllm():
+    packed = replace(LLAMA, packed_with="gptq", packed_bytes=1000)
+    assert chosen(packed) == "vllm"
+    error = refusal(packed, engine="builtin")
+    assert (error.code, error.field) == ("quantised", "model.source")
+    assert "gptq" in str(error)
+
+
+def test_architectures_are_told_by_name_or_else_by_family():
+    assert vllm_architecture(replace(FACTS, family="qwen3")) is VLLM_ARCHITECTURES["Qwen3ForCausalLM"]
+    reward = replace(FACTS, architectures=("LlamaForSequenceClassification",))
+    assert vllm_architecture(reward) is None
+    gemma = replace(FACTS, architectures=("Gemma2ForCausalLM",), family="gemma2")
+    assert require_vllm_model(gemma).implementation == "transformers"
+    assert require_vllm_model(LLAMA).implementation == "vllm"
+
+
+def test_the_engine_is_no_part_of_a_run_s_identity_nor_of_its_record():
+    from persona_atlas.jobs.specs.spec import make_spec
+
+    data = {"model": {"source": "models/tiny"}, "store": {"url": "runs/mine"}}
+    changed = {"engine": "vllm", "tensor_parallel": 2, "pipeline_parallel": 2}
+    assert make_spec(data).digest == make_spec(data | {"placement": changed}).digest
+    assert PlacementSpec(tensor_parallel=4, pipeline_parallel=2).gpus_per_replica == 8
