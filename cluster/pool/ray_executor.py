@@ -30,6 +30,9 @@ _CONCURRENT_CALLS = 6
 """Concurrent calls of one actor: ``wait_forever`` and ``next_report`` are always pending, and ``prepare`` or ``take``
 may be as well; the rest is for calls that are about to return."""
 
+_END_S = 3.0
+"""Time for workers to end the processes of their engines before they are killed themselves."""
+
 _NODE_LABEL = "ray.io/node-id"
 
 
@@ -107,6 +110,15 @@ class RayExecutor(PooledExecutor):
             returned.sort(key=lambda reference: self._calls[reference].kind != "next_report")
         answers = [answer for reference in returned for answer in self._returned(reference)]
         return answers + self._carry_out(self._pool.check_silence(self._clock()))
+
+    def close(self) -> None:
+        """Kill every worker; what is in flight is lost."""
+        if self._settings.engine_name == "vllm":
+            placed = [name for name, worker in self._pool.workers.by_name.items() if worker.node_id]
+            ends = [self._actors[name].end.remote() for name in placed if name in self._actors]
+            if ends:
+                ray.wait(ends, num_returns=len(ends), timeout=_END_S)
+        super().close()
 
     def _returned(self, reference: Any) -> list[Answer]:
         """Translate a call that has returned or failed to an event of the pool."""

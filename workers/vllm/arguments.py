@@ -133,4 +133,5 @@ def set_environment(threads: int) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Not a default: Ray sets it to the cores of the whole replica.
+    os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -13,6 +13,7 @@ from ..own_code import refuse_own_code
 from .arguments import VllmOptions, engine_arguments, set_environment
 from .capture_plan import WorkerPlan
 from .model import ServedModel
+from .rank_failures import RankFailures
 from .versions import require_known_version
 
 
@@ -32,7 +33,15 @@ def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, o
         InputError: vLLM is missing or of another version, cannot load the model or has no room for it.
     """
     require_known_version()
-    set_environment(settings.threads)
+    # Each process of a replica has a share of its threads.
+    set_environment(max(1, settings.threads // (settings.tensor_parallel * settings.pipeline_parallel)))
+    with RankFailures() as failures:
+        return _start(settings, model, plan, options, failures)
+
+
+def _start(
+    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions, failures: RankFailures
+) -> Any:
     try:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -48,12 +57,12 @@ def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, o
     except Exception as error:
         refuse_machine_fault(error)
         refuse_own_code(settings.directory, error)
-        raise _not_loaded(settings, error) from error
+        raise _not_loaded(settings, failures.first or _reason(error)) from error
 
 
-def _not_loaded(settings: EngineSettings, error: BaseException) -> InputError:
+def _not_loaded(settings: EngineSettings, text: str) -> InputError:
     """Make the error of a model that vLLM could not load, with what would help."""
-    text = _reason(error)
+    text = text.strip().splitlines()[0]
     lowered = text.lower()
     if "tensor parallel" in lowered or "tensor_parallel" in lowered:
         return InputError(

@@ -23,6 +23,7 @@ from .flights import Flights
 from .generation import VllmGeneration
 from .loading import start_vllm
 from .model import ServedModel, read_model
+from .ranks import BeforeRanks, Ranks
 from .reading import VllmReader
 from .recompute import Recompute
 from .versions import require_known_version
@@ -68,7 +69,9 @@ class VllmEngine:
         wants_users = settings.capture.needs_user_spans
         user_spans = UserSpans(offsets_encoder(self.model.tokenizer), self.model.renderer) if wants_users else None
         plan = worker_plan(settings, self.model, options)
+        before = BeforeRanks.now()
         self.vllm: Any = start_vllm(settings, self.model, plan, options)
+        self._ranks = Ranks.started_since(before)
         self._flights = Flights(self.vllm, plan, self.model.d_model, captures=options.captures)
         self._reader = VllmReader(self._flights, self.model, settings, plan)
         self._recompute = Recompute(settings, self._reader)
@@ -121,11 +124,14 @@ class VllmEngine:
         if self.vllm is None:
             return
         vllm, self.vllm = self.vllm, None
+        # vLLM would wait for ranks that wait for one another.
+        self._ranks.kill()
         vllm.engine_core.shutdown()
         del vllm
         self._flights.forget_vllm()
         gc.collect()
         cleanup_dist_env_and_memory()
+        self._ranks.unlink_shared_memory()
 
 
 def _require_hook_points(settings: EngineSettings) -> None:

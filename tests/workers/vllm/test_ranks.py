@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import psutil
 import pytest
-from persona_atlas.workers.vllm.ranks import Ranks, end_with_parent
+from persona_atlas.workers.vllm.ranks import BeforeRanks, Ranks, end_all_ranks, end_with_parent
 
 WITHIN_S = 10.0
 
@@ -68,7 +70,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, signal_num
 
 
 def test_the_others_are_killed_when_one_dies(tmp_path: Path):
-    before = multiprocessing.active_children()
+    before = BeforeRanks.now()
     start(tmp_path, 3)
     ranks = Ranks.started_since(before)
     first, *others = ranks_in(tmp_path, 3)
@@ -79,12 +81,46 @@ def test_the_others_are_killed_when_one_dies(tmp_path: Path):
 
 
 def test_all_are_gone_when_kill_returns_and_it_may_be_called_again(tmp_path: Path):
-    before = multiprocessing.active_children()
+    before = BeforeRanks.now()
     started = start(tmp_path, 2)
     ranks = Ranks.started_since(before)
     ranks.kill()
     assert not [process for process in started if process.is_alive()]
     ranks.kill()
+
+
+def sharing(name: str, folder: Path) -> None:
+    """A rank that has mapped shared memory of its parent."""
+    memory = SharedMemory(name)
+    rank(folder)
+    memory.close()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the system does not show its shared memory")
+@pytest.mark.parametrize("by", ["the parent", "the ranks"])
+def test_shared_memory_of_killed_ranks_is_removed_and_no_other(tmp_path: Path, by: str):
+    own = SharedMemory(create=True, size=4096)
+    before = BeforeRanks.now()
+    theirs = SharedMemory(create=True, size=4096)
+    try:
+        process = multiprocessing.get_context("spawn").Process(target=sharing, args=(theirs.name, tmp_path))
+        process.start()
+        ranks_in(tmp_path, 1)
+        ranks = Ranks.started_since(before)
+        assert Path("/dev/shm", theirs.name).exists()
+        if by == "the parent":
+            end_all_ranks()
+        else:
+            ranks.kill()
+            ranks.unlink_shared_memory()
+        assert not process.is_alive()
+        assert not Path("/dev/shm", theirs.name).exists()
+        assert Path("/dev/shm", own.name).exists()
+    finally:
+        own.close()
+        own.unlink()
+        theirs.close()
+        resource_tracker.unregister(f"/{theirs.name}", "shared_memory")
 
 
 def test_a_process_that_has_no_parent_of_its_kind_goes_on():
