@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 from ...jobs.errors import AtlasError, EngineDied, InputError
@@ -49,6 +50,26 @@ def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, o
         refuse_machine_fault(error)
         refuse_own_code(settings.directory, error)
         raise _not_loaded(settings, error) from error
+
+
+@contextmanager
+def beside_vllm(vllm: Any) -> Iterator[None]:
+    """Let transformers make a plain model in the process of a vLLM.
+
+    vLLM's transformers backend changes the class of a model's decoder where it is defined, for good: afterwards every
+    instance asks for vLLM's configuration, and compiles itself by it. Under one that compiles nothing, it computes
+    what it always did.
+
+    Args:
+        vllm: vLLM's engine.
+    """
+    from vllm.config import CompilationMode, set_current_vllm_config
+
+    config = copy(vllm.vllm_config)
+    config.compilation_config = copy(config.compilation_config)
+    config.compilation_config.mode = CompilationMode.NONE
+    with set_current_vllm_config(config):
+        yield
 
 
 def _not_loaded(settings: EngineSettings, error: BaseException) -> InputError:

@@ -71,7 +71,7 @@ class VllmEngine:
         self.vllm: Any = start_vllm(settings, self.model, plan, options)
         self._flights = Flights(self.vllm, plan, self.model.d_model, captures=options.captures)
         self._reader = VllmReader(self._flights, self.model, settings, plan)
-        self._recompute = Recompute(settings, self._reader)
+        self._recompute = Recompute(settings, self.vllm, self._reader)
         is_seeded = settings.device != "cpu"
         self._generation = VllmGeneration(
             self._flights,
@@ -124,6 +124,7 @@ class VllmEngine:
         vllm.engine_core.shutdown()
         del vllm
         self._flights.forget_vllm()
+        self._recompute.forget_vllm()
         gc.collect()
         cleanup_dist_env_and_memory()
 
