@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from ...jobs.engines import possible_engines
 from ...jobs.errors import InputError
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
@@ -20,6 +21,7 @@ from ...jobs.specs.endpoint_keys import refuse_key
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
+from ...jobs.wording import count_of
 from ...storage.locations.location import open_location
 from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
@@ -82,8 +84,10 @@ def submit_job(
     plan = _check_store(spec, template, progress)
     info = cluster.info()
     refuse_cluster(info, spec, options)
+    engines = possible_engines(spec.placement, plan.facts, spec.capture) if plan else []
     if not options.may_scale_up:
-        refuse_what_fits_no_node(info, spec, estimate(plan) if plan else None)
+        # Where it depends on the nodes which engine runs, the built-in one is estimated, which is the smaller.
+        refuse_what_fits_no_node(info, spec, estimate(plan, engines[0]) if plan else None)
     if info.is_open:
         progress.say(
             f"Warning: {cluster.address} accepts jobs from anybody who can reach it, without a token. Set "
@@ -184,20 +188,53 @@ def refuse_what_fits_no_node(info: ClusterInfo, spec: JobSpec, figures: Estimate
             hint="Lower it, or start a node with more --num-cpus; give --scale-up if an autoscaler adds such nodes.",
         )
     uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and info.num_gpus > 0)
+    if uses_gpu:
+        _refuse_too_few_gpus(info, spec)
     available_bytes = info.gpu_bytes if uses_gpu else info.memory_bytes
     if figures is None or available_bytes is None:
         return
-    needed_bytes = figures.replica_bytes if uses_gpu else figures.machine_bytes
+    needed_bytes = figures.device_bytes if uses_gpu else figures.machine_bytes
     if needed_bytes > available_bytes:
         what = "GPU" if uses_gpu else "node"
         raise InputError(
-            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB, but the largest {what} of the "
+            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB"
+            f"{' on each GPU' if uses_gpu and figures.gpus_per_replica > 1 else ''}, but the largest {what} of the "
             f"cluster has {available_bytes / 1e9:.1f} GB.",
             code="does_not_fit",
             field="model.source",
             hint="Try a narrower model.dtype, a smaller placement.batch_tokens or fewer capture.layers; `persona-atlas "
             "plan` shows what fits which device.",
         )
+
+
+def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
+    """Refuse replicas that the GPUs of the cluster's nodes cannot hold: a stage of a replica is on one node.
+
+    Raises:
+        InputError: Not one replica, or fewer than the spec asks for, have a place.
+    """
+    placement = spec.placement
+    most = max(info.gpus_by_node, default=0)
+    # A node that has not reported its GPUs yet is not held against the job.
+    if not info.gpus_by_node or placement.gpus_per_replica == 1:
+        return
+    places = sum(gpus // placement.tensor_parallel for gpus in info.gpus_by_node) // placement.pipeline_parallel
+    asked = placement.replicas or 1
+    if places >= asked:
+        return
+    split = f"{placement.tensor_parallel} GPUs of one node"
+    stages = f" in each of {placement.pipeline_parallel} stages" if placement.pipeline_parallel > 1 else ""
+    has = ", ".join(map(str, sorted(info.gpus_by_node, reverse=True)))
+    raise InputError(
+        f"a replica takes {split}{stages}, so the cluster's nodes ({has} GPUs) hold {count_of(places, 'replica')}, and "
+        f"the job asks for {asked}.",
+        code="does_not_fit",
+        field="placement.replicas" if places else "placement.tensor_parallel",
+        hint=f"Ask for at most {places}; give --scale-up if an autoscaler adds nodes."
+        if places
+        else f"Split it over at most {most}, in more placement.pipeline_parallel stages if it needs them; give "
+        "--scale-up if an autoscaler adds larger nodes.",
+    )
 
 
 def refuse_conversations(spec: JobSpec) -> None:
