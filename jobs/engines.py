@@ -20,10 +20,15 @@ VLLM_HOOK_POINT = "resid_post"
 """The only hook point that the vLLM engine captures."""
 
 VLLM_MAX_NUM_SEQS = 256
-"""Rollouts that a replica of the vLLM engine runs at a time, vLLM's ``max_num_seqs``; so many slots its sums have."""
+"""Most rollouts that a replica of the vLLM engine runs at a time; vLLM's ``max_num_seqs`` is as many, and some more."""
+
+VLLM_READING_SLOTS = 8
+"""Slots of its sums beside those of rollouts: for what it reads meanwhile."""
 
 VLLM_MAX_NUM_BATCHED_TOKENS = 2048
 """Tokens of one of its steps. Of each step the states of every captured layer are in memory: 2.7 GB at 80 x 8192."""
+
+_BUILTIN_ASKED_FOR = "placement.engine is builtin"
 
 VLLM_EXTRA = "pip install 'persona-atlas[vllm]'"
 """How vLLM gets onto a machine."""
@@ -151,6 +156,19 @@ def choose_engine(
     return "builtin"
 
 
+def refuse_parallel_builtin(placement: PlacementSpec) -> None:
+    """Refuse several devices a replica where the built-in engine is asked for; known before the model is there.
+
+    Args:
+        placement: The job's placement.
+
+    Raises:
+        InputError: Names the field.
+    """
+    if placement.engine == "builtin":
+        _require_one_device(placement, _BUILTIN_ASKED_FOR)
+
+
 def possible_engines(placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec) -> list[Engine]:
     """Return the engines that a run of a job may use, depending on what its machines have; the built-in one first.
 
@@ -217,7 +235,19 @@ def _require_builtin(placement: PlacementSpec, facts: ModelFacts, against_vllm: 
         facts: Its model.
         against_vllm: Why vLLM is not chosen; None if the job asks for the built-in engine.
     """
-    why = f"vLLM is not used, because {against_vllm}" if against_vllm else "placement.engine is builtin"
+    why = f"vLLM is not used, because {against_vllm}" if against_vllm else _BUILTIN_ASKED_FOR
+    _require_one_device(placement, why)
+    if facts.packed_with:
+        raise InputError(
+            f"the weights are quantised with {facts.packed_with}, and the built-in engine computes with plain weights; "
+            f"{why}.",
+            code="quantised",
+            field="model.source",
+            hint="Let vLLM run the job (placement.engine=vllm), or name the checkpoint before quantisation.",
+        )
+
+
+def _require_one_device(placement: PlacementSpec, why: str) -> None:
     for name in ("tensor_parallel", "pipeline_parallel"):
         size = getattr(placement, name)
         if size > 1:
@@ -227,14 +257,6 @@ def _require_builtin(placement: PlacementSpec, facts: ModelFacts, against_vllm: 
                 field=f"placement.{name}",
                 hint="Set it to 1, or let vLLM run the job: placement.engine=vllm.",
             )
-    if facts.packed_with:
-        raise InputError(
-            f"the weights are quantised with {facts.packed_with}, and the built-in engine computes with plain weights; "
-            f"{why}.",
-            code="quantised",
-            field="model.source",
-            hint="Let vLLM run the job (placement.engine=vllm), or name the checkpoint before quantisation.",
-        )
 
 
 def _other_hook_points(capture: CaptureSpec) -> list[str]:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from ...jobs.engines import possible_engines
+from ...jobs.engines import possible_engines, refuse_parallel_builtin
 from ...jobs.errors import InputError
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
@@ -27,7 +27,8 @@ from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.template import read_chat_template
-from ..run.prepare import plan_job, refuse_tensor_parallel
+from ..run.engine_choice import require_engine
+from ..run.prepare import plan_job
 from ..run.progress import Progress
 from .ray_cluster import Cluster, ClusterInfo, metadata_of
 from .shipping import is_shipped_catalog, stage_code, stage_job
@@ -76,7 +77,7 @@ def submit_job(
     Raises:
         InputError: The spec is wrong, the store belongs to another run or has a driver, or the cluster cannot run it.
     """
-    refuse_tensor_parallel(spec)
+    refuse_parallel_builtin(spec.placement)
     refuse_conversations(spec)
     refuse_key(spec.generation)
     spec = resolved(spec)
@@ -84,8 +85,8 @@ def submit_job(
     plan = _check_store(spec, template, progress)
     info = cluster.info()
     refuse_cluster(info, spec, options)
-    engines = possible_engines(spec.placement, plan.facts, spec.capture) if plan else []
     if not options.may_scale_up:
+        engines = possible_engines(spec.placement, plan.facts, spec.capture) if plan else []
         # Where it depends on the nodes which engine runs, the built-in one is estimated, which is the smaller.
         refuse_what_fits_no_node(info, spec, estimate(plan, engines[0]) if plan else None)
     if info.is_open:
@@ -208,32 +209,27 @@ def refuse_what_fits_no_node(info: ClusterInfo, spec: JobSpec, figures: Estimate
 
 
 def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
-    """Refuse replicas that the GPUs of the cluster's nodes cannot hold: a stage of a replica is on one node.
+    """Refuse replicas of several GPUs for which the cluster's nodes have no place: all of a replica's are on one node.
 
     Raises:
         InputError: Not one replica, or fewer than the spec asks for, have a place.
     """
     placement = spec.placement
-    most = max(info.gpus_by_node, default=0)
-    # A node that has not reported its GPUs yet is not held against the job.
-    if not info.gpus_by_node or placement.gpus_per_replica == 1:
+    size, asked = placement.gpus_per_replica, placement.replicas or 1
+    places = sum(gpus // size for gpus in info.gpus_by_node)
+    # Nodes that have not reported their GPUs are not held against the job; replicas of one GPU wait for one.
+    if not info.gpus_by_node or size == 1 or places >= asked:
         return
-    places = sum(gpus // placement.tensor_parallel for gpus in info.gpus_by_node) // placement.pipeline_parallel
-    asked = placement.replicas or 1
-    if places >= asked:
-        return
-    split = f"{placement.tensor_parallel} GPUs of one node"
-    stages = f" in each of {placement.pipeline_parallel} stages" if placement.pipeline_parallel > 1 else ""
     has = ", ".join(map(str, sorted(info.gpus_by_node, reverse=True)))
+    wider = "pipeline_parallel" if placement.pipeline_parallel > 1 else "tensor_parallel"
     raise InputError(
-        f"a replica takes {split}{stages}, so the cluster's nodes ({has} GPUs) hold {count_of(places, 'replica')}, and "
-        f"the job asks for {asked}.",
+        f"a replica takes {size} GPUs of one node, so the cluster's nodes ({has} GPUs) hold "
+        f"{count_of(places, 'replica')}, and the job asks for {asked}.",
         code="does_not_fit",
-        field="placement.replicas" if places else "placement.tensor_parallel",
+        field="placement.replicas" if places else f"placement.{wider}",
         hint=f"Ask for at most {places}; give --scale-up if an autoscaler adds nodes."
         if places
-        else f"Split it over at most {most}, in more placement.pipeline_parallel stages if it needs them; give "
-        "--scale-up if an autoscaler adds larger nodes.",
+        else f"Ask for at most {max(info.gpus_by_node)}; give --scale-up if an autoscaler adds larger nodes.",
     )
 
 
@@ -270,6 +266,7 @@ def _check_store(spec: JobSpec, template: str | None, progress: Progress) -> Pla
         # The cluster may have the files; the driver plans again before it starts anything.
         progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")
         return None
+    require_engine(plan)
     if record is not None:
         check_same_run(record, plan, location.url)
     return plan

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engines import FAMILIES_RUN_ALONE, VLLM_MAX_NUM_BATCHED_TOKENS, VLLM_MAX_NUM_SEQS, Engine
+from ..engines import (
+    FAMILIES_RUN_ALONE,
+    VLLM_MAX_NUM_BATCHED_TOKENS,
+    VLLM_MAX_NUM_SEQS,
+    VLLM_READING_SLOTS,
+    Engine,
+)
 from ..plan import Plan
 from ..specs.spec_parts import PlacementSpec
 from ..work.unit_size import stored_bytes_per_value
@@ -19,6 +25,9 @@ UNITS_HELD = 4
 
 DEFAULT_BATCH_TOKENS = 12_288
 """Tokens of a batch by default: about 90 short rollouts, beyond which decoding on a CPU gains little."""
+
+DEFAULT_VLLM_TOKENS = VLLM_MAX_NUM_SEQS * 1024
+"""Tokens of a batch of vLLM on GPUs by default: all of its slots, for responses of up to 1,024 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +122,10 @@ def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
     bytes_per_value = stored_bytes_per_value(spec.store.mantissa_bits)
     token_bytes = int(texts.response_tokens * token_values * bytes_per_value)
     width = parameter_bytes(plan)
+    # vLLM's KV cache on GPUs is as large as the memory that is left; what a batch must have is the default's.
     budget = batch_tokens(spec.placement)
     rows = _rows_per_batch(plan, texts.row_tokens, engine)
-    slots = VLLM_MAX_NUM_SEQS if engine == "vllm" else rows
+    slots = rows + VLLM_READING_SLOTS if engine == "vllm" else rows
     held = rows + UNITS_HELD * plan.rows_per_block
     return Estimate(
         prompt_tokens=texts.prompt_tokens,
@@ -157,11 +167,10 @@ def runs_texts_alone(plan: Plan, engine: Engine) -> bool:
 def _rows_per_batch(plan: Plan, row_tokens: int, engine: Engine) -> int:
     if runs_texts_alone(plan, engine):
         return 1
-    asked = plan.spec.placement.batch_tokens
-    if engine == "vllm" and asked is None:
-        return VLLM_MAX_NUM_SEQS
-    rows = max(1, batch_tokens(plan.spec.placement) // max(1, row_tokens))
-    return min(rows, VLLM_MAX_NUM_SEQS) if engine == "vllm" else rows
+    if engine == "vllm":
+        tokens = batch_tokens(plan.spec.placement, engine, plan.spec.placement.device)
+        return max(1, min(VLLM_MAX_NUM_SEQS, tokens // plan.spec.sampling.max_new_tokens))
+    return max(1, batch_tokens(plan.spec.placement) // max(1, row_tokens))
 
 
 def _num_canaries(plan: Plan) -> int:
@@ -221,9 +230,20 @@ def cache_parts(figures: Estimate, tensor_parallel: int) -> int:
     return min(tensor_parallel, figures.kv_heads or tensor_parallel) * figures.pipeline_parallel
 
 
-def batch_tokens(placement: PlacementSpec) -> int:
-    """Return the most tokens of one batch, by default ``DEFAULT_BATCH_TOKENS``."""
-    return placement.batch_tokens or DEFAULT_BATCH_TOKENS
+def batch_tokens(placement: PlacementSpec, engine: Engine = "builtin", device: str = "cpu") -> int:
+    """Return the most tokens of one batch.
+
+    Args:
+        placement: The placement; its ``batch_tokens`` counts where it is set.
+        engine: Engine that runs the batch.
+        device: ``cpu``, ``cuda`` or ``auto``, where a replica runs.
+
+    Returns:
+        By default ``DEFAULT_VLLM_TOKENS`` for vLLM on GPUs, whose scheduler admits what its KV cache has room for; else
+        ``DEFAULT_BATCH_TOKENS``.
+    """
+    default = DEFAULT_VLLM_TOKENS if engine == "vllm" and device != "cpu" else DEFAULT_BATCH_TOKENS
+    return placement.batch_tokens or default
 
 
 def parameter_bytes(plan: Plan) -> int:

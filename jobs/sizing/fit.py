@@ -61,7 +61,7 @@ class SpecChange:
 
 
 def fits(figures: Estimate, device: Device, tensor_parallel: int) -> bool:
-    """Check whether a replica fits the memory of its devices, and each stage of it fits in one machine.
+    """Check whether a replica fits the memory of its devices, and its devices fit in one machine.
 
     Args:
         figures: Estimate of the plan.
@@ -69,7 +69,7 @@ def fits(figures: Estimate, device: Device, tensor_parallel: int) -> bool:
         tensor_parallel: Devices per stage.
     """
     in_memory = device_bytes(figures, tensor_parallel) <= device.memory_bytes
-    return in_memory and tensor_parallel <= device.per_node
+    return in_memory and tensor_parallel * figures.pipeline_parallel <= device.per_node
 
 
 def smallest_tensor_parallel(plan: Plan, figures: Estimate, device: Device) -> int | None:
@@ -92,7 +92,8 @@ def _sizes(plan: Plan, device: Device) -> list[int]:
     architecture, asked = vllm_architecture(plan.facts), plan.spec.placement.engine
     if asked == "builtin" or architecture is None or set(plan.spec.capture.hook_points) != {VLLM_HOOK_POINT}:
         return [1]
-    return tensor_parallel_sizes(plan.facts, device.per_node, shares_kv_heads=architecture.shares_kv_heads)
+    most = max(1, device.per_node // plan.spec.placement.pipeline_parallel)
+    return tensor_parallel_sizes(plan.facts, most, shares_kv_heads=architecture.shares_kv_heads)
 
 
 def _figures_over(plan: Plan, figures: Estimate, size: int) -> Estimate:
@@ -121,7 +122,8 @@ def largest_batch(plan: Plan, figures: Estimate, device: Device, tensor_parallel
     else:
         per_row += figures.capture_bytes / figures.rows_per_batch
     rows = int(room // per_row) if per_row else 0
-    return rows * figures.row_tokens if rows > 0 and tensor_parallel <= device.per_node else None
+    is_in_machine = tensor_parallel * figures.pipeline_parallel <= device.per_node
+    return rows * figures.row_tokens if rows > 0 and is_in_machine else None
 
 
 def changes_that_fit(plan: Plan, figures: Estimate, name: str, device: Device) -> list[SpecChange]:
@@ -141,7 +143,7 @@ def changes_that_fit(plan: Plan, figures: Estimate, name: str, device: Device) -
     smallest = smallest_tensor_parallel(plan, figures, device)
     if smallest is not None:
         changes.append(SpecChange(name, tensor_parallel=smallest))
-    if size <= device.per_node:
+    if figures.gpus_per_replica <= device.per_node:
         batch = largest_batch(plan, figures, device, size)
         if batch is not None:
             changes.append(SpecChange(name, batch_tokens=batch))

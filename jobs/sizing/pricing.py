@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..engines import VLLM_MAX_NUM_SEQS, Engine
+from ..engines import Engine
 from ..errors import InputError
 from ..plan import Plan
 from .devices import Device
@@ -157,13 +157,13 @@ def _efficiency(figures: Estimate, device: Device) -> float:
 
 def _rows(plan: Plan, figures: Estimate, device: Device, tensor_parallel: int) -> int:
     """Return the rollouts that a replica runs at a time: vLLM fills the memory of its devices with keys and values."""
-    if figures.engine == "builtin" or plan.spec.placement.batch_tokens is not None:
+    if figures.engine == "builtin":
         return figures.rows_per_batch
     weights = figures.weight_bytes / tensor_parallel / figures.pipeline_parallel
     room = device.memory_bytes / HEADROOM - weights - captured_bytes(figures, tensor_parallel)
     row_bytes = figures.row_tokens * plan.facts.kv_values_per_token * parameter_bytes(plan)
     per_row = row_bytes / cache_parts(figures, tensor_parallel)
-    return max(1, min(int(room / per_row) if per_row else VLLM_MAX_NUM_SEQS, VLLM_MAX_NUM_SEQS))
+    return max(1, min(int(room / per_row) if per_row else figures.rows_per_batch, figures.rows_per_batch))
 
 
 def _step(plan: Plan, figures: Estimate, device: Device, rows: int, size: int, flops: float) -> tuple[float, Limit]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ....jobs.engines import VLLM_MAX_NUM_SEQS, Engine, possible_engines
+from ....jobs.engines import VLLM_READING_SLOTS, Engine, possible_engines
 from ....jobs.plan import Plan
 from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate, estimate, runs_texts_alone
@@ -161,7 +161,7 @@ def _memory_line(figures: Estimate) -> str:
     weights, cache = output.size(figures.weight_bytes), output.size(figures.cache_bytes)
     captured = output.size(figures.capture_bytes)
     if figures.engine == "vllm":
-        slots = count_of(VLLM_MAX_NUM_SEQS, "slot")
+        slots = count_of(figures.rows_per_batch + VLLM_READING_SLOTS, "slot")
         return (
             f"weights {weights}, KV cache {cache} or all that is left, sums of {slots} {captured}, states of a step "
             f"{output.size(figures.step_bytes)}"

@@ -148,7 +148,7 @@ def test_replicas_that_the_nodes_gpus_cannot_hold_are_refused():
 
     for fitting in ({"tensor_parallel": 8}, {"tensor_parallel": 4, "replicas": 3}, {"tensor_parallel": 4}):
         refuse_what_fits_no_node(nodes, small_spec(placement=fitting), None)
-    refuse_what_fits_no_node(nodes, small_spec(placement={"tensor_parallel": 4, "pipeline_parallel": 3}), None)
+    refuse_what_fits_no_node(nodes, small_spec(placement={"tensor_parallel": 4, "pipeline_parallel": 2}), None)
     refuse_what_fits_no_node(nodes, small_spec(placement={"device": "cpu", "tensor_parallel": 16}), None)
     too_wide = refusal(tensor_parallel=16)
     assert (too_wide.code, too_wide.field) == ("does_not_fit", "placement.tensor_parallel")
@@ -157,8 +157,7 @@ def test_replicas_that_the_nodes_gpus_cannot_hold_are_refused():
     too_many = refusal(tensor_parallel=8, replicas=2)
     assert (too_many.field, str(too_many.hint)[:18]) == ("placement.replicas", "Ask for at most 1;")
     assert "hold 1 replica," in too_many.message
-    too_deep = refusal(tensor_parallel=4, pipeline_parallel=4)
-    assert too_deep.field == "placement.tensor_parallel"
+    assert refusal(tensor_parallel=4, pipeline_parallel=3).field == "placement.pipeline_parallel"
 
 
 def test_a_replica_of_several_gpus_is_held_against_the_memory_of_each():
@@ -184,18 +183,20 @@ def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
 
 
 @pytest.mark.parametrize(
-    ("part", "field"),
+    ("part", "code", "field"),
     [
-        ({"placement": {"tensor_parallel": 2}}, "placement.tensor_parallel"),
-        ({"conversations": {"source": "talks.jsonl"}}, "conversations"),
+        ({"placement": {"engine": "builtin", "tensor_parallel": 2}}, "one_device", "placement.tensor_parallel"),
+        ({"conversations": {"source": "talks.jsonl"}}, "not_yet", "conversations"),
     ],
 )
-def test_what_cannot_be_submitted_yet_is_refused_before_the_store_or_cluster_is_read(part: dict[str, Any], field: str):
+def test_what_cannot_be_submitted_is_refused_before_the_store_or_cluster_is_read(
+    part: dict[str, Any], code: str, field: str
+):
     spec = make_spec({"model": {"source": "nobody/nothing"}, "store": {"url": "runs/x"}} | part)
     # Neither model nor cluster exists: reading either would raise another error.
     with pytest.raises(InputError) as caught:
         submit_job(spec, cast(Cluster, None), SubmitOptions(), cast(Progress, None))
-    assert (caught.value.code, caught.value.field) == ("not_yet", field)
+    assert (caught.value.code, caught.value.field) == (code, field)
 
 
 @pytest.mark.parametrize(
