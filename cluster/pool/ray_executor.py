@@ -120,9 +120,15 @@ class RayExecutor(PooledExecutor):
             return self._failed(call, error)
         pool, name, now = self._pool, call.worker, self._clock()
         if call.kind == "next_report":
-            self._call(name, "next_report")
+            if result.ended is None:
+                self._call(name, "next_report")
             self._note_wait(name, result.held_up_by)
-            return self._carry_out(pool.reported(name, result.results, result.work_request, now))
+            answers = self._carry_out(pool.reported(name, result.results, result.work_request, now))
+            if result.ended is None:
+                return answers
+            # The actor lives on without its engine, so it is replaced as if it had died.
+            nodes = cluster_nodes(self._placement)
+            return answers + self._carry_out(pool.died(name, str(result.ended), nodes, now))
         if call.kind == "node_id":
             answers = self._carry_out(pool.placed(name, result, now))
             if name in self._actors:
