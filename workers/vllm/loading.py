@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -14,10 +15,14 @@ from ..own_code import refuse_own_code
 from .arguments import VllmOptions, engine_arguments, set_environment
 from .capture_plan import WorkerPlan
 from .model import ServedModel
+from .rank_failures import RankFailures
+from .ranks import Ranks
 from .versions import require_known_version
 
 
-def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions) -> Any:
+def start_vllm(
+    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions
+) -> tuple[Any, Ranks]:
     """Start vLLM and load a model.
 
     Args:
@@ -27,29 +32,36 @@ def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, o
         options: What else is set.
 
     Returns:
-        vLLM's engine.
+        vLLM's engine, and the processes of its ranks.
 
     Raises:
         InputError: vLLM is missing or of another version, cannot load the model or has no room for it.
     """
     require_known_version()
     set_environment(settings.threads)
-    try:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+    before = multiprocessing.active_children()
+    with RankFailures() as failures:
+        try:
+            vllm = _started(engine_arguments(settings, model, plan, options))
+        except Exception as error:
+            Ranks.started_since(before).kill()
+            if isinstance(error, AtlasError):
+                raise
+            refuse_machine_fault(error)
+            refuse_own_code(settings.directory, error)
+            raise _not_loaded(settings, failures.first or _reason(error)) from error
+    return vllm, Ranks.started_since(before)
 
-        arguments = EngineArgs(**engine_arguments(settings, model, plan, options))
-        config = arguments.create_engine_config()
-        # Where the KV cache is too small for the longest conversation, vLLM finds the longest that it has room for.
-        # It does so only for a length that it chose itself.
-        config.model_config.original_max_model_len = -1
-        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
-    except AtlasError:
-        raise
-    except Exception as error:
-        refuse_machine_fault(error)
-        refuse_own_code(settings.directory, error)
-        raise _not_loaded(settings, error) from error
+
+def _started(arguments: dict[str, Any]) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    config = EngineArgs(**arguments).create_engine_config()
+    # Where the KV cache is too small for the longest conversation, vLLM finds the longest that it has room for. It does
+    # so only for a length that it chose itself.
+    config.model_config.original_max_model_len = -1
+    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
 @contextmanager
@@ -72,9 +84,8 @@ def beside_vllm(vllm: Any) -> Iterator[None]:
         yield
 
 
-def _not_loaded(settings: EngineSettings, error: BaseException) -> InputError:
+def _not_loaded(settings: EngineSettings, text: str) -> InputError:
     """Make the error of a model that vLLM could not load, with what would help."""
-    text = _reason(error)
     lowered = text.lower()
     if "tensor parallel" in lowered or "tensor_parallel" in lowered:
         return InputError(

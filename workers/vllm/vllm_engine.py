@@ -52,7 +52,8 @@ class VllmEngine:
         passes: What canaries are compared with, and whether sampling is reproducible; see ``Reader``.
         prefetch: 0, because it pulls a request whenever there is room in its batch.
         model: The model's tokenizer, template and limits.
-        vllm: vLLM's own engine.
+        vllm: vLLM's own engine; None once this one is closed.
+        ranks: The processes of a model that is divided over several devices.
     """
 
     def __init__(self, settings: EngineSettings, options: VllmOptions | None = None) -> None:
@@ -68,7 +69,8 @@ class VllmEngine:
         wants_users = settings.capture.needs_user_spans
         user_spans = UserSpans(offsets_encoder(self.model.tokenizer), self.model.renderer) if wants_users else None
         plan = worker_plan(settings, self.model, options)
-        self.vllm: Any = start_vllm(settings, self.model, plan, options)
+        vllm, self.ranks = start_vllm(settings, self.model, plan, options)
+        self.vllm: Any = vllm
         self._flights = Flights(self.vllm, plan, self.model.d_model, captures=options.captures)
         self._reader = VllmReader(self._flights, self.model, settings, plan)
         self._recompute = Recompute(settings, self.vllm, self._reader)
@@ -123,6 +125,7 @@ class VllmEngine:
         vllm, self.vllm = self.vllm, None
         vllm.engine_core.shutdown()
         del vllm
+        self.ranks.kill()
         self._flights.forget_vllm()
         self._recompute.forget_vllm()
         gc.collect()

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from .capture_plan import KEY, SlotSpans, WorkerPlan
+from .rank_failures import told
+from .ranks import end_with_parent
 from .runners import ForwardPass, hand_out_layers, observe_passes, view_of
 from .slot_table import SlotTable
 from .token_store import TokenStore
@@ -43,11 +45,20 @@ class CapturingWorker:
     model_runner: Any
     device: Any
 
+    def init_device(self) -> None:
+        """Prepare the device, in a process that ends with the one that started it."""
+        end_with_parent()
+        with told():
+            super().init_device()  # pyright: ignore[reportAttributeAccessIssue]
+
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """Load the model, and allocate the table of sums before vLLM measures how much memory is left."""
-        loaded = super().load_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        plan = WorkerPlan.from_json(self.vllm_config.additional_config[KEY])
-        self._persona_atlas = RankCapture(self, plan)
+        with told():
+            loaded = super().load_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+            plan = self.vllm_config.additional_config.get(KEY)
+            # Without a plan, as for a benchmark, nothing is captured.
+            if plan is not None:
+                self._persona_atlas = RankCapture(self, WorkerPlan.from_json(plan))
         return loaded
 
     def persona_atlas_take(self, slots: list[int]) -> dict[str, Any] | None:
