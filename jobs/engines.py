@@ -10,6 +10,7 @@ from typing import Literal
 
 from .errors import InputError
 from .model_facts import ModelFacts
+from .parallelism import require_parallel
 from .specs.spec_parts import CaptureSpec, PlacementSpec
 
 Engine = Literal["builtin", "vllm"]
@@ -17,6 +18,15 @@ Engine = Literal["builtin", "vllm"]
 
 VLLM_HOOK_POINT = "resid_post"
 """The only hook point that the vLLM engine captures."""
+
+VLLM_MAX_NUM_SEQS = 256
+"""Most rollouts that a replica of the vLLM engine runs at a time; vLLM's ``max_num_seqs`` is as many, and some more."""
+
+VLLM_READING_SLOTS = 8
+"""Slots of its sums beside those of rollouts: for what it reads meanwhile."""
+
+VLLM_MAX_NUM_BATCHED_TOKENS = 2048
+"""Tokens of one of its steps. Of each step the states of every captured layer are in memory: 2.7 GB at 80 x 8192."""
 
 _BUILTIN_ASKED_FOR = "placement.engine is builtin"
 
@@ -52,6 +62,30 @@ VLLM_ARCHITECTURES = {
     "GptOssForCausalLM": VllmArchitecture("gpt_oss", shares_kv_heads=False),
 }
 """Architectures that the vLLM engine captures, by the name in ``architectures`` of a configuration."""
+
+
+FAMILIES_RUN_ALONE = frozenset(
+    {
+        "bloom",
+        "codegen",
+        "doge",
+        "falcon",
+        "gpt_neo",
+        "gptj",
+        "jamba",
+        "lfm2",
+        "mamba",
+        "mamba2",
+        "mpt",
+        "openai-gpt",
+        "recurrent_gemma",
+        "rwkv",
+        "xglm",
+        "xlstm",
+    }
+)
+"""``model_type`` of families that are known to have a forward pass for every text in the built-in engine. It finds that
+out by trial when it loads a model; plans know it for these only."""
 
 
 def vllm_architecture(facts: ModelFacts) -> VllmArchitecture | None:
@@ -112,10 +146,11 @@ def choose_engine(
         'builtin'
     """
     if placement.engine == "vllm":
-        _require_vllm(facts, capture, vllm_installed=vllm_installed)
+        _require_vllm(placement, facts, capture, vllm_installed=vllm_installed)
         return "vllm"
     reason = _against_vllm(facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
     if placement.engine == "auto" and reason is None:
+        require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
         return "vllm"
     _require_builtin(placement, facts, reason if placement.engine == "auto" else None)
     return "builtin"
@@ -134,7 +169,34 @@ def refuse_parallel_builtin(placement: PlacementSpec) -> None:
         _require_one_device(placement, _BUILTIN_ASKED_FOR)
 
 
-def _require_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool) -> None:
+def possible_engines(placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec) -> list[Engine]:
+    """Return the engines that a run of a job may use, depending on what its machines have; the built-in one first.
+
+    Args:
+        placement: The job's placement.
+        facts: Its model.
+        capture: What it captures.
+
+    Raises:
+        InputError: None can run this job, whatever the machines have; names the field.
+
+    Example:
+        >>> from persona_atlas import plan
+        >>> planned = plan("job.yaml")
+        >>> possible_engines(planned.spec.placement, planned.facts, planned.spec.capture)
+        ['builtin', 'vllm']
+    """
+    may_have_gpu = placement.device != "cpu"
+    best = choose_engine(placement, facts, capture, vllm_installed=True, has_gpu=may_have_gpu)
+    try:
+        other = choose_engine(placement, facts, capture, vllm_installed=False, has_gpu=may_have_gpu)
+    except InputError:
+        # Without vLLM there is no other engine for this job.
+        return [best]
+    return [other] if other == best else [other, best]
+
+
+def _require_vllm(placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool) -> None:
     """Refuse a job that asks for vLLM and that vLLM cannot run."""
     others = _other_hook_points(capture)
     if others:
@@ -144,7 +206,7 @@ def _require_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bo
             field="capture.hook_points",
             hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
         )
-    require_vllm_model(facts)
+    require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
     if not vllm_installed:
         raise InputError(
             "is vllm, but vLLM is not installed where the replicas run.",

@@ -112,7 +112,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             dtype=resolved_dtype(spec.model.dtype, job.plan.facts.dtype),
             device=placement.device,
             threads=placement.threads,
-            batch_tokens=batch_tokens(spec.placement),
+            batch_tokens=batch_tokens(spec.placement, engine, placement.device),
             layers=job.plan.layers,
             sampling=spec.sampling,
             capture=spec.capture,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...jobs.engines import refuse_parallel_builtin
+from ...jobs.engines import possible_engines, refuse_parallel_builtin
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
@@ -22,7 +22,6 @@ from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.template import read_chat_template, template_sha256
 from ...workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
-from .engine_choice import require_engine
 from .progress import Progress
 from .rendering import require_readable, require_same_rules
 
@@ -180,12 +179,13 @@ def prepare_job(
     record = read_run_record(location)
     template = chat_template or read_chat_template(spec.model)
     plan, directory = plan_job(spec, progress, source, record, template)
-    require_engine(plan)
+    # Where it depends on the machines which engine runs, this is the built-in one.
+    figures = estimate(plan, possible_engines(spec.placement, plan.facts, spec.capture)[0])
     if record is None:
         concerned = require_readable(plan, directory, progress, template)
-        return Job(plan, estimate(plan), directory, location, None, frozenset(), template, concerned)
+        return Job(plan, figures, directory, location, None, frozenset(), template, concerned)
     check_same_run(record, plan, location.url)
-    job = Job(plan, estimate(plan), directory, location, record, frozenset(committed_units(location)), template)
+    job = Job(plan, figures, directory, location, record, frozenset(committed_units(location)), template)
     if job.num_missing:
         require_same_rules(record, plan, directory, template, location.url)
     return job

@@ -24,6 +24,10 @@ class _Facts(BaseModel):
     dtype: str
     family: str
     max_context: int
+    architectures: tuple[str, ...]
+    num_attention_heads: int
+    num_kv_heads: int
+    mlp_width: int
 
 
 class _Table(BaseModel):

@@ -7,16 +7,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from ...jobs.engines import VLLM_MAX_NUM_BATCHED_TOKENS, VLLM_MAX_NUM_SEQS, VLLM_READING_SLOTS
 from ..engine import EngineSettings
 from .capture_plan import KEY, WorkerPlan
 from .model import ServedModel
 from .worker import WORKER_CLASSES
-
-MOST_SEQUENCES = 256
-"""Most rollouts of one batch, and so rows of the table of sums: more do not raise the throughput of large models."""
-
-READING_SLOTS = 8
-"""Slots that generation leaves to the reader, which recomputes canaries while rollouts are running."""
 
 _CPU_BLOCK_TOKENS = 128
 """Tokens of one block of the KV cache on a CPU; of the last block of every sequence, a part is not used."""
@@ -60,7 +55,7 @@ def num_sequences(settings: EngineSettings, options: VllmOptions) -> int:
     """Return the most rollouts of one batch: as many as its tokens admit at their longest, up to a limit."""
     if options.max_num_seqs is not None:
         return options.max_num_seqs
-    return max(1, min(MOST_SEQUENCES, settings.batch_tokens // settings.sampling.max_new_tokens))
+    return max(1, min(VLLM_MAX_NUM_SEQS, settings.batch_tokens // settings.sampling.max_new_tokens))
 
 
 def worker_plan(settings: EngineSettings, model: ServedModel, options: VllmOptions) -> WorkerPlan:
@@ -69,7 +64,7 @@ def worker_plan(settings: EngineSettings, model: ServedModel, options: VllmOptio
         settings.capture.poolings,
         layers=settings.layers,
         token_layers=settings.token_layers,
-        slots=num_sequences(settings, options) + READING_SLOTS,
+        slots=num_sequences(settings, options) + VLLM_READING_SLOTS,
         stop_ids=sorted(model.stop_ids),
     )
 
@@ -103,8 +98,9 @@ def engine_arguments(
         # Of every response a token more is sampled than asked for, so that its last one is fed to the model. It has the
         # position after the longest conversation, and is never fed itself.
         "max_model_len": model.max_context + 1,
-        "max_num_seqs": num_sequences(settings, options) + READING_SLOTS,
-        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_num_seqs": num_sequences(settings, options) + VLLM_READING_SLOTS,
+        # The hidden states of all captured layers of one pass are in memory together.
+        "max_num_batched_tokens": options.max_num_batched_tokens or VLLM_MAX_NUM_BATCHED_TOKENS,
         "kv_cache_memory_bytes": kv_cache_bytes,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": True,
@@ -113,6 +109,7 @@ def engine_arguments(
         "generation_config": "vllm",
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
+        "worker_cls": WORKER_CLASSES[settings.device],
     }
     if settings.tensor_parallel * settings.pipeline_parallel > 1:
         arguments["distributed_executor_backend"] = "mp"
@@ -120,7 +117,7 @@ def engine_arguments(
         # Rollouts have no seeds of their own there. With vLLM's fixed one, every replica would draw the same numbers.
         arguments["seed"] = secrets.randbits(31)
     if options.captures:
-        arguments |= {"worker_cls": WORKER_CLASSES[settings.device], "additional_config": {KEY: plan.to_json()}}
+        arguments["additional_config"] = {KEY: plan.to_json()}
     return {name: value for name, value in arguments.items() if value is not None}
 
 

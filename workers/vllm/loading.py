@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 from ...jobs.errors import AtlasError, EngineDied, InputError
@@ -14,10 +15,13 @@ from .arguments import VllmOptions, engine_arguments, set_environment
 from .capture_plan import WorkerPlan
 from .model import ServedModel
 from .rank_failures import RankFailures
+from .ranks import BeforeRanks, Ranks
 from .versions import require_known_version
 
 
-def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions) -> Any:
+def start_vllm(
+    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions
+) -> tuple[Any, Ranks]:
     """Start vLLM and load a model.
 
     Args:
@@ -27,7 +31,7 @@ def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, o
         options: What else is set.
 
     Returns:
-        vLLM's engine.
+        vLLM's engine, and the processes of its ranks.
 
     Raises:
         InputError: vLLM is missing or of another version, cannot load the model or has no room for it.
@@ -35,34 +39,55 @@ def start_vllm(settings: EngineSettings, model: ServedModel, plan: WorkerPlan, o
     require_known_version()
     # Each process of a replica has a share of its threads.
     set_environment(max(1, settings.threads // (settings.tensor_parallel * settings.pipeline_parallel)))
+    before = BeforeRanks.now()
     with RankFailures() as failures:
-        return _start(settings, model, plan, options, failures)
+        try:
+            vllm = _started(engine_arguments(settings, model, plan, options))
+        except Exception as error:
+            left = Ranks.started_since(before)
+            left.kill()
+            left.unlink_shared_memory()
+            if isinstance(error, AtlasError):
+                raise
+            refuse_machine_fault(error)
+            refuse_own_code(settings.directory, error)
+            raise _not_loaded(settings, failures.first or _reason(error)) from error
+    return vllm, Ranks.started_since(before)
 
 
-def _start(
-    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions, failures: RankFailures
-) -> Any:
-    try:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+def _started(arguments: dict[str, Any]) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
 
-        arguments = EngineArgs(**engine_arguments(settings, model, plan, options))
-        config = arguments.create_engine_config()
-        # Where the KV cache is too small for the longest conversation, vLLM finds the longest that it has room for.
-        # It does so only for a length that it chose itself.
-        config.model_config.original_max_model_len = -1
-        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
-    except AtlasError:
-        raise
-    except Exception as error:
-        refuse_machine_fault(error)
-        refuse_own_code(settings.directory, error)
-        raise _not_loaded(settings, failures.first or _reason(error)) from error
+    config = EngineArgs(**arguments).create_engine_config()
+    # Where the KV cache is too small for the longest conversation, vLLM finds the longest that it has room for. It does
+    # so only for a length that it chose itself.
+    config.model_config.original_max_model_len = -1
+    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+@contextmanager
+def beside_vllm(vllm: Any) -> Iterator[None]:
+    """Let transformers make a plain model in the process of a vLLM.
+
+    vLLM's transformers backend changes the class of a model's decoder where it is defined, for good: afterwards every
+    instance asks for vLLM's configuration, and compiles itself by it. Under one that compiles nothing, it computes
+    what it always did.
+
+    Args:
+        vllm: vLLM's engine.
+    """
+    from vllm.config import CompilationMode, set_current_vllm_config
+
+    config = copy(vllm.vllm_config)
+    config.compilation_config = copy(config.compilation_config)
+    config.compilation_config.mode = CompilationMode.NONE
+    with set_current_vllm_config(config):
+        yield
 
 
 def _not_loaded(settings: EngineSettings, text: str) -> InputError:
     """Make the error of a model that vLLM could not load, with what would help."""
-    text = text.strip().splitlines()[0]
     lowered = text.lower()
     if "tensor parallel" in lowered or "tensor_parallel" in lowered:
         return InputError(

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ...jobs.engines import VLLM_READING_SLOTS
 from ...jobs.errors import UnitError
 from ..builtin.reading import require_readable
 from ..engine import CapturedText, EngineSettings, TokenisedText
-from .arguments import READING_SLOTS
 from .capture_plan import WorkerPlan
 from .flights import Box, Flights, Landed, SlotCapture
 from .model import ServedModel
@@ -151,8 +151,8 @@ class VllmReader:
 
 def _readings(index: int, text: TokenisedText, *, is_cached: bool) -> Iterator[_Reading]:
     """Divide a text into readings of as many responses as have slots, each up to the end of its last response."""
-    for first in range(0, len(text.responses), READING_SLOTS):
-        some = slice(first, first + READING_SLOTS)
+    for first in range(0, len(text.responses), VLLM_READING_SLOTS):
+        some = slice(first, first + VLLM_READING_SLOTS)
         part = replace(
             text,
             token_ids=text.token_ids[: text.responses[some][-1][1]],

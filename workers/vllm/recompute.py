@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from ..canary import compare
 from ..engine import CapturedRollout, EngineSettings, TokenisedText
 from ..models.checkpoints.checkpoint import facts_of, open_checkpoint
 from ..models.limits import free_memory_bytes
+from .loading import beside_vllm
 from .reading import VllmReader
 
 MOST_PLAIN_PARAMETERS = 2_000_000_000
@@ -34,15 +36,17 @@ class Recompute:
 
     Args:
         settings: The engine's settings.
-        reader: Reads texts with the engine's vLLM.
+        vllm: Its vLLM.
+        reader: Reads texts with it.
 
     Attributes:
         is_plain: Whether a plain Hugging Face pass recomputes them.
         summary: One sentence that says what canaries are compared with, for people and for the run's record.
     """
 
-    def __init__(self, settings: EngineSettings, reader: VllmReader) -> None:
+    def __init__(self, settings: EngineSettings, vllm: Any, reader: VllmReader) -> None:
         self._settings = settings
+        self._vllm = vllm
         self._reader = reader
         self._plain: Callable[[CapturedRollout], Canary | None] | None = None
         against = _against_plain(settings)
@@ -68,13 +72,18 @@ class Recompute:
         expected = {array: read[array].astype(np.float64) for array in arrays}
         return compare(arrays, expected, self._settings.token_positions)
 
+    def forget_vllm(self) -> None:
+        """Let go of vLLM's engine."""
+        self._vllm = None
+
     def _plain_canary(self, captured: CapturedRollout) -> Canary | None:
         if self._plain is None:
             # Loaded for the first canary: an engine that only generates for a benchmark needs no second model.
             from ..builtin.builtin_engine import BuiltinEngine
 
             settings = replace(self._settings, device="cpu", tensor_parallel=1, pipeline_parallel=1)
-            self._plain = BuiltinEngine(settings).canary
+            with beside_vllm(self._vllm):
+                self._plain = BuiltinEngine(settings).canary
         return self._plain(captured)
 
 

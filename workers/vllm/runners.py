@@ -124,7 +124,7 @@ def hand_out_layers(worker: Any, layers: Sequence[int], *, is_last_stage: bool) 
         )
     # vLLM counts the streams between the layers: entry L + 1 is what decoder layer L returns.
     model.set_aux_hidden_state_layers(tuple(layer + 1 for layer in layers))
-    if not is_last_stage or worker.vllm_config.parallel_config.pipeline_parallel_size > 1:
+    if worker.vllm_config.parallel_config.pipeline_parallel_size > 1:
         _keep_to_own_stage(model)
     # The last stage returns them beside its output, if there are any; the others put them into what they send on.
     runner.use_aux_hidden_state_outputs = is_last_stage and bool(layers)
@@ -159,26 +159,30 @@ def observe_passes(worker: Any, view: RunnerView, observe: Callable[[Any, Forwar
     def execute_and_observe(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         output = execute_model(scheduler_output, *args, **kwargs)
         # The second runner makes its dummy passes here too, while it measures memory and captures graphs.
-        if not kwargs.get("dummy_run", False):
-            observe(scheduler_output, _pass_of(runner, view, scheduler_output, output))
+        if kwargs.get("dummy_run", False):
+            return output
+        if not scheduler_output.total_num_scheduled_tokens:
+            observe(scheduler_output, None)
+            return output
+        hidden, output = _handed_out(runner, output)
+        observe(scheduler_output, ForwardPass(view.pieces(runner, scheduler_output), hidden, view.token_ids(runner)))
         return output
 
     runner.execute_model = execute_and_observe
 
 
-def _pass_of(runner: Any, view: RunnerView, scheduler_output: Any, output: Any) -> ForwardPass | None:
-    if not scheduler_output.total_num_scheduled_tokens:
-        return None
+def _handed_out(runner: Any, output: Any) -> tuple[Sequence[torch.Tensor], Any]:
+    """Return the hidden states of a pass, and what is left of its output."""
     tensors = getattr(output, "tensors", None)
-    if isinstance(tensors, dict):
-        # A stage before the last. What it kept would otherwise be sent to the next one with every pass.
-        key = runner.get_model().model.AUX_HIDDEN_STATE_KEY
-        names = sorted((name for name in tensors if name.startswith(key)), key=lambda name: int(name[len(key) :]))
-        hidden = [tensors.pop(name) for name in names]
-    else:
+    if not isinstance(tensors, dict):
         state = runner.execute_model_state
-        hidden = None if state is None else state.aux_hidden_states
-    return ForwardPass(view.pieces(runner, scheduler_output), hidden or [], view.token_ids(runner))
+        return (state and state.aux_hidden_states) or [], output
+    # A stage before the last. What it kept would otherwise be sent to the next one with every pass. The output may be
+    # that of a captured graph, which returns the same object every time: it must stay as it is.
+    key = runner.get_model().model.AUX_HIDDEN_STATE_KEY
+    own = sorted((name for name in tensors if name.startswith(key)), key=lambda name: int(name[len(key) :]))
+    others = {name: tensor for name, tensor in tensors.items() if name not in own}
+    return [tensors[name] for name in own], type(output)(others)
 
 
 def _require(holder: Any, names: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from .tracking import Stretch
 
 @dataclass(frozen=True, eq=False)
 class _Copy:
-    """Tokens ``(K, E, D)`` on their way to main memory, stretch after stretch; ``done`` is None where they are there."""
+    """Tokens ``(K, E, D)`` on their way to main memory, stretch after stretch; ``done`` is None once they are there."""
 
     stretches: Sequence[Stretch]
     tokens_KED: torch.Tensor

@@ -23,7 +23,6 @@ from .flights import Flights
 from .generation import VllmGeneration
 from .loading import start_vllm
 from .model import ServedModel, read_model
-from .ranks import BeforeRanks, Ranks
 from .reading import VllmReader
 from .recompute import Recompute
 from .versions import require_known_version
@@ -53,7 +52,8 @@ class VllmEngine:
         passes: What canaries are compared with, and whether sampling is reproducible; see ``Reader``.
         prefetch: 0, because it pulls a request whenever there is room in its batch.
         model: The model's tokenizer, template and limits.
-        vllm: vLLM's own engine.
+        vllm: vLLM's own engine; None once this one is closed.
+        ranks: The processes of a model that is divided over several devices.
     """
 
     def __init__(self, settings: EngineSettings, options: VllmOptions | None = None) -> None:
@@ -69,12 +69,11 @@ class VllmEngine:
         wants_users = settings.capture.needs_user_spans
         user_spans = UserSpans(offsets_encoder(self.model.tokenizer), self.model.renderer) if wants_users else None
         plan = worker_plan(settings, self.model, options)
-        before = BeforeRanks.now()
-        self.vllm: Any = start_vllm(settings, self.model, plan, options)
-        self._ranks = Ranks.started_since(before)
+        vllm, self.ranks = start_vllm(settings, self.model, plan, options)
+        self.vllm: Any = vllm
         self._flights = Flights(self.vllm, plan, self.model.d_model, captures=options.captures)
         self._reader = VllmReader(self._flights, self.model, settings, plan)
-        self._recompute = Recompute(settings, self._reader)
+        self._recompute = Recompute(settings, self.vllm, self._reader)
         is_seeded = settings.device != "cpu"
         self._generation = VllmGeneration(
             self._flights,
@@ -124,14 +123,14 @@ class VllmEngine:
         if self.vllm is None:
             return
         vllm, self.vllm = self.vllm, None
-        # vLLM would wait for ranks that wait for one another.
-        self._ranks.kill()
         vllm.engine_core.shutdown()
         del vllm
+        self.ranks.kill()
         self._flights.forget_vllm()
+        self._recompute.forget_vllm()
         gc.collect()
         cleanup_dist_env_and_memory()
-        self._ranks.unlink_shared_memory()
+        self.ranks.unlink_shared_memory()
 
 
 def _require_hook_points(settings: EngineSettings) -> None:

@@ -51,7 +51,7 @@ class CapturingWorker:
             super().__init__(*args, **kwargs)
 
     def init_device(self) -> None:
-        """Take the rank's device, and tell the parent if that fails."""
+        """Prepare the device, and tell the parent if that fails."""
         with told():
             super().init_device()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -59,8 +59,10 @@ class CapturingWorker:
         """Load the model, and allocate the table of sums before vLLM measures how much memory is left."""
         with told():
             loaded = super().load_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-            plan = WorkerPlan.from_json(self.vllm_config.additional_config[KEY])
-            self._persona_atlas = RankCapture(self, plan)
+            plan = self.vllm_config.additional_config.get(KEY)
+            # Without a plan, as for a benchmark, nothing is captured.
+            if plan is not None:
+                self._persona_atlas = RankCapture(self, WorkerPlan.from_json(plan))
         return loaded
 
     def persona_atlas_take(self, slots: list[int]) -> dict[str, Any] | None:
