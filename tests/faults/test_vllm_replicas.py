@@ -6,6 +6,7 @@ made again, and the store is sound and whole.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -26,7 +27,13 @@ from ray_cluster import RayCluster
 from vllm_families import save_vllm_family
 from whole_run import verified
 
-pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 GONE_WITHIN_S = 10.0
 SHARED = Path("/dev/shm")
