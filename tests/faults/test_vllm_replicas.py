@@ -45,7 +45,7 @@ def cluster() -> Iterator[RayCluster]:
     with RayCluster(env={"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}) as cluster:
         for name in ("a", "b"):
             cluster.add(name, num_cpus=2)
-        cluster.wait_for_nodes(3)
+        cluster.wait_for_nodes(3, timeout_s=180)
         yield cluster
 
 
@@ -114,7 +114,7 @@ def test_a_replica_that_loses_a_part_is_gone_at_once_and_replaced(cluster: RayCl
     with log.open("w") as output:
         run = subprocess.Popen(command, stdout=output, stderr=output, env=cluster.client_env)
     try:
-        wait_for(lambda: len(committed_units(location)) >= 2, 180, log)
+        wait_for(lambda: len(committed_units(location)) >= 2, 300, log)
         actor, ranks = replica_of(cluster)
         assert len(ranks) == 2
         before = len(committed_units(location))
