@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -109,13 +110,14 @@ def test_reading_while_rollouts_are_running_gives_both_what_is_theirs(llama: Pat
 
 def test_an_answer_that_nobody_waits_for_frees_its_place(llama: Path):
     with vllm_engine(llama, poolings=("response_mean",)) as engine:
-        free = engine._flights.num_free_slots
+        free = engine.num_free_slots
         for _ in range(3):
             to_ask = iter(requests_of(30))
             stream = engine.generate(lambda to_ask=to_ask: next(to_ask, None))
             next(stream)
+            assert isinstance(stream, Generator)
             stream.close()
-            assert engine._flights.num_free_slots == free
+            assert engine.num_free_slots == free
         assert_equal_to_plain(generate(engine, requests_of(10)), plain_model(llama, engine))
 
 
