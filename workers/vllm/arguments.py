@@ -27,8 +27,8 @@ _ENVIRONMENT = {
     # Replicas on one machine must not all bind themselves to its first cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
-    # Weights come from a local directory.
-    "HF_HUB_OFFLINE": "1",
+    # Ranks have nothing to put in order, and are killed when they are asked in vain.
+    "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
 }
 
 

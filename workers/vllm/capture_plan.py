@@ -61,7 +61,9 @@ class WorkerPlan:
             stop_ids: Token ids that end a response.
         """
         entries = [POOLINGS[name] for name in poolings]
-        sums = dict.fromkeys((entry.combine, entry.span) for entry in entries if not entry.keeps_tokens)
+        sums: dict[Sum, None] = dict.fromkeys(
+            (entry.combine, entry.span) for entry in entries if not entry.keeps_tokens
+        )
         keeps = any(entry.keeps_tokens for entry in entries)
         return cls(tuple(layers), tuple(token_layers), tuple(sums), keeps, slots, tuple(sorted(stop_ids)))
 

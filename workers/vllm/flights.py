@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Flights:
     """
 
     def __init__(self, vllm: Any, plan: WorkerPlan, d_model: int, *, captures: bool = True) -> None:
-        self._vllm = vllm
+        self._vllm: Any = vllm
         self._plan = plan
         self._d_model = d_model
         self._captures = captures
@@ -93,7 +94,12 @@ class Flights:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a request that vLLM has room for, sampled ones included."""
+        """Most tokens of a request that vLLM has room for, sampled ones included.
+
+        Raises:
+            EngineDied: vLLM has ended.
+        """
+        self._alive.require()
         return int(self._vllm.model_config.max_model_len)
 
     def send(
@@ -120,9 +126,7 @@ class Flights:
             UnitError: vLLM refuses it.
             EngineDied: vLLM has ended.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
+        sampling_params: Any = import_module("vllm.sampling_params")
         self._alive.require()
         slots = tuple(self._free.pop() for _ in spans)
         asked = [
@@ -132,10 +136,10 @@ class Flights:
         name = str(self._next_name)
         self._next_name += 1
         try:
-            sampling = SamplingParams(
+            sampling = sampling_params.SamplingParams(
                 **parameters,
                 detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+                output_kind=sampling_params.RequestOutputKind.FINAL_ONLY,
                 extra_args={KEY: asked} if self._captures else None,
             )
             self._vllm.add_request(name, {"prompt_token_ids": list(token_ids)}, sampling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from importlib import import_module
 from typing import Any
 
 from ...jobs.errors import AtlasError, EngineDied, InputError
@@ -56,14 +57,13 @@ def start_vllm(
 
 
 def _started(arguments: dict[str, Any]) -> Any:
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    config = EngineArgs(**arguments).create_engine_config()
+    arg_utils: Any = import_module("vllm.engine.arg_utils")
+    llm_engine: Any = import_module("vllm.v1.engine.llm_engine")
+    config = arg_utils.EngineArgs(**arguments).create_engine_config()
     # Where the KV cache is too small for the longest conversation, vLLM finds the longest that it has room for. It does
     # so only for a length that it chose itself.
     config.model_config.original_max_model_len = -1
-    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    return llm_engine.LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
 @contextmanager
@@ -77,12 +77,11 @@ def beside_vllm(vllm: Any) -> Iterator[None]:
     Args:
         vllm: vLLM's engine.
     """
-    from vllm.config import CompilationMode, set_current_vllm_config
-
+    vllm_config: Any = import_module("vllm.config")
     config = copy(vllm.vllm_config)
     config.compilation_config = copy(config.compilation_config)
-    config.compilation_config.mode = CompilationMode.NONE
-    with set_current_vllm_config(config):
+    config.compilation_config.mode = vllm_config.CompilationMode.NONE
+    with vllm_config.set_current_vllm_config(config):
         yield
 
 

@@ -77,8 +77,10 @@ def pooled(
                 value = tokens[point, pooling.name] = slot.tokens_KTD[:, :num_content].copy()
                 layers = settings.token_layers
             else:
-                value = slot.sums[pooling.combine, pooling.span]
-                value = value / (stop - start) if pooling.combine == "mean" and stop > start else value.copy()
+                # A pooling may share its sum with another one.
+                value = slot.sums[pooling.combine, pooling.span].copy()
+                if pooling.combine == "mean" and stop > start:
+                    value /= stop - start
                 vectors[point, pooling.name] = value if stop > start else np.full_like(value, np.nan)
                 layers = settings.layers
             if stop > start:

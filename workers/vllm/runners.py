@@ -38,7 +38,10 @@ class ForwardPass:
 class RunnerView(Protocol):
     """How a version of the model runner shows a pass that it has run."""
 
-    required: tuple[str, ...]
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Members of the runner that this view reads, besides those that every view needs."""
+        ...
 
     def pieces(self, runner: Any, scheduler_output: Any) -> list[Piece]:
         """Return the requests of the last pass."""
@@ -132,7 +135,7 @@ def hand_out_layers(worker: Any, layers: Sequence[int], *, is_last_stage: bool) 
 
 def _keep_to_own_stage(model: Any) -> None:
     """Let every stage of a pipeline number its own layers from 0, and expect none from the stages before it."""
-    inner = getattr(model, "model", None)
+    inner: Any = getattr(model, "model", None)
     if not getattr(inner, "supports_aux_hidden_states_over_pp", False):
         raise InputError(
             f"vLLM's {type(model).__name__} does not hand out hidden states over the stages of a pipeline.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 from ...jobs.engines import VLLM_HOOK_POINT
@@ -22,7 +23,7 @@ from .arguments import VllmOptions, num_sequences, worker_plan
 from .flights import Flights
 from .generation import VllmGeneration
 from .loading import start_vllm
-from .model import ServedModel, read_model
+from .model import read_model
 from .reading import VllmReader
 from .recompute import Recompute
 from .versions import require_known_version
@@ -99,9 +100,9 @@ class VllmEngine:
         return self
 
     @property
-    def loaded(self) -> ServedModel:
-        """The model, under the name that it has in the built-in engine."""
-        return self.model
+    def num_free_slots(self) -> int:
+        """Number of slots that no request has."""
+        return self._flights.num_free_slots
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""
@@ -117,8 +118,6 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM and its processes; every later call raises ``EngineDied``. May be called twice."""
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self._flights.end()
         if self.vllm is None:
             return
@@ -129,7 +128,8 @@ class VllmEngine:
         self._flights.forget_vllm()
         self._recompute.forget_vllm()
         gc.collect()
-        cleanup_dist_env_and_memory()
+        distributed: Any = import_module("vllm.distributed")
+        distributed.cleanup_dist_env_and_memory()
         self.ranks.unlink_shared_memory()
 
 

@@ -89,20 +89,19 @@ class RankCapture:
     """
 
     def __init__(self, worker: Any, plan: WorkerPlan) -> None:
-        from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-
+        distributed: Any = import_module("vllm.distributed")
+        num_ranks, rank = (
+            distributed.get_tensor_model_parallel_world_size(),
+            distributed.get_tensor_model_parallel_rank(),
+        )
         self._plan = plan
         view = view_of(worker)
         config = worker.vllm_config.model_config
         first, stop = config.get_layers_start_end_indices(worker.vllm_config.parallel_config)
         of_stage = [layer for layer in plan.layers if first <= layer < stop]
-        hand_out_layers(worker, of_stage, is_last_stage=get_pp_group().is_last_rank)
+        hand_out_layers(worker, of_stage, is_last_stage=distributed.get_pp_group().is_last_rank)
         self._own = _Share(
-            [
-                (place, layer)
-                for place, layer in enumerate(of_stage)
-                if place % get_tensor_model_parallel_world_size() == get_tensor_model_parallel_rank()
-            ],
+            [(place, layer) for place, layer in enumerate(of_stage) if place % num_ranks == rank],
             plan,
         )
         self._num_handed_out = len(of_stage)

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from persona_atlas.jobs.poolings import Span
 from persona_atlas.workers.vllm.capture_plan import Sum
 from persona_atlas.workers.vllm.slot_table import SlotTable
 from persona_atlas.workers.vllm.tracking import Stretch
@@ -37,17 +38,18 @@ def test_sums_and_last_tokens_of_many_passes_are_those_of_numpy(dtype: torch.dty
     counts = dict.fromkeys(ids, 0)
     for _ in range(20):
         hidden, token_ids = a_pass(12, dtype)
-        stretches: dict = {"response": [], "prompt": []}
+        stretches: dict[Span, list[Stretch]] = {"response": [], "prompt": []}
+        spans: tuple[Span, Span] = ("prompt", "response")
         begin = 0
         for slot in rng.sample(range(SLOTS), rng.randint(1, SLOTS)):
-            for span in ("prompt", "response"):
+            for span in spans:
                 end = begin + rng.randint(1, 2)
                 if end > 12:
                     break
                 stretches[span].append(Stretch(slot, begin, end, span == "response"))
+                key = MEAN if span == "response" else PROMPT
                 for layer in range(L):
                     part = hidden[layer][begin:end].double().numpy()
-                    key = MEAN if span == "response" else PROMPT
                     expected[key, slot][layer] += part.sum(axis=0)
                     if span == "response":
                         expected[LAST, slot][layer] = part[-1]
@@ -71,7 +73,7 @@ def test_the_token_that_ends_a_turn_and_what_follows_it_do_not_count():
     sums.reset(range(SLOTS))
     hidden, _ = a_pass(4)
     for ids in ([7, STOP], [8, 9], [STOP, 10]):
-        both = {"response": [Stretch(0, 0, 1, True), Stretch(1, 1, 2, True)]}
+        both: dict[Span, list[Stretch]] = {"response": [Stretch(0, 0, 1, True), Stretch(1, 1, 2, True)]}
         sums.add(both, hidden, torch.tensor([*ids, 0, 0]))
     taken = sums.take([0, 1])
     assert taken.counts == {MEAN: [2, 0], LAST: [1, 0]}
@@ -84,7 +86,7 @@ def test_in_a_text_that_exists_every_token_of_a_span_counts():
     sums = table(MEAN)
     sums.reset([0, 1])
     hidden, _ = a_pass(4)
-    mixed = {"response": [Stretch(0, 0, 2, False), Stretch(1, 2, 3, True)]}
+    mixed: dict[Span, list[Stretch]] = {"response": [Stretch(0, 0, 2, False), Stretch(1, 2, 3, True)]}
     sums.add(mixed, hidden, torch.tensor([STOP, 5, STOP, 0]))
     assert sums.take([0, 1]).counts == {MEAN: [2, 0]}
 

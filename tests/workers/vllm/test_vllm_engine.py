@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -109,13 +108,14 @@ def test_reading_while_rollouts_are_running_gives_both_what_is_theirs(llama: Pat
 
 def test_an_answer_that_nobody_waits_for_frees_its_place(llama: Path):
     with vllm_engine(llama, poolings=("response_mean",)) as engine:
-        free = engine._flights.num_free_slots
+        free = engine.num_free_slots
         for _ in range(3):
             to_ask = iter(requests_of(30))
             stream = engine.generate(lambda to_ask=to_ask: next(to_ask, None))
             next(stream)
+            assert isinstance(stream, Generator)
             stream.close()
-            assert engine._flights.num_free_slots == free
+            assert engine.num_free_slots == free
         assert_equal_to_plain(generate(engine, requests_of(10)), plain_model(llama, engine))
 
 
@@ -180,32 +180,31 @@ def test_a_model_over_two_devices_gives_what_one_gives(
         poolings=ALL_POOLINGS,
         token_layers=(0, 3),
     ) as engine:
-        processes = psutil.Process().children(recursive=True)
-        assert len(processes) >= 2
+        ranks = [psutil.Process(pid) for pid in engine.ranks.pids]
+        assert len(ranks) == 2
         plain = plain_model(unstoppable, engine)
         rows = generate(engine, requests_of(16))
         for mode in (as_generated, as_read):
             assert_equal_to_plain(mode(engine, rows), plain, (0, 3))
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
 
 
 def test_the_death_of_a_rank_ends_the_engine_and_no_process_is_left(unstoppable: Path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     with vllm_engine(unstoppable, tensor_parallel=2, poolings=("response_mean",), max_new_tokens=200) as engine:
-        processes = psutil.Process().children(recursive=True)
-        rank = next(one for one in processes if "VLLM" in one.name() or "Worker" in " ".join(one.cmdline()) or True)
+        ranks = [psutil.Process(pid) for pid in engine.ranks.pids]
         to_ask = iter(requests_of(40))
         stream = engine.generate(lambda: next(to_ask, None))
         next(stream)
-        os.kill(rank.pid, signal.SIGKILL)
+        ranks[1].kill()
         began = time.monotonic()
         with pytest.raises(EngineDied):
             list(stream)
         assert time.monotonic() - began < 10
         with pytest.raises(EngineDied):
             generate(engine, requests_of(1))
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
 
 
