@@ -3,11 +3,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from persona_atlas.jobs.engines import VLLM_ARCHITECTURES, choose_engine, require_vllm_model, vllm_architecture
+from persona_atlas.jobs.engines import (
+    FAMILIES_RUN_ALONE,
+    VLLM_ARCHITECTURES,
+    VLLM_MAX_NUM_SEQS,
+    VLLM_READING_SLOTS,
+    choose_engine,
+    possible_engines,
+    require_vllm_model,
+    vllm_architecture,
+)
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.parallelism import tensor_parallel_sizes
 from persona_atlas.jobs.specs.spec_parts import CaptureSpec, PlacementSpec
+from persona_atlas.workers.vllm.arguments import MOST_SEQUENCES, READING_SLOTS
 
 from fakes import FACTS
+from other_families import ALONE_FAMILIES, SHARING_FAMILIES
 
 LLAMA = replace(FACTS, architectures=("LlamaForCausalLM",))
 FALCON = replace(FACTS, architectures=("FalconForCausalLM",), family="falcon")
@@ -90,3 +102,55 @@ def test_the_engine_is_no_part_of_a_run_s_identity_nor_of_its_record():
     changed = {"engine": "vllm", "tensor_parallel": 2, "pipeline_parallel": 2}
     assert make_spec(data).digest == make_spec(data | {"placement": changed}).digest
     assert PlacementSpec(tensor_parallel=4, pipeline_parallel=2).gpus_per_replica == 8
+
+
+def test_the_families_that_run_alone_are_those_that_the_built_in_engine_finds_so_by_trial():
+    known = {str(make().model_type) for make in ALONE_FAMILIES.values()}
+    assert known <= FAMILIES_RUN_ALONE
+    assert not FAMILIES_RUN_ALONE & {str(make().model_type) for make in SHARING_FAMILIES.values()}
+    assert not FAMILIES_RUN_ALONE & {entry.family for entry in VLLM_ARCHITECTURES.values()}
+
+
+def test_the_slots_that_are_planned_are_those_that_vllm_is_started_with():
+    assert (MOST_SEQUENCES, READING_SLOTS) == (VLLM_MAX_NUM_SEQS, VLLM_READING_SLOTS)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "sizes"),
+    [
+        (9, 3, 1536, [1, 3]),
+        (8, 8, 64, [1, 2, 4, 8]),
+        (64, 8, 28672, [1, 2, 4, 8, 16, 32, 64]),
+        (12, 4, 36, [1, 2, 4, 12]),
+    ],
+)
+def test_a_tensor_parallel_size_divides_the_heads_and_the_mlps(heads: int, kv_heads: int, width: int, sizes: list[int]):
+    facts = replace(LLAMA, num_attention_heads=heads, num_kv_heads=kv_heads, mlp_width=width)
+    assert tensor_parallel_sizes(facts, 64) == sizes
+    only = [size for size in sizes if kv_heads % size == 0]
+    assert tensor_parallel_sizes(facts, 64, shares_kv_heads=False) == only
+    for size in range(1, 65):
+        if size in sizes:
+            assert chosen(facts, engine="vllm", tensor_parallel=size) == "vllm"
+        else:
+            error = refusal(facts, engine="vllm", tensor_parallel=size)
+            assert (error.code, error.field) == ("does_not_split", "placement.tensor_parallel")
+            assert f"Sizes that do: {', '.join(map(str, sizes))}." in str(error)
+
+
+def test_more_pipeline_stages_than_layers_are_refused():
+    assert chosen(engine="vllm", pipeline_parallel=4) == "vllm"
+    assert refusal(engine="vllm", pipeline_parallel=5).field == "placement.pipeline_parallel"
+
+
+def test_an_auto_job_may_run_on_either_engine_and_others_on_one():
+    def possible(facts=LLAMA, **placement):
+        return possible_engines(PlacementSpec(**placement), facts, CaptureSpec())
+
+    assert possible() == ["builtin", "vllm"]
+    assert possible(device="cpu") == ["builtin"]
+    assert possible(FALCON) == ["builtin"]
+    assert possible(tensor_parallel=2) == ["vllm"]
+    assert possible(engine="vllm", device="cpu") == ["vllm"]
+    with pytest.raises(InputError):
+        possible(FALCON, tensor_parallel=2)

@@ -16,6 +16,7 @@ from ....jobs.sizing.pricing import Price, price
 from ....jobs.specs.spec import load_spec
 from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom
+from ...run.check_model import check_job, lines_of
 from ...run.prepare import sketch_plan
 from .. import output
 from ..options import device_options, json_option, set_option, spec_argument
@@ -36,6 +37,12 @@ _FACTS_FROM = {
     type=click.IntRange(min=1, max=1_000_000),
     help="Number of devices, for the days; by default those of the spec's replicas.",
 )
+@click.option(
+    "--check-model",
+    is_flag=True,
+    help="Also build the model without weights, from its configuration: decoder layers, hook points, whether vLLM "
+    "captures it and over how many GPUs, a rendered prompt, and the longest prompt against the context.",
+)
 @json_option
 def plan(
     spec_file: str,
@@ -43,6 +50,7 @@ def plan(
     devices_file: str | None,
     device: str | None,
     gpus: int | None,
+    check_model: bool,
     as_json: bool,
 ) -> None:
     """Estimate what SPEC needs and costs: rollouts, tokens, bytes, memory, GPU-hours, money, days. Nothing is run.
@@ -55,15 +63,19 @@ def plan(
     table = table if device is None else table.only(device)
     sketch = sketch_plan(spec, output.progress())
     planned, facts_from = sketch.plan, sketch.facts_from
+    checked = check_job(planned, output.progress()) if check_model else None
     estimates = estimate_engines(planned)
     figures = main_figures(estimates, table)
     require_fit(planned, figures, table)
     prices = price_all(planned, estimates, table, gpus)
     if as_json:
         document = as_dict(planned, figures, facts_from) | {"rows_concerned": sketch.rows_concerned}
+        document |= {} if checked is None else {"model_check": checked.as_dict()}
         output.document(document | _prices_as_dict(planned, table, prices, figures))
         return
     output.table("Plan", ["", ""], [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]])
+    if checked is not None:
+        output.table("Model, checked without weights", ["", ""], lines_of(checked))
     columns = ["device", "engine", "per\nreplica", "tokens/s", "device\nhours", table.currency, "devices", "days"]
     output.table(
         f"Price, if every response has the full length (prices of {table.prices_as_of}; estimated, not measured)",
