@@ -26,8 +26,8 @@ demo: setup
 # What starts a Ray waits for it most of the time, so two files of such tests run at once; the rest runs in as many
 # processes as there are cores.
 test: setup
-	$(BIN)/python -m pytest -n auto --durations=10 -m 'not ray'
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m ray
+	$(BIN)/python -m pytest -n auto --durations=10 -m 'not ray and not vllm'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m 'ray and not vllm'
 
 # What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
 # gateway is installed and this is root, the S3 ones against that.
@@ -39,7 +39,7 @@ faults: setup
 
 # What needs no Ray, no real model and no server: a minute or two.
 fast: setup
-	$(BIN)/python -m pytest -n auto -m 'not ray and not model and not s3 and not slow'
+	$(BIN)/python -m pytest -n auto -m 'not ray and not model and not s3 and not slow and not vllm'
 
 check: setup
 	$(BIN)/ruff check .
@@ -71,9 +71,10 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 test-vllm: setup-vllm
 	$(VLLM_BIN)/python -m pytest --durations=10 -m vllm
 
-# Two families and a replica of two ranks that loses one: what a change is most likely to break.
+# A family in vLLM's own class, one in its transformers backend, and a replica of two ranks that loses one.
 test-vllm-quick: setup-vllm
-	$(VLLM_BIN)/python -m pytest --durations=10 -m 'vllm and quick'
+	$(VLLM_BIN)/python -m pytest --durations=5 -k 'llama or gemma2' tests/workers/vllm/test_vllm_conformance.py
+	$(VLLM_BIN)/python -m pytest --durations=5 -k 'rank' tests/faults/test_vllm_replicas.py
 
 bench-vllm: setup-vllm
 	$(VLLM_BIN)/python benchmarks/engine.py --engine vllm
