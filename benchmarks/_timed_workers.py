@@ -56,6 +56,9 @@ class TimedEngine:
         """Itself."""
         return self
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Take the time, then answer."""
         held: deque[RolloutRequest] = deque()

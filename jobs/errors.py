@@ -5,6 +5,7 @@
     ├── StoreError      the store is damaged or of an unknown layout         exit status 1
     ├── TransientError  the network or the object store failed for a moment  exit status 1, retryable
     ├── UnitError       one attempt of a work unit failed                    exit status 1
+    ├── EngineDied      a replica's engine ended; its units go to another    exit status 1
     └── JobError        the job ended without doing all of its units         exit status 1
 
 There is one class for each way that a caller may react. ``code`` is a stable word for the cause. A ``retryable`` error
@@ -152,6 +153,18 @@ class UnitError(AtlasError):
             False
         """
         return self.code in _PERMANENT_CODES
+
+
+class EngineDied(AtlasError):  # noqa: N818 - it says what happened, and to what
+    """The engine of a replica has ended, such as when a process of its tensor-parallel group died.
+
+    Unlike a ``UnitError`` it says nothing about the units in flight: they are as good as new, but only for another
+    engine, because this one answers no further call.
+
+    Example:
+        >>> EngineDied("a process of the model ended.", code="engine_died").exit_status
+        1
+    """
 
 
 class JobError(AtlasError):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+_NOT_KEPT = Field(exclude=True)
+"""Left out of the run's record, which has what identifies a run; all of this is in the model's configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,14 @@ class ModelFacts:
         fingerprint: SHA-256 over its configuration, tokenizer and samples of its weight files; empty if the files were
             not read, which is enough to plan a job but not to run it.
         chat_template_sha256: SHA-256 of a chat template that the spec gives; empty where the model's own is used.
+        architectures: ``architectures`` of its configuration; empty if it names none. This and the following are
+            read where a job is planned; no record keeps them, and facts with other ones are equal.
+        num_attention_heads: Query heads of a decoder layer; 0 if unknown.
+        num_kv_heads: Key-value heads of a decoder layer; 0 if unknown.
+        mlp_width: Inner width of an MLP, or of one expert of a mixture; 0 if unknown.
+        packed_with: Method of a quantisation that only vLLM computes with, such as ``gptq``; empty for weights that are
+            plain, or are restored to plain ones when they are loaded.
+        packed_bytes: Bytes of the weight files where these are quantised; 0 for plain weights.
     """
 
     n_layers: int
@@ -31,3 +45,9 @@ class ModelFacts:
     max_context: int
     fingerprint: str
     chat_template_sha256: str = ""
+    architectures: Annotated[tuple[str, ...], _NOT_KEPT] = field(default=(), compare=False)
+    num_attention_heads: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    num_kv_heads: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    mlp_width: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    packed_with: Annotated[str, _NOT_KEPT] = field(default="", compare=False)
+    packed_bytes: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)

@@ -124,6 +124,8 @@ class EngineSettings:
         capture: Hook points and poolings to capture.
         token_layers: Those of ``layers`` at which every token is kept.
         chat_template: Text of the chat template to use instead of the model's; None: the model's.
+        tensor_parallel: Devices that each layer is divided over; above 1 only with vLLM's engine.
+        pipeline_parallel: Groups of such devices that the layers are divided over; above 1 only with vLLM's engine.
     """
 
     directory: Path
@@ -136,6 +138,8 @@ class EngineSettings:
     capture: CaptureSpec
     token_layers: tuple[int, ...] = ()
     chat_template: str | None = None
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
 
     @property
     def token_positions(self) -> list[int]:
@@ -173,6 +177,7 @@ class Reader(Protocol):
 
         Raises:
             UnitError: As for ``Responder.generate``; the whole call has no result.
+            EngineDied: The engine has ended, and answers no further call.
         """
         ...
 
@@ -184,6 +189,13 @@ class Reader(Protocol):
 
         Returns:
             The errors by layer; None when the rollout has no value in any array.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the processes of the engine and free what they hold; nothing may be asked of it afterwards.
+
+        May be called again, also on an engine that has ended, and returns when its processes are gone.
         """
         ...
 
@@ -219,5 +231,6 @@ class Responder(Protocol):
         Raises:
             UnitError: A value is not finite, a hook did not fire, or a prompt is too long for the model. Requests in
                 flight are lost and may be submitted again.
+            EngineDied: The engine has ended, and answers no further call.
         """
         ...

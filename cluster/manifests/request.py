@@ -76,7 +76,7 @@ class ClusterRequest:
         self._check_paths()
 
     def _check_numbers(self) -> None:
-        size = self.figures.tensor_parallel
+        size = self.figures.gpus_per_replica
         for option, gpus in (("--gpus-max", self.gpus_max), ("--gpus-min", self.gpus_min)):
             if gpus % size:
                 raise InputError(
@@ -92,6 +92,14 @@ class ClusterRequest:
                 field="--gpus-min",
                 hint="Lower --gpus-min or raise --gpus-max.",
             )
+        asked = self.spec.placement.replicas
+        if asked is not None and self.gpus_min > asked * size:
+            raise InputError(
+                f"brings up {self.gpus_min} GPUs at least, but the {asked} replicas of the job use {asked * size}.",
+                code="idle_gpus",
+                field="--gpus-max" if self.gpus_min == self.gpus_max else "--gpus-min",
+                hint=f"Ask for {asked * size}, or for more replicas: --set placement.replicas={self.gpus_min // size}.",
+            )
 
     def _check_paths(self) -> None:
         """Refuse paths of this machine: a cluster needs an object store, and folders must be in the image."""
@@ -103,12 +111,19 @@ class ClusterRequest:
                 field="store.url",
                 hint="For example --set store.url=s3://bucket/prefix.",
             )
-        source = self.spec.model.source
-        looks_local = source.startswith((".", "~")) and not source.startswith(PACKAGE_SCHEME)
-        catalog = self.spec.personas.catalog
+        model, catalog = self.spec.model, self.spec.personas.catalog
+        adapter, template = model.adapter or "", model.chat_template
+        conversations = self.spec.conversations.source if self.spec.conversations is not None else None
         for name, path, is_local in (
-            ("model.source", source, looks_local),
+            ("model.source", model.source, _looks_local(model.source)),
+            ("model.adapter", adapter, _looks_local(adapter)),
+            ("model.chat_template", template, template is not None and not PurePosixPath(template).is_absolute()),
             ("personas.catalog", catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
+            (
+                "conversations.source",
+                conversations,
+                conversations is not None and not PurePosixPath(conversations).is_absolute(),
+            ),
         ):
             if is_local:
                 raise InputError(
@@ -121,17 +136,17 @@ class ClusterRequest:
     @property
     def gpus_per_replica(self) -> int:
         """Number of GPUs of one replica; 0 for a job on CPUs."""
-        return 0 if self.spec.placement.device == "cpu" else self.figures.tensor_parallel
+        return 0 if self.spec.placement.device == "cpu" else self.figures.gpus_per_replica
 
     @property
     def replicas_min(self) -> int:
         """Fewest replicas."""
-        return self.gpus_min // self.figures.tensor_parallel
+        return self.gpus_min // self.figures.gpus_per_replica
 
     @property
     def replicas_max(self) -> int:
         """Most replicas."""
-        return self.gpus_max // self.figures.tensor_parallel
+        return self.gpus_max // self.figures.gpus_per_replica
 
     @property
     def scales(self) -> bool:
@@ -150,6 +165,10 @@ class ClusterRequest:
         replicas = () if placement.replicas else (f"placement.replicas={self.replicas_max}",)
         on_gpu = placement.device == "auto" and self.gpus_per_replica
         return (*replicas, "placement.device=cuda") if on_gpu else replicas
+
+
+def _looks_local(source: str) -> bool:
+    return source.startswith((".", "~")) and not source.startswith(PACKAGE_SCHEME)
 
 
 def pair(text: str, option: str) -> tuple[str, str | None]:

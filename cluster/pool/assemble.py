@@ -1,23 +1,27 @@
-"""Choose and load a worker's engine on the worker's machine, after checking that it can work there.
-
-A new engine, such as one that wraps vLLM, is selected in ``load_engine``.
-"""
+"""Load a worker's engine on the worker's machine, after checking that it can work there."""
 
 from __future__ import annotations
 
 import socket
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from ...jobs.engines import Engine
 from ...jobs.errors import InputError
 from ...storage.locations.location import Location
 from ...workers.chat.spans import load_renderer
-from ...workers.engine import Responder
+from ...workers.engine import EngineSettings, Responder
 from ...workers.models.memory import require_memory
 from ...workers.models.model_files import find_model
 from ...workers.responders.given import GivenResponder
+from ...workers.vllm.versions import installed_version, require_known_version
 from ..retry import with_retries
 from .worker_settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from ...workers.builtin.builtin_engine import BuiltinEngine
+    from ...workers.vllm.vllm_engine import VllmEngine
 
 _SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
 """Pauses between checks for the sentinel: a shared file system may show a new file with a delay."""
@@ -30,14 +34,14 @@ def load_engine(settings: WorkerSettings) -> Responder:
         settings: The model, and whether it generates, its texts are given, or a server generates.
 
     Returns:
-        The built-in engine; or a responder for given texts or for a server, which captures with the built-in engine.
+        The engine; or a responder for given texts or for a server, which captures with the engine.
 
     Raises:
-        InputError: The model does not fit the memory or cannot be loaded, or the server does not serve it.
+        InputError: The model does not fit the memory or cannot be loaded, vLLM is not here in a version that is known,
+            or the server does not serve the model.
     """
-    # Torch is imported only where a model is loaded, not by the driver or the command line.
-    from ...workers.builtin.builtin_engine import BuiltinEngine
-
+    if settings.engine_name == "vllm":
+        require_known_version()
     if settings.engine.device == "cuda":
         import torch
 
@@ -48,23 +52,25 @@ def load_engine(settings: WorkerSettings) -> Responder:
                 field="placement.device",
                 hint="Install a CUDA build of torch there, or use placement.device: cpu.",
             )
-    require_memory(settings.needed_bytes, 1, settings.engine.device)
+    if settings.engine_name != "vllm" or settings.engine.device == "cpu":
+        # vLLM counts the memory of its GPUs itself; asking for it here would take some of the first.
+        require_memory(settings.needed_bytes, 1, settings.engine.device)
     engine = settings.engine
     if settings.model is not None and not engine.directory.is_dir():
         engine = replace(engine, directory=find_model(settings.model, lambda _: None))
     if not settings.reads_given and settings.generation is None:
-        return BuiltinEngine(engine)
+        return _load_model(settings.engine_name, engine)
     conversations = load_renderer(engine.directory, engine.chat_template)
     user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.generation is None:
-        return GivenResponder(BuiltinEngine(engine), conversations, user_spans)
+        return GivenResponder(_load_model(settings.engine_name, engine), conversations, user_spans)
     # The HTTP client is imported only if a server generates.
     from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
     # The server is checked first, because the model may take minutes to load.
     left_out = check_endpoint(settings.generation, settings.served_model, conversations.renderer)
     return EndpointResponder(
-        BuiltinEngine(engine),
+        _load_model(settings.engine_name, engine),
         conversations,
         settings.generation,
         settings.served_model,
@@ -72,6 +78,22 @@ def load_engine(settings: WorkerSettings) -> Responder:
         user_spans=user_spans,
         left_out=left_out,
     )
+
+
+def engine_label(settings: WorkerSettings) -> str:
+    """Name the engine of a worker on this machine as commit records do: ``builtin``, or ``vllm`` and its version."""
+    return "builtin" if settings.engine_name == "builtin" else f"vllm {installed_version()}"
+
+
+def _load_model(name: Engine, engine: EngineSettings) -> BuiltinEngine | VllmEngine:
+    # Torch and vLLM are imported only where a model is loaded, not by the driver or the command line.
+    if name == "vllm":
+        from ...workers.vllm.vllm_engine import VllmEngine
+
+        return VllmEngine(engine)
+    from ...workers.builtin.builtin_engine import BuiltinEngine
+
+    return BuiltinEngine(engine)
 
 
 def require_same_store(location: Location, sentinel: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...jobs.errors import InputError
 from ...jobs.specs.spec_parts import PlacementSpec
+from ...jobs.wording import count_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,31 @@ class Resources:
         cpus_per_node: Cores of the smallest node that could run a replica, because a replica's threads must be on one
             node; None when unknown.
         num_nodes: Number of nodes that could run a replica.
+        gpus_by_node: GPUs of each of these nodes; empty: all are on one node.
     """
 
     num_cpus: int
     num_gpus: int
     cpus_per_node: int | None = None
     num_nodes: int = 1
+    gpus_by_node: tuple[int, ...] = ()
+
+    @property
+    def most_gpus(self) -> int:
+        """GPUs of the node that has most of them."""
+        return max(self.gpus_by_node, default=self.num_gpus)
+
+    def places_for(self, num_gpus: int) -> int:
+        """Return the number of replicas of so many GPUs each that there is room for, since each is on one node.
+
+        Args:
+            num_gpus: GPUs of one replica.
+
+        Example:
+            >>> Resources(64, 12, gpus_by_node=(8, 4)).places_for(8)
+            1
+        """
+        return sum(gpus // num_gpus for gpus in self.gpus_by_node or (self.num_gpus,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +54,7 @@ class Placement:
         replicas: Number of replicas; each is one worker process.
         device: ``cpu`` or ``cuda``.
         threads: CPUs of its node that each replica reserves, and its CPU threads unless its node decides them.
-        num_gpus: GPUs of each replica, 0 or 1.
+        num_gpus: GPUs of each replica, all on its node: 0, 1, or those of its tensor-parallel group.
         one_per_node: Whether each node gets one replica, however many it has room for.
         node_decides: Whether the threads of a replica depend on the node where it is placed, which may join later.
     """
@@ -75,7 +95,8 @@ class Placement:
         """
         if not self.node_decides:
             return self.threads
-        sharing = num_gpus if self.num_gpus else min(self.replicas, self.places_on(num_cpus, num_gpus))
+        by_gpus = num_gpus // self.num_gpus if self.num_gpus else 0
+        sharing = by_gpus if self.num_gpus else min(self.replicas, self.places_on(num_cpus, num_gpus))
         return max(self.threads, int(num_cpus // max(1, sharing)))
 
 
@@ -101,23 +122,31 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
             hint="Use device: auto or cpu, or an --address with GPUs.",
         )
     device = "cuda" if asked.device == "cuda" or (asked.device == "auto" and resources.num_gpus) else "cpu"
-    num_gpus = 1 if device == "cuda" else 0
-    replicas = asked.replicas or (resources.num_gpus if device == "cuda" else max(1, resources.num_nodes))
+    ranks = asked.gpus_per_replica
+    num_gpus = ranks if device == "cuda" else 0
+    if num_gpus:
+        _require_one_node(asked, resources, may_grow=may_grow)
+    places = resources.places_for(num_gpus) if num_gpus else resources.num_cpus // ranks
+    replicas = asked.replicas or (places if num_gpus else max(1, resources.num_nodes))
     one_per_node = device == "cpu" and not asked.replicas
+    # On a CPU each rank is a process that computes, and needs a core.
+    least_threads = 1 if num_gpus else ranks
+    if asked.threads and asked.threads < least_threads:
+        raise InputError(
+            f"is {asked.threads}, and each of the {ranks} processes of a replica takes a core.",
+            code="too_few_threads",
+            field="placement.threads",
+            hint=f"Ask for at least {least_threads}, or leave it out.",
+        )
     if may_grow:
         at_once = max(1, -(-replicas // max(1, resources.num_nodes)))
-        reserved = asked.threads or max(1, (resources.cpus_per_node or 1) // at_once)
+        reserved = asked.threads or max(least_threads, (resources.cpus_per_node or 1) // at_once)
+        replicas = max(1, replicas)
         return Placement(replicas, device, reserved, num_gpus, one_per_node, node_decides=not asked.threads)
-    limit, unit = (resources.num_gpus, "GPU") if device == "cuda" else (resources.num_cpus, "CPU core")
-    if replicas > limit:
-        raise InputError(
-            f"asks for {replicas} replicas, but there is room for {limit}: each takes at least one {unit}.",
-            code="too_many_replicas",
-            field="placement.replicas",
-            hint=f"Ask for at most {limit}.",
-        )
+    if replicas > places:
+        raise _no_room(replicas, places, device, ranks)
     cores = min(resources.num_cpus // replicas, resources.cpus_per_node or resources.num_cpus)
-    threads = asked.threads or max(1, cores)
+    threads = asked.threads or max(least_threads, cores)
     if threads * replicas > resources.num_cpus:
         raise InputError(
             f"{replicas} replicas of {threads} threads need {threads * replicas} cores; "
@@ -127,3 +156,38 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
             hint=f"Ask for at most {resources.num_cpus // replicas if asked.threads else resources.num_cpus}.",
         )
     return Placement(replicas, device, threads, num_gpus, one_per_node)
+
+
+def _require_one_node(asked: PlacementSpec, resources: Resources, *, may_grow: bool) -> None:
+    """Refuse a replica that no node has GPUs enough for: its processes share the memory of one machine.
+
+    Nodes that an autoscaler may add can be larger, but a cluster that has GPUs shows of which size its nodes are.
+    """
+    ranks, most = asked.gpus_per_replica, resources.most_gpus
+    if ranks <= most or (may_grow and not most):
+        return
+    name = "pipeline_parallel" if asked.pipeline_parallel > 1 else "tensor_parallel"
+    raise InputError(
+        f"a replica takes {ranks} GPUs, and all of them must be on one node; the largest node has {most}.",
+        code="replica_over_nodes",
+        field=f"placement.{name}",
+        hint=f"Ask for at most {most}, with quantised weights if need be, or use nodes with {ranks} GPUs.",
+    )
+
+
+def _no_room(replicas: int, places: int, device: str, ranks: int) -> InputError:
+    unit = "GPU" if device == "cuda" else "CPU core"
+    if places:
+        return InputError(
+            f"asks for {replicas} replicas, but there is room for {places}: each takes at least "
+            f"{count_of(ranks, unit) if ranks > 1 else f'one {unit}'}.",
+            code="too_many_replicas",
+            field="placement.replicas",
+            hint=f"Ask for at most {places}.",
+        )
+    return InputError(
+        f"a replica takes {count_of(ranks, unit)}, and there are fewer.",
+        code="too_many_ranks",
+        field="placement.tensor_parallel",
+        hint="Ask for fewer, or give an --address with more.",
+    )

@@ -30,6 +30,9 @@ _CONCURRENT_CALLS = 6
 """Concurrent calls of one actor: ``wait_forever`` and ``next_report`` are always pending, and ``prepare`` or ``take``
 may be as well; the rest is for calls that are about to return."""
 
+_END_S = 3.0
+"""Time for workers to end the processes of their engines before they are killed themselves."""
+
 _NODE_LABEL = "ray.io/node-id"
 
 
@@ -108,6 +111,15 @@ class RayExecutor(PooledExecutor):
         answers = [answer for reference in returned for answer in self._returned(reference)]
         return answers + self._carry_out(self._pool.check_silence(self._clock()))
 
+    def close(self) -> None:
+        """Kill every worker; what is in flight is lost."""
+        if self._settings.engine_name == "vllm":
+            placed = [name for name, worker in self._pool.workers.by_name.items() if worker.node_id]
+            ends = [self._actors[name].end.remote() for name in placed if name in self._actors]
+            if ends:
+                ray.wait(ends, num_returns=len(ends), timeout=_END_S)
+        super().close()
+
     def _returned(self, reference: Any) -> list[Answer]:
         """Translate a call that has returned or failed to an event of the pool."""
         call = self._calls.pop(reference, None)
@@ -120,9 +132,15 @@ class RayExecutor(PooledExecutor):
             return self._failed(call, error)
         pool, name, now = self._pool, call.worker, self._clock()
         if call.kind == "next_report":
-            self._call(name, "next_report")
+            if result.ended is None:
+                self._call(name, "next_report")
             self._note_wait(name, result.held_up_by)
-            return self._carry_out(pool.reported(name, result.results, result.work_request, now))
+            answers = self._carry_out(pool.reported(name, result.results, result.work_request, now))
+            if result.ended is None:
+                return answers
+            # The actor lives on without its engine, so it is replaced as if it had died.
+            nodes = cluster_nodes(self._placement)
+            return answers + self._carry_out(pool.died(name, str(result.ended), nodes, now))
         if call.kind == "node_id":
             answers = self._carry_out(pool.placed(name, result, now))
             if name in self._actors:

@@ -12,6 +12,7 @@ import ray
 from ...jobs.errors import AtlasError, JobError
 from ...jobs.machine_faults import machine_fault
 from ...jobs.work.units import UnitAttempt
+from ...workers.vllm.ranks import end_all_ranks
 from .worker_loop import WorkerLoop, WorkerReport
 from .worker_settings import WorkerSettings
 
@@ -56,6 +57,10 @@ class UnitActor:
     def take(self, attempts: Sequence[UnitAttempt]) -> None:
         """Accept an assignment; see :meth:`WorkerLoop.take`."""
         self._loop.take(attempts)
+
+    def end(self) -> None:
+        """End the other processes of the engine, at once: this one is about to be killed, which would leave traces."""
+        end_all_ranks()
 
     def next_report(self) -> WorkerReport:
         """Wait until there is something to report, and return it; see :meth:`WorkerLoop.next_report`."""

@@ -118,4 +118,5 @@ def _cluster_resources() -> Resources:
         num_gpus=int(sum(r.get("GPU", 0) for r in workers)),
         cpus_per_node=int(min((r.get("CPU", 0) for r in workers), default=0)) or None,
         num_nodes=len(workers),
+        gpus_by_node=tuple(int(r["GPU"]) for r in workers if r.get("GPU")),
     )

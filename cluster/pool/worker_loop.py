@@ -3,6 +3,9 @@
 Every Ray actor has a ``WorkerLoop``, and so has each executor that runs in this process. Assignments may arrive while
 others are in flight; their units join the running batch as slots are freed. Three threads: one runs the model, one
 encodes and writes finished units, and the caller's waits for reports.
+
+An engine may end by itself, as vLLM's does when a process of it dies. Then the loop is over: it closes the engine,
+reports what was finished, and last that the engine has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 
-from ...jobs.errors import AtlasError, TransientError
+from ...jobs.errors import AtlasError, EngineDied, TransientError
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.scheduling.worker_load import WorkRequest
 from ...jobs.work.unit_result import UnitResult
@@ -27,7 +30,7 @@ from ...workers.canary import CanaryChecks
 from ...workers.engine import Responder
 from ...workers.run_units import failure_of, run_units
 from ..retry import with_retries
-from .assemble import load_engine, require_same_store
+from .assemble import engine_label, load_engine, require_same_store
 from .worker_settings import WorkerSettings
 
 _BLOCKS_WAITING = 2
@@ -43,11 +46,13 @@ class WorkerReport:
         results: A manifest or a failure for each unit that has ended, in the order in which they ended.
         work_request: The worker's request for work; None if it made none.
         held_up_by: What the worker waits for while it tries again; empty: nothing any more; None: as before.
+        ended: Why the engine has ended, so that the worker answers nothing any more; None while it runs.
     """
 
     results: tuple[Manifest | Failure, ...]
     work_request: WorkRequest | None = None
     held_up_by: str | None = None
+    ended: EngineDied | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class WorkerLoop:
         self._loading = threading.Lock()
         self._released = threading.Event()
         self._write_slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
-        self._events: SimpleQueue[Manifest | Failure | WorkRequest | _HeldUp] = SimpleQueue()
+        self._events: SimpleQueue[Manifest | Failure | WorkRequest | _HeldUp | EngineDied] = SimpleQueue()
         # The lock guards everything below.
         self._lock = threading.Lock()
         self._inbox: deque[UnitAttempt] = deque()
@@ -132,7 +137,12 @@ class WorkerLoop:
         # What is being written is not tried again: the process could not end before.
         self._released.set()
         with self._loading:
-            self._engine = None
+            engine, self._engine = self._engine, None
+        with self._lock:
+            is_generating = self._is_generating
+        if engine is not None and not is_generating:
+            # Otherwise the model's thread closes it when it ends.
+            engine.reader.close()
 
     def next_report(self) -> WorkerReport:
         """Wait until there is something to report.
@@ -147,11 +157,28 @@ class WorkerLoop:
             events.append(self._events.get())
         requests = [event for event in events if isinstance(event, WorkRequest)]
         held_up = [event.reason for event in events if isinstance(event, _HeldUp)]
-        results = tuple(event for event in events if not isinstance(event, WorkRequest | _HeldUp))
-        return WorkerReport(results, requests[-1] if requests else None, held_up[-1] if held_up else None)
+        ends = [event for event in events if isinstance(event, EngineDied)]
+        results = tuple(event for event in events if isinstance(event, Manifest | Failure))
+        return WorkerReport(
+            results,
+            requests[-1] if requests else None,
+            held_up[-1] if held_up else None,
+            ends[-1] if ends else None,
+        )
 
     def _generate(self, engine: Responder) -> None:
-        """Run units until the inbox is empty; the body of the thread that has the model."""
+        """Run units until the inbox is empty or the engine has ended; the body of the thread that has the model."""
+        try:
+            self._run_units(engine)
+        except EngineDied as error:
+            # Its processes and its memory are gone before anybody is told, since a new worker needs their place.
+            engine.reader.close()
+            self._events.put(error)
+        else:
+            if self._released.is_set():
+                engine.reader.close()
+
+    def _run_units(self, engine: Responder) -> None:
         # By row block, which no two attempts share.
         under_way: dict[int, UnitAttempt] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
@@ -160,6 +187,9 @@ class WorkerLoop:
                     next_attempt = partial(self._next_attempt, under_way, engine.prefetch)
                     for result in run_units(engine, next_attempt, self._canaries):
                         self._settle(result, under_way, writer)
+                except EngineDied:
+                    # What is finished is still written; the rest has no answer, as if the whole worker had died.
+                    raise
                 except Exception as error:  # noqa: BLE001 - every unit in flight needs an answer, whatever the error
                     for attempt in under_way.values():
                         self._events.put(failure_of(attempt, error))
@@ -230,6 +260,7 @@ class WorkerLoop:
             tokens_per_block=self._settings.tokens_per_block,
             mantissa_bits=self._settings.mantissa_bits,
             worker=self._name,
+            engine=engine_label(self._settings),
         )
 
 

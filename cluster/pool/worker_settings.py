@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ...jobs.engines import Engine
 from ...jobs.specs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
 from ...jobs.specs.store_spec import S3Access
 from ...workers.engine import EngineSettings
@@ -32,6 +33,7 @@ class WorkerSettings:
         tokens_per_block: Rows per row block of the ``tokens`` arrays; 0 in a run without them.
         canary: Which rollouts are compared with a plain forward pass.
         access: How requests to the store's bucket are made.
+        engine_name: The engine that runs the model.
     """
 
     engine: EngineSettings
@@ -49,6 +51,7 @@ class WorkerSettings:
     access: S3Access = field(default_factory=S3Access)
     canary: CanarySpec = field(default_factory=CanarySpec)
     placement: Placement | None = None
+    engine_name: Engine = "builtin"
 
     def on_node(self, num_cpus: float, num_gpus: float) -> WorkerSettings:
         """Return the settings of a worker that was placed on a node.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+from ...jobs.engines import Engine
 from ...jobs.sizing.estimate import batch_tokens, resolved_dtype
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
@@ -19,7 +20,9 @@ from ...workers.models.memory import require_memory
 from ..pool.executor import Executor
 from ..pool.placement import Placement, place
 from ..pool.session import local_resources, ray_session
+from ..pool.vllm_nodes import vllm_here, vllm_on_cluster
 from ..pool.worker_settings import WorkerSettings
+from .engine_choice import ENGINE_NAMES, engine_for
 from .prepare import Job
 from .progress import Progress
 from .rendering import RENDERING_RULES
@@ -33,10 +36,12 @@ class Backend:
         rendering: How prompts become tokens, for the run's record.
         make_executor: Makes the executor. Called when the lease is held, because workers check for the lease's object
             in the store (the sentinel).
+        engine: The engine of all workers, for the run's record.
     """
 
     rendering: dict[str, object]
     make_executor: Callable[[HeldLease], Executor]
+    engine: Engine = "builtin"
 
 
 OpenBackend = Callable[[Job, Progress], AbstractContextManager[Backend]]
@@ -56,42 +61,49 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
         A backend whose workers are Ray actors.
 
     Raises:
-        InputError: There is no chat template, not enough memory or no such cluster, or the server that generates does
-            not serve the model.
+        InputError: There is no chat template, not enough memory or no such cluster, no engine can run the job there, or
+            the server that generates does not serve the model.
     """
     # Ray is imported only if there are units to do.
     from ..pool.ray_executor import RayExecutor
 
     renderer = load_renderer(job.model_directory, job.chat_template).renderer
     rendering = rendering_of(job, renderer)
+    engine: Engine | None = None
     if address is None:
-        _refuse_what_cannot_fit(job)
+        engine = _refuse_what_cannot_run(job, progress)
     # On a cluster the workers check the server, which need not be reachable from here.
     rendering |= describe_server(job.plan.spec, renderer, is_checked=address is None)
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
         placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
+        runs = engine or engine_for(job.plan, placement, lambda: vllm_on_cluster(placement), progress)
 
         def make_executor(lease: HeldLease) -> Executor:
-            threads = f"{count_of(placement.threads, 'thread')} each"
-            if placement.node_decides:
-                threads = "with the threads that each node has cores for"
-            progress.say(
-                f"Loading the model: {count_of(placement.replicas, 'replica')} on {placement.device}, {threads}."
-            )
-            settings = worker_settings(job, placement, driver_path(lease.generation))
+            progress.say(f"Loading the model: {_described(placement, runs)}.")
+            settings = worker_settings(job, placement, driver_path(lease.generation), runs)
             return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
 
-        yield Backend(rendering, make_executor)
+        yield Backend(rendering, make_executor, runs)
 
 
-def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSettings:
+def _described(placement: Placement, engine: Engine) -> str:
+    """Describe the replicas for people."""
+    threads = f"{count_of(placement.threads, 'thread')} each"
+    if placement.node_decides:
+        threads = "with the threads that each node has cores for"
+    device = placement.device if placement.num_gpus < 2 else f"{placement.num_gpus} GPUs each"
+    return f"{count_of(placement.replicas, 'replica')} on {device}, {threads}, {ENGINE_NAMES[engine]}"
+
+
+def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engine = "builtin") -> WorkerSettings:
     """Make the settings of all workers of a job.
 
     Args:
         job: The prepared job.
         placement: Device and threads of each worker.
         sentinel: Path of an object that the driver has written and workers check for.
+        engine: The engine of every worker.
     """
     spec = job.plan.spec
     return WorkerSettings(
@@ -100,12 +112,14 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
             dtype=resolved_dtype(spec.model.dtype, job.plan.facts.dtype),
             device=placement.device,
             threads=placement.threads,
-            batch_tokens=batch_tokens(spec.placement),
+            batch_tokens=batch_tokens(spec.placement, engine, placement.device),
             layers=job.plan.layers,
             sampling=spec.sampling,
             capture=spec.capture,
             token_layers=job.plan.token_layers,
             chat_template=job.chat_template,
+            tensor_parallel=spec.placement.tensor_parallel,
+            pipeline_parallel=spec.placement.pipeline_parallel,
         ),
         needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
         store_url=job.location.url,
@@ -121,6 +135,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str) -> WorkerSett
         canary=spec.capture.canary,
         placement=placement if placement.node_decides else None,
         access=resolved_access(spec.store),
+        engine_name=engine,
     )
 
 
@@ -158,8 +173,14 @@ def describe_server(spec: JobSpec, renderer: ChatRenderer, *, is_checked: bool) 
     return {"server_requests": describe_requests(spec.sampling, left_out)}
 
 
-def _refuse_what_cannot_fit(job: Job) -> None:
-    """Check, before Ray is started on this machine, that it has the cores, GPUs and memory for all replicas."""
+def _refuse_what_cannot_run(job: Job, progress: Progress) -> Engine:
+    """Check, before Ray is started on this machine, that it has cores, GPUs and memory for all replicas, and an engine.
+
+    Returns:
+        The engine.
+    """
     placement = place(job.plan.spec.placement, local_resources())
+    engine = engine_for(job.plan, placement, vllm_here, progress)
     if placement.device == "cpu":
         require_memory(job.estimate.machine_bytes, placement.replicas, "cpu")
+    return engine

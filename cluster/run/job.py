@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 
+from ...jobs.engines import Engine
 from ...jobs.errors import StoreError
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...storage.format.planned_units import encode_units
@@ -17,6 +18,7 @@ from ...storage.run.commits import commit_unit, committed_units, now_iso
 from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
 from ...storage.run.run_store import begin_run, reserve_rows, write_skipped
+from ...workers.vllm.versions import installed_version
 from ..pool.executor import Executor
 from ..retry import with_retries
 from .backend import Backend, OpenBackend
@@ -142,8 +144,9 @@ def _work_under_lease(
             units_sha256=sha256(units).hexdigest(),
             rendering=backend.rendering,
             passes=executor.passes,
-            versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+            versions=_versions(backend.engine),
             created_at=now_iso(),
+            engine=backend.engine,
         )
         if skipped := job.plan.source.skipped:
             lines = [problem.as_dict() for problem in skipped]
@@ -196,3 +199,10 @@ def _work_under_lease(
         sum(num_rollouts for num_rollouts, _ in canaries),
         max((error for _, error in canaries), default=None),
     )
+
+
+def _versions(engine: Engine) -> dict[str, str]:
+    found = {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()}
+    # The driver's machine may lack vLLM; the commit records have the version of each worker.
+    vllm = installed_version() if engine == "vllm" else None
+    return found if vllm is None else found | {"vllm": vllm}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ...jobs.errors import UnitError
+from ...jobs.errors import EngineDied, UnitError
 from ...jobs.scheduling.worker_load import WorkerLoad
 from ...jobs.wording import count_of
 from ...jobs.work.units import RolloutRequest, UnitAttempt
@@ -25,9 +25,11 @@ from ..pool.assemble import load_engine
 from ..pool.executor import Answer, Wait, WorkerView
 from ..pool.placement import place
 from ..pool.session import local_resources
+from ..pool.vllm_nodes import vllm_here
 from ..pool.worker_loop import WorkerLoop
 from ..pool.worker_settings import WorkerSettings
 from .backend import Backend, describe_server, rendering_of, worker_settings
+from .engine_choice import ENGINE_NAMES, engine_for
 from .prepare import Job
 from .progress import Progress
 
@@ -46,21 +48,25 @@ def open_local_backend(job: Job, progress: Progress) -> Iterator[Backend]:
         A backend with this process as its only worker.
 
     Raises:
-        InputError: There is no chat template or not enough memory, or the server that generates does not serve the
-            model.
+        InputError: There is no chat template or not enough memory, no engine can run the job here, or the server that
+            generates does not serve the model.
     """
     spec = job.plan.spec
     renderer = load_renderer(job.model_directory, job.chat_template).renderer
     placement = place(spec.placement.model_copy(update={"replicas": 1}), local_resources())
+    engine = engine_for(job.plan, placement, vllm_here, progress)
     if placement.device == "cpu":
         require_memory(job.estimate.machine_bytes, 1, "cpu")
     rendering = rendering_of(job, renderer) | describe_server(spec, renderer, is_checked=True)
 
     def make_executor(lease: HeldLease) -> InProcessExecutor:
-        progress.say(f"Loading the model in this process: {placement.device}, {count_of(placement.threads, 'thread')}.")
-        return InProcessExecutor(worker_settings(job, placement, driver_path(lease.generation)))
+        progress.say(
+            f"Loading the model in this process: {placement.device}, {count_of(placement.threads, 'thread')}, "
+            f"{ENGINE_NAMES[engine]}."
+        )
+        return InProcessExecutor(worker_settings(job, placement, driver_path(lease.generation), engine))
 
-    yield Backend(rendering, make_executor)
+    yield Backend(rendering, make_executor, engine)
 
 
 class InProcessExecutor:
@@ -77,6 +83,7 @@ class InProcessExecutor:
         self._load = WorkerLoad()
         self._is_ready = False
         self._wait: Wait | None = None
+        self._ended: EngineDied | None = None
         self._since = time.time()
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
@@ -131,7 +138,13 @@ class InProcessExecutor:
         self._loop.take(attempts)
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        """Wait for the next report of the model's thread; sleep for ``timeout_s`` if no unit is assigned."""
+        """Wait for the next report of the model's thread; sleep for ``timeout_s`` if no unit is assigned.
+
+        Raises:
+            EngineDied: The engine has ended, and nobody replaces the only worker.
+        """
+        if self._ended is not None:
+            raise self._ended
         if self._load.is_empty:
             time.sleep(timeout_s)
             return []
@@ -145,6 +158,8 @@ class InProcessExecutor:
             self._load.note_request(report.work_request)
         results = tuple(result for result in report.results if self._load.answered(result.unit_id) is not None)
         self._since = time.time()
+        # Raised by the next call, so that what was finished before is committed.
+        self._ended = report.ended
         return [Answer(_NAME, results)] if results else []
 
     def close(self) -> None:

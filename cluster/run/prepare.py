@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...jobs.errors import InputError
+from ...jobs.engines import possible_engines, refuse_parallel_builtin
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
@@ -173,36 +173,19 @@ def prepare_job(
         InputError: The spec is wrong or not supported yet, or the store belongs to another run.
         StoreError: The store is damaged.
     """
-    refuse_tensor_parallel(spec)
+    refuse_parallel_builtin(spec.placement)
     refuse_key(spec.generation)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     record = read_run_record(location)
     template = chat_template or read_chat_template(spec.model)
     plan, directory = plan_job(spec, progress, source, record, template)
+    # Where it depends on the machines which engine runs, this is the built-in one.
+    figures = estimate(plan, possible_engines(spec.placement, plan.facts, spec.capture)[0])
     if record is None:
         concerned = require_readable(plan, directory, progress, template)
-        return Job(plan, estimate(plan), directory, location, None, frozenset(), template, concerned)
+        return Job(plan, figures, directory, location, None, frozenset(), template, concerned)
     check_same_run(record, plan, location.url)
-    job = Job(plan, estimate(plan), directory, location, record, frozenset(committed_units(location)), template)
+    job = Job(plan, figures, directory, location, record, frozenset(committed_units(location)), template)
     if job.num_missing:
         require_same_rules(record, plan, directory, template, location.url)
     return job
-
-
-def refuse_tensor_parallel(spec: JobSpec) -> None:
-    """Refuse replicas with several GPUs before the model is downloaded, which may be 140 GB.
-
-    Args:
-        spec: The job.
-
-    Raises:
-        InputError: ``placement.tensor_parallel`` is more than 1.
-    """
-    if spec.placement.tensor_parallel > 1:
-        raise InputError(
-            f"asks for {spec.placement.tensor_parallel} GPUs a replica; a run takes 1 so far. Planning, pricing and "
-            "rendering such a job work.",
-            code="not_yet",
-            field="placement.tensor_parallel",
-            hint="Run a model that fits one GPU, with --set placement.tensor_parallel=1.",
-        )

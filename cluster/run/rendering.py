@@ -10,7 +10,7 @@ from ...jobs.plan import Plan, refuse_beyond_context
 from ...jobs.wording import count_of
 from ...jobs.work.units import RolloutRequest
 from ...storage.format.records import RunRecord
-from ...workers.chat.checks import require_closed_prompts, require_pinned_on_server, turn_end
+from ...workers.chat.checks import require_closed_prompts, require_no_channel, require_pinned_on_server, turn_end
 from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import ConversationRenderer, load_renderer, require_within_context
 from ...workers.chat.survey import TextSurvey
@@ -134,6 +134,7 @@ def require_answerable(plan: Plan, renderer: ChatRenderer) -> None:
         InputError: A response would be reasoning, or a server would write another date than is captured.
     """
     require_closed_prompts(renderer)
+    require_no_channel(renderer)
     if plan.spec.generation is not None:
         require_pinned_on_server(renderer)
 

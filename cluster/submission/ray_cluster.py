@@ -66,6 +66,7 @@ class ClusterInfo:
         cores: CPU cores of the live node with the most.
         memory_bytes: Memory of the live node with the most, in bytes; None before any node has reported it.
         gpu_bytes: Memory of the largest GPU, in bytes; None before any node has reported one.
+        gpus_by_node: GPUs of each live node that has any.
     """
 
     ray_version: str
@@ -75,6 +76,7 @@ class ClusterInfo:
     cores: int = 0
     memory_bytes: int | None = None
     gpu_bytes: int | None = None
+    gpus_by_node: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class Cluster:
             python_version=str(metadata["pythonVersion"]),
             num_gpus=int(sum(total.get("GPU", 0) for total in totals)),
             is_open=_answers_without_token(self.address),
+            gpus_by_node=tuple(int(total["GPU"]) for total in totals if total.get("GPU", 0) >= 1),
             cores=int(max((total.get("CPU", 0) for total in totals), default=0)),
             **self._sizes(),
         )

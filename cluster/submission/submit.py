@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from ...jobs.engines import possible_engines, refuse_parallel_builtin
 from ...jobs.errors import InputError
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
@@ -20,12 +21,14 @@ from ...jobs.specs.endpoint_keys import refuse_key
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
+from ...jobs.wording import count_of
 from ...storage.locations.location import open_location
 from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
 from ...storage.run.run_store import check_same_run, read_run_record
 from ...workers.chat.template import read_chat_template
-from ..run.prepare import plan_job, refuse_tensor_parallel
+from ..run.engine_choice import require_engine
+from ..run.prepare import plan_job
 from ..run.progress import Progress
 from .ray_cluster import Cluster, ClusterInfo, metadata_of
 from .shipping import is_shipped_catalog, stage_code, stage_job
@@ -74,7 +77,7 @@ def submit_job(
     Raises:
         InputError: The spec is wrong, the store belongs to another run or has a driver, or the cluster cannot run it.
     """
-    refuse_tensor_parallel(spec)
+    refuse_parallel_builtin(spec.placement)
     refuse_conversations(spec)
     refuse_key(spec.generation)
     spec = resolved(spec)
@@ -83,7 +86,9 @@ def submit_job(
     info = cluster.info()
     refuse_cluster(info, spec, options)
     if not options.may_scale_up:
-        refuse_what_fits_no_node(info, spec, estimate(plan) if plan else None)
+        engines = possible_engines(spec.placement, plan.facts, spec.capture) if plan else []
+        # Where it depends on the nodes which engine runs, the built-in one is estimated, which is the smaller.
+        refuse_what_fits_no_node(info, spec, estimate(plan, engines[0]) if plan else None)
     if info.is_open:
         progress.say(
             f"Warning: {cluster.address} accepts jobs from anybody who can reach it, without a token. Set "
@@ -184,20 +189,48 @@ def refuse_what_fits_no_node(info: ClusterInfo, spec: JobSpec, figures: Estimate
             hint="Lower it, or start a node with more --num-cpus; give --scale-up if an autoscaler adds such nodes.",
         )
     uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and info.num_gpus > 0)
+    if uses_gpu:
+        _refuse_too_few_gpus(info, spec)
     available_bytes = info.gpu_bytes if uses_gpu else info.memory_bytes
     if figures is None or available_bytes is None:
         return
-    needed_bytes = figures.replica_bytes if uses_gpu else figures.machine_bytes
+    needed_bytes = figures.device_bytes if uses_gpu else figures.machine_bytes
     if needed_bytes > available_bytes:
         what = "GPU" if uses_gpu else "node"
         raise InputError(
-            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB, but the largest {what} of the "
+            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB"
+            f"{' on each GPU' if uses_gpu and figures.gpus_per_replica > 1 else ''}, but the largest {what} of the "
             f"cluster has {available_bytes / 1e9:.1f} GB.",
             code="does_not_fit",
             field="model.source",
             hint="Try a narrower model.dtype, a smaller placement.batch_tokens or fewer capture.layers; `persona-atlas "
             "plan` shows what fits which device.",
         )
+
+
+def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
+    """Refuse replicas of several GPUs for which the cluster's nodes have no place: all of a replica's are on one node.
+
+    Raises:
+        InputError: Not one replica, or fewer than the spec asks for, have a place.
+    """
+    placement = spec.placement
+    size, asked = placement.gpus_per_replica, placement.replicas or 1
+    places = sum(gpus // size for gpus in info.gpus_by_node)
+    # Nodes that have not reported their GPUs are not held against the job; replicas of one GPU wait for one.
+    if not info.gpus_by_node or size == 1 or places >= asked:
+        return
+    has = ", ".join(map(str, sorted(info.gpus_by_node, reverse=True)))
+    wider = "pipeline_parallel" if placement.pipeline_parallel > 1 else "tensor_parallel"
+    raise InputError(
+        f"a replica takes {size} GPUs of one node, so the cluster's nodes ({has} GPUs) hold "
+        f"{count_of(places, 'replica')}, and the job asks for {asked}.",
+        code="does_not_fit",
+        field="placement.replicas" if places else f"placement.{wider}",
+        hint=f"Ask for at most {places}; give --scale-up if an autoscaler adds nodes."
+        if places
+        else f"Ask for at most {max(info.gpus_by_node)}; give --scale-up if an autoscaler adds larger nodes.",
+    )
 
 
 def refuse_conversations(spec: JobSpec) -> None:
@@ -233,6 +266,7 @@ def _check_store(spec: JobSpec, template: str | None, progress: Progress) -> Pla
         # The cluster may have the files; the driver plans again before it starts anything.
         progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")
         return None
+    require_engine(plan)
     if record is not None:
         check_same_run(record, plan, location.url)
     return plan

@@ -34,6 +34,9 @@ class Device(BaseModel):
         price_per_hour: Price of one device, in the table's currency.
         efficiency: Share of peak arithmetic and bandwidth that is reached, 0 to 1.
         layer_us: Least time of a decoding step per layer, in microseconds: the cost of launching kernels.
+        vllm_efficiency: Share of peak arithmetic and bandwidth that vLLM reaches, 0 to 1.
+        vllm_layer_us: Least time of a decoding step of vLLM per layer, in microseconds: kernels in CUDA graphs, and
+            what the devices of a replica exchange.
         node_label: Value of the Kubernetes label ``nvidia.com/gpu.product``; None if unknown.
         vm_type: AWS machine type with these devices; None if there is none.
     """
@@ -49,6 +52,8 @@ class Device(BaseModel):
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN]
     efficiency: Annotated[float, Field(gt=0, le=1), NO_BOOLEAN]
     layer_us: Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN]
+    vllm_efficiency: Annotated[float, Field(gt=0, le=1), NO_BOOLEAN] = 0.6
+    vllm_layer_us: Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN] = 60
     node_label: str | None = None
     vm_type: str | None = None
 

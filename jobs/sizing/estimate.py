@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..engines import (
+    FAMILIES_RUN_ALONE,
+    VLLM_MAX_NUM_BATCHED_TOKENS,
+    VLLM_MAX_NUM_SEQS,
+    VLLM_READING_SLOTS,
+    Engine,
+)
 from ..plan import Plan
 from ..specs.spec_parts import PlacementSpec
 from ..work.unit_size import stored_bytes_per_value
@@ -19,6 +26,9 @@ UNITS_HELD = 4
 DEFAULT_BATCH_TOKENS = 12_288
 """Tokens of a batch by default: about 90 short rollouts, beyond which decoding on a CPU gains little."""
 
+DEFAULT_VLLM_TOKENS = VLLM_MAX_NUM_SEQS * 1024
+"""Tokens of a batch of vLLM on GPUs by default: all of its slots, for responses of up to 1,024 tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -32,16 +42,22 @@ class Estimate:
         stored_token_bytes: The part of ``stored_bytes`` for the pooling ``tokens``, with responses of full length.
         objects: Objects in the store: per unit one for each hook point and pooling, one of texts, one commit record.
         weight_bytes: Bytes of the weights of one replica, all its devices together.
-        cache_bytes: Bytes of the KV cache of one batch, all devices together; 0 for given texts, which need none.
-        rows_per_batch: Rollouts that fit in one batch, roughly.
+        cache_bytes: Bytes of the KV cache of one batch, all devices together; 0 for texts that are only read. vLLM has
+            at least that, and takes the rest of a GPU's memory too.
+        rows_per_batch: Rollouts that are in one batch, roughly.
         row_tokens: Tokens of the longest rollout, prompt and response; of given texts of a mean one.
-        capture_bytes: Bytes of the pooled sums of one batch, float32.
+        capture_bytes: Bytes of the pooled sums of one batch, float32; of vLLM those of all its slots.
+        step_bytes: Bytes of the states of all captured layers in one step of vLLM; 0 for the built-in engine, which
+            adds up each layer as it goes.
         held_token_bytes: Bytes of kept tokens in main memory, not on the device: those of running rollouts and of
             units that are not written yet, float32.
         rows_per_assignment: Rollouts that a worker is assigned at a time, roughly: half a batch, because workers
             request more before their batch runs empty; two batches of given texts, so that more of them share a
             prefix; at least the concurrency of a server.
-        tensor_parallel: Devices of one replica.
+        tensor_parallel: Devices among which each decoder layer of a replica is split.
+        pipeline_parallel: Stages of a replica, of ``tensor_parallel`` devices each.
+        engine: Engine that is estimated.
+        kv_heads: Key-value heads of a layer: over more devices the KV cache is copied and not split; 0 if unknown.
     """
 
     prompt_tokens: int
@@ -58,6 +74,15 @@ class Estimate:
     held_token_bytes: int
     rows_per_assignment: int
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    engine: Engine = "builtin"
+    step_bytes: int = 0
+    kv_heads: int = 0
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """Devices of one replica."""
+        return self.tensor_parallel * self.pipeline_parallel
 
     @property
     def device_bytes(self) -> int:
@@ -67,7 +92,7 @@ class Estimate:
     @property
     def replica_bytes(self) -> int:
         """Bytes of memory that one replica needs, all its devices together."""
-        return self.tensor_parallel * self.device_bytes
+        return self.gpus_per_replica * self.device_bytes
 
     @property
     def machine_bytes(self) -> int:
@@ -75,8 +100,12 @@ class Estimate:
         return self.replica_bytes + self.held_token_bytes
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
     """Estimate the size of a plan.
+
+    Args:
+        plan: The plan.
+        engine: Engine that runs it.
 
     Example:
         >>> from persona_atlas import estimate, plan
@@ -93,8 +122,10 @@ def estimate(plan: Plan) -> Estimate:
     bytes_per_value = stored_bytes_per_value(spec.store.mantissa_bits)
     token_bytes = int(texts.response_tokens * token_values * bytes_per_value)
     width = parameter_bytes(plan)
+    # vLLM's KV cache on GPUs is as large as the memory that is left; what a batch must have is the default's.
     budget = batch_tokens(spec.placement)
-    rows = max(1, budget // max(1, texts.row_tokens))
+    rows = _rows_per_batch(plan, texts.row_tokens, engine)
+    slots = rows + VLLM_READING_SLOTS if engine == "vllm" else rows
     held = rows + UNITS_HELD * plan.rows_per_block
     return Estimate(
         prompt_tokens=texts.prompt_tokens,
@@ -103,15 +134,43 @@ def estimate(plan: Plan) -> Estimate:
         stored_bytes=int(rollouts * vector_values * bytes_per_value) + token_bytes,
         stored_token_bytes=token_bytes,
         objects=len(plan.units) * (arrays + 2),
-        weight_bytes=facts.num_parameters * width,
-        cache_bytes=budget * facts.kv_values_per_token * width if plan.source.generates else 0,
+        weight_bytes=facts.packed_bytes or facts.num_parameters * width,
+        cache_bytes=budget * facts.kv_values_per_token * width if generates_here(plan) else 0,
         rows_per_batch=rows,
         row_tokens=texts.row_tokens,
-        capture_bytes=rows * vector_values * 4,
+        capture_bytes=slots * vector_values * 4,
         held_token_bytes=int(held * texts.response_tokens / max(1, rollouts)) * token_values * 4,
         rows_per_assignment=_rows_per_assignment(plan, rows),
         tensor_parallel=spec.placement.tensor_parallel,
+        pipeline_parallel=spec.placement.pipeline_parallel,
+        engine=engine,
+        step_bytes=VLLM_MAX_NUM_BATCHED_TOKENS * len(plan.layers) * facts.d_model * width if engine == "vllm" else 0,
+        kv_heads=facts.num_kv_heads,
     )
+
+
+def generates_here(plan: Plan) -> bool:
+    """Whether the job's own workers generate: texts are neither given nor generated by a server."""
+    return plan.source.generates and plan.spec.generation is None
+
+
+def runs_texts_alone(plan: Plan, engine: Engine) -> bool:
+    """Whether an engine is known to have a forward pass for every text of the plan's model.
+
+    Args:
+        plan: The plan.
+        engine: The engine; only the built-in one has such models.
+    """
+    return engine == "builtin" and plan.facts.family in FAMILIES_RUN_ALONE
+
+
+def _rows_per_batch(plan: Plan, row_tokens: int, engine: Engine) -> int:
+    if runs_texts_alone(plan, engine):
+        return 1
+    if engine == "vllm":
+        tokens = batch_tokens(plan.spec.placement, engine, plan.spec.placement.device)
+        return max(1, min(VLLM_MAX_NUM_SEQS, tokens // plan.spec.sampling.max_new_tokens))
+    return max(1, batch_tokens(plan.spec.placement) // max(1, row_tokens))
 
 
 def _num_canaries(plan: Plan) -> int:
@@ -135,20 +194,56 @@ def _rows_per_assignment(plan: Plan, rows_per_batch: int) -> int:
 def device_bytes(figures: Estimate, tensor_parallel: int) -> int:
     """Compute the bytes of memory that each device of a replica needs.
 
-    Weights and KV cache are split evenly over the devices. The residual stream is whole on every one, and so are the
-    sums that are captured from it. A fifth is added for activations and fragmentation.
+    Weights are split evenly over the devices, and so is the KV cache up to the number of key-value heads. The built-in
+    engine has one device; vLLM's devices divide the sums among them, and each has the states of all layers of its stage
+    in a step. A fifth is added for activations and fragmentation.
 
     Args:
         figures: Estimate of the plan; its own ``tensor_parallel`` is ignored.
-        tensor_parallel: Devices of a replica.
+        tensor_parallel: Devices among which each decoder layer is split.
     """
-    sliced = (figures.weight_bytes + figures.cache_bytes) / tensor_parallel
-    return int(HEADROOM * (sliced + figures.capture_bytes))
+    stages = figures.pipeline_parallel
+    weights = figures.weight_bytes / tensor_parallel / stages
+    cache = figures.cache_bytes / cache_parts(figures, tensor_parallel)
+    return int(HEADROOM * (weights + cache + captured_bytes(figures, tensor_parallel)))
 
 
-def batch_tokens(placement: PlacementSpec) -> int:
-    """Return the most tokens of one batch, by default ``DEFAULT_BATCH_TOKENS``."""
-    return placement.batch_tokens or DEFAULT_BATCH_TOKENS
+def captured_bytes(figures: Estimate, tensor_parallel: int) -> float:
+    """Compute the bytes that capturing takes on each device of a replica.
+
+    Args:
+        figures: Estimate of the plan; its own ``tensor_parallel`` is ignored.
+        tensor_parallel: Devices among which each decoder layer is split.
+    """
+    if figures.engine == "builtin":
+        return figures.capture_bytes
+    return (figures.capture_bytes / tensor_parallel + figures.step_bytes) / figures.pipeline_parallel
+
+
+def cache_parts(figures: Estimate, tensor_parallel: int) -> int:
+    """Return into how many parts the KV cache is split: copies of one key-value head are not fewer bytes.
+
+    Args:
+        figures: Estimate of the plan; its own ``tensor_parallel`` is ignored.
+        tensor_parallel: Devices among which each decoder layer is split.
+    """
+    return min(tensor_parallel, figures.kv_heads or tensor_parallel) * figures.pipeline_parallel
+
+
+def batch_tokens(placement: PlacementSpec, engine: Engine = "builtin", device: str = "cpu") -> int:
+    """Return the most tokens of one batch.
+
+    Args:
+        placement: The placement; its ``batch_tokens`` counts where it is set.
+        engine: Engine that runs the batch.
+        device: ``cpu``, ``cuda`` or ``auto``, where a replica runs.
+
+    Returns:
+        By default ``DEFAULT_VLLM_TOKENS`` for vLLM on GPUs, whose scheduler admits what its KV cache has room for; else
+        ``DEFAULT_BATCH_TOKENS``.
+    """
+    default = DEFAULT_VLLM_TOKENS if engine == "vllm" and device != "cpu" else DEFAULT_BATCH_TOKENS
+    return placement.batch_tokens or default
 
 
 def parameter_bytes(plan: Plan) -> int:

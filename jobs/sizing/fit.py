@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..engines import VLLM_HOOK_POINT, vllm_architecture
 from ..errors import InputError
+from ..parallelism import tensor_parallel_sizes
 from ..plan import Plan
 from ..wording import count_of
 from .devices import Device, DeviceTable
-from .estimate import HEADROOM, Estimate, batch_tokens, device_bytes, parameter_bytes
+from .estimate import (
+    HEADROOM,
+    Estimate,
+    batch_tokens,
+    cache_parts,
+    captured_bytes,
+    device_bytes,
+    estimate,
+    parameter_bytes,
+)
 
 _NOTHING_FITS = (
     "Not even one rollout fits on a whole machine: use a smaller model, or devices with more memory (--device, "
@@ -25,7 +36,7 @@ class SpecChange:
 
     Attributes:
         device: Name of the device in the table.
-        tensor_parallel: Fewest devices per replica, a power of two within one machine.
+        tensor_parallel: Fewest devices per stage of a replica that the model can be split over, within one machine.
         batch_tokens: Tokens of the largest batch.
         layers: Largest number of captured layers.
         dtype: A narrower type of the parameters.
@@ -55,16 +66,39 @@ def fits(figures: Estimate, device: Device, tensor_parallel: int) -> bool:
     Args:
         figures: Estimate of the plan.
         device: The device.
-        tensor_parallel: Devices per replica.
+        tensor_parallel: Devices per stage.
     """
     in_memory = device_bytes(figures, tensor_parallel) <= device.memory_bytes
-    return in_memory and tensor_parallel <= device.per_node
+    return in_memory and tensor_parallel * figures.pipeline_parallel <= device.per_node
 
 
-def smallest_tensor_parallel(figures: Estimate, device: Device) -> int | None:
-    """Find the smallest power of two of devices that holds a replica; None if a whole machine does not."""
-    sizes = (2**power for power in range(device.per_node.bit_length()))
-    return next((size for size in sizes if fits(figures, device, size)), None)
+def smallest_tensor_parallel(plan: Plan, figures: Estimate, device: Device) -> int | None:
+    """Find the smallest tensor parallel size that an engine of the plan allows and that holds a replica.
+
+    Args:
+        plan: The plan.
+        figures: Its estimate.
+        device: The device.
+
+    Returns:
+        The size; None if a whole machine does not hold a replica.
+    """
+    sizes = _sizes(plan, device)
+    return next((size for size in sizes if fits(_figures_over(plan, figures, size), device, size)), None)
+
+
+def _sizes(plan: Plan, device: Device) -> list[int]:
+    """Return the tensor parallel sizes within one machine that an engine of the plan allows, ascending."""
+    architecture, asked = vllm_architecture(plan.facts), plan.spec.placement.engine
+    if asked == "builtin" or architecture is None or set(plan.spec.capture.hook_points) != {VLLM_HOOK_POINT}:
+        return [1]
+    most = max(1, device.per_node // plan.spec.placement.pipeline_parallel)
+    return tensor_parallel_sizes(plan.facts, most, shares_kv_heads=architecture.shares_kv_heads)
+
+
+def _figures_over(plan: Plan, figures: Estimate, size: int) -> Estimate:
+    """Return the estimate of the engine that splits layers over ``size`` devices: more than one takes vLLM."""
+    return estimate(plan, "vllm") if size > 1 and figures.engine == "builtin" else figures
 
 
 def largest_batch(plan: Plan, figures: Estimate, device: Device, tensor_parallel: int) -> int | None:
@@ -79,11 +113,17 @@ def largest_batch(plan: Plan, figures: Estimate, device: Device, tensor_parallel
     Returns:
         Tokens of the batch, a whole number of rollouts; None if not even one rollout fits.
     """
-    room = device.memory_bytes / HEADROOM - figures.weight_bytes / tensor_parallel
-    cache_per_token = figures.cache_bytes / batch_tokens(plan.spec.placement) / tensor_parallel
-    per_row = figures.row_tokens * cache_per_token + figures.capture_bytes / figures.rows_per_batch
+    room = device.memory_bytes / HEADROOM - figures.weight_bytes / tensor_parallel / figures.pipeline_parallel
+    cache_per_token = figures.cache_bytes / batch_tokens(plan.spec.placement) / cache_parts(figures, tensor_parallel)
+    per_row = figures.row_tokens * cache_per_token
+    if figures.engine == "vllm":
+        # Its slots are as many, whatever the batch.
+        room -= captured_bytes(figures, tensor_parallel)
+    else:
+        per_row += figures.capture_bytes / figures.rows_per_batch
     rows = int(room // per_row) if per_row else 0
-    return rows * figures.row_tokens if rows > 0 and tensor_parallel <= device.per_node else None
+    is_in_machine = tensor_parallel * figures.pipeline_parallel <= device.per_node
+    return rows * figures.row_tokens if rows > 0 and is_in_machine else None
 
 
 def changes_that_fit(plan: Plan, figures: Estimate, name: str, device: Device) -> list[SpecChange]:
@@ -100,24 +140,31 @@ def changes_that_fit(plan: Plan, figures: Estimate, name: str, device: Device) -
     """
     size = figures.tensor_parallel
     changes: list[SpecChange] = []
-    smallest = smallest_tensor_parallel(figures, device)
+    smallest = smallest_tensor_parallel(plan, figures, device)
     if smallest is not None:
         changes.append(SpecChange(name, tensor_parallel=smallest))
-    if size <= device.per_node:
+    if figures.gpus_per_replica <= device.per_node:
         batch = largest_batch(plan, figures, device, size)
         if batch is not None:
             changes.append(SpecChange(name, batch_tokens=batch))
-        room = device.memory_bytes / HEADROOM - (figures.weight_bytes + figures.cache_bytes) / size
-        layers = int(room // (figures.capture_bytes / len(plan.layers))) if figures.capture_bytes else 0
+        captured = captured_bytes(figures, size)
+        room = device.memory_bytes / HEADROOM - (device_bytes(figures, size) / HEADROOM - captured)
+        layers = int(room // (captured / len(plan.layers))) if captured else 0
         if layers > 0:
             changes.append(SpecChange(name, layers=layers))
-        halved = replace(figures, weight_bytes=figures.weight_bytes // 2, cache_bytes=figures.cache_bytes // 2)
+        halved = replace(
+            figures,
+            weight_bytes=figures.weight_bytes // 2,
+            cache_bytes=figures.cache_bytes // 2,
+            step_bytes=figures.step_bytes // 2,
+        )
         if parameter_bytes(plan) == 4 and fits(halved, device, size):
             changes.append(SpecChange(name, dtype="bfloat16"))
     if not changes:
-        batch = largest_batch(plan, figures, device, device.per_node)
+        most = _sizes(plan, device)[-1]
+        batch = largest_batch(plan, _figures_over(plan, figures, most), device, most)
         if batch is not None:
-            changes.append(SpecChange(name, tensor_parallel=device.per_node, batch_tokens=batch))
+            changes.append(SpecChange(name, tensor_parallel=most, batch_tokens=batch))
     return changes
 
 
@@ -140,7 +187,7 @@ def require_fit(plan: Plan, figures: Estimate, table: DeviceTable) -> None:
         change for name, device in table.devices.items() for change in changes_that_fit(plan, figures, name, device)
     ]
     raise InputError(
-        f"one replica of {plan.spec.model.source!r} over {count_of(size, 'device')} needs "
+        f"one replica of {plan.spec.model.source!r} over {count_of(figures.gpus_per_replica, 'device')} needs "
         f"{figures.device_bytes / 1e9:.1f} GB on each, which no machine of the table has ({devices}).",
         code="does_not_fit",
         field="placement.tensor_parallel",

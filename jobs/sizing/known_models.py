@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,11 @@ class _Facts(BaseModel):
     dtype: str
     family: str
     max_context: int
+    architectures: tuple[str, ...]
+    num_attention_heads: int
+    num_kv_heads: int
+    mlp_width: int
+    configuration: dict[str, Any]
 
 
 class _Table(BaseModel):
@@ -40,6 +46,21 @@ def known_models() -> dict[str, ModelFacts]:
         >>> known_models()["Qwen/Qwen3-32B"].n_layers
         64
     """
+    return {
+        name: ModelFacts(**facts.model_dump(exclude={"configuration"}), fingerprint="")
+        for name, facts in _table().models.items()
+    }
+
+
+def known_configurations() -> dict[str, dict[str, Any]]:
+    """Read the configurations of all known models, by Hugging Face id, as their ``config.json`` names the fields.
+
+    They hold the sizes, and not what changes no shape, such as the base of the rotary embeddings.
+    """
+    return {name: {**facts.configuration} for name, facts in _table().models.items()}
+
+
+@cache
+def _table() -> _Table:
     text = read_text(_FILE, "the table of known models")
-    table = validate(_Table, parse_yaml(text, str(_FILE)), text=text, file=str(_FILE))
-    return {name: ModelFacts(**facts.model_dump(), fingerprint="") for name, facts in table.models.items()}
+    return validate(_Table, parse_yaml(text, str(_FILE)), text=text, file=str(_FILE))

@@ -302,8 +302,11 @@ class PlacementSpec(SpecSection):
     Attributes:
         replicas: Copies of the model, one Ray actor each; None: one per GPU, or one per node without GPUs, following
             the cluster as nodes join and leave.
-        tensor_parallel: GPUs of one replica, each holding a slice of every matrix. More than 1 can be planned, priced
-            and rendered, but not run yet.
+        engine: Engine that generates and captures: ``builtin``, ``vllm``, or ``auto`` for vLLM where it is installed,
+            there is a GPU, and it captures the model and the hook points.
+        tensor_parallel: GPUs among which each decoder layer of a replica is split; more than 1 takes vLLM.
+        pipeline_parallel: Stages of a replica, each with ``tensor_parallel`` GPUs and a part of the decoder layers;
+            more than 1 takes vLLM.
         device: ``auto`` uses GPUs if the cluster has any.
         batch_tokens: Most tokens of one batch, prompts and responses together; None: 12288, which suits a CPU. Raise
             it on a GPU.
@@ -311,7 +314,14 @@ class PlacementSpec(SpecSection):
     """
 
     replicas: _Count | None = None
+    engine: Literal["auto", "builtin", "vllm"] = "auto"
     tensor_parallel: _Count = 1
+    pipeline_parallel: _Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: Annotated[int, Field(ge=64, le=MAX_COUNT), NO_BOOLEAN] | None = None
     threads: _Count | None = None
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs of one replica, if it runs on GPUs: tensor parallel times pipeline parallel."""
+        return self.tensor_parallel * self.pipeline_parallel

@@ -31,6 +31,7 @@ def write_unit_result(
     mantissa_bits: int,
     worker: str,
     tokens_per_block: int = 0,
+    engine: str = "builtin",
 ) -> Manifest:
     """Write the objects of a finished unit.
 
@@ -41,6 +42,7 @@ def write_unit_result(
         mantissa_bits: Mantissa bits to keep, of 23.
         worker: Name of the worker, for people.
         tokens_per_block: Rows per shard of the ``tokens`` array; 0 in a run without one.
+        engine: The engine that captured, and its version; see ``Manifest``.
 
     Returns:
         The manifest of the objects, which the driver commits.
@@ -88,6 +90,7 @@ def write_unit_result(
         canary=result.canary,
         served=_served(rollouts),
         canary_rule=result.canary_rule,
+        engine=engine,
     )
 
 

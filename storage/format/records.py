@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ...jobs.engines import Engine
 from ...jobs.errors import StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan
@@ -25,6 +26,9 @@ from ...jobs.specs.spec_parts import CanarySpec
 from ...jobs.work.rollouts import Canary, FinishReason, ServedTokens
 from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD
 from .stored_units import UnitField
+
+BUILTIN_ENGINE: Engine = "builtin"
+"""The engine of every record that names none."""
 
 
 class _Record(BaseModel):
@@ -72,6 +76,8 @@ class RunRecord(_Sealed):
         rendering: How prompts become tokens: hash of the chat template, and what it does with a system prompt.
         versions: Software that started the run, by name of the package.
         created_at: ISO 8601, in UTC.
+        engine: The engine of the first start: ``builtin``, which is not stored, or ``vllm``. A later start may have
+            another one; the commit record of each unit names its own.
     """
 
     layout_version: int
@@ -89,6 +95,15 @@ class RunRecord(_Sealed):
     token_layers: tuple[int, ...] = ()
     tokens_per_block: int = 0
     passes: str = ""
+    engine: Engine = BUILTIN_ENGINE
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_engine(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records of runs of the built-in engine have the bytes that they had before the field existed.
+        fields = write(self)
+        if self.engine == BUILTIN_ENGINE:
+            del fields["engine"]
+        return fields
 
     @classmethod
     def of(
@@ -100,6 +115,7 @@ class RunRecord(_Sealed):
         versions: dict[str, str],
         created_at: str,
         passes: str = "",
+        engine: Engine = BUILTIN_ENGINE,
     ) -> RunRecord:
         """Make the sealed record of a plan."""
         return cls.sealed(
@@ -118,6 +134,7 @@ class RunRecord(_Sealed):
             token_layers=plan.token_layers,
             tokens_per_block=plan.tokens_per_block,
             passes=passes,
+            engine=engine,
         )
 
     @property
@@ -209,6 +226,7 @@ class Manifest(_Record):
         canary_rule: The rule by which these rollouts were chosen; None in records from before there was a choice, of
             units whose longest response was compared.
         served: How the server that generated the responses answered; None, and not stored, where no server did.
+        engine: The engine that captured: ``builtin``, which is not stored, or ``vllm`` and its version.
     """
 
     unit: UnitField
@@ -224,13 +242,17 @@ class Manifest(_Record):
     canary: Canary | None = None
     canary_rule: CanarySpec | None = None
     served: ServedUnit | None = None
+    engine: str = BUILTIN_ENGINE
 
     @model_serializer(mode="wrap")
-    def _without_an_absent_server(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records of units that no server generated have the bytes that they had before the field existed.
+    def _without_what_is_usual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records of units that no server generated and the built-in engine captured have the bytes that they had before
+        # these fields existed.
         fields = write(self)
         if self.served is None:
             del fields["served"]
+        if self.engine == BUILTIN_ENGINE:
+            del fields["engine"]
         return fields
 
     @model_validator(mode="after")

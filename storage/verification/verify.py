@@ -57,6 +57,7 @@ class Verification:
         unchecked_units: Number of committed units whose job compared none, because ``capture.canary.check`` was
             ``none``.
         worst_relative_error: Largest relative error over all canaries and layers; None without canaries.
+        engines: Number of committed units by the engine that captured them, such as ``vllm 0.32.0``.
         garbage_objects: Number of objects of uncommitted attempts.
         garbage_bytes: Their size in bytes.
         recomputation: Comparison of some rollouts with plain forward passes that were run now; None if none were.
@@ -72,6 +73,7 @@ class Verification:
     canary_rollouts: int = 0
     unchecked_units: int = 0
     worst_relative_error: float | None = None
+    engines: dict[str, int] = field(default_factory=dict)
     garbage_objects: int = 0
     garbage_bytes: int = 0
     recomputation: Recomputation | None = None
@@ -165,6 +167,7 @@ def _planned(location: Location, record: RunRecord, found: Verification) -> dict
 def _add_totals(found: Verification, commits: Iterable[CommitRecord]) -> None:
     for commit in commits:
         found.rollouts += commit.manifest.num_rows
+        found.engines[commit.manifest.engine] = found.engines.get(commit.manifest.engine, 0) + 1
         canary, rule = commit.manifest.canary, commit.manifest.canary_rule
         found.unchecked_units += rule is not None and rule.check == "none"
         if canary is not None:

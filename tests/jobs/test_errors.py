@@ -5,9 +5,18 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from persona_atlas.jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError, closest
+from persona_atlas.jobs.errors import (
+    AtlasError,
+    EngineDied,
+    InputError,
+    JobError,
+    StoreError,
+    TransientError,
+    UnitError,
+    closest,
+)
 
-TREE = [AtlasError, InputError, StoreError, TransientError, UnitError, JobError]
+TREE = [AtlasError, InputError, StoreError, TransientError, UnitError, EngineDied, JobError]
 FIELDS = {"code": "because", "field": "store.url", "file": "spec.yaml", "hint": "Fix it."}
 
 

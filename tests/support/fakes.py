@@ -69,6 +69,7 @@ class FakeEngine:
         compared: Addresses of which a canary was asked, in that order.
         prefetch: Units that it wants to have waiting.
         calls: What was asked, call by call; a call with nothing to do is none.
+        num_closed: How often it was closed.
     """
 
     layers: tuple[int, ...] = (0, 1, 2, 3)
@@ -87,6 +88,7 @@ class FakeEngine:
     tokens_per_capture: int = 0
     prefetch: int = 0
     calls: list[list[RolloutAddress]] = field(default_factory=list)
+    num_closed: int = 0
 
     @property
     def reader(self) -> FakeEngine:
@@ -114,6 +116,9 @@ class FakeEngine:
         self.compared.append(address)
         error = self.canary_errors.get(address, self.canary_error)
         return Canary(1, (error,) * len(self.layers), (1.0,) * len(self.layers))
+
+    def close(self) -> None:
+        self.num_closed += 1
 
     def _answer(self, request: RolloutRequest) -> CapturedRollout:
         is_empty = request.address in self.empty

@@ -27,9 +27,11 @@ class PlainModel:
         """Load it; ``added`` is a vector that is added to the output of each of these layers, at every token."""
         from transformers import AutoConfig
 
-        self.model: Any = (
-            model_class(AutoConfig.from_pretrained(directory)).from_pretrained(directory, dtype=dtype).eval()
-        )
+        config = AutoConfig.from_pretrained(directory)
+        # Not sdpa, which some versions of transformers choose for Gemma 2 and which leaves its soft cap out.
+        softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        own = {} if softcap is None else {"attn_implementation": "eager"}
+        self.model: Any = model_class(config).from_pretrained(directory, dtype=dtype, **own).eval()
         self.layers: list[Any] = next(list(found) for place in _LISTS if (found := _at(self.model, place)) is not None)
         for layer, vector in (added or {}).items():
             self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64)))

@@ -28,7 +28,7 @@ FEW = ("--set", "personas.roles.names=[pirate]", "--set", "personas.traits.names
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_ACCESS_KEY_ID": "AKIAHUNTER", "HF_TOKEN": "hf_hunter"}
 
-_MODULE = "persona_atlas.cluster.cli.jobs.cluster"
+_MODULE = "persona_atlas.cluster.run.prepare"
 _load_catalog = cache(load_catalog)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from persona_atlas.jobs.errors import UnitError
+from persona_atlas.jobs.errors import EngineDied, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.jobs.scheduling.ledger import Failure
-from persona_atlas.jobs.work.rollouts import Rollout
+from persona_atlas.jobs.work.rollouts import Canary, Rollout
 from persona_atlas.jobs.work.unit_result import UnitResult
 from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt, UnitRequests, WorkUnit
 from persona_atlas.workers.engine import CapturedRollout
@@ -51,6 +51,31 @@ def test_units_of_one_call_share_it_and_come_back_each_with_its_own_rows():
         assert block.seconds > 0
     assert isinstance(blocks[0], UnitResult)
     assert blocks[0].canary is not None
+
+
+class _Dies(FakeEngine):
+    """Ends after its first rollout, or when a canary is recomputed."""
+
+    def __init__(self, dies_in: str) -> None:
+        super().__init__()
+        self._dies_in = dies_in
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        for captured in super().generate(next_request):
+            if self._dies_in == "generate":
+                raise EngineDied("a process ended.", code="engine_died")
+            yield captured
+
+    def canary(self, captured: CapturedRollout) -> Canary | None:
+        raise EngineDied("a process ended.", code="engine_died")
+
+
+@pytest.mark.parametrize("dies_in", ["generate", "canary"])
+def test_an_engine_that_has_ended_fails_no_unit_and_is_not_asked_again(dies_in: str):
+    engine = _Dies(dies_in)
+    with pytest.raises(EngineDied):
+        list(run_units(engine, fed(orders_of(*UNITS))))
+    assert len(engine.calls) == 1
 
 
 class _OneAtATime(FakeEngine):

@@ -179,7 +179,7 @@ class Admission:
     def _begun(self, request: RolloutRequest) -> RunningRollout:
         prompt_ids = self._loaded.renderer.render(request.messages)
         if len(prompt_ids) + self._max_new > self._loaded.max_context:
-            raise _too_long(request, len(prompt_ids), self._max_new, self._loaded.max_context)
+            raise too_long(request, len(prompt_ids), self._max_new, self._loaded.max_context)
         try:
             intervention = self._interventions.ready(request.intervention)
         except UnitError as error:
@@ -202,8 +202,15 @@ class Admission:
         )
 
 
-def _too_long(request: RolloutRequest, prompt: int, new: int, context: int) -> UnitError:
-    """Make the error of a rollout that does not fit the context, with what would fit."""
+def too_long(request: RolloutRequest, prompt: int, new: int, context: int) -> UnitError:
+    """Make the error of a rollout that does not fit the context, with what would fit.
+
+    Args:
+        request: Its request.
+        prompt: Tokens of its prompt.
+        new: Most tokens of its response.
+        context: Longest conversation that the model takes, in tokens.
+    """
     room = context - prompt
     return UnitError(
         f"{request.address}: {prompt} prompt tokens and {new} new ones exceed the model's context of {context}.",

@@ -124,6 +124,9 @@ class BuiltinEngine:
         """Capture existing texts; see ``Reader.capture``."""
         return self._text_reader.read(texts)
 
+    def close(self) -> None:
+        """Do nothing: the model has no processes, and its memory is free when nobody holds it any more."""
+
     def canary(self, captured: CapturedRollout) -> Canary | None:
         """Recompute a rollout; see ``Reader.canary``."""
         content = captured.rollout.num_content_tokens

@@ -167,6 +167,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **_attention(checkpoint.config),
             **restoring,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
@@ -186,6 +187,15 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
         cast_parameters(model, dtype)
     model.to(settings.device).eval()
     return model, tokenizer
+
+
+def _attention(config: Any) -> dict[str, str]:
+    """Choose the attention of a model where transformers' own choice would compute something else than the model.
+
+    Some versions choose ``sdpa`` for Gemma 2, which has no soft cap of the scores and leaves it out without an error.
+    """
+    softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {} if softcap is None else {"attn_implementation": "eager"}
 
 
 def cast_parameters(model: Any, dtype: torch.dtype) -> None:

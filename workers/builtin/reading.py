@@ -18,6 +18,7 @@ from functools import partial
 import torch
 
 from ...jobs.errors import UnitError
+from ...jobs.specs.spec_parts import CaptureSpec
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from ..interventions import AppliedIntervention, Interventions
@@ -54,7 +55,7 @@ class TextReader:
     def read(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Capture texts; see ``Reader.capture``."""
         for text in texts:
-            self._check(text)
+            require_readable(text, self._settings.capture, self._loaded.max_context)
         halves = [self._halves(text) for text in texts]
         with torch.inference_mode():
             shared = self._read_together([shared for shared, _ in halves])
@@ -88,41 +89,6 @@ class TextReader:
         with plain_attention(self._loaded.model, self._loaded.own_attention):
             (captured,) = self._pass([TextInPass(0, text, self._ready(text))], is_alone=True)
         return captured
-
-    def _check(self, text: TokenisedText) -> None:
-        last = 0
-        for start, stop in text.responses:
-            if not last <= start <= stop <= len(text.token_ids) or start == 0:
-                raise UnitError(
-                    f"{text.name}: a response span [{start}, {stop}) does not lie after a prompt in "
-                    f"{len(text.token_ids)} tokens, in ascending order.",
-                    code="bad_span",
-                )
-            last = stop
-        if self._settings.capture.needs_user_spans:
-            self._check_users(text)
-        if length_of(text) > self._loaded.max_context:
-            raise UnitError(
-                f"{text.name}: {length_of(text)} tokens exceed the model's context of {self._loaded.max_context}.",
-                code="too_long",
-                hint=f"Shorten it to at most {self._loaded.max_context} tokens, or leave it out.",
-            )
-
-    @staticmethod
-    def _check_users(text: TokenisedText) -> None:
-        if len(text.user_spans) != len(text.responses):
-            raise UnitError(
-                f"{text.name}: a pooling is over the user's message; {len(text.user_spans)} such spans are given for "
-                f"{len(text.responses)} responses.",
-                code="bad_span",
-            )
-        for (first, _), (start, stop) in zip(text.responses, text.user_spans, strict=True):
-            if not 0 <= start < stop <= first:
-                raise UnitError(
-                    f"{text.name}: the user's message [{start}, {stop}) is empty or not before the response that "
-                    f"begins at {first}.",
-                    code="bad_span",
-                )
 
     def _ready(self, text: TokenisedText) -> AppliedIntervention | None:
         try:
@@ -168,6 +134,53 @@ class TextReader:
 
     def _logits_alone(self, token_ids: Sequence[int]) -> torch.Tensor:
         return self._loaded.run_alone(token_ids).logits[0]
+
+
+def require_readable(text: TokenisedText, capture: CaptureSpec, max_context: int) -> None:
+    """Check the spans and the length of a text.
+
+    Args:
+        text: The text.
+        capture: What is captured of it.
+        max_context: Longest text that the model takes, in tokens.
+
+    Raises:
+        UnitError: A response does not lie after a prompt, or they are not in ascending order; a pooling is over the
+            user's message, and one is not known, empty or not before its response; or the text is too long.
+    """
+    last = 0
+    for start, stop in text.responses:
+        if not last <= start <= stop <= len(text.token_ids) or start == 0:
+            raise UnitError(
+                f"{text.name}: a response span [{start}, {stop}) does not lie after a prompt in "
+                f"{len(text.token_ids)} tokens, in ascending order.",
+                code="bad_span",
+            )
+        last = stop
+    if capture.needs_user_spans:
+        _check_users(text)
+    if length_of(text) > max_context:
+        raise UnitError(
+            f"{text.name}: {length_of(text)} tokens exceed the model's context of {max_context}.",
+            code="too_long",
+            hint=f"Shorten it to at most {max_context} tokens, or leave it out.",
+        )
+
+
+def _check_users(text: TokenisedText) -> None:
+    if len(text.user_spans) != len(text.responses):
+        raise UnitError(
+            f"{text.name}: a pooling is over the user's message; {len(text.user_spans)} such spans are given for "
+            f"{len(text.responses)} responses.",
+            code="bad_span",
+        )
+    for (first, _), (start, stop) in zip(text.responses, text.user_spans, strict=True):
+        if not 0 <= start < stop <= first:
+            raise UnitError(
+                f"{text.name}: the user's message [{start}, {stop}) is empty or not before the response that begins at "
+                f"{first}.",
+                code="bad_span",
+            )
 
 
 class _Line:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
-from .reasoning import opened_by_prompt
+from .reasoning import channel_left_to_model, opened_by_prompt
 from .renderer import PROBE_ANSWER, PROBE_QUESTION, PROBE_SYSTEM, ChatRenderer
 
 _HINT = (
@@ -26,10 +26,45 @@ def left_open(renderer: ChatRenderer, opening: Sequence[ChatMessage] = ()) -> st
         renderer: Renders by the template.
         opening: The system messages of the prompt; some templates switch reasoning by them.
     """
+    return opened_by_prompt(*_before_response(renderer, opening))
+
+
+def left_channel(renderer: ChatRenderer) -> str | None:
+    """Return the header of a channel that a prompt leaves to the model, such as ``<|channel|>final``; None for none.
+
+    Args:
+        renderer: Renders by the template.
+    """
+    return channel_left_to_model(*_before_response(renderer, ()))
+
+
+def _before_response(renderer: ChatRenderer, opening: Sequence[ChatMessage]) -> tuple[str, str]:
+    """Return what the template writes between a question and a response: that is to be generated, and that exists."""
     question, answer = PROBE_QUESTION.content, PROBE_ANSWER.content
     prompt = renderer.text(renderer.for_template([*opening, PROBE_QUESTION]), generate=True)
     history = renderer.probed(opening, generate=False) or ""
-    return opened_by_prompt(prompt.rpartition(question)[2], history.rpartition(question)[2].partition(answer)[0])
+    return prompt.rpartition(question)[2], history.rpartition(question)[2].partition(answer)[0]
+
+
+def require_no_channel(renderer: ChatRenderer) -> None:
+    """Refuse a template that leaves it to the model in which channel a response begins.
+
+    Args:
+        renderer: Renders by the template.
+
+    Raises:
+        InputError: Responses would begin with reasoning in a channel of its own, and a mean would be over it.
+    """
+    header = left_channel(renderer)
+    if header is not None:
+        raise InputError(
+            f"the chat template writes {header} before a response that exists, and ends a prompt before it: the model "
+            "chooses the channel itself, and its responses would begin with reasoning.",
+            code="opens_reasoning",
+            field=renderer.source.field,
+            hint=f"Give a copy of its template that ends a prompt with {header}, and what the template writes after "
+            "that before a response, in model.chat_template.",
+        )
 
 
 def require_closed_prompts(renderer: ChatRenderer, openings: Iterable[Sequence[ChatMessage]] = ((),)) -> None:

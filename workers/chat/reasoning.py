@@ -29,6 +29,8 @@ _OTHER_TAG = re.compile(r"[<\[](?P<name>(?!no_?think)[A-Za-z][\w:-]*)[>\]]\s*\Z"
 _CLOSES = re.compile(r"/|\bend|end[_-]|[_-]end", re.IGNORECASE)
 _CHANNEL_END = re.compile(r"<\|end\|>|<\|channel\|>final|<channel\|>|<\|return\|>", re.IGNORECASE)
 
+_CHANNEL_HEADER = re.compile(r"<\|channel\|?>\s*\w*", re.IGNORECASE)
+
 
 def open_tag(text: str) -> str | None:
     r"""Return the tag of reasoning that a text opens and does not close; None if it ends outside of reasoning.
@@ -69,6 +71,25 @@ def opened_by_prompt(prompt: str, history: str) -> str | None:
     shared = common_length(prompt, history)
     other = _OTHER_TAG.search(prompt[shared:])
     return other[0].strip() if other else None
+
+
+def channel_left_to_model(prompt: str, history: str) -> str | None:
+    r"""Return the header of a channel that stands before a response and that its prompt leaves to the model to write.
+
+    A model that chooses the channel may open one of reasoning first, although its prompt opens none.
+
+    Args:
+        prompt: What a template writes between the user's message and the response that is to be generated.
+        history: What it writes between the user's message and the same response once that exists.
+
+    Example:
+        >>> channel_left_to_model("<|start|>assistant", "<|start|>assistant<|channel|>final<|message|>")
+        '<|channel|>final'
+    """
+    header = _CHANNEL_HEADER.search(history)
+    if header is None or _CHANNEL_HEADER.search(prompt) is not None:
+        return None
+    return header[0]
 
 
 def reasons_in_text(text: str) -> bool:

@@ -7,20 +7,19 @@ from typing import Any
 import click
 import yaml
 
+from ....jobs.engines import refuse_parallel_builtin
 from ....jobs.errors import InputError
-from ....jobs.plan import make_plan
 from ....jobs.sizing.devices import load_devices
-from ....jobs.sizing.estimate import estimate
 from ....jobs.sizing.fit import require_fit
-from ....jobs.sources.load import load_source
 from ....jobs.specs.spec import JobSpec, load_spec
-from ....workers.models.model_sketch import sketch_model
 from ...manifests.dockerfile import dockerfile
 from ...manifests.kuberay import raycluster, rayjob
 from ...manifests.launcher import Machines, how_to_use, ray_vm
 from ...manifests.request import DEFAULT_IMAGE, ClusterRequest, pair
+from ...run.prepare import sketch_plan
 from .. import output
 from ..options import json_option, set_option
+from .plan import estimate_engines, main_figures
 
 _KINDS = ("rayjob", "raycluster", "ray-vm", "dockerfile")
 
@@ -110,16 +109,17 @@ def _request(
     toleration: tuple[str, ...],
     **named: Any,
 ) -> ClusterRequest:
-    """Plan the job, refuse it if it does not fit the chosen devices, and build the request from the options."""
+    """Plan the job, refuse what a run would refuse or what fits no chosen device, and build the request."""
     say = output.progress().say
+    refuse_parallel_builtin(spec.placement)
     table = load_devices(devices_file).of_kind("cpu" if spec.placement.device == "cpu" else "cuda")
     table = table if gpu_type is None else table.only(gpu_type, "--gpu-type")
-    planned = make_plan(spec, load_source(spec), sketch_model(spec.model, say)[0])
-    figures = estimate(planned)
+    planned = sketch_plan(spec, output.progress()).plan
+    figures = main_figures(estimate_engines(planned), table)
     require_fit(planned, figures, table)
     if named["image"] == DEFAULT_IMAGE:
         say(f"The image {DEFAULT_IMAGE} exists only where you built it. Push it, and give its full name with --image.")
-    most = gpus_max or figures.tensor_parallel * (spec.placement.replicas or 1)
+    most = gpus_max or figures.gpus_per_replica * (spec.placement.replicas or 1)
     if named["secret"] is None and named["service_account"] is None:
         say("Without --secret and --service-account the nodes' own role must be allowed to write to the store.")
     return ClusterRequest(

@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
+from ....jobs.engines import VLLM_READING_SLOTS, Engine, possible_engines
 from ....jobs.plan import Plan
 from ....jobs.sizing.devices import DeviceTable, load_devices
-from ....jobs.sizing.estimate import Estimate, estimate
+from ....jobs.sizing.estimate import Estimate, estimate, runs_texts_alone
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
 from ....jobs.specs.spec import load_spec
 from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom
+from ...run.check_model import check_job, lines_of
 from ...run.prepare import sketch_plan
 from .. import output
 from ..options import device_options, json_option, set_option, spec_argument
@@ -35,6 +37,12 @@ _FACTS_FROM = {
     type=click.IntRange(min=1, max=1_000_000),
     help="Number of devices, for the days; by default those of the spec's replicas.",
 )
+@click.option(
+    "--check-model",
+    is_flag=True,
+    help="Also build the model without weights, from its configuration: decoder layers, hook points, whether vLLM "
+    "captures it and over how many GPUs, a rendered prompt, and the longest prompt against the context.",
+)
 @json_option
 def plan(
     spec_file: str,
@@ -42,6 +50,7 @@ def plan(
     devices_file: str | None,
     device: str | None,
     gpus: int | None,
+    check_model: bool,
     as_json: bool,
 ) -> None:
     """Estimate what SPEC needs and costs: rollouts, tokens, bytes, memory, GPU-hours, money, days. Nothing is run.
@@ -54,42 +63,81 @@ def plan(
     table = table if device is None else table.only(device)
     sketch = sketch_plan(spec, output.progress())
     planned, facts_from = sketch.plan, sketch.facts_from
-    figures = estimate(planned)
+    checked = check_job(planned, output.progress()) if check_model else None
+    estimates = estimate_engines(planned)
+    figures = main_figures(estimates, table)
     require_fit(planned, figures, table)
-    prices = price_all(planned, figures, table, gpus)
+    prices = price_all(planned, estimates, table, gpus)
     if as_json:
         document = as_dict(planned, figures, facts_from) | {"rows_concerned": sketch.rows_concerned}
-        output.document(document | _prices_as_dict(table, prices, figures))
+        document |= {} if checked is None else {"model_check": checked.as_dict()}
+        output.document(document | _prices_as_dict(planned, table, prices, figures))
         return
     output.table("Plan", ["", ""], [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]])
-    columns = ["device", "GB", "per replica", "tokens/s", "device\nhours", table.currency, "devices", "days"]
+    if checked is not None:
+        output.table("Model, checked without weights", ["", ""], lines_of(checked))
+    columns = ["device", "engine", "per\nreplica", "tokens/s", "device\nhours", table.currency, "devices", "days"]
     output.table(
-        f"Price, if every response has the full length (prices of {table.prices_as_of})",
+        f"Price, if every response has the full length (prices of {table.prices_as_of}; estimated, not measured)",
         columns,
-        [_price_line(name, table, figures, prices.get(name)) for name in table.devices],
+        [line for name in table.devices for line in _price_lines(planned, name, table, figures, prices)],
     )
 
 
-def price_all(planned: Plan, figures: Estimate, table: DeviceTable, gpus: int | None) -> dict[str, Price]:
-    """Price a plan on every device of a table that its replicas fit.
+def estimate_engines(planned: Plan) -> dict[Engine, Estimate]:
+    """Estimate a plan for each engine that a run of it may use, the built-in one first.
 
     Args:
         planned: The plan.
-        figures: Its estimate.
+
+    Raises:
+        InputError: No engine can run it.
+    """
+    spec = planned.spec
+    engines = possible_engines(spec.placement, planned.facts, spec.capture)
+    return {engine: estimate(planned, engine) for engine in engines}
+
+
+def main_figures(estimates: dict[Engine, Estimate], table: DeviceTable) -> Estimate:
+    """Return the estimate that is shown: of the first engine whose replicas fit a device, or of the first.
+
+    Args:
+        estimates: Estimate of each engine that a run may use.
+        table: The devices.
+    """
+    fitting = (
+        figures
+        for figures in estimates.values()
+        if any(fits(figures, device, figures.tensor_parallel) for device in table.devices.values())
+    )
+    return next(fitting, next(iter(estimates.values())))
+
+
+def price_all(
+    planned: Plan, estimates: dict[Engine, Estimate], table: DeviceTable, gpus: int | None
+) -> dict[tuple[str, Engine], Price]:
+    """Price a plan on every device of a table that its replicas fit, for each engine.
+
+    Args:
+        planned: The plan.
+        estimates: Estimate of each engine that a run may use.
         table: The devices.
         gpus: Number of devices; None: those of the spec's replicas.
 
     Returns:
-        The prices, by name of the device.
+        The prices, by name of the device and engine.
 
     Raises:
         InputError: There are fewer devices than one replica needs.
     """
-    size = figures.tensor_parallel
+    asked = planned.spec.placement.engine
     return {
-        name: price(planned, figures, name, device, tensor_parallel=size, gpus=gpus)
+        (name, engine): price(planned, figures, name, device, tensor_parallel=figures.tensor_parallel, gpus=gpus)
         for name, device in table.devices.items()
-        if fits(figures, device, size)
+        for engine, figures in estimates.items()
+        # ``auto`` takes vLLM on GPUs only.
+        if fits(figures, device, figures.tensor_parallel)
+        and (engine == "builtin" or asked == "vllm" or device.kind == "gpu")
     }
 
 
@@ -97,7 +145,7 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
     """Format the plan as lines of (label, figure) for people."""
     facts = planned.facts
     by_kind = ", ".join(f"{count:,} {kind}" for kind, count in planned.rollouts_by_kind().items())
-    whole, parts = output.size(figures.replica_bytes), figures.tensor_parallel
+    whole, parts = output.size(figures.replica_bytes), figures.gpus_per_replica
     split = f" over {parts} devices, {output.size(figures.device_bytes)} each" if parts > 1 else ""
     return [
         [
@@ -112,13 +160,33 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
         ["layers", f"{len(planned.layers)} of {facts.n_layers}"],
         ["stored", f"about {output.size(figures.stored_bytes)} in {count_of(figures.objects, 'object')}"],
         *_token_lines(planned, figures),
-        ["replica memory", f"about {whole}{split}"],
-        [
-            "  of that",
-            f"weights {output.size(figures.weight_bytes)}, KV cache {output.size(figures.cache_bytes)} for "
-            f"{count_of(figures.rows_per_batch, 'rollout')} at a time, captured {output.size(figures.capture_bytes)}",
-        ],
+        ["replica memory", f"about {whole}{split} ({_ENGINE_NAMES[figures.engine]})"],
+        ["  of that", _memory_line(figures)],
+        *_alone_lines(planned, figures),
     ]
+
+
+_ENGINE_NAMES = {"builtin": "built-in engine", "vllm": "vLLM"}
+
+
+def _memory_line(figures: Estimate) -> str:
+    weights, cache = output.size(figures.weight_bytes), output.size(figures.cache_bytes)
+    captured = output.size(figures.capture_bytes)
+    if figures.engine == "vllm":
+        slots = count_of(figures.rows_per_batch + VLLM_READING_SLOTS, "slot")
+        return (
+            f"weights {weights}, KV cache {cache} or all that is left, sums of {slots} {captured}, states of a step "
+            f"{output.size(figures.step_bytes)}"
+        )
+    rows = count_of(figures.rows_per_batch, "rollout")
+    return f"weights {weights}, KV cache {cache} for {rows} at a time, captured {captured}"
+
+
+def _alone_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
+    """Tell that each text has a pass of its own; no lines for a model of which this is not known."""
+    if not runs_texts_alone(planned, figures.engine):
+        return []
+    return [["passes", f"texts of a {planned.facts.family} model do not share passes: one rollout at a time"]]
 
 
 def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
@@ -173,10 +241,16 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "stored_token_bytes": figures.stored_token_bytes,
         "objects": figures.objects,
         "rows_per_batch": figures.rows_per_batch,
+        "engine": figures.engine,
+        "engines": list(possible_engines(planned.spec.placement, planned.facts, planned.spec.capture)),
+        "runs_texts_alone": runs_texts_alone(planned, figures.engine),
         "tensor_parallel": figures.tensor_parallel,
+        "pipeline_parallel": figures.pipeline_parallel,
+        "gpus_per_replica": figures.gpus_per_replica,
         "weight_bytes": figures.weight_bytes,
         "cache_bytes": figures.cache_bytes,
         "capture_bytes": figures.capture_bytes,
+        "step_bytes": figures.step_bytes,
         "held_token_bytes": figures.held_token_bytes,
         "device_bytes": figures.device_bytes,
         "replica_bytes": figures.replica_bytes,
@@ -185,30 +259,40 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
     }
 
 
-def _prices_as_dict(table: DeviceTable, prices: dict[str, Price], figures: Estimate) -> dict[str, Any]:
+def _prices_as_dict(
+    planned: Plan, table: DeviceTable, prices: dict[tuple[str, Engine], Price], figures: Estimate
+) -> dict[str, Any]:
+    priced = {name for name, _ in prices}
     return {
         "prices_as_of": table.prices_as_of.isoformat(),
         "currency": table.currency,
         "devices": {name: device.model_dump() for name, device in table.devices.items()},
         "prices": [asdict(found) | {"replicas": found.replicas} for found in prices.values()],
         "does_not_fit": [
-            {"device": name, "smallest_tensor_parallel": smallest_tensor_parallel(figures, device)}
+            {"device": name, "smallest_tensor_parallel": smallest_tensor_parallel(planned, figures, device)}
             for name, device in table.devices.items()
-            if name not in prices
+            if name not in priced
         ],
     }
 
 
-def _price_line(name: str, table: DeviceTable, figures: Estimate, found: Price | None) -> list[str]:
-    device = table.devices[name]
-    if found is None:
-        smallest = smallest_tensor_parallel(figures, device)
-        change = f"fits with tensor_parallel {smallest}" if smallest else "does not fit"
-        return [name, f"{device.memory_gb:g}", change, "", "", "", "", ""]
+def _price_lines(
+    planned: Plan, name: str, table: DeviceTable, figures: Estimate, prices: dict[tuple[str, Engine], Price]
+) -> list[list[str]]:
+    """Format the prices on a device, a line for each engine, or what would make a replica fit it."""
+    found = [price for (device, _), price in prices.items() if device == name]
+    if found:
+        return [_price_line(price) for price in found]
+    smallest = smallest_tensor_parallel(planned, figures, table.devices[name])
+    change = ["fits with", str(smallest)] if smallest else ["does not fit", ""]
+    return [[name, *change, "", "", "", "", ""]]
+
+
+def _price_line(found: Price) -> list[str]:
     return [
-        name,
-        f"{device.memory_gb:g}",
-        str(found.tensor_parallel),
+        found.device,
+        found.engine,
+        str(found.tensor_parallel * found.pipeline_parallel),
         f"{found.tokens_per_s:,.0f}",
         _figure(found.gpu_hours),
         _figure(found.money),

@@ -42,6 +42,7 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
             ["arrays", ", ".join(contents["arrays"])],
             ["layers", f"{len(contents['layers'])}: {contents['layers'][0]} to {contents['layers'][-1]}"],
+            ["engine", contents["engine"]],
             ["precision", f"{contents['mantissa_bits']} mantissa bits, float32 range"],
             *([["passes", contents["passes"]]] if contents["passes"] else []),
             ["reduction", contents["reduction"] or "none yet"],
@@ -78,6 +79,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "created_at": record.created_at,
         "rendering": record.rendering,
         "passes": record.passes,
+        "engine": record.engine,
         "versions": record.versions,
     }
 

@@ -13,6 +13,7 @@ import click
 from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....storage.format.layout import WITHDRAWN
+from ....storage.format.records import BUILTIN_ENGINE
 from ....storage.locations.location import Location, open_location
 from ....storage.run.lease import refuse_if_driven
 from ....storage.run.run_store import read_run_record
@@ -134,6 +135,9 @@ def _print(found: Verification, *, quick: bool) -> None:
             f"{count_of(found.canary_rollouts, 'rollout')} of {count_of(found.canaries, 'unit')} compared with a plain "
             f"forward pass: relative error at most {found.worst_relative_error:.1e}"
         )
+    if set(found.engines) - {BUILTIN_ENGINE}:
+        by_engine = [f"{name} ({count_of(units, 'unit')})" for name, units in sorted(found.engines.items())]
+        output.text(f"captured by {', '.join(by_engine)}")
     if found.unchecked_units:
         output.text(f"{count_of(found.unchecked_units, 'unit')} made without such a check (capture.canary.check: none)")
     if found.missing:
@@ -175,6 +179,7 @@ def _as_dict(found: Verification) -> dict[str, Any]:
         "missing": list(found.missing),
         "problems": [_problem_as_dict(problem) for problem in found.problems],
         "rollouts": found.rollouts,
+        "engines": found.engines,
         "bytes_read": found.bytes_read,
         "canaries": found.canaries,
         "canary_rollouts": found.canary_rollouts,

@@ -73,15 +73,15 @@ def test_a_70b_model_is_planned_from_the_table_and_the_output_says_so():
 def test_no_word_of_the_table_of_prices_is_broken_in_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
     prices = invoke("plan", LLAMA).stdout.partition("Price")[2]
-    for word in ("device", "hours", "per replica", "tokens/s", "devices", "days", "tensor_parallel 8"):
+    for word in ("device", "engine", "hours", "replica", "tokens/s", "devices", "days", "fits with"):
         assert word in prices
 
 
 def test_devices_that_a_replica_does_not_fit_are_listed():
     found = planned()
-    assert {price["device"] for price in found["prices"]} == {"H100", "H200", "A100-80"}
+    assert {price["device"] for price in found["prices"]} == {"H100", "H200", "A100-80", "L40S"}
     other = {entry["device"]: entry["smallest_tensor_parallel"] for entry in found["does_not_fit"]}
-    assert other["L40S"] == 8
+    assert other["A100-40"] == 8
     assert other["L4"] is None
 
 
@@ -151,7 +151,7 @@ def test_an_unknown_model_is_refused_and_the_known_ones_are_listed():
     assert all(name in str(caught.value.hint) for name in known_models())
 
 
-def test_a_run_over_several_gpus_a_replica_is_refused_before_its_model_is_looked_for(
+def test_several_gpus_a_replica_of_the_builtin_engine_are_refused_before_the_model_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     def looked_for(*_args: object) -> None:
@@ -159,8 +159,8 @@ def test_a_run_over_several_gpus_a_replica_is_refused_before_its_model_is_looked
 
     monkeypatch.setattr("persona_atlas.cluster.run.prepare.find_model", looked_for)
     with pytest.raises(InputError) as caught:
-        invoke("run", LLAMA, "--set", f"store.url={tmp_path / 'run'}")
-    assert (caught.value.code, caught.value.field) == ("not_yet", "placement.tensor_parallel")
+        invoke("run", LLAMA, "--set", f"store.url={tmp_path / 'run'}", "--set", "placement.engine=builtin")
+    assert (caught.value.code, caught.value.field) == ("one_device", "placement.tensor_parallel")
     assert not (tmp_path / "run").exists()
 
 

@@ -40,6 +40,11 @@ FROM_ZERO = Resources(num_cpus=0, num_gpus=0, cpus_per_node=None, num_nodes=0)
         ({"threads": 1}, FROM_ZERO, 2, 0, 1, 1),
         ({"threads": 3}, Resources(4, 0, 4, 1), 32, 0, 1, 3),
         ({"threads": 2, "replicas": 2}, Resources(4, 0, 4, 1), 8, 0, 4, 2),
+        # A replica of several GPUs, and one of several processes on a CPU.
+        ({"tensor_parallel": 4}, Resources(32, 8, 32, 1, (8,)), 64, 8, 2, 32),
+        ({"tensor_parallel": 4}, Resources(32, 8, 32, 1, (8,)), 64, 3, 0, 64),
+        ({"tensor_parallel": 2}, FROM_ZERO, 8, 0, 1, 8),
+        ({"tensor_parallel": 2}, FROM_ZERO, 1, 0, 0, 2),
     ],
 )
 def test_the_workers_of_a_node_and_their_threads(

@@ -383,6 +383,13 @@ def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(
         ({"device": "cuda", "threads": 1}, Resources(16, 2), Placement(2, "cuda", 1, 1)),
         ({"device": "cpu"}, Resources(16, 2), Placement(1, "cpu", 16, 0, one_per_node=True)),
         ({"device": "cpu", "replicas": 4}, Resources(16, 2), Placement(4, "cpu", 4, 0)),
+        # A replica of several GPUs has all of them on one node; what is left over on a node is not used.
+        ({"tensor_parallel": 2}, Resources(32, 4), Placement(2, "cuda", 16, 2)),
+        ({"tensor_parallel": 2, "pipeline_parallel": 2}, Resources(32, 4), Placement(1, "cuda", 32, 4)),
+        ({"tensor_parallel": 4}, Resources(96, 14, 32, 3, (6, 4, 4)), Placement(3, "cuda", 32, 4)),
+        # On a CPU each of its processes has a core.
+        ({"tensor_parallel": 2}, Resources(2, 0), Placement(1, "cpu", 2, 0, one_per_node=True)),
+        ({"tensor_parallel": 2, "replicas": 2}, Resources(4, 0), Placement(2, "cpu", 2, 0)),
     ],
 )
 def test_replicas_are_laid_out_on_what_is_there(asked: dict[str, object], resources: Resources, expected: Placement):
@@ -397,6 +404,17 @@ def test_replicas_are_laid_out_on_what_is_there(asked: dict[str, object], resour
         ({"replicas": 3}, Resources(64, 2), "placement.replicas", "too_many_replicas", "at most 2"),
         ({"threads": 9}, Resources(8, 0), "placement.threads", "too_many_threads", "at most 8"),
         ({"replicas": 3, "threads": 3}, Resources(8, 0), "placement.threads", "too_many_threads", "at most 2"),
+        ({"tensor_parallel": 8}, Resources(64, 4), "placement.tensor_parallel", "replica_over_nodes", "at most 4"),
+        (
+            {"tensor_parallel": 8, "pipeline_parallel": 2},
+            Resources(512, 32, 128, 4, (8, 8, 8, 8)),
+            "placement.pipeline_parallel",
+            "replica_over_nodes",
+            "at most 8",
+        ),
+        ({"tensor_parallel": 4, "replicas": 2}, Resources(8, 7), "placement.replicas", "too_many_replicas", "most 1"),
+        ({"tensor_parallel": 4}, Resources(2, 0), "placement.tensor_parallel", "too_many_ranks", "fewer"),
+        ({"tensor_parallel": 2, "threads": 1}, Resources(2, 0), "placement.threads", "too_few_threads", "at least 2"),
     ],
 )
 def test_what_is_not_there_is_refused(asked: dict[str, object], resources: Resources, field: str, code: str, hint: str):

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 from persona_atlas import __version__
 from persona_atlas.cluster.manifests.dockerfile import WHEEL
+from persona_atlas.workers.vllm.versions import KNOWN_VERSIONS
 
 from rendered import EXAMPLES, LLAMA, ROOT, documents, parse_own_command, render, render_plainly
 
@@ -99,7 +100,7 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def test_the_dockerfile_installs_this_repositorys_wheel_at_pinned_versions_and_is_not_root():
-    found = instructions(render("dockerfile"))
+    found = instructions(render("dockerfile", ROOT / "examples" / "demo.yaml"))
     names = [name for name, _ in found]
     assert names[:2] == ["ARG", "FROM"]
     assert re.fullmatch(r"BASE=python:3\.\d+-slim-\w+", found[0][1])
@@ -107,7 +108,7 @@ def test_the_dockerfile_installs_this_repositorys_wheel_at_pinned_versions_and_i
     assert copied[:-1] == ["constraints.txt", f"dist/{WHEEL}"]
     # Where the tests run against a built wheel there is no checkout around them.
     assert (ROOT / copied[0]).is_file() or not (ROOT / "Makefile").exists()
-    (install,) = [shlex.split(rest) for name, rest in found if name == "RUN" and "pip install" in rest]
+    (install, _) = [shlex.split(rest) for name, rest in found if name == "RUN" and "pip install" in rest]
     assert install[install.index("--constraint") + 1] == f"{copied[-1]}constraints.txt"
     assert install[-1] == f"{copied[-1]}{WHEEL}"
     assert names.index("USER") > max(place for place, name in enumerate(names) if name == "RUN")
@@ -116,6 +117,14 @@ def test_the_dockerfile_installs_this_repositorys_wheel_at_pinned_versions_and_i
     assert any(f"--uid {user.split(':')[0]} " in rest for name, rest in found if name == "RUN")
     assert any("RAY_AUTH_MODE=token" in rest for name, rest in found if name == "ENV")
     assert "hunter" not in str(found)
+
+
+def test_the_image_of_a_job_whose_replicas_need_vllm_has_a_version_that_is_known():
+    found = instructions(render("dockerfile"))
+    (install,) = [shlex.split(rest) for name, rest in found if name == "RUN" and "pip install" in rest]
+    assert f"vllm=={KNOWN_VERSIONS[-1]}" in install
+    assert install[-1].endswith(WHEEL)
+    assert "vllm" not in render("dockerfile", ROOT / "examples" / "demo.yaml")
 
 
 def test_the_wheel_is_named_as_this_project_names_it():

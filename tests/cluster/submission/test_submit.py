@@ -138,6 +138,36 @@ def test_a_job_that_fits_no_node_is_refused_with_what_it_needs_and_what_there_is
     assert all(word in caught.value.message for word in named)
 
 
+def test_replicas_that_the_nodes_gpus_cannot_hold_are_refused():
+    nodes = replace(info(gpus=12), gpus_by_node=(8, 4))
+
+    def refusal(**placement: Any) -> InputError:
+        with pytest.raises(InputError) as caught:
+            refuse_what_fits_no_node(nodes, small_spec(placement=placement), None)
+        return caught.value
+
+    for fitting in ({"tensor_parallel": 8}, {"tensor_parallel": 4, "replicas": 3}, {"tensor_parallel": 4}):
+        refuse_what_fits_no_node(nodes, small_spec(placement=fitting), None)
+    refuse_what_fits_no_node(nodes, small_spec(placement={"tensor_parallel": 4, "pipeline_parallel": 2}), None)
+    refuse_what_fits_no_node(nodes, small_spec(placement={"device": "cpu", "tensor_parallel": 16}), None)
+    too_wide = refusal(tensor_parallel=16)
+    assert (too_wide.code, too_wide.field) == ("does_not_fit", "placement.tensor_parallel")
+    assert "8, 4 GPUs" in too_wide.message
+    assert "at most 8" in str(too_wide.hint)
+    too_many = refusal(tensor_parallel=8, replicas=2)
+    assert (too_many.field, str(too_many.hint)[:18]) == ("placement.replicas", "Ask for at most 1;")
+    assert "hold 1 replica," in too_many.message
+    assert refusal(tensor_parallel=4, pipeline_parallel=3).field == "placement.pipeline_parallel"
+
+
+def test_a_replica_of_several_gpus_is_held_against_the_memory_of_each():
+    four = replace(figures(200), tensor_parallel=4, engine="vllm", step_bytes=0)
+    nodes = replace(info(gpus=4), gpus_by_node=(4,))
+    refuse_what_fits_no_node(nodes, small_spec(placement={"tensor_parallel": 4}), four)
+    with pytest.raises(InputError, match=r"100\.0 GB on each GPU"):
+        refuse_what_fits_no_node(nodes, small_spec(placement={"tensor_parallel": 2}), replace(four, tensor_parallel=2))
+
+
 def test_kept_tokens_take_memory_of_the_machine_and_not_of_the_gpu():
     refuse_what_fits_no_node(info(gpus=1), small_spec(), figures(80, tokens_gb=10))
     with pytest.raises(InputError, match=r"17\.0 GB"):
@@ -153,18 +183,20 @@ def test_a_job_that_fits_or_whose_size_is_unknown_is_not_refused():
 
 
 @pytest.mark.parametrize(
-    ("part", "field"),
+    ("part", "code", "field"),
     [
-        ({"placement": {"tensor_parallel": 2}}, "placement.tensor_parallel"),
-        ({"conversations": {"source": "talks.jsonl"}}, "conversations"),
+        ({"placement": {"engine": "builtin", "tensor_parallel": 2}}, "one_device", "placement.tensor_parallel"),
+        ({"conversations": {"source": "talks.jsonl"}}, "not_yet", "conversations"),
     ],
 )
-def test_what_cannot_be_submitted_yet_is_refused_before_the_store_or_cluster_is_read(part: dict[str, Any], field: str):
+def test_what_cannot_be_submitted_is_refused_before_the_store_or_cluster_is_read(
+    part: dict[str, Any], code: str, field: str
+):
     spec = make_spec({"model": {"source": "nobody/nothing"}, "store": {"url": "runs/x"}} | part)
     # Neither model nor cluster exists: reading either would raise another error.
     with pytest.raises(InputError) as caught:
         submit_job(spec, cast(Cluster, None), SubmitOptions(), cast(Progress, None))
-    assert (caught.value.code, caught.value.field) == ("not_yet", field)
+    assert (caught.value.code, caught.value.field) == (code, field)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.sizing.devices import Device, DeviceTable, load_devices
-from persona_atlas.jobs.sizing.estimate import device_bytes, estimate
+from persona_atlas.jobs.sizing.estimate import Estimate, device_bytes, estimate
 from persona_atlas.jobs.sizing.fit import SpecChange, changes_that_fit, fits, require_fit, smallest_tensor_parallel
 from persona_atlas.jobs.sizing.known_models import known_models
 
@@ -39,19 +39,24 @@ def changed(plan: Plan, change: SpecChange) -> Plan:
     return plan_of(plan.spec.model.source, change.dtype or plan.spec.model.dtype, **parts)
 
 
+def estimate_for(plan: Plan) -> Estimate:
+    """The estimate for the engine that a replica of that many devices takes."""
+    return estimate(plan, "vllm" if plan.spec.placement.gpus_per_replica > 1 else "builtin")
+
+
 def with_memory(device: Device, memory_gb: float) -> DeviceTable:
     return TABLE.model_copy(update={"devices": {"d": device.model_copy(update={"memory_gb": memory_gb})}})
 
 
 @pytest.mark.parametrize(
     ("device", "size"),
-    [("H200", 2), ("H100", 4), ("A100-80", 4), ("A100-40", 8), ("L40S", 4), ("L4", 8), ("cpu", None)],
+    [("H200", 2), ("H100", 4), ("A100-80", 4), ("A100-40", 8), ("L40S", 4), ("L4", None), ("cpu", None)],
 )
 def test_the_smallest_number_of_gpus_for_a_70b_model(device: str, size: int | None):
-    figures = estimate(plan_of())
-    assert smallest_tensor_parallel(figures, TABLE.devices[device]) == size
+    plan = plan_of()
+    assert smallest_tensor_parallel(plan, estimate(plan), TABLE.devices[device]) == size
     if size is not None and size > 1:
-        assert not fits(figures, TABLE.devices[device], size // 2)
+        assert not fits(estimate(plan, "vllm"), TABLE.devices[device], size // 2)
 
 
 def test_a_model_that_fits_no_node_is_refused_with_what_would_fit():
@@ -65,9 +70,9 @@ def test_a_model_that_fits_no_node_is_refused_with_what_would_fit():
 
 
 def test_what_fits_one_device_of_the_table_is_let_through():
-    for size, name in ((4, "H100"), (2, "H200"), (8, "L4")):
+    for size, name in ((4, "H100"), (2, "H200"), (8, "A100-40")):
         plan = plan_of(placement={"tensor_parallel": size})
-        require_fit(plan, estimate(plan), TABLE.only(name))
+        require_fit(plan, estimate(plan, "vllm"), TABLE.only(name))
     small = plan_of("meta-llama/Llama-3.1-8B-Instruct")
     require_fit(small, estimate(small), TABLE)
 
@@ -75,7 +80,7 @@ def test_what_fits_one_device_of_the_table_is_let_through():
 def test_a_replica_over_more_devices_than_a_machine_has_is_refused():
     plan = plan_of(placement={"tensor_parallel": 16})
     with pytest.raises(InputError) as caught:
-        require_fit(plan, estimate(plan), TABLE)
+        require_fit(plan, estimate(plan, "vllm"), TABLE)
     assert "placement.tensor_parallel=2 on H200" in str(caught.value.hint)
 
 
@@ -117,7 +122,7 @@ def test_whatever_is_offered_fits(memory: float, model: str, dtype: str, batch: 
     plan = plan_of(model, dtype, placement={"batch_tokens": batch, "tensor_parallel": size})
     table = with_memory(TABLE.devices["H100"], memory)
     device = table.devices["d"]
-    figures = estimate(plan)
+    figures = estimate_for(plan)
     if fits(figures, device, size):
         require_fit(plan, figures, table)
         return
@@ -125,4 +130,4 @@ def test_whatever_is_offered_fits(memory: float, model: str, dtype: str, batch: 
         require_fit(plan, figures, table)
     for change in changes_that_fit(plan, figures, "d", device):
         better = changed(plan, change)
-        assert fits(estimate(better), device, better.spec.placement.tensor_parallel), change
+        assert fits(estimate_for(better), device, better.spec.placement.tensor_parallel), change

@@ -74,6 +74,73 @@ def test_each_roof_can_be_the_one_that_is_met():
     assert priced(plan_of(facts=small)).step_s == pytest.approx(small.n_layers * 100e-6)
 
 
+def test_a_case_of_vllm_done_by_hand():
+    """As above: 20 slots and not 10, its own efficiency, and sums of 10 layers x 16 that are moved in each step."""
+    facts = replace(FACTS, num_parameters=10**9, n_layers=10, kv_values_per_token=1000, dtype="bfloat16")
+    plan = plan_of(facts=facts)
+    read_and_written = {"prompt_tokens": 2000, "canary_tokens": 500, "response_tokens": 20 * 512}
+    figures = replace(estimate(plan, "vllm"), **read_and_written)
+    device = DEVICE.model_copy(update={"vllm_efficiency": 0.8, "vllm_layer_us": 1})
+    found = priced(plan, device, figures=figures)
+    assert (found.engine, found.rows) == ("vllm", 20)
+    moved = 2e9 + 20 * 356 * 2000 + 20 * 10 * 16 * (2 + 8)
+    assert found.step_s == pytest.approx(max(moved / 1.6e12, 10 * 1e-6 + 0.004))
+    slow = priced(plan, device.model_copy(update={"bandwidth_gb_s": 200}), figures=figures)
+    assert slow.step_s == pytest.approx(moved / 1.6e11)
+    assert slow.limited_by == "bandwidth"
+    assert found.decode_hours == pytest.approx(512 * found.step_s / 3600)
+    assert found.prefill_hours == pytest.approx(2500 * 2e9 / 8e14 / 3600)
+
+
+def test_the_slots_of_vllm_are_those_that_the_memory_of_its_devices_has_room_for():
+    plan = plan_of(240, facts=LLAMA_70B, placement={"tensor_parallel": 4})
+    roomy, tight = (
+        priced(plan, DEVICE.model_copy(update={"memory_gb": gb}), figures=estimate(plan, "vllm"), size=4, gpus=4)
+        for gb in (80, 50)
+    )
+    assert roomy.rows == 256
+    assert 1 < tight.rows < 256
+    assert tight.tokens_per_s < roomy.tokens_per_s
+
+
+def test_what_capturing_costs_vllm_is_a_few_per_cent_of_a_70b_model_s_step():
+    def step_s(layers: str | list[int]) -> float:
+        plan = plan_of(240, facts=LLAMA_70B, placement={"tensor_parallel": 4}, capture={"layers": layers})
+        return priced(plan, figures=estimate(plan, "vllm"), size=4, gpus=4).step_s
+
+    assert 1 < step_s("all") / step_s([40]) < 1.05
+
+
+def test_texts_that_a_server_generates_are_read_and_not_decoded():
+    own = plan_of(facts=LLAMA_70B)
+    served = plan_of(facts=LLAMA_70B, generation={"endpoint": "http://host/v1"})
+    found = priced(served)
+    assert found.decode_hours == 0
+    read = estimate(served).prompt_tokens + estimate(served).response_tokens + estimate(served).canary_tokens
+    assert found.prefill_hours == pytest.approx(2 * LLAMA_70B.num_parameters * read / 5e14 / 3600)
+    assert found.gpu_hours < priced(own).gpu_hours
+    assert (estimate(own).cache_bytes > 0, estimate(served).cache_bytes) == (True, 0)
+
+
+def test_texts_of_a_family_that_shares_no_pass_are_priced_one_at_a_time():
+    shared, alone = (plan_of(facts=replace(LLAMA_70B, family=family)) for family in ("llama", "falcon"))
+    assert (priced(shared).rows, priced(alone).rows) == (20, 1)
+    assert priced(alone).decode_hours > 10 * priced(shared).decode_hours
+
+
+@given(tensor=st.sampled_from([1, 2, 4, 8]), stages=st.sampled_from([1, 2, 4]), replicas=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_the_gpus_of_a_replica_are_tensor_times_pipeline_parallel_everywhere(tensor: int, stages: int, replicas: int):
+    sizes = {"tensor_parallel": tensor, "pipeline_parallel": stages, "replicas": replicas}
+    plan = plan_of(240, facts=LLAMA_70B, placement=sizes)
+    figures = estimate(plan, "vllm")
+    found = priced(plan, figures=figures, gpus=None, size=tensor)
+    assert figures.gpus_per_replica == plan.spec.placement.gpus_per_replica == tensor * stages
+    assert (found.gpus, found.replicas) == (tensor * stages * replicas, replicas)
+    assert figures.replica_bytes == tensor * stages * figures.device_bytes
+    assert figures.weight_bytes < figures.replica_bytes
+
+
 def test_float32_is_held_against_the_float32_rate():
     prefill = [
         priced(plan_of(facts=replace(LLAMA_70B, dtype=dtype))).prefill_hours for dtype in ("float32", "bfloat16")

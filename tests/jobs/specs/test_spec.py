@@ -331,6 +331,7 @@ NUMBERS = [
     "sampling.max_new_tokens",
     "placement.replicas",
     "placement.tensor_parallel",
+    "placement.pipeline_parallel",
     "placement.batch_tokens",
     "placement.threads",
     "store.mantissa_bits",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,10 @@ from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from safetensors.torch import load_file, save_file
 
+from conformance import MAX_NEW, MODES, TOLERANCE, Mode, as_read, assert_equal_to_plain
 from plain_forward import ALL_POOLINGS, POINTS, POOLINGS, PlainModel, conversation_ids, pool, relative_errors
-from requests_of import engine_settings, generate, requests_of, texts_of
+from requests_of import engine_settings, generate, requests_of
 from tiny_families import FAMILIES, N_LAYERS, save_tiny_family
-
-TOLERANCE = 1e-4
-MAX_NEW = 20
-
-Mode = Callable[[BuiltinEngine, Sequence[CapturedRollout]], list[CapturedRollout]]
 
 
 @pytest.fixture(scope="module")
@@ -40,51 +36,6 @@ def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         return made[family]
 
     return find
-
-
-def as_generated(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
-    """The vectors as they were captured during generation."""
-    return list(rows)
-
-
-def as_read(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
-    """The vectors of a prefill pass over the same conversations."""
-    texts = engine.capture(texts_of(rows))
-    return [
-        CapturedRollout(row.rollout, text.vectors_LD[0], text.tokens_KTD[0], row.user_span, row.intervention)
-        for row, text in zip(rows, texts, strict=True)
-    ]
-
-
-MODES = pytest.mark.parametrize("mode", [as_generated, as_read])
-
-
-def assert_equal_to_plain(
-    rows: Sequence[CapturedRollout],
-    plain: PlainModel,
-    token_layers: Sequence[int] = (),
-    *,
-    bytes_are_tokens: bool = True,
-) -> None:
-    for row in rows:
-        # The reference counts bytes where it can, and believes the engine's own span where it cannot.
-        user_span = None if bytes_are_tokens else row.user_span
-        states = plain.places(conversation_ids(row.rollout))
-        assert len(row.tokens_KTD) == (len({point for point, _ in row.vectors_LD}) if token_layers else 0)
-        for (point, pooling), got_KTD in row.tokens_KTD.items():
-            expected_KTD = states[point][list(token_layers), len(row.rollout.prompt_token_ids) :]
-            assert (pooling, got_KTD.dtype, got_KTD.shape) == ("tokens", np.float32, expected_KTD.shape)
-            # Of every single token.
-            worst = relative_errors(got_KTD, expected_KTD).max(initial=0)
-            assert worst < TOLERANCE, (row.rollout.address, point)
-        for (point, pooling), got_LD in row.vectors_LD.items():
-            expected_LD = pool(states[point], row.rollout, user_span)[pooling]
-            assert got_LD.dtype == np.float32
-            if pooling.startswith("response_") and not row.rollout.has_vector:
-                assert np.isnan(got_LD).all()
-            else:
-                worst = relative_errors(got_LD, expected_LD).max()
-                assert worst < TOLERANCE, (row.rollout.address, point, pooling)
 
 
 @MODES

@@ -9,8 +9,10 @@ import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.workers.chat.checks import (
+    left_channel,
     left_open,
     require_closed_prompts,
+    require_no_channel,
     require_pinned_on_server,
     stop_token_ids,
     turn_end,
@@ -70,6 +72,32 @@ def test_a_template_that_closes_it_is_not(renderer_of, text: str):
     renderer = renderer_of(opening_with(text))
     assert left_open(renderer) is None
     require_closed_prompts(renderer, [(), (ChatMessage("system", "Think in <think> tags."),)])
+
+
+def _harmony(prompt_end: str) -> str:
+    """A template in the manner of gpt-oss: messages in channels, and a prompt that ends with ``prompt_end``."""
+    return (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>"
+        "{{ m.content }}<|end|>{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}" + prompt_end + "{% endif %}"
+    )
+
+
+def test_a_template_that_leaves_the_channel_to_the_model_is_refused_with_what_closes_it(renderer_of):
+    renderer = renderer_of(_harmony("<|start|>assistant"))
+    assert left_open(renderer) is None
+    assert left_channel(renderer) == "<|channel|>final"
+    with pytest.raises(InputError, match="would begin with reasoning") as caught:
+        require_no_channel(renderer)
+    assert (caught.value.code, caught.value.field) == ("opens_reasoning", "model.source")
+    assert "ends a prompt with <|channel|>final" in str(caught.value.hint)
+
+
+def test_a_template_that_writes_the_channel_itself_is_not(renderer_of):
+    renderer = renderer_of(_harmony("<|start|>assistant<|channel|>final<|message|>"))
+    assert left_channel(renderer) is None
+    require_no_channel(renderer)
+    require_no_channel(renderer_of(CHAT_TEMPLATE))
 
 
 def test_another_tag_that_only_the_prompt_has_is_refused_too(renderer_of):

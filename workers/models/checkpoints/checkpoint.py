@@ -248,4 +248,17 @@ def _facts(checkpoint: Checkpoint, num_parameters: int, dtype: str, fingerprint:
         family=str(config.model_type),
         max_context=int(getattr(config, "max_position_embeddings", None) or 2**31),
         fingerprint=fingerprint,
+        architectures=tuple(str(name) for name in checkpoint.raw.get("architectures") or ()),
+        num_attention_heads=heads,
+        num_kv_heads=kv_heads,
+        mlp_width=_mlp_width(config),
     )
+
+
+def _mlp_width(config: Any) -> int:
+    """Return the inner width of an MLP, or of one expert; 0 where the configuration does not name it so."""
+    for name in ("moe_intermediate_size", "intermediate_size"):
+        width: Any = getattr(config, name, None)
+        if type(width) is int:
+            return width
+    return 0

@@ -1,0 +1,263 @@
+"""Which engine runs a job: the built-in one or vLLM. Pure: decided from the spec and the model's configuration alone.
+
+The table of architectures is the one place that says what the vLLM engine captures. Knows neither engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import InputError
+from .model_facts import ModelFacts
+from .parallelism import require_parallel
+from .specs.spec_parts import CaptureSpec, PlacementSpec
+
+Engine = Literal["builtin", "vllm"]
+"""An engine that generates and captures."""
+
+VLLM_HOOK_POINT = "resid_post"
+"""The only hook point that the vLLM engine captures."""
+
+VLLM_MAX_NUM_SEQS = 256
+"""Most rollouts that a replica of the vLLM engine runs at a time; vLLM's ``max_num_seqs`` is as many, and some more."""
+
+VLLM_READING_SLOTS = 8
+"""Slots of its sums beside those of rollouts: for what it reads meanwhile."""
+
+VLLM_MAX_NUM_BATCHED_TOKENS = 2048
+"""Tokens of one of its steps. Of each step the states of every captured layer are in memory: 2.7 GB at 80 x 8192."""
+
+_BUILTIN_ASKED_FOR = "placement.engine is builtin"
+
+VLLM_EXTRA = "pip install 'persona-atlas[vllm]'"
+"""How vLLM gets onto a machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmArchitecture:
+    """An architecture that the vLLM engine captures.
+
+    Attributes:
+        family: ``model_type`` of its configurations.
+        implementation: ``model_impl`` of vLLM: ``vllm`` for its own class, ``transformers`` where only the one of
+            vLLM's transformers backend hands out the hidden states between decoder layers.
+        shares_kv_heads: Whether several devices may hold the same key-value head, so that ``tensor_parallel`` may be
+            more than there are of them.
+    """
+
+    family: str
+    implementation: Literal["vllm", "transformers"] = "vllm"
+    shares_kv_heads: bool = True
+
+
+VLLM_ARCHITECTURES = {
+    "LlamaForCausalLM": VllmArchitecture("llama"),
+    "MistralForCausalLM": VllmArchitecture("mistral"),
+    "Qwen2ForCausalLM": VllmArchitecture("qwen2"),
+    "Qwen3ForCausalLM": VllmArchitecture("qwen3"),
+    "Qwen3MoeForCausalLM": VllmArchitecture("qwen3_moe"),
+    "Gemma2ForCausalLM": VllmArchitecture("gemma2", "transformers"),
+    "Gemma3ForCausalLM": VllmArchitecture("gemma3_text", "transformers"),
+    "GptOssForCausalLM": VllmArchitecture("gpt_oss", shares_kv_heads=False),
+}
+"""Architectures that the vLLM engine captures, by the name in ``architectures`` of a configuration."""
+
+
+FAMILIES_RUN_ALONE = frozenset(
+    {
+        "bloom",
+        "codegen",
+        "doge",
+        "falcon",
+        "gpt_neo",
+        "gptj",
+        "jamba",
+        "lfm2",
+        "mamba",
+        "mamba2",
+        "mpt",
+        "openai-gpt",
+        "recurrent_gemma",
+        "rwkv",
+        "xglm",
+        "xlstm",
+    }
+)
+"""``model_type`` of families that are known to have a forward pass for every text in the built-in engine. It finds that
+out by trial when it loads a model; plans know it for these only."""
+
+
+def vllm_architecture(facts: ModelFacts) -> VllmArchitecture | None:
+    """Look up a model's architecture in the table; None if the vLLM engine does not capture it.
+
+    Args:
+        facts: The model. Where its configuration names no architecture, the family decides.
+    """
+    if facts.architectures:
+        return next((VLLM_ARCHITECTURES[name] for name in facts.architectures if name in VLLM_ARCHITECTURES), None)
+    return next((entry for entry in VLLM_ARCHITECTURES.values() if entry.family == facts.family), None)
+
+
+def require_vllm_model(facts: ModelFacts) -> VllmArchitecture:
+    """Return the entry of a model's architecture in the table.
+
+    Args:
+        facts: The model.
+
+    Raises:
+        InputError: The vLLM engine does not capture this architecture; names those that it captures.
+    """
+    found = vllm_architecture(facts)
+    if found is not None:
+        return found
+    named = facts.architectures[0] if facts.architectures else facts.family
+    raise InputError(
+        f"the vLLM engine does not capture {named}.",
+        code="no_vllm_model",
+        field="placement.engine",
+        hint=f"Set it to builtin, or choose a model among {', '.join(VLLM_ARCHITECTURES)}.",
+    )
+
+
+def choose_engine(
+    placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool, has_gpu: bool
+) -> Engine:
+    """Choose the engine of a job's replicas.
+
+    ``auto`` is vLLM where it is installed, there is a GPU, and it captures the model and every hook point that is asked
+    for; else the built-in engine.
+
+    Args:
+        placement: The job's placement.
+        facts: Its model.
+        capture: What it captures.
+        vllm_installed: Whether vLLM is installed where the replicas run.
+        has_gpu: Whether the replicas run on GPUs.
+
+    Raises:
+        InputError: The engine that is asked for, or the only one that is left, cannot run this job; names the field.
+
+    Example:
+        >>> from persona_atlas import load_spec, plan
+        >>> planned = plan("job.yaml")
+        >>> spec = planned.spec
+        >>> choose_engine(spec.placement, planned.facts, spec.capture, vllm_installed=True, has_gpu=False)
+        'builtin'
+    """
+    if placement.engine == "vllm":
+        _require_vllm(placement, facts, capture, vllm_installed=vllm_installed)
+        return "vllm"
+    reason = _against_vllm(facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
+    if placement.engine == "auto" and reason is None:
+        require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
+        return "vllm"
+    _require_builtin(placement, facts, reason if placement.engine == "auto" else None)
+    return "builtin"
+
+
+def refuse_parallel_builtin(placement: PlacementSpec) -> None:
+    """Refuse several devices a replica where the built-in engine is asked for; known before the model is there.
+
+    Args:
+        placement: The job's placement.
+
+    Raises:
+        InputError: Names the field.
+    """
+    if placement.engine == "builtin":
+        _require_one_device(placement, _BUILTIN_ASKED_FOR)
+
+
+def possible_engines(placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec) -> list[Engine]:
+    """Return the engines that a run of a job may use, depending on what its machines have; the built-in one first.
+
+    Args:
+        placement: The job's placement.
+        facts: Its model.
+        capture: What it captures.
+
+    Raises:
+        InputError: None can run this job, whatever the machines have; names the field.
+
+    Example:
+        >>> from persona_atlas import plan
+        >>> planned = plan("job.yaml")
+        >>> possible_engines(planned.spec.placement, planned.facts, planned.spec.capture)
+        ['builtin', 'vllm']
+    """
+    may_have_gpu = placement.device != "cpu"
+    best = choose_engine(placement, facts, capture, vllm_installed=True, has_gpu=may_have_gpu)
+    try:
+        other = choose_engine(placement, facts, capture, vllm_installed=False, has_gpu=may_have_gpu)
+    except InputError:
+        # Without vLLM there is no other engine for this job.
+        return [best]
+    return [other] if other == best else [other, best]
+
+
+def _require_vllm(placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool) -> None:
+    """Refuse a job that asks for vLLM and that vLLM cannot run."""
+    others = _other_hook_points(capture)
+    if others:
+        raise InputError(
+            f"asks for {', '.join(others)}, but the vLLM engine captures {VLLM_HOOK_POINT} only.",
+            code="no_hook_point",
+            field="capture.hook_points",
+            hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
+        )
+    require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
+    if not vllm_installed:
+        raise InputError(
+            "is vllm, but vLLM is not installed where the replicas run.",
+            code="no_vllm",
+            field="placement.engine",
+            hint=f"Install it there ({VLLM_EXTRA}), or set the engine to auto or builtin.",
+        )
+
+
+def _against_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool, has_gpu: bool) -> str | None:
+    """Say why ``auto`` does not choose vLLM; None if it does."""
+    if _other_hook_points(capture):
+        return f"it captures {VLLM_HOOK_POINT} only"
+    if vllm_architecture(facts) is None:
+        return f"it does not capture {facts.architectures[0] if facts.architectures else facts.family}"
+    if not has_gpu:
+        return "there is no GPU"
+    return None if vllm_installed else f"it is not installed where the replicas run ({VLLM_EXTRA})"
+
+
+def _require_builtin(placement: PlacementSpec, facts: ModelFacts, against_vllm: str | None) -> None:
+    """Refuse a job that the built-in engine cannot run.
+
+    Args:
+        placement: The job's placement.
+        facts: Its model.
+        against_vllm: Why vLLM is not chosen; None if the job asks for the built-in engine.
+    """
+    why = f"vLLM is not used, because {against_vllm}" if against_vllm else _BUILTIN_ASKED_FOR
+    _require_one_device(placement, why)
+    if facts.packed_with:
+        raise InputError(
+            f"the weights are quantised with {facts.packed_with}, and the built-in engine computes with plain weights; "
+            f"{why}.",
+            code="quantised",
+            field="model.source",
+            hint="Let vLLM run the job (placement.engine=vllm), or name the checkpoint before quantisation.",
+        )
+
+
+def _require_one_device(placement: PlacementSpec, why: str) -> None:
+    for name in ("tensor_parallel", "pipeline_parallel"):
+        size = getattr(placement, name)
+        if size > 1:
+            raise InputError(
+                f"is {size}, but the built-in engine has one device a replica, and {why}.",
+                code="one_device",
+                field=f"placement.{name}",
+                hint="Set it to 1, or let vLLM run the job: placement.engine=vllm.",
+            )
+
+
+def _other_hook_points(capture: CaptureSpec) -> list[str]:
+    return [name for name in capture.hook_points if name != VLLM_HOOK_POINT]

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from persona_atlas.jobs.engines import (
+    FAMILIES_RUN_ALONE,
+    VLLM_ARCHITECTURES,
+    VLLM_MAX_NUM_SEQS,
+    VLLM_READING_SLOTS,
+    choose_engine,
+    possible_engines,
+    require_vllm_model,
+    vllm_architecture,
+)
+from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.parallelism import tensor_parallel_sizes
+from persona_atlas.jobs.specs.spec_parts import CaptureSpec, PlacementSpec
+from persona_atlas.workers.vllm.arguments import MOST_SEQUENCES, READING_SLOTS
+
+from fakes import FACTS
+from other_families import ALONE_FAMILIES, SHARING_FAMILIES
+
+LLAMA = replace(FACTS, architectures=("LlamaForCausalLM",))
+FALCON = replace(FACTS, architectures=("FalconForCausalLM",), family="falcon")
+
+
+def chosen(facts=LLAMA, *, vllm_installed: bool = True, has_gpu: bool = True, hook_points=("resid_post",), **placement):
+    capture = CaptureSpec(hook_points=list(hook_points))
+    return choose_engine(PlacementSpec(**placement), facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
+
+
+def refusal(*args, **kwargs) -> InputError:
+    with pytest.raises(InputError) as caught:
+        chosen(*args, **kwargs)
+    return caught.value
+
+
+def test_auto_is_vllm_where_it_is_installed_on_gpus_and_captures_what_is_asked_for():
+    assert chosen() == "vllm"
+    assert chosen(vllm_installed=False) == "builtin"
+    assert chosen(has_gpu=False) == "builtin"
+    assert chosen(FALCON) == "builtin"
+    assert chosen(hook_points=("resid_post", "mlp_out")) == "builtin"
+    assert chosen(engine="builtin") == "builtin"
+
+
+def test_vllm_that_is_asked_for_needs_no_gpu():
+    assert chosen(engine="vllm", has_gpu=False, tensor_parallel=2) == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("facts", "given", "code", "field", "words"),
+    [
+        (LLAMA, {"hook_points": ("attn_out",)}, "no_hook_point", "capture.hook_points", ("attn_out", "builtin")),
+        (FALCON, {}, "no_vllm_model", "placement.engine", ("FalconForCausalLM", "Qwen3ForCausalLM", "builtin")),
+        (LLAMA, {"vllm_installed": False}, "no_vllm", "placement.engine", ("persona-atlas[vllm]",)),
+    ],
+)
+def test_what_vllm_cannot_run_is_refused_with_field_and_fix(facts, given, code, field, words):
+    error = refusal(facts, engine="vllm", **given)
+    assert (error.code, error.field, error.exit_status) == (code, field, 2)
+    assert all(word in str(error) for word in words), error
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel", "pipeline_parallel"])
+def test_several_devices_a_replica_are_refused_where_only_the_built_in_engine_is_left(name: str):
+    error = refusal(engine="builtin", **{name: 2})
+    assert (error.code, error.field) == ("one_device", f"placement.{name}")
+    assert "placement.engine=vllm" in str(error)
+    for given, reason in (
+        ({"vllm_installed": False}, "not installed"),
+        ({"has_gpu": False}, "no GPU"),
+        ({"hook_points": ("mlp_out",)}, "resid_post only"),
+    ):
+        error = refusal(**given, **{name: 2})
+        assert error.code == "one_device"
+        assert reason in str(error)
+
+
+def test_quantised_weights_are_left_to_vllm():
+    packed = replace(LLAMA, packed_with="gptq", packed_bytes=1000)
+    assert chosen(packed) == "vllm"
+    error = refusal(packed, engine="builtin")
+    assert (error.code, error.field) == ("quantised", "model.source")
+    assert "gptq" in str(error)
+
+
+def test_architectures_are_told_by_name_or_else_by_family():
+    assert vllm_architecture(replace(FACTS, family="qwen3")) is VLLM_ARCHITECTURES["Qwen3ForCausalLM"]
+    reward = replace(FACTS, architectures=("LlamaForSequenceClassification",))
+    assert vllm_architecture(reward) is None
+    gemma = replace(FACTS, architectures=("Gemma2ForCausalLM",), family="gemma2")
+    assert require_vllm_model(gemma).implementation == "transformers"
+    assert require_vllm_model(LLAMA).implementation == "vllm"
+
+
+def test_the_engine_is_no_part_of_a_run_s_identity_nor_of_its_record():
+    from persona_atlas.jobs.specs.spec import make_spec
+
+    data = {"model": {"source": "models/tiny"}, "store": {"url": "runs/mine"}}
+    changed = {"engine": "vllm", "tensor_parallel": 2, "pipeline_parallel": 2}
+    assert make_spec(data).digest == make_spec(data | {"placement": changed}).digest
+    assert PlacementSpec(tensor_parallel=4, pipeline_parallel=2).gpus_per_replica == 8
+
+
+def test_the_families_that_run_alone_are_those_that_the_built_in_engine_finds_so_by_trial():
+    known = {str(make().model_type) for make in ALONE_FAMILIES.values()}
+    assert known <= FAMILIES_RUN_ALONE
+    assert not FAMILIES_RUN_ALONE & {str(make().model_type) for make in SHARING_FAMILIES.values()}
+    assert not FAMILIES_RUN_ALONE & {entry.family for entry in VLLM_ARCHITECTURES.values()}
+
+
+def test_the_slots_that_are_planned_are_those_that_vllm_is_started_with():
+    assert (MOST_SEQUENCES, READING_SLOTS) == (VLLM_MAX_NUM_SEQS, VLLM_READING_SLOTS)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "sizes"),
+    [
+        (9, 3, 1536, [1, 3]),
+        (8, 8, 64, [1, 2, 4, 8]),
+        (64, 8, 28672, [1, 2, 4, 8, 16, 32, 64]),
+        (12, 4, 36, [1, 2, 4, 12]),
+    ],
+)
+def test_a_tensor_parallel_size_divides_the_heads_and_the_mlps(heads: int, kv_heads: int, width: int, sizes: list[int]):
+    facts = replace(LLAMA, num_attention_heads=heads, num_kv_heads=kv_heads, mlp_width=width)
+    assert tensor_parallel_sizes(facts, 64) == sizes
+    only = [size for size in sizes if kv_heads % size == 0]
+    assert tensor_parallel_sizes(facts, 64, shares_kv_heads=False) == only
+    for size in range(1, 65):
+        if size in sizes:
+            assert chosen(facts, engine="vllm", tensor_parallel=size) == "vllm"
+        else:
+            error = refusal(facts, engine="vllm", tensor_parallel=size)
+            assert (error.code, error.field) == ("does_not_split", "placement.tensor_parallel")
+            assert f"Sizes that do: {', '.join(map(str, sizes))}." in str(error)
+
+
+def test_more_pipeline_stages_than_layers_are_refused():
+    assert chosen(engine="vllm", pipeline_parallel=4) == "vllm"
+    assert refusal(engine="vllm", pipeline_parallel=5).field == "placement.pipeline_parallel"
+
+
+def test_an_auto_job_may_run_on_either_engine_and_others_on_one():
+    def possible(facts=LLAMA, **placement):
+        return possible_engines(PlacementSpec(**placement), facts, CaptureSpec())
+
+    assert possible() == ["builtin", "vllm"]
+    assert possible(device="cpu") == ["builtin"]
+    assert possible(FALCON) == ["builtin"]
+    assert possible(tensor_parallel=2) == ["vllm"]
+    assert possible(engine="vllm", device="cpu") == ["vllm"]
+    with pytest.raises(InputError):
+        possible(FALCON, tensor_parallel=2)

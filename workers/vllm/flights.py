@@ -1,0 +1,239 @@
+"""Requests in flight: hand token ids to vLLM, step it, and read the slots of those that have finished.
+
+Generation and reading share one vLLM, and one may step it while the other has requests in flight. So a finished request
+is put into the box of whoever sent it. Knows nothing of rollouts and poolings.
+Axes: L captured layers, K those of which every token is kept, T tokens of one response, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...jobs.errors import UnitError
+from ...jobs.poolings import TokenSpans
+from .capture_plan import KEY, SlotSpans, Sum, WorkerPlan
+from .loading import Alive
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class SlotCapture:
+    """What was captured in one slot.
+
+    Attributes:
+        sums: float32 ``(L, D)`` per sum; not divided by anything.
+        counts: Number of tokens in each sum.
+        id_sums: Sum of their token ids.
+        tokens_KTD: Every token of the response, float32 ``(K, T, D)``; it may have more than the response's content.
+    """
+
+    sums: dict[Sum, Float32]
+    counts: dict[Sum, int]
+    id_sums: dict[Sum, int]
+    tokens_KTD: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Landed:
+    """A request that has finished.
+
+    Attributes:
+        tag: What its sender called it.
+        token_ids: The tokens that vLLM sampled.
+        slots: What was captured for each of its responses.
+    """
+
+    tag: Any
+    token_ids: tuple[int, ...]
+    slots: tuple[SlotCapture, ...]
+
+
+Box = deque[Landed]
+"""Where finished requests of one sender are put."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    tag: Any
+    box: Box
+    slots: tuple[int, ...]
+
+
+class Flights:
+    """The requests that vLLM is working on.
+
+    Args:
+        vllm: vLLM's engine.
+        plan: What its workers capture.
+        captures: Whether they capture at all.
+        d_model: D.
+    """
+
+    def __init__(self, vllm: Any, plan: WorkerPlan, d_model: int, *, captures: bool = True) -> None:
+        self._vllm: Any = vllm
+        self._plan = plan
+        self._d_model = d_model
+        self._captures = captures
+        self._alive = Alive()
+        self._free = list(range(plan.slots))
+        self._flights: dict[str, _Flight] = {}
+        self._next_name = 0
+
+    @property
+    def num_free_slots(self) -> int:
+        """Number of slots that no request has."""
+        return len(self._free)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a request that vLLM has room for, sampled ones included.
+
+        Raises:
+            EngineDied: vLLM has ended.
+        """
+        self._alive.require()
+        return int(self._vllm.model_config.max_model_len)
+
+    def send(
+        self,
+        token_ids: Sequence[int],
+        spans: Sequence[TokenSpans],
+        parameters: Mapping[str, Any],
+        box: Box,
+        tag: Any,
+        *,
+        is_open: bool,
+    ) -> None:
+        """Hand a request to vLLM.
+
+        Args:
+            token_ids: Its prompt.
+            spans: The spans of each of its responses; there must be a free slot for each.
+            parameters: Its sampling parameters.
+            box: Where it is put when it has finished.
+            tag: What its sender calls it.
+            is_open: Whether its response is being generated, and has not stopped where the span does.
+
+        Raises:
+            UnitError: vLLM refuses it.
+            EngineDied: vLLM has ended.
+        """
+        sampling_params: Any = import_module("vllm.sampling_params")
+        self._alive.require()
+        slots = tuple(self._free.pop() for _ in spans)
+        asked = [
+            SlotSpans.of(slot, self._plan.spans, of_response, is_open=is_open).to_json()
+            for slot, of_response in zip(slots, spans, strict=True)
+        ]
+        name = str(self._next_name)
+        self._next_name += 1
+        try:
+            sampling = sampling_params.SamplingParams(
+                **parameters,
+                detokenize=False,
+                output_kind=sampling_params.RequestOutputKind.FINAL_ONLY,
+                extra_args={KEY: asked} if self._captures else None,
+            )
+            self._vllm.add_request(name, {"prompt_token_ids": list(token_ids)}, sampling)
+        except ValueError as error:
+            self._free += slots
+            raise UnitError(f"vLLM refuses a request: {error}", code="vllm_refused") from error
+        self._flights[name] = _Flight(tag, box, slots)
+
+    def step(self) -> None:
+        """Let vLLM run a forward pass, and put what has finished into its box.
+
+        Raises:
+            EngineDied: vLLM has ended.
+            UnitError: vLLM gave a request up.
+        """
+        with self._alive.calling():
+            outputs = [one for one in self._vllm.step() if one.finished]
+            landed = [(one, self._flights.pop(one.request_id)) for one in outputs if one.request_id in self._flights]
+            captures = self._take([slot for _, flight in landed for slot in flight.slots])
+        gave_up: list[str] = []
+        for output, flight in landed:
+            completion = output.outputs[0]
+            if completion.finish_reason not in ("stop", "length"):
+                gave_up.append(str(completion.finish_reason))
+                continue
+            flight.box.append(
+                Landed(flight.tag, tuple(completion.token_ids), tuple(captures[slot] for slot in flight.slots))
+            )
+        if gave_up:
+            raise UnitError(f"vLLM gave a request up: {gave_up[0]}.", code="vllm_gave_up")
+
+    def abandon(self, box: Box) -> None:
+        """Abort the requests of one sender, and forget those that are in its box.
+
+        Args:
+            box: The box of the sender.
+        """
+        box.clear()
+        names = [name for name, flight in self._flights.items() if flight.box is box]
+        if not names:
+            return
+        slots = [slot for name in names for slot in self._flights.pop(name).slots]
+        if self._alive.has_ended:
+            return
+        with self._alive.calling():
+            self._vllm.abort_request(names)
+            if self._captures:
+                self._vllm.collective_rpc("persona_atlas_drop", args=(slots,))
+        self._free += slots
+
+    def end(self) -> None:
+        """Refuse every further call."""
+        self._alive.end()
+
+    def forget_vllm(self) -> None:
+        """Let go of vLLM's engine, and with it of the memory that the model takes."""
+        self._vllm = None
+
+    def _take(self, slots: list[int]) -> dict[int, SlotCapture]:
+        """Read slots of all ranks, and free them."""
+        if not slots:
+            return {}
+        shares: list[Any] = []
+        if self._captures:
+            shares = [one for one in self._vllm.collective_rpc("persona_atlas_take", args=(slots,)) if one is not None]
+        self._free += slots
+        merged = {}
+        for index, slot in enumerate(slots):
+            merged[slot] = self._merged(shares, index)
+        return merged
+
+    def _merged(self, shares: Sequence[Mapping[str, Any]], index: int) -> SlotCapture:
+        """Put the layers of all ranks together, for one of the slots that were taken."""
+        plan = self._plan
+        sums: dict[Sum, Float32] = {}
+        counts: dict[Sum, int] = {}
+        id_sums: dict[Sum, int] = {}
+        for key in plan.sums:
+            sums[key] = np.full((len(plan.layers), self._d_model), np.nan, dtype=np.float32)
+            for share in shares:
+                sums[key][[plan.layers.index(layer) for layer in share["layers"]]] = share["values"][key][:, index]
+            # All ranks must have seen the same tokens.
+            counts[key] = _agreed([share["counts"][key][index] for share in shares])
+            id_sums[key] = _agreed([share["id_sums"][key][index] for share in shares])
+        kept = [share["tokens"][index] for share in shares if share["token_layers"]]
+        length = min((tokens.shape[1] for tokens in kept), default=0)
+        tokens_KTD = np.empty((len(plan.token_layers), length, self._d_model), dtype=np.float32)
+        for share in shares:
+            if share["token_layers"]:
+                places = [plan.token_layers.index(layer) for layer in share["token_layers"]]
+                tokens_KTD[places] = share["tokens"][index][:, :length]
+        return SlotCapture(sums, counts, id_sums, tokens_KTD)
+
+
+def _agreed(values: Sequence[int]) -> int:
+    """Return the value that all ranks have; -1 where they differ or there is none."""
+    return values[0] if values and len(set(values)) == 1 else -1

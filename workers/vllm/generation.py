@@ -1,0 +1,139 @@
+"""Generate in vLLM's running batch, with capture.
+
+vLLM never feeds the last token that it samples to the model, so nothing is captured of it. Of every response one token
+more is asked for than wanted, and dropped: then the last token that is wanted is fed, and counts like the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ...jobs.errors import InputError, UnitError
+from ...jobs.poolings import TokenSpans
+from ...jobs.work.units import RolloutRequest
+from ..builtin.admission import RunningRollout, too_long
+from ..chat.user_span import UserSpans
+from ..engine import CapturedRollout, EngineSettings
+from .flights import Box, Flights, Landed
+from .model import ServedModel
+from .pooled import pooled
+
+
+class VllmGeneration:
+    """Answers requests with one vLLM.
+
+    Args:
+        flights: The requests that vLLM is working on.
+        model: The model.
+        settings: Sampling, captured layers and poolings.
+        most: Most rollouts in flight.
+        user_spans: Locates user messages; None where no pooling needs them.
+        reads_prefixes: Whether vLLM may take the first tokens of a prompt from its cache; it may where no pooling is
+            over them.
+        is_seeded: Whether every rollout is sampled with its own seed.
+        captures: Whether activations are captured; without, rollouts have no vectors.
+    """
+
+    def __init__(
+        self,
+        flights: Flights,
+        model: ServedModel,
+        settings: EngineSettings,
+        *,
+        most: int,
+        user_spans: UserSpans | None,
+        reads_prefixes: bool,
+        is_seeded: bool,
+        captures: bool = True,
+    ) -> None:
+        self._flights = flights
+        self._model = model
+        self._settings = settings
+        self._most = most
+        self._user_spans = user_spans
+        self._reads_prefixes = reads_prefixes
+        self._is_seeded = is_seeded
+        self._captures = captures
+
+    def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate and capture; see ``Responder.generate``."""
+        box: Box = deque()
+        in_flight = 0
+        refused: UnitError | None = None
+        try:
+            while True:
+                while refused is None and in_flight < self._most and self._flights.num_free_slots:
+                    request = next_request()
+                    if request is None:
+                        break
+                    try:
+                        self._send(request, box)
+                        in_flight += 1
+                    except UnitError as error:
+                        # The rollouts in flight did not cause it, and end first.
+                        refused = error
+                    except InputError as error:
+                        refused = UnitError(f"{request.address}: {error.message}", code=error.code, hint=error.hint)
+                if not in_flight:
+                    if refused is not None:
+                        raise refused
+                    return
+                if not box:
+                    self._flights.step()
+                while box:
+                    in_flight -= 1
+                    yield self._finished(box.popleft())
+        finally:
+            self._flights.abandon(box)
+
+    def _send(self, request: RolloutRequest, box: Box) -> None:
+        if request.intervention is not None and request.intervention.edits:
+            raise UnitError(
+                f"{request.address}: the request carries an intervention, which the vLLM engine cannot apply.",
+                code="no_intervention",
+                hint="Set placement.engine to builtin.",
+            )
+        prompt_ids = self._model.renderer.render(request.messages)
+        max_new = self._settings.sampling.max_new_tokens
+        # One token more is sampled than asked for, and its position must be there too.
+        context = min(self._model.max_context, self._flights.max_tokens - 1)
+        if len(prompt_ids) + max_new > context:
+            raise too_long(request, len(prompt_ids), max_new, context)
+        user_span = self._user_spans.of_prompt(request.messages, prompt_ids) if self._user_spans else None
+        rollout = RunningRollout(request, prompt_ids, [], user_span)
+        spans = TokenSpans((len(prompt_ids), len(prompt_ids)), user_span)
+        self._flights.send(prompt_ids, [spans], self._parameters(request), box, rollout, is_open=True)
+
+    def _parameters(self, request: RolloutRequest) -> dict[str, Any]:
+        sampling = self._settings.sampling
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            # Neutral values of everything else that vLLM could take from the checkpoint.
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "max_tokens": sampling.max_new_tokens + 1,
+            "min_tokens": 0,
+            "stop_token_ids": sorted(self._model.stop_ids),
+            "seed": request.seed if self._is_seeded else None,
+            "skip_reading_prefix_cache": not self._reads_prefixes,
+        }
+
+    def _finished(self, landed: Landed) -> CapturedRollout:
+        running: RunningRollout = landed.tag
+        for token in landed.token_ids[: self._settings.sampling.max_new_tokens]:
+            if running.append(token, self._model.stop_ids):
+                break
+        rollout = running.finished(self._model.tokenizer)
+        start = len(running.prompt_ids)
+        spans = TokenSpans((start, start + running.num_content), running.user_span)
+        if not self._captures:
+            return CapturedRollout(rollout, {}, {}, running.user_span, running.request.intervention)
+        token_ids = [*rollout.prompt_token_ids, *rollout.response_token_ids]
+        vectors, tokens = pooled(landed.slots[0], self._settings, spans, token_ids, str(rollout.address))
+        return CapturedRollout(rollout, vectors, tokens, running.user_span, running.request.intervention)

@@ -1,0 +1,170 @@
+"""The sums of all slots, on the device: a table of fixed size, to which every forward pass adds its tokens.
+
+Allocated once, before vLLM measures how much memory is left for its KV cache. What a pass adds takes one operation a
+layer, and none that waits for the device: which tokens go to which slot is known on the CPU, and whether a response has
+ended is decided on the device, from the token ids of the pass.
+
+A token that must not count goes to the *spare* row, behind the last slot. Beside every sum stand the number of its
+tokens and the sum of their ids (of a last token its id), by which the reader of a slot checks that it has exactly the
+tokens that vLLM reports. Does not import vLLM.
+Axes: L layers of this worker, S slots and the spare row, T tokens of one pass, E of these that belong to a sum, D
+d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...jobs.poolings import Span
+from .capture_plan import Sum
+from .tracking import Stretch
+
+
+@dataclass(frozen=True, eq=False)
+class SlotValues:
+    """What was kept of some slots, in the order in which they were asked for.
+
+    Attributes:
+        values: float32 ``(L, slots, D)`` per sum.
+        counts: Number of tokens of each slot, per sum; of a last token 1.
+        id_sums: Sum of the ids of these tokens, of each slot, per sum.
+    """
+
+    values: dict[Sum, npt.NDArray[np.float32]]
+    counts: dict[Sum, list[int]]
+    id_sums: dict[Sum, list[int]]
+
+
+class SlotTable:
+    """Sums of the slots of one worker.
+
+    Args:
+        sums: What is kept of every slot.
+        num_layers: L.
+        slots: Number of slots.
+        d_model: D.
+        stop_ids: Token ids that end a response that is being generated.
+        device: Where the model is.
+    """
+
+    def __init__(
+        self,
+        sums: Sequence[Sum],
+        *,
+        num_layers: int,
+        slots: int,
+        d_model: int,
+        stop_ids: Sequence[int],
+        device: Any,
+    ) -> None:
+        self._spare = slots
+        self._device = torch.device(device)
+        rows = slots + 1
+        self._values = {one: torch.zeros(num_layers, rows, d_model, device=device) for one in sums}
+        self._counts = {one: torch.zeros(rows, dtype=torch.long, device=device) for one in sums}
+        self._id_sums = {one: torch.zeros(rows, dtype=torch.long, device=device) for one in sums}
+        self._ended_S = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._stop_ids = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the table."""
+        return sum(values.nbytes for values in self._values.values())
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Set slots to no tokens."""
+        if not slots:
+            return
+        slots_N = self._to_device(np.asarray(slots))
+        for values in self._values.values():
+            values.index_fill_(1, slots_N, 0)
+        for numbers in (*self._counts.values(), *self._id_sums.values(), self._ended_S):
+            numbers.index_fill_(0, slots_N, 0)
+
+    def add(
+        self, stretches: Mapping[Span, Sequence[Stretch]], hidden: Sequence[torch.Tensor], token_ids_T: torch.Tensor
+    ) -> None:
+        """Add the tokens of one forward pass.
+
+        Args:
+            stretches: The stretches of the pass that belong to each span.
+            hidden: For every layer of this worker the hidden states ``(T, D)``, in the model's type.
+            token_ids_T: The tokens that the pass read, any integer type.
+        """
+        for span, of_span in stretches.items():
+            for combine, of_sum in self._values:
+                if of_sum == span:
+                    # Of a stretch that only its last token is needed of, only that is read.
+                    self._add_to((combine, span), of_span, hidden, token_ids_T, last=combine == "last")
+
+    def _add_to(
+        self,
+        key: Sum,
+        stretches: Sequence[Stretch],
+        hidden: Sequence[torch.Tensor],
+        token_ids_T: torch.Tensor,
+        *,
+        last: bool,
+    ) -> None:
+        places_E, slots_E, open_E = self._to_device(_places_of(stretches, last=last)).unbind()
+        ids_E = token_ids_T[places_E].long()
+        rows_E = self._rows(slots_E, ids_E, open_E.bool()) if any(one.is_open for one in stretches) else slots_E
+        for values_SD, resid_TD in zip(self._values[key], hidden, strict=True):
+            resid_ED = resid_TD[places_E].float()
+            if last:
+                values_SD.index_copy_(0, rows_E, resid_ED)
+            else:
+                values_SD.index_add_(0, rows_E, resid_ED)
+        counts, id_sums = self._counts[key], self._id_sums[key]
+        if last:
+            counts.index_fill_(0, rows_E, 1)
+            id_sums.index_copy_(0, rows_E, ids_E)
+        else:
+            counts.index_add_(0, rows_E, torch.ones_like(ids_E))
+            id_sums.index_add_(0, rows_E, ids_E)
+
+    def _rows(self, slots_E: torch.Tensor, ids_E: torch.Tensor, open_E: torch.Tensor) -> torch.Tensor:
+        """Return the rows that tokens go to: of a response that is being generated, the spare one once it has ended."""
+        # vLLM schedules a pass before it has the tokens of the one before, so it may feed the token that ended a
+        # response, and one more for every pass that is in flight.
+        ended_E = ((ids_E[:, None] == self._stop_ids).any(dim=1) | self._ended_S[slots_E]) & open_E
+        self._ended_S.index_copy_(0, slots_E, ended_E)
+        return torch.where(ended_E, self._spare, slots_E)
+
+    def take(self, slots: Sequence[int]) -> SlotValues:
+        """Read slots, which waits for the passes that were started.
+
+        Args:
+            slots: Any slots.
+        """
+        slots_N = self._to_device(np.asarray(slots, dtype=np.int64))
+        return SlotValues(
+            {key: values[:, slots_N].cpu().numpy() for key, values in self._values.items()},
+            {key: counts[slots_N].tolist() for key, counts in self._counts.items()},
+            {key: id_sums[slots_N].tolist() for key, id_sums in self._id_sums.items()},
+        )
+
+    def _to_device(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
+        tensor = torch.from_numpy(numbers)
+        if self._device.type == "cpu":
+            return tensor
+        # From pinned memory: otherwise the copy of a large index would wait until the device is idle.
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _places_of(stretches: Sequence[Stretch], *, last: bool) -> npt.NDArray[np.int64]:
+    """Return, for every token, its index in the pass, its slot, and whether its response is being generated."""
+    table = np.array([(one.start, one.stop, one.slot, one.is_open) for one in stretches], dtype=np.int64)
+    starts, stops, slots, is_open = table.T
+    if last:
+        return np.stack([stops - 1, slots, is_open])
+    lengths = stops - starts
+    before = np.cumsum(lengths) - lengths
+    places = np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
+    return np.stack([places, np.repeat(slots, lengths), np.repeat(is_open, lengths)])
