@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,13 @@ _SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
 """Pauses between checks for the sentinel: a shared file system may show a new file with a delay."""
 
 
-def load_engine(settings: WorkerSettings) -> Responder:
+def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Responder:
     """Load the model and make the responder that the settings ask for.
 
     Args:
         settings: The model, and whether it generates, its texts are given, or a server generates.
+        on_wait: Called by the engine, in any thread, with a sentence when it waits for another program and tries again,
+            and with ``""`` once it goes on.
 
     Returns:
         The engine; or a responder for given texts or for a server, which captures with the engine.
@@ -77,6 +80,7 @@ def load_engine(settings: WorkerSettings) -> Responder:
         engine.sampling,
         user_spans=user_spans,
         left_out=left_out,
+        on_wait=on_wait,
     )
 
 

@@ -62,18 +62,20 @@ class _HeldUp:
     reason: str
 
 
+Load = Callable[[WorkerSettings, Callable[[str], None]], Responder]
+"""Loads an engine, which may report what it waits for; see ``load_engine``."""
+
+
 class WorkerLoop:
     """A worker, independent of the process it runs in: loads the model on first use, then runs units.
 
     Args:
         settings: Settings of the worker.
         name: Name of the worker, which is recorded in manifests.
-        load: Loads the engine.
+        load: Loads the engine; see ``load_engine``.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, name: str, load: Callable[[WorkerSettings], Responder] = load_engine
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, name: str, load: Load = load_engine) -> None:
         self._settings = settings
         self._name = name
         self._load = load
@@ -101,7 +103,7 @@ class WorkerLoop:
         with self._loading:
             if self._engine is None:
                 require_same_store(self._location, self._settings.sentinel)
-                self._engine = self._load(self._settings)
+                self._engine = self._load(self._settings, self._note_wait)
 
     @property
     def passes(self) -> str:
@@ -232,13 +234,16 @@ class WorkerLoop:
             self._events.put(WorkRequest(self._num_assigned))
             self._has_requested = True
 
+    def _note_wait(self, reason: str) -> None:
+        self._events.put(_HeldUp(reason))
+
     def _write(self, result: UnitResult) -> None:
         waits: list[str] = []
 
         def note(error: AtlasError) -> None:
             if error.message not in waits[-1:]:
                 waits.append(error.message)
-                self._events.put(_HeldUp(error.message))
+                self._note_wait(error.message)
 
         try:
             # A unit took the model minutes, so writing it is retried as long as any other request to the store.
@@ -249,7 +254,7 @@ class WorkerLoop:
             self._events.put(failure_of(result.attempt, error))
         finally:
             if waits:
-                self._events.put(_HeldUp(""))
+                self._note_wait("")
             self._write_slots.release()
 
     def _write_once(self, result: UnitResult) -> Manifest:

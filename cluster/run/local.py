@@ -26,7 +26,7 @@ from ..pool.executor import Answer, Wait, WorkerView
 from ..pool.placement import place
 from ..pool.session import local_resources
 from ..pool.vllm_nodes import vllm_here
-from ..pool.worker_loop import WorkerLoop
+from ..pool.worker_loop import Load, WorkerLoop
 from ..pool.worker_settings import WorkerSettings
 from .backend import Backend, describe_server, rendering_of, worker_settings
 from .engine_choice import ENGINE_NAMES, engine_for
@@ -77,9 +77,13 @@ class InProcessExecutor:
         load: Loads the engine.
     """
 
-    def __init__(self, settings: WorkerSettings, load: Callable[[WorkerSettings], Responder] = load_engine) -> None:
+    def __init__(self, settings: WorkerSettings, load: Load = load_engine) -> None:
         self._stopped = stopped = threading.Event()
-        self._loop = WorkerLoop(settings, _NAME, load=lambda given: _StoppableResponder(load(given), stopped))
+
+        def load_stoppable(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Responder:
+            return _StoppableResponder(load(settings, on_wait), stopped)
+
+        self._loop = WorkerLoop(settings, _NAME, load_stoppable)
         self._load = WorkerLoad()
         self._is_ready = False
         self._wait: Wait | None = None

@@ -192,7 +192,7 @@ class Recomputer:
         settings = WorkerSettings(
             engine, needed_bytes, self._run.url, None, record.rows_per_block, record.spec.store.mantissa_bits
         )
-        return load_engine(settings).reader
+        return load_engine(settings, lambda _: None).reader
 
     def _compare(
         self, line: pa.Table, reader: Reader, user_span: Callable[[Rollout], TokenRange | None], left_out: Counter[str]

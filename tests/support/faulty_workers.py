@@ -70,7 +70,7 @@ class Fault:
                     raise ImportError("there is no module of that name")
                 if is_here and fault.what == "other_disk":
                     settings = replace(settings, store_url=str(fault.folder / "elsewhere"))
-                self._loop = WorkerLoop(settings, name, load=lambda _: _FaultyEngine(fault, name, is_here))
+                self._loop = WorkerLoop(settings, name, load=lambda *_: _FaultyEngine(fault, name, is_here))
 
         return Faulty
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,9 @@ _EXTRA_FIELDS: Mapping[str, Any] = {**NEUTRAL_SAMPLING, "return_token_ids": True
 """Fields that some servers refuse because they do not know them; the others ignore those that they do not know."""
 
 _LONGEST_PAUSE_S = 30.0
+_FAILURES_TOLD = 2
+"""Failures of a request from which on its wait is reported: many a first failure is over within half a second."""
+
 _SEED_RANGE = 2**31
 """Servers accept seeds of 31 bits; those of rollouts have 63."""
 
@@ -98,6 +102,8 @@ class ChatClient:
         options: ``chat_template_kwargs`` of every request; empty for none.
         retries: How often a request is tried.
         left_out: Fields that the server does not take, as ``check`` found.
+        on_wait: Called with a sentence that says why, when a request has failed twice and is retried after a pause,
+            and with ``""`` once no request waits any more.
 
     Raises:
         InputError: The variable that should hold the key is not set, or may not be sent to a server.
@@ -110,7 +116,10 @@ class ChatClient:
         options: Mapping[str, Any],
         retries: Retries = RETRIES,
         left_out: Sequence[str] = (),
+        on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._on_wait = on_wait
+        self._num_waiting = 0
         self._url = f"{generation.endpoint}/chat/completions"
         self._model = model
         self._options = dict(options)
@@ -145,19 +154,34 @@ class ChatClient:
             UnitError: The server refused the request, or every try failed.
         """
         body = self._body(messages, sampling, seed)
-        for failures in range(1, self._retries.tries + 1):
-            try:
-                return read_completion(await self._ask(body), sampling.max_new_tokens)
-            except RefusedError as error:
-                raise UnitError(f"{what}: the server at {self._url} refused it: {error}.", code="refused") from None
-            except TransientFailureError as error:
-                if failures == self._retries.tries:
-                    raise UnitError(
-                        f"{what}: no answer from {self._url} in {failures} tries; the last time: {error}.",
-                        code="endpoint_failed",
-                    ) from None
-                await asyncio.sleep(self._retries.pause_s(failures, error.pause_s))
+        with ExitStack() as waiting:
+            for failures in range(1, self._retries.tries + 1):
+                try:
+                    return read_completion(await self._ask(body), sampling.max_new_tokens)
+                except RefusedError as error:
+                    raise UnitError(f"{what}: the server at {self._url} refused it: {error}.", code="refused") from None
+                except TransientFailureError as error:
+                    if failures == self._retries.tries:
+                        raise UnitError(
+                            f"{what}: no answer from {self._url} in {failures} tries; the last time: {error}.",
+                            code="endpoint_failed",
+                        ) from None
+                    if failures == _FAILURES_TOLD:
+                        waiting.enter_context(self._waiting(f"No answer from {self._url}: {error}."))
+                    await asyncio.sleep(self._retries.pause_s(failures, error.pause_s))
         raise AssertionError
+
+    @contextmanager
+    def _waiting(self, reason: str) -> Iterator[None]:
+        """Report that a request waits, and afterwards, when it is the last that does, that none waits any more."""
+        self._num_waiting += 1
+        self._on_wait(reason)
+        try:
+            yield
+        finally:
+            self._num_waiting -= 1
+            if not self._num_waiting:
+                self._on_wait("")
 
     async def check(self, messages: Sequence[Mapping[str, str]]) -> ServerCheck:
         """Request a single token, so that a wrong address, key or model name is found before a model is loaded.

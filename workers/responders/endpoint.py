@@ -48,6 +48,8 @@ class EndpointResponder:
         retries: How often a request is tried.
         user_spans: Locates user messages; None where no pooling needs them.
         left_out: Fields of a request that the server does not take, as ``check_endpoint`` found.
+        on_wait: Called with a sentence when the server does not answer and requests are retried, and with ``""`` once
+            it answers; in another thread.
 
     Attributes:
         prefetch: 1, because the requests of a whole unit are sent at once.
@@ -63,8 +65,10 @@ class EndpointResponder:
         retries: Retries = RETRIES,
         user_spans: UserSpans | None = None,
         left_out: Sequence[str] = (),
+        on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.reader = reader
+        self._on_wait = on_wait
         self.prefetch = 1
         self._left_out = tuple(left_out)
         self._rollouts = ServedRollouts(conversations, sampling, self._left_out)
@@ -79,7 +83,9 @@ class EndpointResponder:
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate on the server and capture; see ``Responder.generate``."""
         renderer = self._conversations.renderer
-        client = ChatClient(self._generation, self._model, renderer.server_options, self._retries, self._left_out)
+        client = ChatClient(
+            self._generation, self._model, renderer.server_options, self._retries, self._left_out, self._on_wait
+        )
         with _Requests(client, renderer, self._sampling) as requests:
             refused: BaseException | None = None
 

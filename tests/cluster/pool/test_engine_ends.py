@@ -43,7 +43,7 @@ def settings_of(plan: Plan, store: Path) -> WorkerSettings:
 def test_a_worker_reports_what_it_finished_and_last_that_its_engine_has_ended(tmp_path: Path):
     plan = small_plan(small_spec(str(tmp_path)))
     engine = Ending()
-    loop = WorkerLoop(settings_of(plan, tmp_path), "local", load=lambda _: engine)
+    loop = WorkerLoop(settings_of(plan, tmp_path), "local", load=lambda *_: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     loop.take(
         [UnitAttempt(plan.by_id[name], plan.requests(plan.by_id[name]), 1, block) for block, name in enumerate(names)]
@@ -62,7 +62,7 @@ def test_a_worker_reports_what_it_finished_and_last_that_its_engine_has_ended(tm
 def test_the_only_worker_ends_the_job_after_what_it_finished_is_committed(tmp_path: Path):
     plan = small_plan(small_spec(str(tmp_path)))
     engine = Ending()
-    executor = InProcessExecutor(settings_of(plan, tmp_path), load=lambda _: engine)
+    executor = InProcessExecutor(settings_of(plan, tmp_path), load=lambda *_: engine)
     ledger = Ledger(plan, set(), iter(range(1000)), rollouts_per_assignment=plan.num_rollouts)
     committed: list[Manifest] = []
     executor.start()
@@ -76,7 +76,7 @@ def test_the_only_worker_ends_the_job_after_what_it_finished_is_committed(tmp_pa
 def test_an_idle_engine_is_closed_with_its_pool(tmp_path: Path):
     plan = small_plan(small_spec(str(tmp_path)))
     engine = FakeEngine()
-    executor = InProcessExecutor(settings_of(plan, tmp_path), load=lambda _: engine)
+    executor = InProcessExecutor(settings_of(plan, tmp_path), load=lambda *_: engine)
     executor.start()
     assert engine.num_closed == 0
     executor.close()
@@ -86,7 +86,7 @@ def test_an_idle_engine_is_closed_with_its_pool(tmp_path: Path):
 def test_a_busy_engine_is_closed_by_its_own_thread(tmp_path: Path):
     plan = small_plan(small_spec(str(tmp_path)))
     engine = FakeEngine()
-    loop = WorkerLoop(settings_of(plan, tmp_path), "local", load=lambda _: engine)
+    loop = WorkerLoop(settings_of(plan, tmp_path), "local", load=lambda *_: engine)
     closed_while_busy: list[int] = []
 
     def answer(request: RolloutRequest) -> CapturedRollout:

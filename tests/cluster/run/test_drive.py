@@ -73,7 +73,7 @@ def drive_store(
         ledger = Ledger(plan, committed, iter(lease.row_blocks), rollouts_per_assignment)
         unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, spec.sampling, spec.capture)
         settings = WorkerSettings(unused, 0, url, None, plan.rows_per_block, spec.store.mantissa_bits)
-        executor = LocalExecutor(WorkerLoop(settings, "local", load=lambda _: engine))
+        executor = LocalExecutor(WorkerLoop(settings, "local", load=lambda *_: engine))
         executor.start()
         commit = around(lambda manifest: commit_unit(location, lease, manifest))
         drive(ledger, executor, commit, Progress(Console(stderr=True)))
@@ -291,7 +291,7 @@ def test_a_unit_is_answered_when_it_is_done_and_not_with_its_assignment(tmp_path
     plan = small_plan(small_spec(str(tmp_path)))
     engine = _Gated(closed_to="poet")
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
-    loop = WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
+    loop = WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda *_: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     attempts = [
         UnitAttempt(plan.by_id[name], plan.requests(plan.by_id[name]), 1, block) for block, name in enumerate(names)
@@ -309,7 +309,7 @@ def test_an_engine_that_prefetches_has_its_next_units_before_it_has_finished_the
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
     engine.prefetch = 1
     settings = WorkerSettings(unused, 0, str(tmp_path), None, 3, 10)
-    loop = WorkerLoop(settings, "local", load=lambda _: engine)
+    loop = WorkerLoop(settings, "local", load=lambda *_: engine)
     unit = plan.by_id["role.poet.pos.p0.b0"]
     loop.take([UnitAttempt(unit, plan.requests(unit), 1, 0)])
     assert loop.next_report() == WorkerReport((), WorkRequest(1))
@@ -334,7 +334,7 @@ def test_a_worker_requests_work_once_and_again_when_it_was_assigned_more(tmp_pat
     plan = small_plan(small_spec(str(tmp_path)))
     engine = _Reading()
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
-    loop = WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: engine)
+    loop = WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda *_: engine)
     names = ("role.pirate.pos.p0.b0", "role.poet.pos.p0.b0", "role.teacher.pos.p0.b0")
     attempts = [
         UnitAttempt(plan.by_id[name], plan.requests(plan.by_id[name]), 1, block) for block, name in enumerate(names)
@@ -357,7 +357,7 @@ def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, (0,), spec.sampling, spec.capture)
     settings = WorkerSettings(unused, 0, str(tmp_path / "mine"), None, 3, 10, sentinel="drivers/000001.json")
     loaded: list[str] = []
-    loop = WorkerLoop(settings, "far", load=lambda settings: loaded.append(settings.store_url) or FakeEngine())
+    loop = WorkerLoop(settings, "far", load=lambda settings, _: loaded.append(settings.store_url) or FakeEngine())
     with pytest.raises(InputError) as caught:
         loop.prepare()
     assert (caught.value.code, caught.value.field) == ("other_store", "store.url")

@@ -39,7 +39,7 @@ def executor_of(plan: Plan, store: Path, engine: FakeEngine) -> InProcessExecuto
         mantissa_bits=10,
     )
     engines = [engine]
-    return InProcessExecutor(settings, load=lambda _: engines.pop())
+    return InProcessExecutor(settings, load=lambda *_: engines.pop())
 
 
 def work(plan: Plan, executor: InProcessExecutor) -> tuple[Ledger, list[Manifest]]:

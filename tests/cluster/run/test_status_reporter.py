@@ -41,7 +41,7 @@ def pool(tmp_path: Path) -> _Pool:
     spec = small_spec(str(tmp_path))
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, (0,), spec.sampling, spec.capture)
     return _Pool(
-        WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda _: FakeEngine())
+        WorkerLoop(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), "local", load=lambda *_: FakeEngine())
     )
 
 

@@ -45,7 +45,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def loop_of(folder: Path, engine: FakeEngine) -> WorkerLoop:
     plan = small_plan(small_spec(str(folder)))
     unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
-    return WorkerLoop(WorkerSettings(unused, 0, str(folder), None, 3, 10), "local", load=lambda _: engine)
+    return WorkerLoop(WorkerSettings(unused, 0, str(folder), None, 3, 10), "local", load=lambda *_: engine)
 
 
 def failing_writes(monkeypatch: pytest.MonkeyPatch, times: float) -> None:

@@ -61,11 +61,12 @@ def engine_of(
     *,
     retries: Retries = QUICK,
     user_spans: UserSpans | None = None,
+    on_wait: Callable[[str], None] = lambda _: None,
     **generation: object,
 ) -> EndpointResponder:
     asked = GenerationSpec.model_validate({"endpoint": server.url, **generation})
     sampling = engine_settings(Path(), layers=(0,), max_new_tokens=MOST, temperature=0.7, top_p=0.9).sampling
-    return EndpointResponder(reader, renderer, asked, "tiny", sampling, retries, user_spans)
+    return EndpointResponder(reader, renderer, asked, "tiny", sampling, retries, user_spans, on_wait=on_wait)
 
 
 def collect(engine: EndpointResponder, requests: Sequence[RolloutRequest], done: list[CapturedRollout]) -> None:
@@ -210,6 +211,19 @@ def test_what_may_pass_is_asked_again(
     assert [got.rollout.response for got in captured] == [f"You asked: {request.question}" for request in requests]
     assert server.refused == [trouble] * 4
     assert len(server.bodies) == 3
+
+
+def test_retries_are_reported_with_their_reason_until_no_request_waits(
+    server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
+):
+    waits: list[str] = []
+    server.script = ["429"]
+    generate(engine_of(server, reader, renderer, on_wait=waits.append), requests_of(1))
+    assert waits == [], "a single failure is over at once"
+    server.script = ["500"] * 6
+    generate(engine_of(server, reader, renderer, on_wait=waits.append), requests_of(2))
+    assert waits[-1] == ""
+    assert set(waits[:-1]) - {""} == {f"No answer from {server.url}/chat/completions: status 500: scripted 500."}
 
 
 def test_a_server_that_says_nothing_is_asked_again(
