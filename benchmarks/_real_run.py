@@ -88,7 +88,7 @@ def work(workers: int, units_each: int) -> Worked:
         executor = TimedExecutor(
             settings,
             workers,
-            lambda asked: TimedEngine(asked.engine.layers, d_model, rollout_s),
+            lambda asked, _: TimedEngine(asked.engine.layers, d_model, rollout_s),
         )
         job = Job(plan, figures, Path("none"), location, None, frozenset())
         watch = _Watch()

@@ -105,7 +105,7 @@ class TimedExecutor(RayExecutor):
         self,
         settings: WorkerSettings,
         replicas: int,
-        load: Callable[[WorkerSettings], TimedEngine],
+        load: Callable[[WorkerSettings, Callable[[str], None]], TimedEngine],
     ) -> None:
         class TimedActor(UnitActor):
             def __init__(self, settings: WorkerSettings, name: str) -> None:

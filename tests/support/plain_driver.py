@@ -215,7 +215,7 @@ class _PlainDriver:
 
         yield Backend({}, make_executor)
 
-    def _load(self, settings: WorkerSettings) -> FakeEngine:
+    def _load(self, settings: WorkerSettings, _: Callable[[str], None]) -> FakeEngine:
         self.model_was_loaded = True
         capture = settings.engine.capture
         return _SlowEngine(
