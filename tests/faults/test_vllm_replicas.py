@@ -20,7 +20,7 @@ import psutil
 import pytest
 from persona_atlas.storage.format.layout import commit_path
 from persona_atlas.storage.format.records import CommitRecord, parse_record
-from persona_atlas.storage.locations.location import open_location
+from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run.commits import committed_units
 
 from ray_cluster import RayCluster
@@ -105,6 +105,12 @@ def kill_node(cluster: RayCluster) -> None:
     node.process.wait(10)
 
 
+def commit_of(location: Location, unit_id: str) -> CommitRecord:
+    data = location.read(commit_path(unit_id))
+    assert data is not None
+    return parse_record(CommitRecord, data, commit_path(unit_id))
+
+
 @pytest.mark.parametrize("victim", ["actor", "rank", "node"])
 def test_a_replica_that_loses_a_part_is_gone_at_once_and_replaced(cluster: RayCluster, tmp_path: Path, victim: str):
     job, log = write_job(tmp_path), tmp_path / "log.txt"
@@ -134,11 +140,8 @@ def test_a_replica_that_loses_a_part_is_gone_at_once_and_replaced(cluster: RayCl
     assert found.is_complete
     assert found.units_planned > before
     assert set(found.engines) == {"vllm 0.32.0"}
-    records = [
-        parse_record(CommitRecord, location.read(commit_path(name)), commit_path(name))
-        for name in committed_units(location)
-    ]
-    assert {record.manifest.worker for record in records} == {"worker-0", "worker-1"}
+    workers = {commit_of(location, name).manifest.worker for name in committed_units(location)}
+    assert workers == {"worker-0", "worker-1"}
     assert "tried again" in log.read_text()
     if SHARED.is_dir():
         # Those of other programs come and go.
