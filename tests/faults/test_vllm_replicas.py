@@ -42,11 +42,11 @@ SHARED = Path("/dev/shm")
 
 @pytest.fixture
 def cluster() -> Iterator[RayCluster]:
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
-    with RayCluster(env={"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}) as cluster:
-        for name in ("a", "b"):
+    with RayCluster(env={"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HUB_OFFLINE": "1"}) as cluster:
+        for number, name in enumerate(("a", "b")):
             cluster.add(name, num_cpus=2)
-        cluster.wait_for_nodes(3, timeout_s=180)
+            # One after the other: each looks for free ports.
+            cluster.wait_for_nodes(2 + number, timeout_s=120)
         yield cluster
 
 
