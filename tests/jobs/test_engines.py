@@ -6,8 +6,6 @@ import pytest
 from persona_atlas.jobs.engines import (
     FAMILIES_RUN_ALONE,
     VLLM_ARCHITECTURES,
-    VLLM_MAX_NUM_SEQS,
-    VLLM_READING_SLOTS,
     choose_engine,
     possible_engines,
     require_vllm_model,
@@ -16,7 +14,6 @@ from persona_atlas.jobs.engines import (
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.parallelism import tensor_parallel_sizes
 from persona_atlas.jobs.specs.spec_parts import CaptureSpec, PlacementSpec
-from persona_atlas.workers.vllm.arguments import MOST_SEQUENCES, READING_SLOTS
 
 from fakes import FACTS
 from other_families import ALONE_FAMILIES, SHARING_FAMILIES
@@ -109,10 +106,6 @@ def test_the_families_that_run_alone_are_those_that_the_built_in_engine_finds_so
     assert known <= FAMILIES_RUN_ALONE
     assert not FAMILIES_RUN_ALONE & {str(make().model_type) for make in SHARING_FAMILIES.values()}
     assert not FAMILIES_RUN_ALONE & {entry.family for entry in VLLM_ARCHITECTURES.values()}
-
-
-def test_the_slots_that_are_planned_are_those_that_vllm_is_started_with():
-    assert (MOST_SEQUENCES, READING_SLOTS) == (VLLM_MAX_NUM_SEQS, VLLM_READING_SLOTS)
 
 
 @pytest.mark.parametrize(

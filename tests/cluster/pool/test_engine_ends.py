@@ -83,23 +83,31 @@ def test_an_idle_engine_is_closed_with_its_pool(tmp_path: Path):
     assert engine.num_closed == 1
 
 
+class Releasing(FakeEngine):
+    """Has its worker released while it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release: Callable[[], None] = lambda: None
+        self.closed_while_busy: set[int] = set()
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        for captured in super().generate(next_request):
+            self.release()
+            self.closed_while_busy.add(self.num_closed)
+            yield captured
+
+
 def test_a_busy_engine_is_closed_by_its_own_thread(tmp_path: Path):
     plan = small_plan(small_spec(str(tmp_path)))
-    engine = FakeEngine()
+    engine = Releasing()
     loop = WorkerLoop(settings_of(plan, tmp_path), "local", load=lambda *_: engine)
-    closed_while_busy: list[int] = []
-
-    def answer(request: RolloutRequest) -> CapturedRollout:
-        loop.release()
-        closed_while_busy.append(engine.num_closed)
-        return FakeEngine._answer(engine, request)
-
-    engine._answer = answer
+    engine.release = loop.release
     unit = plan.units[0]
     loop.take([UnitAttempt(unit, plan.requests(unit), 1, 0)])
     while not loop.next_report().results:
         pass
-    assert set(closed_while_busy) == {0}
+    assert engine.closed_while_busy == {0}
     for _ in range(100):
         if engine.num_closed:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ def plan_of(**placement: Any) -> Plan:
     return replace(plan, facts=replace(plan.facts, architectures=("LlamaForCausalLM",)))
 
 
-def chosen(placement: Placement, nodes: dict[str, InputError | None], **asked: Any) -> tuple[str, str]:
+def chosen(placement: Placement, nodes: Mapping[str, InputError | None], **asked: Any) -> tuple[str, str]:
     said = io.StringIO()
     engine = engine_for(plan_of(**asked), placement, lambda: VllmNodes(nodes), Progress(Console(file=said, width=400)))
     return engine, said.getvalue()
@@ -53,7 +54,7 @@ def chosen(placement: Placement, nodes: dict[str, InputError | None], **asked: A
     ],
 )
 def test_the_engine_by_what_is_asked_for_and_what_the_nodes_have(
-    asked: dict[str, Any], placement: Placement, nodes: dict[str, InputError | None], engine: str
+    asked: dict[str, Any], placement: Placement, nodes: Mapping[str, InputError | None], engine: str
 ):
     assert chosen(placement, nodes, **asked)[0] == engine
 

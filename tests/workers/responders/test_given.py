@@ -50,6 +50,9 @@ class _Counting:
     def canary(self, captured: CapturedRollout) -> Canary | None:
         return self.inner.canary(captured)
 
+    def close(self) -> None:
+        self.inner.close()
+
 
 @pytest.fixture(scope="module")
 def model(tiny_model_directory: Path) -> BuiltinEngine:
