@@ -10,8 +10,8 @@ from typing import Any
 from ...jobs.engines import VLLM_MAX_NUM_BATCHED_TOKENS, VLLM_MAX_NUM_SEQS, VLLM_READING_SLOTS
 from ..engine import EngineSettings
 from .capture_plan import KEY, WorkerPlan
+from .inside.worker import WORKER_CLASSES
 from .model import ServedModel
-from .worker import WORKER_CLASSES
 
 _CPU_BLOCK_TOKENS = 128
 """Tokens of one block of the KV cache on a CPU; of the last block of every sequence, a part is not used."""

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ...jobs.errors import InputError
+from ....jobs.errors import InputError
+from ..versions import KNOWN_VERSIONS
 from .tracking import Piece
-from .versions import KNOWN_VERSIONS
 
 
 @dataclass(frozen=True, eq=False)
