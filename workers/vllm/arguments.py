@@ -10,8 +10,8 @@ from typing import Any
 from ...jobs.engines import VLLM_MAX_NUM_BATCHED_TOKENS, VLLM_MAX_NUM_SEQS, VLLM_READING_SLOTS
 from ..engine import EngineSettings
 from .capture_plan import KEY, WorkerPlan
+from .inside.worker import WORKER_CLASSES
 from .model import ServedModel
-from .worker import WORKER_CLASSES
 
 _CPU_BLOCK_TOKENS = 128
 """Tokens of one block of the KV cache on a CPU; of the last block of every sequence, a part is not used."""
@@ -41,6 +41,7 @@ class VllmOptions:
         max_num_batched_tokens: Most tokens of one forward pass; longer prompts are split.
         kv_cache_bytes: Memory of the KV cache of one device.
         enforce_eager: Whether to run without compiled graphs; None: on CPUs.
+        is_async: Whether a pass is scheduled before the tokens of the one before are known.
         captures: Whether activations are captured; without, rollouts have no vectors, for benchmarks.
     """
 
@@ -48,6 +49,7 @@ class VllmOptions:
     max_num_batched_tokens: int | None = None
     kv_cache_bytes: int | None = None
     enforce_eager: bool | None = None
+    is_async: bool | None = None
     captures: bool = True
 
 

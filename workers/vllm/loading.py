@@ -43,7 +43,7 @@ def start_vllm(
     before = BeforeRanks.now()
     with RankFailures() as failures:
         try:
-            vllm = _started(engine_arguments(settings, model, plan, options))
+            vllm = _started(engine_arguments(settings, model, plan, options), options.is_async)
         except Exception as error:
             left = Ranks.started_since(before)
             left.kill()
@@ -56,13 +56,16 @@ def start_vllm(
     return vllm, Ranks.started_since(before)
 
 
-def _started(arguments: dict[str, Any]) -> Any:
+def _started(arguments: dict[str, Any], is_async: bool | None) -> Any:
     arg_utils: Any = import_module("vllm.engine.arg_utils")
     llm_engine: Any = import_module("vllm.v1.engine.llm_engine")
     config = arg_utils.EngineArgs(**arguments).create_engine_config()
     # Where the KV cache is too small for the longest conversation, vLLM finds the longest that it has room for. It does
     # so only for a length that it chose itself.
     config.model_config.original_max_model_len = -1
+    if is_async is not None:
+        # Not an argument: on CPUs, vLLM sets it to False whatever was given.
+        config.scheduler_config.async_scheduling = is_async
     return llm_engine.LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 

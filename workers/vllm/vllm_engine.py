@@ -1,7 +1,7 @@
 """The engine inside vLLM: vLLM generates in its own batch, and its workers pool the activations while it does.
 
 Delegates to the modules of this folder: ``loading`` (start and failures), ``generation`` (responder), ``reading``
-(reader), ``recompute`` (canary) and, inside of vLLM's workers, ``worker``.
+(reader), ``recompute`` (canary) and, inside of vLLM's workers, ``inside``.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.workers.vllm.runners import ForwardPass, hand_out_layers, observe_passes, view_of
-from persona_atlas.workers.vllm.tracking import Piece
+from persona_atlas.workers.vllm.inside.runners import ForwardPass, hand_out_layers, observe_passes, view_of
+from persona_atlas.workers.vllm.inside.tracking import Piece
 
 HIDDEN = [torch.zeros(4, 2), torch.ones(4, 2)]
 

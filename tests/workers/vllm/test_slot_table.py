@@ -9,8 +9,8 @@ import pytest
 import torch
 from persona_atlas.jobs.poolings import Span
 from persona_atlas.workers.vllm.capture_plan import Sum
-from persona_atlas.workers.vllm.slot_table import SlotTable
-from persona_atlas.workers.vllm.tracking import Stretch
+from persona_atlas.workers.vllm.inside.slot_table import SlotTable
+from persona_atlas.workers.vllm.inside.tracking import Stretch
 
 L, D, SLOTS = 3, 5, 4
 STOP = 99

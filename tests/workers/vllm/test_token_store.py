@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from persona_atlas.workers.vllm.token_store import TokenStore
-from persona_atlas.workers.vllm.tracking import Stretch
+from persona_atlas.workers.vllm.inside.token_store import TokenStore
+from persona_atlas.workers.vllm.inside.tracking import Stretch
 
 
 def test_tokens_are_kept_slot_by_slot_in_their_order():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from persona_atlas.workers.vllm.capture_plan import SlotSpans
-from persona_atlas.workers.vllm.tracking import Piece, Stretch, Tracker
+from persona_atlas.workers.vllm.inside.tracking import Piece, Stretch, Tracker
 
 
 def tracker_of(**requests: SlotSpans) -> Tracker:

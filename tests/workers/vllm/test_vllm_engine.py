@@ -72,6 +72,16 @@ def test_a_rollout_that_is_preempted_and_computed_again_counts_every_token_once(
         assert_equal_to_plain(rows, plain_model(unstoppable, engine), (2,))
 
 
+def test_the_token_that_ended_a_turn_does_not_count_where_passes_are_scheduled_before_it_is_known(llama: Path):
+    # As vLLM does on GPUs.
+    options = VllmOptions(max_num_seqs=8, max_num_batched_tokens=64, is_async=True)
+    with vllm_engine(llama, poolings=ALL_POOLINGS, token_layers=(1,), options=options) as engine:
+        assert "Async" in type(engine.vllm.engine_core.engine_core.scheduler).__name__
+        rows = generate(engine, requests_of(24))
+        assert any(row.rollout.finish_reason == "stop" for row in rows)
+        assert_equal_to_plain(rows, plain_model(llama, engine), (1,))
+
+
 def test_a_shared_prompt_is_read_from_the_cache_where_no_pooling_is_over_it(llama: Path):
     system = "You are a pirate of the seven seas, who has seen many ships. " * 4
     requests = requests_of(12, system_prompt=system)

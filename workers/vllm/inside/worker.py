@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from .capture_plan import KEY, SlotSpans, WorkerPlan
-from .rank_failures import told
-from .ranks import end_with_parent
+from ..capture_plan import KEY, SlotSpans, WorkerPlan
+from ..rank_failures import told
+from ..ranks import end_with_parent
 from .runners import ForwardPass, hand_out_layers, observe_passes, view_of
 from .slot_table import SlotTable
 from .token_store import TokenStore

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ...jobs.poolings import Span
-from .capture_plan import SlotSpans
+from ....jobs.poolings import Span
+from ..capture_plan import SlotSpans
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ...jobs.errors import InputError
+from ....jobs.errors import InputError
+from ..versions import KNOWN_VERSIONS
 from .tracking import Piece
-from .versions import KNOWN_VERSIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +129,7 @@ def hand_out_layers(worker: Any, layers: Sequence[int], *, is_last_stage: bool) 
     model.set_aux_hidden_state_layers(tuple(layer + 1 for layer in layers))
     if worker.vllm_config.parallel_config.pipeline_parallel_size > 1:
         _keep_to_own_stage(model)
+        _allocate_what_arrives(runner, model)
     # The last stage returns them beside its output, if there are any; the others put them into what they send on.
     runner.use_aux_hidden_state_outputs = is_last_stage and bool(layers)
 
@@ -146,6 +147,14 @@ def _keep_to_own_stage(model: Any) -> None:
     _require(inner, ("_aux_slot_base_cached", "_aux_upstream_total_cached", "AUX_HIDDEN_STATE_KEY"))
     inner._aux_slot_base_cached = 0
     inner._aux_upstream_total_cached = 0
+
+
+def _allocate_what_arrives(runner: Any, model: Any) -> None:
+    """Allocate what a later stage receives: the first runner does so in its warm-up, which it may skip on CPUs."""
+    if getattr(runner, "intermediate_tensors", "not there") is None:
+        runner.intermediate_tensors = model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+        )
 
 
 def observe_passes(worker: Any, view: RunnerView, observe: Callable[[Any, ForwardPass | None], None]) -> None:

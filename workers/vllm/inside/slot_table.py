@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...jobs.poolings import Span
-from .capture_plan import Sum
+from ....jobs.poolings import Span
+from ..capture_plan import Sum
 from .tracking import Stretch
 
 
