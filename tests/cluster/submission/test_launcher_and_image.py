@@ -30,7 +30,19 @@ def ray_schema() -> dict[str, Any]:
 
 
 VM_OPTIONS = [
-    ("--gpu-type", "H100", "--service-account", "atlas", "--gpus-max", "64", "--gpus-min", "16", "--spot"),
+    (
+        "--gpu-type",
+        "H100",
+        "--service-account",
+        "atlas",
+        "--gpus-max",
+        "64",
+        "--gpus-min",
+        "16",
+        "--spot",
+        "--set",
+        "placement.replicas=null",
+    ),
     ("--hosts", "10.0.0.1,10.0.0.2,10.0.0.3", "--ssh-user", "me"),
 ]
 

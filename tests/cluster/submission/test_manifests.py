@@ -164,7 +164,9 @@ def test_pods_are_nobody_in_particular_and_ask_for_what_they_use(example: Path, 
 
 @on_kubernetes
 def test_the_head_does_no_work_and_a_replicas_gpus_are_one_pods(kind: str):
-    spec = cluster_spec(documents(kind, LLAMA, "--gpus-max", "64", "--gpus-min", "16"))
+    spec = cluster_spec(
+        documents(kind, LLAMA, "--gpus-max", "64", "--gpus-min", "16", "--set", "placement.replicas=null")
+    )
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert "nvidia.com/gpu" not in json.dumps(spec["headGroupSpec"])
     group = spec["workerGroupSpecs"][0]
