@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from heapq import nlargest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...jobs.engines import VLLM_ARCHITECTURES, vllm_architecture
 from ...jobs.errors import InputError
@@ -20,9 +20,11 @@ from ...workers.chat.checks import left_channel, left_open, turn_end
 from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import load_renderer
 from ...workers.chat.template import read_chat_template
-from ...workers.models.model_check import ModelCheck, check_model, config_of
 from ...workers.models.model_files import find_sources
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ...workers.models.model_check import ModelCheck
 
 _MOST_GPUS = 64
 """Largest tensor parallel size that is listed."""
@@ -93,6 +95,9 @@ def check_job(plan: Plan, progress: Progress) -> JobCheck:
     Raises:
         InputError: The model cannot be built, or its context is too short for the longest prompt and its response.
     """
+    # It imports torch, which the command line does not where it need not.
+    from ...workers.models.model_check import check_model
+
     spec = plan.spec
     config, directory = _configuration(spec.model, progress)
     renderer = _renderer(directory, spec.model)
@@ -159,6 +164,8 @@ def _chat_lines(chat: ChatCheck) -> list[list[str]]:
 
 def _configuration(model: ModelSpec, progress: Progress) -> tuple[Any, Path | None]:
     """Return a model's configuration and the directory of its small files; None where only the table knows it."""
+    from ...workers.models.model_check import config_of
+
     known = known_configurations().get(model.source)
     try:
         sources = find_sources(model, progress.say, cached_first=True)

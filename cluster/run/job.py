@@ -12,6 +12,7 @@ from importlib.metadata import version
 from ...jobs.engines import Engine
 from ...jobs.errors import StoreError
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
+from ...jobs.sizing.estimate import estimate
 from ...storage.format.planned_units import encode_units
 from ...storage.format.records import Manifest, RunRecord
 from ...storage.run.commits import commit_unit, committed_units, now_iso
@@ -162,7 +163,9 @@ def _work_under_lease(
                 file=job.location.url,
                 hint="Start it again.",
             )
-        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), job.estimate.rows_per_assignment)
+        ledger = Ledger(
+            job.plan, committed, iter(lease.row_blocks), estimate(job.plan, backend.engine).rows_per_assignment
+        )
         done_before = ledger.num_done
         # Appended to by several threads.
         canaries: list[tuple[int, float]] = []

@@ -67,7 +67,7 @@ def read_model(settings: EngineSettings) -> ServedModel:
     text_config: Any = config.get_text_config()
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     try:
-        generation: Any = GenerationConfig.from_pretrained(directory)
+        generation: Any = GenerationConfig.from_pretrained(directory, trust_remote_code=False)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     renderer = ChatRenderer(tokenizer, settings.chat_template)

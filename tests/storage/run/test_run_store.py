@@ -146,10 +146,14 @@ def edited(value: Any) -> Any:
 
 @pytest.mark.parametrize("field", sorted(set(RunRecord.model_fields) - {"layout_version"}))
 def test_a_record_edited_in_any_field_is_refused(location: Location, plan: Plan, field: str):
-    begin_run(location, record_of(plan), encode_units(plan.units))
+    # The built-in engine is not stored.
+    builtin = record_of(plan)
+    body = {name: getattr(builtin, name) for name in RunRecord.model_fields if name not in ("seal", "engine")}
+    record = RunRecord.sealed(**body, engine="vllm")
+    begin_run(location, record, encode_units(plan.units))
     data = json.loads(location.read(layout.RUN_RECORD) or b"")
     location.write(layout.RUN_RECORD, json.dumps(data).encode())
-    assert open_run(location.url).record == record_of(plan), "what it says is sealed, not how it is spaced"
+    assert open_run(location.url).record == record, "what it says is sealed, not how it is spaced"
     location.write(layout.RUN_RECORD, json.dumps(data | {field: edited(data[field])}).encode())
     with pytest.raises(StoreError, match=r"run\.json") as caught:
         open_run(location.url)
