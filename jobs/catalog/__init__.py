@@ -47,6 +47,9 @@ class Catalog:
             InputError: The catalog has no such persona, or its name or file is invalid.
         """
         key = (kind, name)
+        # Planning asks for the same personas hundreds of thousands of times.
+        if key in self._loaded:
+            return self._loaded[key]
         if key not in self.files:
             raise self._unknown(kind, name, field_name=None)
         problem = name_problem(name)
@@ -57,9 +60,8 @@ class Catalog:
                 file=str(self.files[key]),
                 hint="Rename the file.",
             )
-        if key not in self._loaded:
-            self._loaded[key] = self._read(kind, name, self.files[key])
-        return self._loaded[key]
+        found = self._loaded[key] = self._read(kind, name, self.files[key])
+        return found
 
     def select(self, kind: Kind, patterns: Iterable[str], field_name: str) -> tuple[str, ...]:
         """Expand names and globs to the names they match.

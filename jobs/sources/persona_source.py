@@ -124,15 +124,21 @@ class PersonaSource:
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
         """Count prompts, and responses at their maximum length; ``row_tokens`` is that of the longest rollout."""
-        # Cached, because a job repeats the same few hundred questions hundreds of thousands of times.
+        # Cached, because a job repeats the same few hundred questions hundreds of thousands of times, and asks
+        # thousands of units the same ones.
         words = cache(lambda text: len(text.split()))
+
+        @cache
+        def sum_and_longest(system_words: int, questions: tuple[str, ...]) -> tuple[int, int]:
+            counts = [prompt_tokens(system_words + words(question)) for question in questions]
+            return sum(counts), max(counts)
+
         total = longest = 0
         for unit in units:
-            system_words = words(self._system_prompt(unit))
-            of_questions = [prompt_tokens(system_words + words(question)) for question in self._questions(unit)]
-            samples = unit.num_rollouts // len(of_questions)
-            total += samples * sum(of_questions)
-            longest = max(longest, *of_questions)
+            questions = self._questions(unit)
+            in_all, most = sum_and_longest(words(self._system_prompt(unit)), questions)
+            total += unit.num_rollouts // len(questions) * in_all
+            longest = max(longest, most)
         new = self.spec.sampling.max_new_tokens
         return TokenCounts(total, sum(unit.num_rollouts for unit in units) * new, longest + new)
 

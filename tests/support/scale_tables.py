@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Way:
     gpu_hours: float
 
 
+@cache
 def plan_of(model: str, **placement: Any) -> Plan:
     spec = load_spec(_ROOT / "examples" / EXAMPLES[model])
     spec = spec.replaced(placement={"tensor_parallel": 1, "replicas": None, **placement})
@@ -58,6 +60,7 @@ def priced(plan: Plan, engine: Engine, device: Device, name: str, size: int) -> 
     return price(plan, figures, name, device, tensor_parallel=size, gpus=size) if fits(figures, device, size) else None
 
 
+@cache
 def builtin(model: str, name: str) -> Way | None:
     """The built-in engine on one device, with the largest batch that fits it."""
     device = load_devices().devices[name]
@@ -69,6 +72,7 @@ def builtin(model: str, name: str) -> Way | None:
     return Way(1, found.gpu_hours) if found else None
 
 
+@cache
 def vllm(model: str, name: str, most: int = 8) -> Way | None:
     """vLLM with capture, over as many devices a replica as take the fewest GPU-hours."""
     device = load_devices().devices[name]
