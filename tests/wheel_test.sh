@@ -31,7 +31,8 @@ cd "$work"
 export PYTHONPATH=$work/site
 "$python" -c "import persona_atlas, sys; assert persona_atlas.__file__.startswith(sys.argv[1]), persona_atlas.__file__" "$work/site"
 # The pages link to and name the folders of the checkout, which is not here.
-"$python" -m pytest -q -n auto -m "not ray and not model and not s3 and not slow" tests/test_*s.py tests/test_packaging.py \
+"$python" -m pytest -q -n auto -m "not ray and not model and not s3 and not slow" tests/test_docs.py tests/test_doctests.py \
+  tests/test_packaging.py \
   tests/jobs/test_catalog.py tests/jobs/test_catalog_content.py tests/jobs/test_plan.py tests/jobs/sizing \
   --deselect tests/test_docs.py::test_links_between_the_pages_lead_somewhere \
   --deselect tests/test_docs.py::test_every_file_that_a_page_names_is_there
