@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from ...jobs.errors import AtlasError, EngineDied, TransientError
 from ...jobs.scheduling.ledger import Failure
@@ -146,15 +146,22 @@ class WorkerLoop:
             # Otherwise the model's thread closes it when it ends.
             engine.reader.close()
 
-    def next_report(self) -> WorkerReport:
+    def next_report(self, timeout_s: float | None = None) -> WorkerReport:
         """Wait until there is something to report.
 
         One caller at a time.
 
+        Args:
+            timeout_s: Longest wait in seconds; None: no limit.
+
         Returns:
-            Everything that has happened since the last report; each result is reported once.
+            Everything that has happened since the last report; each result is reported once. Without results, if the
+            time is over.
         """
-        events = [self._events.get()]
+        try:
+            events = [self._events.get(timeout=timeout_s)]
+        except Empty:
+            return WorkerReport(())
         while not self._events.empty():
             events.append(self._events.get())
         requests = [event for event in events if isinstance(event, WorkRequest)]

@@ -142,7 +142,7 @@ class InProcessExecutor:
         self._loop.take(attempts)
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        """Wait for the next report of the model's thread; sleep for ``timeout_s`` if no unit is assigned.
+        """Wait for the next report of the model's thread, for at most ``timeout_s``.
 
         Raises:
             EngineDied: The engine has ended, and nobody replaces the only worker.
@@ -152,16 +152,16 @@ class InProcessExecutor:
         if self._load.is_empty:
             time.sleep(timeout_s)
             return []
-        # Without a timeout: while the worker holds a unit, a report always comes. (A timeout would need a thread that
-        # waits for it, and that thread would keep the model in memory after the job.)
-        report = self._loop.next_report()
+        # Python handles a signal that arrives just before a wait begins only after the wait, so none is without end.
+        report = self._loop.next_report(timeout_s)
         if report.held_up_by is not None:
             began = self._wait.since if self._wait else time.time()
             self._wait = Wait(report.held_up_by, began) if report.held_up_by else None
         if report.work_request is not None:
             self._load.note_request(report.work_request)
         results = tuple(result for result in report.results if self._load.answered(result.unit_id) is not None)
-        self._since = time.time()
+        if results:
+            self._since = time.time()
         # Raised by the next call, so that what was finished before is committed.
         self._ended = report.ended
         return [Answer(_NAME, results)] if results else []

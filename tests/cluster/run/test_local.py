@@ -6,6 +6,7 @@ import gc
 import io
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from persona_atlas.cluster.run.local import InProcessExecutor
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Ledger
+from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt
 from persona_atlas.storage.format.records import Manifest
-from persona_atlas.workers.engine import EngineSettings
+from persona_atlas.workers.engine import CapturedRollout, EngineSettings
 from rich.console import Console
 
 from fakes import FakeEngine, small_plan
@@ -71,6 +73,32 @@ def test_nothing_is_handed_out_before_the_model_is_loaded(plan: Plan, tmp_path: 
     assert (executor.ready, executor.idle, executor.views[0].doing) == ([], [], "loading")
     executor.start()
     assert (executor.ready, executor.idle, executor.views[0].doing) == (["this-process"], ["this-process"], "idle")
+
+
+class Thinking(FakeEngine):
+    """Answers only once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        self.go_on.wait(60)
+        yield from super().generate(next_request)
+
+
+def test_no_wait_for_a_busy_model_is_without_end_so_that_every_signal_is_heeded(plan: Plan, tmp_path: Path):
+    engine = Thinking()
+    executor = executor_of(plan, tmp_path, engine)
+    executor.start()
+    executor.assign("this-process", [UnitAttempt(plan.units[0], plan.requests(plan.units[0]), 1, 0)])
+    assert executor.wait(0.05) == []
+    engine.go_on.set()
+    answers = executor.wait(30)
+    while not answers:
+        answers = executor.wait(30)
+    assert [manifest.unit_id for answer in answers for manifest in answer.manifests] == [plan.units[0].unit_id]
+    executor.close()
 
 
 def test_a_closed_pool_lets_go_of_the_model_though_somebody_holds_the_pool(plan: Plan, tmp_path: Path):
