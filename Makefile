@@ -23,11 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/persona-atlas run examples/demo.yaml
 
-# What starts a Ray waits for it most of the time, so two files of such tests run at once; the rest runs in as many
+# What starts a Ray waits for it much of the time, so three files of such tests run at once; the rest runs in as many
 # processes as there are cores.
 test: setup
 	$(BIN)/python -m pytest -n auto --durations=10 -m 'not ray and not vllm'
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m 'ray and not vllm'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10 -m 'ray and not vllm'
 
 # What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
 # gateway is installed and this is root, the S3 ones against that.

@@ -82,7 +82,7 @@ class Noting(UnitActor):
         super().__init__(settings, name)
         folder = Path(settings.store_url)
 
-        def load(found: WorkerSettings) -> FakeEngine:
+        def load(found: WorkerSettings, _on_wait: object) -> FakeEngine:
             (folder / name).write_text(str(found.engine.threads))
             return FakeEngine()
 
