@@ -31,7 +31,7 @@ from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.specs.spec_parts import CaptureSpec
 from persona_atlas.jobs.wording import count_of
 from persona_atlas.jobs.work.unit_result import UnitResult
-from persona_atlas.jobs.work.units import UnitAttempt
+from persona_atlas.jobs.work.units import UnitAttempt, question_columns
 from persona_atlas.storage.arrays.codec import round_mantissa
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.locations.location import Location, open_location
@@ -325,7 +325,9 @@ def _passes(plan: Plan, poolings: Sequence[str]) -> int:
 def writer_memory(report: Report, bucket: str, result: UnitResult, rows: int) -> None:
     """Write a large row block with all poolings, and report the peak memory, the block itself included."""
     values_BLD = np.resize(result.arrays_BLD[ARRAY], (rows, *result.arrays_BLD[ARRAY].shape[1:]))
-    unit = replace(result.attempt.unit, samples=rows // len(result.rollouts))
+    small, times = result.attempt.unit, rows // len(result.rollouts)
+    columns = question_columns(tuple(dict.fromkeys(small.question_indices)), times)
+    unit = replace(small, question_indices=columns[0], sample_indices=columns[1])
     large = replace(
         result,
         attempt=replace(result.attempt, unit=unit),
