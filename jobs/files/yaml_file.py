@@ -132,6 +132,10 @@ def validate(model: type[M], data: Any, *, text: str, file: str) -> M:
         raise _explain(error, model, text=text, file=file) from None
 
 
+_NOT_A_MAPPING = ("model_type", "model_attributes_type", "dict_type")
+"""Pydantic's names of the problem that a value is no mapping."""
+
+
 def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file: str) -> InputError:
     problems = error.errors(include_url=False)
     # A misspelt key causes two problems, an unknown key and a missing one. The unknown one shows the spelling.
@@ -152,6 +156,15 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
     given = problem.get("input")
     if text and problem["type"] == "string_type" and (given is None or isinstance(given, bool | int | float | date)):
         return _not_a_text(given, path, is_key="[key]" in problem["loc"], where=where, file=file)
+    if problem["type"] in _NOT_A_MAPPING:
+        keys = _fields_at(model, path)
+        return InputError(
+            f"must be a mapping of fields, but is {_kind_of(given)}{where}.",
+            code="bad_value",
+            field=field or None,
+            file=file,
+            hint=f"Its fields are {', '.join(keys)}." if keys else "Write it as {key: value}.",
+        )
     # A URL may be refused because it holds credentials, which an error must not repeat.
     is_secret = isinstance(given, str) and "@" in given
     # Python refuses to write out integers of thousands of digits.
@@ -160,6 +173,11 @@ def _explain(error: ValidationError, model: type[BaseModel], *, text: str, file:
     shown = f", not {given!r}" if is_shown else ""
     reason = problem["msg"].removeprefix("Value error, ")
     return InputError(f"{reason}{shown}{where}.", code="bad_value", field=field or None, file=file)
+
+
+def _kind_of(given: Any) -> str:
+    kinds: dict[type, str] = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return "empty" if given is None else kinds.get(type(given), f"a {type(given).__name__}")
 
 
 def _not_a_text(given: Any, path: Sequence[int | str], *, is_key: bool, where: str, file: str) -> InputError:

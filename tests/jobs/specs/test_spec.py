@@ -362,3 +362,19 @@ def test_every_temperature_that_can_divide_is_taken(value: float):
     spec = small_spec(sampling={"temperature": value})
     assert spec.sampling.temperature == value
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "kind", "fields"),
+    [
+        ("model: {source: m}\npersonas: {roles: [pirate]}\nstore: {url: x}", "personas.roles", "a list", "names"),
+        ("model: SmolLM2\nstore: {url: x}", "model", "a text", "source"),
+        ("model: {source: m}\nsampling: 3\nstore: {url: x}", "sampling", "a number", "temperature"),
+        ("model: {source: m}\ncapture:\nstore: {url: x}", "capture", "empty", "layers"),
+    ],
+)
+def test_a_section_that_is_no_mapping_is_told_its_fields(tmp_path: Path, text: str, field: str, kind: str, fields: str):
+    with pytest.raises(InputError, match=f"must be a mapping of fields, but is {kind}") as caught:
+        load(tmp_path, text)
+    assert (caught.value.code, caught.value.field) == ("bad_value", field)
+    assert fields in str(caught.value.hint)
