@@ -1,7 +1,7 @@
 """Read texts that exist: vLLM computes each as a prompt, of which the sums over its spans are kept.
 
 Texts that begin alike share vLLM's prefix cache. What a text reads from it is not computed, and only vLLM's scheduler
-decides how much that is; so a text whose sums lack tokens for this reason is read once more, without the cache.
+decides how much that is; so a text of which tokens are missing for this reason is read once more, without the cache.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ class VllmReader:
             dict.fromkeys(plan.sums, 0),
             dict.fromkeys(plan.sums, 0),
             np.empty((len(plan.token_layers), 0, d_model), dtype=np.float32),
+            (),
         )
 
 

@@ -104,6 +104,27 @@ def test_a_shared_prompt_is_read_from_the_cache_where_no_pooling_is_over_it(llam
     assert computed["response_mean", "prompt_mean"] == 0
 
 
+@pytest.mark.parametrize("poolings", [(), ("response_last",)], ids=["tokens alone", "with the last one"])
+def test_every_token_is_kept_of_what_the_cache_has_already(llama: Path, poolings: tuple[str, ...]):
+    token_ids = tuple(40 + 7 * n % 150 for n in range(400))
+    text = TokenisedText("the text", token_ids, ((10, 390),))
+    requests = requests_of(4, system_prompt="You are a pirate of the seven seas, who has seen many ships. " * 4)
+    with vllm_engine(llama, poolings=poolings, token_layers=(1, 2)) as engine:
+        plain = plain_model(llama, engine)
+        expected = plain.places(token_ids)["resid_post"][[1, 2], 10:390]
+        for _ in range(2):
+            (captured,) = engine.capture([text])
+            got_KTD = captured.tokens_KTD[0]["resid_post", "tokens"]
+            assert got_KTD.shape == (2, 380, 128)
+            assert relative_errors(got_KTD.reshape(-1, 128), expected.reshape(-1, 128)).max() < TOLERANCE
+        for row in [*generate(engine, requests), *generate(engine, requests)]:
+            start, num = len(row.rollout.prompt_token_ids), row.rollout.num_content_tokens
+            expected = plain.places(conversation_ids(row.rollout))["resid_post"][[1, 2], start : start + num]
+            got_KTD = row.tokens_KTD["resid_post", "tokens"]
+            assert got_KTD.shape == (2, num, 128)
+            assert num == 0 or relative_errors(got_KTD.reshape(-1, 128), expected.reshape(-1, 128)).max() < TOLERANCE
+
+
 def test_reading_while_rollouts_are_running_gives_both_what_is_theirs(llama: Path):
     with vllm_engine(llama, poolings=("response_mean", "response_last")) as engine:
         plain = plain_model(llama, engine)
