@@ -95,14 +95,14 @@ class Flights:
         return len(self._free)
 
     @property
-    def max_tokens(self) -> int:
-        """Most tokens of a request that vLLM has room for, sampled ones included.
+    def max_conversation(self) -> int:
+        """Most tokens of a conversation that vLLM's KV cache has room for, with the one that is sampled after it.
 
         Raises:
             EngineDied: vLLM has ended.
         """
         self._alive.require()
-        return int(self._vllm.model_config.max_model_len)
+        return int(self._vllm.model_config.max_model_len) - 1
 
     def send(
         self,

@@ -18,11 +18,13 @@ from persona_atlas.jobs.errors import EngineDied, InputError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.vllm.arguments import VllmOptions
+from persona_atlas.workers.vllm.limits import MIN_TEMPERATURE
+from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 from safetensors.torch import load_file, save_file
 
 from conformance import TOLERANCE, as_generated, as_read, assert_equal_to_plain
 from plain_forward import ALL_POOLINGS, conversation_ids, pool, relative_errors
-from requests_of import generate, requests_of
+from requests_of import engine_settings, generate, requests_of
 from tiny_families import N_LAYERS, save_tiny_family
 from vllm_engines import plain_model, vllm_engine
 from vllm_families import save_vllm_family
@@ -171,6 +173,45 @@ def test_the_whole_context_may_be_used_and_no_token_more(llama: Path):
     ):
         generate(engine, requests)
     assert caught.value.code == "too_long"
+
+
+def test_a_kv_cache_that_is_too_small_is_not_called_the_context_of_the_model(unstoppable: Path):
+    # Room for one block of 128 tokens, whose last position is that of a token which is dropped.
+    block_bytes = 2 * N_LAYERS * 128 * 8 * 32 * 4
+    options = VllmOptions(max_num_seqs=4, max_num_batched_tokens=64, kv_cache_bytes=2 * block_bytes)
+    with (
+        pytest.raises(InputError, match="KV cache has room for conversations of 127 tokens") as caught,
+        vllm_engine(unstoppable, poolings=("response_mean",), max_new_tokens=200, options=options),
+    ):
+        pass
+    assert (caught.value.code, caught.value.field) == ("kv_cache_too_small", "sampling.max_new_tokens")
+    with vllm_engine(unstoppable, poolings=("response_mean",), max_new_tokens=120, options=options) as engine:
+        with pytest.raises(UnitError, match="127 that vLLM's KV cache") as refused:
+            generate(engine, requests_of(1))
+        assert refused.value.code == "kv_cache_too_small"
+        with pytest.raises(UnitError, match="its 200 tokens exceed the 127") as refused:
+            engine.capture([TokenisedText("the text", tuple(range(40, 240)), ((5, 9),))])
+        assert refused.value.code == "kv_cache_too_small"
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused_before_it_is_started(llama: Path):
+    with (
+        pytest.raises(InputError, match=r"is 0\.005") as caught,
+        vllm_engine(llama, poolings=("response_mean",), temperature=0.005),
+    ):
+        pass
+    assert caught.value.field == "sampling.temperature"
+    assert "builtin" in (caught.value.hint or "")
+    sampling_params = pytest.importorskip("vllm.sampling_params")
+    assert sampling_params.SamplingParams(temperature=0.005).temperature == MIN_TEMPERATURE
+    # Whoever only reads does not sample.
+    wanted = engine_settings(llama, layers=[1], poolings=("response_mean",), temperature=0.005)
+    engine = VllmEngine(wanted, VllmOptions(max_num_seqs=4, kv_cache_bytes=2**26), generates=False)
+    try:
+        (captured,) = engine.capture([TokenisedText("the text", tuple(range(40, 60)), ((5, 9),))])
+        assert np.isfinite(captured.vectors_LD[0]["resid_post", "response_mean"]).all()
+    finally:
+        engine.close()
 
 
 def test_greedy_responses_are_those_of_plain_passes_and_end_as_the_built_in_engine_s(llama: Path):

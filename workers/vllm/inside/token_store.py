@@ -1,7 +1,7 @@
 """Every token of the responses in some layers, in main memory: copied off the device pass by pass.
 
-The id of every token is kept beside it, by which the reader of a slot checks that it has the tokens that vLLM reports. A
-copy is started after every pass and read when it is done, so that nothing waits for the device. Does not import vLLM.
+The id of every token is kept beside it, by which the reader of a slot checks that it has the tokens that vLLM reports.
+A copy is started after every pass and read when it is done, so that nothing waits for the device. Does not import vLLM.
 Axes: K layers of this worker at which every token is kept, T tokens of one pass, N tokens kept of one slot, D d_model.
 """
 
