@@ -19,6 +19,7 @@ from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.vllm.arguments import VllmOptions
 from persona_atlas.workers.vllm.limits import MIN_TEMPERATURE
+from persona_atlas.workers.vllm.ranks import shared_memory_of
 from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 from safetensors.torch import load_file, save_file
 
@@ -278,6 +279,23 @@ def test_the_death_of_a_rank_ends_the_engine_and_no_process_is_left(unstoppable:
             generate(engine, requests_of(1))
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
+
+
+def test_a_model_that_vllm_has_no_kernel_for_is_refused_and_leaves_no_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    directory = save_vllm_family(tmp_path / "model", "gpt_oss")
+    before = set(Path("/dev/shm").iterdir())
+    with (
+        pytest.raises(InputError, match="mixture-of-experts layers divided over 2") as caught,
+        vllm_engine(directory, tensor_parallel=2, poolings=("response_mean",)),
+    ):
+        pass
+    assert (caught.value.code, caught.value.field) == ("no_moe_kernel", "placement.tensor_parallel")
+    # Other programs of the machine may have started a vLLM meanwhile, which has its memory mapped.
+    left = {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("vllm_")}
+    assert not left - shared_memory_of(psutil.pids())
 
 
 def test_after_its_end_every_call_says_so(llama: Path):
