@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from .tracking import Stretch
+from .transfers import start_to_host, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +75,14 @@ class TokenStore:
         self._read(wait=False)
         if not stretches or not hidden:
             return
-        places = [place for one in stretches for place in range(one.start, one.stop)]
-        places_E = torch.tensor(places, device=self._device)
+        places = np.concatenate([np.arange(one.start, one.stop, dtype=np.int64) for one in stretches])
+        places_E = to_device(places, self._device)
         tokens_KED = torch.stack([resid_TD[places_E] for resid_TD in hidden])
         ids_E = token_ids_T[places_E]
         if self._device.type == "cpu":
             self._pending.append(_Copy(stretches, tokens_KED, ids_E, None))
             return
-        self._pending.append(_Copy(stretches, _landing(tokens_KED), _landing(ids_E), _recorded()))
+        self._pending.append(_Copy(stretches, start_to_host(tokens_KED), start_to_host(ids_E), _recorded()))
 
     def take(self, slots: Sequence[int]) -> list[KeptTokens]:
         """Return and forget the tokens of slots; waits for copies that were started."""
@@ -111,12 +112,6 @@ class TokenStore:
                     # A copy: a view would keep the tokens of the whole pass for as long as the slot is in use.
                     self._kept[one.slot].append(KeptTokens(tokens_KED[:, begin:end].copy(), ids[begin:end]))
                 begin = end
-
-
-def _landing(tensor: torch.Tensor) -> torch.Tensor:
-    """Start to copy a tensor to pinned memory."""
-    landing = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return landing.copy_(tensor, non_blocking=True)
 
 
 def _recorded() -> torch.cuda.Event:
