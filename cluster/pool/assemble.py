@@ -62,18 +62,18 @@ def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Res
     if settings.model is not None and not engine.directory.is_dir():
         engine = replace(engine, directory=find_model(settings.model, lambda _: None))
     if not settings.reads_given and settings.generation is None:
-        return _load_model(settings.engine_name, engine)
+        return _load_model(settings.engine_name, engine, generates=True)
     conversations = load_renderer(engine.directory, engine.chat_template)
     user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.generation is None:
-        return GivenResponder(_load_model(settings.engine_name, engine), conversations, user_spans)
+        return GivenResponder(_load_model(settings.engine_name, engine, generates=False), conversations, user_spans)
     # The HTTP client is imported only if a server generates.
     from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
     # The server is checked first, because the model may take minutes to load.
     left_out = check_endpoint(settings.generation, settings.served_model, conversations.renderer)
     return EndpointResponder(
-        _load_model(settings.engine_name, engine),
+        _load_model(settings.engine_name, engine, generates=False),
         conversations,
         settings.generation,
         settings.served_model,
@@ -89,12 +89,12 @@ def engine_label(settings: WorkerSettings) -> str:
     return "builtin" if settings.engine_name == "builtin" else f"vllm {installed_version()}"
 
 
-def _load_model(name: Engine, engine: EngineSettings) -> BuiltinEngine | VllmEngine:
+def _load_model(name: Engine, engine: EngineSettings, *, generates: bool) -> BuiltinEngine | VllmEngine:
     # Torch and vLLM are imported only where a model is loaded, not by the driver or the command line.
     if name == "vllm":
         from ...workers.vllm.vllm_engine import VllmEngine
 
-        return VllmEngine(engine)
+        return VllmEngine(engine, generates=generates)
     from ...workers.builtin.builtin_engine import BuiltinEngine
 
     return BuiltinEngine(engine)

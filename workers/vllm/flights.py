@@ -33,12 +33,14 @@ class SlotCapture:
         counts: Number of tokens in each sum.
         id_sums: Sum of their token ids.
         tokens_KTD: Every token of the response, float32 ``(K, T, D)``; it may have more than the response's content.
+        token_ids: Their ids; none where ranks differ.
     """
 
     sums: dict[Sum, Float32]
     counts: dict[Sum, int]
     id_sums: dict[Sum, int]
     tokens_KTD: Float32
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +95,14 @@ class Flights:
         return len(self._free)
 
     @property
-    def max_tokens(self) -> int:
-        """Most tokens of a request that vLLM has room for, sampled ones included.
+    def max_conversation(self) -> int:
+        """Most tokens of a conversation that vLLM's KV cache has room for, with the one that is sampled after it.
 
         Raises:
             EngineDied: vLLM has ended.
         """
         self._alive.require()
-        return int(self._vllm.model_config.max_model_len)
+        return int(self._vllm.model_config.max_model_len) - 1
 
     def send(
         self,
@@ -226,12 +228,13 @@ class Flights:
             id_sums[key] = _agreed([share["id_sums"][key][index] for share in shares])
         kept = [share["tokens"][index] for share in shares if share["token_layers"]]
         length = min((tokens.shape[1] for tokens in kept), default=0)
+        ids = {tuple(share["token_ids"][index][:length]) for share in shares if share["token_layers"]}
         tokens_KTD = np.empty((len(plan.token_layers), length, self._d_model), dtype=np.float32)
         for share in shares:
             if share["token_layers"]:
                 places = [plan.token_layers.index(layer) for layer in share["token_layers"]]
                 tokens_KTD[places] = share["tokens"][index][:, :length]
-        return SlotCapture(sums, counts, id_sums, tokens_KTD)
+        return SlotCapture(sums, counts, id_sums, tokens_KTD, ids.pop() if len(ids) == 1 else ())
 
 
 def _agreed(values: Sequence[int]) -> int:

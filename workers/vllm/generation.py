@@ -17,6 +17,7 @@ from ..builtin.admission import RunningRollout, too_long
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, EngineSettings
 from .flights import Box, Flights, Landed
+from .limits import no_room
 from .model import ServedModel
 from .pooled import pooled
 
@@ -97,10 +98,10 @@ class VllmGeneration:
             )
         prompt_ids = self._model.renderer.render(request.messages)
         max_new = self._settings.sampling.max_new_tokens
-        # One token more is sampled than asked for, and its position must be there too.
-        context = min(self._model.max_context, self._flights.max_tokens - 1)
-        if len(prompt_ids) + max_new > context:
-            raise too_long(request, len(prompt_ids), max_new, context)
+        if len(prompt_ids) + max_new > self._model.max_context:
+            raise too_long(request, len(prompt_ids), max_new, self._model.max_context)
+        if len(prompt_ids) + max_new > self._flights.max_conversation:
+            raise no_room(str(request.address), len(prompt_ids) + max_new, self._flights.max_conversation)
         user_span = self._user_spans.of_prompt(request.messages, prompt_ids) if self._user_spans else None
         rollout = RunningRollout(request, prompt_ids, [], user_span)
         spans = TokenSpans((len(prompt_ids), len(prompt_ids)), user_span)

@@ -16,7 +16,7 @@ from .arguments import VllmOptions, engine_arguments, set_environment
 from .capture_plan import WorkerPlan
 from .model import ServedModel
 from .rank_failures import RankFailures
-from .ranks import BeforeRanks, Ranks
+from .ranks import BeforeRanks, Ranks, unlink_shared_memory
 from .versions import require_known_version
 
 
@@ -48,6 +48,8 @@ def start_vllm(
             left = Ranks.started_since(before)
             left.kill()
             left.unlink_shared_memory()
+            # Ranks that are dead already are no children any more.
+            unlink_shared_memory(failures.shared_memory - before.shared)
             if isinstance(error, AtlasError):
                 raise
             refuse_machine_fault(error)
@@ -91,6 +93,8 @@ def beside_vllm(vllm: Any) -> Iterator[None]:
 def _not_loaded(settings: EngineSettings, text: str) -> InputError:
     """Make the error of a model that vLLM could not load, with what would help."""
     lowered = text.lower()
+    if "moe backend" in lowered:
+        return _no_moe_kernel(settings, text)
     if "tensor parallel" in lowered or "tensor_parallel" in lowered:
         return InputError(
             f"is {settings.tensor_parallel}, and vLLM cannot divide this model so: {text}",
@@ -117,6 +121,18 @@ def _not_loaded(settings: EngineSettings, text: str) -> InputError:
         code="model_not_loaded",
         field="model.source",
         hint="Check its files, or set placement.engine to builtin.",
+    )
+
+
+def _no_moe_kernel(settings: EngineSettings, text: str) -> InputError:
+    """Make the error of experts that vLLM has no kernel for, on this device and divided so."""
+    is_divided = settings.tensor_parallel > 1
+    return InputError(
+        f"vLLM has no kernel on {settings.device} for this model's mixture-of-experts layers"
+        f"{f' divided over {settings.tensor_parallel} devices' if is_divided else ''}: {text}",
+        code="no_moe_kernel",
+        field="placement.tensor_parallel" if is_divided else "placement.engine",
+        hint="Set it to 1, or set placement.engine to builtin." if is_divided else "Set it to builtin.",
     )
 
 

@@ -22,7 +22,7 @@ Arrays = dict[ArrayName, Float32]
 
 
 def wrong_tokens(slot: SlotCapture, spans: TokenSpans, token_ids: Sequence[int]) -> str | None:
-    """Say which sum of a slot is not over the tokens of its span.
+    """Say what a slot has that is not of the tokens of its span.
 
     Args:
         slot: What was captured.
@@ -30,13 +30,18 @@ def wrong_tokens(slot: SlotCapture, spans: TokenSpans, token_ids: Sequence[int])
         token_ids: The whole conversation.
 
     Returns:
-        A clause for an error message; None where every sum is right.
+        A clause for an error message; None where every sum is right and every token was kept.
     """
     for (combine, span), count in slot.counts.items():
         start, stop = spans.of(span)
         expected = list(token_ids[start:stop])[-1:] if combine == "last" else token_ids[start:stop]
         if (count, slot.id_sums[combine, span]) != (len(expected), sum(expected)):
             return f"{count} tokens of its {span}, {combine}, were captured, and other ones than its {len(expected)}"
+    if slot.tokens_KTD.shape[0]:
+        start, stop = spans.response
+        # The token that ended the turn may have been fed, and is the last.
+        if slot.token_ids[: stop - start] != tuple(token_ids[start:stop]):
+            return f"{len(slot.token_ids)} tokens were kept, and other ones than the {stop - start} of its response"
     return None
 
 
@@ -56,7 +61,7 @@ def pooled(
         The vectors, ``(L, D)`` each, and the arrays of every token, ``(K, T, D)`` each.
 
     Raises:
-        UnitError: The sums are not over the tokens of the spans, or a value is not finite.
+        UnitError: The sums or the kept tokens are not those of the spans, or a value is not finite.
     """
     wrong = wrong_tokens(slot, spans, token_ids)
     if wrong is not None:
@@ -68,12 +73,6 @@ def pooled(
         for pooling in map(POOLINGS.__getitem__, settings.capture.poolings):
             start, stop = spans.of(pooling.span)
             if pooling.combine == "every":
-                if slot.tokens_KTD.shape[1] < num_content:
-                    raise UnitError(
-                        f"{name}: {slot.tokens_KTD.shape[1]} of its {num_content} tokens were kept.",
-                        code="tokens_missing",
-                    )
-                # The token that ended the turn may have been fed, and is the last.
                 value = tokens[point, pooling.name] = slot.tokens_KTD[:, :num_content].copy()
                 layers = settings.token_layers
             else:

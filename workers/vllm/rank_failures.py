@@ -1,7 +1,8 @@
 """Tell the process that starts vLLM why one of its ranks could not be started.
 
 vLLM only says that some process failed, and prints the reason on that process's standard error. So a rank writes its
-error to a file, whose folder it finds in its environment. Knows no vLLM.
+error to a file, whose folder it finds in its environment; and after every step of its start the shared memory that it
+has mapped, which nobody can find any more once it is dead. Knows no vLLM.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .ranks import shared_memory_of
+
+_MEMORY = ".memory"
+"""How names of files with the shared memory of a rank end."""
 
 _FOLDER = "PERSONA_ATLAS_RANK_FAILURES"
 """Variable with the folder, which is inherited by the ranks."""
@@ -18,7 +24,10 @@ _FOLDER = "PERSONA_ATLAS_RANK_FAILURES"
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Write an error of this rank down, and raise it again; does nothing where nobody collects them."""
+    """Write an error of this rank down, and raise it again; in any case write down what shared memory it has mapped.
+
+    Does nothing where nobody collects them.
+    """
     try:
         yield
     except Exception as error:
@@ -27,6 +36,13 @@ def told() -> Iterator[None]:
             text = f"{type(error).__name__}: {error}"
             (Path(folder) / str(os.getpid())).write_text(text, encoding="utf-8", errors="replace")
         raise
+    finally:
+        folder = os.environ.get(_FOLDER)
+        if folder is not None:
+            names = "\n".join(str(path) for path in shared_memory_of([os.getpid()]))
+            # The parent may have given up and removed the folder.
+            with suppress(FileNotFoundError):
+                (Path(folder) / f"{os.getpid()}{_MEMORY}").write_text(names, encoding="utf-8")
 
 
 class RankFailures:
@@ -44,5 +60,12 @@ class RankFailures:
     @property
     def first(self) -> str | None:
         """The error that was written first: the others may only follow from it. None without one."""
-        found = sorted(Path(self._folder.name).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        errors = (path for path in Path(self._folder.name).iterdir() if path.suffix != _MEMORY)
+        found = sorted(errors, key=lambda path: path.stat().st_mtime_ns)
         return found[0].read_text(encoding="utf-8") if found else None
+
+    @property
+    def shared_memory(self) -> frozenset[Path]:
+        """The shared memory that ranks had mapped after the last step of their start, dead ones included."""
+        files = Path(self._folder.name).glob(f"*{_MEMORY}")
+        return frozenset(Path(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())

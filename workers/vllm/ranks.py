@@ -50,7 +50,7 @@ def end_with_parent() -> None:
         while not wait([sentinel], timeout=_POLL_S) and os.getppid() == pid:
             pass
         # Nobody else may be left to do it.
-        _unlink(shared_memory_of([os.getpid()]))
+        unlink_shared_memory(shared_memory_of([os.getpid()]))
         # No exit handlers: they would wait for the other ranks.
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -116,7 +116,7 @@ class Ranks:
 
     def unlink_shared_memory(self) -> None:
         """Remove what ranks that were killed have left of their shared memory, which is the machine's memory."""
-        _unlink(self._shared)
+        unlink_shared_memory(self._shared)
 
     def _watch(self) -> None:
         wait([process.sentinel for process in self._processes])
@@ -140,7 +140,12 @@ def shared_memory_of(pids: Iterable[int]) -> frozenset[Path]:
     return frozenset(found)
 
 
-def _unlink(paths: Iterable[Path]) -> None:
+def unlink_shared_memory(paths: Iterable[Path]) -> None:
+    """Remove shared memory; what is gone already is no error.
+
+    Args:
+        paths: As ``shared_memory_of`` lists it.
+    """
     for path in paths:
         with suppress(OSError):
             path.unlink(missing_ok=True)

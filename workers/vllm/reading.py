@@ -1,7 +1,7 @@
 """Read texts that exist: vLLM computes each as a prompt, of which the sums over its spans are kept.
 
 Texts that begin alike share vLLM's prefix cache. What a text reads from it is not computed, and only vLLM's scheduler
-decides how much that is; so a text whose sums lack tokens for this reason is read once more, without the cache.
+decides how much that is; so a text of which tokens are missing for this reason is read once more, without the cache.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..builtin.reading import require_readable
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from .capture_plan import WorkerPlan
 from .flights import Box, Flights, Landed, SlotCapture
+from .limits import no_room
 from .model import ServedModel
 from .pooled import Arrays, pooled, wrong_tokens
 
@@ -78,8 +79,6 @@ class VllmReader:
             texts: The texts.
             is_cached: Whether vLLM may take their first tokens from its cache.
         """
-        # vLLM samples a token after the text, whose position must be there too.
-        context = min(self._model.max_context, self._flights.max_tokens - 1)
         for text in texts:
             if text.intervention is not None and text.intervention.edits:
                 raise UnitError(
@@ -87,7 +86,9 @@ class VllmReader:
                     code="no_intervention",
                     hint="Set placement.engine to builtin.",
                 )
-            require_readable(text, self._settings.capture, context)
+            require_readable(text, self._settings.capture, self._model.max_context)
+            if len(text.token_ids) > self._flights.max_conversation:
+                raise no_room(text.name, len(text.token_ids), self._flights.max_conversation)
         waiting = deque(
             reading for index, text in enumerate(texts) for reading in _readings(index, text, is_cached=is_cached)
         )
@@ -146,6 +147,7 @@ class VllmReader:
             dict.fromkeys(plan.sums, 0),
             dict.fromkeys(plan.sums, 0),
             np.empty((len(plan.token_layers), 0, d_model), dtype=np.float32),
+            (),
         )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from ...jobs.engines import VLLM_HOOK_POINT
 from ...jobs.errors import InputError
 from ...jobs.work.rollouts import Canary
 from ...jobs.work.units import RolloutRequest
@@ -22,6 +21,7 @@ from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedTex
 from .arguments import VllmOptions, num_sequences, worker_plan
 from .flights import Flights
 from .generation import VllmGeneration
+from .limits import require_hook_points, require_room, require_temperature
 from .loading import start_vllm
 from .model import read_model
 from .reading import VllmReader
@@ -41,10 +41,12 @@ class VllmEngine:
     Args:
         settings: What to load and how to run it.
         options: What else may be set; None: nothing.
+        generates: Whether it is to generate, besides reading texts; how to sample matters only then.
 
     Raises:
         InputError: vLLM is missing, of an unknown version, or cannot load the model; the model, a hook point or a way
-            to divide it is not one that it captures; or the tokenizer lacks what the job needs.
+            to divide it is not one that it captures; it would sample at another temperature, or has no room for a
+            response of the most tokens; or the tokenizer lacks what the job needs.
 
     Attributes:
         layers: The captured layers, 0-based, ascending.
@@ -57,10 +59,12 @@ class VllmEngine:
         ranks: The processes of a model that is divided over several devices.
     """
 
-    def __init__(self, settings: EngineSettings, options: VllmOptions | None = None) -> None:
+    def __init__(self, settings: EngineSettings, options: VllmOptions | None = None, *, generates: bool = True) -> None:
         options = options or VllmOptions()
         version = require_known_version()
-        _require_hook_points(settings)
+        require_hook_points(settings)
+        if generates:
+            require_temperature(settings)
         self._settings = settings
         self.layers = settings.layers
         self.canary_limit = LIMITS[settings.dtype]
@@ -73,6 +77,12 @@ class VllmEngine:
         vllm, self.ranks = start_vllm(settings, self.model, plan, options)
         self.vllm: Any = vllm
         self._flights = Flights(self.vllm, plan, self.model.d_model, captures=options.captures)
+        if generates:
+            try:
+                require_room(settings, self.model.max_context, self._flights.max_conversation)
+            except InputError:
+                self._end_vllm()
+                raise
         self._reader = VllmReader(self._flights, self.model, settings, plan)
         self._recompute = Recompute(settings, self.vllm, self._reader)
         is_seeded = settings.device != "cpu"
@@ -121,24 +131,16 @@ class VllmEngine:
         self._flights.end()
         if self.vllm is None:
             return
+        self._recompute.forget_vllm()
+        self._end_vllm()
+
+    def _end_vllm(self) -> None:
         vllm, self.vllm = self.vllm, None
         vllm.engine_core.shutdown()
         del vllm
         self.ranks.kill()
         self._flights.forget_vllm()
-        self._recompute.forget_vllm()
         gc.collect()
         distributed: Any = import_module("vllm.distributed")
         distributed.cleanup_dist_env_and_memory()
         self.ranks.unlink_shared_memory()
-
-
-def _require_hook_points(settings: EngineSettings) -> None:
-    others = [point for point in settings.capture.hook_points if point != VLLM_HOOK_POINT]
-    if others:
-        raise InputError(
-            f"asks for {', '.join(others)}, but the vLLM engine captures {VLLM_HOOK_POINT} only.",
-            code="no_hook_point",
-            field="capture.hook_points",
-            hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
-        )

@@ -30,6 +30,7 @@ def slot(**changed: object) -> SlotCapture:
         {MEAN: 2, LAST: 1},
         {MEAN: 17, LAST: 7},
         np.arange(12, dtype=np.float32).reshape(1, 3, 4),
+        (8, 9, 2),
     )
     return replace(whole, **changed)
 
@@ -49,9 +50,17 @@ def test_a_mean_is_divided_poolings_share_a_sum_and_the_end_of_the_turn_is_no_co
         {"counts": {MEAN: 3, LAST: 1}},
         {"id_sums": {MEAN: 18, LAST: 7}},
         {"id_sums": {MEAN: 17, LAST: 8}},
-        {"tokens_KTD": np.zeros((1, 1, 4), dtype=np.float32)},
+        {"tokens_KTD": np.zeros((1, 1, 4), dtype=np.float32), "token_ids": (8,)},
+        {"token_ids": (9, 8, 2)},
     ],
-    ids=["one too few", "one too many", "another token", "another last token", "a token that was not kept"],
+    ids=[
+        "one too few",
+        "one too many",
+        "another token",
+        "another last token",
+        "a token that was not kept",
+        "in another order",
+    ],
 )
 def test_tokens_that_are_not_those_of_the_response_fail_it(changed: dict[str, object]):
     with pytest.raises(UnitError, match="it: ") as caught:

@@ -18,11 +18,14 @@ from persona_atlas.jobs.errors import EngineDied, InputError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.vllm.arguments import VllmOptions
+from persona_atlas.workers.vllm.limits import MIN_TEMPERATURE
+from persona_atlas.workers.vllm.ranks import shared_memory_of
+from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 from safetensors.torch import load_file, save_file
 
 from conformance import TOLERANCE, as_generated, as_read, assert_equal_to_plain
 from plain_forward import ALL_POOLINGS, conversation_ids, pool, relative_errors
-from requests_of import generate, requests_of
+from requests_of import engine_settings, generate, requests_of
 from tiny_families import N_LAYERS, save_tiny_family
 from vllm_engines import plain_model, vllm_engine
 from vllm_families import save_vllm_family
@@ -104,6 +107,27 @@ def test_a_shared_prompt_is_read_from_the_cache_where_no_pooling_is_over_it(llam
     assert computed["response_mean", "prompt_mean"] == 0
 
 
+@pytest.mark.parametrize("poolings", [(), ("response_last",)], ids=["tokens alone", "with the last one"])
+def test_every_token_is_kept_of_what_the_cache_has_already(llama: Path, poolings: tuple[str, ...]):
+    token_ids = tuple(40 + 7 * n % 150 for n in range(400))
+    text = TokenisedText("the text", token_ids, ((10, 390),))
+    requests = requests_of(4, system_prompt="You are a pirate of the seven seas, who has seen many ships. " * 4)
+    with vllm_engine(llama, poolings=poolings, token_layers=(1, 2)) as engine:
+        plain = plain_model(llama, engine)
+        expected = plain.places(token_ids)["resid_post"][[1, 2], 10:390]
+        for _ in range(2):
+            (captured,) = engine.capture([text])
+            got_KTD = captured.tokens_KTD[0]["resid_post", "tokens"]
+            assert got_KTD.shape == (2, 380, 128)
+            assert relative_errors(got_KTD.reshape(-1, 128), expected.reshape(-1, 128)).max() < TOLERANCE
+        for row in [*generate(engine, requests), *generate(engine, requests)]:
+            start, num = len(row.rollout.prompt_token_ids), row.rollout.num_content_tokens
+            expected = plain.places(conversation_ids(row.rollout))["resid_post"][[1, 2], start : start + num]
+            got_KTD = row.tokens_KTD["resid_post", "tokens"]
+            assert got_KTD.shape == (2, num, 128)
+            assert num == 0 or relative_errors(got_KTD.reshape(-1, 128), expected.reshape(-1, 128)).max() < TOLERANCE
+
+
 def test_reading_while_rollouts_are_running_gives_both_what_is_theirs(llama: Path):
     with vllm_engine(llama, poolings=("response_mean", "response_last")) as engine:
         plain = plain_model(llama, engine)
@@ -150,6 +174,45 @@ def test_the_whole_context_may_be_used_and_no_token_more(llama: Path):
     ):
         generate(engine, requests)
     assert caught.value.code == "too_long"
+
+
+def test_a_kv_cache_that_is_too_small_is_not_called_the_context_of_the_model(unstoppable: Path):
+    # Room for one block of 128 tokens, whose last position is that of a token which is dropped.
+    block_bytes = 2 * N_LAYERS * 128 * 8 * 32 * 4
+    options = VllmOptions(max_num_seqs=4, max_num_batched_tokens=64, kv_cache_bytes=2 * block_bytes)
+    with (
+        pytest.raises(InputError, match="KV cache has room for conversations of 127 tokens") as caught,
+        vllm_engine(unstoppable, poolings=("response_mean",), max_new_tokens=200, options=options),
+    ):
+        pass
+    assert (caught.value.code, caught.value.field) == ("kv_cache_too_small", "sampling.max_new_tokens")
+    with vllm_engine(unstoppable, poolings=("response_mean",), max_new_tokens=120, options=options) as engine:
+        with pytest.raises(UnitError, match="127 that vLLM's KV cache") as refused:
+            generate(engine, requests_of(1))
+        assert refused.value.code == "kv_cache_too_small"
+        with pytest.raises(UnitError, match="its 200 tokens exceed the 127") as refused:
+            engine.capture([TokenisedText("the text", tuple(range(40, 240)), ((5, 9),))])
+        assert refused.value.code == "kv_cache_too_small"
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused_before_it_is_started(llama: Path):
+    with (
+        pytest.raises(InputError, match=r"is 0\.005") as caught,
+        vllm_engine(llama, poolings=("response_mean",), temperature=0.005),
+    ):
+        pass
+    assert caught.value.field == "sampling.temperature"
+    assert "builtin" in (caught.value.hint or "")
+    sampling_params = pytest.importorskip("vllm.sampling_params")
+    assert sampling_params.SamplingParams(temperature=0.005).temperature == MIN_TEMPERATURE
+    # Whoever only reads does not sample.
+    wanted = engine_settings(llama, layers=[1], poolings=("response_mean",), temperature=0.005)
+    engine = VllmEngine(wanted, VllmOptions(max_num_seqs=4, kv_cache_bytes=2**26), generates=False)
+    try:
+        (captured,) = engine.capture([TokenisedText("the text", tuple(range(40, 60)), ((5, 9),))])
+        assert np.isfinite(captured.vectors_LD[0]["resid_post", "response_mean"]).all()
+    finally:
+        engine.close()
 
 
 def test_greedy_responses_are_those_of_plain_passes_and_end_as_the_built_in_engine_s(llama: Path):
@@ -216,6 +279,23 @@ def test_the_death_of_a_rank_ends_the_engine_and_no_process_is_left(unstoppable:
             generate(engine, requests_of(1))
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
+
+
+def test_a_model_that_vllm_has_no_kernel_for_is_refused_and_leaves_no_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    directory = save_vllm_family(tmp_path / "model", "gpt_oss")
+    before = set(Path("/dev/shm").iterdir())
+    with (
+        pytest.raises(InputError, match="mixture-of-experts layers divided over 2") as caught,
+        vllm_engine(directory, tensor_parallel=2, poolings=("response_mean",)),
+    ):
+        pass
+    assert (caught.value.code, caught.value.field) == ("no_moe_kernel", "placement.tensor_parallel")
+    # Other programs of the machine may have started a vLLM meanwhile, which has its memory mapped.
+    left = {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("vllm_")}
+    assert not left - shared_memory_of(psutil.pids())
 
 
 def test_after_its_end_every_call_says_so(llama: Path):

@@ -24,6 +24,7 @@ import torch
 from ....jobs.poolings import Span
 from ..capture_plan import Sum
 from .tracking import Stretch
+from .transfers import to_device, to_host
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class SlotTable:
         """Set slots to no tokens."""
         if not slots:
             return
-        slots_N = self._to_device(np.asarray(slots))
+        slots_N = to_device(np.asarray(slots), self._device)
         for values in self._values.values():
             values.index_fill_(1, slots_N, 0)
         for numbers in (*self._counts.values(), *self._id_sums.values(), self._ended_S):
@@ -112,7 +113,7 @@ class SlotTable:
         *,
         last: bool,
     ) -> None:
-        places_E, slots_E, open_E = self._to_device(_places_of(stretches, last=last)).unbind()
+        places_E, slots_E, open_E = to_device(_places_of(stretches, last=last), self._device).unbind()
         ids_E = token_ids_T[places_E].long()
         rows_E = self._rows(slots_E, ids_E, open_E.bool()) if any(one.is_open for one in stretches) else slots_E
         for values_SD, resid_TD in zip(self._values[key], hidden, strict=True):
@@ -138,24 +139,22 @@ class SlotTable:
         return torch.where(ended_E, self._spare, slots_E)
 
     def take(self, slots: Sequence[int]) -> SlotValues:
-        """Read slots, which waits for the passes that were started.
+        """Read slots, which waits once, for the passes that were started.
 
         Args:
             slots: Any slots.
         """
-        slots_N = self._to_device(np.asarray(slots, dtype=np.int64))
-        return SlotValues(
-            {key: values[:, slots_N].cpu().numpy() for key, values in self._values.items()},
-            {key: counts[slots_N].tolist() for key, counts in self._counts.items()},
-            {key: id_sums[slots_N].tolist() for key, id_sums in self._id_sums.items()},
+        slots_N = to_device(np.asarray(slots, dtype=np.int64), self._device)
+        num = len(self._values)
+        found = to_host(
+            [values[:, slots_N] for values in self._values.values()]
+            + [numbers[slots_N] for numbers in (*self._counts.values(), *self._id_sums.values())]
         )
-
-    def _to_device(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
-        tensor = torch.from_numpy(numbers)
-        if self._device.type == "cpu":
-            return tensor
-        # From pinned memory: otherwise the copy of a large index would wait until the device is idle.
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        return SlotValues(
+            {key: one.numpy() for key, one in zip(self._values, found[:num], strict=True)},
+            {key: one.tolist() for key, one in zip(self._counts, found[num : 2 * num], strict=True)},
+            {key: one.tolist() for key, one in zip(self._id_sums, found[2 * num :], strict=True)},
+        )
 
 
 def _places_of(stretches: Sequence[Stretch], *, last: bool) -> npt.NDArray[np.int64]:

@@ -144,7 +144,8 @@ class RankCapture:
         hidden = [forward.hidden[place] for place in self._own.places]
         self._table.add(stretches, hidden, forward.token_ids_T)
         if self._plan.keeps_tokens:
-            self._tokens.add(stretches.get("response", []), [forward.hidden[place] for place in self._own.token_places])
+            hidden = [forward.hidden[place] for place in self._own.token_places]
+            self._tokens.add(stretches.get("response", []), hidden, forward.token_ids_T)
 
     @torch.inference_mode()
     def take(self, slots: Sequence[int]) -> dict[str, Any] | None:
@@ -154,11 +155,11 @@ class RankCapture:
             slots: The slots.
 
         Returns:
-            ``layers`` of this rank, ``values``, ``counts`` and ``id_sums`` of its table; ``token_layers`` and
-            ``tokens``. None where this rank has no layer.
+            ``layers`` of this rank, ``values``, ``counts`` and ``id_sums`` of its table; ``token_layers``,
+            ``tokens`` and their ``token_ids``. None where this rank has no layer.
         """
         taken = self._table.take(slots)
-        tokens = self._tokens.take(slots)
+        kept = self._tokens.take(slots)
         self._tracker.forget(slots)
         if not self._own.places:
             return None
@@ -168,7 +169,8 @@ class RankCapture:
             "counts": taken.counts,
             "id_sums": taken.id_sums,
             "token_layers": self._own.token_layers,
-            "tokens": tokens,
+            "tokens": [one.tokens_KND for one in kept],
+            "token_ids": [one.token_ids for one in kept],
         }
 
     def drop(self, slots: Sequence[int]) -> None:
