@@ -89,11 +89,13 @@ out by trial when it loads a model; plans know it for these only."""
 
 
 def vllm_architecture(facts: ModelFacts) -> VllmArchitecture | None:
-    """Look up a model's architecture in the table; None if the vLLM engine does not capture it.
+    """Look up a model's architecture in the table; None if the vLLM engine does not capture it or its adapter.
 
     Args:
         facts: The model. Where its configuration names no architecture, the family decides.
     """
+    if facts.has_adapter:
+        return None
     if facts.architectures:
         return next((VLLM_ARCHITECTURES[name] for name in facts.architectures if name in VLLM_ARCHITECTURES), None)
     return next((entry for entry in VLLM_ARCHITECTURES.values() if entry.family == facts.family), None)
@@ -106,18 +108,38 @@ def require_vllm_model(facts: ModelFacts) -> VllmArchitecture:
         facts: The model.
 
     Raises:
-        InputError: The vLLM engine does not capture this architecture; names those that it captures.
+        InputError: The model has an adapter, or the vLLM engine does not capture this architecture; names those that it
+            captures.
     """
     found = vllm_architecture(facts)
     if found is not None:
         return found
-    named = facts.architectures[0] if facts.architectures else facts.family
+    if facts.has_adapter:
+        raise InputError(
+            "the model has an adapter, which the vLLM engine does not apply.",
+            code="no_adapter",
+            field="model.adapter",
+            hint="Merge it into the weights, or set placement.engine to builtin.",
+        )
     raise InputError(
-        f"the vLLM engine does not capture {named}.",
+        f"the vLLM engine {against_model(facts)}.",
         code="no_vllm_model",
         field="placement.engine",
         hint=f"Set it to builtin, or choose a model among {', '.join(VLLM_ARCHITECTURES)}.",
     )
+
+
+def against_model(facts: ModelFacts) -> str | None:
+    """Return why the vLLM engine does not capture a model, as a predicate of the engine; None if it does.
+
+    Args:
+        facts: The model.
+    """
+    if facts.has_adapter:
+        return "does not apply adapters"
+    if vllm_architecture(facts) is None:
+        return f"does not capture {facts.architectures[0] if facts.architectures else facts.family}"
+    return None
 
 
 def choose_engine(
@@ -220,8 +242,9 @@ def _against_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bo
     """Say why ``auto`` does not choose vLLM; None if it does."""
     if _other_hook_points(capture):
         return f"it captures {VLLM_HOOK_POINT} only"
-    if vllm_architecture(facts) is None:
-        return f"it does not capture {facts.architectures[0] if facts.architectures else facts.family}"
+    reason = against_model(facts)
+    if reason is not None:
+        return f"it {reason}"
     if not has_gpu:
         return "there is no GPU"
     return None if vllm_installed else f"it is not installed where the replicas run ({VLLM_EXTRA})"
