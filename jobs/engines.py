@@ -44,18 +44,21 @@ class VllmArchitecture:
             vLLM's transformers backend hands out the hidden states between decoder layers.
         shares_kv_heads: Whether several devices may hold the same key-value head, so that ``tensor_parallel`` may be
             more than there are of them.
+        pipelines: Whether vLLM's class hands hidden states over the stages of a pipeline, so that ``pipeline_parallel``
+            may be more than 1.
     """
 
     family: str
     implementation: Literal["vllm", "transformers"] = "vllm"
     shares_kv_heads: bool = True
+    pipelines: bool = False
 
 
 VLLM_ARCHITECTURES = {
-    "LlamaForCausalLM": VllmArchitecture("llama"),
-    "MistralForCausalLM": VllmArchitecture("mistral"),
-    "Qwen2ForCausalLM": VllmArchitecture("qwen2"),
-    "Qwen3ForCausalLM": VllmArchitecture("qwen3"),
+    "LlamaForCausalLM": VllmArchitecture("llama", pipelines=True),
+    "MistralForCausalLM": VllmArchitecture("mistral", pipelines=True),
+    "Qwen2ForCausalLM": VllmArchitecture("qwen2", pipelines=True),
+    "Qwen3ForCausalLM": VllmArchitecture("qwen3", pipelines=True),
     "Qwen3MoeForCausalLM": VllmArchitecture("qwen3_moe"),
     "Gemma2ForCausalLM": VllmArchitecture("gemma2", "transformers"),
     "Gemma3ForCausalLM": VllmArchitecture("gemma3_text", "transformers"),
@@ -172,7 +175,7 @@ def choose_engine(
         return "vllm"
     reason = _against_vllm(facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
     if placement.engine == "auto" and reason is None:
-        require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
+        _require_split(placement, facts)
         return "vllm"
     _require_builtin(placement, facts, reason if placement.engine == "auto" else None)
     return "builtin"
@@ -228,7 +231,7 @@ def _require_vllm(placement: PlacementSpec, facts: ModelFacts, capture: CaptureS
             field="capture.hook_points",
             hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
         )
-    require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
+    _require_split(placement, facts)
     if not vllm_installed:
         raise InputError(
             "is vllm, but vLLM is not installed where the replicas run.",
@@ -236,6 +239,21 @@ def _require_vllm(placement: PlacementSpec, facts: ModelFacts, capture: CaptureS
             field="placement.engine",
             hint=f"Install it there ({VLLM_EXTRA}), or set the engine to auto or builtin.",
         )
+
+
+def _require_split(placement: PlacementSpec, facts: ModelFacts) -> None:
+    """Refuse a split over several devices that vLLM cannot make of a model, or in which it cannot be captured."""
+    architecture = require_vllm_model(facts)
+    if placement.pipeline_parallel > 1 and not architecture.pipelines:
+        able = ", ".join(name for name, entry in VLLM_ARCHITECTURES.items() if entry.pipelines)
+        raise InputError(
+            f"is {placement.pipeline_parallel}, but vLLM's class for {architecture.family} models does not hand hidden "
+            f"states over the stages of a pipeline; it does so for {able}.",
+            code="no_pipeline",
+            field="placement.pipeline_parallel",
+            hint="Set it to 1, and divide the model with placement.tensor_parallel.",
+        )
+    require_parallel(placement, facts, shares_kv_heads=architecture.shares_kv_heads)
 
 
 def _against_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool, has_gpu: bool) -> str | None:

@@ -67,6 +67,7 @@ class JobCheck:
         vllm: ``model_impl`` with which vLLM captures it; None if it does not.
         against_vllm: Why vLLM does not capture it; None if it does.
         tensor_parallel_sizes: Sizes over which vLLM can split it; only 1 for a model that it does not capture.
+        pipelines: Whether vLLM can split its layers over the stages of a pipeline (``placement.pipeline_parallel``).
         chat: What its chat template does; None where its tokenizer is not at hand.
         longest_prompt_tokens: Tokens of the job's longest prompt, at least; None for given texts.
         tokens_are_counted: Whether they were counted with the model's tokenizer; else a word counts as one.
@@ -77,6 +78,7 @@ class JobCheck:
     vllm: str | None
     against_vllm: str | None
     tensor_parallel_sizes: list[int]
+    pipelines: bool
     chat: ChatCheck | None
     longest_prompt_tokens: int | None
     tokens_are_counted: bool
@@ -112,6 +114,7 @@ def check_job(plan: Plan, progress: Progress) -> JobCheck:
         vllm=architecture.implementation if architecture else None,
         against_vllm=against_model(plan.facts),
         tensor_parallel_sizes=sizes_of(plan.facts),
+        pipelines=architecture is not None and architecture.pipelines,
         chat=_chat(renderer) if renderer is not None else None,
         longest_prompt_tokens=longest,
         tokens_are_counted=renderer is not None,
@@ -147,6 +150,7 @@ def lines_of(check: JobCheck) -> list[list[str]]:
         ["hook points", points],
         ["vLLM captures it", captured],
         ["tensor parallel", ", ".join(map(str, check.tensor_parallel_sizes))],
+        ["pipeline parallel", "yes" if check.pipelines else "no"],
         ["context", f"{check.max_context:,} tokens"],
         *([] if longest is None else [["longest prompt", f"{longest:,} tokens{counted}"]]),
         *([["chat", "its tokenizer is not on this machine"]] if chat is None else _chat_lines(chat)),

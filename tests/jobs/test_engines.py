@@ -135,6 +135,18 @@ def test_a_tensor_parallel_size_divides_the_heads_and_the_mlps(heads: int, kv_he
             assert f"Sizes that do: {', '.join(map(str, sizes))}." in str(error)
 
 
+@pytest.mark.parametrize("name", VLLM_ARCHITECTURES)
+def test_a_pipeline_needs_a_class_that_hands_hidden_states_over_its_stages(name: str):
+    facts = replace(LLAMA, architectures=(name,))
+    if name in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
+        assert chosen(facts, pipeline_parallel=2) == "vllm"
+        return
+    for engine in ("vllm", "auto"):
+        error = refusal(facts, engine=engine, pipeline_parallel=2)
+        assert (error.code, error.field) == ("no_pipeline", "placement.pipeline_parallel")
+        assert "LlamaForCausalLM" in str(error)
+
+
 def test_more_pipeline_stages_than_layers_are_refused():
     assert chosen(engine="vllm", pipeline_parallel=4) == "vllm"
     assert refusal(engine="vllm", pipeline_parallel=5).field == "placement.pipeline_parallel"

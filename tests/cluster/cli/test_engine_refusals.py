@@ -57,6 +57,17 @@ def refused(command: str, spec: Path) -> tuple[str, str | None]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("engine", ["vllm", "auto"])
+def test_a_pipeline_is_refused_where_the_model_s_class_hands_nothing_over(command: str, engine: str, tmp_path: Path):
+    base = save_tiny_family(tmp_path / "base", "gemma2")
+    device = "cuda" if engine == "auto" and command != "run" else "cpu"
+    spec = spec_of(tmp_path, {"source": str(base)}, engine=engine, pipeline_parallel=2, device=device)
+    # Without a GPU, an auto job is left to the built-in engine, which has one device.
+    code = "one_device" if (engine, device) == ("auto", "cpu") else "no_pipeline"
+    assert refused(command, spec) == (code, "placement.pipeline_parallel")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("is_source", [False, True], ids=["model.adapter", "model.source"])
 def test_an_adapter_is_refused_before_a_model_is_loaded(command: str, is_source: bool, tmp_path: Path):
     base = save_tiny_family(tmp_path / "base", "qwen3")
