@@ -177,7 +177,8 @@ def choose_engine(
     if placement.engine == "auto" and reason is None:
         _require_split(placement, facts)
         return "vllm"
-    _require_builtin(placement, facts, reason if placement.engine == "auto" else None)
+    why = f"vLLM is not used, because {reason}" if placement.engine == "auto" else _BUILTIN_ASKED_FOR
+    _require_one_device(placement, why)
     return "builtin"
 
 
@@ -266,26 +267,6 @@ def _against_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bo
     if not has_gpu:
         return "there is no GPU"
     return None if vllm_installed else f"it is not installed where the replicas run ({VLLM_EXTRA})"
-
-
-def _require_builtin(placement: PlacementSpec, facts: ModelFacts, against_vllm: str | None) -> None:
-    """Refuse a job that the built-in engine cannot run.
-
-    Args:
-        placement: The job's placement.
-        facts: Its model.
-        against_vllm: Why vLLM is not chosen; None if the job asks for the built-in engine.
-    """
-    why = f"vLLM is not used, because {against_vllm}" if against_vllm else _BUILTIN_ASKED_FOR
-    _require_one_device(placement, why)
-    if facts.packed_with:
-        raise InputError(
-            f"the weights are quantised with {facts.packed_with}, and the built-in engine computes with plain weights; "
-            f"{why}.",
-            code="quantised",
-            field="model.source",
-            hint="Let vLLM run the job (placement.engine=vllm), or name the checkpoint before quantisation.",
-        )
 
 
 def _require_one_device(placement: PlacementSpec, why: str) -> None:

@@ -79,14 +79,6 @@ def test_several_devices_a_replica_are_refused_where_only_the_built_in_engine_is
         assert reason in str(error)
 
 
-def test_quantised_weights_are_left_to_vllm():
-    packed = replace(LLAMA, packed_with="gptq", packed_bytes=1000)
-    assert chosen(packed) == "vllm"
-    error = refusal(packed, engine="builtin")
-    assert (error.code, error.field) == ("quantised", "model.source")
-    assert "gptq" in str(error)
-
-
 def test_architectures_are_told_by_name_or_else_by_family():
     assert vllm_architecture(replace(FACTS, family="qwen3")) is VLLM_ARCHITECTURES["Qwen3ForCausalLM"]
     reward = replace(FACTS, architectures=("LlamaForSequenceClassification",))
