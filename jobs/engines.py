@@ -44,18 +44,21 @@ class VllmArchitecture:
             vLLM's transformers backend hands out the hidden states between decoder layers.
         shares_kv_heads: Whether several devices may hold the same key-value head, so that ``tensor_parallel`` may be
             more than there are of them.
+        pipelines: Whether vLLM's class hands hidden states over the stages of a pipeline, so that ``pipeline_parallel``
+            may be more than 1.
     """
 
     family: str
     implementation: Literal["vllm", "transformers"] = "vllm"
     shares_kv_heads: bool = True
+    pipelines: bool = False
 
 
 VLLM_ARCHITECTURES = {
-    "LlamaForCausalLM": VllmArchitecture("llama"),
-    "MistralForCausalLM": VllmArchitecture("mistral"),
-    "Qwen2ForCausalLM": VllmArchitecture("qwen2"),
-    "Qwen3ForCausalLM": VllmArchitecture("qwen3"),
+    "LlamaForCausalLM": VllmArchitecture("llama", pipelines=True),
+    "MistralForCausalLM": VllmArchitecture("mistral", pipelines=True),
+    "Qwen2ForCausalLM": VllmArchitecture("qwen2", pipelines=True),
+    "Qwen3ForCausalLM": VllmArchitecture("qwen3", pipelines=True),
     "Qwen3MoeForCausalLM": VllmArchitecture("qwen3_moe"),
     "Gemma2ForCausalLM": VllmArchitecture("gemma2", "transformers"),
     "Gemma3ForCausalLM": VllmArchitecture("gemma3_text", "transformers"),
@@ -89,11 +92,13 @@ out by trial when it loads a model; plans know it for these only."""
 
 
 def vllm_architecture(facts: ModelFacts) -> VllmArchitecture | None:
-    """Look up a model's architecture in the table; None if the vLLM engine does not capture it.
+    """Look up a model's architecture in the table; None if the vLLM engine does not capture it or its adapter.
 
     Args:
         facts: The model. Where its configuration names no architecture, the family decides.
     """
+    if facts.has_adapter:
+        return None
     if facts.architectures:
         return next((VLLM_ARCHITECTURES[name] for name in facts.architectures if name in VLLM_ARCHITECTURES), None)
     return next((entry for entry in VLLM_ARCHITECTURES.values() if entry.family == facts.family), None)
@@ -106,18 +111,38 @@ def require_vllm_model(facts: ModelFacts) -> VllmArchitecture:
         facts: The model.
 
     Raises:
-        InputError: The vLLM engine does not capture this architecture; names those that it captures.
+        InputError: The model has an adapter, or the vLLM engine does not capture this architecture; names those that it
+            captures.
     """
     found = vllm_architecture(facts)
     if found is not None:
         return found
-    named = facts.architectures[0] if facts.architectures else facts.family
+    if facts.has_adapter:
+        raise InputError(
+            "the model has an adapter, which the vLLM engine does not apply.",
+            code="no_adapter",
+            field="model.adapter",
+            hint="Merge it into the weights, or set placement.engine to builtin.",
+        )
     raise InputError(
-        f"the vLLM engine does not capture {named}.",
+        f"the vLLM engine {against_model(facts)}.",
         code="no_vllm_model",
         field="placement.engine",
         hint=f"Set it to builtin, or choose a model among {', '.join(VLLM_ARCHITECTURES)}.",
     )
+
+
+def against_model(facts: ModelFacts) -> str | None:
+    """Return why the vLLM engine does not capture a model, as a predicate of the engine; None if it does.
+
+    Args:
+        facts: The model.
+    """
+    if facts.has_adapter:
+        return "does not apply adapters"
+    if vllm_architecture(facts) is None:
+        return f"does not capture {facts.architectures[0] if facts.architectures else facts.family}"
+    return None
 
 
 def choose_engine(
@@ -150,9 +175,10 @@ def choose_engine(
         return "vllm"
     reason = _against_vllm(facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
     if placement.engine == "auto" and reason is None:
-        require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
+        _require_split(placement, facts)
         return "vllm"
-    _require_builtin(placement, facts, reason if placement.engine == "auto" else None)
+    why = f"vLLM is not used, because {reason}" if placement.engine == "auto" else _BUILTIN_ASKED_FOR
+    _require_one_device(placement, why)
     return "builtin"
 
 
@@ -206,7 +232,7 @@ def _require_vllm(placement: PlacementSpec, facts: ModelFacts, capture: CaptureS
             field="capture.hook_points",
             hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
         )
-    require_parallel(placement, facts, shares_kv_heads=require_vllm_model(facts).shares_kv_heads)
+    _require_split(placement, facts)
     if not vllm_installed:
         raise InputError(
             "is vllm, but vLLM is not installed where the replicas run.",
@@ -216,35 +242,31 @@ def _require_vllm(placement: PlacementSpec, facts: ModelFacts, capture: CaptureS
         )
 
 
+def _require_split(placement: PlacementSpec, facts: ModelFacts) -> None:
+    """Refuse a split over several devices that vLLM cannot make of a model, or in which it cannot be captured."""
+    architecture = require_vllm_model(facts)
+    if placement.pipeline_parallel > 1 and not architecture.pipelines:
+        able = ", ".join(name for name, entry in VLLM_ARCHITECTURES.items() if entry.pipelines)
+        raise InputError(
+            f"is {placement.pipeline_parallel}, but vLLM's class for {architecture.family} models does not hand hidden "
+            f"states over the stages of a pipeline; it does so for {able}.",
+            code="no_pipeline",
+            field="placement.pipeline_parallel",
+            hint="Set it to 1, and divide the model with placement.tensor_parallel.",
+        )
+    require_parallel(placement, facts, shares_kv_heads=architecture.shares_kv_heads)
+
+
 def _against_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool, has_gpu: bool) -> str | None:
     """Say why ``auto`` does not choose vLLM; None if it does."""
     if _other_hook_points(capture):
         return f"it captures {VLLM_HOOK_POINT} only"
-    if vllm_architecture(facts) is None:
-        return f"it does not capture {facts.architectures[0] if facts.architectures else facts.family}"
+    reason = against_model(facts)
+    if reason is not None:
+        return f"it {reason}"
     if not has_gpu:
         return "there is no GPU"
     return None if vllm_installed else f"it is not installed where the replicas run ({VLLM_EXTRA})"
-
-
-def _require_builtin(placement: PlacementSpec, facts: ModelFacts, against_vllm: str | None) -> None:
-    """Refuse a job that the built-in engine cannot run.
-
-    Args:
-        placement: The job's placement.
-        facts: Its model.
-        against_vllm: Why vLLM is not chosen; None if the job asks for the built-in engine.
-    """
-    why = f"vLLM is not used, because {against_vllm}" if against_vllm else _BUILTIN_ASKED_FOR
-    _require_one_device(placement, why)
-    if facts.packed_with:
-        raise InputError(
-            f"the weights are quantised with {facts.packed_with}, and the built-in engine computes with plain weights; "
-            f"{why}.",
-            code="quantised",
-            field="model.source",
-            hint="Let vLLM run the job (placement.engine=vllm), or name the checkpoint before quantisation.",
-        )
 
 
 def _require_one_device(placement: PlacementSpec, why: str) -> None:

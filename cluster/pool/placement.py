@@ -171,7 +171,7 @@ def _require_one_node(asked: PlacementSpec, resources: Resources, *, may_grow: b
         f"a replica takes {ranks} GPUs, and all of them must be on one node; the largest node has {most}.",
         code="replica_over_nodes",
         field=f"placement.{name}",
-        hint=f"Ask for at most {most}, with quantised weights if need be, or use nodes with {ranks} GPUs.",
+        hint=f"Ask for at most {most}, or use nodes with {ranks} GPUs.",
     )
 
 

@@ -52,18 +52,26 @@ class VllmNodes:
         )
 
 
-def vllm_problem() -> InputError | None:
-    """Return why this machine cannot run vLLM's engine; None if it can. Does not import vLLM."""
+def vllm_problem(device: str) -> InputError | None:
+    """Return why this machine cannot run vLLM's engine; None if it can. Does not import vLLM.
+
+    Args:
+        device: Where its replicas would run: ``cpu`` or ``cuda``.
+    """
     try:
-        require_known_version()
+        require_known_version(device)
     except InputError as error:
         return error
     return None
 
 
-def vllm_here() -> VllmNodes:
-    """Ask this machine."""
-    return VllmNodes({"this machine": vllm_problem()})
+def vllm_here(placement: Placement) -> VllmNodes:
+    """Ask this machine.
+
+    Args:
+        placement: Resources of one replica.
+    """
+    return VllmNodes({"this machine": vllm_problem(placement.device)})
 
 
 def vllm_on_cluster(placement: Placement) -> VllmNodes:
@@ -79,7 +87,9 @@ def vllm_on_cluster(placement: Placement) -> VllmNodes:
     names = {node["NodeID"]: f"node {node['NodeID'][:8]} ({node['NodeManagerHostname']})" for node in ray.nodes()}
     ask = ray.remote(num_cpus=0, max_retries=0)(vllm_problem)
     asked = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): names[node]
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            placement.device
+        ): names[node]
         for node, places in cluster_nodes(placement).places.items()
         if places
     }

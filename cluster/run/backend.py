@@ -180,7 +180,7 @@ def _refuse_what_cannot_run(job: Job, progress: Progress) -> Engine:
         The engine.
     """
     placement = place(job.plan.spec.placement, local_resources())
-    engine = engine_for(job.plan, placement, vllm_here, progress)
+    engine = engine_for(job.plan, placement, lambda: vllm_here(placement), progress)
     if placement.device == "cpu":
         require_memory(job.estimate.machine_bytes, placement.replicas, "cpu")
     return engine

@@ -8,7 +8,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...jobs.engines import VLLM_ARCHITECTURES, vllm_architecture
+from ...jobs.engines import VLLM_ARCHITECTURES, against_model, vllm_architecture
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ...jobs.model_facts import ModelFacts
@@ -65,7 +65,9 @@ class JobCheck:
     Attributes:
         model: Its architecture.
         vllm: ``model_impl`` with which vLLM captures it; None if it does not.
+        against_vllm: Why vLLM does not capture it; None if it does.
         tensor_parallel_sizes: Sizes over which vLLM can split it; only 1 for a model that it does not capture.
+        pipelines: Whether vLLM can split its layers over the stages of a pipeline (``placement.pipeline_parallel``).
         chat: What its chat template does; None where its tokenizer is not at hand.
         longest_prompt_tokens: Tokens of the job's longest prompt, at least; None for given texts.
         tokens_are_counted: Whether they were counted with the model's tokenizer; else a word counts as one.
@@ -74,7 +76,9 @@ class JobCheck:
 
     model: ModelCheck
     vllm: str | None
+    against_vllm: str | None
     tensor_parallel_sizes: list[int]
+    pipelines: bool
     chat: ChatCheck | None
     longest_prompt_tokens: int | None
     tokens_are_counted: bool
@@ -108,7 +112,9 @@ def check_job(plan: Plan, progress: Progress) -> JobCheck:
     return JobCheck(
         model=check_model(config),
         vllm=architecture.implementation if architecture else None,
+        against_vllm=against_model(plan.facts),
         tensor_parallel_sizes=sizes_of(plan.facts),
+        pipelines=architecture is not None and architecture.pipelines,
         chat=_chat(renderer) if renderer is not None else None,
         longest_prompt_tokens=longest,
         tokens_are_counted=renderer is not None,
@@ -132,7 +138,9 @@ def lines_of(check: JobCheck) -> list[list[str]]:
     """Format a check as lines of (label, finding) for people."""
     model = check.model
     points = "known when it is loaded" if model.hook_points is None else ", ".join(model.hook_points)
-    captured = f"yes, model_impl {check.vllm}" if check.vllm else f"no; it captures {', '.join(VLLM_ARCHITECTURES)}"
+    captured = f"yes, model_impl {check.vllm}"
+    if check.vllm is None:
+        captured = f"no: it {check.against_vllm}; it captures {', '.join(VLLM_ARCHITECTURES)}"
     counted = "" if check.tokens_are_counted else " at least (a word counts as a token)"
     longest = check.longest_prompt_tokens
     chat = check.chat
@@ -142,6 +150,7 @@ def lines_of(check: JobCheck) -> list[list[str]]:
         ["hook points", points],
         ["vLLM captures it", captured],
         ["tensor parallel", ", ".join(map(str, check.tensor_parallel_sizes))],
+        ["pipeline parallel", "yes" if check.pipelines else "no"],
         ["context", f"{check.max_context:,} tokens"],
         *([] if longest is None else [["longest prompt", f"{longest:,} tokens{counted}"]]),
         *([["chat", "its tokenizer is not on this machine"]] if chat is None else _chat_lines(chat)),

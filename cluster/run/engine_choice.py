@@ -60,6 +60,11 @@ def engine_for(plan: Plan, placement: Placement, ask: Callable[[], VllmNodes], p
             f"{count_of(len(lacking), 'node')} of {len(nodes.problems)} cannot run vLLM, {effect}. {name}: "
             f"{problem.message} {problem.hint or ''}".rstrip()
         )
+    if chosen == "vllm" and asked.engine == "auto" and asked.gpus_per_replica == 1:
+        progress.say(
+            "vLLM runs the replicas, since it is installed and they have GPUs; the built-in engine does with "
+            "--set placement.engine=builtin."
+        )
     return chosen
 
 

@@ -54,7 +54,7 @@ def open_local_backend(job: Job, progress: Progress) -> Iterator[Backend]:
     spec = job.plan.spec
     renderer = load_renderer(job.model_directory, job.chat_template).renderer
     placement = place(spec.placement.model_copy(update={"replicas": 1}), local_resources())
-    engine = engine_for(job.plan, placement, vllm_here, progress)
+    engine = engine_for(job.plan, placement, lambda: vllm_here(placement), progress)
     if placement.device == "cpu":
         require_memory(job.estimate.machine_bytes, 1, "cpu")
     rendering = rendering_of(job, renderer) | describe_server(spec, renderer, is_checked=True)

@@ -19,6 +19,7 @@ from fakes import FACTS
 from other_families import ALONE_FAMILIES, SHARING_FAMILIES
 
 LLAMA = replace(FACTS, architectures=("LlamaForCausalLM",))
+ADAPTED = replace(LLAMA, has_adapter=True)
 FALCON = replace(FACTS, architectures=("FalconForCausalLM",), family="falcon")
 
 
@@ -38,6 +39,7 @@ def test_auto_is_vllm_where_it_is_installed_on_gpus_and_captures_what_is_asked_f
     assert chosen(vllm_installed=False) == "builtin"
     assert chosen(has_gpu=False) == "builtin"
     assert chosen(FALCON) == "builtin"
+    assert chosen(ADAPTED) == "builtin"
     assert chosen(hook_points=("resid_post", "mlp_out")) == "builtin"
     assert chosen(engine="builtin") == "builtin"
 
@@ -51,6 +53,7 @@ def test_vllm_that_is_asked_for_needs_no_gpu():
     [
         (LLAMA, {"hook_points": ("attn_out",)}, "no_hook_point", "capture.hook_points", ("attn_out", "builtin")),
         (FALCON, {}, "no_vllm_model", "placement.engine", ("FalconForCausalLM", "Qwen3ForCausalLM", "builtin")),
+        (ADAPTED, {}, "no_adapter", "model.adapter", ("adapter", "builtin")),
         (LLAMA, {"vllm_installed": False}, "no_vllm", "placement.engine", ("persona-atlas[vllm]",)),
     ],
 )
@@ -62,6 +65,7 @@ def test_what_vllm_cannot_run_is_refused_with_field_and_fix(facts, given, code, 
 
 @pytest.mark.parametrize("name", ["tensor_parallel", "pipeline_parallel"])
 def test_several_devices_a_replica_are_refused_where_only_the_built_in_engine_is_left(name: str):
+    assert "does not apply adapters" in str(refusal(ADAPTED, **{name: 2}))
     error = refusal(engine="builtin", **{name: 2})
     assert (error.code, error.field) == ("one_device", f"placement.{name}")
     assert "placement.engine=vllm" in str(error)
@@ -73,14 +77,6 @@ def test_several_devices_a_replica_are_refused_where_only_the_built_in_engine_is
         error = refusal(**given, **{name: 2})
         assert error.code == "one_device"
         assert reason in str(error)
-
-
-def test_quantised_weights_are_left_to_vllm():
-    packed = replace(LLAMA, packed_with="gptq", packed_bytes=1000)
-    assert chosen(packed) == "vllm"
-    error = refusal(packed, engine="builtin")
-    assert (error.code, error.field) == ("quantised", "model.source")
-    assert "gptq" in str(error)
 
 
 def test_architectures_are_told_by_name_or_else_by_family():
@@ -131,6 +127,18 @@ def test_a_tensor_parallel_size_divides_the_heads_and_the_mlps(heads: int, kv_he
             assert f"Sizes that do: {', '.join(map(str, sizes))}." in str(error)
 
 
+@pytest.mark.parametrize("name", VLLM_ARCHITECTURES)
+def test_a_pipeline_needs_a_class_that_hands_hidden_states_over_its_stages(name: str):
+    facts = replace(LLAMA, architectures=(name,))
+    if name in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
+        assert chosen(facts, pipeline_parallel=2) == "vllm"
+        return
+    for engine in ("vllm", "auto"):
+        error = refusal(facts, engine=engine, pipeline_parallel=2)
+        assert (error.code, error.field) == ("no_pipeline", "placement.pipeline_parallel")
+        assert "LlamaForCausalLM" in str(error)
+
+
 def test_more_pipeline_stages_than_layers_are_refused():
     assert chosen(engine="vllm", pipeline_parallel=4) == "vllm"
     assert refusal(engine="vllm", pipeline_parallel=5).field == "placement.pipeline_parallel"
@@ -143,6 +151,7 @@ def test_an_auto_job_may_run_on_either_engine_and_others_on_one():
     assert possible() == ["builtin", "vllm"]
     assert possible(device="cpu") == ["builtin"]
     assert possible(FALCON) == ["builtin"]
+    assert possible(ADAPTED) == ["builtin"]
     assert possible(tensor_parallel=2) == ["vllm"]
     assert possible(engine="vllm", device="cpu") == ["vllm"]
     with pytest.raises(InputError):

@@ -17,7 +17,14 @@ from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.model_facts import ModelFacts
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME, ModelSpec
 from .adapters import WEIGHTS, base_of, check_adapter, is_adapter
-from .checkpoints.checkpoint import Checkpoint, check_checkpoint, facts_of, fingerprint_of, open_checkpoint
+from .checkpoints.checkpoint import (
+    ADAPTER_FOLDER,
+    Checkpoint,
+    check_checkpoint,
+    facts_of,
+    fingerprint_of,
+    open_checkpoint,
+)
 from .checkpoints.hub import HubListing, cached_snapshot
 from .checkpoints.listing import DirectoryListing, Listing
 from .checkpoints.weight_files import choose_weights
@@ -121,7 +128,8 @@ def read_facts(directory: Path) -> ModelFacts:
     """
     checkpoint = open_checkpoint(directory)
     facts = facts_of(checkpoint, fingerprint="")
-    return replace(facts, fingerprint=fingerprint_of(checkpoint, directory))
+    has_adapter = (directory / ADAPTER_FOLDER).is_dir()
+    return replace(facts, fingerprint=fingerprint_of(checkpoint, directory), has_adapter=has_adapter)
 
 
 def earlier_fingerprint(directory: Path) -> str:

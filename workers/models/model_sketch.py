@@ -8,6 +8,7 @@ fingerprint, so the other two are enough to plan a job but not to run it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from ...jobs.errors import InputError
@@ -42,8 +43,9 @@ def sketch_model(model: ModelSpec, say: Callable[[str], None]) -> tuple[ModelFac
         if known is None:
             raise _with_known_models(error) from error
         say(f"{error.message} Planning with what is known of {model.source}.")
-        return known, "table"
-    return _facts_of(sources)
+        return replace(known, has_adapter=model.adapter is not None), "table"
+    facts, facts_from = _facts_of(sources)
+    return replace(facts, has_adapter=sources.adapter is not None), facts_from
 
 
 def _facts_of(sources: Sources) -> tuple[ModelFacts, FactsFrom]:

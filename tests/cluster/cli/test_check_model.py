@@ -49,6 +49,7 @@ def test_the_three_models_are_checked_from_their_configurations_alone(
     assert (found["model"]["model_class"], found["model"]["n_layers"]) == (model_class, n_layers)
     assert "resid_post" in found["model"]["hook_points"]
     assert (found["vllm"], found["tensor_parallel_sizes"]) == (implementation, sizes)
+    assert found["pipelines"] is (implementation == "vllm")
     # Without a tokenizer a word counts as a token.
     assert (found["chat"], found["tokens_are_counted"]) == (None, False)
     assert found["longest_prompt_tokens"] > 10

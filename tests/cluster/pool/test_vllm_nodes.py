@@ -30,9 +30,9 @@ def nodes() -> Iterator[list[str]]:
 def test_each_node_with_room_for_a_replica_is_asked_and_no_other(nodes: list[str]):
     found = vllm_on_cluster(Placement(1, "cpu", 2, 0))
     assert sorted(name.split()[1] for name in found.problems) == sorted(node[:8] for node in nodes[:2])
-    here = vllm_problem()
+    here = vllm_problem("cpu")
     assert {problem.code if problem else "" for problem in found.problems.values()} == {here.code if here else ""}
-    assert found.is_any_able == vllm_here().is_any_able
+    assert found.is_any_able == vllm_here(Placement(1, "cpu", 2, 0)).is_any_able
 
 
 def test_where_no_node_has_room_nobody_is_asked(nodes: list[str]):

@@ -70,7 +70,15 @@ def test_the_nodes_are_not_asked_where_it_does_not_matter():
 def test_nodes_that_lack_vllm_are_named():
     assert "1 node of 2 cannot run vLLM, no replica runs there. b: is vllm" in chosen(ON_GPU, SOME, engine="vllm")[1]
     assert "so all replicas use the built-in engine" in chosen(ON_GPU, SOME)[1]
-    assert not chosen(ON_GPU, ALL)[1]
+    assert "cannot run vLLM" not in chosen(ON_GPU, ALL)[1]
+
+
+def test_a_choice_of_vllm_by_auto_is_told_with_the_way_to_the_built_in_engine():
+    assert "built-in engine does with --set placement.engine=builtin." in chosen(ON_GPU, ALL)[1]
+    assert not chosen(ON_GPU, ALL, engine="vllm")[1]
+    assert not chosen(ON_GPU, NONE)[1].count("vLLM runs")
+    # The built-in engine has one GPU a replica.
+    assert not chosen(replace(ON_GPU, num_gpus=2), ALL, tensor_parallel=2)[1]
 
 
 def test_where_no_node_has_it_the_job_is_refused_with_every_node_and_the_fix():
@@ -83,7 +91,7 @@ def test_where_no_node_has_it_the_job_is_refused_with_every_node_and_the_fix():
 
 def test_an_unknown_version_is_told_as_such(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(versions, "installed_version", lambda: "0.1.0")
-    problem = vllm_problem()
+    problem = vllm_problem("cpu")
     assert problem is not None
     with pytest.raises(InputError) as caught:
         chosen(ON_CPU, {"this machine": problem}, engine="vllm")

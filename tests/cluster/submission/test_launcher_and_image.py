@@ -139,6 +139,16 @@ def test_the_image_of_a_job_whose_replicas_need_vllm_has_a_version_that_is_known
     assert "vllm" not in render("dockerfile", ROOT / "examples" / "demo.yaml")
 
 
+def test_the_image_has_a_c_compiler_where_vllm_compiles_kernels():
+    def packages(*arguments: Any) -> list[str]:
+        found = instructions(render("dockerfile", *arguments))
+        (installed,) = [shlex.split(rest) for name, rest in found if name == "RUN" and "apt-get install" in rest]
+        return installed[installed.index("--no-install-recommends") + 1 : installed.index("&&", 3)]
+
+    assert packages() == ["rsync", "wget", "gcc", "libc6-dev"]
+    assert packages(ROOT / "examples" / "demo.yaml") == ["rsync", "wget"]
+
+
 def test_the_wheel_is_named_as_this_project_names_it():
     name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
     assert f"{name.replace('-', '_')}-{__version__}-py3-none-any.whl" == WHEEL

