@@ -85,6 +85,7 @@ def vllm(model: str, name: str, most: int = 8) -> Way | None:
     )
 
 
+@cache
 def endpoint(model: str, name: str, most: int = 8) -> Way | None:
     """A server of vLLM without capture, and then vLLM's prefill of each finished text."""
     captured = vllm(model, name, most)
@@ -144,7 +145,7 @@ def models_table() -> str:
 
 
 def choices_table() -> str:
-    """Which engine to choose on given hardware, by the least hours, and how long the full set takes."""
+    """How long the full set takes on given hardware in each way, the least hours in bold."""
     rows = [_row(["hardware", *EXAMPLES]), _row(["---"] * (1 + len(EXAMPLES)))]
     rows += [
         _row([f"{count} x {name}", *[_choice(model, name, count) for model in EXAMPLES]]) for name, count in HARDWARE
@@ -153,13 +154,22 @@ def choices_table() -> str:
 
 
 def _choice(model: str, name: str, count: int) -> str:
-    own, captured = builtin(model, name), vllm(model, name, count)
-    found = [("built-in", own), (f"vLLM, TP {captured.gpus}" if captured else "", captured)]
-    hours = [(way.gpu_hours / (count // way.gpus * way.gpus), what) for what, way in found if way is not None]
+    ways = {
+        "built-in": builtin(model, name),
+        "vLLM": vllm(model, name, count),
+        "endpoint": endpoint(model, name, count),
+    }
+    hours = {what: way.gpu_hours / (count // way.gpus * way.gpus) for what, way in ways.items() if way is not None}
     if not hours:
         return "nothing fits"
-    least, what = min(hours)
-    return f"{what}: {least:.0f} h"
+    best = min(hours, key=lambda what: hours[what])
+    cells: list[str] = []
+    for what, spent in hours.items():
+        way = ways[what]
+        assert way is not None
+        cell = f"{what}{f' TP {way.gpus}' if what != 'built-in' else ''} {spent:.0f} h"
+        cells.append(f"**{cell}**" if what == best else cell)
+    return ", ".join(cells)
 
 
 if __name__ == "__main__":
