@@ -32,7 +32,6 @@ class ModelFacts:
         num_kv_heads: Key-value heads of a decoder layer; 0 if unknown.
         mlp_width: Inner width of an MLP, or of one expert of a mixture; 0 if unknown.
         has_adapter: Whether an adapter is to be merged into its weights.
-        packed_with: Empty: quantised weights are restored to plain ones when they are loaded, or refused.
     """
 
     n_layers: int
@@ -49,4 +48,3 @@ class ModelFacts:
     num_kv_heads: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
     mlp_width: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
     has_adapter: Annotated[bool, _NOT_KEPT] = field(default=False, compare=False)
-    packed_with: Annotated[str, _NOT_KEPT] = field(default="", compare=False)

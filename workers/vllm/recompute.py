@@ -93,8 +93,6 @@ def _against_plain(settings: EngineSettings) -> str | None:
         facts = facts_of(open_checkpoint(settings.directory), fingerprint="")
     except InputError:
         return "its weights cannot be read as plain ones"
-    if facts.packed_with:
-        return f"its weights are quantised with {facts.packed_with}"
     if facts.num_parameters > MOST_PLAIN_PARAMETERS:
         return f"a plain pass of {facts.num_parameters / 1e9:.0f} billion parameters on the CPU would take too long"
     needed = facts.num_parameters * (4 if settings.dtype == "float32" else 2) * _ROOM
