@@ -100,7 +100,9 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_call_does_the_rest(
     assert persona_atlas.verify(result.run).is_sound
 
 
-def test_ctrl_c_in_the_middle_of_a_response_stops_the_model_too(job: dict[str, Any]):
+def test_ctrl_c_in_the_middle_of_a_response_stops_the_model_too(job: dict[str, Any], signals_as_before: None):
+    # Python heeds no SIGINT in a process that was started in the background, as these tests may be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # One unit of 2,400 responses: minutes of work.
     personas = {"roles": {"names": ["pirate"], "prompts": 1, "samples": 10}, "default": {"prompts": 0}}
     long = job | {"personas": personas, "sampling": {"max_new_tokens": 1500, "temperature": 2.0, "top_p": 1.0}}
