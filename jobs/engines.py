@@ -11,13 +11,17 @@ from typing import Literal
 from .errors import InputError
 from .model_facts import ModelFacts
 from .parallelism import require_parallel
-from .specs.spec_parts import CaptureSpec, PlacementSpec
+from .specs.spec import JobSpec
+from .specs.spec_parts import CaptureSpec, PlacementSpec, SamplingSpec
 
 Engine = Literal["builtin", "vllm"]
 """An engine that generates and captures."""
 
 VLLM_HOOK_POINT = "resid_post"
 """The only hook point that the vLLM engine captures."""
+
+VLLM_MIN_TEMPERATURE = 0.01
+"""Lowest temperature other than 0 that vLLM samples at; it raises a lower one to this."""
 
 VLLM_MAX_NUM_SEQS = 256
 """Most rollouts that a replica of the vLLM engine runs at a time; vLLM's ``max_num_seqs`` is as many, and some more."""
@@ -145,18 +149,52 @@ def against_model(facts: ModelFacts) -> str | None:
     return None
 
 
-def choose_engine(
-    placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool, has_gpu: bool
-) -> Engine:
+def refuse_hook_points(capture: CaptureSpec) -> None:
+    """Refuse hook points that the vLLM engine does not capture.
+
+    Args:
+        capture: What is to be captured.
+
+    Raises:
+        InputError: There is one.
+    """
+    others = _other_hook_points(capture)
+    if others:
+        raise InputError(
+            f"asks for {', '.join(others)}, but the vLLM engine captures {VLLM_HOOK_POINT} only.",
+            code="no_hook_point",
+            field="capture.hook_points",
+            hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
+        )
+
+
+def refuse_temperature(sampling: SamplingSpec) -> None:
+    """Refuse a temperature that vLLM would replace by a higher one.
+
+    Args:
+        sampling: How vLLM is to sample.
+
+    Raises:
+        InputError: It would.
+    """
+    if _is_raised(sampling):
+        raise InputError(
+            f"is {sampling.temperature}, but vLLM samples at {VLLM_MIN_TEMPERATURE} or more, or greedily.",
+            code="low_temperature",
+            field="sampling.temperature",
+            hint=f"Set it to 0 or to at least {VLLM_MIN_TEMPERATURE}, or set placement.engine to builtin.",
+        )
+
+
+def choose_engine(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has_gpu: bool) -> Engine:
     """Choose the engine of a job's replicas.
 
     ``auto`` is vLLM where it is installed, there is a GPU, and it captures the model and every hook point that is asked
-    for; else the built-in engine.
+    for, and samples as the job says; else the built-in engine.
 
     Args:
-        placement: The job's placement.
+        spec: The job.
         facts: Its model.
-        capture: What it captures.
         vllm_installed: Whether vLLM is installed where the replicas run.
         has_gpu: Whether the replicas run on GPUs.
 
@@ -166,14 +204,14 @@ def choose_engine(
     Example:
         >>> from persona_atlas import load_spec, plan
         >>> planned = plan("job.yaml")
-        >>> spec = planned.spec
-        >>> choose_engine(spec.placement, planned.facts, spec.capture, vllm_installed=True, has_gpu=False)
+        >>> choose_engine(planned.spec, planned.facts, vllm_installed=True, has_gpu=False)
         'builtin'
     """
+    placement = spec.placement
     if placement.engine == "vllm":
-        _require_vllm(placement, facts, capture, vllm_installed=vllm_installed)
+        _require_vllm(spec, facts, vllm_installed=vllm_installed)
         return "vllm"
-    reason = _against_vllm(facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
+    reason = _against_vllm(spec, facts, vllm_installed=vllm_installed, has_gpu=has_gpu)
     if placement.engine == "auto" and reason is None:
         _require_split(placement, facts)
         return "vllm"
@@ -195,13 +233,12 @@ def refuse_parallel_builtin(placement: PlacementSpec) -> None:
         _require_one_device(placement, _BUILTIN_ASKED_FOR)
 
 
-def possible_engines(placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec) -> list[Engine]:
+def possible_engines(spec: JobSpec, facts: ModelFacts) -> list[Engine]:
     """Return the engines that a run of a job may use, depending on what its machines have; the built-in one first.
 
     Args:
-        placement: The job's placement.
+        spec: The job.
         facts: Its model.
-        capture: What it captures.
 
     Raises:
         InputError: None can run this job, whatever the machines have; names the field.
@@ -209,30 +246,25 @@ def possible_engines(placement: PlacementSpec, facts: ModelFacts, capture: Captu
     Example:
         >>> from persona_atlas import plan
         >>> planned = plan("job.yaml")
-        >>> possible_engines(planned.spec.placement, planned.facts, planned.spec.capture)
+        >>> possible_engines(planned.spec, planned.facts)
         ['builtin', 'vllm']
     """
-    may_have_gpu = placement.device != "cpu"
-    best = choose_engine(placement, facts, capture, vllm_installed=True, has_gpu=may_have_gpu)
+    may_have_gpu = spec.placement.device != "cpu"
+    best = choose_engine(spec, facts, vllm_installed=True, has_gpu=may_have_gpu)
     try:
-        other = choose_engine(placement, facts, capture, vllm_installed=False, has_gpu=may_have_gpu)
+        other = choose_engine(spec, facts, vllm_installed=False, has_gpu=may_have_gpu)
     except InputError:
         # Without vLLM there is no other engine for this job.
         return [best]
     return [other] if other == best else [other, best]
 
 
-def _require_vllm(placement: PlacementSpec, facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool) -> None:
+def _require_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool) -> None:
     """Refuse a job that asks for vLLM and that vLLM cannot run."""
-    others = _other_hook_points(capture)
-    if others:
-        raise InputError(
-            f"asks for {', '.join(others)}, but the vLLM engine captures {VLLM_HOOK_POINT} only.",
-            code="no_hook_point",
-            field="capture.hook_points",
-            hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
-        )
-    _require_split(placement, facts)
+    refuse_hook_points(spec.capture)
+    if _generates(spec):
+        refuse_temperature(spec.sampling)
+    _require_split(spec.placement, facts)
     if not vllm_installed:
         raise InputError(
             "is vllm, but vLLM is not installed where the replicas run.",
@@ -257,10 +289,12 @@ def _require_split(placement: PlacementSpec, facts: ModelFacts) -> None:
     require_parallel(placement, facts, shares_kv_heads=architecture.shares_kv_heads)
 
 
-def _against_vllm(facts: ModelFacts, capture: CaptureSpec, *, vllm_installed: bool, has_gpu: bool) -> str | None:
+def _against_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has_gpu: bool) -> str | None:
     """Say why ``auto`` does not choose vLLM; None if it does."""
-    if _other_hook_points(capture):
+    if _other_hook_points(spec.capture):
         return f"it captures {VLLM_HOOK_POINT} only"
+    if _generates(spec) and _is_raised(spec.sampling):
+        return f"it samples at temperature {VLLM_MIN_TEMPERATURE} or more, or greedily"
     reason = against_model(facts)
     if reason is not None:
         return f"it {reason}"
@@ -279,6 +313,15 @@ def _require_one_device(placement: PlacementSpec, why: str) -> None:
                 field=f"placement.{name}",
                 hint="Set it to 1, or let vLLM run the job: placement.engine=vllm.",
             )
+
+
+def _generates(spec: JobSpec) -> bool:
+    """Whether the job's replicas generate, and not a server or nobody."""
+    return spec.conversations is None and spec.generation is None
+
+
+def _is_raised(sampling: SamplingSpec) -> bool:
+    return 0 < sampling.temperature < VLLM_MIN_TEMPERATURE
 
 
 def _other_hook_points(capture: CaptureSpec) -> list[str]:

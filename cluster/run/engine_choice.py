@@ -69,5 +69,4 @@ def engine_for(plan: Plan, placement: Placement, ask: Callable[[], VllmNodes], p
 
 
 def _choose(plan: Plan, *, has_gpu: bool, vllm_installed: bool) -> Engine:
-    spec = plan.spec
-    return choose_engine(spec.placement, plan.facts, spec.capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
+    return choose_engine(plan.spec, plan.facts, vllm_installed=vllm_installed, has_gpu=has_gpu)

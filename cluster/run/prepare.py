@@ -180,7 +180,7 @@ def prepare_job(
     template = chat_template or read_chat_template(spec.model)
     plan, directory = plan_job(spec, progress, source, record, template)
     # Where it depends on the machines which engine runs, this is the built-in one.
-    figures = estimate(plan, possible_engines(spec.placement, plan.facts, spec.capture)[0])
+    figures = estimate(plan, possible_engines(spec, plan.facts)[0])
     if record is None:
         concerned = require_readable(plan, directory, progress, template)
         return Job(plan, figures, directory, location, None, frozenset(), template, concerned)

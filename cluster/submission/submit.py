@@ -86,7 +86,7 @@ def submit_job(
     info = cluster.info()
     refuse_cluster(info, spec, options)
     if not options.may_scale_up:
-        engines = possible_engines(spec.placement, plan.facts, spec.capture) if plan else []
+        engines = possible_engines(spec, plan.facts) if plan else []
         # Where it depends on the nodes which engine runs, the built-in one is estimated, which is the smaller.
         refuse_what_fits_no_node(info, spec, estimate(plan, engines[0]) if plan else None)
     if info.is_open:

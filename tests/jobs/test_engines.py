@@ -13,7 +13,8 @@ from persona_atlas.jobs.engines import (
 )
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.parallelism import tensor_parallel_sizes
-from persona_atlas.jobs.specs.spec_parts import CaptureSpec, PlacementSpec
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.specs.spec_parts import PlacementSpec
 
 from fakes import FACTS
 from other_families import ALONE_FAMILIES, SHARING_FAMILIES
@@ -23,9 +24,15 @@ ADAPTED = replace(LLAMA, has_adapter=True)
 FALCON = replace(FACTS, architectures=("FalconForCausalLM",), family="falcon")
 
 
-def chosen(facts=LLAMA, *, vllm_installed: bool = True, has_gpu: bool = True, hook_points=("resid_post",), **placement):
-    capture = CaptureSpec(hook_points=list(hook_points))
-    return choose_engine(PlacementSpec(**placement), facts, capture, vllm_installed=vllm_installed, has_gpu=has_gpu)
+def spec_of(hook_points=("resid_post",), temperature=0.7, more=None, **placement) -> JobSpec:
+    data = {"model": {"source": "none"}, "store": {"url": "unused"}, "capture": {"hook_points": list(hook_points)}}
+    return JobSpec.model_validate(
+        data | {"sampling": {"temperature": temperature}, "placement": placement} | (more or {})
+    )
+
+
+def chosen(facts=LLAMA, *, vllm_installed: bool = True, has_gpu: bool = True, **job):
+    return choose_engine(spec_of(**job), facts, vllm_installed=vllm_installed, has_gpu=has_gpu)
 
 
 def refusal(*args, **kwargs) -> InputError:
@@ -146,7 +153,7 @@ def test_more_pipeline_stages_than_layers_are_refused():
 
 def test_an_auto_job_may_run_on_either_engine_and_others_on_one():
     def possible(facts=LLAMA, **placement):
-        return possible_engines(PlacementSpec(**placement), facts, CaptureSpec())
+        return possible_engines(spec_of(**placement), facts)
 
     assert possible() == ["builtin", "vllm"]
     assert possible(device="cpu") == ["builtin"]
@@ -156,3 +163,12 @@ def test_an_auto_job_may_run_on_either_engine_and_others_on_one():
     assert possible(engine="vllm", device="cpu") == ["vllm"]
     with pytest.raises(InputError):
         possible(FALCON, tensor_parallel=2)
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused_when_vllm_would_generate():
+    assert chosen(temperature=0) == chosen(temperature=0.01) == "vllm"
+    assert chosen(temperature=0.005) == "builtin"
+    error = refusal(engine="vllm", temperature=0.005)
+    assert (error.code, error.field) == ("low_temperature", "sampling.temperature")
+    given = {"conversations": {"source": "talks.jsonl"}}
+    assert chosen(engine="vllm", temperature=0.005, more=given) == "vllm", "nobody samples"

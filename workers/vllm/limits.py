@@ -1,54 +1,12 @@
-"""What vLLM cannot do as a job asks for it: refusals by the field of the spec, where vLLM would do something else."""
+"""Refuse conversations that vLLM's KV cache has no room for."""
 
 from __future__ import annotations
 
-from ...jobs.engines import VLLM_HOOK_POINT
 from ...jobs.errors import InputError, UnitError
 from ..engine import EngineSettings
 
-MIN_TEMPERATURE = 0.01
-"""Lowest temperature other than 0 that vLLM samples at; it raises a lower one to this."""
-
 _MORE_ROOM = "give each replica more memory (more placement.tensor_parallel, or larger devices; on CPUs, more \
 placement.batch_tokens)"
-
-
-def require_hook_points(settings: EngineSettings) -> None:
-    """Refuse hook points that the engine does not capture.
-
-    Args:
-        settings: What to capture.
-
-    Raises:
-        InputError: There is one.
-    """
-    others = [point for point in settings.capture.hook_points if point != VLLM_HOOK_POINT]
-    if others:
-        raise InputError(
-            f"asks for {', '.join(others)}, but the vLLM engine captures {VLLM_HOOK_POINT} only.",
-            code="no_hook_point",
-            field="capture.hook_points",
-            hint=f"Capture {VLLM_HOOK_POINT}, or set placement.engine to builtin.",
-        )
-
-
-def require_temperature(settings: EngineSettings) -> None:
-    """Refuse a temperature that vLLM would replace.
-
-    Args:
-        settings: How to sample.
-
-    Raises:
-        InputError: It would.
-    """
-    temperature = settings.sampling.temperature
-    if 0 < temperature < MIN_TEMPERATURE:
-        raise InputError(
-            f"is {temperature}, but vLLM samples at {MIN_TEMPERATURE} or more, or greedily.",
-            code="low_temperature",
-            field="sampling.temperature",
-            hint=f"Set it to 0 or to at least {MIN_TEMPERATURE}, or set placement.engine to builtin.",
-        )
 
 
 def require_room(settings: EngineSettings, max_context: int, most: int) -> None:

@@ -19,13 +19,6 @@ from .rank_failures import RankFailures
 from .ranks import BeforeRanks, Ranks, unlink_shared_memory
 from .versions import require_known_version
 
-_OWN_ERRORS = {
-    "placement.pipeline_parallel: ": "no_pipeline",
-    "placement.engine: is vllm": "unknown_vllm",
-    "placement.engine: ": "no_vllm_model",
-}
-"""Codes of what ``inside/runners.py`` refuses in a rank, by how the text begins; the first that fits counts."""
-
 
 def start_vllm(
     settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions
@@ -61,7 +54,10 @@ def start_vllm(
                 raise
             refuse_machine_fault(error)
             refuse_own_code(settings.directory, error)
-            raise _not_loaded(settings, failures.first or _reason(error)) from error
+            first = failures.first
+            if first is not None and first.refusal is not None:
+                raise first.refusal from error
+            raise _not_loaded(settings, first.text if first else _reason(error)) from error
     return vllm, Ranks.started_since(before)
 
 
@@ -99,9 +95,6 @@ def beside_vllm(vllm: Any) -> Iterator[None]:
 
 def _not_loaded(settings: EngineSettings, text: str) -> InputError:
     """Make the error of a model that vLLM could not load, with what would help."""
-    own = _own_error(text)
-    if own is not None:
-        return own
     lowered = text.lower()
     if "moe backend" in lowered:
         return _no_moe_kernel(settings, text)
@@ -144,16 +137,6 @@ def _no_moe_kernel(settings: EngineSettings, text: str) -> InputError:
         field="placement.tensor_parallel" if is_divided else "placement.engine",
         hint="Set it to 1, or set placement.engine to builtin." if is_divided else "Set it to builtin.",
     )
-
-
-def _own_error(text: str) -> InputError | None:
-    """Rebuild an error that this project raised in a rank, from its text, which has field and hint; None for others."""
-    for place, code in _OWN_ERRORS.items():
-        start = f"InputError: {place}"
-        if text.startswith(start):
-            field = place.partition(":")[0]
-            return InputError(text.removeprefix(f"InputError: {field}: "), code=code, field=field)
-    return None
 
 
 class Alive:

@@ -7,12 +7,15 @@ has mapped, which nobody can find any more once it is dead. Knows no vLLM.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from ...jobs.errors import InputError
 from .ranks import shared_memory_of
 
 _MEMORY = ".memory"
@@ -33,8 +36,9 @@ def told() -> Iterator[None]:
     except Exception as error:
         folder = os.environ.get(_FOLDER)
         if folder is not None:
-            text = f"{type(error).__name__}: {error}"
-            (Path(folder) / str(os.getpid())).write_text(text, encoding="utf-8", errors="replace")
+            own = error.as_dict() if isinstance(error, InputError) else None
+            data = json.dumps({"text": f"{type(error).__name__}: {error}", "own": own})
+            (Path(folder) / str(os.getpid())).write_text(data, encoding="utf-8")
         raise
     finally:
         folder = os.environ.get(_FOLDER)
@@ -43,6 +47,27 @@ def told() -> Iterator[None]:
             # The parent may have given up and removed the folder.
             with suppress(FileNotFoundError):
                 (Path(folder) / f"{os.getpid()}{_MEMORY}").write_text(names, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """Why a rank could not be started.
+
+    Attributes:
+        text: Its error, with the name of the class.
+        refusal: Its error, where this project raised it; else None.
+    """
+
+    text: str
+    refusal: InputError | None
+
+    @classmethod
+    def read(cls, data: str) -> RankFailure:
+        """Read what ``told`` has written."""
+        fields = json.loads(data)
+        own = fields["own"]
+        refusal = own and InputError(own.pop("error"), **own)
+        return cls(fields["text"], refusal)
 
 
 class RankFailures:
@@ -58,11 +83,11 @@ class RankFailures:
         self._folder.cleanup()
 
     @property
-    def first(self) -> str | None:
+    def first(self) -> RankFailure | None:
         """The error that was written first: the others may only follow from it. None without one."""
         errors = (path for path in Path(self._folder.name).iterdir() if path.suffix != _MEMORY)
         found = sorted(errors, key=lambda path: path.stat().st_mtime_ns)
-        return found[0].read_text(encoding="utf-8") if found else None
+        return RankFailure.read(found[0].read_text(encoding="utf-8")) if found else None
 
     @property
     def shared_memory(self) -> frozenset[Path]:

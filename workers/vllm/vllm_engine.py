@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
+from ...jobs.engines import refuse_hook_points, refuse_temperature
 from ...jobs.errors import InputError
 from ...jobs.work.rollouts import Canary
 from ...jobs.work.units import RolloutRequest
@@ -21,7 +22,7 @@ from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedTex
 from .arguments import VllmOptions, num_sequences, worker_plan
 from .flights import Flights
 from .generation import VllmGeneration
-from .limits import require_hook_points, require_room, require_temperature
+from .limits import require_room
 from .loading import start_vllm
 from .model import read_model
 from .reading import VllmReader
@@ -62,9 +63,9 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings, options: VllmOptions | None = None, *, generates: bool = True) -> None:
         options = options or VllmOptions()
         version = require_known_version()
-        require_hook_points(settings)
+        refuse_hook_points(settings.capture)
         if generates:
-            require_temperature(settings)
+            refuse_temperature(settings.sampling)
         self._settings = settings
         self.layers = settings.layers
         self.canary_limit = LIMITS[settings.dtype]

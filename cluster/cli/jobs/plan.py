@@ -94,7 +94,7 @@ def estimate_engines(planned: Plan) -> dict[Engine, Estimate]:
         InputError: No engine can run it.
     """
     spec = planned.spec
-    engines = possible_engines(spec.placement, planned.facts, spec.capture)
+    engines = possible_engines(spec, planned.facts)
     return {engine: estimate(planned, engine) for engine in engines}
 
 
@@ -242,7 +242,7 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "objects": figures.objects,
         "rows_per_batch": figures.rows_per_batch,
         "engine": figures.engine,
-        "engines": list(possible_engines(planned.spec.placement, planned.facts, planned.spec.capture)),
+        "engines": list(possible_engines(planned.spec, planned.facts)),
         "runs_texts_alone": runs_texts_alone(planned, figures.engine),
         "tensor_parallel": figures.tensor_parallel,
         "pipeline_parallel": figures.pipeline_parallel,

@@ -96,7 +96,7 @@ def test_the_example_of_a_model_is_the_full_set_and_fits_eight_gpus_of_80_gb(nam
     assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.max_new_tokens) == (0.7, 0.9, 512)
     assert (spec.placement.gpus_per_replica, spec.placement.replicas) == (published.gpus, published.replicas)
     assert published.gpus * published.replicas == 8
-    assert possible_engines(spec.placement, plan.facts, spec.capture) == ["vllm"]
+    assert possible_engines(spec, plan.facts) == ["vllm"]
     figures = estimate(plan, "vllm")
     for device in ("H100", "A100-80"):
         require_fit(plan, figures, table.only(device))

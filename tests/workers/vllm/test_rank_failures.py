@@ -26,7 +26,8 @@ def test_the_first_failure_of_a_rank_is_known_after_it_is_gone():
             rank = context.Process(target=failing, args=(reason,))
             rank.start()
             rank.join(60)
-        assert failures.first == "ValueError: no memory is left"
+        assert failures.first is not None
+        assert (failures.first.text, failures.first.refusal) == ("ValueError: no memory is left", None)
 
 
 def failing_with_memory() -> None:
@@ -45,7 +46,7 @@ def test_what_a_dead_rank_had_mapped_is_known():
         rank.start()
         rank.join(60)
         assert failures.first is not None
-        memory = Path("/dev/shm", failures.first.removeprefix("ValueError: "))
+        memory = Path("/dev/shm", failures.first.text.removeprefix("ValueError: "))
         assert memory.exists()
         assert failures.shared_memory == {memory}
         unlink_shared_memory(failures.shared_memory)

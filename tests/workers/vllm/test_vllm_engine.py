@@ -14,11 +14,11 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from persona_atlas.jobs.engines import VLLM_MIN_TEMPERATURE
 from persona_atlas.jobs.errors import EngineDied, InputError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.vllm.arguments import VllmOptions
-from persona_atlas.workers.vllm.limits import MIN_TEMPERATURE
 from persona_atlas.workers.vllm.ranks import shared_memory_of
 from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 from safetensors.torch import load_file, save_file
@@ -204,7 +204,7 @@ def test_a_temperature_that_vllm_would_raise_is_refused_before_it_is_started(lla
     assert caught.value.field == "sampling.temperature"
     assert "builtin" in (caught.value.hint or "")
     sampling_params = pytest.importorskip("vllm.sampling_params")
-    assert sampling_params.SamplingParams(temperature=0.005).temperature == MIN_TEMPERATURE
+    assert sampling_params.SamplingParams(temperature=0.005).temperature == VLLM_MIN_TEMPERATURE
     # Whoever only reads does not sample.
     wanted = engine_settings(llama, layers=[1], poolings=("response_mean",), temperature=0.005)
     engine = VllmEngine(wanted, VllmOptions(max_num_seqs=4, kv_cache_bytes=2**26), generates=False)
