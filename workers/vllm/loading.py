@@ -16,7 +16,7 @@ from .arguments import VllmOptions, engine_arguments, set_environment
 from .capture_plan import WorkerPlan
 from .model import ServedModel
 from .rank_failures import RankFailures
-from .ranks import BeforeRanks, Ranks, unlink_shared_memory
+from .ranks import BeforeRanks, Ranks, unlink_shared_memory, without_semaphores
 from .versions import require_known_version
 
 
@@ -49,7 +49,7 @@ def start_vllm(
             left.kill()
             left.unlink_shared_memory()
             # Ranks that are dead already are no children any more.
-            unlink_shared_memory(failures.shared_memory - before.shared)
+            unlink_shared_memory(without_semaphores(failures.shared_memory - before.shared))
             if isinstance(error, AtlasError):
                 raise
             refuse_machine_fault(error)

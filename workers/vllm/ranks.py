@@ -20,7 +20,8 @@ from pathlib import Path
 
 _POLL_S = 0.5
 
-_SHARED = ("/dev/shm/psm_", "/dev/shm/sem.mp-", "/dev/shm/vllm_")
+_SEMAPHORE = "/dev/shm/sem.mp-"
+_SHARED = ("/dev/shm/psm_", _SEMAPHORE, "/dev/shm/vllm_")
 """How names of shared memory begin that Python's ``multiprocessing`` and vLLM create."""
 
 _all: weakref.WeakSet[Ranks] = weakref.WeakSet()
@@ -33,7 +34,7 @@ def end_all_ranks() -> None:
     """
     for ranks in list(_all):
         ranks.kill()
-        ranks.unlink_shared_memory()
+        unlink_shared_memory(ranks.shared)
 
 
 def end_with_parent() -> None:
@@ -82,11 +83,14 @@ class Ranks:
     Args:
         processes: The ranks; empty for a single rank in this process.
         shared: Shared memory that is theirs alone.
+
+    Attributes:
+        shared: The same.
     """
 
     def __init__(self, processes: Sequence[BaseProcess], shared: frozenset[Path] = frozenset()) -> None:
         self._processes = tuple(processes)
-        self._shared = shared
+        self.shared = shared
         _all.add(self)
         if self._processes:
             threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
@@ -116,7 +120,7 @@ class Ranks:
 
     def unlink_shared_memory(self) -> None:
         """Remove what ranks that were killed have left of their shared memory, which is the machine's memory."""
-        unlink_shared_memory(self._shared)
+        unlink_shared_memory(without_semaphores(self.shared))
 
     def _watch(self) -> None:
         wait([process.sentinel for process in self._processes])
@@ -138,6 +142,19 @@ def shared_memory_of(pids: Iterable[int]) -> frozenset[Path]:
             names = (line.split(maxsplit=5)[-1] for line in lines)
             found |= {Path(name) for name in names if name.startswith(_SHARED) and not name.endswith(" (deleted)")}
     return frozenset(found)
+
+
+def without_semaphores(paths: Iterable[Path]) -> frozenset[Path]:
+    """Leave out semaphores: those that a rank has mapped by name are its parent's, whose Python removes them itself.
+
+    Args:
+        paths: As ``shared_memory_of`` lists it.
+
+    Example:
+        >>> sorted(map(str, without_semaphores([Path("/dev/shm/sem.mp-1"), Path("/dev/shm/psm_1")])))
+        ['/dev/shm/psm_1']
+    """
+    return frozenset(path for path in paths if not str(path).startswith(_SEMAPHORE))
 
 
 def unlink_shared_memory(paths: Iterable[Path]) -> None:
