@@ -2,7 +2,8 @@
 
 A reduction is written to a group with a unique path, then its record is created, then ``analysis/current.json`` is
 replaced by a copy of the record. So an existing reduction is never changed, and readers never see part of a new one.
-Axes: P roles, T traits, L layers, D d_model, K components, N rollouts, Q percentile labels.
+Axes: G personas by polarity, P roles and T traits with a vector, A all traits, L layers, D d_model, K components that are
+kept, M all components, N rollouts, Q percentile labels.
 """
 
 from __future__ import annotations
@@ -42,15 +43,56 @@ class Reduction:
         facts: What the reduction was computed from: units, rollouts, filter, hook point, pooling. Also, where there are
             such, ``undefined`` (see the method) and ``without_vector``: by kind, the personas of which every response
             was empty.
-        role_vectors: ``(P, L, D)``, mean over the rollouts of each role.
-        role_counts: ``(P,)`` int64, number of rollouts of each role.
-        default_vector: ``(L, D)``, mean over the rollouts of the default persona.
-        trait_vectors: ``(T, L, D)``, mean of the trait shown minus mean of its opposite.
+        personas: Kind, name and polarity of every persona with a vector, in the order of ``mean`` (axis G).
+        mean: ``(G, L, D)``, mean over all rollouts of each persona that have a vector, whatever their scores.
+        variance: ``(G, L, D)``, their variance (n - 1) about it; NaN where there is one rollout.
+        count: ``(G,)`` int64, their number.
+        mean_fully: ``(G, L, D)``, mean over those that a judge scored 3; NaN where there is none. Roles only.
+        count_fully: ``(G,)`` int64.
+        mean_somewhat: ``(G, L, D)``, mean over those that a judge scored 2; NaN where there is none. Roles only.
+        count_somewhat: ``(G,)`` int64.
+        role_vectors: ``(P, L, D)``, the role vectors that the axis is made of: means over the rollouts that count by
+            ``facts["role_filter"]``, of roles with at least ``facts["min_count"]`` of them.
+        role_counts: ``(P,)`` int64, number of rollouts behind each.
+        default_vector: ``(L, D)``, mean over the rollouts of the default persona, which are never filtered.
+        trait_vectors: ``(T, L, D)``, of the kind ``facts["trait_kind"]``: ``pos_neg_50`` with a judge, else ``pos_neg``.
+        trait_counts: ``(T,)`` int64, number of pairs, or of rollouts with the trait, behind each.
+        trait_vectors_pos_neg: ``(A, L, D)``, of every trait (``facts["all_traits"]``): mean of the trait shown minus mean
+            of its opposite, no filter. NaN where there is none; the same for the next three.
+        trait_vectors_pos_neg_50: ``(A, L, D)``, over pairs of one prompt, question and sample whose scores differ by more
+            than 50.
+        trait_vectors_pos_default: ``(A, L, D)``, mean of the trait shown minus ``default_vector``.
+        trait_vectors_pos_70: ``(A, L, D)``, mean over rollouts of the trait shown that are scored 70 or more.
+        trait_counts_pos_neg: ``(A,)`` int64, rollouts of the trait shown; of the other kinds likewise, pairs for
+            ``pos_neg_50``.
+        trait_counts_pos_neg_50: ``(A,)`` int64.
+        trait_counts_pos_default: ``(A,)`` int64.
+        trait_counts_pos_70: ``(A,)`` int64.
         axis: ``(L, D)``, ``default_vector`` minus the mean of ``role_vectors``, not normalised.
+        axis_split_half: ``(L,)``, cosine between the axes of the questions with even and with odd index.
+        axis_interval: ``(2, L)``, 2.5th and 97.5th percentile, over bootstrap samples of the roles, of the cosine between
+            the axis of the sample and ``axis``.
+        role_projection: ``(P, L)``, projection of each role vector on the axis.
+        role_projection_interval: ``(2, P, L)``, 95 % interval of it, by a bootstrap over questions.
+        default_projection: ``(L,)``, projection of ``default_vector``.
+        default_projection_interval: ``(2, L)``, 95 % interval of it, by a bootstrap over questions.
+        role_axis_cosine: ``(P, L)``, cosine of each role vector, centred on the mean of ``role_vectors``, with the axis.
+        trait_axis_cosine: ``(T, L)``, cosine of each trait vector with the axis.
         pca_mean: ``(L, D)``, mean of ``role_vectors``, which PCA centres on.
-        pca_components: ``(L, K, D)``, unit length; the sign of the first agrees with the axis.
-        pca_variance_ratio: ``(L, K)``, fraction of the variance of ``role_vectors``, 0 to 1.
+        pca_components: ``(L, K, D)``, unit length; the sign of the first agrees with the axis. At most 32 are kept.
+        pca_variance_ratio: ``(L, M)``, fraction of the variance of ``role_vectors``, 0 to 1, of all components.
+        pca_default_distance: ``(L, K)``, distance of the default from the nearer end of the roles along each component,
+            as a fraction of the roles' range; 0 at an end, negative inside.
+        pca_rollout_variance: ``(L, K)``, fraction of the variance of single rollouts of roles along each component.
         pc1_axis_cosine: ``(L,)``, cosine between the first component and the axis.
+        pc1_axis_cosine_interval: ``(2, L)``, 95 % interval of its absolute value, by a bootstrap over roles.
+        pca_z_scale: ``(L, D)``, standard deviation of ``role_vectors``, which the z-scored PCA divides by.
+        pca_z_components: ``(L, K, D)``, components of the z-scored role vectors, in z-scores.
+        pca_z_variance_ratio: ``(L, M)``.
+        pc1_z_axis_cosine: ``(L,)``, cosine between the first of them and the axis divided by the scale.
+        trait_pca_mean: ``(L, D)``, mean of ``trait_vectors``.
+        trait_pca_components: ``(L, K, D)``.
+        trait_pca_variance_ratio: ``(L, M)``.
         projections: ``(N, L)``, projection of every rollout that has a vector.
         projection_rows: ``(N,)`` int64, rows of those rollouts in the activation arrays.
         threshold_labels: ``p0.01``, ``p0.25`` and so on: percentiles of the projection on -axis, as fractions.
@@ -69,18 +111,53 @@ class Reduction:
     role_names: tuple[str, ...]
     trait_names: tuple[str, ...]
     facts: dict[str, Any]
+    mean: Float32 | None = None
+    variance: Float32 | None = None
+    count: npt.NDArray[np.int64] | None = None
+    mean_fully: Float32 | None = None
+    count_fully: npt.NDArray[np.int64] | None = None
+    mean_somewhat: Float32 | None = None
+    count_somewhat: npt.NDArray[np.int64] | None = None
     role_vectors: Float32 | None = None
     role_counts: npt.NDArray[np.int64] | None = None
     default_vector: Float32 | None = None
     trait_vectors: Float32 | None = None
+    trait_counts: npt.NDArray[np.int64] | None = None
+    trait_vectors_pos_neg: Float32 | None = None
+    trait_vectors_pos_neg_50: Float32 | None = None
+    trait_vectors_pos_default: Float32 | None = None
+    trait_vectors_pos_70: Float32 | None = None
+    trait_counts_pos_neg: npt.NDArray[np.int64] | None = None
+    trait_counts_pos_neg_50: npt.NDArray[np.int64] | None = None
+    trait_counts_pos_default: npt.NDArray[np.int64] | None = None
+    trait_counts_pos_70: npt.NDArray[np.int64] | None = None
     axis: Float32 | None = None
+    axis_split_half: Float32 | None = None
+    axis_interval: Float32 | None = None
+    role_projection: Float32 | None = None
+    role_projection_interval: Float32 | None = None
+    default_projection: Float32 | None = None
+    default_projection_interval: Float32 | None = None
+    role_axis_cosine: Float32 | None = None
+    trait_axis_cosine: Float32 | None = None
     pca_mean: Float32 | None = None
     pca_components: Float32 | None = None
     pca_variance_ratio: Float32 | None = None
+    pca_default_distance: Float32 | None = None
+    pca_rollout_variance: Float32 | None = None
     pc1_axis_cosine: Float32 | None = None
+    pc1_axis_cosine_interval: Float32 | None = None
+    pca_z_scale: Float32 | None = None
+    pca_z_components: Float32 | None = None
+    pca_z_variance_ratio: Float32 | None = None
+    pc1_z_axis_cosine: Float32 | None = None
+    trait_pca_mean: Float32 | None = None
+    trait_pca_components: Float32 | None = None
+    trait_pca_variance_ratio: Float32 | None = None
     projections: Float32 | None = None
     projection_rows: npt.NDArray[np.int64] | None = None
     threshold_labels: tuple[str, ...] = ()
+    personas: tuple[tuple[str, str, str], ...] = ()
     cap_on_minus_axis: Float32 | None = None
     floor_on_axis: Float32 | None = None
 
@@ -127,7 +204,9 @@ class Reduction:
         raise InputError(message, code="no_axis", field="layer", hint="Choose another layer.")
 
 
-_TEXTS = ("layers", "role_names", "trait_names", "facts", "threshold_labels")
+_TEXTS = ("layers", "role_names", "trait_names", "facts", "threshold_labels", "personas")
+_LATER_TEXTS = ("personas",)
+"""Texts that reductions of earlier versions lack."""
 _ARRAYS = tuple(f.name for f in fields(Reduction) if f.name not in ("reduction_id", *_TEXTS))
 
 
@@ -202,7 +281,8 @@ def read_current_reduction(location: Location) -> Reduction | None:
     with location.errors():
         try:
             group: Any = zarr.open_group(location.zarr(read_only=True), path=path, mode="r")
-            texts: dict[str, Any] = {name: group.attrs[name] for name in _TEXTS}
+            texts: dict[str, Any] = {name: group.attrs[name] for name in _TEXTS if name not in _LATER_TEXTS}
+            texts |= {name: group.attrs[name] for name in _LATER_TEXTS if name in group.attrs}
             arrays: dict[str, Any] = {name: np.asarray(group[name][...]) for name in _ARRAYS if name in group}
         except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
             raise _damaged(location, path, str(error)) from error
@@ -211,6 +291,7 @@ def read_current_reduction(location: Location) -> Reduction | None:
     if {name: _digest_of(values) for name, values in arrays.items()} != digests:
         raise _damaged(location, path, "its arrays are not those that were written")
     texts = {name: tuple(value) if isinstance(value, list) else value for name, value in texts.items()}
+    texts["personas"] = tuple(tuple(persona) for persona in texts.get("personas", ()))
     return Reduction(reduction_id=reduction_id, **texts, **arrays)
 
 
@@ -241,4 +322,4 @@ def _damaged(location: Location, path: str, reason: str) -> StoreError:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
