@@ -69,7 +69,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 
 # The tests of the vLLM engine, alone and under Ray. Each starts vLLM anew, so they run one after the other.
 test-vllm: setup-vllm
-	$(VLLM_BIN)/python -m pytest --durations=10 -m vllm
+	$(VLLM_BIN)/python -m pytest --durations=10 -m vllm tests/workers/vllm tests/cluster/run tests/faults/test_vllm_replicas.py
 
 # A family in vLLM's own class, one in its transformers backend, and a replica of two ranks that loses one.
 test-vllm-quick: setup-vllm

@@ -61,7 +61,7 @@ def write_job(folder: Path) -> Path:
         max_position_embeddings=2048,
         eos_token_id=[2],
     )
-    counts = {"prompts": 1, "questions": 4}
+    counts = {"prompts": 1, "questions": 24}
     job = {
         "model": {"source": str(model)},
         "personas": {"roles": {"names": ["c*"], **counts}, "default": counts},

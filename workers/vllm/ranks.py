@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -19,6 +20,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _POLL_S = 0.5
+
+_LOOK_S = 5.0
+"""How often a rank notes the shared memory of its parent, whose list is locked while it is read."""
 
 _SEMAPHORE = "/dev/shm/sem.mp-"
 _SHARED = ("/dev/shm/psm_", _SEMAPHORE, "/dev/shm/vllm_")
@@ -47,11 +51,15 @@ def end_with_parent() -> None:
         return
 
     def watch(sentinel: int, pid: int | None) -> None:
+        shared: frozenset[Path] = frozenset()
+        next_look_s = 0.0
         # The process id as well: another child of the parent may hold the other end of the sentinel's pipe.
         while not wait([sentinel], timeout=_POLL_S) and os.getppid() == pid:
-            pass
-        # Nobody else may be left to do it.
-        unlink_shared_memory(shared_memory_of([os.getpid()]))
+            if pid is not None and time.monotonic() >= next_look_s:
+                shared = shared_memory_of([pid])
+                next_look_s = time.monotonic() + _LOOK_S
+        # Nobody else may be left to do it, of what the parent alone had mapped neither.
+        unlink_shared_memory(shared | shared_memory_of([os.getpid()]))
         # No exit handlers: they would wait for the other ranks.
         os.kill(os.getpid(), signal.SIGKILL)
 
