@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -499,8 +500,8 @@ def test_a_page_of_a_listing_that_ends_before_the_range_is_followed_by_the_next(
 ):
     location = open_location(store_url)
     names = [f"u{number:04d}.json" for number in range(1203)]
-    for name in names:
-        location.write(f"commits/{name}", b"")
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(lambda name: location.write(f"commits/{name}", b""), names))
     for ranges, expected in [
         ([(names[3], names[-2])], names[3:-1]),
         ([(names[7], names[7]), (names[9], names[12])], [names[7], *names[9:13]]),
