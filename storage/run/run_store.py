@@ -93,6 +93,7 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
         return
     stored, asked = record.spec.identity(), plan.spec.identity()
     difference = _first_difference(stored, asked)
+    hint = "Give this job its own store.url, or restore the spec."
     if difference:
         field, was, now = difference
         message = f"the run at {url} was begun with {json.dumps(was)}, the spec says {json.dumps(now)}."
@@ -108,9 +109,8 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
     else:
         field = "personas.catalog"
         message = f"the run at {url} was made with other prompts or questions of the same names."
-    raise InputError(
-        message, code="other_run", field=field, hint="Give this job its own store.url, or restore the spec."
-    )
+        hint = "Give this job its own store.url, or name a directory with the texts of that run as personas.catalog."
+    raise InputError(message, code="other_run", field=field, hint=hint)
 
 
 def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object, object] | None:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from persona_atlas.jobs.catalog import Catalog, load_catalog
@@ -16,7 +17,22 @@ DATA = Path(__file__).parent / "data"
 ROLES = (DATA / "roles.txt").read_text().split()
 TRAITS = (DATA / "traits.txt").read_text().split()
 LARGEST_SHARED_PART = 0.6
+LARGEST_SHARE_OF_AN_OPENING = 0.125
+COMMON_WORD = 0.005
 Prompt = tuple[str, list[str]]
+
+
+class Plain(NamedTuple):
+    """The first prompt of a persona."""
+
+    persona: Persona
+    polarity: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        """Where it stands."""
+        return f"{self.persona.kind} {self.persona.name} {self.polarity}0"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +58,17 @@ def prompts(roles: list[Persona], traits: list[Persona]) -> list[Prompt]:
         for persona in [*roles, *traits]
         for polarity, texts in (("pos", persona.prompts), ("neg", persona.counter_prompts))
         for i, text in enumerate(texts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(roles: list[Persona], traits: list[Persona]) -> list[Plain]:
+    """The first prompts of every persona, which say plainly who or what is shown."""
+    return [
+        Plain(persona, polarity, texts[0])
+        for persona in [*roles, *traits]
+        for polarity, texts in (("pos", persona.prompts), ("neg", persona.counter_prompts))
+        if texts
     ]
 
 
@@ -128,6 +155,53 @@ def test_no_two_prompts_share_more_than_60_percent_of_their_words_in_order(promp
         if part > LARGEST_SHARED_PART:
             alike[prompts[i][0], prompts[j][0]] = round(part, 2)
     assert alike == {}
+
+
+def test_the_first_prompt_of_a_role_or_trait_names_it_and_that_of_the_opposite_does_not(plain: list[Plain]):
+    def named(prompt: Plain) -> bool:
+        # devil's advocate, passive-aggressive
+        return names_it(prompt.text.replace("'", ""), prompt.persona.name)
+
+    assert [p.place for p in plain if named(p) != (p.polarity == "pos")] == []
+
+
+def test_the_first_prompt_is_one_or_two_sentences_in_the_second_person(plain: list[Plain]):
+    for prompt in plain:
+        sentences = re.split(r"""(?<=[.!?])"?\s+(?=["A-Z])""", prompt.text)
+        assert len(sentences) <= 2, prompt.place
+        assert {"you", "your", "yours", "yourself"} & set(words(prompt.text)), prompt.place
+
+
+def test_no_opening_of_two_words_begins_more_than_an_eighth_of_the_first_prompts(plain: list[Plain]):
+    for kind in ("role", "trait"):
+        texts = [words(prompt.text) for prompt in plain if prompt.persona.kind == kind]
+        openings = Counter(" ".join(text[:2]) for text in texts)
+        assert {o: n for o, n in openings.items() if n > LARGEST_SHARE_OF_AN_OPENING * len(texts)} == {}, kind
+
+
+def test_no_two_first_prompts_share_five_words_in_a_row(plain: list[Plain]):
+    places: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for prompt in plain:
+        text = words(prompt.text)
+        for i in range(len(text) - 4):
+            places[tuple(text[i : i + 5])].add(prompt.place)
+    assert {" ".join(run): found for run, found in places.items() if len(found) > 1} == {}
+
+
+def test_two_first_prompts_share_at_most_two_words_beside_names_and_common_words(
+    plain: list[Plain], prompts: list[Prompt]
+):
+    frequency = Counter(word for _, text in prompts for word in set(text))
+    common = {word for word, count in frequency.items() if count > COMMON_WORD * len(prompts)}
+    where: dict[str, list[int]] = defaultdict(list)
+    shared: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for i, prompt in enumerate(plain):
+        for word in set(words(prompt.text)) - common:
+            for j in where[word]:
+                if word not in {*prompt.persona.name.split("_"), *plain[j].persona.name.split("_")}:
+                    shared[j, i].add(word)
+            where[word].append(i)
+    assert {(plain[j].place, plain[i].place): w for (j, i), w in shared.items() if len(w) > 2} == {}
 
 
 def test_in_at_least_half_of_the_roles_a_prompt_does_without_the_roles_name(roles: list[Persona]):

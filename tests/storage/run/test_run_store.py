@@ -83,6 +83,7 @@ def test_another_model_or_other_texts_under_the_same_names_are_refused(plan: Pla
     with pytest.raises(InputError) as caught:
         check_same_run(record_of(plan), small_plan(catalog=reworded), "u")
     assert caught.value.field == "personas.catalog"
+    assert "name a directory with the texts of that run" in str(caught.value)
 
 
 def test_the_same_job_kept_elsewhere_or_spread_otherwise_is_the_same_run(plan: Plan):
