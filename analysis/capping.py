@@ -115,15 +115,15 @@ def capping_settings(
         step: Layers from one window to the next; None: half the width.
 
     Returns:
-        The recommended setting first, if its layers and its percentile are there, then the others by width, first layer
-        and percentile. A window of which a layer was not captured or has no axis has no setting.
+        Those of the recommended window first, with the recommended setting at the head, then the others by width, first
+        layer and percentile. A window of which a layer was not captured or has no axis has no setting.
 
     Example:
         >>> from persona_atlas.analysis.thresholds import thresholds
         >>> found = thresholds(np.arange(8.0)[:, None] * np.ones(8), percentiles=(25, 50))
         >>> settings = capping_settings(np.ones((8, 2)), range(8), found, 8, widths=(4,))
         >>> [setting.name for setting in settings][:3]
-        ['layers_6:7-p0.25', 'layers_0:4-p0.25', 'layers_0:4-p0.5']
+        ['layers_6:7-p0.25', 'layers_6:7-p0.5', 'layers_0:4-p0.25']
     """
     axis = np.asarray(axis_LD, np.float64)
     at = {layer: position for position, layer in enumerate(layers) if np.isfinite(axis[position]).all()}
@@ -137,8 +137,8 @@ def capping_settings(
     best = f"{_place(recommended)}-{RECOMMENDED_LABEL}"
     basis = (
         f"No evaluation of this model's replies has been run: layers {recommended.start} to {recommended.stop - 1} of "
-        f"{n_layers} are as deep as those found best for Qwen 3 32B (46 to 53 of 64) and Llama 3.3 70B (56 to 71 of
-        80)."
+        f"{n_layers} are as deep as those found best for Qwen 3 32B (46 to 53 of 64) and Llama 3.3 70B (56 to 71 "
+        "of 80)."
     )
     marked = [setting if setting.name != best else _recommend(setting, basis) for setting in settings]
     # A window of the usual widths may be the recommended one; the percentiles that are not recommended stay in place.

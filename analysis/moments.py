@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
 
+_ROWS = 32
+"""Rollouts whose deviations are formed at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -74,10 +77,11 @@ class Moments:
         # An infinite value leaves inf - inf, which is the NaN that is promised.
         with np.errstate(invalid="ignore", over="ignore"):
             mean_LD = values_NLD.mean(axis=0, dtype=np.float64)
-            m2_LD = np.empty_like(mean_LD)
-            for position in range(num_layers):  # one layer at a time: deviations are float64 and as many as the values
-                deviations_ND = values_NLD[:, position] - mean_LD[position]
-                m2_LD[position] = np.einsum("nd,nd->d", deviations_ND, deviations_ND)
+            m2_LD = np.zeros_like(mean_LD)
+            for position in range(num_layers):
+                for start in range(0, count, _ROWS):  # few at a time: deviations are float64 and stay in the cache
+                    deviations_ND = values_NLD[start : start + _ROWS, position] - mean_LD[position]
+                    m2_LD[position] += np.einsum("nd,nd->d", deviations_ND, deviations_ND)
             mean_LD[~np.isfinite(mean_LD)] = np.nan
         return cls(count, mean_LD, m2_LD)
 
