@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.analysis.axis import cosine_or_nan, role_axis_cosines, split_half, trait_axis_cosines
 from persona_atlas.analysis.bootstrap import bootstrap_axis
-from persona_atlas.analysis.reliability import expected_cosine, question_intervals, trust
+from persona_atlas.analysis.reliability import expected_cosine, question_intervals, standing_out, trust
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -148,6 +148,23 @@ def test_two_halves_of_a_noisy_axis_tell_how_near_the_whole_is_to_the_true_one()
     assert np.isnan(expected_cosine(float("nan")))
 
 
+def test_every_persona_taken_as_the_default_stands_out_as_far_as_written_out():
+    default_LD, roles_PLD = drawn(2, 9) + 3, roles_with_a_first_component(6, 9, seed=2)
+    found = standing_out(default_LD, roles_PLD)
+    for layer in range(2):
+        personas = [default_LD[layer], *roles_PLD[:, layer]]
+        for number, persona_D in enumerate(personas):
+            others_PD = np.stack([other for n, other in enumerate(personas) if n not in (0, number)])
+            axis_D = persona_D - others_PD.mean(axis=0)
+            unit_D = axis_D / np.linalg.norm(axis_D)
+            z = (persona_D @ unit_D - (others_PD @ unit_D).mean()) / (others_PD @ unit_D).std()
+            assert found[number, layer] == pytest.approx(z), (number, layer)
+    roles_PLD[2, 0, 1] = np.nan
+    assert np.isnan(standing_out(default_LD, roles_PLD)[:, 0]).all()
+    assert np.isfinite(standing_out(default_LD, roles_PLD)[:, 1]).all()
+    assert np.isnan(standing_out(default_LD, np.ones((4, 2, 9)))).all()
+
+
 def test_a_thin_run_is_told_what_limits_it_and_a_whole_one_nothing():
     thin = trust(7, num_roles=3, num_questions=1, least_rollouts=2, split_half=float("nan"), axis_interval=(0.2, 0.8))
     assert len(thin) == 5
@@ -158,4 +175,6 @@ def test_a_thin_run_is_told_what_limits_it_and_a_whole_one_nothing():
     assert len(told) == 1
     assert "cosine 0.41 at layer 7" in told[0]
     assert "0.76" in told[0]
-    assert trust(7, num_roles=275, num_questions=240, least_rollouts=10, split_half=0.99) == []
+    whole = {"num_roles": 275, "num_questions": 240, "least_rollouts": 10, "split_half": 0.99}
+    assert trust(7, **whole, roles_above=0) == []
+    assert "12 of 275 roles would stand out more" in trust(7, **whole, roles_above=12)[0]
