@@ -102,7 +102,7 @@ def expected_cosine(split_half: float) -> float:
 
 
 def standing_out(default_LD: Float64, role_vectors_PLD: Float64) -> Float64:
-    """Compute how far the default stands out along the axis, and how far each role would if it were taken as the default.
+    """Compute how far the default stands out on the axis, and how far each role would if it were taken as the default.
 
     The axis runs from the roles to the default by construction, so any persona lies far out on the axis that is made of
     it: its own noise is part of the axis. The roles tell how far that is in this run. This control is this project's
