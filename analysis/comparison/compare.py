@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 
 from ...jobs.errors import InputError
 from .one_layer import RolesAtLayer, Side, compare_layer, match_components
@@ -59,10 +58,21 @@ def compare(a: Side, b: Side, layer: int | None = None) -> Comparison:
         b: The second.
         layer: Layer of the first to compare in detail; None: the one nearest to the middle of its model.
 
+    Returns:
+        The comparison; numbers that are not to be had are None.
+
     Raises:
         InputError: A reduction has no role vectors, fewer than three roles are common, no layer is at a common depth,
             or ``layer`` has no partner.
         StoreError: An array of a stored reduction is damaged.
+
+    Example:
+        >>> from persona_atlas import open_run, reduce
+        >>> from persona_atlas.analysis.comparison.sides import side_of
+        >>> made = [reduce(store, progress=False) for store in ("runs/demo", "runs/tokens")]
+        >>> found = compare(side_of(open_run("runs/demo")), side_of(open_run("runs/tokens")))
+        >>> found.at.layer_a, found.at.layer_b, [component.is_flipped for component in found.components][:1]
+        (15, 15, [False])
     """
     for side in (a, b):
         if not side.reduction.role_names:
@@ -89,14 +99,16 @@ def compare(a: Side, b: Side, layer: int | None = None) -> Comparison:
     chosen = _chosen(pairs, a, layer)
     layers = tuple(compare_layer(RolesAtLayer(a, of_a, common), RolesAtLayer(b, of_b, common)) for of_a, of_b in pairs)
     at_a, at_b = RolesAtLayer(a, chosen[0], common), RolesAtLayer(b, chosen[1], common)
-    has_default = at_a.default_z is not None and at_b.default_z is not None
+    default_z: tuple[float, float] | None = None
+    if at_a.default_z is not None and at_b.default_z is not None:
+        default_z = at_a.default_z, at_b.default_z
     return Comparison(
         roles=tuple(common),
         layers=layers,
         at=next(found for found in layers if (found.layer_a, found.layer_b) == chosen),
         components=tuple(match_components(at_a.scores_PK, at_b.scores_PK)),
         moved=_moved(common, at_a.z_scores, at_b.z_scores),
-        default_z=(at_a.default_z, at_b.default_z) if has_default else None,
+        default_z=default_z,
         notes=tuple(_notes(a, b, common)),
     )
 
@@ -127,8 +139,9 @@ def _chosen(pairs: list[tuple[int, int]], a: Side, layer: int | None) -> tuple[i
 def _notes(a: Side, b: Side, common: Sequence[str]) -> list[str]:
     notes: list[str] = []
     facts_a, facts_b = a.reduction.facts, b.reduction.facts
-    widths = [side.reduction.read("axis", side.reduction.layers[:1]) for side in (a, b)]
-    is_as_wide = all(width is not None for width in widths) and len({np.shape(width)[-1] for width in widths}) == 1
+    axes = [side.reduction.read("axis", side.reduction.layers[:1]) for side in (a, b)]
+    widths = {axis_1D.shape[-1] if axis_1D is not None else None for axis_1D in axes}
+    is_as_wide = len(widths) == 1 and None not in widths
     if a.model != b.model and is_as_wide:
         notes.append(
             "The models differ. The cosine of their axes has a meaning if one was trained from the other; models that "
