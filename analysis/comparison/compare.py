@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-
 from ...jobs.errors import InputError
 from .one_layer import RolesAtLayer, Side, compare_layer, match_components
 from .results import Comparison, MovedRole

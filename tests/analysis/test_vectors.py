@@ -82,6 +82,15 @@ def test_pairs_are_of_one_prompt_question_and_sample():
     assert score_classes(lines) == ["single70", "single", "single", "single"]
 
 
+def test_rollouts_whose_partner_is_not_certain_make_no_pair():
+    nowhere = lines_of([("trait", polarity, 0, None, 0, score) for polarity, score in (("pos", 90.0), ("neg", 0.0))])
+    assert score_classes(nowhere) == ["single70", "single"]
+    twice = lines_of(
+        [("trait", polarity, 0, 0, 0, score) for polarity, score in (("pos", 90.0), ("neg", 0.0), ("neg", 5))]
+    )
+    assert score_classes(twice) == ["single70", "single", "single"]
+
+
 @pytest.mark.parametrize(("lines", "told"), [(role(3, 4), "0 to 3"), (role(-1), "-1"), (trait((101, 5)), "0 to 100")])
 def test_a_score_out_of_range_is_refused(lines: pa.Table, told: str):
     with pytest.raises(InputError, match=told):
