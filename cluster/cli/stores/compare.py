@@ -66,19 +66,21 @@ def _print(found: Comparison) -> None:
             *([["default, in z-scores of the roles", _pair(*found.default_z)]] if found.default_z else []),
         ],
     )
-    output.table(
-        "Components of A and their partners in B, by how they order the roles",
-        ["A", "B", "correlation", ""],
-        [
-            [f"PC{c.component_a}", f"PC{c.component_b}", f"{c.correlation:.3f}", "flipped" if c.is_flipped else ""]
-            for c in found.components
-        ],
-    )
-    output.table(
-        "Roles that moved most along the axis, in z-scores; up is toward the Assistant",
-        ["role", "A", "B", "change"],
-        [[m.role, f"{m.z_a:+.2f}", f"{m.z_b:+.2f}", f"{m.change:+.2f}"] for m in found.moved[:_MOVED_SHOWN]],
-    )
+    if found.components:
+        output.table(
+            "Components of A and their partners in B, by how they order the roles",
+            ["A", "B", "correlation", "sign"],
+            [
+                [f"PC{c.component_a}", f"PC{c.component_b}", f"{c.correlation:.3f}", "-" if c.is_flipped else "+"]
+                for c in found.components
+            ],
+        )
+    if found.moved:
+        output.table(
+            "Roles that moved most along the axis, in z-scores; up is toward the Assistant",
+            ["role", "A", "B", "change"],
+            [[m.role, f"{m.z_a:+.2f}", f"{m.z_b:+.2f}", f"{m.change:+.2f}"] for m in found.moved[:_MOVED_SHOWN]],
+        )
     output.table(
         "By layer",
         ["A", "B", "cosine of axes", "r of projections", "r of PC1"],
