@@ -26,7 +26,7 @@ from persona_atlas.analysis.reliability import question_intervals
 from persona_atlas.analysis.thresholds import thresholds
 from persona_atlas.analysis.vectors import trait_kinds, union
 
-from planted_world import AXIS_LENGTH, NOISE, OFFSET, PC1_COSINE, SPREADS, World
+from planted_world import AXIS_LENGTH, NOISE, OFFSET, PC1_COSINE, SPREADS, Address, World
 
 Groups = dict[tuple[str, str, str], dict[tuple[str, str], Moments]]
 
@@ -94,6 +94,21 @@ def test_vectors_of_each_score_are_the_planted_ones(world: World, groups: Groups
     assert first.count == 2 * world.num_questions
 
 
+def test_the_variance_of_a_persona_is_the_planted_one_whatever_it_was_merged_from(world: World, groups: Groups):
+    by_role: dict[str, list[Address]] = defaultdict(list)
+    for address in world.addresses():
+        by_role[address.persona].append(address)
+    ratios = []
+    for role in world.roles:
+        whole = union(groups["role", role, "pos"], ALL)
+        assert whole is not None
+        means_NLD = np.stack([world.mean_of(address) for address in by_role[role]])
+        planted_L = means_NLD.var(axis=0, ddof=1).sum(axis=1) + NOISE**2 * world.d_model
+        ratios.append(whole.total_variance() / planted_L)
+    np.testing.assert_allclose(np.mean(ratios, axis=0), 1, atol=0.01)
+    assert np.abs(np.array(ratios) - 1).max() < 0.3
+
+
 def test_the_axis_is_the_planted_one_and_rollouts_that_do_not_play_shorten_it(
     world: World, groups: Groups, default: Moments, axis: np.ndarray
 ):
@@ -112,7 +127,7 @@ def test_the_halves_agree_and_other_roles_would_hardly_change_the_axis(
     agreement = split_half(default_2LD, np.stack([role_means(world, groups, FULLY, half) for half in HALVES]))
     # Each half's axis has the noise of its default vector, of half the rollouts, in all coordinates but one.
     noise = NOISE**2 * (world.d_model - 1) / (default.count / 2)
-    np.testing.assert_allclose(agreement, AXIS_LENGTH**2 / (AXIS_LENGTH**2 + noise), atol=1e-3)
+    np.testing.assert_allclose(agreement, AXIS_LENGTH**2 / (AXIS_LENGTH**2 + noise), atol=1.2e-4)
     found = bootstrap_axis(default.mean_LD, fully, samples=400)
     across = (SPREADS**2).sum() - (PC1_COSINE * SPREADS[0]) ** 2
     expected = 1 - across / world.num_roles / AXIS_LENGTH**2 / 2
