@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,17 @@ import numpy.typing as npt
 from ...storage.derived.reductions import Reduction
 from ..layerwise import has_array, layer_groups, read_layers
 
-NUM_BINS = 48
+_MOST_BINS = 48
+
+
+def _num_bins(num_rollouts: int) -> int:
+    """Choose a number of bins that few rollouts fill: Rice's rule, twice the cube root, within limits.
+
+    Example:
+        >>> _num_bins(20), _num_bins(292), _num_bins(900_000)
+        (8, 14, 48)
+    """
+    return max(8, min(_MOST_BINS, math.ceil(2 * num_rollouts ** (1 / 3))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +58,8 @@ def histograms_of(reduction: Reduction, kinds_N: npt.NDArray[np.str_] | None) ->
     masks = [kinds_N == kind for kind in kinds]
     num_layers = len(reduction.layers)
     range_L2 = np.full((num_layers, 2), np.nan)
-    counts_LKB = np.zeros((num_layers, len(kinds), NUM_BINS), dtype=np.int64)
+    num_bins = _num_bins(len(kinds_N))
+    counts_LKB = np.zeros((num_layers, len(kinds), num_bins), dtype=np.int64)
     for at in layer_groups(reduction):
         values_NL = read_layers(reduction, "projections", at)
         assert values_NL is not None
@@ -58,5 +70,5 @@ def histograms_of(reduction: Reduction, kinds_N: npt.NDArray[np.str_] | None) ->
                 high = high if high > low else low + max(abs(low), 1.0) * 1e-3
                 range_L2[layer] = low, high
                 for kind, mask in enumerate(masks):
-                    counts_LKB[layer, kind], _ = np.histogram(values_N[mask], bins=NUM_BINS, range=(low, high))
+                    counts_LKB[layer, kind], _ = np.histogram(values_N[mask], bins=num_bins, range=(low, high))
     return Histograms(kinds, tuple(int(mask.sum()) for mask in masks), range_L2, counts_LKB)

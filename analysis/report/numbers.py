@@ -150,7 +150,9 @@ def _computed(reduction: Reduction, at: slice, known: frozenset[str]) -> dict[st
     traits_TLD = read_layers(reduction, "trait_vectors", at) if "trait_cosine" not in known else None
     if traits_TLD is not None:
         found["trait_cosine"] = _cosines(traits_TLD, unit_LD)
-    means_GLD = read_layers(reduction, "mean", at) if any(kind == "trait" for kind, _, _ in reduction.personas) else None
+    means_GLD = (
+        read_layers(reduction, "mean", at) if any(kind == "trait" for kind, _, _ in reduction.personas) else None
+    )
     if means_GLD is not None:
         found["traits"] = np.einsum("gld,ld->lg", means_GLD, unit_LD)
     return found

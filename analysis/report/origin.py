@@ -75,7 +75,9 @@ def origin_of_run(run: Run, reduction: Reduction) -> Origin:
         lines=lines,
         lead=f"{count_of(int(reduction.facts.get('rollouts', 0)), 'rollout')} at "
         f"{count_of(len(reduction.layers), 'layer')}, pooled by {reduction.facts.get('pooling', 'an unknown rule')}.",
-        notes=tuple(f"{name.replace('_', ' ')}: {count_of(rows, 'row')} (docs/engine.md)." for name, rows in concerned.items()),
+        notes=tuple(
+            f"{name.replace('_', ' ')}: {count_of(rows, 'row')} (docs/engine.md)." for name, rows in concerned.items()
+        ),
         start_layer=run.middle_layer if run.middle_layer in reduction.layers else _middle(reduction),
         counts=_counts(run),
         kinds_N=_kinds(run, reduction),

@@ -74,11 +74,12 @@ def render_page(origin: Origin, reduction: Reduction, layer: int | None = None) 
         sections.axis_by_layer(numbers),
         sections.spectra(numbers, reduction),
         sections.rollouts(reduction, histograms is not None, ""),
-        sections.variance(numbers),
         sections.table(reduction, numbers, origin, at),
         sections.provenance(origin),
     ]
-    return _document(origin.model, "\n".join(body), payload(reduction, numbers, origin, histograms, at), len(numbers.layers))
+    return _document(
+        origin.model, "\n".join(body), payload(reduction, numbers, origin, histograms, at), len(numbers.layers)
+    )
 
 
 def _document(model: str, body: str, data: dict[str, Any], num_layers: int) -> str:
@@ -99,7 +100,7 @@ def _document(model: str, body: str, data: dict[str, Any], num_layers: int) -> s
         "<footer>Written by Persona Atlas. Method: Lu, Gallagher, Michala, Fish and Lindsey, The Assistant Axis, "
         "arXiv 2601.10387.</footer></main>\n<div class='tip' id='tip' role='status' hidden></div>\n"
         f"<script type='application/json' id='data'>{_json(data)}</script>\n"
-        f"<script>(() => {{\n\"use strict\";\n{script}\n}})();</script>\n</body></html>\n"
+        f'<script>(() => {{\n"use strict";\n{script}\n}})();</script>\n</body></html>\n'
     )
 
 

@@ -172,6 +172,4 @@ def _projections(reduction: Reduction, places: Sequence[int]) -> dict[int, npt.N
 def _with_projection(sample: Sample, projection_L: npt.NDArray[np.float64] | None) -> Sample:
     if projection_L is None:
         return sample
-    return Sample(
-        sample.row, sample.system_prompt, sample.question, sample.response, sample.score, projection_L
-    )
+    return Sample(sample.row, sample.system_prompt, sample.question, sample.response, sample.score, projection_L)

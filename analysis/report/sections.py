@@ -136,32 +136,57 @@ def axis_by_layer(numbers: Numbers) -> str:
     return _section("The Assistant Axis by layer", f"{lead}<div class='trio'>{shown}</div>")
 
 
-def spectra(numbers: Numbers, reduction: Reduction) -> str:
-    """Write the ranked roles and traits, side by side."""
-    roles = _absent("There is no axis, so roles have no place on it.")
+def roles_spectrum(numbers: Numbers) -> str:
+    """Write the roles ranked by their projection on the axis."""
+    body = _absent("There is no axis, so roles have no place on it.")
     if numbers.projection_LP is not None and np.isfinite(numbers.projection_LP).any():
-        bars = (
-            "Bars are 95 % intervals by a bootstrap over questions."
-            if numbers.interval_2LP is not None
-            else "The reduction holds no intervals."
-        )
-        roles = f"<p class='quiet'>{bars}</p>" + _ranked("roles")
-    traits = _absent("The run has no traits, or no axis.")
+        has_intervals = numbers.interval_2LP is not None and np.isfinite(numbers.interval_2LP).any()
+        bars = "Bars are 95 % intervals by a bootstrap over questions." if has_intervals else "There are no intervals."
+        body = f"<p class='quiet'>{bars} Right is toward the Assistant; zero has no meaning. n counts rollouts.</p>"
+        body += _ranked("roles")
+    return _section("Roles along the axis", body)
+
+
+_TRAIT_KINDS = {
+    "pos_neg": "Mean of the trait shown minus mean of its opposite.",
+    "pos_neg_50": "Mean difference over pairs whose scores differ by more than 50.",
+    "pos_default": "Mean of the trait shown minus the default.",
+    "pos_70": "Mean over responses scored 70 or more.",
+}
+
+
+def traits_spectrum(numbers: Numbers, reduction: Reduction) -> str:
+    """Write the traits ranked by the cosine of their vectors with the axis."""
+    body = _absent("There are no trait vectors, or there is no axis.")
     if numbers.trait_cosine_LT is not None and np.isfinite(numbers.trait_cosine_LT).any():
-        kind = {
-            "pos_neg_50": "Mean difference over pairs whose scores differ by more than 50.",
-            "pos_default": "Mean of the trait shown minus the default.",
-            "pos_70": "Mean over responses scored 70 or more.",
-        }.get(str(reduction.facts.get("trait_kind", "pos_neg")), "Mean of the trait shown minus mean of its opposite.")
-        traits = f"<p class='quiet'>{kind} Right: the trait leads toward the Assistant. n counts {trait_unit(reduction)}.</p>" + _ranked("traits")
-    left, right = _section("Roles along the axis", roles), _section("Traits along the axis", traits)
-    return f"<div class='pair'>{left}{right}</div>"
+        kind = _TRAIT_KINDS.get(str(reduction.facts.get("trait_kind", "pos_neg")), "")
+        body = (
+            f"<p class='quiet'>{kind} Right: showing the trait leads toward the Assistant. n counts "
+            f"{trait_unit(reduction)}.</p>" + _ranked("traits")
+        )
+    return _section("Traits along the axis", body)
+
+
+def spectra(numbers: Numbers, reduction: Reduction) -> str:
+    """Write the spectra side by side, with the variance below the traits where these are few."""
+    roles, traits, shares = roles_spectrum(numbers), traits_spectrum(numbers, reduction), variance(numbers)
+    rows = [min(len(names), _MOST_ROWS) for names in (numbers.roles, numbers.traits)]
+    if rows[0] >= rows[1] + _ROWS_OF_VARIANCE:
+        return f"<div class='pair'>{roles}<div>{traits}{shares}</div></div>"
+    return f"<div class='pair'>{roles}{traits}</div>{shares}"
+
+
+_MOST_ROWS = 40
+"""Rows of a spectrum until its middle is asked for."""
+
+_ROWS_OF_VARIANCE = 20
+"""Height of the section on variance, in rows of a spectrum."""
 
 
 def _ranked(which: str) -> str:
     return (
         f"<figure><div class='chart' id='{which}-chart'></div></figure>"
-        f"<div class='tools'><button type='button' id='{which}-all' hidden></button></div>"
+        f"<button type='button' id='{which}-all' hidden></button>"
     )
 
 
@@ -173,7 +198,8 @@ def rollouts(reduction: Reduction, has_histograms: bool, capping: str) -> str:
             "<p>Projections of single rollouts, not filtered by score. They are not centred: zero has no meaning. Dotted "
             "lines are floors on +axis. A label is the percentile on &minus;axis, so a quarter of all rollouts lies above "
             "p0.25.</p><figure><div class='chart' id='histogram-chart'></div><ul class='legend'>"
-            "<li>solid: default</li><li>dashed: roles</li><li>dotted: traits</li></ul></figure>"
+            f"{_stroke('default', '', 'the default Assistant')}{_stroke('role', '7 3', 'roles')}{_stroke('trait', '2 3', 'traits')}"
+            "</ul></figure>"
         )
     table = _absent("There are no thresholds: they need an axis and projections.")
     if reduction.floor_on_axis is not None:
@@ -188,7 +214,9 @@ def rollouts(reduction: Reduction, has_histograms: bool, capping: str) -> str:
             "&minus;axis at the cap or below.</p>"
         )
     right = f"<h3>Thresholds at layer <span class='layer-name'></span></h3>{table}{capping}"
-    return _section("Single rollouts on the axis", f"<div class='with-aside'><div>{chart}</div><div>{right}</div></div>")
+    return _section(
+        "Single rollouts on the axis", f"<div class='with-aside'><div>{chart}</div><div>{right}</div></div>"
+    )
 
 
 def variance(numbers: Numbers) -> str:
@@ -197,8 +225,9 @@ def variance(numbers: Numbers) -> str:
         return _section("Variance by component", _absent("There are no principal components."))
     return _section(
         "Variance by component",
-        "<p id='needed'></p><figure><div class='chart' id='variance-chart'></div><ul class='legend'><li>solid: roles</li>"
-        "<li>dashed: roles, z-scored</li><li>dotted: trait vectors</li></ul></figure><p class='quiet' id='beyond'></p>",
+        "<p id='needed'></p><figure><div class='chart' id='variance-chart'></div><ul class='legend'>"
+        f"{''.join(_stroke(*_LINES[name]) for name in WORDS if name in numbers.spaces)}</ul></figure>"
+        "<p class='quiet' id='beyond'></p>",
     )
 
 
@@ -225,7 +254,9 @@ def table(reduction: Reduction, numbers: Numbers, origin: Origin, at: int) -> st
         return _section("Every persona in numbers", _absent("The reduction has no personas."))
     heads = "".join(
         f"<th{' class=number' if i > 1 else ''}>{name}</th>"
-        for i, name in enumerate(("persona", "kind", "projection on +axis", "95 % interval", "z among roles", "cosine", "n"))
+        for i, name in enumerate(
+            ("persona", "kind", "projection on +axis", "95 % interval", "z among roles", "cosine", "n")
+        )
     )
     about = (
         "<p class='quiet'>At layer <span class='layer-name'></span>. Cosine: of a role vector, centred on the roles' mean, "
@@ -253,6 +284,21 @@ def provenance(origin: Origin) -> str:
     """Write where the numbers come from."""
     lines = "".join(f"<tr><th scope='row'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in origin.lines.items())
     return _section("Provenance", f"<div class='scroll'><table class='provenance'>{lines}</table></div>")
+
+
+_LINES = {
+    "roles": ("role", "", "roles"),
+    "zscored": ("default", "6 4", "roles, z-scored"),
+    "traits": ("trait", "2 4", "trait vectors"),
+}
+
+
+def _stroke(colour: str, dash: str, text: str) -> str:
+    """Write an entry of a legend with the line that it explains."""
+    return (
+        "<li><svg width='28' height='8' aria-hidden='true'><line x1='0' x2='28' y1='4' y2='4' stroke-width='2.5' "
+        f"stroke='var(--{colour})' stroke-dasharray='{dash}'/></svg>{escape(text)}</li>"
+    )
 
 
 def _section(title: str, body: str) -> str:

@@ -9,7 +9,10 @@ from . import output
 def print_summary(found: Summary) -> None:
     """Print the roles at both ends of the axis, the figures of PCA, and the thresholds."""
     if found.roles:
-        columns, lines = ["persona", "projection", "z among roles"], [_line(role, found) for role in found.assistant_end]
+        columns, lines = (
+            ["persona", "projection", "z among roles"],
+            [_line(role, found) for role in found.assistant_end],
+        )
         if found.default_projection is not None and found.default_z is not None:
             default = RankedRole("(the default Assistant)", found.default_projection, found.default_z)
             lines.insert(0, _line(default, found))
@@ -33,7 +36,9 @@ def print_summary(found: Summary) -> None:
         )
     if found.floors:
         shown = ", ".join(f"{label} {value:+.2f}" for label, value in found.floors.items())
-        output.text(f"Floors on the axis at layer {found.layer} (percentiles of -axis; a cap on -axis is minus the floor): {shown}")
+        output.text(
+            f"Floors on the axis at layer {found.layer} (percentiles of -axis; a cap on -axis is minus the floor): {shown}"
+        )
     for note in (*found.notes, found.filter_note):
         output.text(note)
     if found.units_done < found.units_planned:

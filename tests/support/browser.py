@@ -14,7 +14,9 @@ from typing import Any
 
 import aiohttp
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 _START_S = 60
 _FLAGS = (
     "--headless=new",

@@ -61,7 +61,7 @@ function drawVariance() {
   const words = sets.map(([key, name]) => `${name}: ${DATA.spaces[key].needed.map((layers) => layers[state.at] || "\u2013").join(", ")}`);
   $("needed").textContent = `Components for 70, 80 and 90 % of the variance at layer ${LAYERS[state.at]}: ${words.join("; ")}.`;
   const rest = [], d = DATA.distance && DATA.distance[state.at], v = DATA.rolloutVariance && DATA.rolloutVariance[state.at];
-  if (d && d[0] !== null) rest.push(`Along PC1 the default is ${d[0] < 0 ? "inside the roles' range, " : ""}${number(Math.abs(d[0]))} of that range from its nearer end.`);
+  if (d && d[0] !== null) rest.push(`Along PC1 the default lies ${d[0] < 0 ? "inside" : "outside"} the roles' range, ${(100 * Math.abs(d[0])).toFixed(0)} % of it from the nearer end.`);
   if (v && v[0] !== null) rest.push(`The first ${v.length} components hold ${(100 * v.reduce((a, b) => a + (b || 0), 0)).toFixed(0)} % of the variance of single rollouts.`);
   $("beyond").textContent = rest.join(" ");
 }
@@ -76,7 +76,7 @@ function drawHistogram() {
   if (low === null) { el("text", { x: 0, y: 40 }, svg, `There is no axis at layer ${LAYERS[state.at]}.`); return; }
   const box = { left: 44, right: chart.width - 10, top: 62, bottom: 284 }, bins = shares.length / h.kinds.length, width = (high - low) / bins;
   const x = scale([low, high], box.left, box.right), y = scale([0, Math.max(...shares) * 1.05 || 1], box.bottom, box.top);
-  axes(chart, x, y, box, { xTitle: "projection on the axis (+axis); right is toward the Assistant", xTicks: ticks([low, high], small ? 4 : 7), yTicks: ticks(y.domain, 4), yFormat: (v) => `${v} %` });
+  axes(chart, x, y, box, { xTitle: small ? "projection on +axis" : "projection on +axis; right is toward the Assistant", xTicks: ticks([low, high], small ? 4 : 7), yTicks: ticks(y.domain, 6), yFormat: (v) => `${v} %` });
   el("text", { class: "title", x: 0, y: 11 }, svg, "share of the kind's rollouts per bin");
   h.kinds.forEach((kind, k) => {
     let d = `M${x(low)} ${y(0)}`;

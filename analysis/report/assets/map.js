@@ -20,17 +20,16 @@ function mark(svg, p, r, opacity = 1) {
 }
 
 /** Names beside the points, the chosen and the outermost first; one that would cover another or a point is left to hover. */
-function labels(svg, shown, box, most, far) {
+function labels(svg, shown, box, most, far, taken = []) {
   const isChosen = (p) => state.chosen && state.chosen.kind === p.kind && state.chosen.i === p.i;
   const rank = shown.map((p) => ({ p, w: isChosen(p) ? 1e9 : p.kind === "default" ? 1e8 : far(p) })).sort((a, b) => b.w - a.w);
-  const taken = [];
   const clear = (b, own) => b[0] >= box.left - 4 && b[2] <= box.right + 4 && b[1] >= box.top - 6 && b[3] <= box.bottom
     && !taken.some((t) => b[0] < t[2] && t[0] < b[2] && b[1] < t[3] && t[1] < b[3])
     && !shown.some((q) => q !== own && q.x > b[0] - 3 && q.x < b[2] + 3 && q.y > b[1] - 2 && q.y < b[3] + 2);
   let done = 0;
   for (const { p, w } of rank) {
     if (done >= most) break;
-    const wide = textWidth(p.name), gap = p.kind === "default" ? 15 : 9;
+    const wide = textWidth(p.name), gap = p.kind === "default" ? 15 : isChosen(p) ? 12 : 9;
     const options = [["start", p.x + gap, p.y + 4, p.x + gap, p.y - 9], ["end", p.x - gap, p.y + 4, p.x - gap - wide, p.y - 9],
       ["middle", p.x, p.y - gap - 2, p.x - wide / 2, p.y - gap - 15], ["middle", p.x, p.y + gap + 11, p.x - wide / 2, p.y + gap - 2]];
     const fits = options.find(([, , , bx, by]) => clear([bx, by, bx + wide, by + 15], p)) || (w > 1e7 ? options.find(([, , , bx]) => bx > box.left && bx + wide < box.right) || options[1] : null);
@@ -46,7 +45,7 @@ let drawn = [];
 function drawMap() {
   const place = $("map-chart");
   if (!place || !state.space) return;
-  const small = place.clientWidth < 560, chart = canvas(place, small ? 400 : Math.min(720, Math.max(520, place.clientWidth * 0.62)), "");
+  const small = place.clientWidth < 560, chart = canvas(place, small ? 400 : Math.min(720, Math.max(520, place.clientWidth * 0.72)), "");
   const points = places(), share = DATA.spaces[state.space].share[state.at], svg = chart.svg;
   const name = (k) => `PC${k + 1}${share && share[k] !== null && share[k] !== undefined ? `, ${(100 * share[k]).toFixed(0)} % of the variance` : ""}`;
   if (!points.length) {
@@ -75,22 +74,29 @@ function turned(chart, points, name, small) {
   const middle = [0, 1, 2].map((k) => { const [a, b] = extent(points.map((p) => p.c[k])); return (a + b) / 2; });
   // One scale for all three components, so that distances are what they are.
   const reach = Math.max(...points.map((p) => Math.hypot(...p.c.map((v, k) => v - middle[k])))) || 1;
-  const size = Math.min(box.right - box.left, (box.bottom - box.top) * 1.25) / 2 / 1.08;
+  const size = Math.min((box.right - box.left) * 0.9, (box.bottom - box.top) * 1.12) / 2;
   const [yaw, pitch] = state.turn, cy = Math.cos(yaw), sy = Math.sin(yaw), cp = Math.cos(pitch), sp = Math.sin(pitch);
   const project = (v) => {
     const [a, b, c] = v, right = a * cy - c * sy, back = a * sy + c * cy, up = b * cp - back * sp, depth = b * sp + back * cp, near = 3 / (3 + depth);
     return { x: chart.width / 2 + right * near * size, y: (box.top + box.bottom) / 2 - up * near * size, depth, near };
   };
   const svg = chart.svg;
-  [0, 1, 2].forEach((k) => {
-    const end = [0, 0, 0]; end[k] = 0.95; const other = end.map((v) => -v), a = project(other), b = project(end);
+  const ends = [0, 1, 2].map((k) => {
+    const end = [0, 0, 0]; end[k] = 0.85;
+    const a = project(end.map((v) => -v)), b = project(end);
     el("line", { class: "rule", x1: a.x, y1: a.y, x2: b.x, y2: b.y, "stroke-width": 1.5 }, svg);
-    el("text", { class: "title halo", x: b.x, y: b.y - 6, "text-anchor": b.x > chart.width * 0.75 ? "end" : b.x < chart.width * 0.25 ? "start" : "middle" }, svg, small ? `PC${k + 1}` : name(k));
+    return b;
   });
   for (const p of points) Object.assign(p, project(p.c.map((v, k) => (v - middle[k]) / reach)));
   points.sort((a, b) => b.depth - a.depth);
   for (const p of points) mark(svg, p, radius(points, small) * Math.min(1.5, p.near), Math.max(0.55, Math.min(1, 1.05 - 0.35 * p.depth)));
-  labels(svg, points, box, small ? 10 : 26, (p) => Math.hypot(p.x - chart.width / 2, p.y - chart.height / 2) * p.near);
+  const titles = ends.map((b, k) => {
+    const text = small ? `PC${k + 1}` : name(k), wide = textWidth(text);
+    const x = Math.max(box.left, Math.min(box.right - wide, b.x - wide / 2));
+    el("text", { class: "title halo", x, y: b.y - 6 }, svg, text);
+    return [x - 2, b.y - 19, x + wide + 2, b.y - 2];
+  });
+  labels(svg, points, box, small ? 10 : 26, (p) => Math.hypot(p.x - chart.width / 2, p.y - chart.height / 2) * p.near, titles);
   return points;
 }
 

@@ -16,7 +16,7 @@ function spectrum(id, rows, which, { value, low, high, title, format, domain, la
   const shown = cut(there, which), row = 19, small = place.clientWidth < 480;
   const chart = canvas(place, 58 + row * Math.max(1, shown.length), label), svg = chart.svg;
   if (!there.length) { el("text", { x: 0, y: 30 }, svg, `There are no values at layer ${LAYERS[state.at]}.`); return; }
-  const names = Math.min(small ? 122 : 190, 14 + Math.max(...shown.map((p) => (p.gap === undefined ? textWidth(p.name) : 0))));
+  const names = Math.min(small ? 122 : 190, 14 + Math.max(...shown.map((p) => (p.gap !== undefined ? 0 : textWidth(p.name) * (p.kind === "default" ? 1.12 : 1)))));
   const box = { left: names, right: chart.width - (small ? 44 : 58), top: 40, bottom: chart.height - 10 };
   const ends = domain || padded(extent(there.flatMap((p) => [value(p), low(p), high(p)])), 0.04), x = scale(ends, box.left + 6, box.right - 6);
   for (const tick of ticks(ends, small ? 3 : 6)) {
@@ -53,7 +53,7 @@ function spectrum(id, rows, which, { value, low, high, title, format, domain, la
 function drawSpectra() {
   const nothing = () => NaN;
   spectrum("roles-chart", [...personas("role"), ...(DATA.default.projection ? personas("default") : [])], "roles", {
-    value: (p) => p.projection, low: (p) => p.low, high: (p) => p.high, title: "projection on the axis; right is toward the Assistant; zero has no meaning",
+    value: (p) => p.projection, low: (p) => p.low, high: (p) => p.high, title: "projection on +axis",
     label: `Roles ranked by projection on the Assistant Axis at layer ${LAYERS[state.at]}; the table has the numbers.` });
   spectrum("traits-chart", personas("trait"), "traits", {
     value: (p) => p.cosine, low: nothing, high: nothing, zero: true, domain: traitDomain(), title: "cosine of the trait vector with the axis",
