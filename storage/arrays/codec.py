@@ -145,16 +145,17 @@ def _index(chunk_bytes: Sequence[int], num_layers: int, chunks_per_block: int) -
     return _with_checksum(index_CL2.tobytes())
 
 
-def decode_chunk(data: bytes, rows_per_chunk: int, d_model: int) -> Float32:
+def decode_chunk(data: bytes, rows_per_chunk: int, d_model: int, into_RD: Float32 | None = None) -> Float32:
     """Decode one inner chunk.
 
     Args:
         data: Its bytes in the shard, checksum included.
         rows_per_chunk: R.
         d_model: D.
+        into_RD: Contiguous array to decode into; None: a new one.
 
     Returns:
-        float32 ``(R, D)``, read-only.
+        float32 ``(R, D)``: ``into_RD`` if given, else read-only.
 
     Raises:
         ValueError: The checksum does not match, or the bytes do not decode to that shape.
@@ -163,6 +164,9 @@ def decode_chunk(data: bytes, rows_per_chunk: int, d_model: int) -> Float32:
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
         raise ValueError("its checksum does not match its bytes")
     try:
+        if into_RD is not None:
+            _BLOSC.decode(body, into_RD)
+            return into_RD
         values = np.frombuffer(_BLOSC.decode(body), dtype="<f4")
     except RuntimeError as error:
         raise ValueError(str(error)) from error

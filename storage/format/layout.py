@@ -12,6 +12,8 @@ index.parquet                        every committed rollout; a cache of the com
 chunks.parquet                       lengths of the inner chunks of every committed shard; a cache too
 recent/<generation>.parquet          commit records that a driver has written since the index; a cache too
 scores/<judge>/<unit>.parquet        a judge's scores of one unit
+sums/<hook_point>/<pooling>/<name>   counts, means and squares of one persona's rollouts, by score; written once
+projections/<hook_point>/<pooling>/<name>  projections of one persona's rollouts on one axis; written once
 analysis/<reduction>-<random>/       Zarr group of one reduction
 analysis/<reduction>.json            path and checksums of a complete reduction; written once, after the group
 analysis/current.json                a copy of the newest reduction's record; written last
@@ -35,6 +37,8 @@ SCORES = "scores"
 COMMITS = "commits"
 DRIVERS = "drivers"
 STATUS = "status"
+SUMS = "sums"
+PROJECTIONS = "projections"
 ANALYSIS = "analysis"
 CURRENT_REDUCTION = "analysis/current.json"
 WITHDRAWN = "withdrawn"
@@ -100,3 +104,21 @@ def reduction_path(name: str) -> str:
 def reduction_record_path(reduction_id: str) -> str:
     """Path of the record of a complete reduction; written once, after its group."""
     return f"{ANALYSIS}/{reduction_id}.json"
+
+
+def partial_folder(folder: str, hook_point: str, pooling: str) -> str:
+    """Path of the folder of a run's partial results; ``folder`` is ``SUMS`` or ``PROJECTIONS``."""
+    return f"{folder}/{hook_point}/{pooling}"
+
+
+def partial_path(folder: str, hook_point: str, pooling: str, persona: str, digest: str) -> str:
+    """Path of a partial result.
+
+    Args:
+        folder: ``SUMS`` or ``PROJECTIONS``.
+        hook_point: Hook point of the array.
+        pooling: Pooling of the array.
+        persona: Kind, name and polarity, joined with dashes.
+        digest: Digest of what it was made of, as hexadecimal digits.
+    """
+    return f"{partial_folder(folder, hook_point, pooling)}/{persona}-{digest[:24]}"

@@ -33,6 +33,9 @@ PARALLEL_REQUESTS = 32
 _BYTES_IN_FLIGHT = 256 * 2**20
 """Bound on the bytes of all requests in flight: a shard of per-token activations may have tens of megabytes."""
 
+_PART_VALUES = 2**17
+"""Values of a part that ``of_unit`` yields: half a megabyte, less than the cache of a processor."""
+
 _HINT = "Run verify, which lists all damage; verify --repair lets the next run make damaged units again."
 
 Places = npt.NDArray[np.intp]
@@ -127,6 +130,70 @@ class ActivationReader:
             pool.shutdown(cancel_futures=True)
         return values_NLD
 
+    def of_unit(
+        self, row_block: int, unit_id: str, rows_N: npt.NDArray[np.int64], start: int, stop: int
+    ) -> Iterator[tuple[int, Float32]]:
+        """Read rows of one unit at adjacent layers with one request, and decode a few layers at a time.
+
+        The parts are small enough for a processor's cache, so that what is computed of each costs little beside
+        decoding it. Values are not looked at: a damaged row may be NaN, and a sum over it too.
+
+        Args:
+            row_block: The unit's row block.
+            unit_id: The unit.
+            rows_N: Rows in the row block.
+            start: Position of the first layer.
+            stop: Position after the last.
+
+        Yields:
+            Position of the first layer of a part, and float32 ``(L, N, D)``, overwritten by the next part.
+
+        Raises:
+            StoreError: The shard is missing or damaged.
+        """
+        (lengths_KC,) = self._lengths.lengths_of([row_block], [unit_id])
+        rows_in_block, d_model = self._geometry.rows_per_block, self._geometry.d_model
+        step = max(1, min(stop - start, _PART_VALUES // (rows_in_block * d_model)))
+        part_LRD = np.empty((step, rows_in_block, d_model), dtype=np.float32)
+        rows = _as_slice(rows_N)
+        layer, is_reread = start, False
+        while layer < stop:
+            try:
+                for first, count in self._decoded_parts(row_block, lengths_KC, layer, stop, part_LRD):
+                    yield first, part_LRD[:count, rows]
+                    layer = first + count
+            except StoreError:
+                # ``chunks.parquet`` is a cache and may be wrong where the shard is right: the commit record decides.
+                reread_KC = lengths_KC if is_reread else self._reread_lengths(row_block, unit_id, range(1))
+                if np.array_equal(reread_KC, lengths_KC):
+                    raise
+                lengths_KC, is_reread = reread_KC, True
+
+    def _decoded_parts(
+        self, row_block: int, lengths_KC: npt.NDArray[np.int64], start: int, stop: int, part_LRD: Float32
+    ) -> Iterator[tuple[int, int]]:
+        """Fetch the layers ``start`` to ``stop``, and decode them part by part; yields first layer and their number."""
+        lengths_K = lengths_KC[:, 0]
+        path = layout.shard_path(self.hook_point, self.pooling, row_block)
+        offset = int(lengths_K[:start].sum())
+        data = self._location.read_range(path, offset, int(lengths_K[start:stop].sum()))
+        if data is None:
+            raise self._error(row_block, "it is missing", "missing_object")
+        view, end = memoryview(data), 0
+        for first in range(start, stop, len(part_LRD)):
+            count = min(len(part_LRD), stop - first)
+            for place in range(count):
+                begin, end = end, end + int(lengths_K[first + place])
+                try:
+                    decode_chunk(bytes(view[begin:end]), *part_LRD.shape[1:], into_RD=part_LRD[place])
+                except ValueError as error:
+                    raise self._error(row_block, f"it is damaged: {error}", "bad_object") from error
+            yield first, count
+
+    def no_numbers(self, row_block: int, unit_id: str) -> StoreError:
+        """Make the error for a committed row that has no numbers: this is not what was committed."""
+        return self._error(row_block, f"a committed row of unit {unit_id} has no numbers", "missing_object")
+
     def _requests(
         self, rows_N: npt.NDArray[np.int64], unit_ids: Sequence[str], positions: Sequence[int]
     ) -> list[tuple[_ByteRange, Places]]:
@@ -173,9 +240,7 @@ class ActivationReader:
             if not is_finite.all():
                 # The fill value: whatever is committed has numbers, so this is not what was committed.
                 unit_id = unit_ids[int(places[np.flatnonzero(chunks_N == chunk)[np.argmin(is_finite)]])]
-                raise self._error(
-                    byte_range.row_block, f"a committed row of unit {unit_id} has no numbers", "missing_object"
-                )
+                raise self.no_numbers(byte_range.row_block, unit_id)
             values_NLD[into, slot] = taken
 
     def _corrected(

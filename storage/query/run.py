@@ -252,6 +252,15 @@ class Run:
         Raises:
             InputError: The hook point or the pooling was not captured.
         """
+        lengths = self.lengths(hook_point, pooling)
+        return ActivationReader(self.location, self.record, hook_point, pooling, lengths)
+
+    def lengths(self, hook_point: str, pooling: str) -> ChunkLengths:
+        """Return the byte lengths of the layers of every unit, of one activation array; fetched when asked for.
+
+        Raises:
+            InputError: The hook point or the pooling was not captured.
+        """
         array = (hook_point, pooling)
         if array not in self.record.arrays:
             raise InputError(
@@ -267,7 +276,7 @@ class Run:
             )
         lengths = self._lengths[array]
         lengths.add_commits(self._index.missing_commits)
-        return ActivationReader(self.location, self.record, hook_point, pooling, lengths)
+        return lengths
 
     @cached_property
     def _index(self) -> Index:

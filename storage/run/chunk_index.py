@@ -97,6 +97,10 @@ class ChunkLengths:
                     lengths = np.array(shard.chunk_bytes, dtype=np.int64)
                     self._known[commit.manifest.row_block] = lengths.reshape(self._num_layers, -1)
 
+    def add(self, row_block: int, lengths_LC: np.ndarray) -> None:
+        """Take the lengths of a row block that another process looked up."""
+        self._known[row_block] = lengths_LC
+
     def lengths_of(self, row_blocks: Sequence[int], unit_ids: Sequence[str]) -> list[np.ndarray]:
         """Return the chunk lengths of row blocks.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from ...jobs.errors import StoreError
-from ..derived.reductions import current_reduction_id, read_current_reduction
+from ..derived.reductions import check_reduction, current_reduction_id
 from ..format import layout
 from ..format.planned_units import read_units
 from ..format.records import RunRecord
@@ -105,7 +105,7 @@ def _damaged(location: Location, record: RunRecord, suspects: Collection[str]) -
 def _damaged_reduction(location: Location) -> list[str]:
     """List the records that name the current reduction, if it cannot be read; it can be computed again."""
     try:
-        read_current_reduction(location)
+        check_reduction(location)
     except StoreError:
         pass
     else:

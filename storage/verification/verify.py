@@ -20,7 +20,7 @@ from ...jobs.errors import InputError, StoreError
 from ...jobs.wording import count_of
 from ...jobs.work.units import WorkUnit
 from ..arrays.geometry import geometry_of
-from ..derived.reductions import read_current_reduction
+from ..derived.reductions import check_reduction
 from ..derived.scores import SCORE_SCHEMA
 from ..format import layout
 from ..format.planned_units import read_units
@@ -287,7 +287,7 @@ def _index(
 
 def _reduction(location: Location) -> Iterator[Problem]:
     try:
-        read_current_reduction(location)
+        check_reduction(location)
     except StoreError as error:
         path = (error.file or layout.CURRENT_REDUCTION).removeprefix(f"{location.url}/")
         yield Problem("damage", error.code, path, error.message)

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import StoreError
-from persona_atlas.storage.derived.reductions import Reduction, make_current, read_current_reduction, write_reduction
+from persona_atlas.storage.derived.reduction import ARRAYS, LAYER_AXIS, TEXTS
+from persona_atlas.storage.derived.reductions import (
+    Reduction,
+    ReductionWriter,
+    check_reduction,
+    make_current,
+    read_current_reduction,
+    write_reduction,
+)
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.locations.location import Location, open_location
 
+SIZES = {"G": 4, "P": 3, "T": 1, "A": 2, "L": 2, "D": 8, "K": 2, "M": 2, "N": 11, "Q": 2, "2": 2}
+
 
 def full_reduction() -> Reduction:
+    """Every array that the docstring names, in the shape that it states."""
     random = np.random.default_rng(0)
-
-    def floats(*shape: int) -> np.ndarray:
-        return random.standard_normal(shape).astype(np.float32)
-
+    arrays: dict[str, Any] = {}
+    stated = re.findall(r"^        (\w+): ``\(([\w, ]+)\)``( int64)?", str(Reduction.__doc__), re.MULTILINE)
+    for name, axes, is_whole in stated:
+        shape = [SIZES[axis] for axis in axes.replace(" ", "").split(",") if axis]
+        whole = random.integers(0, 99, shape).astype(np.int64)
+        arrays[name] = whole if is_whole else random.standard_normal(shape).astype(np.float32)
     return Reduction(
         reduction_id="full",
         layers=(1, 3),
         role_names=("pirate", "poet", "stoic"),
         trait_names=("stoic",),
         facts={"units": 12, "filter": None, "hook_point": "resid_post"},
-        role_vectors=floats(3, 2, 8),
-        role_counts=np.array([5, 6, 7], dtype=np.int64),
-        default_vector=floats(2, 8),
-        trait_vectors=floats(1, 2, 8),
-        axis=floats(2, 8),
-        pca_mean=floats(2, 8),
-        pca_components=floats(2, 2, 8),
-        pca_variance_ratio=floats(2, 2),
-        pc1_axis_cosine=floats(2),
-        projections=floats(11, 2),
-        projection_rows=np.arange(11, dtype=np.int64) * 3,
         threshold_labels=("p0.01", "p0.25"),
-        cap_on_minus_axis=floats(2, 2),
-        floor_on_axis=floats(2, 2),
+        personas=(("role", "pirate", "pos"), ("trait", "stoic", "neg")),
+        **arrays,
     )
 
 
@@ -97,7 +101,7 @@ def test_a_lost_chunk_is_an_error_and_not_zeros(location: Location):
     (chunk,) = [p for p in Path(location.url).glob("analysis/full-*/axis/c/**/*") if p.is_file()]
     chunk.unlink()
     with pytest.raises(StoreError, match="not those that were written"):
-        read_current_reduction(location)
+        check_reduction(location)
 
 
 @pytest.mark.parametrize("array", ["axis", "role_counts", "projection_rows"])
@@ -106,7 +110,7 @@ def test_a_lost_array_is_an_error_and_not_one_that_could_not_be_had(location: Lo
     (group,) = Path(location.url).glob("analysis/full-*")
     shutil.rmtree(group / array)
     with pytest.raises(StoreError, match="run reduce again") as caught:
-        read_current_reduction(location)
+        check_reduction(location)
     assert caught.value.code == "bad_reduction"
 
 
@@ -116,7 +120,7 @@ def test_a_lost_chunk_of_whole_numbers_is_an_error_too(location: Location, array
     (chunk,) = Path(location.url).glob(f"analysis/full-*/{array}/c/0")
     chunk.unlink()
     with pytest.raises(StoreError, match="not those that were written"):
-        read_current_reduction(location)
+        check_reduction(location)
 
 
 def test_a_group_that_is_gone_is_damage_wherever_the_store_is(store_url: str):
@@ -155,3 +159,42 @@ def test_a_damaged_pointer_says_how_to_mend_it(location: Location, pointer: byte
 
 def test_a_layer_is_found_by_its_number():
     assert full_reduction().position(3) == 1
+
+
+def test_the_axis_of_the_layers_is_where_the_docstring_has_it():
+    full = full_reduction()
+    for name in ARRAYS:
+        axes = re.search(rf"^        {name}: ``\(([\w, ]+)\)``", str(Reduction.__doc__), re.MULTILINE)
+        assert axes is not None, name
+        letters = axes[1].replace(" ", "").split(",")
+        assert LAYER_AXIS.get(name) == (letters.index("L") if "L" in letters else None), name
+    assert np.array_equal(np.asarray(full.read("mean", [3])), np.asarray(full.mean)[:, 1:])
+
+
+def test_written_a_layer_at_a_time_it_is_the_same(location: Location):
+    full = full_reduction()
+    writer = ReductionWriter(location, "full", 2, 1)
+    for start, layer in enumerate(full.layers):
+        writer.write({name: full.read(name, [layer]) for name in LAYER_AXIS}, start)
+    writer.write({name: getattr(full, name) for name in ARRAYS if name not in LAYER_AXIS})
+    assert read_current_reduction(location) is None
+    writer.finish(**{name: getattr(full, name) for name in TEXTS})
+    check_reduction(location)
+    assert_same(read_current_reduction(location), full)
+
+
+def test_only_what_is_used_is_read_and_damage_elsewhere_does_not_matter(location: Location):
+    full = full_reduction()
+    writer = ReductionWriter(location, "full", 2, 1)
+    for start, layer in enumerate(full.layers):
+        writer.write({"mean": full.read("mean", [layer]), "axis": full.read("axis", [layer])}, start)
+    writer.finish(**{name: getattr(full, name) for name in TEXTS})
+    (damaged,) = Path(location.url).glob("analysis/full-*/mean/c/0/1/0")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    found = read_current_reduction(location)
+    assert found is not None
+    assert np.array_equal(np.asarray(found.axis), np.asarray(full.axis))
+    assert np.array_equal(np.asarray(found.read("mean", [1])), np.asarray(full.mean)[:, :1])
+    for ask in (lambda: found.read("mean", [3]), lambda: found.mean):
+        with pytest.raises(StoreError, match="array mean"):
+            ask()

@@ -1,0 +1,1 @@
+"""The steps of a reduction: which rollouts count, sums of each persona, vectors by layer, projections."""

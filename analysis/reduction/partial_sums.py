@@ -1,0 +1,294 @@
+"""Counts, means and squares of each persona's rollouts by group, kept in the store, so that rollouts are read once.
+
+Of a persona whose units are the same as before nothing is read. Of one that has more, only the new units are, and their
+sums are merged with those of the old ones (Chan's rule). If a judge's scores put rollouts into other groups, all units
+of that persona are read again.
+Axes: N rollouts of a unit, G groups, L layers of a part, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ...storage.derived.partials import DamagedPartialError, Partial, PartialWriter, names_by_persona, open_partial
+from ...storage.format import layout
+from ...storage.locations.location import Location
+from ..moments import Moments
+from .budget import layers_per_read, threads
+from .mapping import Mapper, Say, with_progress
+from .rollouts import Group, Persona, UnitRows
+from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_whole, unit_keys
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_PARALLEL_READS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class SumsWork:
+    """The sums of one persona that are to be computed.
+
+    Attributes:
+        to_read: All of its units.
+        groups: Its groups, with the number of rollouts in each.
+        counts: Number of rollouts in each.
+        base: An earlier partial result of some of the units; None: all are read.
+        path: Path of the result.
+        is_replacement: Whether a damaged object has that path.
+    """
+
+    to_read: UnitsToRead
+    groups: tuple[Group, ...]
+    counts: tuple[int, ...]
+    base: Partial | None
+    path: str
+    is_replacement: bool = False
+
+
+def compute_sums(location: Location, work: SumsWork) -> int:
+    """Compute the sums of one persona and store them.
+
+    Args:
+        location: The store.
+        work: The persona.
+
+    Returns:
+        Number of units that were read.
+
+    Raises:
+        StoreError: A committed value is missing or damaged.
+    """
+    try:
+        data, num_read = _sums(location, work)
+    except DamagedPartialError:
+        data, num_read = _sums(location, replace(work, base=None))
+    if work.is_replacement:
+        location.write(work.path, data)
+    else:
+        location.create(work.path, data)
+    return num_read
+
+
+def _sums(location: Location, work: SumsWork) -> tuple[bytes, int]:
+    array, reader = work.to_read.array, work.to_read.reader(location)
+    known = {unit for unit, _, _ in unit_keys(work.base)} if work.base is not None else set()
+    units = [unit for unit in work.to_read.units if unit.unit_id not in known]
+    step = layers_per_read(array.num_layers, array.rows_per_block, array.d_model, len(work.groups))
+    writer = PartialWriter()
+    for start in range(0, array.num_layers, step):
+        stop = min(array.num_layers, start + step)
+        sums = GroupSums(len(work.groups), stop - start, array.d_model)
+        for unit in units:
+            for first, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop):
+                if not sums.add(first - start, values_LND, unit.groups_N):
+                    raise reader.no_numbers(unit.row_block, unit.unit_id)
+        found = sums.moments()
+        if work.base is not None:
+            _merge(found, work.groups, groups_of(work.base, location, start, stop))
+        for layer in range(stop - start):
+            writer.add(
+                {
+                    "mean": np.stack([moments.mean_LD[layer] for moments in found]),
+                    "m2": np.stack([moments.m2_LD[layer] for moments in found]),
+                }
+            )
+    content = {
+        "units": [[unit.unit_id, unit.row_block, unit.digest] for unit in work.to_read.units],
+        "groups": [[name, half, count] for (name, half), count in zip(work.groups, work.counts, strict=True)],
+    }
+    return writer.finish(content), len(units)
+
+
+def _merge(found: list[Moments], groups: Sequence[Group], earlier: dict[Group, Moments]) -> None:
+    for number, group in enumerate(groups):
+        if group in earlier:
+            found[number] = earlier[group].merge(found[number])
+
+
+class GroupSums:
+    """Sums of rollouts by group at some layers, added part by part.
+
+    Products are taken in float32 of the differences from the first rollout: these are as small as the rollouts' spread,
+    so that a long mean costs no digits, and equal rollouts have no variance at all. Sums over units are float64.
+
+    Args:
+        num_groups: G.
+        num_layers: L.
+        d_model: D.
+    """
+
+    def __init__(self, num_groups: int, num_layers: int, d_model: int) -> None:
+        self._shift_LD = np.zeros((num_layers, d_model), dtype=np.float32)
+        self._has_shift = np.zeros(num_layers, dtype=bool)
+        self._total_LGD = np.zeros((num_layers, num_groups, d_model))
+        self._squares_LGD = np.zeros((num_layers, num_groups, d_model))
+        self._counts_LG = np.zeros((num_layers, num_groups), dtype=np.int64)
+
+    def add(self, first: int, values_LND: Float32, groups_N: npt.NDArray[np.int64]) -> bool:
+        """Add rollouts at adjacent layers.
+
+        Args:
+            first: Position of the first layer.
+            values_LND: Vectors.
+            groups_N: Number of the group of each rollout.
+
+        Returns:
+            Whether all values are finite; if not, nothing is added.
+        """
+        layers = slice(first, first + len(values_LND))
+        if not self._has_shift[first]:
+            if not np.isfinite(values_LND[:, 0]).all():
+                return False
+            self._shift_LD[layers], self._has_shift[layers] = values_LND[:, 0], True
+        present, weights_GN = _weights(groups_N)
+        with np.errstate(over="ignore", invalid="ignore"):
+            difference_LND = values_LND - self._shift_LD[layers, None]
+            total, squares = weights_GN @ difference_LND, weights_GN @ np.square(difference_LND, out=difference_LND)
+            if not (np.isfinite(total).all() and np.isfinite(squares).all()):
+                if not np.isfinite(values_LND).all():
+                    return False
+                # Differences, or their squares, are beyond float32.
+                wide_LND = values_LND.astype(np.float64) - self._shift_LD[layers, None]
+                total, squares = weights_GN @ wide_LND, weights_GN @ np.square(wide_LND)
+        self._total_LGD[layers, present] += total
+        self._squares_LGD[layers, present] += squares
+        self._counts_LG[layers, present] += weights_GN.sum(axis=1).astype(np.int64)
+        return True
+
+    def moments(self) -> list[Moments]:
+        """Return count, mean and squared deviations of each group."""
+        found: list[Moments] = []
+        for number in range(self._counts_LG.shape[1]):
+            count = int(self._counts_LG[0, number])
+            if not count:
+                found.append(Moments.empty(*self._shift_LD.shape))
+                continue
+            total_LD, squares_LD = self._total_LGD[:, number], self._squares_LGD[:, number]
+            mean_LD = self._shift_LD + total_LD / count
+            # Rounding may leave a little less than nothing.
+            found.append(Moments(count, mean_LD, np.maximum(squares_LD - total_LD**2 / count, 0)))
+        return found
+
+
+def _weights(groups_N: npt.NDArray[np.int64]) -> tuple[slice | npt.NDArray[np.int64], Float32]:
+    """Return the groups that occur and, for each, 1 for its rollouts and 0 for others."""
+    present = np.unique(groups_N)
+    weights_GN = (groups_N == present[:, None]).astype(np.float32)
+    is_range = present[-1] - present[0] + 1 == len(present)
+    return slice(int(present[0]), int(present[-1]) + 1) if is_range else present, weights_GN
+
+
+def groups_of(partial: Partial, location: Location, start: int, stop: int) -> dict[Group, Moments]:
+    """Read the sums of one persona at some layers.
+
+    Args:
+        partial: The persona's sums.
+        location: The store.
+        start: Position of the first layer.
+        stop: Position after the last.
+
+    Raises:
+        DamagedPartialError: The object is damaged.
+    """
+    arrays = partial.read(location, start, stop)
+    return {
+        (str(name), str(half)): Moments(int(count), arrays["mean"][:, number], arrays["m2"][:, number])
+        for number, (name, half, count) in enumerate(partial.content["groups"])
+    }
+
+
+class StoredSums:
+    """The sums of all personas, in the store.
+
+    Args:
+        location: The store.
+        array: The array that is reduced.
+        lengths: Lengths of units.
+        mapper: Spreads the work.
+        num_cores: Cores that may be used here.
+    """
+
+    def __init__(
+        self, location: Location, array: ArrayOfRun, lengths: UnitLengths, mapper: Mapper, num_cores: int
+    ) -> None:
+        self._location = location
+        self._array = array
+        self._lengths = lengths
+        self._mapper = mapper
+        self._num_cores = num_cores
+        self._partials: dict[str, Partial] = {}
+        self.units_read = 0
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the objects."""
+        return [partial.path for partial in self._partials.values()]
+
+    def prepare(self, personas: Sequence[Persona], in_use: set[str], say: Say | None) -> None:
+        """Compute and store the sums that are not there yet.
+
+        Args:
+            personas: The personas.
+            in_use: Paths of partial results that the current reduction was made of.
+            say: Called with a line of progress.
+
+        Raises:
+            StoreError: A committed value is missing or damaged.
+        """
+        folder = layout.partial_folder(layout.SUMS, self._array.hook_point, self._array.pooling)
+        stored = names_by_persona(self._location.names(folder))
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            planned = list(pool.map(lambda persona: self._work(persona, folder, stored, in_use), personas))
+        works = [work for work in planned if work is not None]
+        if works:
+            groups = max(len(work.groups) for work in works)
+            shape = (self._array.num_layers, self._array.rows_per_block, self._array.d_model)
+            num_threads = threads(*shape, groups, self._num_cores)
+            done = self._mapper(compute_sums, self._location, works, num_threads)
+            self.units_read += sum(with_progress(done, len(works), "Averaging", say))
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            opened = pool.map(lambda persona: open_partial(self._location, self._path(persona)), personas)
+            self._partials = {persona.key: partial for persona, partial in zip(personas, opened, strict=True)}
+
+    def read(self, persona: Persona, start: int, stop: int) -> dict[Group, Moments]:
+        """Read the sums of one persona at some layers; damaged ones are computed again.
+
+        Raises:
+            StoreError: A committed value is missing or damaged.
+        """
+        try:
+            return groups_of(self._partials[persona.key], self._location, start, stop)
+        except DamagedPartialError:
+            work = SumsWork(
+                self._lengths.to_read(persona.units), persona.groups, persona.counts, None, self._path(persona), True
+            )
+            self.units_read += compute_sums(self._location, work)
+            self._partials[persona.key] = open_partial(self._location, work.path)
+            return groups_of(self._partials[persona.key], self._location, start, stop)
+
+    def _path(self, persona: Persona) -> str:
+        return layout.partial_path(
+            layout.SUMS, self._array.hook_point, self._array.pooling, persona.key, persona.digest
+        )
+
+    def _work(self, persona: Persona, folder: str, stored: dict[str, list[str]], in_use: set[str]) -> SumsWork | None:
+        path = self._path(persona)
+        names = stored.get(persona.key, [])
+        is_there = path.removeprefix(f"{folder}/") in names
+        if is_there and is_whole(self._location, path, persona):
+            return None
+        others = [name for name in names if f"{folder}/{name}" != path]
+        wanted = {_key(unit) for unit in persona.units}
+        base = find_base(self._location, folder, others, wanted, in_use)
+        to_read = self._lengths.to_read(persona.units)
+        return SumsWork(to_read, persona.groups, persona.counts, base, path, is_there)
+
+
+def _key(unit: UnitRows) -> tuple[str, int, str]:
+    return unit.unit_id, unit.row_block, unit.digest

@@ -1,0 +1,202 @@
+"""Which rollouts each persona has, unit by unit, and in which group of sums each of them counts. Pure.
+
+A group is a class (what the judge gave) and a half (even or odd questions). Axes: N rollouts of a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..classes import DEFAULT, UNSCORED, half_of, score_classes
+
+Group = tuple[str, str]
+"""Class and half; the half is empty where rollouts have no question."""
+
+KINDS = ("default", "role", "trait")
+"""Kinds of personas; given conversations without a persona are projected, but there is no mean to take of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRows:
+    """The rollouts of one persona in one unit.
+
+    Attributes:
+        unit_id: The unit.
+        row_block: Row block of the attempt that was committed; no other attempt of the run has it.
+        rows_N: Their rows in the row block, int64.
+        groups_N: Number of the group of each in ``Persona.groups``.
+        rows_digest: Digest of which rows they are.
+        digest: Digest of which rows they are and of their groups.
+    """
+
+    unit_id: str
+    row_block: int
+    rows_N: npt.NDArray[np.int64]
+    groups_N: npt.NDArray[np.int64]
+    rows_digest: str
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Persona:
+    """The rollouts of one persona and polarity that have a vector.
+
+    Attributes:
+        kind: ``default``, ``role`` or ``trait``; ``conversation`` for given conversations of no persona.
+        name: Name; empty for conversations.
+        polarity: ``pos`` or ``neg``.
+        first: Position of its first rollout among all lines.
+        groups: The groups it has rollouts in, sorted.
+        counts: Number of rollouts in each.
+        units: Its rollouts, unit by unit, in the order of the lines.
+    """
+
+    kind: str
+    name: str
+    polarity: str
+    first: int
+    groups: tuple[Group, ...]
+    counts: tuple[int, ...]
+    units: tuple[UnitRows, ...]
+
+    @property
+    def key(self) -> str:
+        """Kind, name and polarity as part of an object's name."""
+        return f"{self.kind}-{self.name}-{self.polarity}"
+
+    @property
+    def address(self) -> tuple[str, str, str]:
+        """Kind, name and polarity."""
+        return self.kind, self.name, self.polarity
+
+    @property
+    def count(self) -> int:
+        """Number of rollouts."""
+        return sum(self.counts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of which rollouts they are and of their groups."""
+        return _sha(f"{unit.unit_id} {unit.row_block} {unit.digest}" for unit in self.units)
+
+    @cached_property
+    def rows_digest(self) -> str:
+        """Digest of which rollouts they are."""
+        return _sha(f"{unit.unit_id} {unit.row_block} {unit.rows_digest}" for unit in self.units)
+
+    def count_in(self, classes: Collection[str], half: str | None = None) -> int:
+        """Count the rollouts of some classes.
+
+        Args:
+            classes: The classes that count.
+            half: ``even`` or ``odd``; None: both.
+        """
+        pairs = zip(self.groups, self.counts, strict=True)
+        return sum(count for (name, of_half), count in pairs if name in classes and half in (None, of_half))
+
+    def members(self, classes: Collection[str]) -> npt.NDArray[np.bool_]:
+        """Which of its rollouts are in some classes, in the order of the lines."""
+        counts = np.array([name in classes for name, _ in self.groups], dtype=bool)
+        return counts[np.concatenate([unit.groups_N for unit in self.units])]
+
+    def members_digest(self, classes: Collection[str]) -> str:
+        """Digest of which rollouts are in some classes."""
+        counts = np.array([name in classes for name, _ in self.groups], dtype=bool)
+        return _sha(
+            f"{unit.unit_id} {unit.row_block} {unit.rows_N[counts[unit.groups_N]].tolist()}" for unit in self.units
+        )
+
+
+def _sha(parts: Iterator[str]) -> str:
+    return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def has_halves(lines: pa.Table) -> bool:
+    """Whether every rollout has a question, so that questions can be divided into halves."""
+    return lines["question_index"].null_count == 0
+
+
+def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
+    """Divide rollouts by persona and polarity, unit and group.
+
+    Args:
+        lines: Lines of the index with a vector, in address order; with a column ``score`` where there is a judge.
+        rows_per_block: Rows of a row block.
+
+    Returns:
+        The personas in address order.
+
+    Raises:
+        InputError: A score is out of range.
+    """
+    if not lines.num_rows:
+        return ()
+    table = {name: pc.fill_null(lines[name], "") for name in ("kind", "persona", "polarity", "unit_id")}
+    codes = {
+        name: column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        for name, column in table.items()
+    }
+    by_polarity = has_halves(lines)
+    questions = lines["question_index"].to_numpy(zero_copy_only=False) if by_polarity else None
+    rows = lines["row"].to_numpy()
+    found: list[Persona] = []
+    for start, stop in _runs([codes["kind"], codes["persona"]]):
+        # Both polarities of a trait at once, because its pairs are made of both.
+        classes = _classes(lines.slice(start, stop - start))
+        for first, last in _runs([codes["polarity"][start:stop]]):
+            labels = [
+                (name, "" if questions is None else half_of(int(questions[start + first + place])))
+                for place, name in enumerate(classes[first:last])
+            ]
+            groups = tuple(sorted(set(labels)))
+            number = {group: place for place, group in enumerate(groups)}
+            groups_N = np.array([number[label] for label in labels], dtype=np.int64)
+            at = start + first
+            units = tuple(
+                _unit(
+                    table["unit_id"][at + begin].as_py(),
+                    rows[at + begin : at + end],
+                    groups_N[begin:end],
+                    groups,
+                    rows_per_block,
+                )
+                for begin, end in _runs([codes["unit_id"][at : start + last]])
+            )
+            address = (table[name][at].as_py() for name in ("kind", "persona", "polarity"))
+            counts = tuple(np.bincount(groups_N, minlength=len(groups)).tolist())
+            found.append(Persona(*address, at, groups, counts, units))
+    return tuple(found)
+
+
+def _classes(lines: pa.Table) -> list[str]:
+    if "score" in lines.column_names:
+        return score_classes(lines)
+    return [DEFAULT if lines["kind"][0].as_py() == "default" else UNSCORED] * lines.num_rows
+
+
+def _unit(
+    unit_id: str, rows: npt.NDArray[np.int64], groups_N: npt.NDArray[np.int64], groups: tuple[Group, ...], size: int
+) -> UnitRows:
+    block, rows_N = int(rows[0] // size), rows % size
+    of_rows = sha256(f"{block}".encode() + np.ascontiguousarray(rows_N).tobytes()).hexdigest()[:16]
+    labels = " ".join(f"{name}.{half}" for name, half in (groups[number] for number in groups_N.tolist()))
+    return UnitRows(unit_id, block, rows_N, groups_N, of_rows, sha256(f"{of_rows} {labels}".encode()).hexdigest()[:16])
+
+
+def _runs(columns: list[npt.NDArray[np.integer]]) -> Iterator[tuple[int, int]]:
+    """Yield start and stop of each run of lines that are alike in all columns."""
+    length = len(columns[0])
+    changes = np.zeros(length, dtype=bool)
+    for column in columns:
+        changes[1:] |= column[1:] != column[:-1]
+    edges = [0, *np.flatnonzero(changes).tolist(), length]
+    yield from pairwise(edges)

@@ -1,0 +1,151 @@
+"""What a reduction is asked for: array, judge, which rollouts count, percentiles. Checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...jobs.errors import InputError, closest
+from ...jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
+from ...jobs.specs.spec_parts import CaptureSpec
+from ...storage.derived.scores import judges
+from ...storage.query.run import Run
+from ..thresholds import PERCENTILES
+
+NO_JUDGE = "none"
+"""Name that stands for no judge: scores are ignored."""
+
+MIN_SCORE = 3.0
+MIN_COUNT = 10
+"""Least number of rollouts behind a role vector, with a judge; the paper's. The released code has 50."""
+
+_HIGHEST_SCORE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a reduction is asked for.
+
+    Attributes:
+        hook_point: Hook point of the array.
+        pooling: Pooling of the array.
+        judge: Judge whose scores decide which rollouts of a role count; None: every rollout counts.
+        min_score: Least score of a rollout that counts, 0 to 3; has no meaning without a judge.
+        min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector.
+        percentiles: Percentiles of the thresholds, 0 to 100.
+    """
+
+    hook_point: str
+    pooling: str
+    judge: str | None
+    min_score: float
+    min_count: int
+    percentiles: tuple[float, ...]
+
+    @property
+    def role_filter(self) -> str:
+        """Which rollouts of a role count, as part of a sentence: ``scored 3``; ``all`` without a judge."""
+        if self.judge is None:
+            return "all"
+        return f"scored {self.min_score:g}" + ("" if self.min_score >= _HIGHEST_SCORE else " or more")
+
+
+def make_settings(
+    run: Run,
+    *,
+    hook_point: str | None = None,
+    pooling: str | None = None,
+    judge: str | None = None,
+    min_score: float | None = None,
+    min_count: int | None = None,
+    percentiles: Sequence[float] | None = None,
+) -> Settings:
+    """Fill in what was not given, and refuse what cannot be.
+
+    Args:
+        run: The run.
+        hook_point: Hook point to reduce; None: ``resid_post`` if it was captured, else the first captured one.
+        pooling: Pooling to reduce; None: ``response_mean`` if it was captured, else the first captured one.
+        judge: Name of a judge; ``none`` for no scores; None: the only judge that has scored the run, if there is one.
+        min_score: Least score of a role's rollout that counts; None: 3.
+        min_count: Least number of rollouts behind a role vector; None: 10 with a judge, 1 without.
+        percentiles: Percentiles of the thresholds; None: 1, 25, 50 and 75.
+
+    Raises:
+        InputError: The pooling is ``tokens``, there is no such judge, several judges have scored the run and none is
+            named, or a number is out of its range.
+    """
+    capture = run.record.spec.capture
+    _refuse_tokens(capture, pooling)
+    chosen = _judge(run, judge)
+    least = MIN_SCORE if min_score is None else float(min_score)
+    if not 0 <= least <= _HIGHEST_SCORE:
+        raise _out_of_range("min_score", f"{least:g}", "from 0 to 3, the scores of a role's rollouts")
+    count = (1 if chosen is None else MIN_COUNT) if min_count is None else min_count
+    if count < 1:
+        raise _out_of_range("min_count", f"{count}", "at least 1")
+    shares = tuple(float(percentile) for percentile in (PERCENTILES if percentiles is None else percentiles))
+    if not shares or len(set(shares)) < len(shares) or not all(0 <= share <= 100 for share in shares):
+        raise _out_of_range("percentiles", ", ".join(f"{share:g}" for share in shares), "different numbers of 0 to 100")
+    return Settings(
+        hook_point or _preferred("resid_post", capture.hook_points),
+        pooling or _preferred(DEFAULT_POOLING, capture.pooled),
+        chosen,
+        least,
+        count,
+        shares,
+    )
+
+
+def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stored reduction was asked for, as keywords of ``make_settings``.
+
+    Args:
+        facts: Facts of the reduction; of an earlier version it had no judge.
+    """
+    asked = {name: facts.get(name) for name in ("hook_point", "pooling", "min_score", "min_count", "percentiles")}
+    return asked | {"judge": facts.get("judge") or NO_JUDGE}
+
+
+def _judge(run: Run, judge: str | None) -> str | None:
+    if judge == NO_JUDGE:
+        return None
+    known = judges(run.location)
+    if judge is None:
+        if len(known) > 1:
+            raise InputError(
+                "several judges have scored the run.",
+                code="which_judge",
+                field="judge",
+                hint=f"Name {', '.join(known)}; or {NO_JUDGE}, which ignores scores.",
+            )
+        return known[0] if known else None
+    if judge not in known:
+        there = f"There are {', '.join(known)}." if known else "No judge has scored this run."
+        raise InputError(
+            f"no judge {judge!r} has scored the run. {closest(judge, known)}".strip(),
+            code="no_such_judge",
+            field="judge",
+            hint=there,
+        )
+    return judge
+
+
+def _out_of_range(field: str, value: str, rule: str) -> InputError:
+    return InputError(f"must be {rule}, but is {value}.", code="out_of_range", field=field, hint="Choose another.")
+
+
+def _preferred(usual: str, captured: Sequence[str]) -> str:
+    return usual if usual in captured else captured[0]
+
+
+def _refuse_tokens(capture: CaptureSpec, pooling: str | None) -> None:
+    """Refuse a pooling that keeps many vectors per rollout, and runs that captured nothing else."""
+    if (pooling is not None and keeps_tokens(pooling)) or not capture.pooled:
+        raise InputError(
+            f"a reduction takes one vector per rollout, but {TOKENS} keeps one per token.",
+            code="nothing_to_reduce",
+            field="pooling",
+            hint=f"Reduce {' or '.join(capture.pooled) or f'a run that captures {DEFAULT_POOLING}'}.",
+        )
