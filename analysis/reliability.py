@@ -12,6 +12,12 @@ from .bootstrap import BOUNDS, SAMPLES
 
 Float64 = npt.NDArray[np.float64]
 
+_TRUSTED_COSINE = 0.9
+"""Agreement of an axis with itself, by halves or by samples, below which a reader should know it."""
+_FEW_QUESTIONS = 20
+_FEW_ROLLOUTS = 10
+_FEW_ROLES = 50
+
 
 def question_intervals(
     projections_NL: npt.NDArray[np.floating],
@@ -71,3 +77,78 @@ def _draws(num_questions: int, samples: int, seed: int) -> Float64:
     """How often each question is drawn in each sample, ``(B, Q)``; the same for all personas with so many questions."""
     rng = np.random.default_rng([seed, num_questions])
     return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), size=samples).astype(np.float64)
+
+
+def expected_cosine(split_half: float) -> float:
+    """Estimate the cosine of the axis of all questions with the axis of arbitrarily many questions of their kind.
+
+    If each half's axis is the true one plus independent error of equal size, two halves with cosine r mean that their
+    average has cosine sqrt(2 r / (1 + r)) with the true axis: the formula of Spearman and Brown (1910) for a test of
+    twice the length, as an index of reliability.
+
+    Args:
+        split_half: Cosine between the axes of the two halves.
+
+    Returns:
+        0 to 1; 0 if the halves do not agree at all, and NaN for NaN.
+
+    Example:
+        >>> round(expected_cosine(0.41), 2), expected_cosine(1.0)
+        (0.76, 1.0)
+    """
+    agreement = np.maximum(split_half, 0.0)  # keeps NaN, which max() may not
+    return float(np.sqrt(2 * agreement / (1 + agreement)))
+
+
+def trust(
+    layer: int,
+    *,
+    num_roles: int,
+    num_questions: int,
+    least_rollouts: int,
+    split_half: float | None = None,
+    axis_interval: tuple[float, float] | None = None,
+) -> list[str]:
+    """Say in sentences what limits the trust in an axis; none for a run that is large enough and agrees with itself.
+
+    Args:
+        layer: 0-based layer of the values below.
+        num_roles: Number of roles that the axis is made of.
+        num_questions: Number of questions that were asked.
+        least_rollouts: Number of rollouts behind the role vector that has the fewest.
+        split_half: Cosine between the axes of the questions with even and with odd index; None or NaN: there is none.
+        axis_interval: 95 % interval over bootstrap samples of the roles of the cosine with the axis; None or NaN: there
+            is none.
+
+    Example:
+        >>> trust(15, num_roles=275, num_questions=240, least_rollouts=900, split_half=0.99)
+        []
+        >>> trust(15, num_roles=26, num_questions=240, least_rollouts=900, split_half=0.99)
+        ['The axis rests on 26 roles; the paper has 275.']
+    """
+    lines: list[str] = []
+    if split_half is None or np.isnan(split_half):
+        lines.append(f"There are no two halves of the questions to compare at layer {layer}.")
+    elif split_half < _TRUSTED_COSINE:
+        expected = expected_cosine(split_half)
+        lines.append(
+            f"The axes of the questions with even and with odd index have cosine {split_half:.2f} at layer {layer}; that "
+            f"of all questions is expected to have cosine {expected:.2f} with the axis of many more."
+        )
+    if axis_interval is not None and axis_interval[0] < _TRUSTED_COSINE:
+        low, high = axis_interval
+        lines.append(
+            f"With other roles the axis would be another: over bootstrap samples of them its cosine with this axis is "
+            f"{low:.2f} to {high:.2f} at layer {layer}."
+        )
+    if num_questions < _FEW_QUESTIONS:
+        asked = "1 question was" if num_questions == 1 else f"{num_questions} questions were"
+        lines.append(f"Only {asked} asked, and every interval over questions rests on them.")
+    if least_rollouts < _FEW_ROLLOUTS:
+        lines.append(
+            f"A role vector is the mean of as few as {least_rollouts} rollouts; the paper keeps a role from "
+            f"{_FEW_ROLLOUTS} on."
+        )
+    if num_roles < _FEW_ROLES:
+        lines.append(f"The axis rests on {num_roles} role{'s' * (num_roles != 1)}; the paper has 275.")
+    return lines
