@@ -12,9 +12,6 @@ from ..storage.derived.reductions import Reduction
 _BYTES = 256 * 2**20
 """Memory for one group of layers of the largest array."""
 
-_LAYERS_SECOND = frozenset({"mean", "role_vectors", "trait_vectors", "projections"})
-"""Arrays whose second axis is that of the layers; of the others that are read here it is the first."""
-
 
 def layer_groups(reduction: Reduction) -> Iterator[slice]:
     """Yield slices along the L axis, small enough that a group of layers of any array fits into memory.
@@ -43,14 +40,8 @@ def read_layers(reduction: Reduction, name: str, at: slice) -> npt.NDArray[np.fl
     Returns:
         The layers, with the axes of the array; None where the reduction lacks it.
     """
-    read = getattr(reduction, "read", None)
-    if read is not None:
-        values = read(name, list(reduction.layers[at]))
-        return None if values is None else np.asarray(values, dtype=np.float64)
-    values = getattr(reduction, name)
-    if values is None:
-        return None
-    return np.asarray(values[:, at] if name in _LAYERS_SECOND else values[at], dtype=np.float64)
+    values = reduction.read(name, list(reduction.layers[at]))
+    return None if values is None else np.asarray(values, dtype=np.float64)
 
 
 def has_array(reduction: Reduction, name: str) -> bool:

@@ -24,14 +24,14 @@ class RankedRole(NamedTuple):
         name: Name of the role.
         projection: Projection of its vector; higher is nearer the Assistant.
         z_score: Its z-score among the roles.
-        count: Number of rollouts behind its vector; None in reductions that do not hold it.
+        rollouts: Number of rollouts behind its vector; None in reductions that do not hold it.
         interval: 95 % interval of the projection; None where there is none.
     """
 
     name: str
     projection: float
     z_score: float
-    count: int | None = None
+    rollouts: int | None = None
     interval: tuple[float, float] | None = None
 
 
@@ -94,7 +94,7 @@ class Summary:
                 "role": role.name,
                 "projection": role.projection,
                 "z_score": role.z_score,
-                "rollouts": role.count,
+                "rollouts": role.rollouts,
                 "interval": None if role.interval is None else list(role.interval),
             }
             for role in self.roles

@@ -14,9 +14,10 @@ import numpy as np
 from ...jobs.errors import InputError
 from ...jobs.machine_faults import refuse_machine_fault
 from ...storage.derived.reductions import Reduction
+from ..reliability import TRUSTED_COSINE
 from .histograms import Histograms, histograms_of
 from .labels import SIDES, place_labels
-from .notes import ALIGNED, RELIABLE
+from .notes import ALIGNED
 from .numbers import Numbers, numbers_of
 from .origin import Origin
 from .spaces import SHARES
@@ -252,7 +253,7 @@ def _layers(figure: Figure, numbers: Numbers) -> bool:
             "cosine of the axis with\nanother estimate",
             numbers.split_half_L,
             numbers.axis_interval_2L,
-            RELIABLE,
+            TRUSTED_COSINE,
             "default",
         ),
         ("cosine of PC1\nwith the axis", numbers.pc1_L, numbers.pc1_interval_2L, ALIGNED, "role"),
@@ -293,6 +294,8 @@ def _variance(figure: Figure, numbers: Numbers, at: int) -> bool:
         ax.plot(components, 100 * space.cumulative_LM[at], line, color=_COLOURS[kind], label=label)
     for share in SHARES:
         ax.axhline(100 * share, color=_QUIET, linestyle="--", linewidth=0.7)
+    # As on the page: a quarter more components than 90 % of the variance take.
+    ax.set_xlim(0.5, max(10.5, 1.25 * max(int(space.needed_SL[-1, at]) for space in there.values())))
     ax.set_ylim(0, 102)
     ax.set_xlabel("number of components")
     ax.set_ylabel("cumulative variance, %")
@@ -305,7 +308,8 @@ def _rollouts(figure: Figure, histograms: Histograms | None, reduction: Reductio
         return False
     figure.set_size_inches(6.0, 3.0)
     ax = figure.add_subplot()
-    edges = np.linspace(*histograms.range_L2[at], histograms.counts_LKB.shape[2] + 1)
+    low, high = histograms.range_L2[at]
+    edges = np.linspace(low, high, histograms.counts_LKB.shape[2] + 1)
     for kind, total, counts_B in zip(histograms.kinds, histograms.totals, histograms.counts_LKB[at], strict=True):
         colour, line = _COLOURS.get(kind, _QUIET), _LINES.get(kind, "-")
         share_B = 100 * counts_B / max(total, 1)

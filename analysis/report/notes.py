@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
+from ..reliability import trust
 from ..summary import filter_note, notes_of
 from .numbers import Numbers
 from .origin import Origin
-
-FEW = 10
-"""Rollouts below which a role's mean is called thin; the paper keeps a role from this number on."""
-
-RELIABLE = 0.8
-"""Cosine below which two estimates of the axis do not agree. A choice of this project, no result of the paper."""
 
 ALIGNED = 0.6
 """Absolute cosine of PC1 with the axis that the paper finds at every layer, or more."""
 
 
-def general_notes(reduction: Reduction, origin: Origin, counts_P: Sequence[int | None]) -> list[str]:
+def general_notes(reduction: Reduction, origin: Origin) -> list[str]:
     """List what holds at every layer, the most important first.
 
     Args:
         reduction: The reduction.
         origin: Where it comes from.
-        counts_P: Number of rollouts behind each role vector; None where it is not known.
     """
     facts = reduction.facts
     found: list[str] = []
@@ -37,15 +31,6 @@ def general_notes(reduction: Reduction, origin: Origin, counts_P: Sequence[int |
     if done is not None and planned is not None and done != planned:
         found.append(f"The run is not complete: these are {done:,} of {planned:,} units.")
     found.append(filter_note(facts))
-    known = [count for count in counts_P if count is not None]
-    few = sum(count < FEW for count in known)
-    if few:
-        found.append(
-            f"Thin data: {few} of {count_of(len(known), 'role vector')} {'is' if few == 1 else 'are'} a mean of fewer than {FEW} "
-            f"rollouts (the fewest: {min(known)}). Read the intervals before the order of the roles."
-        )
-    if 0 < len(reduction.role_names) < FEW:
-        found.append(f"{count_of(len(reduction.role_names), 'role')}: too few for components or ranks to mean much.")
     missing = _not_there(reduction)
     found += [missing] if missing else []
     return [*found, *notes_of(reduction), *origin.notes]
@@ -71,23 +56,26 @@ def _not_there(reduction: Reduction) -> str:
     return f"How far to trust the axis is not known: the reduction holds no {', no '.join(lacking)}{reason}."
 
 
-def layer_notes(numbers: Numbers, reduction: Reduction) -> list[list[str]]:
-    """List, for every layer, what holds there only.
+def layer_notes(numbers: Numbers, reduction: Reduction, origin: Origin, least: int | None) -> list[list[str]]:
+    """List, for every layer, what limits the trust in its numbers.
 
     Args:
-        numbers: Its numbers.
+        numbers: The numbers.
         reduction: The reduction.
+        origin: Where it comes from.
+        least: Number of rollouts behind the role vector that has the fewest; None where it is not known.
     """
     undefined = {what: reduction.undefined(what) for what in ("axis", "pca")}
     massive = massive_layers(reduction)
     found: list[list[str]] = []
     for at, layer in enumerate(numbers.layers):
-        here: list[str] = []
         if layer in undefined["axis"]:
-            here.append(f"There is no axis at layer {layer}: {undefined['axis'][layer]}.")
+            here = [f"There is no axis at layer {layer}: {undefined['axis'][layer]}."]
+        else:
+            here = _trust(numbers, origin, least, at) if numbers.projection_LP is not None else []
         if layer in undefined["pca"]:
             here.append(f"There are no principal components at layer {layer}: {undefined['pca'][layer]}.")
-        here += [*_unreliable(numbers, at, layer), *_not_aligned(numbers, at, layer)]
+        here += _not_aligned(numbers, at, layer)
         if layer in massive:
             here.append(
                 f"Massive activations at layer {layer}, in {count_of(massive[layer], 'coordinate')}: they can rule the "
@@ -97,17 +85,23 @@ def layer_notes(numbers: Numbers, reduction: Reduction) -> list[list[str]]:
     return found
 
 
-def _unreliable(numbers: Numbers, at: int, layer: int) -> list[str]:
-    half = _at(numbers.split_half_L, at)
-    low = None if numbers.axis_interval_2L is None else _at(numbers.axis_interval_2L[0], at)
-    parts = []
-    if half is not None and half < RELIABLE:
-        parts.append(f"the axes of two halves of the questions have a cosine of {half:.2f}")
-    if low is not None and low < RELIABLE:
-        parts.append(f"over other samples of roles its cosine goes down to {low:.2f}")
-    if not parts:
-        return []
-    return [f"The axis is not reliable at layer {layer}: {', and '.join(parts)} (below {RELIABLE:g})."]
+_NO_LIMIT = 10**9
+"""A number that is not known is not complained of."""
+
+
+def _trust(numbers: Numbers, origin: Origin, least: int | None, at: int) -> list[str]:
+    interval = numbers.axis_interval_2L
+    low, high = (None, None) if interval is None else (_at(interval[0], at), _at(interval[1], at))
+    # That there are no halves at all is said once, for every layer.
+    half = 1.0 if numbers.split_half_L is None else float(numbers.split_half_L[at])
+    return trust(
+        numbers.layers[at],
+        num_roles=len(numbers.roles),
+        num_questions=_NO_LIMIT if origin.num_questions is None else origin.num_questions,
+        least_rollouts=_NO_LIMIT if least is None else least,
+        split_half=half,
+        axis_interval=None if low is None or high is None else (low, high),
+    )
 
 
 def _not_aligned(numbers: Numbers, at: int, layer: int) -> list[str]:
@@ -126,5 +120,6 @@ def _at(values_L: npt.NDArray[np.float64] | None, at: int) -> float | None:
 
 def massive_layers(reduction: Reduction) -> dict[int, int]:
     """Return the layers with massive activations, each with the number of coordinates that have them."""
-    found = reduction.facts.get("massive") or {}
-    return {int(layer): len(coordinates) for layer, coordinates in dict(found).items() if coordinates}
+    found: Any = reduction.facts.get("massive") or {}
+    by_layer = found.items() if isinstance(found, dict) else zip(reduction.layers, found, strict=False)
+    return {int(layer): len(coordinates) for layer, coordinates in by_layer if coordinates}

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...storage.derived.reductions import Reduction
-from ..summary import standardise
 from ..layerwise import has_array, layer_groups, read_layers
+from ..summary import standardise
 from .spaces import Space, spaces_of
 
 Float64 = npt.NDArray[np.float64]

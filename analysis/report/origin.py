@@ -1,4 +1,4 @@
-"""Where the numbers of a report come from: model, run, completeness, filter, versions, and the responses behind them."""
+"""Where the numbers of a report come from: model, run, completeness, filter, versions, responses behind them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Origin:
         lead: A sentence below the title.
         notes: Sentences on texts that were not taken as they are.
         start_layer: Layer at which the report opens.
+        n_layers: Number of layers of the model; None where it is not known.
+        num_questions: Number of questions that were asked; None where it is not known.
         counts: Number of rollouts with a vector by kind, name and polarity.
         kinds_N: Kind of the rollout of every projection; None where it is not known.
         descriptions: Descriptions of personas by kind and name.
@@ -36,6 +38,8 @@ class Origin:
     lead: str
     notes: tuple[str, ...]
     start_layer: int
+    n_layers: int | None = None
+    num_questions: int | None = None
     counts: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     kinds_N: npt.NDArray[np.str_] | None = None
     descriptions: Mapping[Key, str] = field(default_factory=dict)
@@ -79,6 +83,8 @@ def origin_of_run(run: Run, reduction: Reduction) -> Origin:
             f"{name.replace('_', ' ')}: {count_of(rows, 'row')} (docs/engine.md)." for name, rows in concerned.items()
         ),
         start_layer=run.middle_layer if run.middle_layer in reduction.layers else _middle(reduction),
+        n_layers=record.model.n_layers,
+        num_questions=len(run.index["question_index"].unique()),
         counts=_counts(run),
         kinds_N=_kinds(run, reduction),
         descriptions=descriptions_of(run),
@@ -86,17 +92,20 @@ def origin_of_run(run: Run, reduction: Reduction) -> Origin:
     )
 
 
-def origin_of_vectors(reduction: Reduction, model: str = "an unnamed model", store: str = "") -> Origin:
+def origin_of_vectors(
+    reduction: Reduction, model: str = "an unnamed model", store: str = "", n_layers: int | None = None
+) -> Origin:
     """Describe a reduction that has no run, as one of imported vectors.
 
     Args:
         reduction: The reduction.
         model: Name of the model, for the title.
         store: Where the reduction is kept; empty if nowhere.
+        n_layers: Number of layers of the model; None where it is not known.
     """
     lines = {"model": model, **({"store": store} if store else {}), **_of_reduction(reduction)}
     lead = f"Vectors at {count_of(len(reduction.layers), 'layer')}, without the responses that they were made of."
-    return Origin(model, lines, lead, (), _middle(reduction))
+    return Origin(model, lines, lead, (), _middle(reduction), n_layers)
 
 
 _FACTS = {

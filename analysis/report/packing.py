@@ -1,7 +1,7 @@
 """Pack arrays for the page: 16 bits a value, as base64, scaled by layer.
 
-Values of one layer are divided into 65,534 steps between their lowest and highest, so a value is off by at most 0.0008 %
-of the layer's range: far less than a pixel, and a quarter of the bytes that decimal digits take.
+Values of one layer are divided into 65,534 steps between their lowest and highest, so a value is off by at most
+0.0008 % of the layer's range: far less than a pixel, and a quarter of the bytes that decimal digits take.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Put the page together: one HTML file with style, script and data in it, which loads nothing.
 
-The charts are drawn as SVG by a script of this project, 25 kB; plotly's smallest bundle with a 3D map has 1.5 MB.
+The charts are drawn as SVG by a script of this project, 45 kB; plotly's smallest bundle with a 3D map has 1.5 MB.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 from ...storage.derived.reductions import Reduction
 from ...storage.format import layout
 from ...storage.query.run import Run
-from . import sections
+from . import sections, tables
 from .histograms import histograms_of
 from .notes import general_notes
 from .numbers import numbers_of
 from .origin import Origin, origin_of_run
-from .payload import payload, role_counts
+from .payload import payload
 
+_STYLES = ("page.css", "charts.css")
 _SCRIPTS = ("base.js", "personas.js", "map.js", "spectrum.js", "charts.js", "app.js")
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -67,15 +68,14 @@ def render_page(origin: Origin, reduction: Reduction, layer: int | None = None) 
     histograms = histograms_of(reduction, origin.kinds_N)
     layer = origin.start_layer if layer is None else layer
     at = reduction.position(layer)
-    notes = general_notes(reduction, origin, role_counts(reduction, origin))
     body = [
-        sections.head(numbers, origin, notes, at),
+        sections.head(numbers, origin, general_notes(reduction, origin)),
         sections.persona_map(reduction, numbers, layer),
         sections.axis_by_layer(numbers),
         sections.spectra(numbers, reduction),
-        sections.rollouts(reduction, histograms is not None, ""),
-        sections.table(reduction, numbers, origin, at),
-        sections.provenance(origin),
+        tables.rollouts(reduction, origin, histograms is not None),
+        tables.every_persona(reduction, numbers, origin, at),
+        tables.provenance(origin),
     ]
     return _document(
         origin.model, "\n".join(body), payload(reduction, numbers, origin, histograms, at), len(numbers.layers)
@@ -88,12 +88,13 @@ def _document(model: str, body: str, data: dict[str, Any], num_layers: int) -> s
         f"<input type='range' id='layer' min='0' max='{num_layers - 1}' step='1' value='{start}' "
         f"{'disabled ' if num_layers == 1 else ''}aria-label='Layer'>"
     )
+    style = "\n".join(_asset(name) for name in _STYLES)
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     return (
         "<!doctype html>\n<html lang='en' data-theme='light'><head><meta charset='utf-8'>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         "<meta name='viewport' content='width=device-width, initial-scale=1'><link rel='icon' href='data:,'>"
-        f"<title>Persona Atlas: {escape(model)}</title><style>{_asset('report.css')}</style></head><body>\n"
+        f"<title>Persona Atlas: {escape(model)}</title><style>{style}</style></head><body>\n"
         f"<div class='bar'><div><label for='layer'>Layer</label>{slider}<output id='layer-now' for='layer'>layer "
         f"{data['layers'][start]}</output><button type='button' id='theme'>Dark</button></div></div>\n"
         f"<main><noscript><p class='note'>The charts need JavaScript; the tables do not.</p></noscript>\n{body}\n"
@@ -112,4 +113,4 @@ def _json(data: dict[str, Any]) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    return (files(__package__) / "assets" / name).read_text(encoding="utf-8")
+    return (files(__name__.rpartition(".")[0]) / "assets" / name).read_text(encoding="utf-8")

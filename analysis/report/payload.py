@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from ...jobs.personas import DEFAULT_PERSONA
 from ...storage.derived.reductions import Reduction
+from ..reliability import TRUSTED_COSINE
 from .histograms import Histograms
-from .notes import ALIGNED, RELIABLE, layer_notes
+from .notes import ALIGNED, layer_notes
 from .numbers import Numbers
 from .origin import Origin
 from .packing import packed, plain
@@ -19,8 +20,9 @@ from .samples import Key, Sample
 from .spaces import Space
 
 WORDS = {
-    "roles": "Each circle is a role: the mean activation of its responses, on the first principal components of all role "
-    "vectors, centred on their mean. Components are found by variance alone; the colour is the projection on the axis.",
+    "roles": "Each circle is a role: the mean activation of its responses, on the first principal components of the "
+    "role vectors, centred on their mean. Components follow the variance alone; the colour is the projection on the "
+    "axis.",
     "zscored": "The same roles with every coordinate of the residual stream divided by its standard deviation over "
     "roles, so that a few coordinates with massive activations cannot rule the components.",
     "traits": "Each diamond is a trait vector: mean activation of the trait shown minus that of its opposite. A "
@@ -59,8 +61,8 @@ def payload(
         "rolloutVariance": None if rollouts_LK is None else plain(rollouts_LK[:, :_ROLLOUT_COMPONENTS]),
         "histograms": None if histograms is None else _histograms(histograms),
         "thresholds": {"labels": list(reduction.threshold_labels), "floor": plain(reduction.floor_on_axis, 7) or []},
-        "notes": layer_notes(numbers, reduction),
-        "reliable": RELIABLE,
+        "notes": layer_notes(numbers, reduction, origin, _least(reduction, origin)),
+        "reliable": TRUSTED_COSINE,
         "aligned": ALIGNED,
         "descriptions": {_key(key): text for key, text in origin.descriptions.items()},
         "samples": samples,
@@ -74,6 +76,10 @@ def role_counts(reduction: Reduction, origin: Origin) -> list[int | None]:
     if reduction.role_counts is not None:
         return reduction.role_counts.tolist()
     return [origin.counts.get(("role", name, "pos")) for name in reduction.role_names]
+
+
+def _least(reduction: Reduction, origin: Origin) -> int | None:
+    return min((count for count in role_counts(reduction, origin) if count is not None), default=None)
 
 
 def trait_counts(reduction: Reduction, numbers: Numbers, origin: Origin) -> list[int | None]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +87,7 @@ def samples_of(run: Run, reduction: Reduction) -> dict[Key, list[Sample]]:
     wanted = [place_of[sample.row] for samples in found for sample in samples if sample.row in place_of]
     projections = _projections(reduction, wanted)
     return {
-        key: [_with_projection(sample, projections.get(place_of.get(sample.row, -1))) for sample in samples]
+        key: [replace(sample, projection_L=projections.get(place_of.get(sample.row, -1))) for sample in samples]
         for key, samples in zip(chosen, found, strict=True)
     }
 
@@ -99,13 +101,13 @@ def descriptions_of(run: Run) -> dict[Key, str]:
     Returns:
         By kind and name; empty for a run of given conversations, or where the catalog's directory is gone.
     """
-    spec = run.record.spec
-    if spec.personas is None:
+    if run.record.of_conversations:
         return {}
     try:
-        catalog = load_catalog(spec.personas.catalog)
-        names = {(str(line["kind"]), str(line["persona"])) for line in _personas(run.index)}
-        return {key: text for key in names if key in catalog.files and (text := catalog.persona(*key).description)}
+        catalog = load_catalog(run.record.spec.personas.catalog)
+        named = {(line["kind"], line["persona"]) for line in _personas(run.index)}
+        known = [key for key in catalog.files if key in named]
+        return {key: text for key in known if (text := catalog.persona(*key).description)}
     except InputError:
         # The catalog was a directory of another machine, or was edited since; descriptions are only an aid.
         return {}
@@ -116,7 +118,7 @@ def _personas(index: pa.Table) -> list[dict[str, str]]:
 
 
 def _that_count(run: Run, reduction: Reduction) -> pa.Table:
-    """Select the lines of rollouts that show their persona and count, with a column ``score`` where there is a judge."""
+    """Select the lines of rollouts that show their persona and count, with ``score`` where there is a judge."""
     index = run.with_vector(run.index)
     index = index.filter((pc.field("polarity") == "pos") & (pc.field("kind") != "conversation"))
     judge = reduction.facts.get("judge")
@@ -126,8 +128,8 @@ def _that_count(run: Run, reduction: Reduction) -> pa.Table:
     least = reduction.facts.get("min_score")
     if least is None:
         return index
-    counts = (pc.field("kind") != "role") | (pc.field("score") >= float(least))
-    return index.filter(pc.coalesce(counts, pa.scalar(False)))
+    # Null, of a role without a score, is dropped like false.
+    return index.filter((pc.field("kind") != "role") | (pc.field("score") >= float(least)))
 
 
 def _by_persona(index: pa.Table) -> dict[Key, pa.Table]:
@@ -137,7 +139,7 @@ def _by_persona(index: pa.Table) -> dict[Key, pa.Table]:
     kinds, names = (index[column].to_pylist() for column in ("kind", "persona"))
     keys = list(zip(kinds, names, strict=True))
     starts = [0, *(at for at in range(1, len(keys)) if keys[at] != keys[at - 1]), len(keys)]
-    return {keys[a]: index.slice(a, b - a) for a, b in zip(starts[:-1], starts[1:], strict=True)}
+    return {keys[a]: index.slice(a, b - a) for a, b in pairwise(starts)}
 
 
 def _read(run: Run, lines: pa.Table) -> list[Sample]:
@@ -145,10 +147,13 @@ def _read(run: Run, lines: pa.Table) -> list[Sample]:
     texts = {line["row"]: line for line in read_rollouts(run.location, commit, _TEXTS).to_pylist()}
     scores = lines["score"].to_pylist() if "score" in lines.column_names else [None] * lines.num_rows
     return [
-        Sample(row, *(_shortened(texts[row][name], length) for name, length in _LETTERS.items()), score, None)
-        for row, score in zip(lines["row"].to_pylist(), scores, strict=True)
-        if row in texts
+        _sample(texts[row], score) for row, score in zip(lines["row"].to_pylist(), scores, strict=True) if row in texts
     ]
+
+
+def _sample(line: dict[str, Any], score: float | None) -> Sample:
+    texts = {name: _shortened(line[name], length) for name, length in _LETTERS.items()}
+    return Sample(row=line["row"], score=score, projection_L=None, **texts)
 
 
 def _shortened(text: str | None, length: int) -> str:
@@ -167,9 +172,3 @@ def _projections(reduction: Reduction, places: Sequence[int]) -> dict[int, npt.N
         return {}
     values = np.asarray(reduction.projections[list(places)], dtype=np.float64)
     return dict(zip(places, values, strict=True))
-
-
-def _with_projection(sample: Sample, projection_L: npt.NDArray[np.float64] | None) -> Sample:
-    if projection_L is None:
-        return sample
-    return Sample(sample.row, sample.system_prompt, sample.question, sample.response, sample.score, projection_L)

@@ -37,7 +37,7 @@ def print_summary(found: Summary) -> None:
     if found.floors:
         shown = ", ".join(f"{label} {value:+.2f}" for label, value in found.floors.items())
         output.text(
-            f"Floors on the axis at layer {found.layer} (percentiles of -axis; a cap on -axis is minus the floor): {shown}"
+            f"Floors on the axis at layer {found.layer} (percentiles of -axis; caps there are minus these): {shown}"
         )
     for note in (*found.notes, found.filter_note):
         output.text(note)
@@ -52,7 +52,7 @@ def _line(role: RankedRole, found: Summary) -> list[str]:
     if _has_intervals(found):
         line.append("" if role.interval is None else f"{role.interval[0]:+.2f} to {role.interval[1]:+.2f}")
     if _has_counts(found):
-        line.append("" if role.count is None else f"{role.count:,}")
+        line.append("" if role.rollouts is None else f"{role.rollouts:,}")
     return line
 
 
@@ -61,4 +61,4 @@ def _has_intervals(found: Summary) -> bool:
 
 
 def _has_counts(found: Summary) -> bool:
-    return any(role.count is not None for role in found.roles)
+    return any(role.rollouts is not None for role in found.roles)

@@ -113,8 +113,9 @@ def full_origin(reduction: Reduction) -> Origin:
         lead="908,400 rollouts, made up.",
         notes=(),
         start_layer=num_layers // 2,
+        n_layers=num_layers,
         kinds_N=kinds_N,
-        descriptions={key: _SENTENCE for key in keys},
+        descriptions=dict.fromkeys(keys, _SENTENCE),
         samples={key: [sample(2 * i), sample(2 * i + 1)] for i, key in enumerate(keys)},
     )
 
