@@ -5,7 +5,7 @@ matplotlib is an extra, because only these figures need it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +56,22 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def write_figures(origin: Origin, reduction: Reduction, folder: Path, layer: int | None = None) -> list[Path]:
-    """Draw the figures of one layer and write each as PNG, SVG and PDF; figures without data are left out.
+def write_figures(
+    origin: Origin,
+    reduction: Reduction,
+    folder: Path,
+    layer: int | None = None,
+    *,
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
+    """Draw the figures of one layer and write each in several formats; figures without data are left out.
 
     Args:
         origin: Where the reduction comes from.
         reduction: The reduction.
         folder: Folder for the files, which is made if need be.
         layer: 0-based layer; None: the one at which the report opens.
+        formats: Formats to write: ``png``, ``svg``, ``pdf``.
 
     Returns:
         The files, of which there may be none.
@@ -97,12 +105,12 @@ def write_figures(origin: Origin, reduction: Reduction, folder: Path, layer: int
         for name, draw in drawings.items():
             figure = Figure()
             if draw(figure):
-                written += _save(figure, folder, f"{name}-layer-{layer}" if name != "layers" else name)
+                written += _save(figure, folder, name if name == "layers" else f"{name}-layer-{layer}", formats)
     return written
 
 
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    paths = [folder / f"{name}.{suffix}" for suffix in FORMATS]
+def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    paths = [folder / f"{name}.{suffix}" for suffix in formats]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:

@@ -21,7 +21,7 @@ from .numbers import numbers_of
 from .origin import Origin, origin_of_run
 from .payload import payload
 
-_STYLES = ("page.css", "charts.css")
+_STYLES = ("charts.css", "page.css")
 _SCRIPTS = ("base.js", "personas.js", "map.js", "spectrum.js", "charts.js", "app.js")
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

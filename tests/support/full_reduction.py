@@ -172,4 +172,6 @@ def _components(
 def _pca(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean = vectors.mean(axis=0)
     _, singular, right = np.linalg.svd(np.swapaxes(vectors - mean, 0, 1), full_matrices=False)
-    return mean, right, singular**2 / (singular**2).sum(axis=1, keepdims=True)
+    variance = singular**2
+    total = variance.sum(axis=1, keepdims=True)
+    return mean, right, np.divide(variance, total, out=np.full_like(variance, np.nan), where=total > 1e-20)
