@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ....analysis.reduce import reduce_run
+from ....analysis.reduce import reduce_again
 from ....analysis.report import render_report, write_report
 from ....jobs.errors import InputError
 from ....jobs.files.user_paths import local_path
@@ -26,7 +26,7 @@ from ..options import endpoint_option, json_option, reading_access_options, stor
 def report(store_url: str, out: str | None, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
     """Write the report of the run at STORE: one self-contained HTML file."""
     run = open_run(store_url, endpoint_url, access)
-    reduction = reduce_run(run, say=output.progress().say)
+    reduction = reduce_again(run, say=output.progress().say)
     if out is None:
         place = write_report(run, reduction)
     else:
