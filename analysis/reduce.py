@@ -1,89 +1,149 @@
 """Reduce a run to means, axis, PCA, projections and thresholds at every captured layer, and store the result.
 
-Reads the committed activations twice: once for the means, from which axis and PCA follow, and once for the projections.
-Each pass handles a group of layers at a time, so that memory stays bounded.
+1. Sums of each persona, by score and half of the questions (``reduction/partial_sums.py``). They are kept in the store:
+   only units that are new are read.
+2. From the sums, a group of layers at a time: vectors, axis and PCA (``reduction/by_layer.py``).
+3. Projections of each persona's rollouts on the axis (``reduction/projections.py``), kept likewise: if the axis is the
+   same as before, only units that are new are read.
+4. From the projections, a group of layers at a time: thresholds and intervals.
+
+Each step holds a part of the layers or of the personas, so that memory stays bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
-from ..jobs.errors import InputError
-from ..jobs.personas import DEFAULT_PERSONA
-from ..jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
+from ..jobs.errors import InputError, StoreError
 from ..jobs.specs.spec import digest_of
-from ..jobs.specs.spec_parts import CaptureSpec
-from ..storage.derived.reductions import Reduction, make_current, read_current_reduction, write_reduction
+from ..storage.derived.reductions import (
+    Reduction,
+    ReductionWriter,
+    make_current,
+    read_current_reduction,
+    read_reduction,
+    sums_in_use,
+)
+from ..storage.derived.scores import with_scores
 from ..storage.query.run import Run
-from .axis import assistant_axis, cosine, is_distinct, project
-from .moments import GroupedMeans
-from .pca import fit_pca
-from .thresholds import thresholds
+from ..workers.models.limits import usable_cores
+from .reduction.budget import layers_of_projections, layers_of_vectors
+from .reduction.by_layer import LayerVectors, counts_of
+from .reduction.cast import Cast, left_out_note, require_roles
+from .reduction.from_projections import ProjectionResults
+from .reduction.mapping import Mapper, map_in_threads
+from .reduction.partial_sums import StoredSums
+from .reduction.projections import StoredProjections, axis_digest
+from .reduction.rollouts import has_halves, personas_of
+from .reduction.settings import Settings, asked_again, make_settings
+from .reduction.unit_work import ArrayOfRun, UnitLengths
+from .thresholds import label_of
 
-_SUMS_BYTES = 512 * 2**20
-"""Memory for the sums of one group of layers."""
-
-_METHOD = 2
+_METHOD = 3
 """Part of a reduction's id; raised whenever the same activations would give other results."""
 
-Group = tuple[str, str, str]
 Say = Callable[[str], None]
 
 
 def reduce_run(
-    run: Run, *, hook_point: str | None = None, pooling: str | None = None, say: Say | None = None
+    run: Run,
+    *,
+    hook_point: str | None = None,
+    pooling: str | None = None,
+    judge: str | None = None,
+    min_score: float | None = None,
+    min_count: int | None = None,
+    percentiles: Sequence[float] | None = None,
+    say: Say | None = None,
+    mapper: Mapper = map_in_threads,
 ) -> Reduction:
     """Reduce the committed units of a run and make the result the run's current reduction.
 
-    A reduction of the same attempts that is stored already is made current without being computed again.
+    A reduction of the same attempts and scores that is stored already is made current without being computed again.
 
     Args:
         run: The run; units committed after it was opened do not count.
         hook_point: Hook point to reduce; None: ``resid_post`` if it was captured, else the first captured one.
         pooling: Pooling to reduce; None: ``response_mean`` if it was captured, else the first captured one.
-        say: Called with a line of text for every group of layers.
+        judge: Judge whose scores decide which rollouts of roles count, and which pairs of traits; ``none``: all count;
+            None: the only judge that has scored the run, if there is one.
+        min_score: Least score of a role's rollout that counts, 0 to 3; None: 3. Without a judge it has no effect.
+        min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector; None: 10 with a
+            judge, 1 without.
+        percentiles: Percentiles of the thresholds, 0 to 100; None: 1, 25, 50 and 75.
+        say: Called with a line of progress, and of warning.
+        mapper: Spreads the work on personas.
 
     Raises:
-        InputError: Nothing is committed, the pooling was not captured or is ``tokens``, or the run has no personas.
+        InputError: Nothing is committed, the pooling was not captured or is ``tokens``, the run has no personas, there
+            is no such judge, several have scored the run and none is named, or no role has enough rollouts that count.
         StoreError: A committed value is missing or damaged.
     """
-    capture = run.record.spec.capture
-    _refuse_tokens(capture, pooling)
-    hook_point = hook_point or _preferred("resid_post", capture.hook_points)
-    pooling = pooling or _preferred(DEFAULT_POOLING, capture.pooled)
+    asked = {
+        "hook_point": hook_point,
+        "pooling": pooling,
+        "judge": judge,
+        "min_score": min_score,
+        "min_count": min_count,
+        "percentiles": None if percentiles is None else list(percentiles),
+    }
+    settings = make_settings(run, **asked)
     if not run.committed:
         raise InputError(
             f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", hint="Run the job first."
         )
-    reduction_id = digest_of([_METHOD, run.record.plan_digest, _attempts(run), hook_point, pooling])[:16]
+    lines = run.with_vector(run.index)
+    if settings.judge is not None:
+        lines = with_scores(run.location, lines, settings.judge)
+    reduction_id = _id_of(run, settings, lines)
     if make_current(run.location, reduction_id):
         stored = read_current_reduction(run.location)
         if stored is not None:
             return stored
-    groups = set(_groups(run.with_vector(run.index)))
-    if {kind for kind, _, _ in groups} == {"conversation"}:
-        raise InputError(
-            "the run holds only given conversations that belong to no persona, so there are no means to take.",
-            code="nothing_to_reduce",
-            file=run.url,
-            hint="Use query; or extract a directory with the responses of roles and the default.",
-        )
-    roles = tuple(sorted({name for kind, name, _ in groups if kind == "role"}))
-    traits = tuple(
-        sorted(name for kind, name, pol in groups if kind == "trait" and pol == "pos" and (kind, name, "neg") in groups)
-    )
-    parts: list[dict[str, npt.NDArray[Any]]] = []
-    for layers in _layer_groups(run, len(groups)):
-        if say:
-            say(f"Reducing {_range_of(layers)}; the last is {run.layers[-1]}.")
-        parts.append(_reduce_layers(run, layers, hook_point, pooling, roles, traits))
-    reduction = _join(parts, run, reduction_id, roles, traits, hook_point, pooling)
-    write_reduction(run.location, reduction)
-    return reduction
+    given = {name: value for name, value in asked.items() if value is not None}
+    return _Reducing(run, settings, given, lines, reduction_id, say or _silent, mapper).reduce()
+
+
+def reduce_again(run: Run, *, say: Say | None = None, mapper: Mapper = map_in_threads) -> Reduction:
+    """Bring a run's reduction up to its committed units and scores, with what the current one was asked for.
+
+    Args:
+        run: The run; units committed after it was opened do not count.
+        say: Called with a line of progress, and of warning.
+        mapper: Spreads the work on personas.
+
+    Returns:
+        The reduction: the current one if nothing is new; of a run without one, that of ``reduce_run``.
+
+    Raises:
+        InputError: See ``reduce_run``.
+        StoreError: A committed value is missing or damaged.
+    """
+    try:
+        current = read_current_reduction(run.location)
+    except StoreError:
+        # It is made anew below; ``verify`` names the damage.
+        current = None
+    return reduce_run(run, **asked_again(run, current.facts if current is not None else {}), say=say, mapper=mapper)
+
+
+def _silent(_line: str) -> None:
+    """Say nothing."""
+
+
+def _id_of(run: Run, settings: Settings, lines: pa.Table) -> str:
+    asked = [settings.judge, settings.min_score, settings.min_count, list(settings.percentiles)]
+    scores = None
+    if settings.judge is not None:
+        scored = np.stack([lines["row"].to_numpy(), lines["score"].to_numpy(zero_copy_only=False)])
+        scores = sha256(scored.astype(np.float64).tobytes()).hexdigest()
+    identity = [_METHOD, run.record.plan_digest, _attempts(run), settings.hook_point, settings.pooling, asked, scores]
+    return digest_of(identity)[:16]
 
 
 def _attempts(run: Run) -> list[tuple[str, int]]:
@@ -92,164 +152,177 @@ def _attempts(run: Run) -> list[tuple[str, int]]:
     return sorted(zip(run.index["unit_id"].take(first_U).to_pylist(), row_blocks_U.tolist(), strict=True))
 
 
-def _preferred(usual: str, captured: Sequence[str]) -> str:
-    return usual if usual in captured else captured[0]
+class _Reducing:
+    """One reduction, step by step.
 
+    Args:
+        run: The run.
+        settings: What was asked for, with what was not given filled in.
+        asked: What was given.
+        lines: Lines of the index with a vector, with scores where there is a judge.
+        reduction_id: Id of the reduction.
+        say: Called with a line of progress.
+        mapper: Spreads the work on personas.
+    """
 
-def _refuse_tokens(capture: CaptureSpec, pooling: str | None) -> None:
-    """Refuse a pooling that keeps many vectors per rollout, and runs that captured nothing else."""
-    if (pooling is not None and keeps_tokens(pooling)) or not capture.pooled:
-        raise InputError(
-            f"a reduction takes one vector per rollout, but {TOKENS} keeps one per token.",
-            code="nothing_to_reduce",
-            field="pooling",
-            hint=f"Reduce {' or '.join(capture.pooled) or f'a run that captures {DEFAULT_POOLING}'}.",
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        asked: dict[str, Any],
+        lines: pa.Table,
+        reduction_id: str,
+        say: Say,
+        mapper: Mapper,
+    ) -> None:
+        self._run = run
+        self._settings = settings
+        self._asked = asked
+        self._lines = lines
+        self._id = reduction_id
+        self._say = say
+        self._mapper = mapper
+        self._array = ArrayOfRun(run.record, settings.hook_point, settings.pooling)
+        self._lengths = UnitLengths(run, self._array)
+        self._in_use = _in_use(run)
+        self._undefined: dict[str, dict[str, str]] = {}
+        self._massive: list[list[int]] = []
+        self._rollout_variance: list[np.ndarray] = []
+
+    def reduce(self) -> Reduction:
+        """Compute and store everything."""
+        # Raises where the array was not captured, before anything is written.
+        self._run.lengths(self._settings.hook_point, self._settings.pooling)
+        cast = Cast(self._settings, personas_of(self._lines, self._run.record.rows_per_block))
+        self._require_personas(cast)
+        require_roles(cast)
+        if note := left_out_note(cast):
+            self._say(note)
+        sums = StoredSums(self._run.location, self._array, self._lengths, self._mapper, usable_cores())
+        sums.prepare(cast.personas, self._in_use, self._say)
+        writer = ReductionWriter(self._run.location, self._id, self._array.num_layers)
+        has_axis = self._write_vectors(cast, sums, writer)
+        writer.write(counts_of(cast))
+        paths = sums.paths
+        if has_axis:
+            paths += self._write_projections(cast, writer)
+        writer.finish(
+            paths,
+            layers=self._run.layers,
+            role_names=tuple(role.name for role in cast.roles),
+            trait_names=cast.traits,
+            facts=self._facts(cast),
+            threshold_labels=tuple(label_of(p) for p in self._settings.percentiles) if has_axis else (),
+            personas=tuple(persona.address for persona in cast.personas),
         )
+        stored = read_reduction(self._run.location, self._id)
+        assert stored is not None
+        return stored
+
+    def _require_personas(self, cast: Cast) -> None:
+        if cast.everybody and not cast.personas:
+            raise InputError(
+                "the run holds only given conversations that belong to no persona, so there are no means to take.",
+                code="nothing_to_reduce",
+                file=self._run.url,
+                hint="Use query; or extract a directory with the responses of roles and the default.",
+            )
+
+    def _write_vectors(self, cast: Cast, sums: StoredSums, writer: ReductionWriter) -> bool:
+        """Write what follows from the sums, a group of layers at a time; return whether there is an axis."""
+        num_layers, d_model = self._array.num_layers, self._array.d_model
+        step = layers_of_vectors(num_layers, d_model, len(cast.all_roles), len(cast.all_traits))
+        for start, stop in self._groups_of_layers(step, "Computing vectors, axis and PCA"):
+            vectors = LayerVectors(cast, stop - start, d_model)
+            vectors.collect(lambda persona, start=start, stop=stop: sums.read(persona, start, stop))
+            arrays, massive = vectors.finish()
+            writer.write(arrays, start)
+            self._massive += massive
+            self._rollout_variance.append(vectors.rollout_variance)
+            self._note_undefined(vectors.undefined, start)
+        return cast.default is not None and bool(cast.roles)
+
+    def _write_projections(self, cast: Cast, writer: ReductionWriter) -> list[str]:
+        """Project every rollout, write what follows from that, and return the paths of the partial results."""
+        projections = StoredProjections(
+            self._run.location,
+            self._array,
+            self._lengths,
+            self._mapper,
+            usable_cores(),
+            axis_digest(cast),
+            writer.path,
+        )
+        projections.prepare(cast.everybody, self._in_use, self._say)
+        results = ProjectionResults(cast, self._lines, np.concatenate(self._rollout_variance))
+        step = layers_of_projections(self._array.num_layers, self._lines.num_rows)
+        for start, stop in self._groups_of_layers(step, "Computing thresholds and intervals"):
+            arrays, undefined = results.at(start, *projections.read(cast.everybody, start, stop))
+            writer.write(arrays, start)
+            self._note_undefined({"projections": undefined} if undefined else {}, start)
+        writer.write({"projection_rows": self._lines["row"].to_numpy()})
+        return projections.paths
+
+    def _groups_of_layers(self, step: int, what: str) -> list[tuple[int, int]]:
+        layers = self._run.layers
+        groups = [(start, min(len(layers), start + step)) for start in range(0, len(layers), step)]
+        self._say(f"{what} at {len(layers)} layers" + (f", {step} at a time." if len(groups) > 1 else "."))
+        return groups
+
+    def _note_undefined(self, found: dict[str, dict[int, str]], start: int) -> None:
+        for what, reasons in found.items():
+            at = {str(self._run.layers[start + position]): reason for position, reason in reasons.items()}
+            self._undefined.setdefault(what, {}).update(at)
+
+    def _facts(self, cast: Cast) -> dict[str, Any]:
+        settings = self._settings
+        facts: dict[str, Any] = {
+            "hook_point": settings.hook_point,
+            "pooling": settings.pooling,
+            "role_filter": settings.role_filter,
+            "rollout_filter": settings.role_filter,
+            "judge": settings.judge,
+            "min_score": settings.min_score if settings.judge is not None else None,
+            "min_count": settings.min_count,
+            "trait_kind": cast.trait_kind,
+            "all_traits": list(cast.all_traits),
+            "percentiles": list(settings.percentiles),
+            "massive": self._massive,
+            "halves": _HALVES if has_halves(self._lines) else _NO_HALVES,
+            "units": len(self._run.committed),
+            "units_planned": self._run.record.num_units,
+            "rollouts": self._run.index.num_rows,
+        }
+        optional = {
+            "undefined": self._undefined,
+            "asked": self._asked,
+            "without_vector": _without_vector(self._run),
+            "roles_left_out": cast.roles_left_out,
+        }
+        return facts | {name: value for name, value in optional.items() if value}
 
 
-def _range_of(layers: tuple[int, ...]) -> str:
-    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+_HALVES = "questions with even and with odd index"
+_NO_HALVES = "none: rollouts of given conversations have no question"
 
 
-def _groups(index: Any) -> list[Group]:
-    columns = (index[name].to_pylist() for name in ("kind", "persona", "polarity"))
-    return list(zip(*columns, strict=True))
-
-
-def _layer_groups(run: Run, num_groups: int) -> Iterator[tuple[int, ...]]:
-    per_layer = max(1, num_groups) * run.record.model.d_model * 8
-    step = max(1, _SUMS_BYTES // per_layer)
-    for start in range(0, len(run.layers), step):
-        yield run.layers[start : start + step]
-
-
-def _reduce_layers(
-    run: Run, layers: tuple[int, ...], hook_point: str, pooling: str, roles: tuple[str, ...], traits: tuple[str, ...]
-) -> dict[str, npt.NDArray[Any]]:
-    sums = GroupedMeans()
-    for index, values_NLD in run.query(layer=list(layers), hook_point=hook_point, pooling=pooling).blocks():
-        sums.add(_groups(index), values_NLD)
-    means = sums.finish()
-    default = means.get(("default", DEFAULT_PERSONA, "pos"))
-    found: dict[str, npt.NDArray[Any]] = {}
-    if default is not None:
-        found["default_vector"] = default
-    if traits:
-        found["trait_vectors"] = np.stack([means["trait", t, "pos"] - means["trait", t, "neg"] for t in traits])
-    if roles:
-        role_vectors = np.stack([means["role", role, "pos"] for role in roles])
-        found["role_vectors"] = role_vectors
-        found["role_counts"] = np.array([sums.counts["role", role, "pos"] for role in roles], dtype=np.int64)
-        axis = None
-        if default is not None:
-            axis = assistant_axis(default, role_vectors)
-            # NaN and not a zero vector, whose projections would look like numbers.
-            axis[~is_distinct(axis, default)] = np.nan
-            found["axis"] = axis
-            found |= _projections(run, layers, hook_point, pooling, axis)
-        if len(roles) >= 3:
-            pca = fit_pca(role_vectors, axis)
-            found["pca_mean"], found["pca_components"] = pca.mean_LD, pca.components_LKD
-            found["pca_variance_ratio"] = pca.variance_ratio_LM
-            if axis is not None:
-                both_L = pca.defined_L & np.isfinite(axis).all(axis=1)
-                cosine_L = np.full(len(layers), np.nan)
-                cosine_L[both_L] = cosine(pca.components_LKD[both_L, 0], axis[both_L])
-                found["pc1_axis_cosine"] = cosine_L
-    return found
-
-
-def _projections(
-    run: Run, layers: tuple[int, ...], hook_point: str, pooling: str, axis_LD: npt.NDArray[np.float64]
-) -> dict[str, npt.NDArray[Any]]:
-    rows: list[npt.NDArray[np.int64]] = []
-    projected: list[npt.NDArray[np.float64]] = []
-    defined_L = np.isfinite(axis_LD).all(axis=1)
-    for index, values_NLD in run.query(layer=list(layers), hook_point=hook_point, pooling=pooling).blocks():
-        rows.append(index["row"].to_numpy())
-        projections_NL = np.full(values_NLD.shape[:2], np.nan)
-        projections_NL[:, defined_L] = project(values_NLD[:, defined_L], axis_LD[defined_L])
-        projected.append(projections_NL)
-    projections_NL = np.concatenate(projected)
-    found = thresholds(projections_NL[:, defined_L])
-    cap_QL = np.full((len(found.labels), len(layers)), np.nan)
-    cap_QL[:, defined_L] = found.cap_on_minus_axis_QL
-    return {
-        "projections": projections_NL,
-        "projection_rows": np.concatenate(rows),
-        "cap_on_minus_axis": cap_QL,
-        "floor_on_axis": -cap_QL,
-        "threshold_labels": np.array(found.labels),
-    }
-
-
-def _undefined(arrays: dict[str, npt.NDArray[Any]], layers: tuple[int, ...]) -> dict[str, dict[str, str]]:
-    """Name the layers at which there is no axis, or are no components, with the reason; layers as JSON's keys."""
-    reasons = {
-        "axis": ("axis", "the default Assistant and the mean of the roles have the same vector"),
-        "pca": ("pca_variance_ratio", "the role vectors are all the same"),
-    }
-    found: dict[str, dict[str, str]] = {}
-    for what, (array, reason) in reasons.items():
-        if array in arrays:
-            missing_L = np.asarray(~np.isfinite(arrays[array]).all(axis=1))
-            at = {str(layer): reason for layer, is_missing in zip(layers, missing_L, strict=True) if is_missing}
-            found |= {what: at} if at else {}
-    return found
+def _in_use(run: Run) -> set[str]:
+    try:
+        return sums_in_use(run.location)
+    except StoreError:
+        # Only which partial results are looked at first depends on it.
+        return set()
 
 
 def _without_vector(run: Run) -> dict[str, list[str]]:
     """Name by kind the personas with committed rollouts of which every response is empty, in one polarity at least."""
-    filled = set(_groups(run.with_vector(run.index)))
+    filled = set(_addresses(run.with_vector(run.index)))
     found: dict[str, set[str]] = {}
-    for kind, name, _ in set(_groups(run.index)) - filled:
+    for kind, name, _ in set(_addresses(run.index)) - filled:
         found.setdefault(kind, set()).add(name)
     return {kind: sorted(names) for kind, names in sorted(found.items())}
 
 
-_LAYER_AXIS = {"role_vectors": 1, "trait_vectors": 1, "projections": 1, "cap_on_minus_axis": 1, "floor_on_axis": 1}
-"""Position of the axis L in the arrays of a reduction where it is not the first."""
-
-_WITHOUT_LAYERS = ("role_counts", "projection_rows", "threshold_labels")
-
-
-def _join(
-    parts: list[dict[str, npt.NDArray[Any]]],
-    run: Run,
-    reduction_id: str,
-    roles: tuple[str, ...],
-    traits: tuple[str, ...],
-    hook_point: str,
-    pooling: str,
-) -> Reduction:
-    joined: dict[str, Any] = {}
-    for name in parts[0]:
-        if name in _WITHOUT_LAYERS:
-            joined[name] = parts[0][name]
-        else:
-            whole = np.concatenate([part[name] for part in parts], axis=_LAYER_AXIS.get(name, 0))
-            joined[name] = whole.astype(np.float32)
-            # A chunk of NaN is not stored and reads as the fill value: its bits have to be those, sign included.
-            joined[name][np.isnan(joined[name])] = np.nan
-    labels = joined.pop("threshold_labels", ())
-    provenance = {
-        "hook_point": hook_point,
-        "pooling": pooling,
-        "rollout_filter": "all",
-        "units": len(run.committed),
-        "units_planned": run.record.num_units,
-        "rollouts": run.index.num_rows,
-    }
-    undefined = _undefined(joined, run.layers)
-    without_vector = _without_vector(run)
-    provenance |= {"undefined": undefined} if undefined else {}
-    provenance |= {"without_vector": without_vector} if without_vector else {}
-    return Reduction(
-        reduction_id=reduction_id,
-        layers=run.layers,
-        role_names=roles,
-        trait_names=traits,
-        facts=provenance,
-        threshold_labels=tuple(str(label) for label in labels),
-        **joined,
-    )
+def _addresses(index: Any) -> list[tuple[str, str, str]]:
+    columns = (index[name].to_pylist() for name in ("kind", "persona", "polarity"))
+    return list(zip(*columns, strict=True))

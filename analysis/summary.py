@@ -221,6 +221,9 @@ def notes_of(reduction: Reduction) -> tuple[str, ...]:
         for reason, layers in by_reason.items():
             place = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
             notes.append(f"{subject} at {place}: {reason}.")
+    if left_out := reduction.facts.get("roles_left_out"):
+        counted = f"fewer than {reduction.facts['min_count']} of their rollouts are {reduction.facts['role_filter']}"
+        notes.append(f"Without a vector, because {counted} (role): {', '.join(sorted(left_out))}.")
     for kind, names in reduction.without_vector.items():
         notes.append(f"Without a vector, because every response was empty ({kind}): {', '.join(names)}.")
     return tuple(notes)

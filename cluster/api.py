@@ -206,21 +206,34 @@ def reduce(
     *,
     hook_point: str | None = None,
     pooling: str | None = None,
+    judge: str | None = None,
+    min_score: float | None = None,
+    min_count: int | None = None,
+    percentiles: Sequence[float] | None = None,
     progress: bool = True,
 ) -> Reduction:
     """Compute a run's role and trait vectors, Assistant Axis, PCA and thresholds, and store them in the run.
+
+    What was read before is not read again: new units and new scores cost what is new.
 
     Args:
         run: An open run, or the path or URL of its store.
         hook_point: Hook point to reduce; None: ``resid_post``, or the first that was captured.
         pooling: Pooling to reduce; None: ``response_mean``, or the first that was captured.
+        judge: Judge whose scores decide which rollouts of roles count, and which pairs of traits; ``"none"``: all
+            count; None: the only judge that has scored the run, if there is one.
+        min_score: Least score of a role's rollout that counts, 0 to 3; None: 3. Without a judge it has no effect.
+        min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector; None: 10 with a
+            judge, 1 without.
+        percentiles: Percentiles of the thresholds, 0 to 100; None: 1, 25, 50 and 75.
         progress: Whether to print progress to stderr.
 
     Returns:
-        The reduction of the committed units. If the same one is stored already, it is loaded instead of computed.
+        The reduction of the committed units. If the same one is stored already, it is opened instead of computed.
 
     Raises:
-        InputError: There is no run, or nothing in it to reduce.
+        InputError: There is no run, or nothing in it to reduce; there is no such judge, several have scored the run and
+            none is named, or no role has enough rollouts that count.
         StoreError: A committed value is missing or damaged.
 
     Example:
@@ -230,7 +243,16 @@ def reduce(
         (576,)
     """
     opened = run if isinstance(run, Run) else open_run(run)
-    return reduce_run(opened, hook_point=hook_point, pooling=pooling, say=_progress(progress).say)
+    return reduce_run(
+        opened,
+        hook_point=hook_point,
+        pooling=pooling,
+        judge=judge,
+        min_score=min_score,
+        min_count=min_count,
+        percentiles=percentiles,
+        say=_progress(progress).say,
+    )
 
 
 def verify(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +90,8 @@ class UnitLengths:
     def __init__(self, run: Run, array: ArrayOfRun) -> None:
         self._run = run
         self._array = array
+        # Otherwise every thread would look up what one lookup fetches for all.
+        self._lock = Lock()
 
     @cached_property
     def _lengths(self) -> ChunkLengths:
@@ -100,7 +103,8 @@ class UnitLengths:
         Raises:
             StoreError: A commit record is missing or damaged.
         """
-        found = self._lengths.lengths_of([unit.row_block for unit in units], [unit.unit_id for unit in units])
+        with self._lock:
+            found = self._lengths.lengths_of([unit.row_block for unit in units], [unit.unit_id for unit in units])
         return UnitsToRead(self._array, tuple(units), tuple(found))
 
 

@@ -39,17 +39,15 @@ class ReductionWriter:
         location: The run's store.
         reduction_id: Id of the reduction.
         num_layers: L.
-        layer_step: Number of layers that are written at a time; the last part may have fewer.
 
     Attributes:
         path: Path of the group.
     """
 
-    def __init__(self, location: Location, reduction_id: str, num_layers: int, layer_step: int) -> None:
+    def __init__(self, location: Location, reduction_id: str, num_layers: int) -> None:
         self._location = location
         self._reduction_id = reduction_id
         self._num_layers = num_layers
-        self._step = layer_step
         self._digests: dict[str, str | list[str]] = {}
         self._arrays: dict[str, Any] = {}
         # A random part in the path: two processes that compute the same reduction do not write into one group. The
@@ -63,7 +61,8 @@ class ReductionWriter:
 
         Args:
             arrays: Values by name, floats of any precision or int64. Those without an axis L are whole.
-            start: Position of the first of the layers. Layers are written in order, without gaps.
+            start: Position of the first of the layers. Layers are written in order, without gaps, the same number of
+                them each time but for the last.
         """
         with self._location.errors():
             for name, values in arrays.items():
@@ -93,10 +92,10 @@ class ReductionWriter:
         count = values.shape[axis]
         if name not in self._arrays:
             shape = (*values.shape[:axis], self._num_layers, *values.shape[axis + 1 :])
-            # A divisor of the step, so that no chunk is written twice.
             per_layer = max(1, values.nbytes // max(1, count))
-            fitting = max(1, min(self._step, self._num_layers, _CHUNK_BYTES // per_layer))
-            layers = next(size for size in range(fitting, 0, -1) if self._step % size == 0 or size == self._num_layers)
+            fitting = max(1, min(count, _CHUNK_BYTES // per_layer))
+            # A divisor of what is written at a time, so that no chunk is written twice.
+            layers = next(size for size in range(fitting, 0, -1) if count % size == 0)
             chunks = (*values.shape[:axis], layers, *values.shape[axis + 1 :])
             self._arrays[name] = self._create(name, shape, chunks, values.dtype)
         self._arrays[name][(slice(None),) * axis + (slice(start, start + count),)] = values
@@ -125,7 +124,7 @@ def write_reduction(location: Location, reduction: Reduction) -> None:
         AtlasError: The store cannot be reached or written.
     """
     num_layers = len(reduction.layers)
-    writer = ReductionWriter(location, reduction.reduction_id, num_layers, max(1, num_layers))
+    writer = ReductionWriter(location, reduction.reduction_id, num_layers)
     found = {name: getattr(reduction, name) for name in ARRAYS}
     writer.write({name: values for name, values in found.items() if values is not None})
     writer.finish(**{name: getattr(reduction, name) for name in TEXTS})
@@ -171,7 +170,20 @@ def read_current_reduction(location: Location) -> Reduction | None:
     Raises:
         StoreError: ``analysis/current.json`` or the group is damaged.
     """
-    pointer = _read_pointer(location)
+    return _open(location, layout.CURRENT_REDUCTION)
+
+
+def read_reduction(location: Location, reduction_id: str) -> Reduction | None:
+    """Open a stored reduction, current or not; None when there is none of that id.
+
+    Raises:
+        StoreError: Its record or its group is damaged.
+    """
+    return _open(location, layout.reduction_record_path(reduction_id))
+
+
+def _open(location: Location, record_path: str) -> Reduction | None:
+    pointer = _read_pointer(location, record_path)
     if pointer is None:
         return None
     path, digests = pointer["path"], pointer["arrays"]
@@ -300,8 +312,8 @@ def _digest_of(values: np.ndarray) -> str:
     return sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-def _read_pointer(location: Location) -> dict[str, Any] | None:
-    pointer = location.read(layout.CURRENT_REDUCTION)
+def _read_pointer(location: Location, path: str = layout.CURRENT_REDUCTION) -> dict[str, Any] | None:
+    pointer = location.read(path)
     if pointer is None:
         return None
     try:
@@ -313,7 +325,7 @@ def _read_pointer(location: Location) -> dict[str, Any] | None:
             "sums": [str(path) for path in data.get("sums", ())],
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _damaged(location, layout.CURRENT_REDUCTION, str(error)) from error
+        raise _damaged(location, path, str(error)) from error
 
 
 def _damaged(location: Location, path: str, reason: str) -> StoreError:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from persona_atlas.analysis import reduce as reduce_module
 from persona_atlas.analysis.reduce import reduce_run
+from persona_atlas.analysis.reduction import budget
 from persona_atlas.analysis.report import render_report
 from persona_atlas.analysis.summary import summarise
 from persona_atlas.jobs.errors import InputError
@@ -20,7 +20,7 @@ from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.storage.derived.reductions import Reduction
-from persona_atlas.storage.query.run import Query, Run, open_run
+from persona_atlas.storage.query.run import Run, open_run
 from persona_atlas.workers.engine import CapturedRollout
 
 from fakes import FakeEngine, small_plan, small_spec, vector_of
@@ -138,7 +138,16 @@ def test_what_was_stored_is_what_was_returned(whole: tuple[Run, Reduction, Plan]
     assert stored.facts == {
         "hook_point": "resid_post",
         "pooling": "response_mean",
+        "role_filter": "all",
         "rollout_filter": "all",
+        "judge": None,
+        "min_score": None,
+        "min_count": 1,
+        "trait_kind": "pos_neg",
+        "all_traits": ["anxious"],
+        "percentiles": [1, 25, 50, 75],
+        "massive": [[], [], [], []],
+        "halves": "questions with even and with odd index",
         "units": 12,
         "units_planned": 12,
         "rollouts": 36,
@@ -158,25 +167,16 @@ def test_a_layer_at_a_time_gives_the_same_as_all_at_once(
     whole: tuple[Run, Reduction, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     _, at_once, _ = whole
-    monkeypatch.setattr(reduce_module, "_SUMS_BYTES", 1)
+    for limit in ("VECTOR_BYTES", "PROJECTION_BYTES", "_THREAD_BYTES"):
+        monkeypatch.setattr(budget, limit, 1)
     said: list[str] = []
     run = small_run(str(tmp_path / "run"), exact_spec(tmp_path / "run"))
     by_layer = reduce_run(run, say=said.append)
-    assert len(said) == 4
+    assert said == [
+        "Computing vectors, axis and PCA at 4 layers, 1 at a time.",
+        "Computing thresholds and intervals at 4 layers, 1 at a time.",
+    ]
     assert_same(by_layer, at_once)
-
-
-def test_small_batches_of_rollouts_give_the_same_as_one(
-    whole: tuple[Run, Reduction, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    _, at_once, _ = whole
-    monkeypatch.setattr(Query.blocks, "__defaults__", (5 * 4 * 16 * 4,))
-    run = small_run(str(tmp_path / "run"), exact_spec(tmp_path / "run"))
-    assert len(list(run.query(layer="all").blocks())) == 12
-    in_parts = reduce_run(run)
-    close(in_parts.axis, np.asarray(at_once.axis))
-    close(in_parts.projections, np.asarray(at_once.projections))
-    np.testing.assert_array_equal(np.asarray(in_parts.projection_rows), np.asarray(at_once.projection_rows))
 
 
 def test_an_empty_response_counts_in_no_mean(tmp_path: Path):

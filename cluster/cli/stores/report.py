@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ....analysis.reduce import reduce_run
+from ....analysis.reduce import reduce_again
 from ....analysis.report import origin_of_run, render_page
 from ....analysis.report.figures import write_figures
 from ....jobs.errors import InputError
@@ -49,7 +49,7 @@ def report(
     run = open_run(store_url, endpoint_url, access)
     if layer is not None:
         layer_positions(layer, run.layers, run.record.model.n_layers)
-    reduction = reduce_run(run, say=output.progress().say)
+    reduction = reduce_again(run, say=output.progress().say)
     origin = origin_of_run(run, reduction)
     place, written = None, []
     if figures is not None:

@@ -1,0 +1,136 @@
+"""Which personas have which vectors, by their numbers of rollouts alone. Pure; nothing is read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ...jobs.errors import InputError
+from ...jobs.personas import DEFAULT_PERSONA
+from ..classes import ALL, PASSING_PAIRS, TRAIT_SCORES, at_least
+from .rollouts import KINDS, Persona
+from .settings import Settings
+
+_MIN_ROLES_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """The personas of a reduction.
+
+    Attributes:
+        settings: What the reduction was asked for.
+        everybody: Every persona and polarity with a rollout that has a vector, in address order.
+    """
+
+    settings: Settings
+    everybody: tuple[Persona, ...]
+
+    @cached_property
+    def personas(self) -> tuple[Persona, ...]:
+        """Those of which means are taken, in address order; not given conversations of no persona."""
+        return tuple(persona for persona in self.everybody if persona.kind in KINDS)
+
+    @property
+    def counted(self) -> frozenset[str]:
+        """Classes of a role's rollouts that count."""
+        return ALL if self.settings.judge is None else at_least(self.settings.min_score)
+
+    @cached_property
+    def default(self) -> Persona | None:
+        """The default Assistant."""
+        return self._find("default", DEFAULT_PERSONA, "pos")
+
+    @cached_property
+    def all_roles(self) -> tuple[Persona, ...]:
+        """Every role with a rollout, by name."""
+        return tuple(sorted((p for p in self.personas if p.kind == "role"), key=lambda persona: persona.name))
+
+    @cached_property
+    def roles(self) -> tuple[Persona, ...]:
+        """Roles with a vector: enough of their rollouts count."""
+        least = self.settings.min_count
+        return tuple(role for role in self.all_roles if role.count_in(self.counted) >= least)
+
+    @cached_property
+    def roles_left_out(self) -> dict[str, int]:
+        """Roles without a vector, each with the number of its rollouts that count."""
+        return {role.name: role.count_in(self.counted) for role in self.all_roles if role not in self.roles}
+
+    @cached_property
+    def all_traits(self) -> tuple[str, ...]:
+        """Names of every trait with a rollout of it shown, sorted."""
+        return tuple(sorted({p.name for p in self.personas if p.kind == "trait" and p.polarity == "pos"}))
+
+    def trait(self, name: str) -> tuple[Persona | None, Persona | None]:
+        """Return a trait shown, and its opposite; None for one without a rollout."""
+        return self._find("trait", name, "pos"), self._find("trait", name, "neg")
+
+    @cached_property
+    def trait_kind(self) -> str:
+        """Kind of the trait vectors: ``pos_neg_50`` if a judge has scored a trait, else ``pos_neg``."""
+        scored = any(p.count_in(TRAIT_SCORES) for p in self.personas if p.kind == "trait")
+        return "pos_neg_50" if scored else "pos_neg"
+
+    @cached_property
+    def traits(self) -> tuple[str, ...]:
+        """Names of the traits with a vector of that kind."""
+        found: list[str] = []
+        for name in self.all_traits:
+            pos, neg = self.trait(name)
+            if pos is None or neg is None:
+                continue
+            if self.trait_kind == "pos_neg" or pos.count_in(PASSING_PAIRS) >= self.settings.min_count:
+                found.append(name)
+        return tuple(found)
+
+    def _find(self, *address: str) -> Persona | None:
+        return next((persona for persona in self.personas if persona.address == address), None)
+
+
+def require_roles(cast: Cast) -> None:
+    """Refuse a reduction in which not a single role has enough rollouts that count.
+
+    Raises:
+        InputError: The message says how many roles would have a vector with which ``min_count``.
+    """
+    if cast.roles or not cast.all_roles:
+        return
+    counts = sorted(cast.roles_left_out.values(), reverse=True)
+    counted = f" that are {cast.settings.role_filter} by {cast.settings.judge}" if cast.settings.judge else ""
+    if not counts[0]:
+        raise InputError(
+            f"no rollout of a role is {cast.settings.role_filter} by {cast.settings.judge}.",
+            code="too_few_rollouts",
+            field="min_score",
+            hint="Choose a lower --min-score, another --judge, or --judge none, which ignores scores.",
+        )
+    raise InputError(
+        f"no role has {cast.settings.min_count} rollouts {counted}".rstrip()
+        + f"; the most that one has is {counts[0]}.",
+        code="too_few_rollouts",
+        field="min_count",
+        hint=f"{_alternatives(counts)} Or use --judge none, which ignores scores.",
+    )
+
+
+def left_out_note(cast: Cast) -> str:
+    """Say which roles have no vector because too few of their rollouts count; empty if none is left out."""
+    if not cast.roles_left_out:
+        return ""
+    counts = sorted((role.count_in(cast.counted) for role in cast.all_roles), reverse=True)
+    return (
+        f"Warning: {len(cast.roles)} of {len(cast.all_roles)} roles have {cast.settings.min_count} rollouts "
+        f"{cast.settings.role_filter} by {cast.settings.judge}; the others have no vector. {_alternatives(counts)}"
+    )
+
+
+def _alternatives(counts: Sequence[int]) -> str:
+    """Say how many roles would have a vector with which ``min_count``, from the counts in decreasing order."""
+    # The count that keeps three quarters of the roles that have any, and the one that keeps enough for PCA.
+    present = [count for count in counts if count]
+    places = {max(len(present) * 3 // 4, 1), min(len(present), _MIN_ROLES_SHOWN)}
+    offers = {present[place - 1]: sum(count >= present[place - 1] for count in present) for place in places}
+    told = [f"--min-count {least} gives {number} of {len(counts)} roles" for least, number in sorted(offers.items())]
+    return f"{', '.join(told)}."

@@ -1,0 +1,355 @@
+"""Projections of every rollout on an axis, kept in the store, so that rollouts are read once per axis.
+
+A new rollout of the default or of a role that counts changes the axis, and then every rollout is projected again. One
+of a trait, or of a role whose score does not count, changes nothing but its own persona.
+While a role's rollouts are read, their spread along the principal components of the role vectors is taken too.
+Axes: N rollouts, L layers, D d_model, K components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from ...storage.derived.partials import DamagedPartialError, Partial, PartialWriter, names_by_persona, open_partial
+from ...storage.format import layout
+from ...storage.locations.location import Location
+from .budget import layers_per_read, threads
+from .cast import Cast
+from .mapping import Mapper, Say, with_progress
+from .rollouts import Persona, UnitRows
+from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_whole, unit_keys
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_PARALLEL_READS = 32
+_PIECE = 1024
+"""Coordinates whose products are summed in float32; the sums of pieces are float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectionWork:
+    """The projections of one persona that are to be computed.
+
+    Attributes:
+        to_read: All of its units.
+        group: Path of the group that has ``axis`` and ``pca_components``.
+        with_spread: Whether the spread along the components is taken.
+        base: An earlier partial result of some of the units; None: all are read.
+        path: Path of the result.
+        is_replacement: Whether a damaged object has that path.
+    """
+
+    to_read: UnitsToRead
+    group: str
+    with_spread: bool
+    base: Partial | None
+    path: str
+    is_replacement: bool = False
+
+
+def axis_digest(cast: Cast) -> str:
+    """Digest of what axis and components are made of: which rollouts of the default and of each role count.
+
+    Not of their values, which depend on the machine in the last digits.
+    """
+    assert cast.default is not None
+    parts = [f"default {cast.default.rows_digest}"]
+    parts += [f"{role.name} {role.members_digest(cast.counted)}" for role in cast.roles]
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def compute_projections(location: Location, work: ProjectionWork) -> int:
+    """Project the rollouts of one persona and store the result.
+
+    Args:
+        location: The store.
+        work: The persona.
+
+    Returns:
+        Number of units that were read.
+
+    Raises:
+        StoreError: A committed value is missing or damaged.
+    """
+    try:
+        data, num_read = _projections(location, work)
+    except DamagedPartialError:
+        data, num_read = _projections(location, replace(work, base=None))
+    if work.is_replacement:
+        location.write(work.path, data)
+    else:
+        location.create(work.path, data)
+    return num_read
+
+
+def _projections(location: Location, work: ProjectionWork) -> tuple[bytes, int]:
+    array, reader = work.to_read.array, work.to_read.reader(location)
+    known = unit_keys(work.base) if work.base is not None else set()
+    units = work.to_read.units
+    new = [unit for unit in units if _key(unit) not in known]
+    step = layers_per_read(array.num_layers, array.rows_per_block, array.d_model, 0)
+    writer = PartialWriter()
+    for start in range(0, array.num_layers, step):
+        stop = min(array.num_layers, start + step)
+        weights = _weights(location, work.group, start, stop)
+        earlier = work.base.read(location, start, stop) if work.base is not None else None
+        pieces = _pieces(earlier, work.base)
+        spread = Spread(stop - start, weights.components_LDK.shape[2] if work.with_spread else 0)
+        if earlier is not None and work.base is not None:
+            count = sum(len(piece) for piece in pieces.values())
+            spread.merge(count, earlier["along_mean"], earlier["along_m2"])
+        for unit in new:
+            pieces[_key(unit)] = np.empty((len(unit.rows_N), stop - start), dtype=np.float32)
+            for first, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop):
+                at = slice(first - start, first - start + len(values_LND))
+                along_LN = _along(values_LND, weights.axis_LD1[at])[..., 0]
+                # A product may be beyond float32, and is NaN where there is no axis; a committed value is a number.
+                if not np.isfinite(along_LN).all() and not np.isfinite(values_LND).all():
+                    raise reader.no_numbers(unit.row_block, unit.unit_id)
+                pieces[_key(unit)][:, at] = along_LN.T
+                if work.with_spread:
+                    spread.add(first - start, _along(values_LND, weights.components_LDK[at]))
+        whole_NL = np.concatenate([pieces[_key(unit)] for unit in units])
+        for layer in range(stop - start):
+            writer.add({"projection": whole_NL[:, layer]} | spread.at(layer))
+    content = {"units": [[unit.unit_id, unit.row_block, unit.rows_digest, len(unit.rows_N)] for unit in units]}
+    return writer.finish(content), len(new)
+
+
+def _key(unit: UnitRows) -> tuple[str, int, str]:
+    return unit.unit_id, unit.row_block, unit.rows_digest
+
+
+def _pieces(earlier: dict[str, Any] | None, base: Partial | None) -> dict[tuple[str, int, str], Float32]:
+    """Take the projections of a base apart, unit by unit."""
+    found: dict[tuple[str, int, str], Float32] = {}
+    if earlier is None or base is None:
+        return found
+    end = 0
+    for unit_id, block, digest, count in base.content["units"]:
+        begin, end = end, end + int(count)
+        found[str(unit_id), int(block), str(digest)] = earlier["projection"][:, begin:end].T
+    return found
+
+
+def _along(values_LND: Float32, weights_LDK: Float32) -> Float32:
+    """Multiply vectors with the columns of a matrix, layer by layer, ``(L, N, K)``."""
+    d_model = values_LND.shape[2]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if d_model <= _PIECE:
+            return values_LND @ weights_LDK
+        total = np.zeros((*values_LND.shape[:2], weights_LDK.shape[2]))
+        for begin in range(0, d_model, _PIECE):
+            total += values_LND[..., begin : begin + _PIECE] @ weights_LDK[:, begin : begin + _PIECE]
+        return total.astype(np.float32)
+
+
+class Spread:
+    """Mean and squared deviations of a persona's rollouts along components, at some layers.
+
+    Args:
+        num_layers: L.
+        num_components: K; 0 where no spread is taken.
+    """
+
+    def __init__(self, num_layers: int, num_components: int) -> None:
+        self._counts_L = np.zeros(num_layers, dtype=np.int64)
+        self._mean_LK = np.zeros((num_layers, num_components))
+        self._m2_LK = np.zeros((num_layers, num_components))
+
+    def merge(self, count: int, mean_LK: Float64, m2_LK: Float64, first: int = 0) -> None:
+        """Add rollouts by their number, mean and squared deviations, by Chan's rule."""
+        at = slice(first, first + len(mean_LK))
+        before = int(self._counts_L[first])
+        difference_LK = mean_LK - self._mean_LK[at]
+        self._m2_LK[at] += m2_LK + difference_LK**2 * (before * count / (before + count))
+        self._mean_LK[at] += difference_LK * (count / (before + count))
+        self._counts_L[at] = before + count
+
+    def add(self, first: int, along_LNK: Float32) -> None:
+        """Add rollouts at adjacent layers, the first of which is at position ``first``."""
+        wide_LNK = along_LNK.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean_LK = wide_LNK.mean(axis=1)
+            wide_LNK -= mean_LK[:, None]
+            self.merge(wide_LNK.shape[1], mean_LK, np.einsum("lnk,lnk->lk", wide_LNK, wide_LNK), first)
+
+    def at(self, layer: int) -> dict[str, Float64]:
+        """Return mean and squared deviations at one layer."""
+        return {"along_mean": self._mean_LK[layer], "along_m2": self._m2_LK[layer]}
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """What vectors are multiplied with: the axis of unit length ``(L, D, 1)``, and the components ``(L, D, K)``."""
+
+    axis_LD1: Float32
+    components_LDK: Float32
+
+
+_LOADING = Lock()
+
+
+def _weights(location: Location, group: str, start: int, stop: int) -> _Weights:
+    """Read axis and components, once for all threads."""
+    with _LOADING:
+        return _load_weights(_ByUrl(location.url, location), group, start, stop)
+
+
+class _ByUrl:
+    """A location as a key of a cache: two of one URL are the same."""
+
+    def __init__(self, url: str, location: Location) -> None:
+        self.url, self.location = url, location
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByUrl) and other.url == self.url
+
+
+@lru_cache(maxsize=1)
+def _load_weights(key: _ByUrl, group: str, start: int, stop: int) -> _Weights:
+    with key.location.errors():
+        opened: Any = zarr.open_group(key.location.zarr(read_only=True), path=group, mode="r")
+        axis_LD = np.asarray(opened["axis"][start:stop], dtype=np.float64)
+        components_LKD = np.zeros((stop - start, 0, axis_LD.shape[1]), dtype=np.float32)
+        if "pca_components" in opened:
+            components_LKD = np.asarray(opened["pca_components"][start:stop], dtype=np.float32)
+    unit_LD = axis_LD / np.linalg.norm(axis_LD, axis=1, keepdims=True)
+    # Contiguous along K, which the product needs to be fast. A component without variance is NaN: so is its spread.
+    components_LDK = np.ascontiguousarray(components_LKD.transpose(0, 2, 1))
+    return _Weights(unit_LD.astype(np.float32)[..., None], components_LDK)
+
+
+class StoredProjections:
+    """The projections of all personas, in the store.
+
+    Args:
+        location: The store.
+        array: The array that is reduced.
+        lengths: Lengths of units.
+        mapper: Spreads the work.
+        num_cores: Cores that may be used here.
+        digest: Digest of what the axis is made of.
+        group: Path of the group that has ``axis`` and ``pca_components``.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        array: ArrayOfRun,
+        lengths: UnitLengths,
+        mapper: Mapper,
+        num_cores: int,
+        digest: str,
+        group: str,
+    ) -> None:
+        self._location = location
+        self._array = array
+        self._lengths = lengths
+        self._mapper = mapper
+        self._num_cores = num_cores
+        self._digest = digest
+        self._group = group
+        self._partials: list[Partial] = []
+        self.units_read = 0
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the objects."""
+        return [partial.path for partial in self._partials]
+
+    def prepare(self, personas: Sequence[Persona], in_use: set[str], say: Say | None) -> None:
+        """Compute and store the projections that are not there yet.
+
+        Args:
+            personas: Everybody.
+            in_use: Paths of partial results that the current reduction was made of.
+            say: Called with a line of progress.
+
+        Raises:
+            StoreError: A committed value is missing or damaged.
+        """
+        folder = layout.partial_folder(layout.PROJECTIONS, self._array.hook_point, self._array.pooling)
+        stored = names_by_persona(self._location.names(folder))
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            planned = list(pool.map(lambda persona: self._work(persona, folder, stored, in_use), personas))
+        works = [work for work in planned if work is not None]
+        if works:
+            shape = (self._array.num_layers, self._array.rows_per_block, self._array.d_model)
+            done = self._mapper(compute_projections, self._location, works, threads(*shape, 0, self._num_cores))
+            self.units_read += sum(with_progress(done, len(works), "Projecting", say))
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            paths = [self._path(persona) for persona in personas]
+            self._partials = list(pool.map(lambda path: open_partial(self._location, path), paths))
+
+    def read(self, personas: Sequence[Persona], start: int, stop: int) -> tuple[Float32, list[dict[str, Float64]]]:
+        """Read projections at some layers; damaged ones are computed again.
+
+        Args:
+            personas: Everybody.
+            start: Position of the first layer.
+            stop: Position after the last.
+
+        Returns:
+            ``(N, L)`` in the order of the personas, and of each persona the mean and squared deviations along the
+            components, ``(L, K)``.
+
+        Raises:
+            StoreError: A committed value is missing or damaged.
+        """
+        count = sum(persona.count for persona in personas)
+        projections_NL = np.empty((count, stop - start), dtype=np.float32)
+        along: list[dict[str, Float64]] = []
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            found = pool.map(lambda number: self._read_one(personas[number], number, start, stop), range(len(personas)))
+            for persona, arrays in zip(personas, found, strict=True):
+                projections_NL[persona.first : persona.first + persona.count] = arrays["projection"].T
+                along.append({"mean": arrays["along_mean"], "m2": arrays["along_m2"]})
+        return projections_NL, along
+
+    def _read_one(self, persona: Persona, number: int, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+        try:
+            return self._partials[number].read(self._location, start, stop)
+        except DamagedPartialError:
+            self.units_read += compute_projections(self._location, self._whole(persona, True))
+            self._partials[number] = open_partial(self._location, self._path(persona))
+            return self._partials[number].read(self._location, start, stop)
+
+    def _whole(self, persona: Persona, is_replacement: bool) -> ProjectionWork:
+        to_read = self._lengths.to_read(persona.units)
+        return ProjectionWork(to_read, self._group, persona.kind == "role", None, self._path(persona), is_replacement)
+
+    def _key(self, persona: Persona) -> str:
+        return f"{persona.key}-{self._digest}"
+
+    def _path(self, persona: Persona) -> str:
+        array = self._array
+        return layout.partial_path(
+            layout.PROJECTIONS, array.hook_point, array.pooling, self._key(persona), persona.rows_digest
+        )
+
+    def _work(
+        self, persona: Persona, folder: str, stored: dict[str, list[str]], in_use: set[str]
+    ) -> ProjectionWork | None:
+        path = self._path(persona)
+        names = stored.get(self._key(persona), [])
+        is_there = path.removeprefix(f"{folder}/") in names
+        if is_there and is_whole(self._location, path, persona):
+            return None
+        others = [name for name in names if f"{folder}/{name}" != path]
+        base = find_base(self._location, folder, others, {_key(unit) for unit in persona.units}, in_use)
+        return replace(self._whole(persona, is_there), base=base)
