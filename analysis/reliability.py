@@ -132,8 +132,8 @@ def trust(
     elif split_half < TRUSTED_COSINE:
         expected = expected_cosine(split_half)
         lines.append(
-            f"The axes of the questions with even and with odd index have cosine {split_half:.2f} at layer {layer}; that "
-            f"of all questions is expected to have cosine {expected:.2f} with the axis of many more."
+            f"The axes of the questions with even and with odd index have cosine {split_half:.2f} at layer {layer}. "
+            f"That of all is expected to have cosine {expected:.2f} with that of many more questions."
         )
     if axis_interval is not None and axis_interval[0] < TRUSTED_COSINE:
         low, high = axis_interval
