@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..jobs.personas import DEFAULT_PERSONA
 from ..storage.derived.reductions import Reduction
 from ..storage.query.run import Run
 from .axis import project
 from .pca import components_for
+from .reliability import trust
 
 VARIANCE_SHARE = 0.7
 _NUM_EXTREMES = 5
@@ -58,6 +60,9 @@ class Summary:
         filter_note: A sentence about which rollouts count.
         split_half: Cosine between the axes of two halves of the questions; None where it is not known.
         axis_interval: 95 % interval of the cosine of the axis with that of other samples of roles; None likewise.
+        default_interval: 95 % interval of the projection of the default Assistant; None where there is none.
+        default_rollouts: Number of rollouts of the default Assistant; None in reductions that do not hold it.
+        trust: Sentences on what limits the trust in the axis at this layer; empty without an axis.
     """
 
     layer: int
@@ -76,6 +81,9 @@ class Summary:
     filter_note: str = ""
     split_half: float | None = None
     axis_interval: tuple[float, float] | None = None
+    default_interval: tuple[float, float] | None = None
+    default_rollouts: int | None = None
+    trust: tuple[str, ...] = ()
 
     @property
     def assistant_end(self) -> tuple[RankedRole, ...]:
@@ -101,7 +109,9 @@ class Summary:
         ]
         return asdict(self) | {
             "notes": list(self.notes),
+            "trust": list(self.trust),
             "axis_interval": None if self.axis_interval is None else list(self.axis_interval),
+            "default_interval": None if self.default_interval is None else list(self.default_interval),
             "roles": roles,
             "direction": "axis; up is toward the Assistant",
         }
@@ -148,6 +158,31 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
         notes=notes_of(reduction),
         filter_note=filter_note(reduction.facts),
         split_half=_known(reduction.axis_split_half[at]) if reduction.axis_split_half is not None else None,
+        axis_interval=_interval(reduction.axis_interval, at),
+        default_interval=_interval(reduction.default_projection_interval, at),
+        default_rollouts=default_count(reduction),
+        trust=tuple(_trust(run, reduction, at)) if roles else (),
+    )
+
+
+def default_count(reduction: Reduction) -> int | None:
+    """Return the number of rollouts behind the default vector; None in reductions that do not hold it."""
+    key = ("default", DEFAULT_PERSONA, "pos")
+    if reduction.count is None or key not in reduction.personas:
+        return None
+    return int(reduction.count[reduction.personas.index(key)])
+
+
+def _trust(run: Run, reduction: Reduction, at: int) -> list[str]:
+    counts = reduction.role_counts
+    if counts is None or reduction.axis_split_half is None:
+        return []
+    return trust(
+        reduction.layers[at],
+        num_roles=len(reduction.role_names),
+        num_questions=len(run.index["question_index"].unique()),
+        least_rollouts=int(counts.min()),
+        split_half=float(reduction.axis_split_half[at]),
         axis_interval=_interval(reduction.axis_interval, at),
     )
 

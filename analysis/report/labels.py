@@ -15,8 +15,8 @@ Float64 = npt.NDArray[np.float64]
 SIDES = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "above": (0.0, 1.0), "below": (0.0, -1.0)}
 """Direction from a point to its name, in the order in which they are tried."""
 
-_LETTER, _LINE = 0.62, 1.25
-"""Width of a letter and height of a line, as shares of the font's size."""
+_LETTER, _BOLD, _LINE = 0.62, 0.72, 1.25
+"""Width of a letter and of a bold one, and height of a line, as shares of the font's size."""
 
 
 def place_labels(
@@ -30,7 +30,7 @@ def place_labels(
         names: Name of each point.
         size: Size of the font.
         room: Width and height of the map.
-        first: Points that are named before all others, and in any case, where they cover least.
+        first: Points that are named before all others, in bold, and in any case, where they cover least.
 
     Returns:
         A key of ``SIDES`` for every point that is named.
@@ -46,7 +46,7 @@ def place_labels(
     boxes: list[Float64] = []
     for i in order:
         others = np.concatenate([np.delete(points_N4, i, axis=0), *(box[None] for box in boxes)])
-        width, height = len(names[i]) * _LETTER * size, _LINE * size
+        width, height = len(names[i]) * (_BOLD if i in first else _LETTER) * size, _LINE * size
         covered: dict[str, int] = {}
         for side, (dx, dy) in SIDES.items():
             box = _box(float(x[i]), float(y[i]), dx, dy, width, height)
@@ -60,7 +60,7 @@ def place_labels(
 
 def _box(x: float, y: float, dx: float, dy: float, width: float, height: float) -> Float64:
     """Return left, bottom, right and top of a name beside a point."""
-    reach = 5.0
+    reach = 6.0
     x, y = x + dx * (reach + width / 2), y + dy * (reach + height / 2)
     return np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
 

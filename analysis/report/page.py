@@ -1,6 +1,6 @@
 """Put the page together: one HTML file with style, script and data in it, which loads nothing.
 
-The charts are drawn as SVG by a script of this project, 45 kB; plotly's smallest bundle with a 3D map has 1.5 MB.
+The charts are drawn as SVG by a script of this project, 45 kB; plotly's smallest bundle with a 3D map has 1.8 MB.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ...jobs.personas import DEFAULT_PERSONA
 from ...storage.derived.reductions import Reduction
 from ..reliability import TRUSTED_COSINE
+from ..summary import default_count
 from .histograms import Histograms
 from .notes import ALIGNED, layer_notes
 from .numbers import Numbers
@@ -96,12 +97,10 @@ def trait_unit(reduction: Reduction) -> str:
     return "pairs" if reduction.facts.get("trait_kind") == "pos_neg_50" else "rollouts that show it"
 
 
-def default_count(reduction: Reduction, origin: Origin) -> int | None:
+def num_default(reduction: Reduction, origin: Origin) -> int | None:
     """Return the number of rollouts behind the default vector; None where it is not known."""
-    key = ("default", DEFAULT_PERSONA, "pos")
-    if reduction.count is not None and key in reduction.personas:
-        return int(reduction.count[reduction.personas.index(key)])
-    return origin.counts.get(key)
+    known = default_count(reduction)
+    return origin.counts.get(("default", DEFAULT_PERSONA, "pos")) if known is None else known
 
 
 def _roles(reduction: Reduction, numbers: Numbers, origin: Origin) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def _default(reduction: Reduction, numbers: Numbers, origin: Origin) -> dict[str
     low, high = _ends(numbers.default_interval_2L)
     return {
         "key": f"default/{DEFAULT_PERSONA}",
-        "count": default_count(reduction, origin),
+        "count": num_default(reduction, origin),
         "projection": packed(_column(numbers.default_L)),
         "low": packed(_column(low)),
         "high": packed(_column(high)),

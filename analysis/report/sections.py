@@ -35,8 +35,7 @@ def head(numbers: Numbers, origin: Origin, notes: Sequence[str]) -> str:
     return (
         f"<h1>Personas of {escape(origin.model)}</h1><p class='quiet'>{escape(origin.lead)} {counted}.</p>"
         f"<dl class='tiles'>{shown}</dl>"
-        f"<ul class='notes' aria-label='What to know first'>{known}</ul>"
-        f"<ul class='notes' id='layer-notes' aria-live='polite' aria-label='At this layer'></ul>"
+        f"<ul class='notes' id='notes' aria-live='polite' aria-label='What to know first'>{known}</ul>"
     )
 
 
@@ -108,15 +107,16 @@ def axis_by_layer(numbers: Numbers) -> str:
             "half-chart",
             numbers.split_half_L if numbers.split_half_L is not None else _first(numbers.axis_interval_2L),
             "Cosine between the axes of two halves of the questions (line), and between the axis and that of bootstrap "
-            "samples of the roles (95 % band). Dashed: 0.9, below which the axis is named as not reliable.",
+            "samples of the roles (95 % band). Dashed across: 0.9, below which the notes above name it.",
             "The reduction holds neither a split-half cosine nor a bootstrap interval of the axis.",
         ),
         (
             "PC1 and the axis",
             "pc1-chart",
             numbers.pc1_L,
-            "Cosine of the first principal component with the axis, with its 95 % interval. Dashed: 0.6, which the "
-            "models of the paper exceed at every layer.",
+            "Cosine of the first principal component with the axis (line), its 95 % interval over bootstrap samples of "
+            "the roles (band), and that of the z-scored roles (dashed line). Dashed across: 0.6, which the models of "
+            "the paper exceed at every layer.",
             "There is no axis, or there are no principal components.",
         ),
     ]

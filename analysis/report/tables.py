@@ -13,7 +13,7 @@ from ..capping import RECOMMENDED_LABEL, recommended_window
 from .markup import DASH, absent, section, stroke
 from .numbers import Float64, Numbers
 from .origin import Origin
-from .payload import default_count, role_counts, trait_counts, trait_unit
+from .payload import num_default, role_counts, trait_counts, trait_unit
 
 
 def rollouts(reduction: Reduction, origin: Origin, has_histograms: bool) -> str:
@@ -108,7 +108,7 @@ def every_persona(reduction: Reduction, numbers: Numbers, origin: Origin, at: in
 def _default_line(reduction: Reduction, numbers: Numbers, origin: Origin, at: int) -> list[str]:
     if numbers.default_L is None:
         return []
-    return [_line("default", 0, "the default Assistant", default_count(reduction, origin), numbers.default_L[at], None)]
+    return [_line("default", 0, "the default Assistant", num_default(reduction, origin), numbers.default_L[at], None)]
 
 
 def _lines(

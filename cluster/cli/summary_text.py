@@ -14,7 +14,13 @@ def print_summary(found: Summary) -> None:
             [_line(role, found) for role in found.assistant_end],
         )
         if found.default_projection is not None and found.default_z is not None:
-            default = RankedRole("(the default Assistant)", found.default_projection, found.default_z)
+            default = RankedRole(
+                "(the default Assistant)",
+                found.default_projection,
+                found.default_z,
+                found.default_rollouts,
+                found.default_interval,
+            )
             lines.insert(0, _line(default, found))
         far = [_line(role, found) for role in reversed(found.far_end)]
         lines += [["..."] + [""] * (len(lines[0]) - 1), *far] if far else []
@@ -22,11 +28,13 @@ def print_summary(found: Summary) -> None:
         columns += ["n"] if _has_counts(found) else []
         title = f"The Assistant Axis at layer {found.layer} (higher is nearer the Assistant; zero has no meaning)"
         output.table(title, columns, lines)
+    agreement = []
     if found.split_half is not None:
-        output.text(f"Cosine between the axes of two halves of the questions: {found.split_half:+.3f}")
+        agreement.append(f"{found.split_half:+.3f} between two halves of the questions")
     if found.axis_interval is not None:
-        low, high = found.axis_interval
-        output.text(f"Cosine of the axis with that of other samples of roles, 95 %: {low:+.3f} to {high:+.3f}")
+        agreement.append("{:+.3f} to {:+.3f} with other samples of roles (95 %)".format(*found.axis_interval))
+    if agreement:
+        output.text(f"Cosine of the axis at layer {found.layer}: {', '.join(agreement)}")
     if found.components_for_70 is not None:
         output.text(f"Components for 70 % of the variance of the role vectors: {found.components_for_70}")
     if found.pc1_axis_cosine is not None and found.pc1_variance is not None:
@@ -39,7 +47,7 @@ def print_summary(found: Summary) -> None:
         output.text(
             f"Floors on the axis at layer {found.layer} (percentiles of -axis; caps there are minus these): {shown}"
         )
-    for note in (*found.notes, found.filter_note):
+    for note in (*found.trust, *found.notes, found.filter_note):
         output.text(note)
     if found.units_done < found.units_planned:
         output.text(f"The run is not complete: these are {found.units_done} of {found.units_planned} units.")

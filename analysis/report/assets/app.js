@@ -15,8 +15,8 @@ function drawFigures() {
   fill("tile-pc1-range", range(a.pc1Low, a.pc1High));
   const roles = DATA.spaces.roles;
   fill("tile-needed", roles ? String(roles.needed[0][state.at] || "\u2013") : "\u2013");
-  const notes = $("layer-notes");
-  notes.replaceChildren(...DATA.notes[state.at].map((text) => html("li", "note", text)));
+  document.querySelectorAll("#notes .at-layer").forEach((node) => node.remove());
+  $("notes").append(...DATA.notes[state.at].map((text) => html("li", "note at-layer", text)));
   document.querySelectorAll(".layer-name").forEach((node) => {
     node.textContent = LAYERS[state.at];
   });

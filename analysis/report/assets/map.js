@@ -39,42 +39,42 @@ function mark(svg, p, r, opacity = 1) {
   else el("circle", { cx: p.x, cy: p.y, r: chosen ? r + 1.5 : r, ...look }, svg);
 }
 
-/** Names beside the points, the chosen and the outermost first; one that would cover another or a point is left to hover. */
+/** How much of points and names a box covers; Infinity outside the map. */
+function covered([left, top, right, bottom], own, shown, taken, box) {
+  if (left < box.left - 4 || right > box.right + 4 || top < box.top - 6 || bottom > box.bottom) return Infinity;
+  const names = taken.filter((t) => left < t[2] && t[0] < right && top < t[3] && t[1] < bottom).length;
+  const points = shown.filter(
+    (q) => q !== own && q.x > left - 3 && q.x < right + 3 && q.y > top - 2 && q.y < bottom + 2,
+  ).length;
+  return 3 * names + points;
+}
+
+/** Names beside the points, the outermost first, where they cover nothing; the chosen one and the default in any case. */
 function labels(svg, shown, box, most, far, taken = []) {
   const isChosen = (p) => state.chosen && state.chosen.kind === p.kind && state.chosen.i === p.i;
   const rank = shown
-    .map((p) => ({ p, w: isChosen(p) ? 1e9 : p.kind === "default" ? 1e8 : far(p) }))
-    .sort((a, b) => b.w - a.w);
-  const clear = (b, own) =>
-    b[0] >= box.left - 4 &&
-    b[2] <= box.right + 4 &&
-    b[1] >= box.top - 6 &&
-    b[3] <= box.bottom &&
-    !taken.some((t) => b[0] < t[2] && t[0] < b[2] && b[1] < t[3] && t[1] < b[3]) &&
-    !shown.some((q) => q !== own && q.x > b[0] - 3 && q.x < b[2] + 3 && q.y > b[1] - 2 && q.y < b[3] + 2);
+    .map((p) => ({ p, isFirst: isChosen(p) || p.kind === "default", far: far(p) }))
+    .sort((a, b) => b.isFirst - a.isFirst || b.far - a.far);
   let done = 0;
-  for (const { p, w } of rank) {
+  for (const { p, isFirst } of rank) {
     if (done >= most) break;
-    const wide = textWidth(p.name),
-      gap = p.kind === "default" ? 15 : isChosen(p) ? 12 : 9;
-    const options = [
+    const wide = textWidth(p.name) * (isFirst ? 1.1 : 1);
+    const gap = p.kind === "default" ? 15 : isChosen(p) ? 12 : 9;
+    const sides = [
       ["start", p.x + gap, p.y + 4, p.x + gap, p.y - 9],
       ["end", p.x - gap, p.y + 4, p.x - gap - wide, p.y - 9],
       ["middle", p.x, p.y - gap - 2, p.x - wide / 2, p.y - gap - 15],
       ["middle", p.x, p.y + gap + 11, p.x - wide / 2, p.y + gap - 2],
-    ];
-    const fits =
-      options.find(([, , , bx, by]) => clear([bx, by, bx + wide, by + 15], p)) ||
-      (w > 1e7 ? options.find(([, , , bx]) => bx > box.left && bx + wide < box.right) || options[1] : null);
-    if (!fits) continue;
-    const [anchor, x, y, bx, by] = fits;
-    taken.push([bx, by, bx + wide, by + 15]);
-    el(
-      "text",
-      { class: "halo", x, y, "text-anchor": anchor, "font-weight": w > 1e7 ? 600 : 400, "pointer-events": "none" },
-      svg,
-      p.name,
-    );
+    ].map(([anchor, x, y, left, top]) => {
+      const place = [left, top, left + wide, top + 15];
+      return { anchor, x, y, place, covers: covered(place, p, shown, taken, box) };
+    });
+    const best = sides.reduce((a, b) => (b.covers < a.covers ? b : a));
+    if (best.covers === Infinity || (best.covers > 0 && !isFirst)) continue;
+    taken.push(best.place);
+    const { anchor, x, y } = best;
+    const look = { class: "halo", x, y, "text-anchor": anchor, "pointer-events": "none" };
+    el("text", { ...look, "font-weight": isFirst ? 600 : 400 }, svg, p.name);
     done++;
   }
 }

@@ -89,7 +89,7 @@ def test_names_cover_neither_points_nor_each_other():
     for i, side in placed.items():
         dx, dy = SIDES[side]
         wide, high = 6 * 0.62 * 8, 1.25 * 8
-        cx, cy = x[i] + dx * (5 + wide / 2), y[i] + dy * (5 + high / 2)
+        cx, cy = x[i] + dx * (6 + wide / 2), y[i] + dy * (6 + high / 2)
         boxes.append((i, cx - wide / 2, cy - high / 2, cx + wide / 2, cy + high / 2))
     for i, left, bottom, right, top in boxes:
         assert left >= 0
