@@ -114,3 +114,104 @@ def cosine(a: Float64, b: Float64) -> Float64:
         0.0
     """
     return (unit(a) * unit(b)).sum(axis=-1)
+
+
+def cosine_or_nan(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Float64:
+    """Compute the cosine of pairs of vectors along the last axis, NaN where one has no direction.
+
+    Args:
+        a: ``(..., D)``; a vector of NaN or of length zero has no direction.
+        b: ``(..., D)``, of a shape that broadcasts with ``a``.
+
+    Returns:
+        ``(...)``, from -1 to 1 or NaN.
+
+    Example:
+        >>> cosine_or_nan(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([2.0, 0.0]))
+        array([ 1., nan])
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    products = (a * b).sum(axis=-1)
+    has_direction = np.asarray(lengths > 0)
+    return np.divide(products, lengths, out=np.full(np.shape(products), np.nan), where=has_direction).clip(-1, 1)
+
+
+def role_axis_cosines(role_vectors_PLD: npt.NDArray[np.floating], axis_LD: Float64) -> Float64:
+    """Compute the cosine of every role vector with the axis, after the mean role vector is subtracted.
+
+    Without that, every role has nearly the same cosine: role vectors share a mean activation that is many times longer
+    than what tells them apart. The same cannot be said of trait vectors, which are differences already.
+
+    Args:
+        role_vectors_PLD: Role vectors, NaN where there is none.
+        axis_LD: The axis, NaN at layers where it is undefined.
+
+    Returns:
+        ``(P, L)``, NaN where the role vector or the axis is, or where the vector is the mean. Above zero: nearer the
+        Assistant than the mean role.
+
+    Example:
+        >>> role_axis_cosines(np.array([[[8.0, 1.0]], [[8.0, -1.0]]]), np.array([[0.0, 2.0]])).ravel()
+        array([ 1., -1.])
+    """
+    values_PLD = np.asarray(role_vectors_PLD, np.float64)
+    mean_LD = _mean_of_present(values_PLD)
+    centred_PLD = values_PLD - mean_LD
+    cosines_PL = cosine_or_nan(centred_PLD, axis_LD)
+    return np.where(is_distinct(centred_PLD, mean_LD), cosines_PL, np.nan)
+
+
+def trait_axis_cosines(trait_vectors_TLD: npt.NDArray[np.floating], axis_LD: Float64) -> Float64:
+    """Compute the cosine of every trait vector with the axis.
+
+    Args:
+        trait_vectors_TLD: Differences of means, as the kinds ``pos_neg``, ``pos_neg_50`` and ``pos_default`` are; NaN
+            where there is none.
+        axis_LD: The axis, NaN at layers where it is undefined.
+
+    Returns:
+        ``(T, L)``, NaN where either is. Above zero: the trait points toward the Assistant.
+
+    Example:
+        >>> trait_axis_cosines(np.array([[[3.0, 4.0]], [[np.nan, np.nan]]]), np.array([[0.0, 1.0]])).ravel()
+        array([0.8, nan])
+    """
+    return cosine_or_nan(trait_vectors_TLD, axis_LD)
+
+
+def split_half(default_2LD: Float64, role_vectors_2PLD: Float64) -> Float64:
+    """Compute the cosine between the axes of two halves of the questions.
+
+    The axis is computed twice, from rollouts of the questions with even and with odd index. The closer to 1, the less
+    of it depends on which questions were asked; both halves have half of the rollouts, so the whole axis is more
+    reliable.
+
+    Args:
+        default_2LD: Default vector of each half.
+        role_vectors_2PLD: The same roles' vectors of each half, NaN for a role without rollouts in a half; such a role
+            is left out of both.
+
+    Returns:
+        ``(L,)``, from -1 to 1; NaN where a half has no axis.
+
+    Example:
+        >>> default_2LD = np.array([[[4.0, 0.0]], [[4.0, 0.0]]])
+        >>> split_half(default_2LD, np.array([[[[1.0, 0.0]]], [[[4.0, 3.0]]]]))
+        array([0.])
+    """
+    in_both_PL = np.isfinite(role_vectors_2PLD).all(axis=(0, 3))
+    axes_2LD = np.full(default_2LD.shape, np.nan)
+    for half in range(2):
+        kept_PLD = np.where(in_both_PL[..., None], role_vectors_2PLD[half], np.nan)
+        axes_2LD[half] = default_2LD[half] - _mean_of_present(kept_PLD)
+        axes_2LD[half][~is_distinct(axes_2LD[half], default_2LD[half])] = np.nan
+    return cosine_or_nan(axes_2LD[0], axes_2LD[1])
+
+
+def _mean_of_present(vectors_PLD: Float64) -> Float64:
+    """Mean over the vectors without NaN, ``(L, D)``; NaN at a layer that has none."""
+    present_PL = np.isfinite(vectors_PLD).all(axis=-1)
+    total_LD = np.where(present_PL[..., None], vectors_PLD, 0.0).sum(axis=0)
+    counts_L1 = present_PL.sum(axis=0)[:, None]
+    return np.divide(total_LD, counts_L1, out=np.full(total_LD.shape, np.nan), where=counts_L1 > 0)

@@ -84,7 +84,7 @@ def persona_map(reduction: Reduction, layer: int) -> go.Figure:
             hoverinfo="text",
             showlegend=False,
         )
-    share = 100 * pca.variance_ratio_LK[0]
+    share = 100 * pca.variance_ratio_LM[0]
     figure.update_xaxes(title=f"PC1, {share[0]:.0f} % of the variance, oriented toward the Assistant")
     figure.update_yaxes(title=f"PC2, {share[1]:.0f} %")
     return _styled(figure, height=640)

@@ -150,7 +150,7 @@ def _reduce_layers(
         if len(roles) >= 3:
             pca = fit_pca(role_vectors, axis)
             found["pca_mean"], found["pca_components"] = pca.mean_LD, pca.components_LKD
-            found["pca_variance_ratio"] = pca.variance_ratio_LK
+            found["pca_variance_ratio"] = pca.variance_ratio_LM
             if axis is not None:
                 both_L = pca.defined_L & np.isfinite(axis).all(axis=1)
                 cosine_L = np.full(len(layers), np.nan)

@@ -28,7 +28,7 @@ def test_components_and_variances_are_those_of_the_covariance(num_vectors: int, 
         values_K, vectors_DK = np.linalg.eigh(centred_PD.T @ centred_PD / (num_vectors - 1))
         values_K, vectors_DK = values_K[::-1][:num_components], vectors_DK[:, ::-1][:, :num_components]
         total = np.trace(centred_PD.T @ centred_PD) / (num_vectors - 1)
-        np.testing.assert_allclose(pca.variance_ratio_LK[layer], values_K / total, atol=1e-10)
+        np.testing.assert_allclose(pca.variance_ratio_LM[layer], values_K / total, atol=1e-10)
         np.testing.assert_allclose(
             pca.components_LKD[layer] @ pca.components_LKD[layer].T, np.eye(num_components), atol=1e-9
         )
@@ -69,7 +69,7 @@ def test_a_move_of_all_vectors_moves_the_mean_alone():
     here, there = fit_pca(vectors_PLD, None), fit_pca(vectors_PLD + 1000, None)
     np.testing.assert_allclose(there.mean_LD, here.mean_LD + 1000)
     np.testing.assert_allclose(there.components_LKD, here.components_LKD, atol=1e-8)
-    np.testing.assert_allclose(there.variance_ratio_LK, here.variance_ratio_LK, atol=1e-8)
+    np.testing.assert_allclose(there.variance_ratio_LM, here.variance_ratio_LM, atol=1e-8)
 
 
 def test_two_vectors_are_refused():
@@ -85,9 +85,9 @@ def test_a_layer_where_all_vectors_are_the_same_has_no_components_and_the_others
     found = fit_pca(np.concatenate([same_P1D, vectors_PLD], axis=1).astype(np.float64), None)
     assert found.defined_L.tolist() == [False] + [True] * vectors_PLD.shape[1]
     assert np.isnan(found.components_LKD[0]).all()
-    assert np.isnan(found.variance_ratio_LK[0]).all()
+    assert np.isnan(found.variance_ratio_LM[0]).all()
     np.testing.assert_allclose(found.components_LKD[1:], alone.components_LKD)
-    np.testing.assert_allclose(found.variance_ratio_LK[1:], alone.variance_ratio_LK)
+    np.testing.assert_allclose(found.variance_ratio_LM[1:], alone.variance_ratio_LM)
 
 
 @pytest.mark.parametrize(
