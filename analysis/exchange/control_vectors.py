@@ -110,7 +110,7 @@ def write_control_vector(
     import gguf
 
     values_LD = direction_of(reduction, wanted)
-    is_defined_L = np.isfinite(values_LD).all(axis=1)
+    is_defined_L = np.asarray(np.isfinite(values_LD).all(axis=1))
     held = [(layer, values_LD[at]) for at, layer in enumerate(reduction.layers) if layer > 0 and bool(is_defined_L[at])]
     if not held:
         raise InputError(

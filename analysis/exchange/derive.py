@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..axis import project
-from ..pca import fit_pca
+from ..axis import cosine_or_nan, project, role_axis_cosines, trait_axis_cosines
+from ..pca import default_distance, fit_pca
 
 Float32 = npt.NDArray[np.float32]
 
 _MIN_ROLES = 3
 """Least number of roles for PCA: two points always lie on one component."""
-
-_MAX_COMPONENTS = 32
-"""Components that are kept of a layer."""
 
 
 def derived_arrays(
@@ -57,28 +54,21 @@ def _at_layer(
     axis_D: Float32, default_D: Float32, roles_PD: Float32, traits_TD: Float32 | None
 ) -> dict[str, npt.NDArray[np.float64]]:
     axis_1D, roles_P1D = axis_D[None].astype(np.float64), roles_PD[:, None].astype(np.float64)
-    centred_PD = roles_P1D[:, 0] - roles_P1D[:, 0].mean(axis=0)
+    default_1D = default_D[None].astype(np.float64)
     found = {
         "role_projection": project(roles_P1D, axis_1D)[:, 0],
-        "default_projection": project(default_D[None, None], axis_1D)[0, 0],
-        "role_axis_cosine": _cosines(centred_PD, axis_D),
+        "default_projection": project(default_1D[None], axis_1D)[0, 0],
+        "role_axis_cosine": role_axis_cosines(roles_P1D, axis_1D)[:, 0],
     }
     if traits_TD is not None:
-        found["trait_axis_cosine"] = _cosines(traits_TD, axis_D)
+        found["trait_axis_cosine"] = trait_axis_cosines(traits_TD[:, None], axis_1D)[:, 0]
     if len(roles_PD) >= _MIN_ROLES:
         pca = fit_pca(roles_P1D, axis_1D)
         found |= {
             "pca_mean": pca.mean_LD[0],
-            "pca_components": pca.components_LKD[0, :_MAX_COMPONENTS],
-            "pca_variance_ratio": pca.variance_ratio_LK[0],
-            "pc1_axis_cosine": _cosines(pca.components_LKD[0, :1], axis_D)[0],
+            "pca_components": pca.components_LKD[0],
+            "pca_variance_ratio": pca.variance_ratio_LM[0],
+            "pca_default_distance": default_distance(pca, roles_P1D, default_1D)[0],
+            "pc1_axis_cosine": cosine_or_nan(pca.components_LKD[0, 0], axis_D),
         }
     return {name: np.asarray(values) for name, values in found.items()}
-
-
-def _cosines(vectors_ND: npt.NDArray[np.floating], axis_D: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Cosine of each vector with the axis; NaN where one of them has length zero."""
-    vectors_ND, axis_D = vectors_ND.astype(np.float64), axis_D.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lengths_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(axis_D)
-        return (vectors_ND @ axis_D) / lengths_N

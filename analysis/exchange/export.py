@@ -9,6 +9,7 @@ from typing import Literal
 
 from ...jobs.errors import InputError
 from ...storage.derived.reductions import Reduction
+from ...storage.format.layout import CAPPING_CONFIG
 from ...storage.query.vectors import Vectors, VectorSet, require_reduction
 from .control_vectors import direction_of, file_name, write_control_vector
 from .new_folder import new_folder
@@ -76,7 +77,8 @@ def export_vectors(
             direction_of(reduction, name)
     with new_folder(folder, _FIELD) as part:
         if format == "assistant-axis":
-            notes = write_released(part, reduction, vectors.n_layers, _capping(vectors, reduction), say)
+            capping_config, notes = _capping(vectors, reduction)
+            write_released(part, reduction, vectors.n_layers, capping_config, say)
         elif format == "safetensors":
             write_tensors(
                 part,
@@ -128,24 +130,11 @@ def _require_residuals(reduction: Reduction, format: ExportFormat) -> None:  # n
         )
 
 
-def _capping(vectors: Vectors, reduction: Reduction) -> bytes | None:
+def _capping(vectors: Vectors, reduction: Reduction) -> tuple[bytes | None, list[str]]:
+    """Return the content of ``capping_config.pt``, and sentences about it."""
     if isinstance(vectors, VectorSet) and vectors.capping_config is not None:
-        return vectors.capping_config
-    return capping_bytes(reduction, default_windows(vectors.n_layers))
-
-
-def default_windows(n_layers: int) -> list[tuple[int, int]]:
-    """Return the windows of layers of which capping settings are written: eight layers wide, from the middle on.
-
-    Args:
-        n_layers: Decoder layers of the model.
-
-    Returns:
-        First layer and end, exclusive, of each window.
-
-    Example:
-        >>> default_windows(22)
-        [(11, 19), (13, 21)]
-    """
-    width = min(8, n_layers)
-    return [(first, first + width) for first in range(n_layers // 2, n_layers - width + 1, 2)] or [(0, n_layers)]
+        return vectors.capping_config, []
+    made = capping_bytes(reduction, vectors.n_layers)
+    if made is None:
+        return None, [f"There are no thresholds, so {CAPPING_CONFIG} was left out."]
+    return made[0], [made[1]] if made[1] else []

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +84,7 @@ class Files:
         self.read_so_far.append(StoredObject(path=name, num_bytes=num_bytes, sha256=digest))
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[BinaryIO]:
+    def _opened(self, name: str) -> Iterator[BufferedReader]:
         path = self.root / name
         try:
             with path.open("rb") as file:
@@ -132,7 +132,7 @@ def require_finite(values_LD: npt.NDArray[np.floating], layers: tuple[int, ...],
     Raises:
         InputError: One is NaN or infinite; names the layers.
     """
-    is_bad_L = ~np.isfinite(values_LD).all(axis=-1).reshape(-1, len(layers)).all(axis=0)
+    is_bad_L = np.asarray(~np.isfinite(values_LD).all(axis=-1).reshape(-1, len(layers)).all(axis=0))
     if is_bad_L.any():
         bad = [layer for layer, is_bad in zip(layers, is_bad_L, strict=True) if is_bad]
         raise InputError(

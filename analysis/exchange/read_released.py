@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...jobs.errors import InputError
 from ...storage.derived.reductions import Reduction
 from ...storage.format.layout import CAPPING_CONFIG
-from ..axis import unit
+from ..axis import cosine_or_nan, unit
 from .derive import derived_arrays
 from .imported import Files, Imported, require_finite, require_vector_name
 from .released_files import AXIS_FILE, DEFAULT_FILE, ROLES_FOLDER, TRAITS_FOLDER, Say
@@ -182,7 +182,7 @@ def _axis_notes(axis_LD: Float32, default_LD: Float32, role_vectors_PLD: Float32
     It is no error if they differ: an axis is made of fully role vectors only, and means may be far larger than it.
     """
     difference_LD = default_LD.astype(np.float64) - role_vectors_PLD.mean(axis=0, dtype=np.float64)
-    cosine_L = _cosine(axis_LD, difference_LD)
+    cosine_L = cosine_or_nan(axis_LD, difference_LD)
     if (cosine_L < 0).all():
         return [
             f"{AXIS_FILE} points away from the Assistant: its cosine with default minus the mean of the roles is "
@@ -196,14 +196,6 @@ def _axis_notes(axis_LD: Float32, default_LD: Float32, role_vectors_PLD: Float32
         f"{len(apart)} of {len(axis_LD)} layers, the lowest {np.nanmin(cosine_L):.2f}: it was made of other roles, or "
         "bfloat16 rounds the means by more than their difference."
     ]
-
-
-def _cosine(a_LD: npt.NDArray[np.floating], b_LD: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Cosine by layer; NaN where a vector has length zero."""
-    a_LD, b_LD = a_LD.astype(np.float64), b_LD.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lengths_L = np.linalg.norm(a_LD, axis=1) * np.linalg.norm(b_LD, axis=1)
-        return (a_LD * b_LD).sum(axis=1) / lengths_L
 
 
 def _read_capping(files: Files, axis_LD: Float32) -> tuple[bytes | None, dict[str, Any], list[str]]:

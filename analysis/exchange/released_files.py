@@ -22,7 +22,8 @@ from ...jobs.errors import InputError
 from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
 from ...storage.format.layout import CAPPING_CONFIG
-from ..axis import unit
+from ..capping import capping_settings
+from ..thresholds import Thresholds
 
 AXIS_FILE = "assistant_axis.pt"
 DEFAULT_FILE = "default_vector.pt"
@@ -41,7 +42,7 @@ def write_released(
     n_layers: int,
     capping_config: bytes | None,
     say: Say,
-) -> list[str]:
+) -> None:
     """Write the released files of a reduction.
 
     Args:
@@ -50,9 +51,6 @@ def write_released(
         n_layers: Decoder layers of the model.
         capping_config: Content of ``capping_config.pt``; None for none.
         say: Called with a line of text now and then.
-
-    Returns:
-        Sentences about what was left out.
 
     Raises:
         InputError: A layer of the model was not captured, or a vector is undefined at one.
@@ -71,10 +69,8 @@ def write_released(
         path.write_bytes(_tensor_bytes(values_LD))
         if number % _SAY_EVERY == _SAY_EVERY - 1:
             say(f"Wrote {number + 1} of {count_of(len(files), 'vector')}.")
-    if capping_config is None:
-        return [f"There are no thresholds, so {CAPPING_CONFIG} was left out."]
-    (folder / CAPPING_CONFIG).write_bytes(capping_config)
-    return []
+    if capping_config is not None:
+        (folder / CAPPING_CONFIG).write_bytes(capping_config)
 
 
 def _named(
@@ -126,46 +122,52 @@ def saved_bytes(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def capping_bytes(reduction: Reduction, windows: Sequence[tuple[int, int]]) -> bytes | None:
-    """Make the content of ``capping_config.pt``: every label of a threshold, for every window of layers.
+def capping_bytes(reduction: Reduction, n_layers: int) -> tuple[bytes, str] | None:
+    """Make the content of ``capping_config.pt``: every percentile, for windows of layers of several widths.
 
     Args:
         reduction: The axis and its thresholds.
-        windows: First layer and end, exclusive, of each window; those with a layer without thresholds are left out.
+        n_layers: Decoder layers of the model.
 
     Returns:
-        The bytes; None if there are no thresholds, or no window is left.
+        The bytes, and a sentence that says which setting is recommended, empty if none is; None if there are no
+        thresholds, or no window of layers has them all.
     """
     import torch
 
-    if reduction.axis is None or reduction.cap_on_minus_axis is None or not reduction.threshold_labels:
+    axis, caps, floors = reduction.axis, reduction.cap_on_minus_axis, reduction.floor_on_axis
+    if axis is None or caps is None or floors is None or not reduction.threshold_labels:
         return None
-    caps_QL, axis_LD = reduction.cap_on_minus_axis, reduction.axis.astype(np.float64)
-    usable = {
-        layer: at
-        for at, layer in enumerate(reduction.layers)
-        if np.isfinite(axis_LD[at]).all() and np.isfinite(caps_QL[:, at]).all()
-    }
+    found = Thresholds(reduction.threshold_labels, caps.astype(np.float64), floors.astype(np.float64))
+    settings = [
+        setting
+        for setting in capping_settings(axis, reduction.layers, found, n_layers)
+        if np.isfinite(setting.caps_L).all()
+    ]
+    if not settings:
+        return None
     vectors = {
-        _vector_name(reduction, layer): {
-            "vector": torch.from_numpy((-unit(axis_LD[at])).astype(np.float32)),
-            "layer": layer,
-        }
-        for layer, at in usable.items()
+        _vector_name(reduction, layer): {"vector": torch.from_numpy(vector_D.astype(np.float32)), "layer": layer}
+        for setting in settings
+        for layer, vector_D in zip(setting.layers, setting.vectors_LD, strict=True)
     }
     experiments = [
         {
-            "id": f"layers_{first}:{end}-{label}",
+            "id": setting.name,
             "interventions": [
-                {"vector": _vector_name(reduction, layer), "cap": float(caps_QL[q, usable[layer]])}
-                for layer in range(first, end)
+                {"vector": _vector_name(reduction, layer), "cap": float(cap)}
+                for layer, cap in zip(setting.layers, setting.caps_L, strict=True)
             ],
         }
-        for first, end in windows
-        if usable.keys() >= set(range(first, end))
-        for q, label in enumerate(reduction.threshold_labels)
+        for setting in settings
     ]
-    return saved_bytes({"vectors": vectors, "experiments": experiments}) if experiments else None
+    # In the order of layers, whichever window came first.
+    vectors = dict(sorted(vectors.items(), key=lambda entry: entry[1]["layer"]))
+    best = next((setting for setting in settings if setting.is_recommended), None)
+    return (
+        saved_bytes({"vectors": vectors, "experiments": experiments}),
+        f"Of the capping settings, {best.name} is the one to try first. {best.basis}" if best is not None else "",
+    )
 
 
 def _vector_name(reduction: Reduction, layer: int) -> str:

@@ -25,9 +25,9 @@ FILE_NAME = "vectors.safetensors"
 _FORMAT = "persona-atlas vectors 1"
 
 _SIGNS = (
-    "axis points toward the Assistant and is not normalised; projections are dot products with the unit axis, "
-    "not centred; cap_on_minus_axis bounds the projection on minus the axis from above, floor_on_axis that on the axis from "
-    "below, and is its negative; a label is a percentile of the projection on minus the axis"
+    "axis points toward the Assistant and is not normalised; projections are dot products with the unit axis, not "
+    "centred; cap_on_minus_axis bounds the projection on minus the axis from above, floor_on_axis that on the axis "
+    "from below, and is its negative; a label is a percentile of the projection on minus the axis"
 )
 
 _TEXTS = ("layers", "role_names", "trait_names", "personas", "threshold_labels", "facts")
@@ -117,10 +117,11 @@ def write_tensors(
             **{name: json.dumps(text, sort_keys=True) for name, text in _texts_of(reduction).items()},
         }
     }
-    names = [name for name in SHAPES if getattr(reduction, name) is not None]
     start = 0
-    for name in names:
-        values: npt.NDArray[Any] = getattr(reduction, name)
+    for name in SHAPES:
+        values: npt.NDArray[Any] | None = getattr(reduction, name)
+        if values is None:
+            continue
         dtype = "I64" if values.dtype.kind == "i" else "F32"
         end = start + values.size * _DTYPES[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [start, end]}
@@ -130,7 +131,7 @@ def write_tensors(
     # Written by hand: the safetensors library needs all arrays in memory at once.
     with (folder / FILE_NAME).open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
+        for name in [name for name in SHAPES if name in header]:
             say(f"Writing {name}.")
             file.write(np.ascontiguousarray(getattr(reduction, name), _DTYPES[header[name]["dtype"]]).tobytes())
 

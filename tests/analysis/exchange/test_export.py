@@ -192,7 +192,9 @@ def test_the_command_lists_what_it_wrote(answered: Answered, run: Run, tmp_path:
     found = answered("export", run.url, tmp_path / "out", "--format", "assistant-axis")
     assert len(found["files"]) == 3 + len(ROLES) + len(TRAITS)
     assert found["bytes"] == sum(Path(path).stat().st_size for path in found["files"])
-    assert found["notes"] == []
+    (note,) = found["notes"]
+    assert "layers_3:4-p0.25 is the one to try first" in note
+    assert "No evaluation of this model's replies has been run" in note
 
 
 def test_a_run_without_thresholds_says_that_their_file_is_left_out(tmp_path: Path, planted: Planted):
