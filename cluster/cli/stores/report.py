@@ -25,6 +25,13 @@ from ..options import endpoint_option, json_option, reading_access_options, stor
 @json_option
 def report(store_url: str, out: str | None, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
     """Write the report of the run at STORE: one self-contained HTML file."""
+    if access.anonymous and out is None:
+        raise InputError(
+            "is needed: a store that is read without credentials cannot be written to.",
+            code="read_only",
+            field="--out",
+            hint="Name a file of this machine, such as --out report.html.",
+        )
     run = open_run(store_url, endpoint_url, access)
     reduction = reduce_run(run, say=output.progress().say)
     if out is None:
