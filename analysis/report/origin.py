@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ...jobs.wording import count_of
 from ...jobs.work.rollouts import served_text
 from ...storage.derived.reductions import Reduction
+from ...storage.query.query import nearest_layer
 from ...storage.query.run import Run
 from .samples import Key, Sample, descriptions_of, samples_of
 
@@ -93,7 +94,13 @@ def origin_of_run(run: Run, reduction: Reduction) -> Origin:
 
 
 def origin_of_vectors(
-    reduction: Reduction, model: str = "an unnamed model", store: str = "", n_layers: int | None = None
+    reduction: Reduction,
+    model: str = "an unnamed model",
+    store: str = "",
+    *,
+    n_layers: int | None = None,
+    lines: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Origin:
     """Describe a reduction that has no run, as one of imported vectors.
 
@@ -102,10 +109,13 @@ def origin_of_vectors(
         model: Name of the model, for the title.
         store: Where the reduction is kept; empty if nowhere.
         n_layers: Number of layers of the model; None where it is not known.
+        lines: More facts about where the vectors come from.
+        notes: Sentences about what the vectors lack.
     """
-    lines = {"model": model, **({"store": store} if store else {}), **_of_reduction(reduction)}
+    where = {"model": model, **({"store": store} if store else {}), **(lines or {}), **_of_reduction(reduction)}
     lead = f"Vectors at {count_of(len(reduction.layers), 'layer')}, without the responses that they were made of."
-    return Origin(model, lines, lead, (), _middle(reduction), n_layers)
+    middle = _middle(reduction) if n_layers is None else nearest_layer(reduction.layers, n_layers // 2)
+    return Origin(model, where, lead, tuple(notes), middle, n_layers)
 
 
 _FACTS = {

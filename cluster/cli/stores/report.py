@@ -1,4 +1,4 @@
-"""``persona-atlas report``: write the charts and tables of a run as one HTML file, and figures for papers."""
+"""``persona-atlas report``: write the charts and tables of a store as one HTML file, and figures for papers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 import click
 
 from ....analysis.reduce import reduce_again
-from ....analysis.report import origin_of_run, render_page
+from ....analysis.report import Origin, origin_of_run, origin_of_vectors, render_page
 from ....analysis.report.figures import write_figures
 from ....jobs.errors import InputError
 from ....jobs.files.user_paths import local_path
 from ....jobs.machine_faults import refuse_machine_fault
 from ....jobs.specs.store_spec import S3Access
+from ....storage.derived.reductions import Reduction
 from ....storage.format import layout
-from ....storage.query.run import open_run
+from ....storage.query.run import Run
 from ....storage.query.selection import layer_positions
+from ....storage.query.vectors import VectorSet, open_vectors
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
@@ -45,20 +47,25 @@ def report(
     access: S3Access,
     as_json: bool,
 ) -> None:
-    """Write the report of the run at STORE: one self-contained HTML file, or its figures with --png."""
-    run = open_run(store_url, endpoint_url, access)
+    """Write the report of the run or the imported vectors at STORE: one self-contained HTML file, or its figures."""
+    if access.anonymous and out is None and figures is None:
+        raise InputError(
+            "is needed: a store that is read without credentials cannot be written to.",
+            code="read_only",
+            field="--out",
+            hint="Name a file of this machine, such as --out report.html.",
+        )
+    store = open_vectors(store_url, endpoint_url, access)
     if layer is not None:
-        layer_positions(layer, run.layers, run.record.model.n_layers)
-    reduction = reduce_again(run, say=output.progress().say)
-    origin = origin_of_run(run, reduction)
-    place, written = None, []
-    if figures is not None:
-        written = write_figures(origin, reduction, local_path(figures, "--png"), layer)
+        layer_positions(layer, store.layers, store.n_layers)
+    origin, reduction = _numbers(store)
+    written = [] if figures is None else write_figures(origin, reduction, local_path(figures, "--png"), layer)
+    place = None
     if out is not None:
         place = _write(local_path(out, "--out"), render_page(origin, reduction, layer))
     elif figures is None:
-        run.location.write(layout.REPORT, render_page(origin, reduction, layer).encode())
-        place = f"{run.url}/{layout.REPORT}"
+        store.location.write(layout.REPORT, render_page(origin, reduction, layer).encode())
+        place = f"{store.url}/{layout.REPORT}"
     if as_json:
         names = [str(path) for path in written]
         output.document({"report": place, "figures": names, "reduction": reduction.reduction_id})
@@ -67,6 +74,18 @@ def report(
         output.text(f"Report:  {place}")
     for path in written:
         output.text(f"Figure:  {path}")
+
+
+def _numbers(store: Run | VectorSet) -> tuple[Origin, Reduction]:
+    if isinstance(store, VectorSet):
+        record = store.record
+        lines = {"imported from": record.source, "imported": record.created_at}
+        origin = origin_of_vectors(
+            store.reduction, record.model, store.url, n_layers=record.n_layers, lines=lines, notes=record.notes
+        )
+        return origin, store.reduction
+    reduction = reduce_again(store, say=output.progress().say)
+    return origin_of_run(store, reduction), reduction
 
 
 def _write(target: Path, page: str) -> str:
