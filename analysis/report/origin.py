@@ -134,7 +134,8 @@ _FACTS = {
 def _of_reduction(reduction: Reduction) -> dict[str, str]:
     facts = {label: str(reduction.facts[name]) for name, label in _FACTS.items() if reduction.facts.get(name)}
     if "judge" not in facts:
-        facts["judge"] = "none"
+        # Without a judge every rollout counts; where others count, somebody chose them in a way that is not recorded.
+        facts["judge"] = "none" if reduction.facts.get("role_filter", "all") == "all" else "not known"
     if facts.get(_FACTS["role_filter"]) == facts.get(_FACTS["rollout_filter"]):
         facts.pop(_FACTS["rollout_filter"], None)
     return {**facts, "reduction": reduction.reduction_id}
