@@ -34,7 +34,7 @@ _RAMP = ("#9c3d00", "#d98a4a", "#c4c1bb", "#6ba5c4", "#0b4f78")
 _MOST_ROWS = 45
 """Rows of a spectrum; of more personas the two ends are shown."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Source Sans 3", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 9,

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from persona_atlas.analysis.pca import Pca
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.analysis.report import origin_of_vectors, render_page, render_report, write_report
 from persona_atlas.analysis.report.packing import unpacked
@@ -108,9 +107,8 @@ def test_the_page_holds_the_numbers_of_every_layer(reduced: tuple[Run, Reduction
     assert reduction.pca_mean is not None
     assert reduction.pca_components is not None
     assert reduction.pca_variance_ratio is not None
-    defined_L = np.ones(len(run.layers), bool)
-    pca = Pca(reduction.pca_mean, reduction.pca_components, reduction.pca_variance_ratio, defined_L)
-    scores_LPK = np.swapaxes(pca.scores(reduction.role_vectors), 0, 1)
+    centred_PLD = reduction.role_vectors - reduction.pca_mean
+    scores_LPK = np.einsum("pld,lkd->lpk", centred_PLD, reduction.pca_components)
     np.testing.assert_allclose(unpacked(data["spaces"]["roles"]["roles"]), scores_LPK[..., :3], atol=2e-3)
     assert data["spaces"]["roles"]["needed"][0] == [
         1 if ratio[0] >= 0.7 else 2 for ratio in reduction.pca_variance_ratio
