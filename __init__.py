@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .jobs.version import __version__
 
 if TYPE_CHECKING:
-    from .cluster.api import JobResult, compare, extract, plan, reduce, run, verify
+    from .cluster.api import JobResult, compare, export, extract, import_vectors, plan, reduce, run, verify
     from .jobs.catalog import load_catalog
     from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
     from .jobs.plan import Plan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .jobs.specs.spec import JobSpec, load_spec, make_spec
     from .storage.derived.reductions import Reduction
     from .storage.query.run import Run, open_run
+    from .storage.query.vectors import VectorSet, open_vectors
 
 
 __all__ = [
@@ -38,14 +39,18 @@ __all__ = [
     "StoreError",
     "TransientError",
     "UnitError",
+    "VectorSet",
     "__version__",
     "compare",
     "estimate",
+    "export",
     "extract",
+    "import_vectors",
     "load_catalog",
     "load_spec",
     "make_spec",
     "open_run",
+    "open_vectors",
     "plan",
     "reduce",
     "run",
@@ -64,13 +69,17 @@ _MODULES = {
     "StoreError": "jobs.errors",
     "TransientError": "jobs.errors",
     "UnitError": "jobs.errors",
+    "VectorSet": "storage.query.vectors",
     "compare": "cluster.api",
     "estimate": "jobs.sizing.estimate",
+    "export": "cluster.api",
     "extract": "cluster.api",
+    "import_vectors": "cluster.api",
     "load_catalog": "jobs.catalog",
     "load_spec": "jobs.specs.spec",
     "make_spec": "jobs.specs.spec",
     "open_run": "storage.query.run",
+    "open_vectors": "storage.query.vectors",
     "plan": "cluster.api",
     "reduce": "cluster.api",
     "run": "cluster.api",

@@ -40,7 +40,7 @@ from .reduction.mapping import Mapper, map_in_threads
 from .reduction.partial_sums import StoredSums
 from .reduction.projections import StoredProjections, axis_digest
 from .reduction.rollouts import has_halves, personas_of
-from .reduction.settings import Settings, make_settings, settings_of
+from .reduction.settings import Settings, asked_again, make_settings
 from .reduction.unit_work import ArrayOfRun, UnitLengths
 from .thresholds import label_of
 
@@ -84,15 +84,15 @@ def reduce_run(
             is no such judge, several have scored the run and none is named, or no role has enough rollouts that count.
         StoreError: A committed value is missing or damaged.
     """
-    settings = make_settings(
-        run,
-        hook_point=hook_point,
-        pooling=pooling,
-        judge=judge,
-        min_score=min_score,
-        min_count=min_count,
-        percentiles=percentiles,
-    )
+    asked = {
+        "hook_point": hook_point,
+        "pooling": pooling,
+        "judge": judge,
+        "min_score": min_score,
+        "min_count": min_count,
+        "percentiles": None if percentiles is None else list(percentiles),
+    }
+    settings = make_settings(run, **asked)
     if not run.committed:
         raise InputError(
             f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", hint="Run the job first."
@@ -105,7 +105,8 @@ def reduce_run(
         stored = read_current_reduction(run.location)
         if stored is not None:
             return stored
-    return _Reducing(run, settings, lines, reduction_id, say or _silent, mapper).reduce()
+    given = {name: value for name, value in asked.items() if value is not None}
+    return _Reducing(run, settings, given, lines, reduction_id, say or _silent, mapper).reduce()
 
 
 def reduce_again(run: Run, *, say: Say | None = None, mapper: Mapper = map_in_threads) -> Reduction:
@@ -128,8 +129,7 @@ def reduce_again(run: Run, *, say: Say | None = None, mapper: Mapper = map_in_th
     except StoreError:
         # It is made anew below; ``verify`` names the damage.
         current = None
-    asked = settings_of(current.facts) if current is not None and "role_filter" in current.facts else {}
-    return reduce_run(run, **asked, say=say, mapper=mapper)
+    return reduce_run(run, **asked_again(run, current.facts if current is not None else {}), say=say, mapper=mapper)
 
 
 def _silent(_line: str) -> None:
@@ -157,7 +157,8 @@ class _Reducing:
 
     Args:
         run: The run.
-        settings: What was asked for.
+        settings: What was asked for, with what was not given filled in.
+        asked: What was given.
         lines: Lines of the index with a vector, with scores where there is a judge.
         reduction_id: Id of the reduction.
         say: Called with a line of progress.
@@ -165,10 +166,18 @@ class _Reducing:
     """
 
     def __init__(
-        self, run: Run, settings: Settings, lines: pa.Table, reduction_id: str, say: Say, mapper: Mapper
+        self,
+        run: Run,
+        settings: Settings,
+        asked: dict[str, Any],
+        lines: pa.Table,
+        reduction_id: str,
+        say: Say,
+        mapper: Mapper,
     ) -> None:
         self._run = run
         self._settings = settings
+        self._asked = asked
         self._lines = lines
         self._id = reduction_id
         self._say = say
@@ -286,6 +295,7 @@ class _Reducing:
         }
         optional = {
             "undefined": self._undefined,
+            "asked": self._asked,
             "without_vector": _without_vector(self._run),
             "roles_left_out": cast.roles_left_out,
         }

@@ -13,7 +13,7 @@ from .bootstrap import BOUNDS, SAMPLES
 
 Float64 = npt.NDArray[np.float64]
 
-_TRUSTED_COSINE = 0.9
+TRUSTED_COSINE = 0.9
 """Agreement of an axis with itself, by halves or by samples, below which a reader should know it."""
 _FEW_QUESTIONS = 20
 _FEW_ROLLOUTS = 10
@@ -179,13 +179,13 @@ def trust(
     lines: list[str] = []
     if split_half is None or np.isnan(split_half):
         lines.append(f"There are no two halves of the questions to compare at layer {layer}.")
-    elif split_half < _TRUSTED_COSINE:
+    elif split_half < TRUSTED_COSINE:
         expected = expected_cosine(split_half)
         lines.append(
             f"The axes of the questions with even and with odd index have cosine {split_half:.2f} at layer {layer}. "
             f"That of all is expected to have cosine {expected:.2f} with that of many more questions."
         )
-    if axis_interval is not None and axis_interval[0] < _TRUSTED_COSINE:
+    if axis_interval is not None and axis_interval[0] < TRUSTED_COSINE:
         low, high = axis_interval
         lines.append(
             f"With other roles the axis would be another: over bootstrap samples of them its cosine with this axis is "

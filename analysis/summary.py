@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..jobs.personas import DEFAULT_PERSONA
 from ..storage.derived.reductions import Reduction
 from ..storage.query.run import Run
 from .axis import project
 from .pca import components_for
+from .reliability import trust
 
 VARIANCE_SHARE = 0.7
 _NUM_EXTREMES = 5
+
+
+class RankedRole(NamedTuple):
+    """A role's place on the axis at one layer.
+
+    Attributes:
+        name: Name of the role.
+        projection: Projection of its vector; higher is nearer the Assistant.
+        z_score: Its z-score among the roles.
+        rollouts: Number of rollouts behind its vector; None in reductions that do not hold it.
+        interval: 95 % interval of the projection; None where there is none.
+    """
+
+    name: str
+    projection: float
+    z_score: float
+    rollouts: int | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +49,7 @@ class Summary:
         units_planned: Number of units in the run.
         rollouts: Number of rollouts that count.
         rollout_filter: Which rollouts count; ``all`` without a judge.
-        roles: Name, projection and z-score of each role, the nearest to the Assistant first; empty without an axis.
+        roles: The roles, the nearest to the Assistant first; empty without an axis.
         default_projection: Projection of the default Assistant's mean; None without an axis.
         default_z: Its z-score relative to the roles; None without an axis.
         components_for_70: Number of components for 70 % of the variance of the role vectors; None without PCA.
@@ -36,6 +57,12 @@ class Summary:
         pc1_axis_cosine: Cosine of the first component with the axis; None without PCA or an axis.
         floors: Thresholds on the axis, by label such as ``p0.25``; empty without an axis.
         notes: Sentences about what is undefined: layers without an axis or components, personas without a vector.
+        filter_note: A sentence about which rollouts count.
+        split_half: Cosine between the axes of two halves of the questions; None where it is not known.
+        axis_interval: 95 % interval of the cosine of the axis with that of other samples of roles; None likewise.
+        default_interval: 95 % interval of the projection of the default Assistant; None where there is none.
+        default_rollouts: Number of rollouts of the default Assistant; None in reductions that do not hold it.
+        trust: Sentences on what limits the trust in the axis at this layer; empty without an axis.
     """
 
     layer: int
@@ -43,7 +70,7 @@ class Summary:
     units_planned: int
     rollouts: int
     rollout_filter: str
-    roles: tuple[tuple[str, float, float], ...]
+    roles: tuple[RankedRole, ...]
     default_projection: float | None
     default_z: float | None
     components_for_70: int | None
@@ -51,29 +78,41 @@ class Summary:
     pc1_axis_cosine: float | None
     floors: dict[str, float]
     notes: tuple[str, ...] = ()
+    filter_note: str = ""
+    split_half: float | None = None
+    axis_interval: tuple[float, float] | None = None
+    default_interval: tuple[float, float] | None = None
+    default_rollouts: int | None = None
+    trust: tuple[str, ...] = ()
 
     @property
-    def assistant_end(self) -> tuple[tuple[str, float, float], ...]:
+    def assistant_end(self) -> tuple[RankedRole, ...]:
         """The roles nearest the Assistant, the nearest first."""
         return self.roles[:_NUM_EXTREMES]
 
     @property
-    def far_end(self) -> tuple[tuple[str, float, float], ...]:
+    def far_end(self) -> tuple[RankedRole, ...]:
         """The roles farthest from the Assistant, the farthest first."""
         return tuple(reversed(self.roles[max(_NUM_EXTREMES, len(self.roles) - _NUM_EXTREMES) :]))
 
-    @property
-    def filter_note(self) -> str:
-        """A sentence about which rollouts count."""
-        if self.rollout_filter == "all":
-            return "No judge is configured: every rollout counts, whether or not the model adopted the persona."
-        return f"Rollouts that count: {self.rollout_filter}."
-
     def as_dict(self) -> dict[str, Any]:
         """Build the object that ``--json`` prints."""
+        roles = [
+            {
+                "role": role.name,
+                "projection": role.projection,
+                "z_score": role.z_score,
+                "rollouts": role.rollouts,
+                "interval": None if role.interval is None else list(role.interval),
+            }
+            for role in self.roles
+        ]
         return asdict(self) | {
             "notes": list(self.notes),
-            "roles": [{"role": n, "projection": p, "z_score": z} for n, p, z in self.roles],
+            "trust": list(self.trust),
+            "axis_interval": None if self.axis_interval is None else list(self.axis_interval),
+            "default_interval": None if self.default_interval is None else list(self.default_interval),
+            "roles": roles,
             "direction": "axis; up is toward the Assistant",
         }
 
@@ -88,19 +127,14 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
     """
     layer = run.middle_layer if layer is None else layer
     at = reduction.position(layer)
-    roles: tuple[tuple[str, float, float], ...] = ()
+    roles: tuple[RankedRole, ...] = ()
     default_projection = default_z = None
     floors: dict[str, float] = {}
     has_axis = reduction.axis is not None and layer not in reduction.undefined("axis")
     has_pca = reduction.pca_variance_ratio is not None and layer not in reduction.undefined("pca")
     if has_axis and reduction.role_vectors is not None and reduction.default_vector is not None:
-        assert reduction.axis is not None
-        axis_LD = reduction.axis[at : at + 1].astype(np.float64)
-        of_roles = project(reduction.role_vectors[:, at : at + 1], axis_LD)[:, 0]
-        z_scores = standardise(of_roles, of_roles)
-        ranked = np.argsort(-of_roles, kind="stable")
-        roles = tuple((reduction.role_names[i], float(of_roles[i]), float(z_scores[i])) for i in ranked)
-        default_projection = float(project(reduction.default_vector[None, at : at + 1], axis_LD)[0, 0])
+        of_roles, default_projection = _projections(reduction, at)
+        roles = _ranked(reduction, at, of_roles)
         default_z = float(standardise(np.array([default_projection]), of_roles)[0])
     if has_axis and reduction.floor_on_axis is not None:
         floors = {
@@ -119,13 +153,97 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
         default_z=default_z,
         components_for_70=components_for(ratio[at], VARIANCE_SHARE) if has_pca and ratio is not None else None,
         pc1_variance=float(ratio[at, 0]) if has_pca and ratio is not None else None,
-        pc1_axis_cosine=float(pc1[at]) if has_axis and has_pca and pc1 is not None else None,
+        pc1_axis_cosine=_known(pc1[at]) if has_axis and has_pca and pc1 is not None else None,
         floors=floors,
-        notes=_notes(reduction),
+        notes=notes_of(reduction),
+        filter_note=filter_note(reduction.facts),
+        split_half=_known(reduction.axis_split_half[at]) if reduction.axis_split_half is not None else None,
+        axis_interval=_interval(reduction.axis_interval, at),
+        default_interval=_interval(reduction.default_projection_interval, at),
+        default_rollouts=default_count(reduction),
+        trust=tuple(_trust(run, reduction, at)) if roles else (),
     )
 
 
-def _notes(reduction: Reduction) -> tuple[str, ...]:
+def default_count(reduction: Reduction) -> int | None:
+    """Return the number of rollouts behind the default vector; None in reductions that do not hold it."""
+    key = ("default", DEFAULT_PERSONA, "pos")
+    if reduction.count is None or key not in reduction.personas:
+        return None
+    return int(reduction.count[reduction.personas.index(key)])
+
+
+def _trust(run: Run, reduction: Reduction, at: int) -> list[str]:
+    counts = reduction.role_counts
+    if counts is None or reduction.axis_split_half is None:
+        return []
+    return trust(
+        reduction.layers[at],
+        num_roles=len(reduction.role_names),
+        num_questions=len(run.index["question_index"].unique()),
+        least_rollouts=int(counts.min()),
+        split_half=float(reduction.axis_split_half[at]),
+        axis_interval=_interval(reduction.axis_interval, at),
+    )
+
+
+def _projections(reduction: Reduction, at: int) -> tuple[np.ndarray, float]:
+    """Return the projections of the roles, ``(P,)``, and of the default, at a layer that has an axis."""
+    assert reduction.axis is not None
+    assert reduction.role_vectors is not None
+    assert reduction.default_vector is not None
+    axis_LD = reduction.axis[at : at + 1].astype(np.float64)
+    of_roles = project(reduction.role_vectors[:, at : at + 1], axis_LD)[:, 0]
+    return of_roles, float(project(reduction.default_vector[None, at : at + 1], axis_LD)[0, 0])
+
+
+def _ranked(reduction: Reduction, at: int, of_roles: np.ndarray) -> tuple[RankedRole, ...]:
+    z_scores = standardise(of_roles, of_roles)
+    counts, intervals = reduction.role_counts, reduction.role_projection_interval
+    return tuple(
+        RankedRole(
+            reduction.role_names[i],
+            float(of_roles[i]),
+            float(z_scores[i]),
+            None if counts is None else int(counts[i]),
+            None if intervals is None else _interval(intervals[:, i], at),
+        )
+        for i in np.argsort(-of_roles, kind="stable")
+    )
+
+
+def _known(value: np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _interval(ends_2L: np.ndarray | None, at: int) -> tuple[float, float] | None:
+    if ends_2L is None or not np.isfinite(ends_2L[:, at]).all():
+        return None
+    return float(ends_2L[0, at]), float(ends_2L[1, at])
+
+
+def filter_note(facts: Mapping[str, Any]) -> str:
+    """Say in a sentence which rollouts count.
+
+    Args:
+        facts: The facts of a reduction.
+
+    Example:
+        >>> filter_note({"role_filter": "scored 3", "judge": "qwen"})
+        'Role vectors are means of the rollouts scored 3 by the judge qwen.'
+    """
+    which, judge = facts.get("role_filter") or facts.get("rollout_filter"), facts.get("judge")
+    if which is None:
+        return "It is not known which rollouts count."
+    if which == "all" and judge:
+        return f"Not filtered: every rollout counts, whatever the judge {judge} gave it."
+    if which == "all":
+        return "No judge is configured: every rollout counts, whether or not the model adopted the persona."
+    return f"Role vectors are means of the rollouts {which}{f' by the judge {judge}' if judge else ''}."
+
+
+def notes_of(reduction: Reduction) -> tuple[str, ...]:
+    """Say in sentences what is undefined: layers without an axis or components, personas without a vector."""
     notes: list[str] = []
     undefined = {
         "There is no axis": reduction.undefined("axis"),
@@ -138,6 +256,9 @@ def _notes(reduction: Reduction) -> tuple[str, ...]:
         for reason, layers in by_reason.items():
             place = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
             notes.append(f"{subject} at {place}: {reason}.")
+    if left_out := reduction.facts.get("roles_left_out"):
+        counted = f"fewer than {reduction.facts['min_count']} of their rollouts are {reduction.facts['role_filter']}"
+        notes.append(f"Without a vector, because {counted} (role): {', '.join(sorted(left_out))}.")
     for kind, names in reduction.without_vector.items():
         notes.append(f"Without a vector, because every response was empty ({kind}): {', '.join(names)}.")
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""The Python interface: plan, run, extract, reduce, compare and verify without a command line.
+"""The Python interface: plan, run, extract, reduce, compare, verify, export and import without a command line.
 
 Each function does what the command of the same name does and raises the same errors; progress goes to stderr. The names
 that a program should use are those of ``persona_atlas``; this module is where they are made.
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.console import Console
 from ..analysis.comparison.compare import compare as compare_sides
 from ..analysis.comparison.results import Comparison
 from ..analysis.comparison.sides import refuse_same, side_of
+from ..analysis.exchange.export import Exported, ExportFormat, export_vectors
+from ..analysis.exchange.read_directory import import_directory
 from ..analysis.reduce import reduce_run
 from ..analysis.summary import Summary
 from ..jobs.plan import Plan
@@ -28,6 +31,7 @@ from ..jobs.specs.spec import JobSpec, load_spec, make_spec
 from ..storage.derived.reductions import Reduction
 from ..storage.locations.location import open_location
 from ..storage.query.run import Run, open_run
+from ..storage.query.vectors import Vectors, VectorSet, open_vectors
 from ..storage.verification.verify import Verification
 from .run.backend import open_ray_backend
 from .run.local import open_local_backend
@@ -209,21 +213,34 @@ def reduce(
     *,
     hook_point: str | None = None,
     pooling: str | None = None,
+    judge: str | None = None,
+    min_score: float | None = None,
+    min_count: int | None = None,
+    percentiles: Sequence[float] | None = None,
     progress: bool = True,
 ) -> Reduction:
     """Compute a run's role and trait vectors, Assistant Axis, PCA and thresholds, and store them in the run.
+
+    What was read before is not read again: new units and new scores cost what is new.
 
     Args:
         run: An open run, or the path or URL of its store.
         hook_point: Hook point to reduce; None: ``resid_post``, or the first that was captured.
         pooling: Pooling to reduce; None: ``response_mean``, or the first that was captured.
+        judge: Judge whose scores decide which rollouts of roles count, and which pairs of traits; ``"none"``: all
+            count; None: the only judge that has scored the run, if there is one.
+        min_score: Least score of a role's rollout that counts, 0 to 3; None: 3. Without a judge it has no effect.
+        min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector; None: 10 with a
+            judge, 1 without.
+        percentiles: Percentiles of the thresholds, 0 to 100; None: 1, 25, 50 and 75.
         progress: Whether to print progress to stderr.
 
     Returns:
-        The reduction of the committed units. If the same one is stored already, it is loaded instead of computed.
+        The reduction of the committed units. If the same one is stored already, it is opened instead of computed.
 
     Raises:
-        InputError: There is no run, or nothing in it to reduce.
+        InputError: There is no run, or nothing in it to reduce; there is no such judge, several have scored the run and
+            none is named, or no role has enough rollouts that count.
         StoreError: A committed value is missing or damaged.
 
     Example:
@@ -233,7 +250,16 @@ def reduce(
         (576,)
     """
     opened = run if isinstance(run, Run) else open_run(run)
-    return reduce_run(opened, hook_point=hook_point, pooling=pooling, say=_progress(progress).say)
+    return reduce_run(
+        opened,
+        hook_point=hook_point,
+        pooling=pooling,
+        judge=judge,
+        min_score=min_score,
+        min_count=min_count,
+        percentiles=percentiles,
+        say=_progress(progress).say,
+    )
 
 
 def compare(
@@ -311,6 +337,72 @@ def verify(
     return verify_and_recompute(
         location, _progress(progress), quick=quick, count=recompute, seed=seed, model=_text(model)
     )
+
+
+def export(
+    store: Vectors | str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    format: ExportFormat,  # noqa: A002 - the name of the command's option
+    *,
+    vectors: Sequence[str] = (),
+    progress: bool = True,
+) -> Exported:
+    """Write the vectors of a store to a new folder, in a form that people share.
+
+    Args:
+        store: An open run or imported vectors, or the path or URL of their store.
+        directory: The folder; it may exist if it is empty.
+        format: ``assistant-axis`` (the released files), ``safetensors`` or ``gguf`` (control vectors).
+        vectors: Which control vectors to write: ``axis``, ``role:NAME``, ``trait:NAME``; empty: the axis.
+        progress: Whether to print progress to stderr.
+
+    Returns:
+        The files that were written, and what the format left out.
+
+    Raises:
+        InputError: There is no such vector, the format cannot hold what there is, or the folder is not empty.
+
+    Example:
+        >>> from persona_atlas import export, reduce
+        >>> reduction = reduce("runs/demo", progress=False)
+        >>> export("runs/demo", "shared", "gguf", progress=False).files[0].name
+        'axis.gguf'
+    """
+    opened = open_vectors(store) if isinstance(store, str | os.PathLike) else store
+    return export_vectors(opened, Path(directory), format, wanted=vectors, say=_progress(progress).say)
+
+
+def import_vectors(
+    directory: str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    progress: bool = True,
+) -> VectorSet:
+    """Read vectors that others share into a new store.
+
+    Args:
+        directory: A released directory, our safetensors export or GGUF control vectors.
+        store: Path or URL of the new store.
+        model: Name of the model, where the files do not have it.
+        progress: Whether to print progress to stderr.
+
+    Returns:
+        The imported vectors, open for reading.
+
+    Raises:
+        InputError: A file is missing or not as it must be, the model is not named, or the store is not empty.
+
+    Example:
+        >>> from persona_atlas import export, import_vectors, reduce
+        >>> reduction = reduce("runs/demo", progress=False)
+        >>> folder = export("runs/demo", "released", "assistant-axis", progress=False).folder
+        >>> import_vectors(folder, "runs/imported", model="some/model", progress=False).reduction.axis.shape
+        (30, 576)
+    """
+    location = open_location(store)
+    record = import_directory(Path(directory), location, model, _progress(progress).say)
+    return VectorSet(location, record)
 
 
 def _work(

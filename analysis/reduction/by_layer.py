@@ -186,9 +186,9 @@ class LayerVectors:
         arrays, default_LD, roles_PLD = self.arrays, self.default_LD, self.roles_PLD
         axis_LD = assistant_axis(default_LD, roles_PLD)
         # NaN and not a zero vector, whose projections would look like numbers.
-        self._leave_out(axis_LD, "axis", ~is_distinct(axis_LD, default_LD), _SAME_AS_ROLES)
+        self._leave_out(axis_LD, "axis", ~np.asarray(is_distinct(axis_LD, default_LD)), _SAME_AS_ROLES)
         # What is stored is float32, and beyond its range there is no axis either.
-        self._leave_out(axis_LD, "axis", ~np.isfinite(narrow(axis_LD)).all(axis=1), OVERFLOW)
+        self._leave_out(axis_LD, "axis", np.asarray(~np.isfinite(narrow(axis_LD)).all(axis=1)), OVERFLOW)
         arrays["axis"] = narrow(axis_LD)
         with np.errstate(invalid="ignore", over="ignore"):
             unit_LD = axis_LD / np.linalg.norm(axis_LD, axis=1, keepdims=True)

@@ -13,6 +13,9 @@ R = TypeVar("R")
 
 Say = Callable[[str], None]
 
+_MANY = 100
+"""So many personas take long enough that people want to see progress."""
+
 
 class Mapper(Protocol):
     """Applies a function to every piece of work, in any order.
@@ -73,6 +76,6 @@ def with_progress(results: Iterator[tuple[int, R]], total: int, what: str, say: 
     step = max(1, total // 10)
     for number, result in results:
         found[number] = result
-        if say and total >= 20 and (len(found) % step == 0 or len(found) == total):
+        if say and total >= _MANY and (len(found) % step == 0 or len(found) == total):
             say(f"{what}: {len(found)} of {total} personas.")
     return [found[number] for number in range(total)]

@@ -171,9 +171,9 @@ def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
                 )
                 for begin, end in _runs([codes["unit_id"][at : start + last]])
             )
-            address = (table[name][at].as_py() for name in ("kind", "persona", "polarity"))
+            kind, name, polarity = (str(table[column][at].as_py()) for column in ("kind", "persona", "polarity"))
             counts = tuple(np.bincount(groups_N, minlength=len(groups)).tolist())
-            found.append(Persona(*address, at, groups, counts, units))
+            found.append(Persona(kind, name, polarity, at, groups, counts, units))
     return tuple(found)
 
 

@@ -98,14 +98,18 @@ def make_settings(
     )
 
 
-def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a stored reduction was asked for, as keywords of ``make_settings``.
+def asked_again(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an earlier reduction was asked for, as keywords of ``make_settings``.
 
     Args:
-        facts: Facts of the reduction; of an earlier version it had no judge.
+        run: The run.
+        facts: Facts of the earlier reduction; empty if there is none.
     """
-    asked = {name: facts.get(name) for name in ("hook_point", "pooling", "min_score", "min_count", "percentiles")}
-    return asked | {"judge": facts.get("judge") or NO_JUDGE}
+    asked = dict(facts.get("asked", {}))
+    if asked.get("judge") is None and len(judges(run.location)) > 1:
+        # Another judge has come since; which one counts is not for this to decide.
+        asked["judge"] = facts.get("judge") or NO_JUDGE
+    return asked
 
 
 def _judge(run: Run, judge: str | None) -> str | None:

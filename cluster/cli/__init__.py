@@ -21,7 +21,19 @@ from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .options import refuse_blank_values
 from .stop_signals import EXIT_INTERRUPTED, stop_on_signals
-from .stores import compare, gc, import_scores, probe_store, query, reduce, report, show, verify
+from .stores import (
+    compare,
+    export,
+    gc,
+    import_scores,
+    import_vectors,
+    probe_store,
+    query,
+    reduce,
+    report,
+    show,
+    verify,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +62,8 @@ for _command in (
     reduce.reduce,
     compare.compare,
     report.report,
+    export.export,
+    import_vectors.import_vectors,
     catalog.catalog,
     cluster.cluster,
 ):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...analysis.reduce import reduce_run
+from ...analysis.reduce import reduce_again, reduce_run
+from ...analysis.reduction.settings import NO_JUDGE
 from ...analysis.report import write_report
 from ...analysis.summary import Summary, summarise
+from ...jobs.errors import InputError
+from ...storage.derived.reductions import Reduction
 from ...storage.query.run import Run, open_run
+from ..pool.ray_map import mapper_here
 from .prepare import Job
 from .progress import Progress
 from .status_reporter import StatusReporter
@@ -50,11 +54,27 @@ def conclude(job: Job, progress: Progress, reporter: StatusReporter) -> Conclusi
         return Conclusion(store, None, None)
     progress.say("Reducing the committed units.")
     reporter.set_phase("reducing")
-    reduction = reduce_run(store)
+    reduction = _reduce(store, progress, reporter)
     summary = summarise(store, reduction)
     place = write_report(store, reduction)
     reporter.finish_reduction()
     return Conclusion(store, summary, place)
+
+
+def _reduce(store: Run, progress: Progress, reporter: StatusReporter) -> Reduction:
+    """Reduce by what the last reduction was asked for; without scores where they leave no role."""
+
+    def say(line: str) -> None:
+        reporter.raise_if_stopped()
+        progress.say(line)
+
+    try:
+        return reduce_again(store, say=say, mapper=mapper_here())
+    except InputError as error:
+        if error.code != "too_few_rollouts":
+            raise
+        say(f"Warning: scores are ignored, because {error.message} Run reduce with other options. {error.hint}")
+        return reduce_run(store, judge=NO_JUDGE, say=say, mapper=mapper_here())
 
 
 def _can_be_reduced(store: Run) -> bool:

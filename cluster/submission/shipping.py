@@ -15,7 +15,7 @@ from .submitted_job import CATALOG_FOLDER, SubmittedJob
 
 _PACKAGE = "persona_atlas"
 _FOLDERS = ("jobs", "workers", "storage", "analysis", "cluster")
-_SUFFIXES = (".py", ".yaml", ".typed")
+_SUFFIXES = (".py", ".yaml", ".typed", ".js", ".css")
 
 
 def stage_code(into: Path) -> Path:

@@ -19,6 +19,10 @@ analysis/<reduction>.json            path and checksums of a complete reduction;
 analysis/current.json                a copy of the newest reduction's record; written last
 withdrawn/<name>-<hash>              a commit record or other record of damaged objects that repair took out of the run
 report.html                          the report of that reduction
+
+A store of imported vectors has no run.json; instead, beside ``analysis/``:
+vectors.json                         where the vectors come from, model and shapes; written last
+capping_config.pt                    capping settings of a released directory, as they were published
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ LAYOUT_VERSION = 2
 """Increased when an older reader would misread a new store, or this one an older store."""
 
 RUN_RECORD = "run.json"
+VECTORS_RECORD = "vectors.json"
+CAPPING_CONFIG = "capping_config.pt"
 SKIPPED = "skipped.jsonl"
 INDEX = "index.parquet"
 CHUNKS = "chunks.parquet"

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -21,40 +19,16 @@ from ...jobs.errors import StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan
 from ...jobs.specs.endpoint_keys import from_store
-from ...jobs.specs.spec import JobSpec, digest_of
+from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import CanarySpec
 from ...jobs.work.rollouts import Canary, FinishReason, ServedTokens
-from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD
+from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD, VECTORS_RECORD
+from .sealed import Record as _Record
+from .sealed import SealedRecord as _Sealed
 from .stored_units import UnitField
 
 BUILTIN_ENGINE: Engine = "builtin"
 """The engine of every record that names none."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def to_bytes(self) -> bytes:
-        """Encode as indented JSON, readable for people."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
-
-
-class _Sealed(_Record):
-    """A record with a digest of its other fields, ``seal``, so that parsing detects damage and edits."""
-
-    seal: str
-
-    @classmethod
-    def sealed(cls, **body: Any) -> Self:
-        """Make a record and compute its seal."""
-        unsealed = cls.model_construct(seal="", **body)
-        return cls(seal=digest_of(unsealed.model_dump(mode="json", exclude={"seal"})), **body)
-
-    @staticmethod
-    def is_intact(data: bytes) -> bool:
-        """Whether the seal matches the stored bytes; not those of the model, so that fields may be added later."""
-        body = json.loads(data)
-        return body.pop("seal", None) == digest_of(body)
 
 
 class RunRecord(_Sealed):
@@ -356,7 +330,7 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
     Raises:
         StoreError: The bytes are not such a record, its seal does not match, or the store has another layout version.
     """
-    version = _layout_version(data) if url.endswith(RUN_RECORD) else None
+    version = _layout_version(data) if url.endswith((RUN_RECORD, VECTORS_RECORD)) else None
     if version is not None and version != LAYOUT_VERSION:
         is_newer = version > LAYOUT_VERSION
         raise StoreError(

@@ -121,6 +121,11 @@ def has_hard_links(location: Location) -> bool | None:
     return location.has_hard_links() if isinstance(location, DirectoryLocation) else None
 
 
+def access_of(location: Location) -> S3Access:
+    """Return how requests to a location are made, so that another process can open it in the same way."""
+    return location.access if isinstance(location, S3Location) else S3Access()
+
+
 def open_with_wrong_secret(location: Location) -> Location | None:
     """Open the same S3 prefix with the last character of the secret key changed; None where there is no secret key."""
     return location.with_wrong_secret() if isinstance(location, S3Location) else None

@@ -88,6 +88,11 @@ class S3Location:
     def endpoint_url(self) -> str | None:
         return self._endpoint_url
 
+    @property
+    def access(self) -> S3Access:
+        """How requests are made."""
+        return self._access
+
     def with_wrong_secret(self) -> S3Location | None:
         """Open the same prefix with the last character of the secret key changed; None without a secret key."""
         from botocore.session import Session

@@ -83,6 +83,26 @@ class Run:
         """The default layer of queries: n_layers // 2, or the captured layer nearest to it."""
         return nearest_layer(self.layers, self.record.model.n_layers // 2)
 
+    @property
+    def model_name(self) -> str:
+        """Source of the model, as the spec names it."""
+        return self.record.spec.model.source
+
+    @property
+    def model_family(self) -> str:
+        """``model_type`` of the model's configuration."""
+        return self.record.model.family
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers of the model."""
+        return self.record.model.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.record.model.d_model
+
     def refresh(self) -> Run:
         """Load committed units and the reduction again on next use, and return this run."""
         self.__dict__.pop("_index", None)

@@ -45,6 +45,13 @@ def read_run_record(location: Location) -> RunRecord | None:
     if location.names(layout.DRIVERS):
         # A driver took the lease and crashed before it wrote the record: the run does not exist yet.
         return None
+    if location.size(layout.VECTORS_RECORD) is not None:
+        raise InputError(
+            f"{location.url} holds imported vectors, without a run: it has no rollouts, activations or plan.",
+            code="vectors_only",
+            field="store.url",
+            hint="show, report and export read it.",
+        )
     raise InputError(
         f"{location.url} holds something that is not a run: it has no {layout.RUN_RECORD}.",
         code="not_a_run",

@@ -1,16 +1,23 @@
-"""``persona-atlas report``: write the plots and tables of a run as one HTML file."""
+"""``persona-atlas report``: write the charts and tables of a store as one HTML file, and figures for papers."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from ....analysis.reduce import reduce_run
-from ....analysis.report import render_report, write_report
+from ....analysis.reduce import reduce_again
+from ....analysis.report import Origin, origin_of_run, origin_of_vectors, render_page
+from ....analysis.report.figures import write_figures
 from ....jobs.errors import InputError
 from ....jobs.files.user_paths import local_path
 from ....jobs.machine_faults import refuse_machine_fault
 from ....jobs.specs.store_spec import S3Access
-from ....storage.query.run import open_run
+from ....storage.derived.reductions import Reduction
+from ....storage.format import layout
+from ....storage.query.run import Run
+from ....storage.query.selection import layer_positions
+from ....storage.query.vectors import VectorSet, open_vectors
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
@@ -20,29 +27,76 @@ from ..options import endpoint_option, json_option, reading_access_options, stor
 @click.option(
     "--out", type=click.Path(dir_okay=False), default=None, help="File to write; by default report.html in the store."
 )
+@click.option(
+    "--png",
+    "figures",
+    type=click.Path(file_okay=False),
+    default=None,
+    help="Folder for the figures as PNG, SVG and PDF; without --out, no HTML is written.",
+)
+@click.option("--layer", type=int, default=None, help="Layer at which the report opens and that the figures show.")
 @endpoint_option
 @reading_access_options
 @json_option
-def report(store_url: str, out: str | None, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
-    """Write the report of the run at STORE: one self-contained HTML file."""
-    run = open_run(store_url, endpoint_url, access)
-    reduction = reduce_run(run, say=output.progress().say)
-    if out is None:
-        place = write_report(run, reduction)
-    else:
-        target = local_path(out, "--out")
-        try:
-            target.write_text(render_report(run, reduction), encoding="utf-8")
-        except OSError as error:
-            refuse_machine_fault(error)
-            raise InputError(
-                f"{target} cannot be written: {error.strerror or error}.",
-                code="not_writable",
-                field="--out",
-                hint="Choose a file in an existing, writable folder.",
-            ) from error
-        place = str(target)
+def report(
+    store_url: str,
+    out: str | None,
+    figures: str | None,
+    layer: int | None,
+    endpoint_url: str | None,
+    access: S3Access,
+    as_json: bool,
+) -> None:
+    """Write the report of the run or the imported vectors at STORE: one self-contained HTML file, or its figures."""
+    if access.anonymous and out is None and figures is None:
+        raise InputError(
+            "is needed: a store that is read without credentials cannot be written to.",
+            code="read_only",
+            field="--out",
+            hint="Name a file of this machine, such as --out report.html.",
+        )
+    store = open_vectors(store_url, endpoint_url, access)
+    if layer is not None:
+        layer_positions(layer, store.layers, store.n_layers)
+    origin, reduction = _numbers(store)
+    written = [] if figures is None else write_figures(origin, reduction, local_path(figures, "--png"), layer)
+    place = None
+    if out is not None:
+        place = _write(local_path(out, "--out"), render_page(origin, reduction, layer))
+    elif figures is None:
+        store.location.write(layout.REPORT, render_page(origin, reduction, layer).encode())
+        place = f"{store.url}/{layout.REPORT}"
     if as_json:
-        output.document({"report": place, "reduction": reduction.reduction_id})
-    else:
+        names = [str(path) for path in written]
+        output.document({"report": place, "figures": names, "reduction": reduction.reduction_id})
+        return
+    if place is not None:
         output.text(f"Report:  {place}")
+    for path in written:
+        output.text(f"Figure:  {path}")
+
+
+def _numbers(store: Run | VectorSet) -> tuple[Origin, Reduction]:
+    if isinstance(store, VectorSet):
+        record = store.record
+        lines = {"imported from": record.source, "imported": record.created_at}
+        origin = origin_of_vectors(
+            store.reduction, record.model, store.url, n_layers=record.n_layers, lines=lines, notes=record.notes
+        )
+        return origin, store.reduction
+    reduction = reduce_again(store, say=output.progress().say)
+    return origin_of_run(store, reduction), reduction
+
+
+def _write(target: Path, page: str) -> str:
+    try:
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        refuse_machine_fault(error)
+        raise InputError(
+            f"{target} cannot be written: {error.strerror or error}.",
+            code="not_writable",
+            field="--out",
+            hint="Choose a file in an existing, writable folder.",
+        ) from error
+    return str(target)

@@ -10,7 +10,8 @@ from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....jobs.work.rollouts import served_text
 from ....storage.derived.reductions import current_reduction_id
-from ....storage.query.run import Run, open_run
+from ....storage.query.run import Run
+from ....storage.query.vectors import VectorSet, open_vectors
 from ....storage.run.lease import live_driver
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument
@@ -22,8 +23,14 @@ from ..options import endpoint_option, json_option, reading_access_options, stor
 @reading_access_options
 @json_option
 def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
-    """Show the contents of the run at STORE and how complete it is, even while it is running."""
-    run = open_run(store_url, endpoint_url, access)
+    """Show the contents of the run at STORE and how complete it is, even while it is running.
+
+    STORE may also hold imported vectors.
+    """
+    run = open_vectors(store_url, endpoint_url, access)
+    if isinstance(run, VectorSet):
+        _show_vectors(run, as_json)
+        return
     contents = _contents(run)
     if as_json:
         output.document(contents)
@@ -49,6 +56,47 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             ["created", contents["created_at"]],
         ],
     )
+
+
+def _show_vectors(vectors: VectorSet, as_json: bool) -> None:
+    record, reduction = vectors.record, vectors.reduction
+    axis = "none" if reduction.axis is None else "points toward the Assistant"
+    contents = {
+        "url": vectors.url,
+        "imported": record.source,
+        "model": record.model,
+        "n_layers": record.n_layers,
+        "d_model": record.d_model,
+        "layers": list(vectors.layers),
+        "personas": {"role": list(reduction.role_names), "trait": list(reduction.trait_names)},
+        "axis": reduction.axis is not None,
+        "default": reduction.default_vector is not None,
+        "thresholds": list(reduction.threshold_labels),
+        "reduction": reduction.reduction_id,
+        "notes": list(record.notes),
+        "created_at": record.created_at,
+    }
+    if as_json:
+        output.document(contents)
+        return
+    output.table(
+        f"Imported vectors at {vectors.url}",
+        ["", ""],
+        [
+            ["model", f"{record.model} ({count_of(record.n_layers, 'layer')} x {record.d_model})"],
+            ["imported from", f"{count_of(len(record.files), 'file')} ({record.source})"],
+            ["rollouts", "none: there is no run"],
+            ["roles", _names(list(reduction.role_names))],
+            ["traits", _names(list(reduction.trait_names))],
+            ["axis", axis],
+            ["thresholds", ", ".join(reduction.threshold_labels) or "none"],
+            ["layers", f"{len(vectors.layers)}: {vectors.layers[0]} to {vectors.layers[-1]}"],
+            ["reduction", reduction.reduction_id],
+            ["created", record.created_at],
+        ],
+    )
+    for note in record.notes:
+        output.text(note)
 
 
 def _contents(run: Run) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def test_queries_of_what_is_not_there_are_refused(refused: Refused, store: Path,
     assert refused("query", store, "--out", "/proc/x.npy")["code"] == "not_writable"
     assert refused("report", store, "--out", tmp_path / "none" / "x.html")["code"] == "not_writable"
     assert refused("reduce", store, "--layer", "9")["code"] == "no_such_layer"
+    assert refused("report", store, "--layer", "9")["code"] == "no_such_layer"
+    assert not (store / "report.html").exists()
     assert refused("query", store, "--kind", "pirate")["code"] == "usage"
 
 

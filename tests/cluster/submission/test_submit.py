@@ -59,12 +59,14 @@ def test_the_code_that_is_sent_is_the_whole_package_and_nothing_else(tmp_path: P
     program = (
         "import persona_atlas, persona_atlas.cluster.cli, persona_atlas.cluster.submission.driver_actor\n"
         "from persona_atlas.jobs.catalog import load_catalog\n"
-        "print(persona_atlas.__file__, len(load_catalog().names('role')))"
+        "from importlib.resources import files\n"
+        "assets = files('persona_atlas.analysis.report') / 'assets'\n"
+        "print(persona_atlas.__file__, len(load_catalog().names('role')), (assets / 'app.js').is_file())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [str(package / "__init__.py"), "275"]
+    assert done.stdout.split() == [str(package / "__init__.py"), "275", "True"]
     assert sum(path.stat().st_size for path in package.rglob("*")) < 20 * 2**20
 
 

@@ -175,7 +175,7 @@ def test_written_a_layer_at_a_time_it_is_the_same(location: Location):
     full = full_reduction()
     writer = ReductionWriter(location, "full", 2)
     for start, layer in enumerate(full.layers):
-        writer.write({name: full.read(name, [layer]) for name in LAYER_AXIS}, start)
+        writer.write({name: np.asarray(full.read(name, [layer])) for name in LAYER_AXIS}, start)
     writer.write({name: getattr(full, name) for name in ARRAYS if name not in LAYER_AXIS})
     assert read_current_reduction(location) is None
     writer.finish(**{name: getattr(full, name) for name in TEXTS})
@@ -187,7 +187,7 @@ def test_only_what_is_used_is_read_and_damage_elsewhere_does_not_matter(location
     full = full_reduction()
     writer = ReductionWriter(location, "full", 2)
     for start, layer in enumerate(full.layers):
-        writer.write({"mean": full.read("mean", [layer]), "axis": full.read("axis", [layer])}, start)
+        writer.write({name: np.asarray(full.read(name, [layer])) for name in ("mean", "axis")}, start)
     writer.finish(**{name: getattr(full, name) for name in TEXTS})
     (damaged,) = Path(location.url).glob("analysis/full-*/mean/c/0/1/0")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")

@@ -1,0 +1,1 @@
+"""Vectors in the forms that people share: the released files, safetensors, control vectors of llama.cpp and repeng."""

@@ -1,0 +1,56 @@
+"""A reduction's figures at every layer, in the shape that other programs read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...storage.derived.reductions import Reduction
+from ..pca import components_for
+
+SHARES = (0.7, 0.8, 0.9)
+"""Shares of the variance for which components are counted."""
+
+
+def as_document(reduction: Reduction) -> dict[str, Any]:
+    """Build the part of ``reduce --json`` that has a value for every layer; None where it is undefined.
+
+    Args:
+        reduction: The reduction.
+    """
+    ratio_LM = reduction.pca_variance_ratio
+    return {
+        "layers": list(reduction.layers),
+        "judge": reduction.facts.get("judge"),
+        "role_filter": reduction.facts.get("role_filter", "all"),
+        "min_count": reduction.facts.get("min_count"),
+        "axis": {
+            "pc1_cosine": _plain(reduction.pc1_axis_cosine),
+            "split_half": _plain(reduction.axis_split_half),
+            "interval": None if reduction.axis_interval is None else [_plain(b) for b in reduction.axis_interval],
+        },
+        "pca": {
+            "components_for": {
+                f"{share:g}": None if ratio_LM is None else [_components(row, share) for row in ratio_LM]
+                for share in SHARES
+            }
+        },
+        "thresholds": {
+            "axis_sign": _by_label(reduction.threshold_labels, reduction.floor_on_axis),
+            "released_sign": _by_label(reduction.threshold_labels, reduction.cap_on_minus_axis),
+        },
+    }
+
+
+def _by_label(labels: Sequence[str], values_QL: np.ndarray | None) -> dict[str, list[float | None] | None]:
+    return {} if values_QL is None else {label: _plain(row) for label, row in zip(labels, values_QL, strict=True)}
+
+
+def _plain(values: np.ndarray | None) -> list[float | None] | None:
+    return None if values is None else [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _components(ratio_M: np.ndarray, share: float) -> int | None:
+    return components_for(ratio_M, share) if np.isfinite(ratio_M).all() else None
