@@ -20,8 +20,9 @@ from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .options import refuse_blank_values
+from .scores import judge, judges, scores
 from .stop_signals import EXIT_INTERRUPTED, stop_on_signals
-from .stores import gc, import_scores, probe_store, query, reduce, report, show, verify
+from .stores import gc, probe_store, query, reduce, report, show, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,7 +47,9 @@ for _command in (
     verify.verify,
     gc.gc,
     probe_store.probe_store,
-    import_scores.import_scores,
+    judge.judge,
+    judges.judges,
+    scores.scores,
     reduce.reduce,
     report.report,
     catalog.catalog,
