@@ -107,6 +107,7 @@ def _overview(run: Run, name: str, units: set[str], judged: pa.Table) -> JudgeOv
             reasons[reason or "not_given"] += 1
         else:
             scores[cast("Kind", kind_of[row])][row] = score
+    distribution: dict[Kind, dict[str, int]]
     distribution = {kind: _distribution(kind, list(of_kind.values())) for kind, of_kind in scores.items() if of_kind}
     num_scored = sum(map(len, scores.values()))
     record = read_judge_record(run.location, name)
