@@ -10,6 +10,12 @@ from ..personas import Kind
 ASKS = 3
 """How often a judge is asked about a rollout, in all, until its reply can be read."""
 
+CHOICES: dict[Kind, tuple[str, ...]] = {
+    "role": ("0", "1", "2", "3"),
+    "trait": (*(str(score) for score in range(101)), "REFUSAL"),
+}
+"""Replies that the rubric of each kind asks for. An engine that holds a response to them gives a readable one."""
+
 _REMINDERS: dict[Kind, tuple[str, str]] = {
     "role": (
         "Answer with one digit from 0 to 3, and with nothing else.",

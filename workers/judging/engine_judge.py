@@ -1,6 +1,7 @@
 """A judge that an engine of this project runs: each request is a chat of one message, answered greedily.
 
-What the engine captures on the way is dropped. Knows no engine but by its protocol.
+The response is one of those that the rubric asks for, by guided decoding, so that small models judge too: what they
+would write otherwise is seldom a number. What the engine captures on the way is dropped. Knows no engine but by its protocol.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ...jobs.errors import UnitError
 from ...jobs.judging.answers import Answer
-from ...jobs.judging.requests import JudgeRequest
+from ...jobs.judging.requests import CHOICES, JudgeRequest
 from ...jobs.messages import ChatMessage
 from ...jobs.work.addresses import RolloutAddress
 from ...jobs.work.units import RolloutRequest
@@ -57,7 +58,8 @@ class EngineJudge:
     def _as_rollout(self, request: JudgeRequest, in_flight: dict[RolloutAddress, JudgeRequest]) -> RolloutRequest:
         address = RolloutAddress("conversation", "judge", "pos", 0, next(self._numbers), 0)
         in_flight[address] = request
-        return RolloutRequest(address, (ChatMessage("user", request.prompt),), seed=0)
+        choices = CHOICES[request.judged.kind]
+        return RolloutRequest(address, (ChatMessage("user", request.prompt),), seed=0, choices=choices)
 
     def _alone(self, request: JudgeRequest) -> Answer:
         waiting = iter([self._as_rollout(request, {})])

@@ -20,6 +20,7 @@ from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
 
 from command_line import Answered
+from fakes import small_spec
 from free_port import free_port
 from plain_forward import POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, requests_of
@@ -88,16 +89,19 @@ def test_what_it_generates_is_captured_as_a_plain_forward_pass_sees_it(served: s
 def test_it_judges_a_run(served: str, smollm2_directory: Path, tmp_path: Path, answered: Answered):
     """Its scores are poor, and every rollout has one, or the text of a reply that holds none."""
     store = tmp_path / "run"
-    run = small_run(str(store))
+    few = {"prompts": 1, "questions": 2}
+    run = small_run(
+        str(store), small_spec(str(store), personas={"roles": {"names": ["pirate"], **few}, "default": few})
+    )
     options = ["--endpoint", served, "--model", str(smollm2_directory), "--judge", "smol", "--concurrency", "2"]
-    done = answered("judge", store, *options, "--persona", "pirate", "--max-tokens", "6")
-    assert (done["rollouts"], done["left"], done["failed"]) == (6, 0, [])
+    done = answered("judge", store, *options, "--max-tokens", "4")
+    assert (done["rollouts"], done["left"], done["failed"]) == (2, 0, [])
     outcomes = read_outcomes(run.location, "smol", scored_units(run.location)["smol"]).to_pylist()
-    assert len(outcomes) == 6
+    assert len(outcomes) == 2
     for outcome in outcomes:
         assert outcome["reply"] is not None
         assert (outcome["score"] in (0, 1, 2, 3)) != (outcome["reason"] == "unreadable")
-    assert done["tokens_in"] > 6 * 100
+    assert done["tokens_in"] > 2 * 100
     assert answered("judges", store)["judges"][0]["scored"] == done["scored"]
 
 
