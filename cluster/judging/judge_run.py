@@ -248,7 +248,9 @@ def _teller(queue: JudgingQueue, num_left: int, progress: Progress) -> Callable[
         if now - last >= _LINE_EVERY_S and queue.num_judged:
             last = now
             left_s = (now - began) / queue.num_judged * (num_left - queue.num_judged)
-            progress.say(f"{queue.num_judged:,} of {num_left:,} rollouts judged, {span(left_s)} left")
+            # The first answers of a batch come late, and do not show the pace.
+            pace = f", {span(left_s)} left" if queue.num_judged >= max(20, num_left // 20) else ""
+            progress.say(f"{queue.num_judged:,} of {num_left:,} rollouts judged{pace}")
 
     return tell
 
