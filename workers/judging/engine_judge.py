@@ -1,7 +1,8 @@
 """A judge that an engine of this project runs: each request is a chat of one message, answered greedily.
 
 The response is one of those that the rubric asks for, by guided decoding, so that small models judge too: what they
-would write otherwise is seldom a number. What the engine captures on the way is dropped. Knows no engine but by its protocol.
+would write otherwise is seldom a number. What the engine captures on the way is dropped. Knows no engine but by its
+protocol.
 """
 
 from __future__ import annotations
