@@ -118,6 +118,7 @@ _PERMANENT_CODES = frozenset(
         "bad_intervention",
         "bad_span",
         "hook_not_fired",
+        "no_choices",
         "no_intervention",
         "no_user_span",
         "not_finite",

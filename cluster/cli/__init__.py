@@ -20,12 +20,12 @@ from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .options import refuse_blank_values
+from .scores import judge, judges, scores
 from .stop_signals import EXIT_INTERRUPTED, stop_on_signals
 from .stores import (
     compare,
     export,
     gc,
-    import_scores,
     import_vectors,
     probe_store,
     query,
@@ -58,7 +58,9 @@ for _command in (
     verify.verify,
     gc.gc,
     probe_store.probe_store,
-    import_scores.import_scores,
+    judge.judge,
+    judges.judges,
+    scores.scores,
     reduce.reduce,
     compare.compare,
     report.report,

@@ -53,11 +53,12 @@ def with_receiver(spec: JobSpec, receiver: str | None) -> JobSpec:
     return spec.model_copy(update={"generation": generation.marked(is_from_store=False)})
 
 
-def refuse_key(generation: GenerationSpec | None) -> None:
+def refuse_key(generation: GenerationSpec | None, field: str = "generation.api_key_env") -> None:
     """Refuse to send the value of an environment variable that is no key, or to a server that the user did not choose.
 
     Args:
         generation: The server; None where no server generates.
+        field: Field of the spec or option that names the variable, for the error.
 
     Raises:
         InputError: The variable may not be named, or the spec comes from a store or a job.
@@ -70,13 +71,13 @@ def refuse_key(generation: GenerationSpec | None) -> None:
             f"is {name}, and only variables that hold the key of a chat server may be sent to one: "
             f"{', '.join(SERVER_KEYS)}, and names that begin with {OWN_PREFIX}.",
             code="no_such_key",
-            field="generation.api_key_env",
-            hint=f"Set {OWN_PREFIX}KEY to the key where the workers run, and name that.",
+            field=field,
+            hint=f"Set {OWN_PREFIX}KEY to the key where it is needed, and name that.",
         )
     if generation.is_from_store:
         raise InputError(
             f"the spec was read from a store or a job, and would send the key in {name} to {generation.endpoint}.",
             code="key_not_confirmed",
-            field="generation.api_key_env",
+            field=field,
             hint=f"If that is your server, add --send-key-to {generation.host}; or run the job from your spec file.",
         )

@@ -142,6 +142,8 @@ class RolloutRequest:
         seed: 63-bit seed of the rollout; 0 for an existing response.
         given: The existing response; None if it is to be generated.
         intervention: Edits of the residual stream while the model runs; None for none.
+        choices: Texts of which the response must be one, as a judge's reply; empty for any response. The built-in
+            engine follows it, vLLM's refuses it. No source makes such requests.
     """
 
     address: RolloutAddress
@@ -149,6 +151,7 @@ class RolloutRequest:
     seed: int
     given: GivenResponse | None = None
     intervention: Intervention | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def system_prompt(self) -> str:

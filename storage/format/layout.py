@@ -11,9 +11,10 @@ commits/<unit>.json                  commit record: the attempt that readers see
 index.parquet                        every committed rollout; a cache of the commit records
 chunks.parquet                       lengths of the inner chunks of every committed shard; a cache too
 recent/<generation>.parquet          commit records that a driver has written since the index; a cache too
-scores/<judge>/<unit>.parquet        a judge's scores of one unit
 sums/<hook_point>/<pooling>/<name>   counts, means and squares of one persona's rollouts, by score; written once
 projections/<hook_point>/<pooling>/<name>  projections of one persona's rollouts on one axis; written once
+scores/<judge>/<unit>.parquet        a judge's scores of one unit, with its replies; replaced as more is judged
+scores/<judge>/judge.json            what the judge is: model, server, digests of its rubrics
 analysis/<reduction>-<random>/       Zarr group of one reduction
 analysis/<reduction>.json            path and checksums of a complete reduction; written once, after the group
 analysis/current.json                a copy of the newest reduction's record; written last
@@ -85,6 +86,11 @@ def withdrawn_path(path: str, sha256: str) -> str:
 def scores_path(judge: str, unit_id: str) -> str:
     """Path of a judge's scores of one unit."""
     return f"{SCORES}/{judge}/{unit_id}.parquet"
+
+
+def judge_path(judge: str) -> str:
+    """Path of the record of a judge."""
+    return f"{SCORES}/{judge}/judge.json"
 
 
 def recent_path(generation: int) -> str:

@@ -31,8 +31,9 @@ class Filters(TypedDict, total=False):
         turn: Turn indices in a run of given conversations: user 0, assistant 1, and so on.
         min_tokens: Minimum number of content tokens of the response, inclusive.
         max_tokens: Maximum number of content tokens, inclusive.
-        min_score: Minimum of the judge's score, inclusive; rollouts without a score do not match.
-        max_score: Maximum of the judge's score, inclusive; rollouts without a score do not match.
+        min_score: Minimum of the judge's score, inclusive. Roles and traits without a score do not match; rollouts of
+            the default, which are not judged by design, always do.
+        max_score: Maximum of the judge's score, inclusive; likewise.
         judge: Name of the judge; may be omitted when only one has scored the run.
     """
 
@@ -102,11 +103,13 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
         ("score", filters.get("min_score"), filters.get("max_score")),
     ):
-        # Arrow compares null to null, and a filter drops null: a rollout without a score is in no range of scores.
+        # Arrow compares null to null, and a filter drops null: a rollout without a score is in no range of scores. Of
+        # the default every rollout counts, whatever an imported file says of it.
+        spared = pc.field("kind") == "default" if column == "score" else pc.scalar(False)
         if least is not None:
-            index = index.filter(pc.field(column) >= _bound(least, column))
+            index = index.filter(spared | (pc.field(column) >= _bound(least, column)))
         if most is not None:
-            index = index.filter(pc.field(column) <= _bound(most, column))
+            index = index.filter(spared | (pc.field(column) <= _bound(most, column)))
     return index
 
 

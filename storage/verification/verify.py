@@ -21,11 +21,12 @@ from ...jobs.wording import count_of
 from ...jobs.work.units import WorkUnit
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import check_reduction
-from ..derived.scores import SCORE_SCHEMA
+from ..derived.scores import parse_scores
 from ..format import layout
+from ..format.judge_record import parse_judge_record
 from ..format.planned_units import read_units
 from ..format.records import CommitRecord, RunRecord
-from ..format.rollout_tables import in_address_order, read_parquet
+from ..format.rollout_tables import in_address_order
 from ..locations.location import Location
 from ..run.chunk_index import chunk_table, read_chunks
 from ..run.commits import committed_units
@@ -295,5 +296,13 @@ def _reduction(location: Location) -> Iterator[Problem]:
 
 def _scores(location: Location) -> Iterator[Problem]:
     for path in location.sizes(layout.SCORES):
-        if read_parquet(location, path, SCORE_SCHEMA) is None:
+        data = location.read(path)
+        if data is None:
+            continue
+        if path.endswith("/judge.json"):
+            try:
+                parse_judge_record(data, path)
+            except StoreError as error:
+                yield Problem("damage", error.code, path, "this record of a judge cannot be read.")
+        elif parse_scores(data) is None:
             yield Problem("damage", "bad_object", path, "these scores cannot be read.")

@@ -342,7 +342,7 @@ def test_a_reduction_and_scores_of_then_are_read(old_personas: OldStore):
         np.testing.assert_array_equal(getattr(reduction, name), old.numbers[f"reduction:{name}"], name)
     # It is known again by its id, which is made of the plan and the attempts, and so not made twice.
     assert reduce_run(run).reduction_id == expected["reduction_id"]
-    assert run.rollouts(judge="old-judge", min_score=0.75)["score"].to_pylist() == [3.0, 1.0]
+    assert run.rollouts(judge="old-judge", min_score=0.75, kind="role")["score"].to_pylist() == [3.0, 1.0]
     assert hashes(old.root) == old.expected["objects"]
 
 

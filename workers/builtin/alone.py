@@ -16,6 +16,7 @@ from ...jobs.specs.spec_parts import SamplingSpec
 from ..engine import CapturedRollout, TokenisedText
 from ..interventions import Interventions
 from .admission import RunningRollout
+from .choices import choices_of
 from .loaded_model import LoadedModel
 from .packed import plain_attention
 from .reading import TextReader
@@ -39,6 +40,7 @@ class AloneGeneration:
         self._sampling = sampling
         self._interventions = interventions
         self._reader = reader
+        self._choices = choices_of(loaded)
 
     def answer(self, rollout: RunningRollout) -> CapturedRollout:
         """Sample a rollout's tokens, then read the finished text.
@@ -72,6 +74,8 @@ class AloneGeneration:
             fed = len(ids)
             past = output["past_key_values"] if sharing.has_cache else None
             uniform_1 = torch.tensor([rollout.random[len(rollout.token_ids)]], device=output.logits.device)
-            next_id = int(sample(output.logits[0, -1:], uniform_1, sampling.temperature, sampling.top_p))
+            guided = [(rollout.request.choices, rollout.token_ids)]
+            logits_1V = self._choices.restrict(output.logits[0, -1:], guided)
+            next_id = int(sample(logits_1V, uniform_1, sampling.temperature, sampling.top_p))
             if rollout.append(next_id, self._loaded.stop_ids):
                 return

@@ -30,6 +30,7 @@ from ..pooling import Shape
 from .admission import Admission, RunningRollout
 from .alone import AloneGeneration
 from .capture import Capture, require_finite
+from .choices import choices_of
 from .kv_cache import KVCache, PrefixKV
 from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
@@ -67,6 +68,7 @@ class Generation:
         self._alone = AloneGeneration(loaded, settings.sampling, self._interventions, reader)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
         self._accumulators = AccumulatorSet(settings.capture, shape)
+        self._choices = choices_of(loaded)
         # The rollout in each slot. A slot is an index into this list, and the same in KV cache and accumulators.
         self._slots: list[RunningRollout] = []
 
@@ -148,6 +150,7 @@ class Generation:
         assert logits_BV is not None
         sampling = self._settings.sampling
         rollouts = [self._slots[slot] for slot in continuing]
+        logits_BV = self._choices.restrict(logits_BV, [(one.request.choices, one.token_ids) for one in rollouts])
         uniform_B = torch.tensor([one.random[len(one.token_ids)] for one in rollouts], device=logits_BV.device)
         try:
             return sample(logits_BV, uniform_B, sampling.temperature, sampling.top_p).tolist()

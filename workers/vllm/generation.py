@@ -96,6 +96,12 @@ class VllmGeneration:
                 code="no_intervention",
                 hint="Set placement.engine to builtin.",
             )
+        if request.choices:
+            raise UnitError(
+                f"{request.address}: the request allows a few responses only, which the vLLM engine cannot keep to.",
+                code="no_choices",
+                hint="Set placement.engine to builtin.",
+            )
         prompt_ids = self._model.renderer.render(request.messages)
         max_new = self._settings.sampling.max_new_tokens
         if len(prompt_ids) + max_new > self._model.max_context:

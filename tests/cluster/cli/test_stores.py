@@ -143,13 +143,14 @@ def test_queries_are_narrowed_by_length_and_score(answered: Answered, refused: R
     assert refused("query", store, "--min-score", "50")["code"] == "no_scores"
     run = open_run(str(store))
     for judge, scores in (("kind", [90.0, 60.0]), ("strict", [55.0, 10.0])):
-        lines = run.index.slice(0, 2).to_pylist()
+        lines = run.index.slice(run.index.num_rows - 2, 2).to_pylist()
         write_scores(run.location, judge, lines[0]["unit_id"], [line["row"] for line in lines], scores)
     assert refused("query", store, "--min-score", "50")["code"] == "which_judge"
     assert refused("query", store, "--judge", "knid")["code"] == "no_such_judge"
-    assert answered("query", store, "--min-score", "50", "--judge", "kind")["shape"] == [2, 16]
-    assert answered("query", store, "--min-score", "50", "--judge", "strict")["shape"] == [1, 16]
-    assert answered("query", store, "--max-score", "50", "--judge", "strict")["shape"] == [1, 16]
+    traits = ("--kind", "trait")
+    assert answered("query", store, *traits, "--min-score", "50", "--judge", "kind")["shape"] == [2, 16]
+    assert answered("query", store, *traits, "--min-score", "50", "--judge", "strict")["shape"] == [1, 16]
+    assert answered("query", store, *traits, "--max-score", "50", "--judge", "strict")["shape"] == [1, 16]
 
 
 def test_queries_of_what_is_not_there_are_refused(refused: Refused, store: Path, tmp_path: Path):
@@ -210,15 +211,19 @@ def test_scores_of_the_released_pipeline_are_imported_and_queried(
 ):
     run = open_run(str(store))
     first = run.rollouts(kind="role").to_pylist()[0]
-    (tmp_path / "scores").mkdir()
+    scores = tmp_path / "scores"
+    scores.mkdir()
     key = f"pos_p{first['prompt_index']}_q{first['question_index']}"
-    (tmp_path / "scores" / f"{first['persona']}.json").write_text(json.dumps({key: 3}))
-    answer = answered("import-scores", store, tmp_path / "scores")
-    assert (answer["judge"], answer["scored"], answer["unscored"]) == ("released", 1, run.index.num_rows - 1)
-    assert answered("query", store, "--min-score", "3")["rollouts"] == 1
+    (scores / f"{first['persona']}.json").write_text(json.dumps({key: 3}))
+    answer = answered("scores", "import", store, scores)
+    assert (answer["judge"], answer["scored"], answer["not_listed"]) == ("released", 1, run.index.num_rows - 1)
+    assert answered("query", store, "--kind", "role", "--min-score", "3")["rollouts"] == 1
     assert answered("verify", store)["sound"]
-    for place in (tmp_path / "none", tmp_path / "scores" / f"{first['persona']}.json", "s3://bucket/scores"):
-        assert refused("import-scores", store, place).get("hint")
+    for place in (tmp_path / "none", scores / f"{first['persona']}.json", "s3://bucket/scores"):
+        assert refused("scores", "import", store, place).get("hint")
+    (scores / "pirat.json").write_text('{"pos_p0_q0": 3}')
+    assert refused("scores", "import", store, scores, "--judge", "other")["code"] == "no_such_rollout"
+    assert [one["name"] for one in answered("judges", store)["judges"]] == ["released"]
 
 
 @pytest.mark.parametrize(("options", "filters"), EVERY_FILTER, ids=lambda value: " ".join(value))

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError, StoreError
-from persona_atlas.storage.derived.scores import judges, with_scores, write_scores
+from persona_atlas.jobs.judging.outcomes import Outcome
+from persona_atlas.storage.derived.scores import (
+    judges,
+    read_judge_record,
+    read_outcomes,
+    with_scores,
+    write_judge_record,
+    write_outcomes,
+    write_scores,
+)
 from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.judge_record import JudgeRecord
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import Run, open_run
 
@@ -57,7 +67,7 @@ some_bound = st.none() | st.sampled_from([0.0, 25.0, 50.0, 74.9, 100.0])
 
 @given(scores=st.lists(some_score, min_size=1, max_size=36), least=some_bound, most=some_bound)
 @settings(max_examples=25, deadline=None)
-def test_bounds_keep_what_was_judged_within_them_and_nothing_else(
+def test_bounds_keep_what_was_judged_within_them_and_the_default_and_nothing_else(
     tmp_path_factory: pytest.TempPathFactory,
     stored: Run,
     scores: list[float | None],
@@ -72,8 +82,9 @@ def test_bounds_keep_what_was_judged_within_them_and_nothing_else(
         return
     within = {
         row
-        for row in run.index["row"].to_pylist()
+        for row, kind in zip(run.index["row"].to_pylist(), run.index["kind"].to_pylist(), strict=True)
         if (least is None and most is None)
+        or kind == "default"
         or (row in score_of and (least is None or score_of[row] >= least) and (most is None or score_of[row] <= most))
     }
     found = run.query(min_score=least, max_score=most, judge="strict")
@@ -87,14 +98,14 @@ def test_bounds_keep_what_was_judged_within_them_and_nothing_else(
 
 def test_of_several_judges_one_must_be_named_and_is_believed(run: Run):
     judge_all(run, "strict", [10.0] * 36)
-    assert run.query(min_score=50).shape[0] == 0, "one judge alone need not be named"
+    assert run.query(min_score=50, kind="role").shape[0] == 0, "one judge alone need not be named"
     judge_all(run, "kind", [90.0] * 36)
     assert judges(run.location) == ["kind", "strict"]
     with pytest.raises(InputError, match="Name kind, strict") as caught:
         run.query(min_score=50)
     assert (caught.value.code, caught.value.field) == ("which_judge", "judge")
     assert run.query(min_score=50, judge="kind").shape[0] == 36
-    assert run.query(min_score=50, judge="strict").shape[0] == 0
+    assert set(run.query(min_score=50, judge="strict").rollouts["kind"].to_pylist()) == {"default"}
     assert set(run.query(judge="strict").rollouts["score"].to_pylist()) == {10.0}
 
 
@@ -133,8 +144,45 @@ def test_only_the_scores_of_the_units_in_question_are_read(run: Run):
 
 def test_a_second_judgement_of_a_unit_replaces_the_first(run: Run):
     judge_all(run, "kind", [1.0] * 36)
-    judge_all(run, "kind", [2.0] * 3)
-    assert run.query(min_score=1.5).shape[0] == 3
+    judge_all(run, "kind", [2.0] * 9)
+    assert run.query(min_score=1.5, kind="role").shape[0] == 3, "six of the nine are of the default"
+
+
+def test_the_default_is_never_filtered_by_scores_and_unjudged_personas_are(run: Run):
+    lines = run.index.filter(run.index["kind"].combine_chunks().to_numpy(False) == "role").to_pylist()
+    write_scores(run.location, "kind", lines[0]["unit_id"], [lines[0]["row"]], [3.0])
+    found = run.query(min_score=3).rollouts
+    assert found["kind"].to_pylist() == ["default"] * 6 + ["role"]
+    assert found["score"].to_pylist() == [None] * 6 + [3.0]
+    assert run.query(min_score=3, kind="role").shape[0] == 1
+
+
+def test_outcomes_are_added_to_earlier_ones_and_keep_what_the_judge_said(store_url: str):
+    location = open_location(store_url)
+    write_scores(location, "kind", "u", [5, 6, 99], [0.5, 1.0, 2.0])
+    unread = Outcome(7, None, "unreadable", "it has no number", "x" * 5000, 3)
+    write_outcomes(location, "kind", "u", [unread, Outcome(6, 2.0, reply="2", asks=1)], {5, 6, 7})
+    lines = read_outcomes(location, "kind", ["u", "never"]).to_pylist()
+    assert [(line["row"], line["score"], line["reason"]) for line in lines] == [
+        (5, 0.5, None),
+        (6, 2.0, None),
+        (7, None, "unreadable"),
+    ], "that of row 99, which the unit does not have any more, is gone"
+    assert [line["asks"] for line in lines] == [None, 1, 3]
+    assert lines[2]["reply"] == "x" * 2000
+    assert with_scores(location, small_index([5, 6, 7]), "kind")["score"].to_pylist() == [0.5, 2.0, None]
+
+
+def test_the_record_of_a_judge_is_no_score_of_it(store_url: str):
+    location = open_location(store_url)
+    record = JudgeRecord(name="new", source="endpoint", model="m", endpoint="http://h/v1", rubrics={"role/pirate": "0"})
+    write_judge_record(location, record)
+    assert judges(location) == [], "a judge without a score is none yet"
+    assert read_judge_record(location, "new") == record
+    location.write(layout.judge_path("new"), b"{")
+    with pytest.raises(StoreError) as caught:
+        read_judge_record(location, "new")
+    assert caught.value.code == "bad_record"
 
 
 def test_scores_that_cannot_be_read_are_not_taken_for_none_given(store_url: str):

@@ -89,7 +89,7 @@ def test_filters_choose_and_empty_responses_are_left_out(tmp_path: Path):
     pirates = run.to_xarray(persona="pirate")
     assert pirates.sizes["rollout"] == 5
     assert np.array_equal(pirates.response_mean.values, run.activations(persona="pirate", layer="all").values)
-    scored = run.to_xarray(min_score=50)
+    scored = run.to_xarray(min_score=50, kind=["role", "trait"])
     assert scored.score.values.tolist() == [70.0]
     nobody = run.to_xarray(persona="nobody")
     assert nobody.response_mean.values.shape == (0, 4, 16)

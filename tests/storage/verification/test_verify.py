@@ -401,7 +401,9 @@ def test_scores_that_cannot_be_read_are_found(run: Stored):
     assert run.verify().problems == []
     path = layout.scores_path("kind", UNIT)
     run.put(path, run.get(path)[:-9])
-    assert told(run.verify()) == [("bad_object", path, None)]
+    record = layout.judge_path("kind")
+    run.put(record, b"{}")
+    assert sorted(told(run.verify())) == [("bad_object", path, None), ("bad_record", record, None)]
 
 
 def test_a_wrong_line_in_the_index_is_found(run: Stored):

@@ -14,13 +14,17 @@ from pathlib import Path
 import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec_parts import GenerationSpec
+from persona_atlas.storage.derived.scores import read_outcomes, scored_units
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.responders.endpoint import EndpointResponder, check_endpoint
 
+from command_line import Answered
+from fakes import small_spec
 from free_port import free_port
 from plain_forward import POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, requests_of
+from stored_runs import small_run
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -80,6 +84,25 @@ def test_what_it_generates_is_captured_as_a_plain_forward_pass_sees_it(served: s
         for name, expected in [(name, expected_of[name]) for name in POOLINGS]:
             assert relative_errors(got.vectors_LD["resid_post", name], expected).max() < 1e-4
     assert any(got.rollout.finish_reason == "length" for got in captured)
+
+
+def test_it_judges_a_run(served: str, smollm2_directory: Path, tmp_path: Path, answered: Answered):
+    """Its scores are poor, and every rollout has one, or the text of a reply that holds none."""
+    store = tmp_path / "run"
+    few = {"prompts": 1, "questions": 2}
+    run = small_run(
+        str(store), small_spec(str(store), personas={"roles": {"names": ["pirate"], **few}, "default": few})
+    )
+    options = ["--endpoint", served, "--model", str(smollm2_directory), "--judge", "smol", "--concurrency", "2"]
+    done = answered("judge", store, *options, "--max-tokens", "4")
+    assert (done["rollouts"], done["left"], done["failed"]) == (2, 0, [])
+    outcomes = read_outcomes(run.location, "smol", scored_units(run.location)["smol"]).to_pylist()
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        assert outcome["reply"] is not None
+        assert (outcome["score"] in (0, 1, 2, 3)) != (outcome["reason"] == "unreadable")
+    assert done["tokens_in"] > 2 * 100
+    assert answered("judges", store)["judges"][0]["scored"] == done["scored"]
 
 
 def test_another_model_is_refused_at_the_start(served: str, smollm2_directory: Path):

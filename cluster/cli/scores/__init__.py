@@ -1,0 +1,1 @@
+"""One file for each command about judges and their scores."""
