@@ -21,7 +21,20 @@ from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .options import refuse_blank_values
 from .stop_signals import EXIT_INTERRUPTED, stop_on_signals
-from .stores import export, gc, import_scores, import_vectors, probe_store, query, reduce, report, show, verify
+from .stores import (
+    export,
+    gc,
+    import_scores,
+    import_vectors,
+    probe_store,
+    pull,
+    push,
+    query,
+    reduce,
+    report,
+    show,
+    verify,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,6 +64,8 @@ for _command in (
     report.report,
     export.export,
     import_vectors.import_vectors,
+    push.push,
+    pull.pull,
     catalog.catalog,
     cluster.cluster,
 ):
