@@ -28,6 +28,8 @@ from .stores import (
     gc,
     import_vectors,
     probe_store,
+    pull,
+    push,
     query,
     reduce,
     report,
@@ -66,6 +68,8 @@ for _command in (
     report.report,
     export.export,
     import_vectors.import_vectors,
+    push.push,
+    pull.pull,
     catalog.catalog,
     cluster.cluster,
 ):

@@ -12,6 +12,7 @@ import re
 import unicodedata
 
 from ..errors import InputError
+from .hub_url import is_hub, parse_hub_url
 from .user_paths import refuse_impossible_path
 
 S3_SCHEME = "s3://"
@@ -56,7 +57,7 @@ def normal_store_url(url: str | os.PathLike[str]) -> str:
     Empty parts and ``.`` are dropped from an S3 prefix. A directory is returned as it is: the file system resolves it.
 
     Args:
-        url: A directory, or ``s3://bucket/prefix``.
+        url: A directory, ``s3://bucket/prefix``, or ``hf://datasets/OWNER/NAME``.
 
     Raises:
         InputError: It cannot be a path, or has another scheme, credentials, no bucket or an impossible one, or a prefix
@@ -71,6 +72,8 @@ def normal_store_url(url: str | os.PathLike[str]) -> str:
     text = os.fspath(url)
     if is_s3(text):
         return _normal_s3_url(text.removeprefix(S3_SCHEME))
+    if is_hub(text):
+        return str(parse_hub_url(text))
     refuse_impossible_path(text, _FIELD)
     _refuse_other_schemes(text)
     return text
@@ -86,7 +89,7 @@ def _refuse_other_schemes(text: str) -> None:
     is_s3_meant = (found[1] or found[2]).lower().startswith("s3") and rest and "@" not in text
     hint = "Write s3://bucket/prefix, the plain path of a directory, or ./NAME for a directory of that name."
     raise InputError(
-        f"has the scheme {found[1] or found[2]!r}, but a store is a directory or an s3:// URL.",
+        f"has the scheme {found[1] or found[2]!r}, but a store is a directory or an s3:// or hf:// URL.",
         code="unknown_scheme",
         field=_FIELD,
         hint=f"Did you mean {S3_SCHEME + rest!r}?" if is_s3_meant else hint,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
 from ..errors import InputError
+from ..files.hub_url import is_hub
 from ..files.store_url import normal_store_url
 from ..files.yaml_file import NO_BOOLEAN
 from .spec_parts import SpecSection
@@ -69,6 +70,11 @@ class StoreSpec(S3Access):
             normal_store_url(url)
         except InputError as error:
             raise ValueError(f"{error.message} {error.hint or ''}".strip()) from None
+        if is_hub(url):
+            raise ValueError(
+                "a run cannot be written to the Hugging Face Hub. Run it in a directory or on S3, then push it: "
+                f"persona-atlas push STORE {url}"
+            )
         return url
 
     @field_validator("endpoint_url")

@@ -1,6 +1,7 @@
 """The protocol ``Location`` for reading and writing objects, and ``open_location``, which picks an implementation.
 
-``DirectoryLocation`` keeps objects as files, ``S3Location`` on S3. In both, an object becomes visible with its whole
+``DirectoryLocation`` keeps objects as files, ``S3Location`` on S3; ``HubLocation`` reads a dataset of the Hugging Face
+Hub, and refuses every write. In the first two, an object becomes visible with its whole
 content or not at all, and ``create`` writes an object only where none exists. Leases and commit records rely on these
 two guarantees. Errors of the file system and of the server are raised as ``AtlasError``.
 """
@@ -15,10 +16,12 @@ from typing import Protocol
 
 from zarr.abc.store import Store
 
+from ...jobs.files.hub_url import is_hub
 from ...jobs.files.store_url import is_s3, normal_store_url
 from ...jobs.files.user_paths import expand_home
 from ...jobs.specs.store_spec import S3Access
 from .directory import DirectoryLocation
+from .hub import HubLocation
 from .s3 import S3Location
 
 
@@ -27,7 +30,7 @@ class Location(Protocol):
 
     @property
     def url(self) -> str:
-        """The ``s3://`` URL in its normal form, or the absolute directory; without a trailing slash."""
+        """The ``s3://`` or ``hf://`` URL in its normal form, or the absolute directory; without a trailing slash."""
         ...
 
     @property
@@ -94,10 +97,10 @@ class Location(Protocol):
 def open_location(
     url: str | os.PathLike[str], endpoint_url: str | None = None, access: S3Access | None = None
 ) -> Location:
-    """Return the location of a directory or an ``s3://bucket/prefix``, without reading or creating anything.
+    """Return the location of a directory, an ``s3://bucket/prefix`` or an ``hf://`` dataset, without reading anything.
 
     Args:
-        url: A path, in which a leading ``~`` is the home directory, or an ``s3://`` URL.
+        url: A path, in which a leading ``~`` is the home directory, or an ``s3://`` or ``hf://`` URL.
         endpoint_url: URL of an S3-compatible server; None: the one that botocore finds in the environment or the AWS
             profile, else AWS.
         access: How requests to a bucket are made; None: signed, and with nothing special.
@@ -113,6 +116,8 @@ def open_location(
     text = normal_store_url(url)
     if is_s3(text):
         return S3Location(text, endpoint_url, access)
+    if is_hub(text):
+        return HubLocation(text)
     return DirectoryLocation(Path(expand_home(text, "store.url")))
 
 

@@ -37,10 +37,11 @@ def read_run_record(location: Location) -> RunRecord | None:
         return None
     if location.names(layout.COMMITS):
         raise StoreError(
-            f"the store has commit records but no {layout.RUN_RECORD}: part of it was deleted.",
+            f"the store has commit records but no {layout.RUN_RECORD}: part of it was deleted, or a copy is not "
+            "complete.",
             code="half_deleted",
             file=location.url,
-            hint="Restore it from a copy, or delete the rest.",
+            hint="Copy, push or pull it again, or delete the rest.",
         )
     if location.names(layout.DRIVERS):
         # A driver took the lease and crashed before it wrote the record: the run does not exist yet.
