@@ -60,6 +60,7 @@ class Start:
     Attributes:
         spec: The job; says where.
         die_at: A step of writing into a directory that it does not survive.
+        grow: Whether it may add to the run in its store.
         note_steps: Whether its end lists the steps it made.
         seconds_per_unit: Seconds that the model takes.
         tries: How often it tries what may pass; as often as a job when None.
@@ -70,6 +71,7 @@ class Start:
 
     spec: JobSpec
     die_at: Step | None = None
+    grow: bool = False
     note_steps: bool = False
     seconds_per_unit: float = 0.0
     tries: int | None = None
@@ -146,9 +148,9 @@ def run_driver(spec: JobSpec, **how: Any) -> End:
     return end
 
 
-def finish(spec: JobSpec) -> End:
+def finish(spec: JobSpec, **how: Any) -> End:
     """Give the command again, as a user does after a crash: it must end well."""
-    end = run_driver(spec)
+    end = run_driver(spec, **how)
     assert (end.status, end.error, end.failures) == (0, {}, {}), f"{end.error} {end.failures}\n{end.output}"
     return end
 
@@ -200,7 +202,7 @@ class _PlainDriver:
             patch.object(prepare, "require_readable", lambda *_: {}),
             patch.object(prepare, "require_same_rules", lambda *_: None),
         ):
-            job = prepare_job(self._start.spec, progress)
+            job = prepare_job(self._start.spec, progress, grow=self._start.grow)
         job = replace(job, estimate=replace(job.estimate, rows_per_assignment=self._start.rollouts_per_assignment))
         # Not entered: its thread would write the status at moments of its own, and steps would not repeat.
         return work_job(job, progress, StatusReporter(), open_backend=self._open_backend)
