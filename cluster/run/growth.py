@@ -22,6 +22,7 @@ from ...storage.format.planned_units import read_units
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location
 from ...storage.run.run_store import check_same_run, read_run_record
+from .changed_text import changed_text
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _field_of(address: RolloutAddress, asked: Iterable[WorkUnit]) -> str:
 
 
 def _other_texts(plan: Plan, planned: Mapping[str, WorkUnit], location: Location) -> _OtherRunError:
-    """Say that a text is another than it was; which one, if a committed rollout tells."""
+    """Say that a text is another than it was; of prompts and questions which one, if a committed rollout tells."""
     url = location.url
     if plan.spec.conversations is not None:
         return _OtherRunError(
@@ -228,10 +229,11 @@ def _other_texts(plan: Plan, planned: Mapping[str, WorkUnit], location: Location
             f"has another text where the run at {url} has read one. Conversations can be appended, and those that were "
             "read stay as they are.",
         )
+    which = changed_text(plan, planned.values(), location) or "a prompt or a question"
     return _OtherRunError(
         "personas.catalog",
-        f"has another text for a prompt or a question that is planned in the run at {url}. Prompts and questions can "
-        "be appended, and those that are planned stay as they are.",
+        f"has another text for {which} than the run at {url}. Prompts and questions can be appended, and those that "
+        "are planned stay as they are.",
     )
 
 

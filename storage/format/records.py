@@ -34,10 +34,7 @@ BUILTIN_ENGINE: Engine = "builtin"
 
 
 class RunRecord(Sealed):
-    """The record of a run: ``run.json``, written once, of which growing changes the layout version and nothing else.
-
-    As ``read_run_record`` returns it, it speaks of the run with all its additions: ``spec``, ``plan_digest`` and
-    ``rendering`` are those of the newest, ``num_units`` and ``num_rollouts`` count all of them; see :meth:`grown`.
+    """The record of a run: ``run.json``, written once. ``read_run_record`` returns it with all additions (``grown``).
 
     Attributes:
         layout_version: Version of the store's layout.
@@ -120,21 +117,20 @@ class RunRecord(Sealed):
     def grown(self, additions: Sequence[AdditionRecord]) -> RunRecord:
         """Return the record of the run with additions, which is not stored: all records stay as they are.
 
+        Spec, digest and rendering are those since the newest addition; units and rollouts are counted together.
+
         Args:
-            additions: All that follow this record, in order.
+            additions: At least one, all that follow this record in order.
         """
-        if not additions:
-            return self
         newest = additions[-1]
-        whole = self.model_copy(
-            update={
-                "spec": newest.spec,
-                "plan_digest": newest.plan_digest,
-                "num_units": self.num_units + sum(addition.num_units for addition in additions),
-                "num_rollouts": self.num_rollouts + sum(addition.num_rollouts for addition in additions),
-                "rendering": self.rendering | {"rows": newest.rows},
-            }
-        )
+        since = {
+            "spec": newest.spec,
+            "plan_digest": newest.plan_digest,
+            "num_units": self.num_units + sum(addition.num_units for addition in additions),
+            "num_rollouts": self.num_rollouts + sum(addition.num_rollouts for addition in additions),
+            "rendering": self.rendering | {"rows": newest.rows},
+        }
+        whole = self.model_copy(update=since)
         whole._additions = (*self._additions, *additions)
         return whole
 
@@ -376,8 +372,7 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
     if version is not None and version not in (LAYOUT_VERSION, GROWN_LAYOUT_VERSION):
         is_newer = version > GROWN_LAYOUT_VERSION
         raise StoreError(
-            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION} and "
-            f"{GROWN_LAYOUT_VERSION}.",
+            f"the store has layout version {version}; this Persona Atlas reads up to {GROWN_LAYOUT_VERSION}.",
             code="newer_layout" if is_newer else "older_layout",
             file=url,
             hint="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",

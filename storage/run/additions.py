@@ -38,7 +38,7 @@ def with_additions(location: Location, record: RunRecord) -> RunRecord:
             raise _damaged(location, number, "is not what was added to this run")
         before = addition.plan_digest
         found.append(addition)
-    return record.grown(found)
+    return record.grown(found) if found else record
 
 
 def add_to_run(location: Location, record: RunRecord, addition: AdditionRecord, units: bytes) -> None:
