@@ -54,13 +54,23 @@ MORE: dict[str, Personas] = {
     "questions": {"roles": {"questions": 7}, "default": {"questions": 7}},
     "samples": {"roles": {"samples": 3}},
     "traits": {"traits": {"names": ["anxious"], "prompts": 1, "questions": 3, "questions_from": "own"}},
-    "default": {"default": {"prompts": 2, "samples": 2}},
     "everything": {
-        "roles": {"names": ["p*"], "prompts": 2, "questions": 5, "samples": 2},
+        "roles": {"names": ["pirate", "poet"], "prompts": 2, "questions": 3, "samples": 2},
         "traits": {"names": ["anxious"], "prompts": 1, "questions": 2},
-        "default": {"prompts": 2, "questions": 3, "samples": 3},
+        "default": {"prompts": 2, "samples": 3},
     },
 }
+
+
+ANXIOUS: Personas = {"traits": {"names": ["anxious"], "prompts": 1, "questions": 1}}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run with a trait besides, for jobs that are refused, so that it stays as it is."""
+    url = str(tmp_path_factory.mktemp("begun") / "run")
+    work_here(job(url, ANXIOUS))
+    return url
 
 
 def hashes(store_url: str) -> dict[str, str]:
@@ -105,11 +115,12 @@ def test_a_run_on_any_store_grows_again_and_again(store_url: str, tmp_path: Path
     work_here(job(store_url))
     opened = open_run(store_url)
     assert opened.completeness.planned == 2
-    for personas in (MORE["questions"], _merged(MORE["questions"], {"roles": {"samples": 2, "prompts": 2}})):
+    more = {"roles": {"questions": 3}}
+    for personas in (more, _merged(more, {"roles": {"samples": 2}})):
         assert work_here(job(store_url, personas), grow=True).is_complete
     run = open_run(store_url)
-    assert [(addition.number, addition.num_rollouts) for addition in run.record.additions] == [(1, 10), (2, 21)]
-    assert run.record.num_rollouts == run.index.num_rows == 35
+    assert [(addition.number, addition.num_rollouts) for addition in run.record.additions] == [(1, 1), (2, 3)]
+    assert run.record.num_rollouts == run.index.num_rows == 8
     at_once = str(tmp_path / "at-once")
     work_here(job(at_once, personas))
     assert_as_at_once(run, open_run(at_once))
@@ -126,17 +137,15 @@ def test_a_reader_that_loads_its_index_after_the_run_has_grown_knows_how_much_is
     assert str(opened.completeness) == str(open_run(url).completeness) == "4 of 4 units"
 
 
-def test_more_is_refused_without_leave_and_the_hint_says_how(tmp_path: Path):
-    url = str(tmp_path / "run")
-    work_here(job(url))
-    before = hashes(url)
+def test_more_is_refused_without_leave_and_the_hint_says_how(begun: str):
+    before = hashes(begun)
     with pytest.raises(InputError, match="has 2, the spec says 7") as caught:
-        work_here(job(url, MORE["questions"]))
+        work_here(job(begun, _merged(ANXIOUS, MORE["questions"])))
     error = caught.value
     assert (error.code, error.field) == ("other_run", "personas.default.questions")
     assert "--grow" in (error.hint or "")
     assert "6 units with 10 rollouts" in (error.hint or "")
-    assert hashes(url) == before
+    assert hashes(begun) == before
 
 
 @pytest.mark.parametrize(
@@ -153,15 +162,13 @@ def test_more_is_refused_without_leave_and_the_hint_says_how(tmp_path: Path):
     ],
 )
 def test_what_cannot_change_is_refused_with_the_field_and_the_reason(
-    tmp_path: Path, changes: dict[str, Any], field: str, said: str
+    begun: str, changes: dict[str, Any], field: str, said: str
 ):
-    url = str(tmp_path / "run")
-    work_here(job(url))
-    before = hashes(url)
+    before = hashes(begun)
     with pytest.raises(InputError, match=said) as caught:
-        work_here(job(url, MORE["questions"], **changes), grow=True)
+        work_here(job(begun, _merged(ANXIOUS, MORE["questions"]), **changes), grow=True)
     assert (caught.value.code, caught.value.field) == ("cannot_grow", field)
-    assert hashes(url) == before
+    assert hashes(begun) == before
 
 
 @pytest.mark.parametrize(
@@ -174,16 +181,13 @@ def test_what_cannot_change_is_refused_with_the_field_and_the_reason(
         ({"traits": {"questions_from": "own"}}, "personas.traits.questions_from", "would be others"),
     ],
 )
-def test_fewer_or_other_rollouts_are_refused(tmp_path: Path, personas: Personas, field: str, said: str):
-    url = str(tmp_path / "run")
-    traits = {"traits": {"names": ["anxious"], "prompts": 1, "questions": 1}}
-    work_here(job(url, traits))
-    before = hashes(url)
-    more = _merged({"traits": traits["traits"] | {"names": ["anxious", "humble"]}}, personas)
+def test_fewer_or_other_rollouts_are_refused(begun: str, personas: Personas, field: str, said: str):
+    before = hashes(begun)
+    more = _merged({"traits": {"names": ["anxious", "humble"], "prompts": 1, "questions": 1}}, personas)
     with pytest.raises(InputError, match=said) as caught:
-        work_here(job(url, more), grow=True)
+        work_here(job(begun, more), grow=True)
     assert (caught.value.code, caught.value.field) == ("cannot_grow", field)
-    assert hashes(url) == before
+    assert hashes(begun) == before
 
 
 def test_fewer_samples_and_prompts_and_the_spec_from_before_are_refused(tmp_path: Path):
@@ -200,21 +204,19 @@ def test_fewer_samples_and_prompts_and_the_spec_from_before_are_refused(tmp_path
 
 
 def test_another_precision_other_files_or_another_chat_template_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: str, monkeypatch: pytest.MonkeyPatch
 ):
-    url = str(tmp_path / "run")
-    work_here(job(url))
-    more = job(url, MORE["roles"])
+    more = job(begun, _merged(ANXIOUS, MORE["roles"]))
     finer = more.model_copy(update={"store": more.store.model_copy(update={"mantissa_bits": 12})})
     with pytest.raises(InputError, match="same precision") as caught:
         work_here(finer, grow=True)
     assert caught.value.field == "store.mantissa_bits"
-    monkeypatch.setattr("plain_driver.FACTS", replace(FACTS, fingerprint="0" * 64))
-    monkeypatch.setattr(prepare, "earlier_fingerprint", lambda _: "1" * 64)
-    with pytest.raises(InputError, match="other files") as caught:
-        work_here(more, grow=True)
+    with monkeypatch.context() as others:
+        others.setattr("plain_driver.FACTS", replace(FACTS, fingerprint="0" * 64))
+        others.setattr(prepare, "earlier_fingerprint", lambda _: "1" * 64)
+        with pytest.raises(InputError, match="other files") as caught:
+            work_here(more, grow=True)
     assert caught.value.field == "model.source"
-    monkeypatch.setattr("plain_driver.FACTS", FACTS)
     monkeypatch.setattr(prepare, "read_chat_template", lambda _: "another template")
     with pytest.raises(InputError, match="rendered alike") as caught:
         work_here(more, grow=True)
