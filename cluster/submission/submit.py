@@ -90,7 +90,7 @@ def submit_job(
     refuse_key(spec.generation)
     spec = resolved(spec)
     template = chat_template or read_chat_template(spec.model)
-    plan = _check_store(spec, template, progress, grow=grow)
+    plan, grows_from = _check_store(spec, template, progress, grow=grow)
     info = cluster.info()
     refuse_cluster(info, spec, options)
     if not options.may_scale_up:
@@ -115,7 +115,7 @@ def submit_job(
         driver_resource=options.driver_resource,
         grow=grow,
     )
-    _send(job, cluster, options)
+    _send(job, cluster, options, grows_from)
     return job.job_id
 
 
@@ -261,8 +261,13 @@ def _python(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _check_store(spec: JobSpec, template: str | None, progress: Progress, *, grow: bool) -> Plan | None:
-    """Plan the job and compare the plan with the store's run; None when the model's files are not on this machine."""
+def _check_store(spec: JobSpec, template: str | None, progress: Progress, *, grow: bool) -> tuple[Plan | None, str]:
+    """Plan the job and compare the plan with the store's run.
+
+    Returns:
+        The plan, None when the model's files are not on this machine; and the digest of the plan of the run that the
+        job adds to, empty if it adds nothing.
+    """
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     refuse_if_driven(location)
     record = run_to_grow(location) if grow else read_run_record(location)
@@ -274,14 +279,15 @@ def _check_store(spec: JobSpec, template: str | None, progress: Progress, *, gro
             raise
         # The cluster may have the files; the driver plans again before it starts anything.
         progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")
-        return None
+        return None, record.plan_digest if record is not None and grow else ""
     require_engine(plan)
     if record is None:
-        return plan
+        return plan, ""
     plan, growth = fit_to_run(plan, record, location, grow=grow)
-    if growth is not None:
-        progress.say(str(growth))
-    return plan
+    if growth is None:
+        return plan, ""
+    progress.say(str(growth))
+    return plan, growth.grown_from
 
 
 def _refuse_second_job(cluster: Cluster, spec: JobSpec) -> None:
@@ -312,7 +318,7 @@ def _new_id(spec: JobSpec) -> str:
     return f"{name or 'run'}-{secrets.token_hex(3)}"
 
 
-def _send(job: SubmittedJob, cluster: Cluster, options: SubmitOptions) -> None:
+def _send(job: SubmittedJob, cluster: Cluster, options: SubmitOptions, grows_from: str) -> None:
     with tempfile.TemporaryDirectory(prefix="persona-atlas-") as folder:
         working, code = Path(folder) / "job", Path(folder) / "code"
         working.mkdir()
@@ -327,5 +333,6 @@ def _send(job: SubmittedJob, cluster: Cluster, options: SubmitOptions) -> None:
                 endpoint_url=job.spec.store.endpoint_url,
                 spec=job.spec.model_dump_json(),
                 version=job.version,
+                grows_from=grows_from,
             ),
         )

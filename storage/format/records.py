@@ -115,9 +115,7 @@ class RunRecord(Sealed):
         )
 
     def grown(self, additions: Sequence[AdditionRecord]) -> RunRecord:
-        """Return the record of the run with additions, which is not stored: all records stay as they are.
-
-        Spec, digest and rendering are those since the newest addition; units and rollouts are counted together.
+        """Return the record of the run since its newest addition, with all units counted. It is not stored.
 
         Args:
             additions: At least one, all that follow this record in order.
@@ -372,7 +370,7 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
     if version is not None and version not in (LAYOUT_VERSION, GROWN_LAYOUT_VERSION):
         is_newer = version > GROWN_LAYOUT_VERSION
         raise StoreError(
-            f"the store has layout version {version}; this Persona Atlas reads up to {GROWN_LAYOUT_VERSION}.",
+            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION} or {GROWN_LAYOUT_VERSION}.",
             code="newer_layout" if is_newer else "older_layout",
             file=url,
             hint="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",
