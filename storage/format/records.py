@@ -370,7 +370,8 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
     if version is not None and version not in (LAYOUT_VERSION, GROWN_LAYOUT_VERSION):
         is_newer = version > GROWN_LAYOUT_VERSION
         raise StoreError(
-            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION} or {GROWN_LAYOUT_VERSION}.",
+            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION} and "
+            f"{GROWN_LAYOUT_VERSION}.",
             code="newer_layout" if is_newer else "older_layout",
             file=url,
             hint="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",
