@@ -83,18 +83,20 @@ class JobResult:
         return self.done == self.planned
 
 
-def plan(spec: SpecLike, *, progress: bool = True) -> Plan:
+def plan(spec: SpecLike, *, grow: bool = False, progress: bool = True) -> Plan:
     """Plan a job without running it and without fetching weights.
 
     Args:
         spec: What to plan.
+        grow: Whether to plan only what the spec adds to the run in its store.
         progress: Whether to print a line before something that takes long.
 
     Returns:
         The units of the job; ``estimate`` gives its tokens, bytes and memory.
 
     Raises:
-        InputError: The spec, a persona, a conversation, a layer or the model is wrong.
+        InputError: The spec, a persona, a conversation, a layer or the model is wrong; or, with ``grow``, the spec adds
+            nothing, or something that cannot be added.
 
     Example:
         >>> from persona_atlas import plan
@@ -102,10 +104,17 @@ def plan(spec: SpecLike, *, progress: bool = True) -> Plan:
         >>> len(planned.units), planned.num_rollouts
         (7, 14)
     """
-    return sketch_plan(_as_spec(spec), _progress(progress)).plan
+    return sketch_plan(_as_spec(spec), _progress(progress), grow=grow).plan
 
 
-def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = None, progress: bool = True) -> JobResult:
+def run(
+    spec: SpecLike,
+    *,
+    grow: bool = False,
+    replicas: int | None = None,
+    address: str | None = None,
+    progress: bool = True,
+) -> JobResult:
     """Run a job, or what is missing of it, then reduce it and write its report.
 
     The model runs in this process. More than one replica starts Ray on this machine, and ``address`` joins a Ray
@@ -113,6 +122,8 @@ def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = No
 
     Args:
         spec: What to run.
+        grow: Whether the job may add to the run in its store: personas, prompts, questions, samples. The same call does
+            what is missing of that too.
         replicas: Copies of the model; ``placement.replicas`` of the spec when None, else 1.
         address: ``host:port`` of a Ray cluster, or ``auto`` for the one that this machine belongs to.
         progress: Whether to print progress to stderr.
@@ -132,7 +143,7 @@ def run(spec: SpecLike, *, replicas: int | None = None, address: str | None = No
         >>> result.run.activations(persona="pirate", layer=1).values.shape
         (4, 32)
     """
-    return _work(_as_spec(spec), replicas, address, progress)
+    return _work(_as_spec(spec), replicas, address, progress, grow=grow)
 
 
 def extract(
@@ -147,6 +158,7 @@ def extract(
     skip_invalid: bool = False,
     chat_template: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
+    grow: bool = False,
     replicas: int | None = None,
     address: str | None = None,
     progress: bool = True,
@@ -167,6 +179,7 @@ def extract(
         skip_invalid: Whether to leave out conversations that cannot be read; otherwise one is enough to refuse all.
         chat_template: File with a chat template to use instead of the model's; None: the model's.
         overrides: ``key.path=value`` assignments to other fields of the spec.
+        grow: Whether to add conversations that were appended since to the run in the store.
         replicas: Copies of the model; ``placement.replicas`` of the spec when None, else 1.
         address: ``host:port`` of a Ray cluster, or ``auto`` for the one that this machine belongs to.
         progress: Whether to print progress to stderr.
@@ -205,7 +218,7 @@ def extract(
         source = ConversationSource.of(
             parse_conversations(conversations, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)
         )
-    return _work(spec, replicas, address, progress, source)
+    return _work(spec, replicas, address, progress, source, grow=grow)
 
 
 def reduce(
@@ -411,11 +424,15 @@ def _work(
     address: str | None,
     shows_progress: bool,
     source: RequestSource | None = None,
+    *,
+    grow: bool,
 ) -> JobResult:
     if replicas is not None:
         spec = spec.replaced(placement={"replicas": replicas})
     progress = _progress(shows_progress)
-    job = prepare_job(spec, progress, source)
+    job = prepare_job(spec, progress, source, grow=grow)
+    if job.growth is not None:
+        progress.say(str(job.growth))
     needs_ray = address is not None or (spec.placement.replicas or 1) > 1
     open_backend = partial(open_ray_backend, address=address) if needs_ray else open_local_backend
     outcome, conclusion = finish_job(job, progress, open_backend)

@@ -37,6 +37,12 @@ join_option: Decorator = click.option(
     help="Ray cluster to join; without it, Ray is started on this machine.",
 )
 
+grow_option: Decorator = click.option(
+    "--grow",
+    is_flag=True,
+    help="Add to the run in the store what the spec has more of: personas, prompts, questions, samples, conversations.",
+)
+
 _requester_pays_option: Decorator = click.option(
     "--requester-pays", is_flag=True, help="Pay for the requests to a bucket whose owner demands it."
 )

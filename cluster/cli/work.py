@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ...jobs.sizing.estimate import estimate
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.layout import SKIPPED
@@ -17,12 +18,13 @@ from . import output, summary_text
 from .jobs import plan
 
 
-def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
+def work(spec: JobSpec, address: str | None, *, grow: bool, as_json: bool) -> int:
     """Run a job, or the missing units of one, and print how it ended.
 
     Args:
         spec: The job.
         address: Ray cluster to join, as ``host:port``; None: Ray is started on this machine.
+        grow: Whether the job may add to the run in its store.
         as_json: Print one JSON object instead of text.
 
     Returns:
@@ -32,8 +34,12 @@ def work(spec: JobSpec, address: str | None, *, as_json: bool) -> int:
         AtlasError: See ``prepare_job``, ``worked_job`` and ``conclude``.
     """
     progress = output.progress()
-    job = prepare_job(spec, progress)
-    for what, figure in plan.lines(job.plan, job.estimate):
+    job = prepare_job(spec, progress, grow=grow)
+    shown, figures = job.plan, job.estimate
+    if job.growth is not None:
+        progress.say(str(job.growth))
+        shown, figures = job.growth.added, estimate(job.growth.added, job.estimate.engine)
+    for what, figure in plan.lines(shown, figures):
         progress.say(f"  {what + ':':18}{figure}")
     outcome, conclusion = finish_job(job, progress, partial(open_ray_backend, address=address))
     num_skipped = len(job.plan.source.skipped)

@@ -15,6 +15,7 @@ from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...jobs.sizing.estimate import estimate
 from ...storage.format.planned_units import encode_units
 from ...storage.format.records import Manifest, RunRecord
+from ...storage.run.additions import add_to_run
 from ...storage.run.commits import commit_unit, committed_units, now_iso
 from ...storage.run.index_keeper import IndexKeeper, refresh_index
 from ...storage.run.lease import HeldLease, acquire, refuse_if_driven
@@ -24,6 +25,7 @@ from ..pool.executor import Executor
 from ..retry import with_retries
 from .backend import Backend, OpenBackend
 from .drive import drive
+from .growth import Growth
 from .prepare import Job
 from .progress import Progress
 from .status_reporter import StatusReporter, is_stop
@@ -130,7 +132,7 @@ def _work_under_lease(
     executor = backend.make_executor(lease)
     reporter.set_phase("loading")
     # Takes seconds for a large plan, so it is done before workers are started and would wait.
-    units = encode_units(job.plan.units)
+    units = encode_units(job.plan.units if job.growth is None else job.growth.added.units)
     try:
 
         def while_starting() -> None:
@@ -153,6 +155,8 @@ def _work_under_lease(
             lines = [problem.as_dict() for problem in skipped]
             with_retries(lambda: write_skipped(job.location, lines), progress.say)
         with_retries(lambda: begin_run(job.location, record, units), progress.say)
+        if job.growth is not None:
+            record = _grow(job, job.growth, record, units, backend.engine, lease, progress)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)
         # Listed again, because another driver may have committed units after planning and before this lease.
         committed = with_retries(lambda: committed_units(job.location), progress.say)
@@ -202,6 +206,21 @@ def _work_under_lease(
         sum(num_rollouts for num_rollouts, _ in canaries),
         max((error for _, error in canaries), default=None),
     )
+
+
+def _grow(
+    job: Job, growth: Growth, record: RunRecord, units: bytes, engine: Engine, lease: HeldLease, progress: Progress
+) -> RunRecord:
+    """Add to the run what the job adds, and return the run's record since."""
+    addition = growth.record(
+        units_sha256=sha256(units).hexdigest(),
+        rows=job.rows_concerned,
+        versions=_versions(engine),
+        created_at=now_iso(),
+    )
+    lease.check()
+    with_retries(lambda: add_to_run(job.location, record, addition, units), progress.say)
+    return record.grown([addition])
 
 
 def _versions(engine: Engine) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...jobs.engines import possible_engines, refuse_parallel_builtin
+from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
@@ -18,10 +19,11 @@ from ...storage.format.layout import SKIPPED
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
-from ...storage.run.run_store import check_same_run, read_run_record
+from ...storage.run.run_store import read_run_record
 from ...workers.chat.template import read_chat_template, template_sha256
 from ...workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
+from .growth import Growth, fit_to_run, run_to_grow
 from .progress import Progress
 from .rendering import require_readable, require_same_rules
 
@@ -38,7 +40,9 @@ class Job:
         record: Record of the run in the store; None for a new run.
         committed: Ids of the units that are committed already.
         chat_template: Text of the chat template that the spec gives; None: the model's own is used.
-        rows_concerned: Rows of a new run with texts that are not taken as they are; see ``TextSurvey.counts``.
+        rows_concerned: Rows of a run that is new or grows with texts that are not taken as they are; see
+            ``TextSurvey.counts``.
+        growth: What is added to the run; None for a new run, and for one that has everything already.
     """
 
     plan: Plan
@@ -49,6 +53,7 @@ class Job:
     committed: frozenset[str]
     chat_template: str | None = None
     rows_concerned: dict[str, int] = field(default_factory=dict)
+    growth: Growth | None = None
 
     @property
     def num_missing(self) -> int:
@@ -91,7 +96,7 @@ def plan_job(
     directory = find_model(spec.model, progress.say)
     facts = replace(facts_of_run(directory, record), chat_template_sha256=template_sha256(template))
     plan = make_plan(spec, source, facts)
-    if record is not None and plan.digest != record.plan_digest:
+    if record is not None and not record.additions and plan.digest != record.plan_digest:
         earlier = make_plan(spec, source, facts, sizes_bits=False)
         plan = earlier if earlier.digest == record.plan_digest else plan
     return plan, directory
@@ -124,30 +129,54 @@ class Sketch:
         facts_from: The source of the model's facts: ``files``, ``configuration`` or ``table``.
         rows_concerned: Rows with texts that are not taken as they are; see ``TextSurvey.counts``. None if the model's
             tokenizer is not on this machine, so that it is not known.
+        growth: What the spec adds to the run in its store, of which ``plan`` is the plan; None where that was not
+            asked.
     """
 
     plan: Plan
     facts_from: FactsFrom
     rows_concerned: dict[str, int] | None
+    growth: Growth | None = None
 
 
-def sketch_plan(spec: JobSpec, progress: Progress) -> Sketch:
+def sketch_plan(spec: JobSpec, progress: Progress, *, grow: bool = False) -> Sketch:
     """Plan a spec without downloading weights, unless it has conversations: rendering them needs the model's files.
 
     Args:
         spec: The job.
         progress: Prints a line before something that takes long.
+        grow: Whether to compare it with the run in its store, and to plan only what it adds to that.
 
     Raises:
-        InputError: A persona, conversation, layer, model or file is wrong.
+        InputError: A persona, conversation, layer, model or file is wrong; or the spec adds nothing, or something that
+            cannot be added.
     """
     refuse_key(spec.generation)
+    if not grow:
+        return _sketch(spec, progress, None)
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
+    record = run_to_grow(location)
+    sketch = _sketch(spec, progress, record)
+    _, growth = fit_to_run(sketch.plan, record, location, grow=True)
+    if growth is None:
+        raise InputError(
+            f"has nothing that is not planned in the run at {location.url} already.",
+            code="nothing_to_add",
+            field="personas" if spec.conversations is None else "conversations",
+            hint="Run it to do what is missing, or ask for more.",
+        )
+    return replace(sketch, plan=growth.added, growth=growth)
+
+
+def _sketch(spec: JobSpec, progress: Progress, record: RunRecord | None) -> Sketch:
     template = read_chat_template(spec.model)
     if spec.conversations is not None:
-        plan, directory = plan_job(spec, progress, chat_template=template)
+        plan, directory = plan_job(spec, progress, record=record, chat_template=template)
         return Sketch(plan, "files", require_readable(plan, directory, progress, template))
     source = load_source(spec)
     facts, facts_from = sketch_model(spec.model, progress.say)
+    if record is not None and facts_from == "files":
+        facts = facts_of_run(find_model(spec.model, progress.say), record)
     plan = make_plan(spec, source, replace(facts, chat_template_sha256=template_sha256(template)))
     if facts_from != "files":
         return Sketch(plan, facts_from, None)
@@ -160,6 +189,8 @@ def prepare_job(
     progress: Progress,
     source: RequestSource | None = None,
     chat_template: str | None = None,
+    *,
+    grow: bool = False,
 ) -> Job:
     """Plan a spec and compare it with its store; nothing is written.
 
@@ -168,24 +199,30 @@ def prepare_job(
         progress: Prints a line before something that takes long.
         source: Source of the requests; None opens the one that the spec names.
         chat_template: Text of the chat template that the spec names; None reads it.
+        grow: Whether the job may add to the run in its store.
 
     Raises:
-        InputError: The spec is wrong or not supported yet, or the store belongs to another run.
+        InputError: The spec is wrong or not supported yet, the store belongs to another run, or holds none to add to.
         StoreError: The store is damaged.
     """
     refuse_parallel_builtin(spec.placement)
     refuse_key(spec.generation)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
-    record = read_run_record(location)
+    record = run_to_grow(location) if grow else read_run_record(location)
     template = chat_template or read_chat_template(spec.model)
     plan, directory = plan_job(spec, progress, source, record, template)
+    growth: Growth | None = None
+    if record is not None:
+        plan, growth = fit_to_run(plan, record, location, grow=grow)
     # Where it depends on the machines which engine runs, this is the built-in one.
     figures = estimate(plan, possible_engines(spec, plan.facts)[0])
     if record is None:
         concerned = require_readable(plan, directory, progress, template)
         return Job(plan, figures, directory, location, None, frozenset(), template, concerned)
-    check_same_run(record, plan, location.url)
-    job = Job(plan, figures, directory, location, record, frozenset(committed_units(location)), template)
+    committed = frozenset(committed_units(location))
+    job = Job(plan, figures, directory, location, record, committed, template, growth=growth)
+    if growth is not None:
+        job = replace(job, rows_concerned=require_readable(plan, directory, progress, template))
     if job.num_missing:
         require_same_rules(record, plan, directory, template, location.url)
     return job

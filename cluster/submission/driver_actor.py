@@ -161,7 +161,10 @@ class Driver:
             raise
 
     def _work_once(self) -> int:
-        job = prepare_job(self._job.spec, self._progress, self._load_source(), self._job.chat_template)
+        source = self._load_source()
+        job = prepare_job(self._job.spec, self._progress, source, self._job.chat_template, grow=self._job.grow)
+        if job.growth is not None:
+            self._progress.say(str(job.growth))
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")
         with worked_job(job, self._progress, self._reporter, partial(open_ray_backend, address="auto")) as outcome:
             conclusion = conclude(job, self._progress, self._reporter)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...jobs.errors import AtlasError, InputError
-from ...jobs.scheduling.job_state import JobEvidence, JobState, state_of
+from ...jobs.scheduling.job_state import JobEvidence, JobState, RayState, state_of
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.store_spec import S3Access
 from ...storage.format.records import Lease, RunRecord
@@ -142,9 +142,11 @@ def _view(
     is_own = lease is not None and lease.holder == job_id
     status = read_status(location, lease.generation) if lease is not None and is_own else None
     is_driven = lease is not None and is_own and is_live(lease)
+    is_to_come = record is not None and ray is not None and _is_to_grow(record, ray, status)
     evidence = JobEvidence(
         done=done,
-        planned=planned,
+        # What a job is to add is not planned before its driver has written it; until then, nothing is complete.
+        planned=0 if is_to_come else planned,
         is_driven=is_driven,
         reported_state=status.state if status else None,
         is_status_fresh=status is not None and time.time() - status.updated_at < STATUS_IS_FRESH_S,
@@ -156,3 +158,9 @@ def _view(
     if driver is not None:
         heard_at = max(driver.expires_at - LEASE_SECONDS, status.updated_at if status else 0.0)
     return JobView(job_id, location.url, state, reason, done, planned, driver, status, ray, heard_at=heard_at)
+
+
+def _is_to_grow(record: RunRecord, ray: RayJob, status: RunStatus | None) -> bool:
+    """Whether a job was to add to the run and has not done so: it waits, has just started, or failed before it did."""
+    has_succeeded = ray.state is RayState.SUCCEEDED or (status is not None and status.state is JobState.SUCCEEDED)
+    return ray.grows_from == record.plan_digest and not has_succeeded

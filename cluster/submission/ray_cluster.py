@@ -29,7 +29,7 @@ _FIELD = "--address"
 _VERSION_KEY = "persona_atlas"
 """Metadata key with the version of this package; jobs without it are not ours."""
 
-_URL, _ENDPOINT, _SPEC = "run_url", "endpoint_url", "spec"
+_URL, _ENDPOINT, _SPEC, _GROWS_FROM = "run_url", "endpoint_url", "spec", "grows_from"
 
 _SUBMIT_BACKOFF = Backoff(tries=20, first_wait_s=1.0, longest_wait_s=1.0)
 """A cluster answers submissions with a server error for some seconds after its start."""
@@ -93,6 +93,8 @@ class RayJob:
         version: Version of Persona Atlas that submitted it.
         submitted_at: Seconds since the epoch.
         ended_at: Seconds since the epoch; None while the job runs or waits.
+        grows_from: Digest of the plan of the run that the job is to add to, as it was when the job was submitted; empty
+            for a job that adds nothing.
     """
 
     job_id: str
@@ -104,6 +106,7 @@ class RayJob:
     version: str
     submitted_at: float
     ended_at: float | None
+    grows_from: str = ""
 
 
 class Cluster:
@@ -295,7 +298,9 @@ class Cluster:
             raise _translated(self.address, error) from error
 
 
-def metadata_of(*, run_url: str, endpoint_url: str | None, spec: str, version: str) -> dict[str, str]:
+def metadata_of(
+    *, run_url: str, endpoint_url: str | None, spec: str, version: str, grows_from: str = ""
+) -> dict[str, str]:
     """Build the metadata that marks a job as this package's and lets it be resumed.
 
     Args:
@@ -303,8 +308,10 @@ def metadata_of(*, run_url: str, endpoint_url: str | None, spec: str, version: s
         endpoint_url: S3-compatible server of the store; None for AWS or a directory.
         spec: The resolved spec as JSON.
         version: Version of Persona Atlas that submits.
+        grows_from: Digest of the plan of the run that the job is to add to; empty for a job that adds nothing.
     """
-    return {_VERSION_KEY: version, _URL: run_url, _ENDPOINT: endpoint_url or "", _SPEC: spec}
+    added = {_GROWS_FROM: grows_from} if grows_from else {}
+    return {_VERSION_KEY: version, _URL: run_url, _ENDPOINT: endpoint_url or "", _SPEC: spec} | added
 
 
 def _ray_job(details: Any) -> RayJob:
@@ -319,6 +326,7 @@ def _ray_job(details: Any) -> RayJob:
         version=metadata[_VERSION_KEY],
         submitted_at=(details.start_time or 0) / 1000,
         ended_at=details.end_time / 1000 if details.end_time else None,
+        grows_from=metadata.get(_GROWS_FROM, ""),
     )
 
 

@@ -15,7 +15,7 @@ from .ray_cluster import RayJob
 def spec_of_store(
     url: str, endpoint_url: str | None, access: S3Access, receiver: str | None
 ) -> tuple[JobSpec, str | None]:
-    """Return the spec of a run's first start, with the store where the run is now, and the run's chat template.
+    """Return the spec of a run with all its additions, naming the store where it is now, and the run's chat template.
 
     Args:
         url: Directory or URL of the store, which may have been moved or copied.

@@ -25,9 +25,10 @@ from ...jobs.wording import count_of
 from ...storage.locations.location import open_location
 from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
-from ...storage.run.run_store import check_same_run, read_run_record
+from ...storage.run.run_store import read_run_record
 from ...workers.chat.template import read_chat_template
 from ..run.engine_choice import require_engine
+from ..run.growth import fit_to_run, run_to_grow
 from ..run.prepare import plan_job
 from ..run.progress import Progress
 from .ray_cluster import Cluster, ClusterInfo, metadata_of
@@ -60,7 +61,13 @@ class SubmitOptions:
 
 
 def submit_job(
-    spec: JobSpec, cluster: Cluster, options: SubmitOptions, progress: Progress, chat_template: str | None = None
+    spec: JobSpec,
+    cluster: Cluster,
+    options: SubmitOptions,
+    progress: Progress,
+    chat_template: str | None = None,
+    *,
+    grow: bool = False,
 ) -> str:
     """Submit a job.
 
@@ -70,6 +77,7 @@ def submit_job(
         options: Where its code comes from and where its driver runs.
         progress: Prints what could not be checked on this machine.
         chat_template: Text of the chat template that the spec names; None reads its file, if it names one.
+        grow: Whether the job may add to the run in its store.
 
     Returns:
         The job's id.
@@ -82,7 +90,7 @@ def submit_job(
     refuse_key(spec.generation)
     spec = resolved(spec)
     template = chat_template or read_chat_template(spec.model)
-    plan = _check_store(spec, template, progress)
+    plan, grows_from = _check_store(spec, template, progress, grow=grow)
     info = cluster.info()
     refuse_cluster(info, spec, options)
     if not options.may_scale_up:
@@ -105,8 +113,9 @@ def submit_job(
         ships_catalog=is_shipped_catalog(spec.personas.catalog),
         chat_template=template,
         driver_resource=options.driver_resource,
+        grow=grow,
     )
-    _send(job, cluster, options)
+    _send(job, cluster, options, grows_from)
     return job.job_id
 
 
@@ -252,11 +261,16 @@ def _python(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _check_store(spec: JobSpec, template: str | None, progress: Progress) -> Plan | None:
-    """Plan the job and compare the plan with the store's run; None when the model's files are not on this machine."""
+def _check_store(spec: JobSpec, template: str | None, progress: Progress, *, grow: bool) -> tuple[Plan | None, str]:
+    """Plan the job and compare the plan with the store's run.
+
+    Returns:
+        The plan, None when the model's files are not on this machine; and the digest of the plan of the run that the
+        job adds to, empty if it adds nothing.
+    """
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     refuse_if_driven(location)
-    record = read_run_record(location)
+    record = run_to_grow(location) if grow else read_run_record(location)
     try:
         plan, _ = plan_job(spec, progress, record=record, chat_template=template)
     except InputError as error:
@@ -265,11 +279,15 @@ def _check_store(spec: JobSpec, template: str | None, progress: Progress) -> Pla
             raise
         # The cluster may have the files; the driver plans again before it starts anything.
         progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")
-        return None
+        return None, record.plan_digest if record is not None and grow else ""
     require_engine(plan)
-    if record is not None:
-        check_same_run(record, plan, location.url)
-    return plan
+    if record is None:
+        return plan, ""
+    plan, growth = fit_to_run(plan, record, location, grow=grow)
+    if growth is None:
+        return plan, ""
+    progress.say(str(growth))
+    return plan, growth.grown_from
 
 
 def _refuse_second_job(cluster: Cluster, spec: JobSpec) -> None:
@@ -300,7 +318,7 @@ def _new_id(spec: JobSpec) -> str:
     return f"{name or 'run'}-{secrets.token_hex(3)}"
 
 
-def _send(job: SubmittedJob, cluster: Cluster, options: SubmitOptions) -> None:
+def _send(job: SubmittedJob, cluster: Cluster, options: SubmitOptions, grows_from: str) -> None:
     with tempfile.TemporaryDirectory(prefix="persona-atlas-") as folder:
         working, code = Path(folder) / "job", Path(folder) / "code"
         working.mkdir()
@@ -315,5 +333,6 @@ def _send(job: SubmittedJob, cluster: Cluster, options: SubmitOptions) -> None:
                 endpoint_url=job.spec.store.endpoint_url,
                 spec=job.spec.model_dump_json(),
                 version=job.version,
+                grows_from=grows_from,
             ),
         )

@@ -36,6 +36,7 @@ class SubmittedJob(BaseModel):
         ships_catalog: Whether the working directory holds a copy of the spec's catalog directory, named ``catalog``.
         chat_template: Text of the chat template that the spec names; None if it names none.
         driver_resource: Name of a Ray resource that the driver's node must have; empty: the head.
+        grow: Whether the job may add to the run in its store.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class SubmittedJob(BaseModel):
     ships_catalog: bool = False
     chat_template: str | None = None
     driver_resource: str = ""
+    grow: bool = False
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder, which becomes the job's working directory."""

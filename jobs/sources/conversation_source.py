@@ -132,7 +132,10 @@ class ConversationSource:
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
         """Count each conversation once; ``row_tokens`` is the mean, as passes are filled by tokens, not by rows."""
         prompts = responses = rows = 0
+        wanted = {index for unit in units for index in unit.conversation_indices or ()}
         for given in self.conversations:
+            if given.conversation_index not in wanted:
+                continue
             rows += given.num_turns
             prompts += prompt_tokens(len(given.system_prompt.split()))
             for message in given.messages:

@@ -17,7 +17,9 @@ from .rollouts import Rollout
 
 
 @lru_cache(maxsize=4096)
-def question_columns(question_indices: tuple[int, ...], samples: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def question_columns(
+    question_indices: tuple[int, ...], samples: int, first_sample: int = 0
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Expand questions to rows: by question, then by sample.
 
     Cached, so that the units of a job, thousands of which have the same questions, share the tuples in memory.
@@ -25,14 +27,15 @@ def question_columns(question_indices: tuple[int, ...], samples: int) -> tuple[t
     Args:
         question_indices: The questions, in order, each once.
         samples: Number of rollouts per question.
+        first_sample: Sample index of the first rollout of each question.
 
     Returns:
         The question_index and the sample_index of each row.
     """
     if samples == 1:
-        return question_indices, (0,) * len(question_indices)
+        return question_indices, (first_sample,) * len(question_indices)
     questions = tuple(question for question in question_indices for _ in range(samples))
-    return questions, tuple(range(samples)) * len(question_indices)
+    return questions, tuple(range(first_sample, first_sample + samples)) * len(question_indices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class WorkUnit:
         prompt_index: int,
         question_indices: tuple[int, ...],
         samples: int,
+        first_sample: int = 0,
     ) -> WorkUnit:
         """Make a unit with the same number of samples for each of its questions.
 
@@ -91,8 +95,9 @@ class WorkUnit:
             prompt_index: Index of the persona's system prompt.
             question_indices: The questions, ascending, each once.
             samples: Number of rollouts per question.
+            first_sample: Sample index of the first rollout of each question.
         """
-        columns = question_columns(question_indices, samples)
+        columns = question_columns(question_indices, samples, first_sample)
         return cls(unit_id, kind, persona, polarity, prompt_index, *columns)
 
     @property

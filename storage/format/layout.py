@@ -1,7 +1,8 @@
 """Paths of a store's objects, relative to the run's URL. Pure strings.
 
-run.json                             spec, model, shapes; written once
-units-<sha256>.parquet               every planned unit; written once, before run.json
+run.json                             spec, model, shapes; written once, and marked when the run first grows
+units-<sha256>.parquet               every planned unit, or those of an addition; written once, before the record
+additions/<number>.json              what was added to the run: its spec and its units; written once
 skipped.jsonl                        what was left out of the input because it cannot be read; only if there was any
 drivers/<generation>.json            a driver's lease: may it commit, and which row blocks may it assign
 status/<generation>.json             that driver's last status, for people
@@ -31,6 +32,10 @@ from __future__ import annotations
 LAYOUT_VERSION = 2
 """Increased when an older reader would misread a new store, or this one an older store."""
 
+GROWN_LAYOUT_VERSION = 3
+"""That of a run with additions. Versions that know nothing of additions refuse it instead of taking added units for
+strangers; runs that never grew keep ``LAYOUT_VERSION``, which those versions read."""
+
 RUN_RECORD = "run.json"
 VECTORS_RECORD = "vectors.json"
 CAPPING_CONFIG = "capping_config.pt"
@@ -41,6 +46,7 @@ ACTIVATIONS = "activations"
 ROLLOUTS = "rollouts"
 RECENT = "recent"
 SCORES = "scores"
+ADDITIONS = "additions"
 COMMITS = "commits"
 DRIVERS = "drivers"
 STATUS = "status"
@@ -55,6 +61,11 @@ REPORT = "report.html"
 def units_path(sha256: str) -> str:
     """Path of the list of planned units. It contains the list's checksum, so that no other list overwrites it."""
     return f"units-{sha256[:16]}.parquet"
+
+
+def addition_path(number: int) -> str:
+    """Path of the record of one addition, counted from 1."""
+    return f"{ADDITIONS}/{number:06d}.json"
 
 
 def array_path(hook_point: str, pooling: str) -> str:

@@ -29,6 +29,9 @@ UNIT_SCHEMA = pa.schema(
 )
 """Columns: the fields of a ``StoredUnit``."""
 
+LATER_SAMPLES_SCHEMA = pa.schema([*UNIT_SCHEMA, ("first_sample", pa.int32())])
+"""Columns of the units of an addition that gives earlier questions more samples."""
+
 CONVERSATION_UNIT_SCHEMA = pa.schema(
     [
         *UNIT_SCHEMA,
@@ -48,26 +51,37 @@ def encode_units(units: Iterable[WorkUnit]) -> bytes:
     """
     lines = [stored_unit(unit).model_dump() for unit in units]
     schema = CONVERSATION_UNIT_SCHEMA if lines and "turn_indices" in lines[0] else UNIT_SCHEMA
+    if any("first_sample" in line for line in lines):
+        schema = LATER_SAMPLES_SCHEMA
+        lines = [{"first_sample": 0} | line for line in lines]
     return to_parquet(pa.Table.from_pylist(lines, schema=schema))
 
 
 def read_unit_ids(location: Location, record: RunRecord) -> list[str] | None:
-    """Read the ids of the planned units, in the order of the plan; None where the list is missing or damaged."""
-    data = location.read(layout.units_path(record.units_sha256))
-    if data is None or sha256(data).hexdigest() != record.units_sha256:
-        return None
-    return from_parquet(data, ["unit_id"])["unit_id"].to_pylist()
+    """Read the ids of the planned units, in the order of the plan; None where a list of them is missing or damaged."""
+    ids: list[str] = []
+    for checksum in record.unit_lists:
+        data = location.read(layout.units_path(checksum))
+        if data is None or sha256(data).hexdigest() != checksum:
+            return None
+        ids += from_parquet(data, ["unit_id"])["unit_id"].to_pylist()
+    return ids
 
 
 def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
-    """Read the planned units of a run by id, in the order of the plan.
+    """Read the planned units of a run by id, in the order of the plan; those of its additions follow.
 
     Raises:
-        StoreError: The list is missing, or its SHA-256 is not that of the run's record.
+        StoreError: A list is missing, or its SHA-256 is not that of the record that names it.
     """
-    path = layout.units_path(record.units_sha256)
+    units = [unit for checksum in record.unit_lists for unit in _read_list(location, checksum)]
+    return {unit.unit_id: unit for unit in units}
+
+
+def _read_list(location: Location, checksum: str) -> list[WorkUnit]:
+    path = layout.units_path(checksum)
     data = location.read(path)
-    if data is None or sha256(data).hexdigest() != record.units_sha256:
+    if data is None or sha256(data).hexdigest() != checksum:
         state = "is missing" if data is None else "is not the one the run was begun with"
         raise StoreError(
             f"the list of planned units {state}.",
@@ -75,5 +89,4 @@ def read_units(location: Location, record: RunRecord) -> dict[str, WorkUnit]:
             file=f"{location.url}/{path}",
             hint="Restore it from a copy. Running the same spec again also completes the run.",
         )
-    units: list[WorkUnit] = TypeAdapter(list[UnitField]).validate_python(from_parquet(data).to_pylist())
-    return {unit.unit_id: unit for unit in units}
+    return TypeAdapter(list[UnitField]).validate_python(from_parquet(data).to_pylist())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -22,17 +24,17 @@ from ...jobs.specs.endpoint_keys import from_store
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import CanarySpec
 from ...jobs.work.rollouts import Canary, FinishReason, ServedTokens
-from .layout import COMMITS, LAYOUT_VERSION, RUN_RECORD, VECTORS_RECORD
-from .sealed import Record as _Record
-from .sealed import SealedRecord as _Sealed
+from .additions import AdditionRecord
+from .layout import COMMITS, GROWN_LAYOUT_VERSION, LAYOUT_VERSION, RUN_RECORD, VECTORS_RECORD
+from .sealed import Record, Sealed
 from .stored_units import UnitField
 
 BUILTIN_ENGINE: Engine = "builtin"
 """The engine of every record that names none."""
 
 
-class RunRecord(_Sealed):
-    """The record of a run: ``run.json``, written once and never changed.
+class RunRecord(Sealed):
+    """The record of a run: ``run.json``, written once. ``read_run_record`` returns it with all additions (``grown``).
 
     Attributes:
         layout_version: Version of the store's layout.
@@ -70,6 +72,7 @@ class RunRecord(_Sealed):
     tokens_per_block: int = 0
     passes: str = ""
     engine: Engine = BUILTIN_ENGINE
+    _additions: tuple[AdditionRecord, ...] = PrivateAttr(default=())
 
     @model_serializer(mode="wrap")
     def _without_the_usual_engine(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -111,6 +114,39 @@ class RunRecord(_Sealed):
             engine=engine,
         )
 
+    def grown(self, additions: Sequence[AdditionRecord]) -> RunRecord:
+        """Return the record of the run since its newest addition, with all units counted. It is not stored.
+
+        Args:
+            additions: At least one, all that follow this record in order.
+        """
+        newest = additions[-1]
+        since = {
+            "spec": newest.spec,
+            "plan_digest": newest.plan_digest,
+            "num_units": self.num_units + sum(addition.num_units for addition in additions),
+            "num_rollouts": self.num_rollouts + sum(addition.num_rollouts for addition in additions),
+            "rendering": self.rendering | {"rows": newest.rows},
+        }
+        whole = self.model_copy(update=since)
+        whole._additions = (*self._additions, *additions)
+        return whole
+
+    @property
+    def additions(self) -> tuple[AdditionRecord, ...]:
+        """What was added to the run since it was begun, in order."""
+        return self._additions
+
+    @property
+    def unit_lists(self) -> tuple[str, ...]:
+        """SHA-256 of each list of planned units: that of the first start, then those of the additions."""
+        return (self.units_sha256, *(addition.units_sha256 for addition in self._additions))
+
+    @property
+    def plan_digests(self) -> frozenset[str]:
+        """Digests of the run's plan now and before each addition: caches of any of them list units of this run."""
+        return frozenset({self.plan_digest, *(addition.grown_from for addition in self._additions)})
+
     @property
     def of_conversations(self) -> bool:
         """Whether the responses were given as conversations, so that rollouts have a conversation and a turn index."""
@@ -133,7 +169,7 @@ class RunRecord(_Sealed):
         return [(hook, pooling) for hook in capture.hook_points for pooling in capture.poolings]
 
 
-class StoredObject(_Record):
+class StoredObject(Record):
     """An object that an attempt wrote.
 
     Attributes:
@@ -167,7 +203,7 @@ class StoredShard(StoredObject):
     chunk_bytes: tuple[int, ...]
 
 
-class ServedUnit(_Record):
+class ServedUnit(Record):
     """How a server answered the requests of a unit.
 
     Attributes:
@@ -179,7 +215,7 @@ class ServedUnit(_Record):
     fields_left_out: tuple[str, ...] = ()
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The objects that one attempt wrote. Sent from worker to driver instead of the arrays themselves.
 
     ``prompt_tokens``, ``content_tokens`` and ``finish_reasons`` have one entry per rollout, in row order (that of
@@ -258,7 +294,7 @@ class Manifest(_Record):
         return (self.texts, *self.blocks)
 
 
-class CommitRecord(_Sealed):
+class CommitRecord(Sealed):
     """The record that makes one attempt of a unit visible to readers. Created by a driver after the attempt's objects.
 
     Attributes:
@@ -281,7 +317,7 @@ class CommitRecord(_Sealed):
         return (self.model_dump_json() + "\n").encode()
 
 
-class Lease(_Record):
+class Lease(Record):
     """One driver's permission to commit to a run, until it releases the lease, exits or stops renewing it.
 
     Attributes:
@@ -316,7 +352,7 @@ class Lease(_Record):
     started_after_boot_s: float | None = None
 
 
-R = TypeVar("R", bound=_Record)
+R = TypeVar("R", bound=Record)
 
 
 def parse_record(model: type[R], data: bytes, url: str) -> R:
@@ -331,10 +367,12 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
         StoreError: The bytes are not such a record, its seal does not match, or the store has another layout version.
     """
     version = _layout_version(data) if url.endswith((RUN_RECORD, VECTORS_RECORD)) else None
-    if version is not None and version != LAYOUT_VERSION:
-        is_newer = version > LAYOUT_VERSION
+    known = (LAYOUT_VERSION, GROWN_LAYOUT_VERSION)
+    if version is not None and version not in known:
+        is_newer = version > max(known)
         raise StoreError(
-            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION}.",
+            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION} and "
+            f"{GROWN_LAYOUT_VERSION}.",
             code="newer_layout" if is_newer else "older_layout",
             file=url,
             hint="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",
@@ -343,7 +381,7 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
         record = model.model_validate_json(data)
     except ValidationError as error:
         raise _damaged(url, error.errors(include_url=False)[0]["msg"]) from None
-    if isinstance(record, _Sealed) and not record.is_intact(data):
+    if isinstance(record, Sealed) and not record.is_intact(data):
         raise _damaged(url, "its seal does not match its fields")
     return record
 

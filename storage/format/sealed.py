@@ -1,4 +1,4 @@
-"""What the JSON records of a store have in common: frozen fields, and a seal in those that are written once."""
+"""What all JSON records of a store have in common: strict fields, a readable form, and a seal over what they say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...jobs.specs.spec import digest_of
 
 
 class Record(BaseModel):
-    """A record of a store; unknown fields are refused."""
+    """A record: unknown fields and later changes are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,12 +20,8 @@ class Record(BaseModel):
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
-class SealedRecord(Record):
-    """A record with a digest of its other fields, ``seal``, so that parsing detects damage and edits.
-
-    Attributes:
-        seal: The digest, as hexadecimal digits.
-    """
+class Sealed(Record):
+    """A record with a digest of its other fields, ``seal``, so that parsing detects damage and edits."""
 
     seal: str
 

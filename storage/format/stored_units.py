@@ -1,6 +1,6 @@
 """The stored form of a work unit, in records and Parquet files. It must not change, whereas ``WorkUnit`` may.
 
-A unit of single questions is stored as its questions and the number of samples of each; a unit of conversations as
+A unit of single questions is stored as its questions and the samples of each; a unit of conversations as
 lists with one entry per conversation, turns included. In memory both have columns with one entry per row.
 """
 
@@ -10,7 +10,14 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidatorFunctionWrapHandler
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from ...jobs.personas import Kind, Polarity
@@ -28,6 +35,7 @@ class StoredUnit(BaseModel):
         prompt_index: Index of the persona's system prompt; 0 if unknown.
         question_indices: The questions, ascending, each once; for conversations one entry per conversation.
         samples: Number of rollouts per question; 1 for conversations.
+        first_sample: Sample index of the first of them; 0, and not stored, but for samples that were added later.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +47,15 @@ class StoredUnit(BaseModel):
     prompt_index: int
     question_indices: tuple[int, ...]
     samples: int
+    first_sample: int = 0
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_first_sample(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Units have the bytes that they had before the field existed.
+        fields = write(self)
+        if self.first_sample == 0:
+            del fields["first_sample"]
+        return fields
 
     def to_unit(self) -> WorkUnit:
         """Convert to a ``WorkUnit``.
@@ -46,7 +63,7 @@ class StoredUnit(BaseModel):
         Raises:
             ValueError: It has no rows, or its lists do not fit together.
         """
-        return WorkUnit(*self._design(), *question_columns(self.question_indices, self.samples))
+        return WorkUnit(*self._design(), *question_columns(self.question_indices, self.samples, self.first_sample))
 
     def _design(self) -> tuple[str, Kind, str, Polarity, int]:
         return self.unit_id, self.kind, self.persona, self.polarity, self.prompt_index
@@ -92,8 +109,8 @@ def stored_unit(unit: WorkUnit) -> StoredUnit:
         "prompt_index": unit.prompt_index,
     }
     if unit.turn_indices is None and unit.conversation_indices is None:
-        questions, samples = _questions_and_samples(unit.question_indices, unit.sample_indices)
-        return StoredUnit(**design, question_indices=questions, samples=samples)
+        questions, samples, first_sample = _questions_and_samples(unit.question_indices, unit.sample_indices)
+        return StoredUnit(**design, question_indices=questions, samples=samples, first_sample=first_sample)
     if unit.turn_indices is None or unit.conversation_indices is None:
         raise ValueError(f"{unit.unit_id} has turns without conversations, or conversations without turns")
     columns = (unit.conversation_indices, unit.question_indices, unit.sample_indices)
@@ -111,13 +128,13 @@ def stored_unit(unit: WorkUnit) -> StoredUnit:
 
 
 @lru_cache(maxsize=4096)
-def _questions_and_samples(questions: tuple[int, ...], samples: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Recover questions and samples from the columns that ``question_columns`` makes of them."""
+def _questions_and_samples(questions: tuple[int, ...], samples: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """Recover questions, samples and the first sample from the columns that ``question_columns`` makes of them."""
     distinct = tuple(dict.fromkeys(questions))
-    each = len(questions) // len(distinct)
-    if question_columns(distinct, each) != (questions, samples):
-        raise ValueError("the rows are not questions with the same number of samples each")
-    return distinct, each
+    each, first = len(questions) // len(distinct), samples[0]
+    if question_columns(distinct, each, first) != (questions, samples):
+        raise ValueError("the rows are not questions with the same samples each")
+    return distinct, each, first
 
 
 class _AsStored:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .layout import LAYOUT_VERSION
 from .records import StoredObject
-from .sealed import SealedRecord
+from .sealed import Sealed
 
 
-class VectorsRecord(SealedRecord):
+class VectorsRecord(Sealed):
     """Where imported vectors come from. Written once, after the vectors, and never changed.
 
     Attributes:

@@ -104,7 +104,8 @@ class Run:
         return self.record.model.d_model
 
     def refresh(self) -> Run:
-        """Load committed units and the reduction again on next use, and return this run."""
+        """Load committed units and the reduction again on next use, and return this run; it may have grown."""
+        self.record = read_run_record(self.location) or self.record
         self.__dict__.pop("_index", None)
         self._lengths.clear()
         self.__dict__.pop("reduction", None)
@@ -300,7 +301,11 @@ class Run:
 
     @cached_property
     def _index(self) -> Index:
-        return load_index(self.location, self.record)
+        index = load_index(self.location, self.record)
+        if len(index.committed) > self.record.num_units:
+            # Somebody has added to the run since it was opened.
+            self.record = read_run_record(self.location) or self.record
+        return index
 
     def _select(self, filters: Filters) -> pa.Table:
         index = self.index

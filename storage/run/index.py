@@ -165,10 +165,13 @@ def write_index(location: Location, record: RunRecord, table: pa.Table) -> None:
 
 
 def read_stored_index(location: Location, record: RunRecord) -> pa.Table:
-    """Read the stored index; an empty table when it is missing, damaged or of another plan."""
+    """Read the stored index; an empty table when it is missing, damaged or of another run.
+
+    One that was written before an addition is behind, and no more than that.
+    """
     schema = index_schema(of_conversations=record.of_conversations, is_served=record.is_served)
     table = read_parquet(location, layout.INDEX, schema)
     metadata = (table.schema.metadata or {}) if table is not None else {}
-    if table is None or metadata.get(_PLAN) != record.plan_digest.encode():
+    if table is None or metadata.get(_PLAN, b"").decode(errors="replace") not in record.plan_digests:
         return schema.empty_table()
     return table.replace_schema_metadata(None)

@@ -80,7 +80,8 @@ def read_recent(location: Location, record: RunRecord, unit_ids: Collection[str]
     generation = newest_generation(location)
     path = layout.recent_path(generation)
     table = read_parquet(location, path, _SCHEMA) if generation else None
-    if table is None or (table.schema.metadata or {}).get(_PLAN) != record.plan_digest.encode():
+    metadata = (table.schema.metadata or {}) if table is not None else {}
+    if table is None or metadata.get(_PLAN, b"").decode(errors="replace") not in record.plan_digests:
         return None
     chosen = table.filter(pc.field("unit_id").isin(pa.array(sorted(unit_ids), pa.string())))
     commits: dict[str, CommitRecord] = {}

@@ -13,15 +13,19 @@ from zarr.abc.store import Store
 from ...jobs.errors import InputError, StoreError
 from ...jobs.files.store_url import is_s3, normal_store_url
 from ...jobs.plan import Plan
+from ...jobs.specs.differences import first_difference
 from ..arrays.codec import create_array
 from ..arrays.geometry import geometry_of
 from ..format import layout
 from ..format.records import RunRecord, parse_record
 from ..locations.location import Location
+from .additions import grown_meanwhile, with_additions
 
 
 def read_run_record(location: Location) -> RunRecord | None:
-    """Read ``run.json``; None when the location is empty or a driver crashed before it wrote the record.
+    """Read ``run.json`` and the run's additions; None when there is no run.
+
+    There is none when the location is empty, or a driver crashed before it wrote the record.
 
     Raises:
         InputError: The location holds other objects and no run.
@@ -32,7 +36,7 @@ def read_run_record(location: Location) -> RunRecord | None:
     if data is not None:
         record = parse_record(RunRecord, data, f"{location.url}/{layout.RUN_RECORD}")
         _refuse_split(location, record)
-        return record
+        return with_additions(location, record)
     if location.is_empty():
         return None
     if location.names(layout.COMMITS):
@@ -99,9 +103,8 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
     """
     if record.plan_digest == plan.digest:
         return
-    stored, asked = record.spec.identity(), plan.spec.identity()
-    difference = _first_difference(stored, asked)
     hint = "Give this job its own store.url, or restore the spec."
+    difference = first_difference(record.spec, plan.spec)
     if difference:
         field, was, now = difference
         message = f"the run at {url} was begun with {json.dumps(was)}, the spec says {json.dumps(now)}."
@@ -121,16 +124,6 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
     raise InputError(message, code="other_run", field=field, hint=hint)
 
 
-def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object, object] | None:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted({*a, *b}):
-            found = _first_difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    return None if a == b else (path, a, b)
-
-
 def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
     """Create a run unless it exists: write its list of units, then its record. The caller holds the lease.
 
@@ -140,7 +133,7 @@ def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
         units: The encoded list of planned units, as ``encode_units`` returns it.
 
     Raises:
-        InputError: Another run was created here in the meantime.
+        InputError: Another run was created here in the meantime, or this one has grown.
     """
     if location.read(layout.RUN_RECORD) is None:
         # The list first, so that a run that has a record always has its list too.
@@ -148,6 +141,8 @@ def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
         if location.create(layout.RUN_RECORD, record.to_bytes()):
             return
     stored = read_run_record(location)
+    if stored is not None and stored.plan_digest != record.plan_digest and record.plan_digest in stored.plan_digests:
+        raise grown_meanwhile(location)
     if stored is None or stored.plan_digest != record.plan_digest:
         raise InputError(
             f"another run was started at {location.url} in the meantime.", code="other_run", field="store.url"

@@ -17,7 +17,7 @@ from ..locations.location import Location
 from ..run.commits import committed_units, read_commits
 from ..run.index_keeper import rebuild_index
 from ..run.lease import acquire
-from ..run.run_store import reserve_rows
+from ..run.run_store import read_run_record, reserve_rows
 
 _TEMPORARY_SUFFIXES = (".part", ".partial")
 """Suffixes of temporary files in a directory store, this package's and Zarr's; a crash leaves one behind."""
@@ -92,6 +92,8 @@ def remove_garbage(location: Location, record: RunRecord, garbage: Iterable[Garb
     """
     wanted = {garbage_object.path for garbage_object in garbage}
     with acquire(location, 0) as lease:
+        # The run may have grown since it was opened, and only under the lease it stays as it is.
+        record = read_run_record(location) or record
         commits = read_commits(location, sorted(committed_units(location)))
         manifests = [commit.manifest for commit in commits]
         again = find_garbage(location, manifests, is_complete=len(commits) == record.num_units)

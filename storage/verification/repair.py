@@ -21,7 +21,7 @@ from ..locations.location import Location
 from ..run.commits import PARALLEL_READS, committed_units, read_commits
 from ..run.index_keeper import rebuild_index
 from ..run.lease import HeldLease, acquire
-from ..run.run_store import reserve_rows
+from ..run.run_store import read_run_record, reserve_rows
 from .verify import shared_row_blocks
 from .verify_unit import Problem, UnitCheck
 
@@ -75,6 +75,8 @@ def repair_run(location: Location, record: RunRecord, problems: Collection[Probl
     """
     suspects = sorted({problem.unit_id for problem in problems if problem.kind == "damage" and problem.unit_id})
     with acquire(location, 0) as lease:
+        # The run may have grown since it was verified, and only under the lease it stays as it is.
+        record = read_run_record(location) or record
         units = _damaged(location, record, suspects)
         objects = [layout.commit_path(unit_id) for unit_id in units]
         objects += _damaged_reduction(location)

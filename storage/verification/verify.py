@@ -111,7 +111,7 @@ def verify_run(
 
     Raises:
         InputError: There is no run.
-        StoreError: ``run.json`` is damaged, so nothing can be checked.
+        StoreError: ``run.json`` or an addition is damaged, so nothing can be checked.
         TransientError: The store cannot be reached.
 
     Example:
@@ -161,7 +161,8 @@ def _planned(location: Location, record: RunRecord, found: Verification) -> dict
     try:
         return read_units(location, record)
     except StoreError as error:
-        found.problems.append(Problem("damage", error.code, layout.units_path(record.units_sha256), error.message))
+        path = (error.file or layout.units_path(record.units_sha256)).removeprefix(f"{location.url}/")
+        found.problems.append(Problem("damage", error.code, path, error.message))
         return None
 
 

@@ -14,9 +14,10 @@ import pytest
 from persona_atlas.jobs.specs.spec import JobSpec
 
 from crash_points import anonymous
+from executioner import Executioner
 from fault_jobs import by_make_faults, straight
-from fault_proxy import Exchange, FaultProxy
-from plain_driver import Driver, finish, run_driver, start_driver
+from fault_proxy import FaultProxy
+from plain_driver import finish, run_driver, start_driver
 from whole_run import assert_whole
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
@@ -56,21 +57,6 @@ REQUESTS = [
     # The lease is given back.
     Request("drivers/*.json", 3),
 ]
-
-
-class Executioner:
-    """A fault that kills the driver."""
-
-    def __init__(self, *, is_done: bool) -> None:
-        self._is_done = is_done
-        self.driver: Driver | None = None
-
-    def __call__(self, exchange: Exchange) -> None:
-        if self._is_done:
-            exchange.forward()
-        assert self.driver is not None
-        self.driver.strike()
-        exchange.cut()
 
 
 def test_the_requests_of_this_file_are_all_there_are(proxy: FaultProxy, tiny: JobSpec):

@@ -120,10 +120,10 @@ def hashes(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def work(spec: JobSpec) -> Outcome:
+def work(spec: JobSpec, *, grow: bool = False) -> Outcome:
     """Begin a job or go on with it as on this machine, with the real engine in this process instead of Ray."""
     with StatusReporter() as reporter:
-        return work_job(prepare_job(spec, PROGRESS), PROGRESS, reporter, open_backend=in_this_process)
+        return work_job(prepare_job(spec, PROGRESS, grow=grow), PROGRESS, reporter, open_backend=in_this_process)
 
 
 @contextmanager
@@ -317,6 +317,40 @@ def test_a_resumed_run_is_left_alone(old: OldStore):
     after = hashes(old.root)
     assert prepare_job(old.spec, PROGRESS).num_missing == 0
     assert hashes(old.root) == after
+
+
+def test_an_old_store_grows_and_keeps_what_it_has(old: OldStore, tmp_path: Path):
+    more: list[str] = []
+    if old.spec.conversations is None:
+        more = [f"personas.{kind}.questions=3" for kind in ("roles", "default")]
+    else:
+        talks = Path("conversations/texts/talks.jsonl")
+        said = [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Rain."}]
+        talks.write_text(talks.read_text() + json.dumps({"messages": said}) + "\n")
+    spec = load_spec(old.root.parent / "job.yaml", more)
+    assert work(spec, grow=True).is_complete
+
+    run = open_run(old.spec.store.url)
+    assert_reads_exactly(run, old, old.committed)
+    before: dict[str, str] = old.expected["objects"]
+    after = hashes(old.root)
+    rewritten = {path for path in before if after.get(path) != before[path]}
+    assert {Path(path).name for path in rewritten} == {"run.json", "zarr.json", "index.parquet", "chunks.parquet"}
+    found = verify_run(old.location)
+    assert (found.problems, found.missing) == ([], ())
+
+    at_once = spec.replaced(store={"url": str(tmp_path / "at-once")})
+    assert work(at_once).is_complete
+    of_both = [open_run(each.store.url) for each in (spec, at_once)]
+    columns = ["persona", "polarity", "prompt_index", "question_index", "sample_index", "seed", "question", "response"]
+    grown, new = (each.rollouts().select(columns) for each in of_both)
+    assert grown.equals(new)
+    assert grown.num_rows > len(old.expected["rollouts"])
+    for hook_point, pooling in run.record.arrays:
+        ours, theirs = (
+            each.activations(hook_point=hook_point, pooling=pooling, layer="all").values for each in of_both
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-4 * np.abs(theirs).max())
 
 
 def test_the_texts_hold_what_only_given_conversations_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

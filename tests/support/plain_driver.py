@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from persona_atlas.cluster.run.prepare import Job, prepare_job
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.errors import AtlasError
+from persona_atlas.jobs.sources.source import RequestSource
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.storage.format.layout import driver_path
@@ -60,6 +62,7 @@ class Start:
     Attributes:
         spec: The job; says where.
         die_at: A step of writing into a directory that it does not survive.
+        grow: Whether it may add to the run in its store.
         note_steps: Whether its end lists the steps it made.
         seconds_per_unit: Seconds that the model takes.
         tries: How often it tries what may pass; as often as a job when None.
@@ -70,6 +73,7 @@ class Start:
 
     spec: JobSpec
     die_at: Step | None = None
+    grow: bool = False
     note_steps: bool = False
     seconds_per_unit: float = 0.0
     tries: int | None = None
@@ -146,11 +150,23 @@ def run_driver(spec: JobSpec, **how: Any) -> End:
     return end
 
 
-def finish(spec: JobSpec) -> End:
+def finish(spec: JobSpec, **how: Any) -> End:
     """Give the command again, as a user does after a crash: it must end well."""
-    end = run_driver(spec)
+    end = run_driver(spec, **how)
     assert (end.status, end.error, end.failures) == (0, {}, {}), f"{end.error} {end.failures}\n{end.output}"
     return end
+
+
+def work_here(spec: JobSpec, *, grow: bool = False, source: RequestSource | None = None) -> Outcome:
+    """Work a job in this process, which takes less time and cannot be killed; errors are raised."""
+    driver = _PlainDriver(Start(spec, grow=grow))
+    return driver.finish(driver.prepare(source))
+
+
+def prepare_here(spec: JobSpec, *, grow: bool = False, source: RequestSource | None = None) -> Callable[[], Outcome]:
+    """Prepare a job in this process, and return what works it."""
+    driver = _PlainDriver(Start(spec, grow=grow))
+    return partial(driver.finish, driver.prepare(source))
 
 
 @dataclass
@@ -189,10 +205,13 @@ class _PlainDriver:
     def __init__(self, start: Start) -> None:
         self._start = start
         self.output = io.StringIO()
+        self._progress = Progress(Console(file=self.output, width=1000))
         self.model_was_loaded = False
 
     def work(self) -> Outcome:
-        progress = Progress(Console(file=self.output, width=1000))
+        return self.finish(self.prepare())
+
+    def prepare(self, source: RequestSource | None = None) -> Job:
         with (
             patch.object(prepare, "find_model", lambda *_: Path("none")),
             patch.object(prepare, "read_facts", lambda _: FACTS),
@@ -200,10 +219,12 @@ class _PlainDriver:
             patch.object(prepare, "require_readable", lambda *_: {}),
             patch.object(prepare, "require_same_rules", lambda *_: None),
         ):
-            job = prepare_job(self._start.spec, progress)
-        job = replace(job, estimate=replace(job.estimate, rows_per_assignment=self._start.rollouts_per_assignment))
+            job = prepare_job(self._start.spec, self._progress, source, grow=self._start.grow)
+        return replace(job, estimate=replace(job.estimate, rows_per_assignment=self._start.rollouts_per_assignment))
+
+    def finish(self, job: Job) -> Outcome:
         # Not entered: its thread would write the status at moments of its own, and steps would not repeat.
-        return work_job(job, progress, StatusReporter(), open_backend=self._open_backend)
+        return work_job(job, self._progress, StatusReporter(), open_backend=self._open_backend)
 
     @contextmanager
     def _open_backend(self, job: Job, progress: Progress) -> Iterator[Backend]:
@@ -219,7 +240,8 @@ class _PlainDriver:
         self.model_was_loaded = True
         capture = settings.engine.capture
         return _SlowEngine(
-            arrays=tuple((hook, pooling) for hook in capture.hook_points for pooling in capture.poolings),
+            arrays=tuple((hook, pooling) for hook in capture.hook_points for pooling in capture.pooled),
             layers=settings.engine.layers,
+            token_layers=settings.engine.token_layers,
             seconds_per_call=self._start.seconds_per_unit,
         )

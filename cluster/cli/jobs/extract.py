@@ -8,7 +8,7 @@ import click
 
 from ....jobs.poolings import DEFAULT_POOLING, DEFAULT_PROMPT_POOLING, POOLINGS
 from ....jobs.specs.spec import make_spec
-from ..options import endpoint_option, join_option, json_option, set_option
+from ..options import endpoint_option, grow_option, join_option, json_option, set_option
 from ..work import work
 
 
@@ -50,6 +50,7 @@ from ..work import work
     help="File with a chat template to use instead of the model's, as for a base model.",
 )
 @set_option
+@grow_option
 @join_option
 @endpoint_option
 @json_option
@@ -64,6 +65,7 @@ def extract(
     skip_invalid: bool,
     chat_template: str | None,
     overrides: tuple[str, ...],
+    grow: bool,
     address: str | None,
     endpoint_url: str | None,
     as_json: bool,
@@ -73,7 +75,7 @@ def extract(
     A line of a .jsonl file is {"messages": [{"role": ..., "content": ...}, ...]}; other keys are copied into the store.
     With --prompts-only a line ends with the user's message, and is the row of its last token or another --pooling.
     A directory of the released pipeline, with one file per role, also gives role vectors and the axis.
-    A run that was stopped continues with the same command.
+    A run that was stopped continues with the same command. --grow reads conversations that were appended since.
     """
     data: dict[str, Any] = {
         "model": {"source": model, "chat_template": chat_template},
@@ -85,7 +87,7 @@ def extract(
         | ({"poolings": list(poolings)} if poolings else {}),
         "store": {"url": store_url, "endpoint_url": endpoint_url},
     }
-    return work(make_spec(data, overrides), address, as_json=as_json)
+    return work(make_spec(data, overrides), address, grow=grow, as_json=as_json)
 
 
 def _layers(text: str, option: str) -> str | list[int]:

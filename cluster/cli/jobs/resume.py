@@ -11,7 +11,7 @@ from ...submission.ray_cluster import Cluster
 from ...submission.resumed_spec import spec_of_job, spec_of_store
 from ...submission.submit import SubmitOptions, submit_job
 from .. import output
-from ..options import access_options, address_option, code_options, endpoint_option, is_store, json_option
+from ..options import access_options, address_option, code_options, endpoint_option, grow_option, is_store, json_option
 from .submit import print_submitted
 
 
@@ -28,6 +28,7 @@ from .submit import print_submitted
     help="The server of generation.endpoint, if the spec sends it a key (generation.api_key_env).",
 )
 @access_options
+@grow_option
 @json_option
 def resume(
     target: str,
@@ -35,13 +36,15 @@ def resume(
     endpoint_url: str | None,
     access: S3Access,
     receiver: str | None,
+    grow: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Submit JOB again, or the run at STORE when its cluster is gone. Only missing units are done.
 
-    The spec is that of the job, or that of the run's first start. Others may have written it, so a server that
-    generates gets a key only if --send-key-to names it.
+    The spec is that of the job, or that of the run with all its additions. Others may have written it, so a server
+    that generates gets a key only if --send-key-to names it. A job that was to add to a run, and has not done so yet,
+    needs --grow again.
     """
     template: str | None = None
     if is_store(target):
@@ -50,5 +53,5 @@ def resume(
     else:
         cluster = Cluster(address)
         spec = spec_of_job(cluster.job(target), receiver)
-    job_id = submit_job(spec, cluster, SubmitOptions(**options), output.progress(), template)
+    job_id = submit_job(spec, cluster, SubmitOptions(**options), output.progress(), template, grow=grow)
     print_submitted(job_id, cluster, as_json=as_json)

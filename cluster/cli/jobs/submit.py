@@ -10,23 +10,27 @@ from ....jobs.specs.spec import load_spec
 from ...submission.ray_cluster import Cluster
 from ...submission.submit import SubmitOptions, submit_job
 from .. import output
-from ..options import address_option, code_options, json_option, set_option, spec_argument
+from ..options import address_option, code_options, grow_option, json_option, set_option, spec_argument
 
 
 @click.command()
 @spec_argument
 @set_option
+@grow_option
 @address_option
 @code_options
 @json_option
-def submit(spec_file: str, overrides: tuple[str, ...], address: str | None, as_json: bool, **options: Any) -> None:
+def submit(
+    spec_file: str, overrides: tuple[str, ...], grow: bool, address: str | None, as_json: bool, **options: Any
+) -> None:
     """Submit the job in SPEC to a cluster and print its id. The job does not depend on this machine after that.
 
-    Submitting the same spec again does the missing units only.
+    Submitting the same spec again does the missing units only. With --grow the job adds to the run in its store.
     """
     spec = load_spec(spec_file, overrides)
     cluster = Cluster(address)
-    print_submitted(submit_job(spec, cluster, SubmitOptions(**options), output.progress()), cluster, as_json=as_json)
+    job_id = submit_job(spec, cluster, SubmitOptions(**options), output.progress(), grow=grow)
+    print_submitted(job_id, cluster, as_json=as_json)
 
 
 def print_submitted(job_id: str, cluster: Cluster, *, as_json: bool) -> None:

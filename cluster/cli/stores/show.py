@@ -43,6 +43,7 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
         [
             ["model", f"{contents['model']} ({count_of(contents['n_layers'], 'layer')} x {contents['d_model']})"],
             ["complete", str(run.completeness)],
+            *_growth(contents["additions"]),
             ["driver", f"process {driver['pid']} on {driver['host']}" if driver else "none is running"],
             ["rollouts", _rollouts(contents)],
             *([["server's tokens", served_text(run.served_tokens)]] if run.served_tokens else []),
@@ -125,6 +126,15 @@ def _contents(run: Run) -> dict[str, Any]:
         "mantissa_bits": record.spec.store.mantissa_bits,
         "reduction": current_reduction_id(run.location),
         "created_at": record.created_at,
+        "additions": [
+            {
+                "number": addition.number,
+                "units": addition.num_units,
+                "rollouts": addition.num_rollouts,
+                "created_at": addition.created_at,
+            }
+            for addition in record.additions
+        ],
         "rendering": record.rendering,
         "passes": record.passes,
         "engine": record.engine,
@@ -136,6 +146,18 @@ def _rollouts(contents: dict[str, Any]) -> str:
     if contents["prompts_only"]:
         return f"{contents['rollouts']:,}, prompts without a response"
     return f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty"
+
+
+def _growth(additions: list[dict[str, Any]]) -> list[list[str]]:
+    """Format what was added to the run since it was begun; no lines for a run that never grew."""
+    return [
+        [
+            f"addition {addition['number']}",
+            f"{count_of(addition['units'], 'unit')}, {count_of(addition['rollouts'], 'rollout')}, at "
+            f"{addition['created_at']}",
+        ]
+        for addition in additions
+    ]
 
 
 def _names(names: list[str]) -> str:

@@ -60,7 +60,7 @@ def test_a_run_is_begun_once_and_begun_again_by_the_same_job_alone(store_url: st
         ({"sampling": {"temperature": 0.1}}, "sampling.temperature", "begun with 0.7, the spec says 0.1"),
         ({"seed": 3}, "seed", "begun with 0, the spec says 3"),
         ({"capture": {"layers": [1]}}, "capture.layers", '"all"'),
-        ({"store": {"url": "x", "mantissa_bits": 7}}, "mantissa_bits", "begun with 10"),
+        ({"store": {"url": "x", "mantissa_bits": 7}}, "store.mantissa_bits", "begun with 10"),
         ({"model": {"source": "other", "name": "Nobody"}}, "model.source", '"other"'),
     ],
 )
@@ -182,7 +182,7 @@ def test_of_two_plans_that_begin_at_once_neither_writes_over_the_list_of_the_oth
 def test_a_store_of_a_newer_layout_asks_for_an_upgrade(location: Location, plan: Plan, added: dict[str, object]):
     begin_run(location, record_of(plan), encode_units(plan.units))
     data = json.loads(location.read(layout.RUN_RECORD) or b"")
-    newer = data | {"layout_version": layout.LAYOUT_VERSION + 1} | added
+    newer = data | {"layout_version": layout.GROWN_LAYOUT_VERSION + 1} | added
     location.write(layout.RUN_RECORD, json.dumps(newer).encode())
     with pytest.raises(StoreError, match="Upgrade persona-atlas") as caught:
         open_run(location.url)
