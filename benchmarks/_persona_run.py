@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ class PersonaRun:
     """A run that is written unit by unit.
 
     Args:
-        url: Empty store.
+        url: Empty directory.
         shape: Size of the run.
         spare: Units of each persona that are planned and not written at first.
 
@@ -77,12 +78,13 @@ class PersonaRun:
         shape: Size of the run.
     """
 
-    def __init__(self, url: str, shape: PersonaShape, spare: int = 1) -> None:
+    def __init__(self, url: str, shape: PersonaShape, spare: int = 2) -> None:
         self.location: Location = open_location(url)
         self.shape = shape
         self._per_persona = shape.units + spare
         self._record = _record(shape, self._per_persona)
         self._manifests: list[Manifest] = []
+        self._last: tuple[Path, bytes] | None = None
         self.location.write(layout.RUN_RECORD, self._record.to_bytes())
         reserve_rows(self.location, self._record, self._per_persona * len(shape.personas))
         for number in range(len(shape.personas)):
@@ -119,7 +121,7 @@ class PersonaRun:
             unit_id = f"{kind}.{name}.{side}.p0.b{number}"
             unit = WorkUnit.of_questions(unit_id, kind, name, side, 0, questions, 1)
             path = layout.shard_path(*ARRAY, row_block)
-            self.location.write(path, encoded.data)
+            self._write_shard(path, encoded.data)
             shard = StoredShard(
                 path=path,
                 num_bytes=len(encoded.data),
@@ -145,6 +147,16 @@ class PersonaRun:
             record = CommitRecord.of(manifest, generation=1, committed_at="2026-01-01T00:00:00+00:00")
             self.location.write(layout.commit_path(unit_id), record.to_bytes())
         self._write_tables()
+
+    def _write_shard(self, path: str, data: bytes) -> None:
+        """Write a shard, or link it to the last one that has the same bytes: a large run then takes little space."""
+        if self._last is not None and self._last[1] == data:
+            target = Path(self.location.url) / path
+            target.parent.mkdir(parents=True)
+            target.hardlink_to(self._last[0])
+            return
+        self.location.write(path, data)
+        self._last = Path(self.location.url) / path, data
 
     def _write_tables(self) -> None:
         write_chunks(self.location, chunk_table(self._manifests))

@@ -144,20 +144,20 @@ def again(report: Report, made: PersonaRun) -> None:
     first_s = _seconds(lambda: reduce_run(open_run(url)))
     unchanged_s = _seconds(lambda: reduce_run(open_run(url)))
     report.most("reducing again with nothing new, of the first time", unchanged_s / first_s, "ratio", _AGAIN_LIMIT)
-    share = max(1, round(0.01 * shape.units * len(shape.personas)))
-    traits = [number for number, address in enumerate(shape.personas) if address[0] == "trait"][:share]
-    roles = [number for number, address in enumerate(shape.personas) if address[0] == "role"][:share]
-    for what, personas in (("traits", traits), ("roles", roles)):
-        for number in personas:
-            made.add(number, range(shape.units, shape.units + 1))
+    one_per_cent = max(1, round(0.01 * shape.units * len(shape.personas)))
+    for what in ("trait", "role"):
+        numbers = [number for number, address in enumerate(shape.personas) if address[0] == what]
+        for place in range(one_per_cent):
+            unit = shape.units + place // len(numbers)
+            made.add(numbers[place % len(numbers)], range(unit, unit + 1))
         steps = _Steps()
         total_s = _seconds(lambda steps=steps: reduce_run(open_run(url), say=steps.say))
-        name = f"reducing again after {len(personas)} new units of {what}"
+        name = f"reducing again after {one_per_cent} new units of {what}s, {shape}"
         report.most(
             f"{name}: up to axis and PCA, of the first time", steps.before("Projecting") / first_s, "ratio", 0.05
         )
         # New rollouts of roles change the axis, and every rollout is projected on the new one.
-        limit = _AGAIN_LIMIT if what == "traits" else None
+        limit = _AGAIN_LIMIT if what == "trait" else None
         report.most(f"{name}: all of it, of the first time", total_s / first_s, "ratio", limit)
     report.say(f"The first time: {first_s:.2f} s.")
 
@@ -277,8 +277,8 @@ def main() -> int:
             if name == "narrow":
                 (folder / "files").mkdir()
                 usual_way(report, made, folder / "files", min(repeats, 3))
-            else:
-                again(report, made)
+        # Long, because a reduction takes half a second, whatever it reads, to write its arrays.
+        again(report, PersonaRun(str(folder / "long"), replace(wide, units=60), spare=8))
         layers = 24 if options.quick else 80
         memory(report, folder / "large", replace(wide, roles=4, traits=2, units=2, layers=layers, d_model=8192))
     return report.finish()
