@@ -291,7 +291,7 @@ class StoredSums:
             done = self._mapper(compute_sums, self._location, works, num_threads)
             self.units_read += sum(with_progress(done, len(works), "Averaging", say))
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            opened = pool.map(lambda persona: open_partial(self._location, self._path(persona)), personas)
+            opened = pool.map(self._opened, personas)
             self._partials = {persona.key: partial for persona, partial in zip(personas, opened, strict=True)}
 
     def read(self, persona: Persona, start: int, stop: int) -> dict[Group, Moments]:
@@ -303,12 +303,21 @@ class StoredSums:
         try:
             return groups_of(self._partials[persona.key], self._location, start, stop)
         except DamagedPartialError:
-            work = SumsWork(
-                self._lengths.to_read(persona.units), persona.groups, persona.counts, None, self._path(persona), True
-            )
-            self.units_read += compute_sums(self._location, work)
-            self._partials[persona.key] = open_partial(self._location, work.path)
+            self._partials[persona.key] = self._made_again(persona)
             return groups_of(self._partials[persona.key], self._location, start, stop)
+
+    def _opened(self, persona: Persona) -> Partial:
+        try:
+            return open_partial(self._location, self._path(persona))
+        except DamagedPartialError:
+            # Deleted since, as by a ``gc`` at the same time.
+            return self._made_again(persona)
+
+    def _made_again(self, persona: Persona) -> Partial:
+        to_read = self._lengths.to_read(persona.units)
+        work = SumsWork(to_read, persona.groups, persona.counts, None, self._path(persona), True)
+        self.units_read += compute_sums(self._location, work)
+        return open_partial(self._location, work.path)
 
     def _path(self, persona: Persona) -> str:
         return layout.partial_path(
