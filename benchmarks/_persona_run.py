@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from persona_atlas.jobs.model_facts import ModelFacts
-from persona_atlas.jobs.personas import DEFAULT_PERSONA
+from persona_atlas.jobs.personas import DEFAULT_PERSONA, Kind, Polarity
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.units import WorkUnit
 from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
@@ -21,7 +21,7 @@ from persona_atlas.storage.run.index import write_index
 from persona_atlas.storage.run.run_store import reserve_rows
 
 ARRAY = ("resid_post", "response_mean")
-Address = tuple[str, str, str]
+Address = tuple[Kind, str, Polarity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,11 @@ class PersonaShape:
     @property
     def personas(self) -> list[Address]:
         """Kind, name and polarity of every persona."""
-        traits = [("trait", f"trait{number:03d}", side) for number in range(self.traits) for side in ("neg", "pos")]
-        return [
-            ("default", DEFAULT_PERSONA, "pos"),
-            *(("role", f"role{number:03d}", "pos") for number in range(self.roles)),
-            *traits,
-        ]
+        found: list[Address] = [("default", DEFAULT_PERSONA, "pos")]
+        found += [("role", f"role{number:03d}", "pos") for number in range(self.roles)]
+        for number in range(self.traits):
+            found += [("trait", f"trait{number:03d}", "neg"), ("trait", f"trait{number:03d}", "pos")]
+        return found
 
     @property
     def num_values(self) -> int:

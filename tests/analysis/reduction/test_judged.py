@@ -147,14 +147,15 @@ def test_too_few_rollouts_are_refused_with_the_counts_that_would_do(judged: tupl
 
 def test_wrong_settings_are_refused(judged: tuple[Run, Reduction, Reduction]):
     run, _, _ = judged
-    for wrong, code in (
+    settings: tuple[tuple[dict[str, Any], str], ...] = (
         ({"judge": "strikt"}, "no_such_judge"),
         ({"min_score": 4}, "out_of_range"),
         ({"min_count": 0}, "out_of_range"),
         ({"percentiles": [1, 101]}, "out_of_range"),
         ({"percentiles": [5, 5]}, "out_of_range"),
         ({"percentiles": []}, "out_of_range"),
-    ):
+    )
+    for wrong, code in settings:
         with pytest.raises(InputError) as refused:
             reduce_run(run, **wrong)
         assert refused.value.code == code
