@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .jobs.version import __version__
 
 if TYPE_CHECKING:
-    from .cluster.api import JobResult, extract, plan, reduce, run, verify
+    from .cluster.api import JobResult, compare, extract, plan, reduce, run, verify
     from .jobs.catalog import load_catalog
     from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
     from .jobs.plan import Plan
@@ -39,6 +39,7 @@ __all__ = [
     "TransientError",
     "UnitError",
     "__version__",
+    "compare",
     "estimate",
     "extract",
     "load_catalog",
@@ -63,6 +64,7 @@ _MODULES = {
     "StoreError": "jobs.errors",
     "TransientError": "jobs.errors",
     "UnitError": "jobs.errors",
+    "compare": "cluster.api",
     "estimate": "jobs.sizing.estimate",
     "extract": "cluster.api",
     "load_catalog": "jobs.catalog",

@@ -52,7 +52,7 @@ def is_distinct(differences_LD: Float64, means_LD: Float64) -> npt.NDArray[np.bo
         [False, True]
     """
     lengths = np.linalg.norm(differences_LD, axis=-1)
-    return (lengths > 0) & (lengths > _ROUNDING * np.linalg.norm(means_LD, axis=-1))
+    return np.asarray((lengths > 0) & (lengths > _ROUNDING * np.linalg.norm(means_LD, axis=-1)))
 
 
 def unit(vectors: Float64) -> Float64:
@@ -200,7 +200,7 @@ def split_half(default_2LD: Float64, role_vectors_2PLD: Float64) -> Float64:
         >>> split_half(default_2LD, np.array([[[[1.0, 0.0]]], [[[4.0, 3.0]]]]))
         array([0.])
     """
-    in_both_PL = np.isfinite(role_vectors_2PLD).all(axis=(0, 3))
+    in_both_PL = np.asarray(np.isfinite(role_vectors_2PLD).all(axis=(0, 3)))
     axes_2LD = np.full(default_2LD.shape, np.nan)
     for half in range(2):
         kept_PLD = np.where(in_both_PL[..., None], role_vectors_2PLD[half], np.nan)
@@ -211,7 +211,7 @@ def split_half(default_2LD: Float64, role_vectors_2PLD: Float64) -> Float64:
 
 def _mean_of_present(vectors_PLD: Float64) -> Float64:
     """Mean over the vectors without NaN, ``(L, D)``; NaN at a layer that has none."""
-    present_PL = np.isfinite(vectors_PLD).all(axis=-1)
+    present_PL = np.asarray(np.isfinite(vectors_PLD).all(axis=-1))
     total_LD = np.where(present_PL[..., None], vectors_PLD, 0.0).sum(axis=0)
-    counts_L1 = present_PL.sum(axis=0)[:, None]
+    counts_L1 = np.asarray(present_PL.sum(axis=0))[:, None]
     return np.divide(total_LD, counts_L1, out=np.full(total_LD.shape, np.nan), where=counts_L1 > 0)

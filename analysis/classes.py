@@ -9,6 +9,7 @@ or more (``70``)? What no judge has scored is ``unscored``, and the default Assi
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -79,8 +80,8 @@ def score_classes(lines: pa.Table) -> list[str]:
 
     A role's score is rounded to the nearest of 0 to 3, a half to the even number. A trait's rollout is paired with that
     of the other polarity with the same prompt, question and sample; the pair passes if both are scored and the score of
-    ``pos`` exceeds that of ``neg`` by more than 50. Lines of rollouts without a vector should be left out before, or a
-    pair would count of which only one has a vector.
+    ``pos`` exceeds that of ``neg`` by more than 50. Rollouts without one of these numbers make no pair. Lines of
+    rollouts without a vector should be left out before, or a pair would count of which only one has a vector.
 
     Args:
         lines: Lines of the index of one persona, for a trait of both polarities, with the columns ``kind``,
@@ -124,11 +125,15 @@ def _passing(lines: pa.Table, scores: np.ndarray) -> np.ndarray:
     names = ("kind", "prompt_index", "question_index", "sample_index", "polarity")
     addresses = list(zip(*(lines[name].to_pylist() for name in names), strict=True))
     score_of = dict(zip(addresses, scores.tolist(), strict=True))
-    missing = float("nan")
+    times = Counter(addresses)
 
     def passes(pair: tuple[object, ...]) -> bool:
-        # A comparison with NaN is false: a pair of which one is missing or not scored does not pass.
-        return score_of.get((*pair, "pos"), missing) - score_of.get((*pair, "neg"), missing) > PAIR_DIFFERENCE
+        pos, neg = (*pair, "pos"), (*pair, "neg")
+        # Without a whole address, or with two rollouts at one, nobody knows what belongs together.
+        if None in pair or times[pos] != 1 or times[neg] != 1:
+            return False
+        # A comparison with NaN is false: a pair of which one is not scored does not pass.
+        return score_of[pos] - score_of[neg] > PAIR_DIFFERENCE
 
     return np.array([address[0] == "trait" and passes(address[:4]) for address in addresses], dtype=bool)
 

@@ -4,8 +4,9 @@ Sun, Chen, Kolter and Liu, "Massive Activations in Large Language Models" (arXiv
 token massive if it is above 100 and about 1,000 times the median magnitude of its hidden state. That rule depends on
 the scale of a model, and the means over a response that are kept here leave out the first token, where most of these
 activations are. The rule here is this project's own and free of scale: a coordinate of the mean vector is massive if
-its magnitude is more than 100 times the median magnitude. Ordinary coordinates of SmolLM2's means reach 50 times the
-median, its massive ones 90 to 207 times.
+its magnitude is more than 100 times the median magnitude. At most two coordinates of a layer are, of three in all, in
+the 30 layers of SmolLM2: they have 101 to 266 times the median, where every other coordinate has less than 91 times,
+and after the first layers less than 62 times.
 
 Axes: P vectors, L layers, D d_model.
 """

@@ -1,4 +1,4 @@
-"""The Python interface: plan, run, extract, reduce and verify without a command line.
+"""The Python interface: plan, run, extract, reduce, compare and verify without a command line.
 
 Each function does what the command of the same name does and raises the same errors; progress goes to stderr. The names
 that a program should use are those of ``persona_atlas``; this module is where they are made.
@@ -14,6 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
+from ..analysis.comparison.compare import compare as compare_sides
+from ..analysis.comparison.results import Comparison
+from ..analysis.comparison.sides import refuse_same, side_of
 from ..analysis.reduce import reduce_run
 from ..analysis.summary import Summary
 from ..jobs.plan import Plan
@@ -253,6 +256,44 @@ def reduce(
         percentiles=percentiles,
         say=_progress(progress).say,
     )
+
+
+def compare(
+    a: Run | str | os.PathLike[str],
+    b: Run | str | os.PathLike[str],
+    *,
+    layer: int | None = None,
+    reduction_a: str | None = None,
+    reduction_b: str | None = None,
+) -> Comparison:
+    """Compare two reductions: two models, two judges, two checkpoints, or a base model and its fine-tune.
+
+    Args:
+        a: An open run, or the path or URL of its store.
+        b: Another, or the same with another reduction.
+        layer: Layer of ``a`` to compare in detail; None: the middle one of those that have a partner.
+        reduction_a: Id of a stored reduction of ``a``; None: the current one.
+        reduction_b: Id of a stored reduction of ``b``; None: the current one.
+
+    Returns:
+        Correlations of how both order their common roles, cosines of their axes where they are equally wide, and the
+        roles that moved, by layers at the same depth.
+
+    Raises:
+        InputError: A run has no such reduction, both are the same, fewer than three roles are common, or no layer is.
+        StoreError: A reduction is damaged.
+
+    Example:
+        >>> from persona_atlas import compare, reduce
+        >>> made = [reduce(store, progress=False) for store in ("runs/demo", "runs/tokens")]
+        >>> found = compare("runs/demo", "runs/tokens", layer=15)
+        >>> found.roles, round(found.at.axis_cosine, 3)
+        (('pirate', 'poet', 'teacher'), 1.0)
+    """
+    run_a, run_b = (run if isinstance(run, Run) else open_run(run) for run in (a, b))
+    side_a, side_b = side_of(run_a, reduction_a, "reduction_a"), side_of(run_b, reduction_b, "reduction_b")
+    refuse_same(side_a, side_b, "Name another with reduction_a or reduction_b.")
+    return compare_sides(side_a, side_b, layer)
 
 
 def verify(

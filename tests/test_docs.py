@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.specs.spec import JobSpec, load_spec
+from persona_atlas.storage.derived.reduction import ARRAYS
 
 from fakes import FACTS, small_plan
 
@@ -153,6 +154,11 @@ def test_the_spec_page_names_every_field():
         parent, _, leaf = name.rpartition(".")
         told = f"`{name}`" in text or f"`{parent}.*`" in text or f"`.{leaf}`" in text
         assert told, name
+
+
+def test_the_science_page_names_every_array_of_a_reduction():
+    text = (ROOT / "docs" / "science.md").read_text()
+    assert not [name for name in ARRAYS if f"`{name}`" not in text]
 
 
 def test_help_is_there_for_every_verb():

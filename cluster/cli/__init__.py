@@ -21,7 +21,7 @@ from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
 from .options import refuse_blank_values
 from .stop_signals import EXIT_INTERRUPTED, stop_on_signals
-from .stores import gc, import_scores, probe_store, query, reduce, report, show, verify
+from .stores import compare, gc, import_scores, probe_store, query, reduce, report, show, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,6 +48,7 @@ for _command in (
     probe_store.probe_store,
     import_scores.import_scores,
     reduce.reduce,
+    compare.compare,
     report.report,
     catalog.catalog,
     cluster.cluster,

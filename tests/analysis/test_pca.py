@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.analysis.pca import components_for, fit_pca
+from persona_atlas.analysis.massive import NOTABLE_SHARE, massive_coordinates, massive_share
+from persona_atlas.analysis.pca import MAX_KEPT, components_for, default_distance, fit_pca, rollout_variance_share
 
 
 def drawn(num_vectors: int, d_model: int, seed: int, layers: int = 2) -> np.ndarray:
@@ -105,3 +106,107 @@ def test_a_layer_where_all_vectors_are_the_same_has_no_components_and_the_others
 def test_components_for_counts_those_that_reach_the_share(ratio: list[float], share: float, expected: int):
     assert components_for(np.array(ratio), share) == expected
     assert components_for(np.array(ratio, dtype=np.float32), share - 1e-6) == expected
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12), (30, 200)])
+def test_components_are_those_of_numpys_svd_whether_there_are_more_vectors_or_coordinates(shape: tuple[int, int]):
+    vectors_PLD = drawn(*shape, seed=4)
+    pca = fit_pca(vectors_PLD, None)
+    count = min(shape[0] - 1, shape[1])
+    assert pca.components_LKD.shape == (2, min(count, MAX_KEPT), shape[1])
+    assert pca.variance_ratio_LM.shape == (2, count)
+    for layer in range(2):
+        _, singular, right = np.linalg.svd(
+            vectors_PLD[:, layer] - vectors_PLD[:, layer].mean(axis=0), full_matrices=False
+        )
+        variance = singular[:count] ** 2
+        np.testing.assert_allclose(pca.variance_ratio_LM[layer], variance / (singular**2).sum(), atol=1e-12)
+        kept = len(pca.components_LKD[layer])
+        np.testing.assert_allclose(np.abs(np.einsum("kd,kd->k", pca.components_LKD[layer], right[:kept])), 1, atol=1e-8)
+
+
+def test_two_vectors_that_are_the_same_leave_a_component_without_variance_or_direction():
+    vectors_PLD = drawn(5, 9, 0)
+    vectors_PLD[4] = vectors_PLD[3]
+    pca = fit_pca(vectors_PLD, None)
+    assert (pca.variance_ratio_LM[:, 3] == 0).all()
+    assert np.isnan(pca.components_LKD[:, 3]).all()
+    assert np.isfinite(pca.components_LKD[:, :3]).all()
+    np.testing.assert_allclose(pca.variance_ratio_LM.sum(axis=1), 1)
+
+
+def test_a_vector_of_nan_leaves_its_layer_alone_without_components():
+    vectors_PLD = drawn(5, 9, 0)
+    alone = fit_pca(vectors_PLD[:, 1:], None)
+    vectors_PLD[2, 0, 3] = np.nan
+    for standardised in (False, True):
+        found = fit_pca(vectors_PLD, None, standardised=standardised)
+        assert found.defined_L.tolist() == [False, True]
+        assert np.isnan(found.components_LKD[0]).all()
+        assert np.isnan(found.variance_ratio_LM[0]).all()
+    np.testing.assert_allclose(fit_pca(vectors_PLD, None).components_LKD[1:], alone.components_LKD)
+
+
+def test_standardised_components_are_the_eigenvectors_of_the_correlations():
+    vectors_PLD = drawn(30, 6, 2)
+    vectors_PLD[:, :, 1] *= 1e4
+    axis_LD = np.random.default_rng(0).standard_normal((2, 6))
+    pca = fit_pca(vectors_PLD, axis_LD, standardised=True)
+    assert pca.scale_LD is not None
+    for layer in range(2):
+        values, right = np.linalg.eigh(np.corrcoef(vectors_PLD[:, layer], rowvar=False))
+        np.testing.assert_allclose(pca.variance_ratio_LM[layer], values[::-1] / 6, atol=1e-12)
+        np.testing.assert_allclose(
+            np.abs(np.einsum("kd,dk->k", pca.components_LKD[layer], right[:, ::-1])), 1, atol=1e-8
+        )
+        np.testing.assert_allclose(pca.scale_LD[layer], vectors_PLD[:, layer].std(axis=0, ddof=1))
+        assert pca.components_LKD[layer, 0] @ (axis_LD[layer] / pca.scale_LD[layer]) > 0
+    scores = pca.scores(vectors_PLD)
+    np.testing.assert_allclose(scores.var(axis=0, ddof=1).sum(axis=1), 6)
+
+
+def test_a_coordinate_that_does_not_vary_stays_out_of_the_standardised_components():
+    vectors_PLD = drawn(10, 4, 2)
+    vectors_PLD[:, :, 2] = 1e6 * (1 + 1e-13 * np.arange(10)[:, None])
+    pca = fit_pca(vectors_PLD, None, standardised=True)
+    assert pca.scale_LD is not None
+    assert (pca.scale_LD[:, 2] == 1).all()
+    np.testing.assert_allclose(pca.components_LKD[:, :3, 2], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [(-3.0, 0.25), (-2.0, 0.0), (0.0, -0.5), (1.5, -0.125), (2.0, 0.0), (6.0, 1.0)]
+)
+def test_the_distance_of_the_default_is_a_fraction_of_the_range_and_negative_inside(score: float, expected: float):
+    vectors_PLD = np.array([-2.0, 0.0, 2.0])[:, None, None] * np.array([0.6, 0.8]) + 50
+    pca = fit_pca(vectors_PLD, None)
+    default_LD = score * np.array([[0.6, 0.8]]) + 50
+    assert default_distance(pca, vectors_PLD, default_LD)[0, 0] == pytest.approx(expected)
+
+
+def test_the_share_of_rollouts_is_nan_where_they_do_not_vary():
+    found = rollout_variance_share(np.array([[1.0, 0.5], [0.0, 0.0], [1.0, 1.0]]), np.array([4.0, 0.0, np.nan]))
+    np.testing.assert_array_equal(found, [[0.25, 0.125], [np.nan, np.nan], [np.nan, np.nan]])
+
+
+def test_there_is_no_number_of_components_where_there_are_none():
+    with pytest.raises(ValueError, match="no components"):
+        components_for(np.array([np.nan, np.nan]), 0.7)
+
+
+def test_massive_coordinates_are_found_whatever_the_scale_and_their_share_is_that_of_the_variance():
+    rng = np.random.default_rng(0)
+    vectors_PLD = rng.standard_normal((20, 3, 500))
+    vectors_PLD[:, 1, 40] += 400
+    vectors_PLD[:, 1, 7] = 900 + 30 * rng.standard_normal(20)
+    vectors_PLD[:, 2] = np.nan
+    for scale in (1e-3, 1.0, 1e3):
+        found = massive_coordinates(scale * vectors_PLD.mean(axis=0))
+        # The mean of 20 vectors is smaller than they are, by the root of 20: ordinary coordinates stay far below.
+        assert found == [[], [7, 40], []]
+    share_L = massive_share(vectors_PLD, found)
+    assert share_L[0] == 0
+    variance_D = vectors_PLD[:, 1].var(axis=0)
+    assert share_L[1] == pytest.approx((variance_D[7] + variance_D[40]) / variance_D.sum())
+    assert share_L[1] > NOTABLE_SHARE
+    assert np.isnan(share_L[2])

@@ -1,0 +1,147 @@
+"""The roles that two reductions have in common, at one layer of each.
+
+Axes: P common roles, K components, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...storage.derived.reductions import Reduction
+from ..axis import cosine_or_nan, project
+from ..pca import Pca
+from .results import ComparedLayer, MatchedComponent
+
+Float64 = npt.NDArray[np.float64]
+
+NUM_COMPONENTS = 5
+"""Number of first components that are matched."""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two reductions that are compared.
+
+    Attributes:
+        reduction: The reduction.
+        n_layers: Number of layers of its model, of which the reduction may have some.
+        model: Source of the model, as its run's record has it.
+        store: Path or URL of its store, for errors.
+    """
+
+    reduction: Reduction
+    n_layers: int
+    model: str
+    store: str
+
+
+class RolesAtLayer:
+    """The common roles of one side at one layer.
+
+    Args:
+        side: The reduction.
+        layer: 0-based layer.
+        common: Names of the common roles.
+
+    Attributes:
+        layer: The layer.
+        axis_D: The axis; NaN where it is undefined, None without one.
+        z_scores: Projections of the common roles as z-scores among themselves; None without an axis.
+        default_z: z-score of the default; None without an axis or a default vector.
+        scores_PK: Scores of the common roles on the first components; None without components.
+    """
+
+    def __init__(self, side: Side, layer: int, common: Sequence[str]) -> None:
+        reduction = side.reduction
+        rows = [reduction.role_names.index(name) for name in common]
+        self.layer = layer
+        roles_P1D = _read(reduction, "role_vectors", layer)
+        assert roles_P1D is not None
+        roles_P1D = roles_P1D[rows]
+        axis_1D = _read(reduction, "axis", layer)
+        self.axis_D = None if axis_1D is None else axis_1D[0]
+        self.z_scores: list[float] | None = None
+        self.default_z: float | None = None
+        if axis_1D is not None and np.isfinite(axis_1D).all():
+            projected_P = project(roles_P1D, axis_1D)[:, 0]
+            mean, spread = projected_P.mean(), projected_P.std()
+            if spread > 1e-12 * np.abs(projected_P).max():
+                self.z_scores = ((projected_P - mean) / spread).tolist()
+                default_1D = _read(reduction, "default_vector", layer)
+                if default_1D is not None:
+                    self.default_z = float((project(default_1D[None], axis_1D)[0, 0] - mean) / spread)
+        self.scores_PK = _scores(reduction, layer, roles_P1D)
+
+
+def _scores(reduction: Reduction, layer: int, roles_P1D: Float64) -> Float64 | None:
+    mean_1D, components_1KD = _read(reduction, "pca_mean", layer), _read(reduction, "pca_components", layer)
+    if mean_1D is None or components_1KD is None:
+        return None
+    kept_1KD = components_1KD[:, :NUM_COMPONENTS]
+    kept_1KD = kept_1KD[:, np.isfinite(kept_1KD[0]).all(axis=1)]
+    if not kept_1KD.shape[1]:
+        return None
+    pca = Pca(mean_1D, kept_1KD, np.full(kept_1KD.shape[:2], np.nan), np.array([True]))
+    return pca.scores(roles_P1D)[:, 0]
+
+
+def _read(reduction: Reduction, name: str, layer: int) -> Float64 | None:
+    values = reduction.read(name, [layer])
+    return None if values is None else values.astype(np.float64)
+
+
+def compare_layer(a: RolesAtLayer, b: RolesAtLayer) -> ComparedLayer:
+    """Compare two layers by their axes and by how axis and first component order the common roles.
+
+    Args:
+        a: The common roles at a layer of the first.
+        b: The same roles, in the same order, at a layer of the second.
+    """
+    axis_cosine = projection_correlation = pc1_correlation = None
+    if a.axis_D is not None and b.axis_D is not None and a.axis_D.shape == b.axis_D.shape:
+        axis_cosine = _number(float(cosine_or_nan(a.axis_D, b.axis_D)))
+    if a.z_scores is not None and b.z_scores is not None:
+        projection_correlation = float(np.mean(np.multiply(a.z_scores, b.z_scores)).clip(-1, 1))
+    if a.scores_PK is not None and b.scores_PK is not None:
+        pc1_correlation = _number(abs(float(_correlations(a.scores_PK[:, :1], b.scores_PK[:, :1])[0, 0])))
+    return ComparedLayer(a.layer, b.layer, axis_cosine, projection_correlation, pc1_correlation)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _correlations(a_PK: Float64, b_PK: Float64) -> Float64:
+    """Correlation of every column of the one with every column of the other; NaN where one does not vary."""
+    a_PK, b_PK = a_PK - a_PK.mean(axis=0), b_PK - b_PK.mean(axis=0)
+    return cosine_or_nan(a_PK.T[:, None], b_PK.T[None])
+
+
+def match_components(a_PK: Float64 | None, b_PK: Float64 | None) -> list[MatchedComponent]:
+    """Match components one to one, the pair with the largest absolute correlation first.
+
+    Args:
+        a_PK: Scores of the common roles on the components of the first; None: it has none.
+        b_PK: Scores of the same roles on those of the second.
+
+    Example:
+        >>> a_PK = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> first = match_components(a_PK, -a_PK[:, ::-1])[0]
+        >>> first.component_a, first.component_b, round(first.correlation, 6), first.is_flipped
+        (1, 2, 1.0, True)
+    """
+    if a_PK is None or b_PK is None:
+        return []
+    left = np.nan_to_num(_correlations(a_PK, b_PK), nan=0.0)
+    found: list[MatchedComponent] = []
+    for _ in range(min(left.shape)):
+        i, j = (int(place) for place in np.unravel_index(np.abs(left).round(9).argmax(), left.shape))
+        if not left[i, j]:
+            break
+        found.append(MatchedComponent(i + 1, j + 1, float(abs(left[i, j])), bool(left[i, j] < 0)))
+        left[i], left[:, j] = 0.0, 0.0
+    return found

@@ -1,0 +1,98 @@
+"""What a comparison of two reductions found, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedLayer:
+    """Two layers at the same depth.
+
+    Attributes:
+        layer_a: 0-based layer of the first.
+        layer_b: 0-based layer of the second.
+        axis_cosine: Cosine between the two axes; None if widths differ or one has no axis here.
+        projection_correlation: Correlation over the common roles of their projections; None without an axis.
+        pc1_correlation: Absolute correlation over the common roles of their scores on the first components; None
+            without components.
+    """
+
+    layer_a: int
+    layer_b: int
+    axis_cosine: float | None
+    projection_correlation: float | None
+    pc1_correlation: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedComponent:
+    """A component of the first reduction and the one of the second that orders the roles most alike.
+
+    Attributes:
+        component_a: Number of the component, from 1.
+        component_b: Number of its partner, from 1.
+        correlation: Correlation of the roles' scores on the two, made positive: signs of components are arbitrary.
+        is_flipped: Whether the second had to be flipped for that.
+    """
+
+    component_a: int
+    component_b: int
+    correlation: float
+    is_flipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MovedRole:
+    """Where a role is on both axes.
+
+    Attributes:
+        role: Name.
+        z_a: Its projection on the first axis, as a z-score among the common roles; higher is nearer the Assistant.
+        z_b: The same on the second.
+    """
+
+    role: str
+    z_a: float
+    z_b: float
+
+    @property
+    def change(self) -> float:
+        """How far the role moved, in z-scores; above zero it is nearer the Assistant in the second."""
+        return self.z_b - self.z_a
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two reductions have in common and where they differ.
+
+    Attributes:
+        roles: Names of the common roles.
+        layers: Every pair of layers at the same depth.
+        at: The pair that all below is about.
+        components: The first components of the first reduction with their partners, the best match first.
+        moved: The common roles, the one that moved farthest first; empty without an axis.
+        default_z: z-score of the default Assistant among the common roles, on both axes; None without an axis.
+        notes: Sentences about what makes the two not alike in other ways.
+    """
+
+    roles: tuple[str, ...]
+    layers: tuple[ComparedLayer, ...]
+    at: ComparedLayer
+    components: tuple[MatchedComponent, ...]
+    moved: tuple[MovedRole, ...]
+    default_z: tuple[float, float] | None
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Build the object that ``--json`` prints."""
+        return {
+            "roles": len(self.roles),
+            **asdict(self.at),
+            "default_z": None if self.default_z is None else {"a": self.default_z[0], "b": self.default_z[1]},
+            "components": [asdict(component) for component in self.components],
+            "moved": [asdict(role) | {"change": role.change} for role in self.moved],
+            "layers": [asdict(layer) for layer in self.layers],
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,112 @@
+"""``persona-atlas compare``: two reductions side by side."""
+
+from __future__ import annotations
+
+import click
+
+from ....analysis.comparison.compare import compare as compare_sides
+from ....analysis.comparison.results import ComparedLayer, Comparison
+from ....analysis.comparison.sides import refuse_same, side_of
+from ....jobs.specs.store_spec import S3Access
+from ....jobs.wording import count_of
+from ....storage.query.run import open_run
+from .. import output
+from ..options import endpoint_option, json_option, reading_access_options
+
+_MOVED_SHOWN = 10
+_LAYERS_SHOWN = 16
+
+
+@click.command()
+@click.argument("store_a", metavar="A")
+@click.argument("store_b", metavar="B")
+@click.option("--layer", type=int, default=None, help="Layer of A to compare in detail; by default the middle one.")
+@click.option("--reduction-a", default=None, metavar="ID", help="A stored reduction of A; by default the current one.")
+@click.option("--reduction-b", default=None, metavar="ID", help="A stored reduction of B; by default the current one.")
+@endpoint_option
+@reading_access_options
+@json_option
+def compare(
+    store_a: str,
+    store_b: str,
+    layer: int | None,
+    reduction_a: str | None,
+    reduction_b: str | None,
+    endpoint_url: str | None,
+    access: S3Access,
+    as_json: bool,
+) -> None:
+    """Compare the reductions of the runs at A and B: two models, judges or checkpoints.
+
+    A and B may be one store with two reductions, as after a second judge.
+    """
+    a = side_of(open_run(store_a, endpoint_url, access), reduction_a, "--reduction-a")
+    b = side_of(open_run(store_b, endpoint_url, access), reduction_b, "--reduction-b")
+    refuse_same(a, b, "Name another with --reduction-a or --reduction-b.")
+    found = compare_sides(a, b, layer)
+    if as_json:
+        sides = {
+            name: {"store": side.store, "reduction": side.reduction.reduction_id, "model": side.model}
+            for name, side in (("a", a), ("b", b))
+        }
+        output.document(sides | found.as_dict())
+        return
+    _print(found)
+
+
+def _print(found: Comparison) -> None:
+    at = found.at
+    output.table(
+        f"Layer {at.layer_a} of A and layer {at.layer_b} of B, {count_of(len(found.roles), 'common role')}",
+        ["", ""],
+        [
+            ["cosine of the axes", _number(at.axis_cosine)],
+            ["correlation of projections", _number(at.projection_correlation)],
+            ["correlation of first components", _number(at.pc1_correlation)],
+            *([["default, in z-scores of the roles", _pair(*found.default_z)]] if found.default_z else []),
+        ],
+    )
+    if found.components:
+        output.table(
+            "Components of A and their partners in B, by how they order the roles",
+            ["A", "B", "correlation", "sign"],
+            [
+                [f"PC{c.component_a}", f"PC{c.component_b}", f"{c.correlation:.3f}", "-" if c.is_flipped else "+"]
+                for c in found.components
+            ],
+        )
+    if found.moved:
+        output.table(
+            "Roles that moved most along the axis, in z-scores; up is toward the Assistant",
+            ["role", "A", "B", "change"],
+            [[m.role, f"{m.z_a:+.2f}", f"{m.z_b:+.2f}", f"{m.change:+.2f}"] for m in found.moved[:_MOVED_SHOWN]],
+        )
+    output.table(
+        "By layer",
+        ["A", "B", "cosine of axes", "r of projections", "r of PC1"],
+        [
+            [
+                str(of.layer_a),
+                str(of.layer_b),
+                *map(_number, (of.axis_cosine, of.projection_correlation, of.pc1_correlation)),
+            ]
+            for of in _spread(found.layers)
+        ],
+    )
+    for note in found.notes:
+        output.text(note)
+
+
+def _spread(layers: tuple[ComparedLayer, ...]) -> list[ComparedLayer]:
+    """Choose layers to print, evenly spread from the first to the last."""
+    step = max(1, -(-len(layers) // _LAYERS_SHOWN))
+    chosen = list(layers[::step])
+    return chosen if chosen[-1] == layers[-1] else [*chosen, layers[-1]]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _pair(a: float, b: float) -> str:
+    return f"{a:+.2f} and {b:+.2f}"
