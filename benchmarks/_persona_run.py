@@ -53,9 +53,11 @@ class PersonaShape:
     def personas(self) -> list[Address]:
         """Kind, name and polarity of every persona."""
         found: list[Address] = [("default", DEFAULT_PERSONA, "pos")]
-        found += [("role", f"role{number:03d}", "pos") for number in range(self.roles)]
+        for number in range(self.roles):
+            found.append(("role", f"role{number:03d}", "pos"))
         for number in range(self.traits):
-            found += [("trait", f"trait{number:03d}", "neg"), ("trait", f"trait{number:03d}", "pos")]
+            found.append(("trait", f"trait{number:03d}", "neg"))
+            found.append(("trait", f"trait{number:03d}", "pos"))
         return found
 
     @property
