@@ -51,6 +51,7 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/query.py
+	$(BIN)/python benchmarks/reduce.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/canary.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html

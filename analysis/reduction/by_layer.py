@@ -177,7 +177,11 @@ class LayerVectors:
         for position in np.flatnonzero(beyond_L).tolist():
             self.undefined.setdefault("variance", {})[position] = OVERFLOW
         arrays["variance"][np.isinf(arrays["variance"])] = np.nan
-        return arrays, massive
+        if "role_projection" in arrays:
+            means_PL = np.concatenate([arrays["role_projection"], arrays["default_projection"][None]])
+            for position in np.flatnonzero((np.abs(means_PL) > np.finfo(np.float32).max).any(axis=0)).tolist():
+                self.undefined.setdefault("projections", {})[position] = OVERFLOW
+        return {name: narrow(a) if a.dtype == np.float64 else a for name, a in arrays.items()}, massive
 
     def _axis(self) -> Float64 | None:
         """Compute the axis, how reliable it is, and where the means lie on it."""

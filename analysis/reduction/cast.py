@@ -107,7 +107,7 @@ def require_roles(cast: Cast) -> None:
             hint="Choose a lower --min-score, another --judge, or --judge none, which ignores scores.",
         )
     raise InputError(
-        f"no role has {cast.settings.min_count} rollouts {counted}".rstrip()
+        f"no role has {cast.settings.min_count} rollouts{counted}".rstrip()
         + f"; the most that one has is {counts[0]}.",
         code="too_few_rollouts",
         field="min_count",

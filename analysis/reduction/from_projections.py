@@ -54,8 +54,9 @@ class ProjectionResults:
         """
         undefined: dict[int, str] = {}
         for position in range(projections_NL.shape[1]):
-            is_finite = np.isfinite(projections_NL[:, position])
-            if is_finite.any() and not is_finite.all():
+            values_N = projections_NL[:, position]
+            # NaN throughout where there is no axis.
+            if not np.isfinite(values_N).all() and not np.isnan(values_N).all():
                 undefined[position] = OVERFLOW
                 projections_NL[:, position] = np.nan
         levels = thresholds(projections_NL, self._cast.settings.percentiles)

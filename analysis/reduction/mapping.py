@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol, TypeVar
 
+from ...jobs.wording import count_of
 from ...storage.locations.location import Location
 
 W = TypeVar("W")
@@ -64,18 +65,20 @@ def map_in_threads(
 
 
 def with_progress(results: Iterator[tuple[int, R]], total: int, what: str, say: Say | None) -> list[R]:
-    """Collect results in the order of the work, and say after each tenth how far it is.
+    """Collect results in the order of the work; say what is done at the start, and of many after each tenth.
 
     Args:
         results: Numbers and results, in any order.
         total: How many there will be.
-        what: What is done, for the line of progress.
+        what: What is done with the personas, as ``Averaging``.
         say: Called with a line of text; None: nothing is said.
     """
     found: dict[int, R] = {}
     step = max(1, total // 10)
+    if say:
+        say(f"{what} {count_of(total, 'persona')}.")
     for number, result in results:
         found[number] = result
         if say and total >= _MANY and (len(found) % step == 0 or len(found) == total):
-            say(f"{what}: {len(found)} of {total} personas.")
+            say(f"{what}: {len(found)} of {total} are done.")
     return [found[number] for number in range(total)]

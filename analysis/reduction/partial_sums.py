@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from ...storage.derived.partials import DamagedPartialError, Partial, PartialWriter, names_by_persona, open_partial
 from ...storage.format import layout
 from ...storage.locations.location import Location
+from ...storage.query.reader import ActivationReader
 from ..moments import Moments
 from .budget import layers_per_read, threads
 from .mapping import Mapper, Say, with_progress
@@ -85,9 +87,7 @@ def _sums(location: Location, work: SumsWork) -> tuple[bytes, int]:
         stop = min(array.num_layers, start + step)
         sums = GroupSums(len(work.groups), stop - start, array.d_model)
         for unit in units:
-            for first, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop):
-                if not sums.add(first - start, values_LND, unit.groups_N):
-                    raise reader.no_numbers(unit.row_block, unit.unit_id)
+            _add_unit(sums, reader, unit, start, stop)
         found = sums.moments()
         if work.base is not None:
             _merge(found, work.groups, groups_of(work.base, location, start, stop))
@@ -103,6 +103,19 @@ def _sums(location: Location, work: SumsWork) -> tuple[bytes, int]:
         "groups": [[name, half, count] for (name, half), count in zip(work.groups, work.counts, strict=True)],
     }
     return writer.finish(content), len(units)
+
+
+def _add_unit(sums: GroupSums, reader: ActivationReader, unit: UnitRows, start: int, stop: int) -> None:
+    """Add a unit at the layers ``start`` to ``stop``; from a layer on at which float32 is too narrow, in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop):
+            if not sums.add(first - start, values_LND, unit.groups_N):
+                break
+        else:
+            return
+    for again, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, first, stop):
+        if not sums.add_wide(again - start, values_LND, unit.groups_N):
+            raise reader.no_numbers(unit.row_block, unit.unit_id)
 
 
 def _merge(found: list[Moments], groups: Sequence[Group], earlier: dict[Group, Moments]) -> None:
@@ -128,10 +141,40 @@ class GroupSums:
         self._has_shift = np.zeros(num_layers, dtype=bool)
         self._total_LGD = np.zeros((num_layers, num_groups, d_model))
         self._squares_LGD = np.zeros((num_layers, num_groups, d_model))
-        self._counts_LG = np.zeros((num_layers, num_groups), dtype=np.int64)
+        self._counts_G = np.zeros(num_groups, dtype=np.int64)
+        self._groups_N: npt.NDArray[np.int64] | None = None
+        self._present: slice | npt.NDArray[np.int64] = slice(0, 0)
+        self._weights_GN = np.empty((0, 0), dtype=np.float32)
 
     def add(self, first: int, values_LND: Float32, groups_N: npt.NDArray[np.int64]) -> bool:
-        """Add rollouts at adjacent layers.
+        """Add rollouts at adjacent layers, with sums over them in float32.
+
+        Args:
+            first: Position of the first layer.
+            values_LND: Vectors; overwritten, because a copy would cost as much as the sums.
+            groups_N: Number of the group of each rollout; the same array for all layers of these rollouts.
+
+        Returns:
+            False, and nothing is added, if a value is not finite or a square is beyond float32; see ``add_wide``.
+        """
+        layers = slice(first, first + len(values_LND))
+        if not self._has_shift[first]:
+            if not np.isfinite(values_LND[:, 0]).all():
+                return False
+            self._shift_LD[layers], self._has_shift[layers] = values_LND[:, 0], True
+        if self._groups_N is not groups_N:
+            # The same for all parts of a unit.
+            self._groups_N, (self._present, self._weights_GN) = groups_N, _weights(groups_N)
+        np.subtract(values_LND, self._shift_LD[layers, None], out=values_LND)
+        total = self._weights_GN @ values_LND
+        squares = self._weights_GN @ np.square(values_LND, out=values_LND)
+        if not np.isfinite(squares).all():
+            return False
+        self._accumulate(layers, total, squares)
+        return True
+
+    def add_wide(self, first: int, values_LND: Float32, groups_N: npt.NDArray[np.int64]) -> bool:
+        """Add rollouts with sums over them in float64, several times slower.
 
         Args:
             first: Position of the first layer.
@@ -139,33 +182,28 @@ class GroupSums:
             groups_N: Number of the group of each rollout.
 
         Returns:
-            Whether all values are finite; if not, nothing is added.
+            False, and nothing is added, if a value is not finite.
         """
         layers = slice(first, first + len(values_LND))
+        if not np.isfinite(values_LND).all():
+            return False
+        self._groups_N, (self._present, self._weights_GN) = groups_N, _weights(groups_N)
         if not self._has_shift[first]:
-            if not np.isfinite(values_LND[:, 0]).all():
-                return False
             self._shift_LD[layers], self._has_shift[layers] = values_LND[:, 0], True
-        present, weights_GN = _weights(groups_N)
-        with np.errstate(over="ignore", invalid="ignore"):
-            difference_LND = values_LND - self._shift_LD[layers, None]
-            total, squares = weights_GN @ difference_LND, weights_GN @ np.square(difference_LND, out=difference_LND)
-            if not (np.isfinite(total).all() and np.isfinite(squares).all()):
-                if not np.isfinite(values_LND).all():
-                    return False
-                # Differences, or their squares, are beyond float32.
-                wide_LND = values_LND.astype(np.float64) - self._shift_LD[layers, None]
-                total, squares = weights_GN @ wide_LND, weights_GN @ np.square(wide_LND)
-        self._total_LGD[layers, present] += total
-        self._squares_LGD[layers, present] += squares
-        self._counts_LG[layers, present] += weights_GN.sum(axis=1).astype(np.int64)
+        wide_LND = values_LND.astype(np.float64) - self._shift_LD[layers, None]
+        self._accumulate(layers, self._weights_GN @ wide_LND, self._weights_GN @ np.square(wide_LND))
         return True
+
+    def _accumulate(self, layers: slice, total_LGD: npt.NDArray[Any], squares_LGD: npt.NDArray[Any]) -> None:
+        self._total_LGD[layers, self._present] += total_LGD
+        self._squares_LGD[layers, self._present] += squares_LGD
+        if layers.start == 0:
+            self._counts_G[self._present] += self._weights_GN.sum(axis=1).astype(np.int64)
 
     def moments(self) -> list[Moments]:
         """Return count, mean and squared deviations of each group."""
         found: list[Moments] = []
-        for number in range(self._counts_LG.shape[1]):
-            count = int(self._counts_LG[0, number])
+        for number, count in enumerate(self._counts_G.tolist()):
             if not count:
                 found.append(Moments.empty(*self._shift_LD.shape))
                 continue
@@ -253,7 +291,7 @@ class StoredSums:
             done = self._mapper(compute_sums, self._location, works, num_threads)
             self.units_read += sum(with_progress(done, len(works), "Averaging", say))
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            opened = pool.map(lambda persona: open_partial(self._location, self._path(persona)), personas)
+            opened = pool.map(self._opened, personas)
             self._partials = {persona.key: partial for persona, partial in zip(personas, opened, strict=True)}
 
     def read(self, persona: Persona, start: int, stop: int) -> dict[Group, Moments]:
@@ -265,12 +303,21 @@ class StoredSums:
         try:
             return groups_of(self._partials[persona.key], self._location, start, stop)
         except DamagedPartialError:
-            work = SumsWork(
-                self._lengths.to_read(persona.units), persona.groups, persona.counts, None, self._path(persona), True
-            )
-            self.units_read += compute_sums(self._location, work)
-            self._partials[persona.key] = open_partial(self._location, work.path)
+            self._partials[persona.key] = self._made_again(persona)
             return groups_of(self._partials[persona.key], self._location, start, stop)
+
+    def _opened(self, persona: Persona) -> Partial:
+        try:
+            return open_partial(self._location, self._path(persona))
+        except DamagedPartialError:
+            # Deleted since, as by a ``gc`` at the same time.
+            return self._made_again(persona)
+
+    def _made_again(self, persona: Persona) -> Partial:
+        to_read = self._lengths.to_read(persona.units)
+        work = SumsWork(to_read, persona.groups, persona.counts, None, self._path(persona), True)
+        self.units_read += compute_sums(self._location, work)
+        return open_partial(self._location, work.path)
 
     def _path(self, persona: Persona) -> str:
         return layout.partial_path(

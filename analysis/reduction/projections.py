@@ -180,10 +180,11 @@ class Spread:
     def add(self, first: int, along_LNK: Float32) -> None:
         """Add rollouts at adjacent layers, the first of which is at position ``first``."""
         wide_LNK = along_LNK.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean_LK = wide_LNK.mean(axis=1)
-            wide_LNK -= mean_LK[:, None]
-            self.merge(wide_LNK.shape[1], mean_LK, np.einsum("lnk,lnk->lk", wide_LNK, wide_LNK), first)
+        # Beyond float32: NaN, which stays where it is, and not an infinity.
+        wide_LNK[np.isinf(wide_LNK)] = np.nan
+        mean_LK = wide_LNK.mean(axis=1)
+        wide_LNK -= mean_LK[:, None]
+        self.merge(wide_LNK.shape[1], mean_LK, np.einsum("lnk,lnk->lk", wide_LNK, wide_LNK), first)
 
     def at(self, layer: int) -> dict[str, Float64]:
         """Return mean and squared deviations at one layer."""
@@ -293,8 +294,7 @@ class StoredProjections:
             done = self._mapper(compute_projections, self._location, works, threads(*shape, 0, self._num_cores))
             self.units_read += sum(with_progress(done, len(works), "Projecting", say))
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            paths = [self._path(persona) for persona in personas]
-            self._partials = list(pool.map(lambda path: open_partial(self._location, path), paths))
+            self._partials = list(pool.map(self._opened, personas))
 
     def read(self, personas: Sequence[Persona], start: int, stop: int) -> tuple[Float32, list[dict[str, Float64]]]:
         """Read projections at some layers; damaged ones are computed again.
@@ -325,9 +325,19 @@ class StoredProjections:
         try:
             return self._partials[number].read(self._location, start, stop)
         except DamagedPartialError:
-            self.units_read += compute_projections(self._location, self._whole(persona, True))
-            self._partials[number] = open_partial(self._location, self._path(persona))
+            self._partials[number] = self._made_again(persona)
             return self._partials[number].read(self._location, start, stop)
+
+    def _opened(self, persona: Persona) -> Partial:
+        try:
+            return open_partial(self._location, self._path(persona))
+        except DamagedPartialError:
+            # Deleted since, as by a ``gc`` at the same time.
+            return self._made_again(persona)
+
+    def _made_again(self, persona: Persona) -> Partial:
+        self.units_read += compute_projections(self._location, self._whole(persona, True))
+        return open_partial(self._location, self._path(persona))
 
     def _whole(self, persona: Persona, is_replacement: bool) -> ProjectionWork:
         to_read = self._lengths.to_read(persona.units)

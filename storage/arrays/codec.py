@@ -145,7 +145,9 @@ def _index(chunk_bytes: Sequence[int], num_layers: int, chunks_per_block: int) -
     return _with_checksum(index_CL2.tobytes())
 
 
-def decode_chunk(data: bytes, rows_per_chunk: int, d_model: int, into_RD: Float32 | None = None) -> Float32:
+def decode_chunk(
+    data: bytes | memoryview, rows_per_chunk: int, d_model: int, into_RD: Float32 | None = None
+) -> Float32:
     """Decode one inner chunk.
 
     Args:
@@ -160,7 +162,8 @@ def decode_chunk(data: bytes, rows_per_chunk: int, d_model: int, into_RD: Float3
     Raises:
         ValueError: The checksum does not match, or the bytes do not decode to that shape.
     """
-    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    # A view of a longer buffer is copied once, here.
+    body, checksum = bytes(data[:-_CHECKSUM_BYTES]), data[-_CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
         raise ValueError("its checksum does not match its bytes")
     try:

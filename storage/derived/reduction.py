@@ -211,12 +211,14 @@ class Reduction:
         """
         return self.layers.index(layer)
 
-    def undefined(self, what: Literal["axis", "pca"]) -> dict[int, str]:
+    def undefined(self, what: Literal["axis", "pca", "variance", "projections"]) -> dict[int, str]:
         """Return the layers without an axis, or without components, each with the reason; empty for most runs.
 
         Args:
             what: ``axis``: ``axis``, projections and thresholds are NaN there. ``pca``: components and their shares
-                are. ``pc1_axis_cosine`` is NaN where either is undefined.
+                are. ``pc1_axis_cosine`` is NaN where either is undefined. ``variance`` and ``projections``: single
+                values of ``variance``, or all projections, are NaN although there is an axis, because one is beyond the
+                range of float32.
         """
         reasons = self.facts.get("undefined", {}).get(what, {})
         return {int(layer): str(reason) for layer, reason in reasons.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
@@ -25,6 +26,9 @@ from .reduction import ARRAYS, LAYER_AXIS, TEXTS, Reduction, StoredArray
 
 _LATER_TEXTS = ("personas",)
 """Texts that reductions of earlier versions lack."""
+
+_PARALLEL_WRITES = 3
+"""Few, because each holds copies of an array: as it is stored, and compressed."""
 
 _CHUNK_BYTES = 16 * 2**20
 """Size of the largest chunk that holds more than one layer."""
@@ -64,14 +68,19 @@ class ReductionWriter:
             start: Position of the first of the layers. Layers are written in order, without gaps, the same number of
                 them each time but for the last.
         """
-        with self._location.errors():
-            for name, values in arrays.items():
-                values = _storable(values)
-                if name in LAYER_AXIS:
-                    self._write_layers(name, values, start)
-                else:
-                    self._digests[name] = _digest_of(values)
-                    self._create(name, values.shape, values.shape, values.dtype)[...] = values
+
+        def write_one(name: str) -> None:
+            values = _storable(arrays[name])
+            if name in LAYER_AXIS:
+                self._write_layers(name, values, start)
+            else:
+                self._digests[name] = _digest_of(values)
+                self._create(name, values.shape, values.shape, values.dtype)[...] = values
+
+        # Each takes a few round trips to the store, or milliseconds of zarr's.
+        with self._location.errors(), ThreadPoolExecutor(_PARALLEL_WRITES) as pool:
+            for _ in pool.map(write_one, arrays):
+                pass
 
     def finish(self, sums: Sequence[str] = (), **texts: Any) -> None:
         """Write the texts and the record, and make the reduction the current one.

@@ -185,7 +185,7 @@ class ActivationReader:
             for place in range(count):
                 begin, end = end, end + int(lengths_K[first + place])
                 try:
-                    decode_chunk(bytes(view[begin:end]), *part_LRD.shape[1:], into_RD=part_LRD[place])
+                    decode_chunk(view[begin:end], *part_LRD.shape[1:], into_RD=part_LRD[place])
                 except ValueError as error:
                     raise self._error(row_block, f"it is damaged: {error}", "bad_object") from error
             yield first, count

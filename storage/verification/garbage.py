@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ...jobs.errors import StoreError
+from ..derived.reductions import current_reduction_id, sums_in_use
 from ..format import layout
 from ..format.records import Manifest, RunRecord
 from ..locations.location import Location
@@ -25,7 +27,7 @@ _TEMPORARY_SUFFIXES = (".part", ".partial")
 
 @dataclass(frozen=True, slots=True)
 class GarbageObject:
-    """An object that no commit record names.
+    """An object that no commit record names, or a partial result that no reduction needs.
 
     Attributes:
         path: Path in the store.
@@ -43,7 +45,7 @@ class GarbageObject:
 def find_garbage(
     location: Location, manifests: Iterable[Manifest], *, is_complete: bool = False
 ) -> list[GarbageObject]:
-    """Find the objects of uncommitted attempts.
+    """Find the objects of uncommitted attempts, and the partial results of earlier reductions.
 
     Args:
         location: The run's store.
@@ -72,7 +74,22 @@ def find_garbage(
         unit_id = _parse_rollouts_path(path)[0] if path in texts else owner.get(_row_block(path))
         is_removable = is_complete or unit_id in committed or path in temporary
         garbage.append(GarbageObject(path, everything[path], unit_id, is_removable))
-    return garbage
+    unused = _unused_partials(location, everything) - temporary
+    garbage += [GarbageObject(path, everything[path], None, True) for path in unused]
+    return sorted(garbage, key=lambda found: found.path)
+
+
+def _unused_partials(location: Location, paths: Iterable[str]) -> set[str]:
+    """Return the partial results that the current reduction was not made of; none while there is no reduction."""
+    try:
+        if current_reduction_id(location) is None:
+            return set()
+        in_use = sums_in_use(location)
+    except StoreError:
+        # The pointer is damaged; ``verify`` says so.
+        return set()
+    folders = (f"{layout.SUMS}/", f"{layout.PROJECTIONS}/")
+    return {path for path in paths if path.startswith(folders)} - in_use
 
 
 def remove_garbage(location: Location, record: RunRecord, garbage: Iterable[GarbageObject]) -> int:

@@ -173,7 +173,9 @@ def test_a_layer_at_a_time_gives_the_same_as_all_at_once(
     run = small_run(str(tmp_path / "run"), exact_spec(tmp_path / "run"))
     by_layer = reduce_run(run, say=said.append)
     assert said == [
+        "Averaging 6 personas.",
         "Computing vectors, axis and PCA at 4 layers, 1 at a time.",
+        "Projecting 6 personas.",
         "Computing thresholds and intervals at 4 layers, 1 at a time.",
     ]
     assert_same(by_layer, at_once)

@@ -13,6 +13,7 @@ from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate, estimate, runs_texts_alone
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
+from ....jobs.sizing.reduction_time import reduction_time
 from ....jobs.specs.spec import load_spec
 from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom
@@ -174,6 +175,7 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
         ["replica memory", f"about {whole}{split} ({_ENGINE_NAMES[figures.engine]})"],
         ["  of that", _memory_line(figures)],
         *_alone_lines(planned, figures),
+        *_reduction_lines(planned),
     ]
 
 
@@ -198,6 +200,15 @@ def _alone_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
     if not runs_texts_alone(planned, figures.engine):
         return []
     return [["passes", f"texts of a {planned.facts.family} model do not share passes: one rollout at a time"]]
+
+
+def _reduction_lines(planned: Plan) -> list[list[str]]:
+    """Format what the reduction takes after the last unit; no lines for a plan without one."""
+    found = reduction_time(planned)
+    if found is None:
+        return []
+    hours = f"about {_figure(found.core_hours)} core-hours" if found.core_hours >= 0.01 else "less than a core-minute"
+    return [["reduction", f"{hours} without GPUs, and {output.size(found.read_bytes)} read (estimated, not measured)"]]
 
 
 def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
@@ -275,6 +286,8 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "held_token_bytes": figures.held_token_bytes,
         "device_bytes": figures.device_bytes,
         "replica_bytes": figures.replica_bytes,
+        "reduction_core_hours": None if (reduced := reduction_time(planned)) is None else reduced.core_hours,
+        "reduction_read_bytes": None if reduced is None else reduced.read_bytes,
         # The digest covers the fingerprint of the model's files, which only the files themselves give.
         "plan_digest": planned.digest if planned.facts.fingerprint else None,
     }

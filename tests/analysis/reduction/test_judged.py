@@ -1,0 +1,190 @@
+"""Reductions by a judge's scores: which rollouts count, which vectors there are, and what stays as it is without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from persona_atlas.analysis.reduce import reduce_again, reduce_run
+from persona_atlas.analysis.summary import summarise
+from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.specs.spec import JobSpec
+from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.storage.derived.reductions import Reduction
+from persona_atlas.storage.query.run import Run
+
+from fakes import small_plan, small_spec, vector_of
+from scored_runs import score_run
+from stored_runs import commit_units, small_run
+
+ARRAY = ("resid_post", "response_mean")
+
+
+def exact_spec(url: Path, **changes: Any) -> JobSpec:
+    return small_spec(store={"url": str(url), "mantissa_bits": 23}, **changes)
+
+
+def by_question(line: Mapping[str, Any]) -> float:
+    """Roles get their question's index and one more, but for the poet; of traits the first two questions pass."""
+    if line["kind"] == "role":
+        return 0.0 if line["persona"] == "poet" else float(line["question_index"] + 1)
+    if line["polarity"] == "neg":
+        return 5.0 if line["question_index"] else float("nan")
+    return [90.0, 60.0, 40.0][line["question_index"]]
+
+
+def vectors(run: Run, **where: object) -> np.ndarray:
+    """Vectors of the rollouts whose address has these values, float64 (N, 4, 16)."""
+    names = ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
+    lines = [line for line in run.index.to_pylist() if all(line[name] == value for name, value in where.items())]
+    return np.stack([vector_of(RolloutAddress(*(line[n] for n in names)), ARRAY, 4, 16) for line in lines]).astype(
+        float
+    )
+
+
+def close(found: np.ndarray | None, expected: np.ndarray) -> None:
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Reduction, Reduction]:
+    """A judged run, its reduction without scores, and that with them."""
+    url = tmp_path_factory.mktemp("judged") / "run"
+    run = small_run(str(url), exact_spec(url))
+    plain = reduce_run(run)
+    score_run(run, "strict", by_question)
+    return run, plain, reduce_run(run, min_count=2)
+
+
+def test_role_vectors_are_means_of_what_is_scored_3(judged: tuple[Run, Reduction, Reduction]):
+    run, _, found = judged
+    assert found.role_names == ("pirate", "teacher")
+    assert found.role_counts is not None
+    assert found.role_counts.tolist() == [2, 2]
+    roles = [vectors(run, kind="role", persona=name, question_index=2).mean(axis=0) for name in found.role_names]
+    close(found.role_vectors, np.stack(roles))
+    close(found.axis, vectors(run, kind="default").mean(axis=0) - np.mean(roles, axis=0))
+    assert found.facts["role_filter"] == found.facts["rollout_filter"] == "scored 3"
+    assert (found.facts["judge"], found.facts["min_count"], found.facts["min_score"]) == ("strict", 2, 3)
+    assert found.facts["roles_left_out"] == {"poet": 0}
+    assert "fewer than 2 of their rollouts are scored 3 (role): poet" in " ".join(summarise(run, found).notes)
+
+
+def test_means_by_score_have_counts_and_nan_where_there_is_none(judged: tuple[Run, Reduction, Reduction]):
+    run, _, found = judged
+    assert found.mean_fully is not None
+    assert found.mean_somewhat is not None
+    assert found.count_fully is not None
+    at = {name: place for place, (kind, name, _) in enumerate(found.personas) if kind == "role"}
+    close(found.mean_fully[at["pirate"]], vectors(run, persona="pirate", question_index=2).mean(axis=0))
+    close(found.mean_somewhat[at["pirate"]], vectors(run, persona="pirate", question_index=1).mean(axis=0))
+    assert np.isnan(found.mean_fully[at["poet"]]).all()
+    assert found.count_fully[at["poet"]] == 0
+    assert found.mean is not None
+    close(found.mean[at["poet"]], vectors(run, persona="poet").mean(axis=0))
+
+
+def test_trait_vectors_are_of_pairs_that_differ_by_more_than_50(judged: tuple[Run, Reduction, Reduction]):
+    run, _, found = judged
+    # 90 has no partner, 60 - 5 passes, 40 - 5 does not.
+    pairs = [vectors(run, kind="trait", polarity=side, question_index=1).mean(axis=0) for side in ("pos", "neg")]
+    assert found.trait_names == ("anxious",)
+    assert found.facts["trait_kind"] == "pos_neg_50"
+    close(found.trait_vectors, (pairs[0] - pairs[1])[None])
+    close(found.trait_vectors_pos_neg_50, (pairs[0] - pairs[1])[None])
+    whole = [vectors(run, kind="trait", polarity=side).mean(axis=0) for side in ("pos", "neg")]
+    close(found.trait_vectors_pos_neg, (whole[0] - whole[1])[None])
+    default = vectors(run, kind="default").mean(axis=0)
+    close(found.trait_vectors_pos_default, (whole[0] - default)[None])
+    close(found.trait_vectors_pos_70, vectors(run, kind="trait", polarity="pos", question_index=0).mean(axis=0)[None])
+    assert found.trait_counts_pos_neg_50 is not None
+    assert (found.trait_counts_pos_neg_50.tolist(), found.facts["all_traits"]) == ([2], ["anxious"])
+
+
+def test_a_judge_changes_only_what_depends_on_scores(judged: tuple[Run, Reduction, Reduction]):
+    run, plain, found = judged
+    for name in ("mean", "variance", "count", "default_vector", "trait_vectors_pos_neg", "projection_rows"):
+        close(getattr(found, name), np.asarray(getattr(plain, name)))
+    assert not np.array_equal(np.asarray(found.axis), np.asarray(plain.axis))
+    assert found.projections is not None
+    assert len(found.projections) == run.index.num_rows
+    without = reduce_run(run, judge="none")
+    assert without.reduction_id == plain.reduction_id
+
+
+def test_a_lower_score_and_another_count_let_more_in(judged: tuple[Run, Reduction, Reduction]):
+    run, plain, _ = judged
+    found = reduce_run(run, min_score=0, min_count=1)
+    assert found.facts["role_filter"] == "scored 0 or more"
+    assert found.role_names == plain.role_names
+    close(found.role_vectors, np.asarray(plain.role_vectors))
+    close(found.axis, np.asarray(plain.axis))
+    assert found.pca_components is not None
+
+
+def test_reducing_again_asks_for_the_same(judged: tuple[Run, Reduction, Reduction]):
+    run, _, found = judged
+    reduce_run(run, min_count=2)
+    assert reduce_again(run).reduction_id == found.reduction_id
+
+
+def test_too_few_rollouts_are_refused_with_the_counts_that_would_do(judged: tuple[Run, Reduction, Reduction]):
+    run, _, found = judged
+    reduce_run(run, min_count=2)
+    with pytest.raises(InputError, match="no role has 10 rollouts that are scored 3 by strict") as no:
+        reduce_run(run)
+    assert (no.value.code, no.value.field) == ("too_few_rollouts", "min_count")
+    assert no.value.hint is not None
+    assert "--min-count 2 gives 2 of 3 roles" in no.value.hint
+    current = run.refresh().reduction
+    assert current is not None
+    assert current.reduction_id == found.reduction_id
+
+
+def test_wrong_settings_are_refused(judged: tuple[Run, Reduction, Reduction]):
+    run, _, _ = judged
+    settings: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"judge": "strikt"}, "no_such_judge"),
+        ({"min_score": 4}, "out_of_range"),
+        ({"min_count": 0}, "out_of_range"),
+        ({"percentiles": [1, 101]}, "out_of_range"),
+        ({"percentiles": [5, 5]}, "out_of_range"),
+        ({"percentiles": []}, "out_of_range"),
+    )
+    for wrong, code in settings:
+        with pytest.raises(InputError) as refused:
+            reduce_run(run, **wrong)
+        assert refused.value.code == code
+
+
+def test_of_two_judges_one_has_to_be_named(tmp_path: Path):
+    run = small_run(str(tmp_path))
+    score_run(run, "a", lambda _: 3)
+    score_run(run, "b", lambda line: 3 if line["persona"] == "pirate" else 0)
+    with pytest.raises(InputError, match="several judges"):
+        reduce_run(run)
+    assert reduce_run(run, judge="b", min_count=1).role_names == ("pirate",)
+    # What is said of a single role says so, and a report can be brought up to date without naming the judge again.
+    assert reduce_again(run).facts["judge"] == "b"
+
+
+def test_new_scores_and_new_units_together_are_as_from_scratch(tmp_path: Path):
+    late = "role.pirate.pos.p1.b0"
+    spec = exact_spec(tmp_path / "run")
+    run = small_run(str(tmp_path / "run"), spec, leave_out=[late])
+    score_run(run, "judge", by_question)
+    reduce_run(run, min_count=1)
+    commit_units(str(tmp_path / "run"), small_plan(spec), [late])
+    run.refresh()
+    score_run(run, "judge", lambda line: 3 - by_question(line) if line["kind"] == "role" else by_question(line))
+    found = reduce_run(run, min_count=1)
+    other = small_run(str(tmp_path / "other"), exact_spec(tmp_path / "other"))
+    score_run(other, "judge", lambda line: 3 - by_question(line) if line["kind"] == "role" else by_question(line))
+    expected = reduce_run(other, min_count=1)
+    assert found.role_names == expected.role_names
+    for name in ("mean", "variance", "role_vectors", "axis", "projections", "floor_on_axis", "trait_vectors"):
+        close(getattr(found, name), np.asarray(getattr(expected, name)))
