@@ -21,6 +21,7 @@ analysis/<reduction>.json            path and checksums of a complete reduction;
 analysis/current.json                a copy of the newest reduction's record; written last
 withdrawn/<name>-<hash>              a commit record or other record of damaged objects that repair took out of the run
 report.html                          the report of that reduction
+vectors-only.json                    marks a copy of a run that has its vectors and not its rollouts
 
 A store of imported vectors has no run.json; instead, beside ``analysis/``:
 vectors.json                         where the vectors come from, model and shapes; written last
@@ -39,6 +40,7 @@ strangers; runs that never grew keep ``LAYOUT_VERSION``, which those versions re
 RUN_RECORD = "run.json"
 VECTORS_RECORD = "vectors.json"
 CAPPING_CONFIG = "capping_config.pt"
+VECTORS_ONLY = "vectors-only.json"
 SKIPPED = "skipped.jsonl"
 INDEX = "index.parquet"
 CHUNKS = "chunks.parquet"

@@ -21,6 +21,7 @@ from ..format.records import CommitRecord, Manifest, parse_record
 from ..format.rollout_tables import from_parquet
 from ..locations.location import Location
 from .lease import HeldLease
+from .run_store import refuse_vectors_only
 
 PARALLEL_READS = 32
 """Small objects that are read at a time: each costs a round trip and few bytes."""
@@ -109,11 +110,13 @@ def read_commit(location: Location, unit_id: str) -> CommitRecord:
     """Read a unit's commit record.
 
     Raises:
+        InputError: The store is a copy that has the run's vectors only.
         StoreError: The unit is not committed, or its record is damaged or another unit's.
     """
     path = layout.commit_path(unit_id)
     data = location.read(path)
     if data is None:
+        refuse_vectors_only(location)
         raise StoreError(
             "the commit record is missing.",
             code="missing_object",

@@ -89,6 +89,21 @@ def _has_other_form(url: str) -> bool:
         return False
 
 
+def refuse_vectors_only(location: Location) -> None:
+    """Raise if a store is a copy that has a run's vectors and not its rollouts.
+
+    Raises:
+        InputError: It is one.
+    """
+    if location.size(layout.VECTORS_ONLY) is not None:
+        raise InputError(
+            f"{location.url} is a copy of a run that has the vectors only: no texts, activations or commit records.",
+            code="vectors_only",
+            field="store.url",
+            hint="show and export read it. persona-atlas push --only all shares a whole run.",
+        )
+
+
 def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
     """Raise unless a plan is that of the stored run.
 

@@ -26,6 +26,7 @@ _OF_VECTORS = (
     layout.INDEX,
     layout.CURRENT_REDUCTION,
     layout.REPORT,
+    layout.VECTORS_ONLY,
 )
 
 _CACHES = (layout.INDEX, layout.CHUNKS, layout.CURRENT_REDUCTION, layout.REPORT)

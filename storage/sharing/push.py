@@ -12,6 +12,7 @@ from ...jobs.wording import count_of
 from ..format import layout
 from ..locations.hub_errors import hub_errors
 from ..locations.location import Location
+from ..query.run import Run
 from ..query.vectors import Vectors
 from ..run.lease import refuse_if_driven
 from .dataset_card import CARD, dataset_card
@@ -70,6 +71,7 @@ def push_store(
     with hub_errors(str(target)):
         remote = _prepare(target, public=public)
         missing = _missing(location, sizes, remote, target)
+        _mark(vectors, share, sizes, remote, target)
         _commit_all(location, missing, sizes, target, say)
         if _place(target, CARD) not in remote:
             card = dataset_card(vectors, str(target), share).encode()
@@ -108,6 +110,26 @@ def _missing(location: Location, sizes: dict[str, int], remote: dict[str, Remote
             hint="Push to another dataset, or to a folder in it: hf://datasets/OWNER/NAME/FOLDER.",
         )
     return missing
+
+
+def _mark(vectors: Vectors, share: Share, sizes: dict[str, int], remote: dict[str, RemoteFile], target: HubUrl) -> None:
+    """Mark a dataset that gets a run's vectors only, or take the mark from one that gets the rest too."""
+    from huggingface_hub import CommitOperationDelete, HfApi
+
+    place = _place(target, layout.VECTORS_ONLY)
+    is_marked = place in remote
+    # A whole copy that was shared before stays one.
+    has_rollouts = any(path.startswith(f"{_place(target, layout.COMMITS)}/") for path in remote)
+    if share == "vectors" and isinstance(vectors, Run) and not is_marked and not has_rollouts:
+        _commit({layout.VECTORS_ONLY: b'{"shared": "vectors"}\n'}, target, "Say that only the vectors are here")
+    if share == "all" and is_marked and layout.VECTORS_ONLY not in sizes:
+        HfApi().create_commit(
+            target.repo_id,
+            [CommitOperationDelete(path_in_repo=place)],
+            commit_message="Add the rollouts",
+            repo_type="dataset",
+            revision=target.revision,
+        )
 
 
 def _commit_all(

@@ -31,7 +31,7 @@ from ..locations.location import Location
 from ..run.chunk_index import chunk_table, read_chunks
 from ..run.commits import committed_units
 from ..run.index import index_lines, read_stored_index
-from ..run.run_store import read_run_record
+from ..run.run_store import read_run_record, refuse_vectors_only
 from .garbage import find_garbage
 from .recomputation import Recomputation
 from .verify_unit import Problem, UnitCheck
@@ -110,7 +110,7 @@ def verify_run(
         on_progress: Called after each unit with the numbers of checked and of committed units.
 
     Raises:
-        InputError: There is no run.
+        InputError: There is no run, or a copy of one that has the vectors only.
         StoreError: ``run.json`` or an addition is damaged, so nothing can be checked.
         TransientError: The store cannot be reached.
 
@@ -120,6 +120,7 @@ def verify_run(
         >>> report.is_sound, report.is_complete, report.rollouts
         (True, True, 32)
     """
+    refuse_vectors_only(location)
     record = read_run_record(location)
     if record is None:
         raise InputError(

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,8 +26,10 @@ class Dataset:
     private: bool
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
 
-    def commit(self, files: dict[str, bytes]) -> str:
+    def commit(self, files: Mapping[str, bytes | None]) -> str:
+        """Add files, or replace them; None deletes one."""
         whole = (self.commits[-1][1] if self.commits else {}) | files
+        whole = {path: data for path, data in whole.items() if data is not None}
         sha = hashlib.sha1(f"{len(self.commits)}{sorted(whole)}".encode()).hexdigest()
         self.commits.append((sha, whole))
         return sha
@@ -197,11 +199,13 @@ def _handler(hub: DatasetHub) -> type[BaseHTTPRequestHandler]:
                 return thing
             return thing | {"actions": {"upload": {"href": f"{hub.url}/large/{thing['oid']}"}}}
 
-        def _files_of(self, body: bytes) -> dict[str, bytes]:
-            files: dict[str, bytes] = {}
+        def _files_of(self, body: bytes) -> dict[str, bytes | None]:
+            files: dict[str, bytes | None] = {}
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    files[line["value"]["path"]] = None
                 elif line["key"] == "lfsFile":
                     data = hub.large[line["value"]["oid"]]
                     assert hashlib.sha256(data).hexdigest() == line["value"]["oid"]

@@ -34,7 +34,7 @@ class Planted:
 
 
 def plant(layers: tuple[int, ...] = tuple(range(LAYERS))) -> Planted:
-    """Make vectors of some layers: a large common mean, roles at -4 .. -1 along the direction, the default at 6."""
+    """Make vectors for some layers: a large common mean, roles at -4 to -1 along the direction, the default at 6."""
     random = np.random.default_rng(7)
     direction_LD = unit(random.standard_normal((len(layers), WIDTH)))
     mean_LD = 20 * random.standard_normal((len(layers), WIDTH))

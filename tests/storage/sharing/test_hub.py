@@ -15,6 +15,7 @@ from persona_atlas.storage.locations.hub import HubLocation
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.query.vectors import open_vectors
+from persona_atlas.storage.run.index_keeper import refresh_index
 from persona_atlas.storage.run.lease import acquire
 from persona_atlas.storage.sharing import push
 from persona_atlas.storage.sharing.pull import pull_store
@@ -33,7 +34,8 @@ URL = "hf://datasets/me/pirates"
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("store") / "run"
-    planted_run(str(root), plant().reduction)
+    run = planted_run(str(root), plant().reduction)
+    refresh_index(run.location, run.record)
     return root
 
 
@@ -68,7 +70,7 @@ def test_vectors_are_pushed_without_texts_and_activations_and_read_in_place(
     said = answered("push", store, URL)
     dataset = hub.datasets["me/pirates"]
     assert dataset.private, "nothing becomes public by default"
-    assert said["uploaded"] == len(dataset.files) - 2, "all but the card and what the hub itself makes"
+    assert said["uploaded"] == len(dataset.files) - 3, "all but card, mark and what the hub itself makes"
     folders = {path.split("/")[0] for path in dataset.files}
     assert {"run.json", "analysis", "README.md"} <= folders
     assert not folders & {"activations", "rollouts", "commits", "drivers", "status"}
@@ -82,6 +84,23 @@ def test_vectors_are_pushed_without_texts_and_activations_and_read_in_place(
     reduction = open_run(URL).reduction
     assert reduction is not None
     assert np.array_equal(reduction.axis, plant().reduction.axis)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_copy_of_the_vectors_says_what_it_is_until_the_rest_is_pushed(
+    hub: DatasetHub, store: Path, tmp_path: Path, answered: Answered, refused: Refused
+):
+    answered("push", store, URL)
+    answered("pull", URL, tmp_path / "copy")
+    for place in (URL, tmp_path / "copy"):
+        for command in (("query", "--out", str(tmp_path / "a.npy")), ("verify",)):
+            error = refused(command[0], place, *command[1:])
+            assert error["code"] == "vectors_only", command
+            assert "--only all" in error["hint"]
+    answered("push", store, URL, "--only", "all")
+    assert "vectors-only.json" not in hub.datasets["me/pirates"].files
+    assert answered("query", URL, "--out", tmp_path / "a.npy")["rollouts"] > 0
+    answered("push", store, URL)
+    assert "vectors-only.json" not in hub.datasets["me/pirates"].files, "the rest is still there"
 
 
 def test_everything_is_pushed_and_pulled_byte_by_byte(
