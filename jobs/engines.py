@@ -10,9 +10,10 @@ from typing import Literal
 
 from .errors import InputError
 from .model_facts import ModelFacts
-from .parallelism import require_parallel
 from .specs.spec import JobSpec
 from .specs.spec_parts import CaptureSpec, PlacementSpec, SamplingSpec
+from .vllm.parallelism import require_parallel
+from .vllm.quantizations import against_kernels, against_method, require_quantization, require_restorable
 
 Engine = Literal["builtin", "vllm"]
 """An engine that generates and captures."""
@@ -146,7 +147,7 @@ def against_model(facts: ModelFacts) -> str | None:
         return "does not apply adapters"
     if vllm_architecture(facts) is None:
         return f"does not capture {facts.architectures[0] if facts.architectures else facts.family}"
-    return None
+    return against_method(facts)
 
 
 def refuse_hook_points(capture: CaptureSpec) -> None:
@@ -190,7 +191,7 @@ def choose_engine(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has
     """Choose the engine of a job's replicas.
 
     ``auto`` is vLLM where it is installed, there is a GPU, and it captures the model and every hook point that is asked
-    for, and samples as the job says; else the built-in engine.
+    for, reads the model's weights, and samples as the job says; else the built-in engine.
 
     Args:
         spec: The job.
@@ -209,7 +210,7 @@ def choose_engine(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has
     """
     placement = spec.placement
     if placement.engine == "vllm":
-        _require_vllm(spec, facts, vllm_installed=vllm_installed)
+        _require_vllm(spec, facts, vllm_installed=vllm_installed, has_gpu=has_gpu)
         return "vllm"
     reason = _against_vllm(spec, facts, vllm_installed=vllm_installed, has_gpu=has_gpu)
     if placement.engine == "auto" and reason is None:
@@ -217,6 +218,7 @@ def choose_engine(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has
         return "vllm"
     why = f"vLLM is not used, because {reason}" if placement.engine == "auto" else _BUILTIN_ASKED_FOR
     _require_one_device(placement, why)
+    require_restorable(facts, why)
     return "builtin"
 
 
@@ -259,12 +261,13 @@ def possible_engines(spec: JobSpec, facts: ModelFacts) -> list[Engine]:
     return [other] if other == best else [other, best]
 
 
-def _require_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool) -> None:
+def _require_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has_gpu: bool) -> None:
     """Refuse a job that asks for vLLM and that vLLM cannot run."""
     refuse_hook_points(spec.capture)
     if _generates(spec):
         refuse_temperature(spec.sampling)
     _require_split(spec.placement, facts)
+    require_quantization(facts, dtype=spec.model.dtype, device=_device(has_gpu=has_gpu))
     if not vllm_installed:
         raise InputError(
             "is vllm, but vLLM is not installed where the replicas run.",
@@ -300,6 +303,9 @@ def _against_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has
         return f"it {reason}"
     if not has_gpu:
         return "there is no GPU"
+    reason = against_kernels(facts, dtype=spec.model.dtype, device=_device(has_gpu=has_gpu))
+    if reason is not None:
+        return f"it {reason}"
     return None if vllm_installed else f"it is not installed where the replicas run ({VLLM_EXTRA})"
 
 
@@ -313,6 +319,10 @@ def _require_one_device(placement: PlacementSpec, why: str) -> None:
                 field=f"placement.{name}",
                 hint="Set it to 1, or let vLLM run the job: placement.engine=vllm.",
             )
+
+
+def _device(*, has_gpu: bool) -> str:
+    return "cuda" if has_gpu else "cpu"
 
 
 def _generates(spec: JobSpec) -> bool:

@@ -32,6 +32,8 @@ class ModelFacts:
         num_kv_heads: Key-value heads of a decoder layer; 0 if unknown.
         mlp_width: Inner width of an MLP, or of one expert of a mixture; 0 if unknown.
         has_adapter: Whether an adapter is to be merged into its weights.
+        quantization: Method with which its weights are quantised, as its configuration names it; empty for plain ones.
+        quantized_bytes: Bytes of the checkpoint's tensors where its weights are quantised; 0 for plain ones.
     """
 
     n_layers: int
@@ -48,3 +50,5 @@ class ModelFacts:
     num_kv_heads: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
     mlp_width: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
     has_adapter: Annotated[bool, _NOT_KEPT] = field(default=False, compare=False)
+    quantization: Annotated[str, _NOT_KEPT] = field(default="", compare=False)
+    quantized_bytes: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)

@@ -12,10 +12,10 @@ from ...jobs.engines import VLLM_ARCHITECTURES, against_model, vllm_architecture
 from ...jobs.errors import InputError
 from ...jobs.messages import ChatMessage
 from ...jobs.model_facts import ModelFacts
-from ...jobs.parallelism import tensor_parallel_sizes
 from ...jobs.plan import Plan, refuse_beyond_context
 from ...jobs.sizing.known_models import known_configurations
 from ...jobs.specs.spec_parts import ModelSpec
+from ...jobs.vllm.parallelism import tensor_parallel_sizes
 from ...workers.chat.checks import left_channel, left_open, turn_end
 from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import load_renderer

@@ -41,7 +41,8 @@ class Estimate:
         stored_bytes: Bytes of activations in the store, roughly, kept tokens included; texts add a few per cent.
         stored_token_bytes: The part of ``stored_bytes`` for the pooling ``tokens``, with responses of full length.
         objects: Objects in the store: per unit one for each hook point and pooling, one of texts, one commit record.
-        weight_bytes: Bytes of the weights of one replica, all its devices together.
+        weight_bytes: Bytes of the weights of one replica, all its devices together; of quantised ones, for vLLM, those
+            of the checkpoint.
         cache_bytes: Bytes of the KV cache of one batch, all devices together; 0 for texts that are only read. vLLM has
             at least that, and takes the rest of a GPU's memory too.
         rows_per_batch: Rollouts that are in one batch, roughly.
@@ -134,7 +135,7 @@ def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
         stored_bytes=int(rollouts * vector_values * bytes_per_value) + token_bytes,
         stored_token_bytes=token_bytes,
         objects=len(plan.units) * (arrays + 2),
-        weight_bytes=facts.num_parameters * width,
+        weight_bytes=_weight_bytes(plan, engine),
         cache_bytes=budget * facts.kv_values_per_token * width if generates_here(plan) else 0,
         rows_per_batch=rows,
         row_tokens=texts.row_tokens,
@@ -162,6 +163,13 @@ def runs_texts_alone(plan: Plan, engine: Engine) -> bool:
         engine: The engine; only the built-in one has such models.
     """
     return engine == "builtin" and plan.facts.family in FAMILIES_RUN_ALONE
+
+
+def _weight_bytes(plan: Plan, engine: Engine) -> int:
+    """Return the bytes of the weights: vLLM computes with quantised ones, the built-in engine with plain ones."""
+    if engine == "vllm" and plan.facts.quantized_bytes:
+        return plan.facts.quantized_bytes
+    return plan.facts.num_parameters * parameter_bytes(plan)
 
 
 def _rows_per_batch(plan: Plan, row_tokens: int, engine: Engine) -> int:

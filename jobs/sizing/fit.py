@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from ..engines import VLLM_HOOK_POINT, vllm_architecture
 from ..errors import InputError
-from ..parallelism import tensor_parallel_sizes
 from ..plan import Plan
+from ..vllm.parallelism import tensor_parallel_sizes
 from ..wording import count_of
 from .devices import Device, DeviceTable
 from .estimate import (

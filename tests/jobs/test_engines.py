@@ -12,15 +12,18 @@ from persona_atlas.jobs.engines import (
     vllm_architecture,
 )
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.parallelism import tensor_parallel_sizes
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.specs.spec_parts import PlacementSpec
+from persona_atlas.jobs.vllm.parallelism import tensor_parallel_sizes
 
 from fakes import FACTS
 from other_families import ALONE_FAMILIES, SHARING_FAMILIES
 
 LLAMA = replace(FACTS, architectures=("LlamaForCausalLM",))
 ADAPTED = replace(LLAMA, has_adapter=True)
+GPTQ = replace(LLAMA, quantization="gptq", quantized_bytes=5_500, dtype="float16")
+FP8, MXFP8 = (replace(LLAMA, quantization=name, quantized_bytes=10_500, dtype="bfloat16") for name in ("fp8", "mxfp8"))
+FLOAT32 = {"model": {"source": "none", "dtype": "float32"}}
 FALCON = replace(FACTS, architectures=("FalconForCausalLM",), family="falcon")
 
 
@@ -62,12 +65,39 @@ def test_vllm_that_is_asked_for_needs_no_gpu():
         (FALCON, {}, "no_vllm_model", "placement.engine", ("FalconForCausalLM", "Qwen3ForCausalLM", "builtin")),
         (ADAPTED, {}, "no_adapter", "model.adapter", ("adapter", "builtin")),
         (LLAMA, {"vllm_installed": False}, "no_vllm", "placement.engine", ("persona-atlas[vllm]",)),
+        (FP8, {"has_gpu": False}, "quantised", "model.source", ("no kernels on CPUs", "fp8", "builtin")),
+        (MXFP8, {}, "quantised", "model.source", ("does not read", "mxfp8", "builtin")),
+        (
+            GPTQ,
+            {"more": {"model": {"source": "none", "dtype": "float32"}}},
+            "quantised_dtype",
+            "model.dtype",
+            ("gptq",),
+        ),
     ],
 )
 def test_what_vllm_cannot_run_is_refused_with_field_and_fix(facts, given, code, field, words):
     error = refusal(facts, engine="vllm", **given)
     assert (error.code, error.field, error.exit_status) == (code, field, 2)
     assert all(word in str(error) for word in words), error
+
+
+def test_quantised_weights_go_to_the_engine_that_runs_them_or_are_refused_by_name():
+    assert chosen(GPTQ) == chosen(GPTQ, engine="vllm", has_gpu=False) == chosen(FP8) == "vllm"
+    assert chosen(FP8, has_gpu=False) == chosen(FP8, vllm_installed=False) == chosen(MXFP8) == "builtin"
+    for given, reason in (
+        ({"has_gpu": False}, "there is no GPU"),
+        ({"vllm_installed": False}, "not installed"),
+        ({"engine": "builtin"}, "placement.engine is builtin"),
+        ({"hook_points": ("mlp_out",)}, "resid_post only"),
+        ({"more": FLOAT32}, "bfloat16 or float16 only"),
+    ):
+        error = refusal(GPTQ, **given)
+        assert (error.code, error.field) == ("quantised", "model.source")
+        assert reason in error.message
+        assert "quantised with gptq" in error.message
+        assert "placement.engine=vllm" in str(error.hint)
+    assert possible_engines(spec_of(), GPTQ) == ["vllm"]
 
 
 @pytest.mark.parametrize("name", ["tensor_parallel", "pipeline_parallel"])

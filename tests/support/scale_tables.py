@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from persona_atlas.jobs.engines import Engine
-from persona_atlas.jobs.parallelism import tensor_parallel_sizes
 from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.sizing.devices import Device, load_devices
 from persona_atlas.jobs.sizing.estimate import estimate
@@ -17,6 +16,7 @@ from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.sizing.pricing import Price, price
 from persona_atlas.jobs.sources.load import load_source
 from persona_atlas.jobs.specs.spec import load_spec
+from persona_atlas.jobs.vllm.parallelism import tensor_parallel_sizes
 
 EXAMPLES = {"Gemma 2 27B": "gemma-2-27b.yaml", "Qwen 3 32B": "qwen-3-32b.yaml", "Llama 3.3 70B": "llama-3.3-70b.yaml"}
 HARDWARE = [

@@ -157,7 +157,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     if adapter.is_dir():
         require_memory(4 * facts_of(checkpoint, fingerprint="").num_parameters, 1, "cpu")
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    restoring = loading_options(checkpoint.raw)
+    restoring = loading_options(checkpoint.raw, str(directory))
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         loaded: Any = auto_model_class(checkpoint.config).from_pretrained(

@@ -112,6 +112,14 @@ def _not_loaded(settings: EngineSettings, text: str) -> InputError:
             field="placement.pipeline_parallel",
             hint="Set it to 1, and divide the model with placement.tensor_parallel.",
         )
+    if "quant" in lowered:
+        return InputError(
+            f"vLLM cannot run the quantised weights in {settings.directory}: {text}",
+            code="quantised",
+            field="model.source",
+            hint="Name the checkpoint before quantisation, or one that is quantised in another way"
+            f"{', or try less placement.tensor_parallel' if settings.tensor_parallel > 1 else ''}.",
+        )
     if "memory" in lowered or "kv cache" in lowered:
         return InputError(
             f"vLLM has no room for the model in {settings.directory}: {text}",
@@ -183,4 +191,7 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, InputError):
         error = error.__cause__
     lines = str(error).strip().splitlines()
+    if lines and "validation error" in lines[0]:
+        # Of pydantic, which names the class first and the reason on a line of its own.
+        lines = [line.strip().partition(" [type=")[0] for line in lines if "Value error, " in line] or lines
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ...jobs.errors import InputError
 from ...jobs.poolings import pooling_named
 from ...jobs.work.rollouts import Canary
 from ..canary import compare
 from ..engine import CapturedRollout, EngineSettings, TokenisedText
 from ..models.checkpoints.checkpoint import facts_of, open_checkpoint
+from ..models.checkpoints.quantization import method_of, quantization_of
 from ..models.limits import free_memory_bytes
 from .loading import beside_vllm
 from .reading import VllmReader
@@ -89,10 +89,12 @@ class Recompute:
 
 def _against_plain(settings: EngineSettings) -> str | None:
     """Say why a model is not recomputed by a plain pass; None if it is."""
-    try:
-        facts = facts_of(open_checkpoint(settings.directory), fingerprint="")
-    except InputError:
-        return "its weights cannot be read as plain ones"
+    checkpoint = open_checkpoint(settings.directory)
+    quantization = quantization_of(checkpoint.raw)
+    if quantization is not None:
+        # A model with the restored weights would not round its activations as vLLM's kernels do.
+        return f"its weights are quantised with {method_of(quantization)}"
+    facts = facts_of(checkpoint, fingerprint="")
     if facts.num_parameters > MOST_PLAIN_PARAMETERS:
         return f"a plain pass of {facts.num_parameters / 1e9:.0f} billion parameters on the CPU would take too long"
     needed = facts.num_parameters * (4 if settings.dtype == "float32" else 2) * _ROOM

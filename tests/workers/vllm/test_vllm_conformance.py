@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from persona_atlas.workers.engine import TokenisedText
+from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 
 from conformance import MAX_NEW, TOLERANCE, as_generated, as_read, assert_equal_to_plain
@@ -41,12 +41,19 @@ def loaded(
         yield engine, plain_model(directory, engine), directory
 
 
+def of_many_lengths(engine: VllmEngine) -> list[CapturedRollout]:
+    """Rollouts with a cut response among them. On a CPU vLLM takes no seeds, and one in fifty batches has none."""
+    for _ in range(10):
+        rows = generate(engine, [*requests_of(16), *requests_of(24, system_prompt=_LONG)[16:]])
+        lengths = {row.rollout.num_content_tokens for row in rows}
+        if MAX_NEW in lengths and len(lengths) >= 5:
+            return rows
+    raise AssertionError("no batch had a cut response and others of five lengths")
+
+
 def test_every_pooling_and_token_equals_a_plain_forward_pass(loaded: tuple[VllmEngine, PlainModel, Path]):
     engine, plain, _ = loaded
-    rows = generate(engine, [*requests_of(24), *requests_of(8, job_seed=1, system_prompt=_LONG)][:24])
-    lengths = {row.rollout.num_content_tokens for row in rows}
-    assert MAX_NEW in lengths, "there should be a cut response"
-    assert len(lengths) >= 5
+    rows = of_many_lengths(engine)
     for mode in (as_generated, as_read):
         assert_equal_to_plain(mode(engine, rows), plain, TOKEN_LAYERS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from ....jobs.model_facts import ModelFacts
 from .architecture import architecture_problems, declared_dtype, read_auto_config, text_config, unreadable
 from .listing import DirectoryListing, Listing, read_json
 from .problems import Problem, refuse
-from .quantization import packed_problems, quantization_of, quantization_problems, restored_parameters
-from .weight_files import DTYPES, WeightFiles, choose_weights, count_parameters, no_weights, read_tensors
+from .quantization import method_of, packed_problems, quantization_of, quantization_problems, restored_parameters
+from .weight_files import DTYPES, WeightFiles, choose_weights, count_parameters, no_weights, num_bytes, read_tensors
 
 ADAPTER_FOLDER = "adapter"
 """Folder, in a directory that ``link_checkpoint`` made, with the adapter to apply to the model beside it."""
@@ -98,7 +98,8 @@ def facts_of(checkpoint: Checkpoint, *, fingerprint: str) -> ModelFacts:
     if not counts and quantization_of(checkpoint.raw) is None:
         refuse(listing.place, [Problem(f"{weights.entry}: holds no weights", "Fetch it again.")])
     if quantization_of(checkpoint.raw) is not None:
-        return _facts(checkpoint, restored_parameters(checkpoint.config), _plain_dtype(checkpoint), fingerprint)
+        facts = _facts(checkpoint, restored_parameters(checkpoint.config), _plain_dtype(checkpoint), fingerprint)
+        return replace(facts, quantized_bytes=sum(num_bytes(entry) for entry in tensors.values()))
     most = max(counts, key=lambda dtype: counts[dtype])
     return _facts(checkpoint, sum(counts.values()), DTYPES[most], fingerprint)
 
@@ -118,7 +119,8 @@ def facts_of_index(checkpoint: Checkpoint) -> ModelFacts:
         refuse(listing.place, [Problem(text, "Fetch the weights, or the index again.")])
     dtype = _plain_dtype(checkpoint)
     if quantization_of(checkpoint.raw) is not None:
-        return _facts(checkpoint, restored_parameters(checkpoint.config), dtype, "")
+        facts = _facts(checkpoint, restored_parameters(checkpoint.config), dtype, "")
+        return replace(facts, quantized_bytes=total or 0)
     widths = {"float64": 8, "float32": 4}
     return _facts(checkpoint, (total or 0) // widths.get(dtype, 2), dtype, "")
 
@@ -239,6 +241,7 @@ def _facts(checkpoint: Checkpoint, num_parameters: int, dtype: str, fingerprint:
     heads = int(getattr(config, "num_attention_heads", None) or 0)
     kv_heads = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
     head_dim = getattr(config, "head_dim", None) or (d_model // heads if heads else 0)
+    quantization = quantization_of(checkpoint.raw)
     return ModelFacts(
         n_layers=n_layers,
         d_model=d_model,
@@ -252,6 +255,7 @@ def _facts(checkpoint: Checkpoint, num_parameters: int, dtype: str, fingerprint:
         num_attention_heads=heads,
         num_kv_heads=kv_heads,
         mlp_width=_mlp_width(config),
+        quantization=method_of(quantization) if quantization is not None else "",
     )
 
 

@@ -1,8 +1,9 @@
 """Checkpoints whose weights are quantised: which can be run, from what they are restored, and how to load them.
 
-The engine computes with plain weights. Checkpoints in blocks of 8-bit floats (``fp8``) and in ``mxfp4`` are restored
-to plain weights when they are loaded, without a GPU or another library, and need the memory of plain weights. All
-others are refused: they need a library of their own, and most of them a GPU, and their weights stay packed.
+The built-in engine computes with plain weights. Checkpoints in blocks of 8-bit floats (``fp8``) and in ``mxfp4`` are
+restored to plain weights when they are loaded, without a GPU or another library, and need the memory of plain weights.
+All others stay packed and need a library of their own. vLLM brings what it needs for those that ``jobs/vllm`` lists;
+which engine runs a job is decided there. What neither engine runs is refused here.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ....jobs.vllm.quantizations import RESTORED_QUANTIZATIONS, VLLM_QUANTIZATIONS
 from .architecture import auto_model_class
-from .problems import Problem
+from .problems import Problem, refuse
 from .weight_files import DTYPES
 
 RESTORED = {"fp8": "FineGrainedFP8Config", "mxfp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
@@ -63,20 +65,22 @@ def method_of(quantization: Mapping[str, Any]) -> str:
 
 
 def quantization_problems(config: Mapping[str, Any]) -> list[Problem]:
-    """Find a quantisation that this engine cannot run.
+    """Find a quantisation that no engine can run.
 
     Args:
         config: The content of ``config.json``.
     """
     quantization = quantization_of(config)
-    if quantization is None or method_of(quantization) in RESTORED:
+    if quantization is None or method_of(quantization) in RESTORED_QUANTIZATIONS | VLLM_QUANTIZATIONS.keys():
         return []
+    return [_declared_problem(quantization)]
+
+
+def _declared_problem(quantization: Mapping[str, Any]) -> Problem:
     method = method_of(quantization)
     bits = quantization.get("bits") or quantization.get("w_bit") or (4 if quantization.get("load_in_4bit") else None)
     bits = bits or (8 if quantization.get("load_in_8bit") else None)
-    return [
-        _problem(f"config.json: the weights are quantised with {method}{f' in {bits} bits' if bits else ''}", method)
-    ]
+    return _problem(f"config.json: the weights are quantised with {method}{f' in {bits} bits' if bits else ''}", method)
 
 
 def packed_problems(tensors: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> list[Problem]:
@@ -95,15 +99,21 @@ def packed_problems(tensors: Mapping[str, Mapping[str, Any]], config: Mapping[st
     return [_problem(f"the weights are packed: {first} of type {tensors[packed[0]]['dtype']}", "unknown")]
 
 
-def loading_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def loading_options(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that restore plain weights; empty for plain weights.
 
     Args:
         config: The content of ``config.json``.
+        place: Directory of the checkpoint.
+
+    Raises:
+        InputError: The weights cannot be restored.
     """
     quantization = quantization_of(config)
     if quantization is None:
         return {}
+    if method_of(quantization) not in RESTORED:
+        refuse(place, [_declared_problem(quantization)])
     import transformers
 
     restored: Any = getattr(transformers, RESTORED[method_of(quantization)])
@@ -138,7 +148,7 @@ def _problem(text: str, method: str) -> Problem:
     library = _LIBRARIES.get(method)
     base = " (its model card links it)"
     return Problem(
-        f"{text}, and this engine computes with plain weights",
+        f"{text}, and the built-in engine computes with plain weights",
         _HINT.format(base=base, library=f" with {library}" if library else ""),
         _CODE,
     )

@@ -8,7 +8,7 @@ other precisions, adapters, GGUF) is neither fetched, nor counted, nor part of t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -129,6 +129,20 @@ def count_parameters(tensors: Sequence[dict[str, Any]]) -> dict[str, int]:
         if tensor["dtype"] in DTYPES:
             counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + prod(tensor["shape"])
     return counts
+
+
+def num_bytes(tensor: Mapping[str, Any]) -> int:
+    """Return the bytes of a tensor.
+
+    Args:
+        tensor: Its entry in a safetensors header.
+
+    Example:
+        >>> num_bytes({"dtype": "I32", "shape": [4], "data_offsets": [64, 80]})
+        16
+    """
+    first, stop = tensor["data_offsets"]
+    return int(stop) - int(first)
 
 
 def _named_by(listing: Listing, index: str) -> WeightFiles:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.specs.spec_parts import ModelSpec
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.models.model_files import read_facts
 from persona_atlas.workers.models.model_sketch import sketch_model
 from safetensors.torch import load_file, save_file
 
+from fakes import small_plan
+from quantised_models import FORMATS, save_quantised
 from requests_of import engine_settings, generate, requests_of
 from tiny_families import N_LAYERS, save_tiny_family
+from vllm_families import save_vllm_family
 
 BLOCK = 16
 
@@ -85,9 +90,7 @@ def test_a_model_in_mxfp4_is_counted_by_its_configuration(model: Path, plain: Pa
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes in 4 bits"),
     ({"load_in_8bit": True}, "bitsandbytes in 8 bits"),
-    ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq in 4 bits"),
-    ({"quant_method": "awq", "bits": 4}, "awq in 4 bits"),
-    ({"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
+    ({"quant_method": "hqq", "bits": 4, "group_size": 128}, "hqq in 4 bits"),
     ({"group_size": 64, "bits": 4}, "mlx in 4 bits"),
     ({"quant_method": "of_tomorrow"}, "of_tomorrow"),
 ]
@@ -106,6 +109,26 @@ def test_a_quantisation_that_cannot_be_run_is_refused_when_a_job_is_planned(
         assert "before quantisation" in str(caught.value.hint)
         declare(model, **{section: None})
     assert read_facts(model).num_parameters
+
+
+@pytest.mark.parametrize("layout", sorted(FORMATS))
+def test_weights_that_vllm_reads_are_counted_as_they_lie_there_and_the_built_in_engine_refuses_them(
+    tmp_path: Path, layout: str
+):
+    twin = save_vllm_family(tmp_path / "twin", "llama")
+    directory = save_quantised(twin, tmp_path / layout, layout)
+    facts, other = read_facts(directory), read_facts(twin)
+    assert facts.fingerprint != other.fingerprint
+    assert (facts.num_parameters, facts.dtype) == (other.num_parameters, "bfloat16")
+    assert facts.quantization == FORMATS[layout][1]["quant_method"]
+    tensors = load_file(directory / "model.safetensors").values()
+    assert facts.quantized_bytes == sum(tensor.nbytes for tensor in tensors)
+    assert other.quantized_bytes == 0
+    planned = small_plan(facts=replace(facts, max_context=4096))
+    assert estimate(planned, "vllm").weight_bytes == facts.quantized_bytes < estimate(planned).weight_bytes
+    with pytest.raises(InputError, match=f"quantised with {facts.quantization}") as caught:
+        BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS)))
+    assert caught.value.code == "quantised"
 
 
 @pytest.mark.parametrize("name", ["weight", "qweight", "weight_packed"])

@@ -6,9 +6,9 @@ whole decoder layers.
 
 from __future__ import annotations
 
-from .errors import InputError
-from .model_facts import ModelFacts
-from .specs.spec_parts import PlacementSpec
+from ..errors import InputError
+from ..model_facts import ModelFacts
+from ..specs.spec_parts import PlacementSpec
 
 
 def tensor_parallel_sizes(facts: ModelFacts, most: int, *, shares_kv_heads: bool = True) -> list[int]:
