@@ -28,8 +28,8 @@ class Dataset:
 
     def commit(self, files: Mapping[str, bytes | None]) -> str:
         """Add files, or replace them; None deletes one."""
-        before: dict[str, bytes | None] = dict(self.commits[-1][1]) if self.commits else {}
-        whole = {path: data for path, data in {**before, **files}.items() if data is not None}
+        changed = {**(self.commits[-1][1] if self.commits else {}), **files}
+        whole = {path: data for path, data in changed.items() if data is not None}
         sha = hashlib.sha1(f"{len(self.commits)}{sorted(whole)}".encode()).hexdigest()
         self.commits.append((sha, whole))
         return sha
