@@ -5,6 +5,7 @@ A group is a class (what the judge gave) and a half (even or odd questions). Axe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from ..classes import DEFAULT, UNSCORED, half_of, score_classes
 
 Group = tuple[str, str]
 """Class and half; the half is empty where rollouts have no question."""
+
+_NO_OBJECT_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
 KINDS = ("default", "role", "trait")
 """Kinds of personas; given conversations without a persona are projected, but there is no mean to take of them."""
@@ -73,8 +76,11 @@ class Persona:
 
     @property
     def key(self) -> str:
-        """Kind, name and polarity as part of an object's name."""
-        return f"{self.kind}-{self.name}-{self.polarity}"
+        """Kind, name and polarity as part of an object's name; two personas may share it, as ``a b`` and ``a_b`` do.
+
+        The name of a persona of given conversations is that of a file, which may be longer than an object's may be.
+        """
+        return f"{self.kind}-{_NO_OBJECT_NAME.sub('_', self.name)[:80]}-{self.polarity}"
 
     @property
     def address(self) -> tuple[str, str, str]:
