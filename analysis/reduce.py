@@ -40,9 +40,11 @@ from .reduction.mapping import Mapper, map_in_threads
 from .reduction.partial_sums import StoredSums
 from .reduction.projections import StoredProjections, axis_digest
 from .reduction.rollouts import has_halves, personas_of
-from .reduction.settings import Settings, asked_again, make_settings
+from .reduction.settings import NO_JUDGE, Settings, asked_again, make_settings
 from .reduction.unit_work import ArrayOfRun, UnitLengths
 from .thresholds import label_of
+
+_ALL_ROLLOUTS = {"judge": NO_JUDGE, "min_score": None, "min_count": None}
 
 _METHOD = 3
 """Part of a reduction's id; raised whenever the same activations would give other results."""
@@ -92,28 +94,18 @@ def reduce_run(
         "min_count": min_count,
         "percentiles": None if percentiles is None else list(percentiles),
     }
-    settings = make_settings(run, **asked)
-    if not run.committed:
-        raise InputError(
-            f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", hint="Run the job first."
-        )
-    lines = run.with_vector(run.index)
-    if settings.judge is not None:
-        lines = with_scores(run.location, lines, settings.judge)
-    reduction_id = _id_of(run, settings, lines)
-    if make_current(run.location, reduction_id):
-        stored = read_current_reduction(run.location)
-        if stored is not None:
-            return stored
-    given = {name: value for name, value in asked.items() if value is not None}
-    return _Reducing(run, settings, given, lines, reduction_id, say or _silent, mapper).reduce()
+    return _reduce(run, asked, asked, say, mapper)
 
 
-def reduce_again(run: Run, *, say: Say | None = None, mapper: Mapper = map_in_threads) -> Reduction:
+def reduce_again(
+    run: Run, *, ignore_scores: bool = False, say: Say | None = None, mapper: Mapper = map_in_threads
+) -> Reduction:
     """Bring a run's reduction up to its committed units and scores, with what the current one was asked for.
 
     Args:
         run: The run; units committed after it was opened do not count.
+        ignore_scores: Whether every rollout counts this time, from one on, whatever was asked for. That stays what was
+            asked for: the next reduction again takes scores.
         say: Called with a line of progress, and of warning.
         mapper: Spreads the work on personas.
 
@@ -129,21 +121,43 @@ def reduce_again(run: Run, *, say: Say | None = None, mapper: Mapper = map_in_th
     except StoreError:
         # It is made anew below; ``verify`` names the damage.
         current = None
-    return reduce_run(run, **asked_again(run, current.facts if current is not None else {}), say=say, mapper=mapper)
+    asked = asked_again(run, current.facts if current is not None else {})
+    taken = asked | _ALL_ROLLOUTS if ignore_scores else asked
+    return _reduce(run, asked, taken, say, mapper)
+
+
+def _reduce(run: Run, asked: dict[str, Any], taken: dict[str, Any], say: Say | None, mapper: Mapper) -> Reduction:
+    """Reduce by what is taken, and note what was asked for."""
+    settings = make_settings(run, **taken)
+    if not run.committed:
+        raise InputError(
+            f"nothing is committed at {run.url} yet.", code="empty_run", field="store.url", hint="Run the job first."
+        )
+    lines = run.with_vector(run.index)
+    if settings.judge is not None:
+        lines = with_scores(run.location, lines, settings.judge)
+    given = {name: value for name, value in asked.items() if value is not None}
+    # One that takes the place of another is not the same as one that was asked for: the next run asks what it was.
+    reduction_id = _id_of(run, settings, lines, *([] if taken is asked else [given]))
+    if make_current(run.location, reduction_id):
+        stored = read_current_reduction(run.location)
+        if stored is not None:
+            return stored
+    return _Reducing(run, settings, given, lines, reduction_id, say or _silent, mapper).reduce()
 
 
 def _silent(_line: str) -> None:
     """Say nothing."""
 
 
-def _id_of(run: Run, settings: Settings, lines: pa.Table) -> str:
+def _id_of(run: Run, settings: Settings, lines: pa.Table, *instead_of: dict[str, Any]) -> str:
     asked = [settings.judge, settings.min_score, settings.min_count, list(settings.percentiles)]
     scores = None
     if settings.judge is not None:
         scored = np.stack([lines["row"].to_numpy(), lines["score"].to_numpy(zero_copy_only=False)])
         scores = sha256(scored.astype(np.float64).tobytes()).hexdigest()
     identity = [_METHOD, run.record.plan_digest, _attempts(run), settings.hook_point, settings.pooling, asked, scores]
-    return digest_of(identity)[:16]
+    return digest_of([*identity, *instead_of])[:16]
 
 
 def _attempts(run: Run) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ from ..thresholds import thresholds
 from .by_layer import OVERFLOW
 from .cast import Cast
 from .projections import Spread
-from .rollouts import has_halves
+from .rollouts import KINDS, has_halves
 
 Arrays = dict[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
@@ -37,6 +37,10 @@ class ProjectionResults:
         self._cast = cast
         self._rollout_variance_L = rollout_variance_L
         self._rows, self._roles_N = _members(cast)
+        # Conversations of no persona, which a directory of responses may hold besides, are no part of the calibration.
+        self._is_of_persona_N1 = np.concatenate(
+            [np.full((persona.count, 1), persona.kind in KINDS) for persona in cast.everybody]
+        )
         self._questions = lines["question_index"].to_numpy(zero_copy_only=False) if has_halves(lines) else None
 
     def at(
@@ -59,7 +63,7 @@ class ProjectionResults:
             if not np.isfinite(values_N).all() and not np.isnan(values_N).all():
                 undefined[position] = OVERFLOW
                 projections_NL[:, position] = np.nan
-        levels = thresholds(projections_NL, self._cast.settings.percentiles)
+        levels = thresholds(projections_NL, self._cast.settings.percentiles, self._is_of_persona_N1)
         arrays: Arrays = {
             "projections": projections_NL,
             "cap_on_minus_axis": levels.cap_on_minus_axis_QL,

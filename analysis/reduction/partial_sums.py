@@ -260,7 +260,7 @@ class StoredSums:
         self._lengths = lengths
         self._mapper = mapper
         self._num_cores = num_cores
-        self._partials: dict[str, Partial] = {}
+        self._partials: dict[tuple[str, str, str], Partial] = {}
         self.units_read = 0
 
     @property
@@ -292,7 +292,7 @@ class StoredSums:
             self.units_read += sum(with_progress(done, len(works), "Averaging", say))
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             opened = pool.map(self._opened, personas)
-            self._partials = {persona.key: partial for persona, partial in zip(personas, opened, strict=True)}
+            self._partials = {persona.address: partial for persona, partial in zip(personas, opened, strict=True)}
 
     def read(self, persona: Persona, start: int, stop: int) -> dict[Group, Moments]:
         """Read the sums of one persona at some layers; damaged ones are computed again.
@@ -301,10 +301,10 @@ class StoredSums:
             StoreError: A committed value is missing or damaged.
         """
         try:
-            return groups_of(self._partials[persona.key], self._location, start, stop)
+            return groups_of(self._partials[persona.address], self._location, start, stop)
         except DamagedPartialError:
-            self._partials[persona.key] = self._made_again(persona)
-            return groups_of(self._partials[persona.key], self._location, start, stop)
+            self._partials[persona.address] = self._made_again(persona)
+            return groups_of(self._partials[persona.address], self._location, start, stop)
 
     def _opened(self, persona: Persona) -> Partial:
         try:

@@ -317,7 +317,7 @@ class StoredProjections:
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             found = pool.map(lambda number: self._read_one(personas[number], number, start, stop), range(len(personas)))
             for persona, arrays in zip(personas, found, strict=True):
-                projections_NL[persona.first : persona.first + persona.count] = arrays["projection"].T
+                projections_NL[persona.first + persona.places] = arrays["projection"].T
                 along.append({"mean": arrays["along_mean"], "m2": arrays["along_m2"]})
         return projections_NL, along
 

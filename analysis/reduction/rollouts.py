@@ -5,6 +5,7 @@ A group is a class (what the judge gave) and a half (even or odd questions). Axe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from ..classes import DEFAULT, UNSCORED, half_of, score_classes
 Group = tuple[str, str]
 """Class and half; the half is empty where rollouts have no question."""
 
+_NO_OBJECT_NAME = re.compile(r"[^A-Za-z0-9_.-]")
+
 KINDS = ("default", "role", "trait")
 """Kinds of personas; given conversations without a persona are projected, but there is no mean to take of them."""
 
@@ -33,6 +36,8 @@ class UnitRows:
         unit_id: The unit.
         row_block: Row block of the attempt that was committed; no other attempt of the run has it.
         rows_N: Their rows in the row block, int64.
+        places_N: Their positions among the lines of the persona, int64, ascending. Between them may be lines of other
+            units: those of a question's later samples, in a run that grew.
         groups_N: Number of the group of each in ``Persona.groups``.
         rows_digest: Digest of which rows they are.
         digest: Digest of which rows they are and of their groups.
@@ -41,6 +46,7 @@ class UnitRows:
     unit_id: str
     row_block: int
     rows_N: npt.NDArray[np.int64]
+    places_N: npt.NDArray[np.int64]
     groups_N: npt.NDArray[np.int64]
     rows_digest: str
     digest: str
@@ -57,7 +63,7 @@ class Persona:
         first: Position of its first rollout among all lines.
         groups: The groups it has rollouts in, sorted.
         counts: Number of rollouts in each.
-        units: Its rollouts, unit by unit, in the order of the lines.
+        units: Its rollouts, unit by unit, in the order of the first line of each.
     """
 
     kind: str
@@ -70,8 +76,11 @@ class Persona:
 
     @property
     def key(self) -> str:
-        """Kind, name and polarity as part of an object's name."""
-        return f"{self.kind}-{self.name}-{self.polarity}"
+        """Kind, name and polarity as part of an object's name; two personas may share it, as ``a b`` and ``a_b`` do.
+
+        The name of a persona of given conversations is that of a file, which may be longer than an object's may be.
+        """
+        return f"{self.kind}-{_NO_OBJECT_NAME.sub('_', self.name)[:80]}-{self.polarity}"
 
     @property
     def address(self) -> tuple[str, str, str]:
@@ -103,10 +112,17 @@ class Persona:
         pairs = zip(self.groups, self.counts, strict=True)
         return sum(count for (name, of_half), count in pairs if name in classes and half in (None, of_half))
 
+    @cached_property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Positions among its lines of its rollouts, unit by unit."""
+        return np.concatenate([unit.places_N for unit in self.units])
+
     def members(self, classes: Collection[str]) -> npt.NDArray[np.bool_]:
         """Which of its rollouts are in some classes, in the order of the lines."""
         counts = np.array([name in classes for name, _ in self.groups], dtype=bool)
-        return counts[np.concatenate([unit.groups_N for unit in self.units])]
+        found_N = np.empty(self.count, dtype=bool)
+        found_N[self.places] = counts[np.concatenate([unit.groups_N for unit in self.units])]
+        return found_N
 
     def members_digest(self, classes: Collection[str]) -> str:
         """Digest of which rollouts are in some classes."""
@@ -163,13 +179,14 @@ def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
             at = start + first
             units = tuple(
                 _unit(
-                    table["unit_id"][at + begin].as_py(),
-                    rows[at + begin : at + end],
-                    groups_N[begin:end],
+                    table["unit_id"][at + int(places_N[0])].as_py(),
+                    rows[at + places_N],
+                    places_N,
+                    groups_N[places_N],
                     groups,
                     rows_per_block,
                 )
-                for begin, end in _runs([codes["unit_id"][at : start + last]])
+                for places_N in _places(codes["unit_id"][at : start + last])
             )
             kind, name, polarity = (str(table[column][at].as_py()) for column in ("kind", "persona", "polarity"))
             counts = tuple(np.bincount(groups_N, minlength=len(groups)).tolist())
@@ -184,12 +201,26 @@ def _classes(lines: pa.Table) -> list[str]:
 
 
 def _unit(
-    unit_id: str, rows: npt.NDArray[np.int64], groups_N: npt.NDArray[np.int64], groups: tuple[Group, ...], size: int
+    unit_id: str,
+    rows: npt.NDArray[np.int64],
+    places_N: npt.NDArray[np.int64],
+    groups_N: npt.NDArray[np.int64],
+    groups: tuple[Group, ...],
+    size: int,
 ) -> UnitRows:
     block, rows_N = int(rows[0] // size), rows % size
     of_rows = sha256(f"{block}".encode() + np.ascontiguousarray(rows_N).tobytes()).hexdigest()[:16]
     labels = " ".join(f"{name}.{half}" for name, half in (groups[number] for number in groups_N.tolist()))
-    return UnitRows(unit_id, block, rows_N, groups_N, of_rows, sha256(f"{of_rows} {labels}".encode()).hexdigest()[:16])
+    digest = sha256(f"{of_rows} {labels}".encode()).hexdigest()[:16]
+    return UnitRows(unit_id, block, rows_N, places_N, groups_N, of_rows, digest)
+
+
+def _places(codes_N: npt.NDArray[np.integer]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the places of the lines of each unit, which need not be neighbours, by the first of them."""
+    _, first_U, units_N = np.unique(codes_N, return_index=True, return_inverse=True)
+    order_N = np.argsort(first_U[units_N], kind="stable")
+    edges = np.flatnonzero(np.diff(first_U[units_N][order_N])) + 1
+    yield from np.split(order_N, edges)
 
 
 def _runs(columns: list[npt.NDArray[np.integer]]) -> Iterator[tuple[int, int]]:

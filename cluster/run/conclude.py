@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...analysis.reduce import reduce_again, reduce_run
-from ...analysis.reduction.settings import NO_JUDGE
+from ...analysis.reduce import reduce_again
 from ...analysis.report import write_report
 from ...analysis.summary import Summary, summarise
 from ...jobs.errors import InputError
@@ -74,7 +73,7 @@ def _reduce(store: Run, progress: Progress, reporter: StatusReporter) -> Reducti
         if error.code != "too_few_rollouts":
             raise
         say(f"Warning: scores are ignored, because {error.message} Run reduce with other options. {error.hint}")
-        return reduce_run(store, judge=NO_JUDGE, say=say, mapper=mapper_here())
+        return reduce_again(store, ignore_scores=True, say=say, mapper=mapper_here())
 
 
 def _can_be_reduced(store: Run) -> bool:

@@ -188,3 +188,16 @@ def test_new_scores_and_new_units_together_are_as_from_scratch(tmp_path: Path):
     assert found.role_names == expected.role_names
     for name in ("mean", "variance", "role_vectors", "axis", "projections", "floor_on_axis", "trait_vectors"):
         close(getattr(found, name), np.asarray(getattr(expected, name)))
+
+
+def test_a_reduction_that_ignored_scores_once_takes_them_as_soon_as_they_leave_a_role(tmp_path: Path):
+    run = small_run(str(tmp_path / "run"), exact_spec(tmp_path / "run"))
+    reduce_run(run, percentiles=[5], min_count=2)
+    score_run(run, "strict", lambda line: 0)
+    with pytest.raises(InputError):
+        reduce_again(run)
+    once = reduce_again(run, ignore_scores=True)
+    assert (once.facts["judge"], once.facts["percentiles"], len(once.role_names)) == (None, [5], 3)
+    score_run(run, "strict", lambda line: 3 if line["kind"] == "role" else 0)
+    again = reduce_again(run)
+    assert (again.facts["judge"], again.facts["percentiles"]) == ("strict", [5])

@@ -18,6 +18,7 @@ from persona_atlas.storage.run.commits import committed_units, read_commits
 from persona_atlas.storage.verification.garbage import find_garbage, remove_garbage
 
 from fakes import small_plan, small_spec
+from plain_driver import work_here
 from scored_runs import score_run
 from stored_runs import commit_units, record_of, small_run
 
@@ -74,6 +75,25 @@ def test_of_a_new_unit_only_itself_is_averaged_and_all_is_projected_if_the_axis_
     from_scratch = reduce_run(small_run(str(tmp_path / "other"), exact_spec(tmp_path / "other")))
     # Row blocks are assigned by each run.
     assert_close(found, from_scratch, leave_out=("projection_rows",))
+
+
+def test_of_samples_that_were_added_only_their_units_are_averaged(tmp_path: Path, units_read: list[str]):
+    def job(url: Path, samples: int) -> JobSpec:
+        counts = {"prompts": 1, "questions": 4}
+        roles = {"names": ["pirate", "poet", "teacher"], "samples": samples, **counts}
+        store = {"url": str(url), "mantissa_bits": 23}
+        return small_spec(personas={"roles": roles, "default": counts}, store=store)
+
+    work_here(job(tmp_path / "run", 1))
+    reduce_run(open_run(tmp_path / "run"))
+    work_here(job(tmp_path / "run", 2), grow=True)
+    units_read.clear()
+    run = open_run(tmp_path / "run")
+    found = reduce_run(run)
+    # The samples of a question are neighbours, so that lines of both units alternate.
+    assert sorted(units_read) == sorted([*run.committed, *(unit for unit in run.committed if ".a1." in unit)])
+    work_here(job(tmp_path / "other", 2))
+    assert_close(found, reduce_run(open_run(tmp_path / "other")), leave_out=("projection_rows",))
 
 
 def test_other_scores_of_one_role_cost_that_role_alone_if_the_axis_stays(tmp_path: Path, units_read: list[str]):
