@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     make_importable()
-    from _gpu_run import PARTS, Choice, run
+    from _gpu.run import PARTS, Choice, run
 
     parser = argparse.ArgumentParser(description="What only a GPU can tell about the engines.")
     parser.add_argument("--json", type=Path, help="file to write after every part, with all figures so far")

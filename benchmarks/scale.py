@@ -18,10 +18,10 @@ from pathlib import Path
 
 from persona_atlas.cluster.pool.session import ray_session
 
-from _real_run import UNIT_S, Worked, work
 from _report import Report
-from _simulation import Scenario, Simulated, simulate
-from _utilisation import Busyness, Foreseen, busyness, draw, foreseen
+from _scale.real_run import UNIT_S, Worked, work
+from _scale.simulation import Scenario, Simulated, simulate
+from _scale.utilisation import Busyness, Foreseen, busyness, draw, foreseen
 
 MINUTE = Scenario("failures one by one", 1000, request_s=0.03)
 SPOT = Scenario("a fifth of the nodes lost twice", 100, bulk_at=(0.25, 0.6), away_s=30)

@@ -79,7 +79,7 @@ def test_the_rest_runs_in_a_new_process_when_a_part_has_made_the_device_unusable
 ):
     script.make_importable()
     # After an illegal access every call of CUDA fails, which a CPU cannot do.
-    monkeypatch.setattr(importlib.import_module("_gpu_bench").Bench, "is_usable", lambda _self: False)
+    monkeypatch.setattr(importlib.import_module("_gpu.bench").Bench, "is_usable", lambda _self: False)
     file = tmp_path / "figures.json"
     options = ["--cpu", "--only", "conformance,slots", "--families", "no_such", "--json", str(file)]
     assert script.main(options) == 1

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from _simulation import Seconds, Simulated
+from _scale.simulation import Seconds, Simulated
 
 _BINS = 400
 _WIDTH, _HEIGHT = 1000, 720

@@ -16,8 +16,8 @@ import torch
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import EngineSettings
 
-from _gpu_ceilings import Ceilings, measure_ceilings
-from _gpu_model import ModelSize, make_engine, make_settings
+from _gpu.ceilings import Ceilings, measure_ceilings
+from _gpu.model import ModelSize, make_engine, make_settings
 from _report import Report
 
 

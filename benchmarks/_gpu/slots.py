@@ -18,7 +18,7 @@ from persona_atlas.workers.vllm.inside import slot_table
 from persona_atlas.workers.vllm.inside.slot_table import SlotTable
 from persona_atlas.workers.vllm.inside.tracking import Stretch
 
-from _gpu_bench import Bench, median_of
+from _gpu.bench import Bench, median_of
 
 _SLOTS = 256
 _BUFFERS_BYTES = 2**30

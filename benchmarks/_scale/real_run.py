@@ -27,8 +27,8 @@ from persona_atlas.storage.locations.location import open_location
 from persona_atlas.workers.engine import EngineSettings
 from rich.console import Console
 
-from _simulation import SPEC
-from _timed_workers import TimedEngine, TimedExecutor
+from _scale.simulation import SPEC
+from _scale.timed_workers import TimedEngine, TimedExecutor
 
 _QUESTIONS, _LAYERS, _PROMPTS = 24, 24, 5
 """A unit of 24 x 24 x 8192: 38 MB of activations for a second of work, as a 70B replica makes them."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from _gpu_bench import Bench
+    from _gpu.bench import Bench
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout
 
-from _gpu_bench import Bench
+from _gpu.bench import Bench
 from plain_forward import ALL_POOLINGS, POINTS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, generate, requests_of, texts_of
 from tiny_families import D_MODEL, FAMILIES, N_LAYERS, WITH_IMAGES, save_tiny_family

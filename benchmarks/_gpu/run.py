@@ -23,13 +23,13 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from _gpu_bench import Bench
-from _gpu_ceilings import ceilings
-from _gpu_conformance import conformance
-from _gpu_decode import canary, decode, generation
-from _gpu_memory import memory
-from _gpu_prefill import prefill
-from _gpu_slots import slots
+from _gpu.bench import Bench
+from _gpu.ceilings import ceilings
+from _gpu.conformance import conformance
+from _gpu.decode import canary, decode, generation
+from _gpu.memory import memory
+from _gpu.prefill import prefill
+from _gpu.slots import slots
 from _report import Line, Report
 
 
@@ -183,7 +183,7 @@ def _resume(file: Path, report: Report, outcome: _Outcome) -> None:
 def _in_new_process(choice: Choice, left: list[str], file: Path, seconds: float) -> int:
     more = ["--families", ",".join(choice.families)] if choice.families else []
     more += ["--cpu"] if choice.is_cpu_form else []
-    script = Path(__file__).with_name("gpu.py")
+    script = Path(__file__).parent.parent / "gpu.py"
     minutes = str(max(0.0, seconds) / 60)
     asked = ["--only", ",".join(left), "--json", str(file), "--minutes", minutes, "--resume", *more]
     return subprocess.run([sys.executable, str(script), *asked], check=False).returncode

@@ -10,8 +10,8 @@ from persona_atlas.workers.builtin.capture import Capture
 from persona_atlas.workers.builtin.reading import TextReader
 from persona_atlas.workers.interventions import Interventions
 
-from _gpu_bench import Bench, median_of
-from _gpu_model import make_texts
+from _gpu.bench import Bench, median_of
+from _gpu.model import make_texts
 from _report import median_ratio
 
 NOTHING = CaptureSpec.model_construct(hook_points=[], layers="all", poolings=[], mode="during_generation")

@@ -16,9 +16,9 @@ from persona_atlas.jobs.sizing.estimate import Estimate, device_bytes, estimate
 from persona_atlas.jobs.sources.load import load_source
 from persona_atlas.jobs.specs.spec import make_spec
 
-from _gpu_bench import Bench
-from _gpu_decode import generated, new_generation, requests_for
-from _gpu_model import make_texts
+from _gpu.bench import Bench
+from _gpu.decode import generated, new_generation, requests_for
+from _gpu.model import make_texts
 
 
 def memory(bench: Bench) -> None:

@@ -6,7 +6,7 @@ commit is under way time passes as on a wall clock. So a driver that is slow is 
 
 The pool (``jobs/scheduling/pool.py``) and the rule of assignments are the real ones: this executor carries out the
 pool's commands on simulated nodes and reports what happens there as events, as Ray's executor does on real ones. It
-knows nothing of stores: what workers write is written by another process (``_workers_side``).
+knows nothing of stores: what workers write is written by another process (``_scale.workers_side``).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from persona_atlas.jobs.scheduling.worker_load import WorkRequest
 from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.format.records import Manifest
 
-from _node_losses import NodeLoss, SimulatedCluster
-from _simulated_clock import Clock
-from _workers_side import WorkersSide, response_share
+from _scale.node_losses import NodeLoss, SimulatedCluster
+from _scale.simulated_clock import Clock
+from _scale.workers_side import WorkersSide, response_share
 
 _POLL_S = 0.002
 """Pause between checks of whether a commit still keeps time from being skipped."""

@@ -41,12 +41,12 @@ from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run.commits import committed_units, read_commits
 from rich.console import Console
 
-from _node_losses import SimulatedCluster, draw_losses
-from _simulated_clock import Clock
-from _simulated_workers import SimulatedExecutor
-from _workers_side import CUT, WorkersSide, response_share
+from _scale.node_losses import SimulatedCluster, draw_losses
+from _scale.simulated_clock import Clock
+from _scale.simulated_workers import SimulatedExecutor
+from _scale.workers_side import CUT, WorkersSide, response_share
 
-SPEC = Path(__file__).parent.parent / "examples" / "llama-3.3-70b.yaml"
+SPEC = Path(__file__).parents[2] / "examples" / "llama-3.3-70b.yaml"
 _REQUESTS = ("size", "read", "read_range", "write", "create", "names", "sizes")
 
 Seconds = npt.NDArray[np.float64]

@@ -18,9 +18,9 @@ from persona_atlas.workers.builtin.generation import Generation
 from persona_atlas.workers.builtin.packed import plain_attention
 from persona_atlas.workers.engine import CapturedRollout
 
-from _gpu_bench import Bench, median_of
-from _gpu_model import make_requests, make_texts
-from _gpu_prefill import NOTHING, no_capture
+from _gpu.bench import Bench, median_of
+from _gpu.model import make_requests, make_texts
+from _gpu.prefill import NOTHING, no_capture
 from _report import median_ratio
 
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
