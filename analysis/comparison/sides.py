@@ -75,6 +75,9 @@ def stored_reductions(run: Run) -> list[str]:
 def refuse_same(a: Side, b: Side, hint: str) -> None:
     """Refuse to compare a reduction with itself.
 
+    Two runs of one job have reductions of one id, a hash of what they were asked for and of what was committed, and
+    still other numbers where they ran on other machines or engines.
+
     Args:
         a: The first.
         b: The second.
@@ -83,7 +86,7 @@ def refuse_same(a: Side, b: Side, hint: str) -> None:
     Raises:
         InputError: Both are the same reduction.
     """
-    if a.reduction.reduction_id == b.reduction.reduction_id:
+    if (a.store, a.reduction.reduction_id) == (b.store, b.reduction.reduction_id):
         raise InputError(
             f"both are reduction {a.reduction.reduction_id}, so nothing differs.",
             code="same_reduction",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from persona_atlas.analysis.axis import assistant_axis, cosine_or_nan
 from persona_atlas.analysis.comparison.compare import compare, match_layers
 from persona_atlas.analysis.comparison.one_layer import Side
-from persona_atlas.analysis.comparison.sides import side_of
+from persona_atlas.analysis.comparison.sides import refuse_same, side_of
 from persona_atlas.analysis.pca import fit_pca
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.cluster.cli import cli, main
@@ -229,3 +230,15 @@ def test_the_command_refuses_what_is_not_there_and_changes_nothing(
         told = json.loads(capsys.readouterr().err.splitlines()[-1])
         assert told["code"] == code
     assert run.location.sizes("") == before
+
+
+def test_two_runs_of_one_job_are_compared_although_their_reductions_have_one_id(
+    judged: tuple[Run, str, str], tmp_path: Path
+):
+    run, _, scored = judged
+    shutil.copytree(run.url, tmp_path / "again")
+    a, b = side_of(run), side_of(open_run(tmp_path / "again"))
+    assert (a.reduction.reduction_id, b.reduction.reduction_id) == (scored, scored)
+    refuse_same(a, b, "")
+    with pytest.raises(InputError, match="nothing differs"):
+        refuse_same(a, a, "")
