@@ -28,6 +28,10 @@ KINDS = ("default", "role", "trait")
 """Kinds of personas; given conversations without a persona are projected, but there is no mean to take of them."""
 
 
+_METHOD = 1
+"""Part of the digest of every partial result; raised when the same rollouts would give other sums or projections."""
+
+
 @dataclass(frozen=True, eq=False)
 class UnitRows:
     """The rollouts of one persona in one unit.
@@ -209,7 +213,7 @@ def _unit(
     size: int,
 ) -> UnitRows:
     block, rows_N = int(rows[0] // size), rows % size
-    of_rows = sha256(f"{block}".encode() + np.ascontiguousarray(rows_N).tobytes()).hexdigest()[:16]
+    of_rows = sha256(f"{_METHOD} {block} ".encode() + np.ascontiguousarray(rows_N).tobytes()).hexdigest()[:16]
     labels = " ".join(f"{name}.{half}" for name, half in (groups[number] for number in groups_N.tolist()))
     digest = sha256(f"{of_rows} {labels}".encode()).hexdigest()[:16]
     return UnitRows(unit_id, block, rows_N, places_N, groups_N, of_rows, digest)
