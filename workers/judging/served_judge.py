@@ -254,9 +254,5 @@ def _next_of(done: queue.SimpleQueue[Answer | BaseException]) -> Answer | BaseEx
             continue
 
 
-def _said(error: openai.APIStatusError) -> str:
-    return f"{error.status_code}: {reason_of(error.response.text)}"
-
-
 def _words(text: str) -> str:
     return " ".join(text.split()).rstrip(".")
