@@ -177,7 +177,7 @@ def read_control_vectors(paths: Sequence[Path]) -> Imported:
         kind, _, name = texts.get("vector", f"trait:{path.stem}").partition(":")
         if kind != "axis":
             name = require_vector_name(f"{name}_minus_default" if kind == "role" else name, path)
-        if name in traits if kind != "axis" else axis is not None:
+        if axis is not None if kind == "axis" else name in traits:
             raise InputError(
                 f"holds {name or 'the axis'} once more.",
                 code="same_vector",
