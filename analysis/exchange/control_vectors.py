@@ -175,14 +175,22 @@ def read_control_vectors(paths: Sequence[Path]) -> Imported:
             )
         require_finite(values_LD, layers, path, "the vector")
         kind, _, name = texts.get("vector", f"trait:{path.stem}").partition(":")
+        if kind != "axis":
+            name = require_vector_name(f"{name}_minus_default" if kind == "role" else name, path)
+        if axis is not None if kind == "axis" else name in traits:
+            raise InputError(
+                f"holds {name or 'the axis'} once more.",
+                code="same_vector",
+                file=str(path),
+                hint="Leave one of the files out.",
+            )
         if kind == "axis":
             axis = values_LD
         else:
-            name = require_vector_name(f"{name}_minus_default" if kind == "role" else name, path)
             traits[name] = values_LD
         models |= {texts["model"]: path.name} if texts.get("model") else {}
         families |= {texts["family"]: path.name} if texts.get("family") else {}
-        num_layers = max(num_layers, int(texts.get("n_layers", 0)), layers[-1] + 1)
+        num_layers = max(num_layers, _number(texts.get("n_layers", "0"), path), layers[-1] + 1)
     if len(models) > 1 or len(families) > 1:
         differing = models if len(models) > 1 else families
         raise InputError(
@@ -266,6 +274,14 @@ def _read(path: Path) -> tuple[dict[str, str], dict[int, Float32]]:
     if len({values_D.shape for values_D in directions.values()}) > 1:
         raise InputError("has directions of several widths.", code="other_shape", file=str(path))
     return {name: text for name, text in texts.items() if text}, directions
+
+
+def _number(text: str, path: Path) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InputError(
+            f"has {_OURS}.n_layers {text[:40]!r}, which is no number of layers.", code="bad_metadata", file=str(path)
+        )
+    return int(text)
 
 
 def _text(reader: Any, name: str) -> str:

@@ -151,7 +151,7 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
             file=str(path),
             hint="All files of a directory belong to one model.",
         )
-    values_LD: Float32 = content.to(torch.float32).numpy()
+    values_LD: Float32 = content.detach().to(torch.float32).numpy()
     require_finite(values_LD, tuple(range(len(values_LD))), path, "the vector")
     return values_LD
 
@@ -231,7 +231,7 @@ def _caps_by_label(config: Any, axis_LD: Float32, path: Path) -> dict[str, dict[
     """Collect the caps on minus the axis by label and layer; a sentence if they cap something else."""
     directions: dict[str, int] = {}
     for name, entry in config["vectors"].items():
-        vector_D, layer = entry["vector"].float().numpy(), int(entry["layer"])
+        vector_D, layer = entry["vector"].detach().float().numpy(), int(entry["layer"])
         if vector_D.shape != axis_LD.shape[1:] or not 0 <= layer < len(axis_LD):
             raise InputError(
                 f"the vector {name!r} of layer {layer} has shape {vector_D.shape}, and {AXIS_FILE} has "

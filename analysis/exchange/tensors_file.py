@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ...jobs.errors import InputError
 from ...storage.derived.reductions import Reduction
-from .imported import Files, Imported, require_finite
+from .imported import Files, Imported, require_finite, require_vector_name
 
 FILE_NAME = "vectors.safetensors"
 
@@ -188,6 +188,9 @@ def read_tensors(path: Path) -> Imported:
             file=str(path),
             hint="Fetch it again.",
         ) from error
+    # They become names of files when the vectors are exported again.
+    for names in (texts["role_names"], texts["trait_names"]):
+        _require_names(names, path)
     reduction = Reduction(
         reduction_id=reduction_id,
         layers=layers,
@@ -198,6 +201,13 @@ def read_tensors(path: Path) -> Imported:
     )
     _require_shapes(reduction, arrays, d_model, path)
     return Imported(reduction, "safetensors", model, n_layers, d_model, tuple(files.read_so_far))
+
+
+def _require_names(names: Sequence[str], path: Path) -> None:
+    for name in names:
+        require_vector_name(name, path)
+    if len(set(names)) < len(names):
+        raise InputError("lists a name twice.", code="bad_metadata", file=str(path), hint="Fetch it again.")
 
 
 def _require_shapes(reduction: Reduction, arrays: dict[str, npt.NDArray[Any]], d_model: int, path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from typing import Any
 
 from ...jobs.errors import InputError
@@ -143,11 +144,13 @@ def judge_run(to_judge: ToJudge, settings: JudgeSettings, progress: Progress) ->
     """
     location = to_judge.run.location
     spending = Spending(settings.prices, settings.max_usd, settings.max_tokens)
-    record = record_to_write(location, settings.record(to_judge))
+    record = settings.record(to_judge)
+    record_to_write(location, record)
     queue = JudgingQueue(to_judge.units(), spending)
     if to_judge.num_left:
         with closing(_open(settings, progress)) as judge:
-            write_judge_record(location, record)
+            # Compared once more: opening a judge takes long, and another may have taken the name meanwhile.
+            write_judge_record(location, record_to_write(location, record))
             _ask(judge, queue, to_judge, settings.name, progress)
     stopped = "spend_limit" if queue.is_out_of_money else "judge_failed" if queue.is_failing else None
     return Judging(
@@ -223,6 +226,7 @@ def _ask(judge: Judge, queue: JudgingQueue, to_judge: ToJudge, name: str, progre
     def write(unit_id: str, outcomes: list[Outcome]) -> None:
         write_outcomes(location, name, unit_id, outcomes, to_judge.unit_rows[unit_id])
 
+    finished: tuple[str, list[Outcome]] | None = None
     try:
         with progress.checking("Judging") as show:
             tell = _teller(queue, to_judge.num_left, progress)
@@ -230,11 +234,12 @@ def _ask(judge: Judge, queue: JudgingQueue, to_judge: ToJudge, name: str, progre
                 finished = queue.take(answer)
                 if finished is not None:
                     write(*finished)
+                    finished = None
                 show(queue.num_judged, to_judge.num_left)
                 tell()
     finally:
-        # Also when it was interrupted: what was judged is paid for.
-        for unit_id, outcomes in queue.unfinished():
+        # Also when it was interrupted, within a write too: what was judged is paid for.
+        for unit_id, outcomes in chain([finished] if finished else [], queue.unfinished()):
             write(unit_id, outcomes)
 
 

@@ -92,7 +92,10 @@ class ToJudge:
         for unit_id, rows in left.items():
             texts = read_rollouts(self.run.location, read_commit(self.run.location, unit_id), _TEXTS)
             text_of = {text["row"]: text for text in texts.to_pylist()}
-            yield UnitToJudge(unit_id, tuple(self._judged(unit_id, persona_of[unit_id], text_of[row]) for row in rows))
+            # A unit that was repaired meanwhile has other rows, which the next call judges.
+            there = [text_of[row] for row in rows if row in text_of]
+            if there:
+                yield UnitToJudge(unit_id, tuple(self._judged(unit_id, persona_of[unit_id], text) for text in there))
 
     def _judged(self, unit_id: str, persona: Persona, text: Mapping[str, Any]) -> Judged:
         prompt = filled_in(persona.judge_prompt, text["question"], text["response"])

@@ -113,6 +113,11 @@ class Spending:
         """What was spent so far, in US dollars; None without prices."""
         return self.prices.usd(self.prompt_tokens, self.reply_tokens) if self.prices else None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether requests are in flight, whose cost is not known yet."""
+        return bool(self._in_flight)
+
     def may_ask(self, row: int, ask: int, num_tokens: int) -> bool:
         """Whether one more request stays within the limit, if it and all in flight cost what they may at most.
 

@@ -84,7 +84,10 @@ class JudgingQueue:
         return self._failures_in_a_row >= MOST_FAILURES
 
     def next_request(self) -> JudgeRequest | None:
-        """Return the next request; None when there is none now, at the spend limit, or when the judge is failing."""
+        """Return the next request; None when there is none now, at the spend limit, or when the judge is failing.
+
+        Near the limit there is none until requests in flight are answered, since they may cost less than they might.
+        """
         if self.is_out_of_money or self.is_failing:
             return None
         while not self._waiting:
@@ -95,7 +98,8 @@ class JudgingQueue:
             self._waiting.extend(JudgeRequest(judged) for judged in unit.rollouts)
         request = self._waiting[0]
         if not self._spending.may_ask(request.judged.row, request.ask, request.judged.num_tokens):
-            self.is_out_of_money = True
+            # What is in flight counts at its most: when it is answered, there may be room again.
+            self.is_out_of_money = not self._spending.is_waiting
             return None
         return self._waiting.popleft()
 

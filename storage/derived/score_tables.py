@@ -61,8 +61,11 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     text = read_text(path, "a table of scores")
     if path.suffix == ".csv":
         # The header is the first line. DictReader puts what is too much under None, and leaves out what is missing.
-        for number, line in enumerate(csv.DictReader(io.StringIO(text)), start=2):
-            yield number, {str(name).strip(): value for name, value in line.items()}
+        try:
+            for number, line in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+                yield number, {str(name).strip(): value for name, value in line.items()}
+        except csv.Error as error:
+            raise InputError(f"is no CSV: {error}.", code="unreadable_file", file=str(path), hint=_HINT) from None
         return
     # splitlines would also split at separators that are valid within JSON strings, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):

@@ -12,8 +12,18 @@ from ..locations.location import Location
 
 Share = Literal["vectors", "all"]
 
-_OF_DRIVERS = (layout.DRIVERS, layout.STATUS, layout.RECENT, layout.WITHDRAWN)
-"""Folders about how a run was made: names of hosts and processes, and caches of a running driver."""
+_FOLDERS = (
+    layout.ACTIVATIONS,
+    layout.ROLLOUTS,
+    layout.COMMITS,
+    layout.ADDITIONS,
+    layout.SCORES,
+    layout.SUMS,
+    layout.PROJECTIONS,
+    layout.ANALYSIS,
+)
+"""Folders that are shared. Not those about how a run was made, with names of hosts and processes, and no folder that is
+not a store's: whatever else lies beside a run, keys and notes too, is its owner's."""
 
 _RECORDS = (layout.RUN_RECORD, layout.VECTORS_RECORD, layout.CURRENT_REDUCTION)
 """Objects that make a store, or its vectors, visible to readers."""
@@ -25,9 +35,11 @@ _OF_VECTORS = (
     layout.SKIPPED,
     layout.INDEX,
     layout.CURRENT_REDUCTION,
-    layout.REPORT,
     layout.VECTORS_ONLY,
 )
+"""Not the report: it shows responses."""
+
+_FILES = (*_OF_VECTORS, layout.CHUNKS, layout.REPORT, "zarr.json")
 
 _CACHES = (layout.INDEX, layout.CHUNKS, layout.CURRENT_REDUCTION, layout.REPORT)
 
@@ -37,15 +49,10 @@ def shared_paths(location: Location, share: Share) -> dict[str, int]:
 
     Args:
         location: The store.
-        share: ``vectors``: the current reduction, the run's record, its index, its plan and its scores; no activations
-            and no texts. ``all``: everything but what is about the drivers that wrote it.
+        share: ``vectors``: the current reduction, the run's record and additions, its index, its plan and its scores;
+            no activations and no responses. ``all``: every object of a store but those about the drivers that wrote it.
     """
-    everything = location.sizes("")
-    kept = {
-        path: size
-        for path, size in everything.items()
-        if path.split("/")[0] not in _OF_DRIVERS and not path.split("/")[-1].startswith(".")
-    }
+    kept = {path: size for path, size in location.sizes("").items() if _is_of_store(path)}
     if share == "vectors":
         current = _current_reduction(location)
         kept = {path: size for path, size in kept.items() if _is_of_vectors(path, current)}
@@ -61,15 +68,42 @@ def _current_reduction(location: Location) -> tuple[str, ...]:
     return (f"{pointer['path']}/", layout.reduction_record_path(pointer["reduction_id"]))
 
 
+def _is_of_store(path: str) -> bool:
+    folder, has_folder, _ = path.partition("/")
+    is_known = folder in _FOLDERS if has_folder else path in _FILES or _is_plan(path)
+    return is_known and not path.split("/")[-1].startswith(".")
+
+
+def _is_plan(path: str) -> bool:
+    return path.startswith("units-") and path.endswith(".parquet")
+
+
 def _is_of_vectors(path: str, current: tuple[str, ...]) -> bool:
-    is_plan = path.startswith("units-") and path.endswith(".parquet")
-    is_score = path.startswith(f"{layout.SCORES}/")
-    return path in _OF_VECTORS or is_plan or is_score or any(path.startswith(place) for place in current)
+    is_whole_folder = path.split("/")[0] in (layout.SCORES, layout.ADDITIONS)
+    return path in _OF_VECTORS or _is_plan(path) or is_whole_folder or any(path.startswith(place) for place in current)
 
 
 def may_be_replaced(path: str) -> bool:
-    """Whether an object of a store may change: a cache, the current reduction, the shape of an array."""
-    return path in _CACHES or path.split("/")[-1] == "zarr.json"
+    """Whether an object of a store may change: a cache, the current reduction, scores, the shape of an array."""
+    return path in _CACHES or path.startswith(f"{layout.SCORES}/") or path.split("/")[-1] == "zarr.json"
+
+
+def is_grown(before: bytes, after: bytes) -> bool:
+    """Whether two records of runs are of one run, which has grown in between: only the mark of that may differ.
+
+    Args:
+        before: ``run.json`` of the copy.
+        after: ``run.json`` of the run.
+    """
+    try:
+        first, second = json.loads(before), json.loads(after)
+        versions = (first.pop("layout_version"), second.pop("layout_version"))
+        return first | {"seal": ""} == second | {"seal": ""} and versions == (
+            layout.LAYOUT_VERSION,
+            layout.GROWN_LAYOUT_VERSION,
+        )
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return False
 
 
 def content_ids(data: bytes) -> tuple[str, str]:

@@ -10,13 +10,14 @@ from ...jobs.errors import InputError
 from ...jobs.files.hub_url import HubUrl
 from ...jobs.wording import count_of
 from ..format import layout
+from ..locations.hub import HubLocation
 from ..locations.hub_errors import hub_errors
 from ..locations.location import Location
 from ..query.run import Run
 from ..query.vectors import Vectors
 from ..run.lease import refuse_if_driven
 from .dataset_card import CARD, dataset_card
-from .objects import Share, batches, content_ids, may_be_replaced, named, shared_paths
+from .objects import Share, batches, content_ids, is_grown, may_be_replaced, named, shared_paths
 from .remote import RemoteFile, remote_files
 
 _MAX_FILES = 200
@@ -101,7 +102,8 @@ def _missing(location: Location, sizes: dict[str, int], remote: dict[str, Remote
         if there is None:
             missing.append(path)
         elif there.num_bytes != size or there.content_id not in content_ids(location.read(path) or b""):
-            (missing if may_be_replaced(path) else differing).append(path)
+            may_change = may_be_replaced(path) or (path == layout.RUN_RECORD and _has_grown(location, target))
+            (missing if may_change else differing).append(path)
     if differing:
         raise InputError(
             f"{target} holds another store: {named(differing)} differ.",
@@ -110,6 +112,11 @@ def _missing(location: Location, sizes: dict[str, int], remote: dict[str, Remote
             hint="Push to another dataset, or to a folder in it: hf://datasets/OWNER/NAME/FOLDER.",
         )
     return missing
+
+
+def _has_grown(location: Location, target: HubUrl) -> bool:
+    there, here = HubLocation(str(target)).read(layout.RUN_RECORD), location.read(layout.RUN_RECORD)
+    return there is not None and here is not None and is_grown(there, here)
 
 
 def _mark(vectors: Vectors, share: Share, sizes: dict[str, int], remote: dict[str, RemoteFile], target: HubUrl) -> None:

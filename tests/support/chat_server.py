@@ -36,6 +36,7 @@ class ChatServer:
         choice: More fields of every choice, from the same.
         num_choices: Choices of every answer.
         unknown: Names of request fields that it refuses, with status 400.
+        names_model: Whether it names its model in doing so.
         poison: Prompts with this text are refused for good; "" refuses none.
         delay_s: Of every answer.
         bodies: Requests that were answered, in order.
@@ -53,6 +54,7 @@ class ChatServer:
     choice: Callable[[Body, str], Body] = lambda _body, _text: {}
     num_choices: int = 1
     unknown: frozenset[str] = frozenset()
+    names_model: bool = False
     poison: str = ""
     delay_s: float = 0.0
     bodies: list[Body] = field(default_factory=list)
@@ -81,6 +83,7 @@ class ChatServer:
         if unknown := sorted(self.unknown & body.keys()):
             self.refused.append(unknown[0])
             message = f"Unrecognized request argument supplied: {unknown[0]}"
+            message += f" for the model {self.model}" if self.names_model else ""
             return web.json_response({"error": {"message": message, "code": None}}, status=400)
         step = self.script.pop(0) if self.script else ""
         if step:

@@ -71,15 +71,18 @@ class ServedJudge:
         # Models that reason take neither a temperature nor the older name of the limit; most servers only the latter.
         few = ({"seed": 0}, {})
         usual = [{"temperature": 0, "max_tokens": self._max_tokens} | more for more in few]
+        refused: openai.APIStatusError | None = None
         for parameters in (*usual, {"max_completion_tokens": self._max_tokens}):
             self._parameters = parameters
             try:
                 self._wait_for(self._send(_CHECK, _CHECK_RETRIES))
             except openai.APIStatusError as error:
                 is_last = "max_tokens" not in parameters
-                if error.status_code in (400, 422) and not is_last and not self._names_model(error):
+                # Some name the model where they refuse a parameter, so the others are tried before it is blamed.
+                refused = error if refused is None or self._names_model(error) else refused
+                if error.status_code in (400, 422) and not is_last:
                     continue
-                raise self._why_refused(error) from None
+                raise self._why_refused(refused if is_last else error) from None
             except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
                 raise self._no_answer(str(error)) from None
             return
@@ -252,10 +255,6 @@ def _next_of(done: queue.SimpleQueue[Answer | BaseException]) -> Answer | BaseEx
             return done.get(timeout=_WAIT_S)
         except queue.Empty:
             continue
-
-
-def _said(error: openai.APIStatusError) -> str:
-    return f"{error.status_code}: {reason_of(error.response.text)}"
 
 
 def _words(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict
 from pathlib import PurePosixPath
@@ -114,6 +115,7 @@ def judge(
         prices=_prices(price_in, price_out),
         max_usd=max_spend,
     )
+    _refuse_nan(price_in=price_in, price_out=price_out, max_spend=max_spend)
     check_judge_name(settings.name, "--judge")
     Spending(settings.prices, max_spend)
     run = open_run(store_url, endpoint_url, access)
@@ -165,6 +167,13 @@ def _refuse_with_engine(**options: object) -> None:
                 field=f"--{name.replace('_', '-')}",
                 hint="Leave it out.",
             )
+
+
+def _refuse_nan(**options: float | None) -> None:
+    # It is in no range, and passes every check of one.
+    for name, value in options.items():
+        if value is not None and math.isnan(value):
+            raise InputError("is no number.", code="bad_value", field=f"--{name.replace('_', '-')}", hint="Give one.")
 
 
 def _prices(price_in: float | None, price_out: float | None) -> Prices | None:

@@ -152,3 +152,11 @@ def test_files_of_several_models_are_not_mixed(tmp_path: Path):
     with pytest.raises(InputError) as caught:
         read_vectors(tmp_path, print)
     assert caught.value.code == "other_model"
+
+
+def test_a_vector_that_is_there_twice_is_refused(run: Run, tmp_path: Path):
+    export_vectors(run, tmp_path / "out", "gguf")
+    (tmp_path / "out" / "copy.gguf").write_bytes((tmp_path / "out" / "axis.gguf").read_bytes())
+    with pytest.raises(InputError) as caught:
+        read_vectors(tmp_path / "out", print)
+    assert caught.value.code == "same_vector"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -275,6 +276,13 @@ def test_the_released_codes_own_axis_file_is_read(released: Path, planted: Plant
     assert np.array_equal(found, axis.float().numpy())
 
 
+def test_a_vector_that_was_saved_with_its_gradient_is_read(released: Path):
+    axis = torch.load(released / "assistant_axis.pt", weights_only=True)
+    torch.save(axis.requires_grad_(), released / "assistant_axis.pt")
+    found = read_vectors(released, print).reduction.axis
+    assert np.array_equal(found, axis.detach().float().numpy())  # pyright: ignore[reportArgumentType]
+
+
 def test_a_safetensors_file_must_be_ours_and_of_one_model(exports: Path, tmp_path: Path):
     from safetensors.numpy import load_file, save_file
 
@@ -295,6 +303,8 @@ def test_a_safetensors_file_must_be_ours_and_of_one_model(exports: Path, tmp_pat
         "type": (arrays | {"axis": arrays["axis"].astype(np.int64)}, metadata, "other_shape"),
         "nan": (arrays | {"axis": nan}, metadata, "not_finite"),
         "metadata": (arrays, {k: v for k, v in metadata.items() if k != "layers"}, "bad_metadata"),
+        "another folder": (arrays, metadata | {"role_names": json.dumps(["../../evil", *ROLES[1:]])}, "bad_name"),
+        "twice": (arrays, metadata | {"role_names": json.dumps([ROLES[1], *ROLES[1:]])}, "bad_metadata"),
     }
     for name, (changed, texts, code) in cases.items():
         save_file(changed, tmp_path / "x.safetensors", metadata=texts)

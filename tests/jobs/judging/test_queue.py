@@ -149,6 +149,14 @@ def test_the_spend_limit_is_never_exceeded_and_what_is_done_is_kept(
         assert spending.usd + concurrency * (10 * 10 + 4 * 20) / 1e6 > max_usd
 
 
+def test_near_the_limit_answers_are_waited_for_before_it_ends():
+    # Requests that may cost 1000 tokens each, and cost 10: far more of them fit the limit than at a time.
+    spending = Spending(Prices(0, 1e6), 2000, max_reply_tokens=1000)
+    queue = JudgingQueue(iter(units([30])), spending)
+    run(queue, lambda request: Answer(request, reply="3", num_reply_tokens=10), concurrency=8)
+    assert (queue.num_scored, queue.is_out_of_money) == (30, False)
+
+
 def test_a_limit_needs_prices():
     with pytest.raises(InputError) as caught:
         Spending(None, 5.0)

@@ -206,10 +206,12 @@ def test_a_line_that_is_wrong_is_enough_to_refuse_a_table(
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["scores.txt", "nothing.csv", "empty.csv", "broken.parquet", "broken.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["scores.txt", "nothing.csv", "empty.csv", "huge.csv", "broken.parquet", "broken.jsonl"]
+)
 def test_what_is_no_table_is_refused(tmp_path: Path, location: Location, name: str):
     if not name.startswith("nothing"):
-        (tmp_path / name).write_text("" if name.startswith("empty") else "{")
+        (tmp_path / name).write_text({"empty": "", "huge.": "x" * 200_000}.get(name[:5], "{"))
     with pytest.raises(InputError) as caught:
         import_scores(location, INDEX, tmp_path / name, "mine")
     assert caught.value.file == str(tmp_path / name)

@@ -11,12 +11,15 @@ import pytest
 from persona_atlas.jobs.errors import AtlasError, InputError, StoreError, TransientError
 from persona_atlas.jobs.files.hub_url import parse_hub_url
 from persona_atlas.jobs.specs.spec import make_spec
+from persona_atlas.storage.format.additions import AdditionRecord
 from persona_atlas.storage.locations.hub import HubLocation
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.query.vectors import open_vectors
+from persona_atlas.storage.run.additions import add_to_run
 from persona_atlas.storage.run.index_keeper import refresh_index
 from persona_atlas.storage.run.lease import acquire
+from persona_atlas.storage.run.run_store import read_run_record
 from persona_atlas.storage.sharing import push
 from persona_atlas.storage.sharing.pull import pull_store
 from persona_atlas.storage.sharing.push import push_store
@@ -84,6 +87,46 @@ def test_vectors_are_pushed_without_texts_and_activations_and_read_in_place(
     reduction = open_run(URL).reduction
     assert reduction is not None
     assert np.array_equal(reduction.axis, plant().reduction.axis)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_not_of_a_store_stays_here(hub: DatasetHub, store: Path, answered: Answered):
+    (store / "notes").mkdir()
+    for name in ("keys.txt", "notes/config", "report.html"):
+        (store / name).write_text("a response")
+    answered("push", store, URL)
+    assert not {"keys.txt", "notes/config", "report.html"} & hub.datasets["me/pirates"].files.keys()
+    answered("push", store, URL, "--only", "all")
+    assert not {"keys.txt", "notes/config"} & hub.datasets["me/pirates"].files.keys()
+    assert "report.html" in hub.datasets["me/pirates"].files
+
+
+def test_more_scores_and_an_addition_are_pushed_to_the_same_dataset(hub: DatasetHub, store: Path, answered: Answered):
+    (store / "scores" / "released").mkdir(parents=True)
+    scores = store / "scores" / "released" / "judge.json"
+    scores.write_text("{}")
+    answered("push", store, URL)
+    scores.write_text('{"rubrics": {}}')
+    location = open_location(store)
+    record = read_run_record(location)
+    assert record is not None
+    addition = AdditionRecord.sealed(
+        number=1,
+        grown_from=record.plan_digest,
+        plan_digest="0" * 64,
+        spec=record.spec,
+        num_units=0,
+        num_rollouts=0,
+        units_sha256="0" * 64,
+        rows={},
+        versions={},
+        created_at="",
+    )
+    add_to_run(location, record, addition, b"")
+    answered("push", store, URL)
+    there = hub.datasets["me/pirates"].files
+    assert there["scores/released/judge.json"] == scores.read_bytes()
+    assert there["run.json"] == (store / "run.json").read_bytes()
+    assert there["additions/000001.json"] == addition.to_bytes()
 
 
 def test_a_copy_of_the_vectors_says_what_it_is_until_the_rest_is_pushed(

@@ -147,8 +147,9 @@ def test_an_address_where_nothing_answers_is_refused():
     assert (caught.value.code, caught.value.field) == ("no_endpoint", "--endpoint")
 
 
-def test_fields_that_a_server_does_not_take_are_left_out(server: ChatServer):
-    server.unknown = frozenset({"max_tokens", "temperature"})
+@pytest.mark.parametrize("names_model", [False, True])
+def test_fields_that_a_server_does_not_take_are_left_out(server: ChatServer, names_model: bool):
+    server.unknown, server.names_model = frozenset({"max_tokens", "temperature"}), names_model
     with judge_at(server.url) as judge:
         judge.check()
         assert ask(judge)[0].reply == "3"
