@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 from persona_atlas.jobs.engines import (
-    FAMILIES_RUN_ALONE,
     VLLM_ARCHITECTURES,
     choose_engine,
     possible_engines,
@@ -17,7 +16,6 @@ from persona_atlas.jobs.specs.spec_parts import PlacementSpec
 from persona_atlas.jobs.vllm.parallelism import tensor_parallel_sizes
 
 from fakes import FACTS
-from other_families import ALONE_FAMILIES, SHARING_FAMILIES
 
 LLAMA = replace(FACTS, architectures=("LlamaForCausalLM",))
 ADAPTED = replace(LLAMA, has_adapter=True)
@@ -132,13 +130,6 @@ def test_the_engine_is_no_part_of_a_run_s_identity_nor_of_its_record():
     changed = {"engine": "vllm", "tensor_parallel": 2, "pipeline_parallel": 2}
     assert make_spec(data).digest == make_spec(data | {"placement": changed}).digest
     assert PlacementSpec(tensor_parallel=4, pipeline_parallel=2).gpus_per_replica == 8
-
-
-def test_the_families_that_run_alone_are_those_that_the_built_in_engine_finds_so_by_trial():
-    known = {str(make().model_type) for make in ALONE_FAMILIES.values()}
-    assert known <= FAMILIES_RUN_ALONE
-    assert not FAMILIES_RUN_ALONE & {str(make().model_type) for make in SHARING_FAMILIES.values()}
-    assert not FAMILIES_RUN_ALONE & {entry.family for entry in VLLM_ARCHITECTURES.values()}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,32 @@ class Way:
     gpu_hours: float
 
 
+class _CountedOnce:
+    """The source of a plan, whose tokens are counted once: to count those of a catalog takes as long as to plan it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._source: Any = plan.source
+        self._counts = plan.source.token_counts(plan.units)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def token_counts(self, units: Any) -> Any:
+        return self._counts
+
+
 @cache
-def plan_of(model: str, **placement: Any) -> Plan:
-    spec = load_spec(_ROOT / "examples" / EXAMPLES[model])
-    spec = spec.replaced(placement={"tensor_parallel": 1, "replicas": None, **placement})
-    return make_plan(spec, _sources(model, spec), known_models()[spec.model.source])
+def _planned(model: str, *changes: str) -> Plan:
+    spec = load_spec(_ROOT / "examples" / EXAMPLES[model], list(changes))
+    plan = make_plan(spec, load_source(spec), known_models()[spec.model.source])
+    source: Any = _CountedOnce(plan)
+    return replace(plan, source=source)
 
 
-_loaded: dict[str, Any] = {}
-
-
-def _sources(model: str, spec: Any) -> Any:
-    return _loaded.setdefault(model, load_source(spec))
+def plan_of(model: str, *changes: str, **placement: Any) -> Plan:
+    """The plan of an example under some changes. Where its replicas run changes neither its units nor their tokens."""
+    plan = _planned(model, *changes)
+    return replace(plan, spec=plan.spec.replaced(placement={"tensor_parallel": 1, "replicas": None, **placement}))
 
 
 def priced(plan: Plan, engine: Engine, device: Device, name: str, size: int) -> Price | None:
@@ -92,17 +106,10 @@ def endpoint(model: str, name: str, most: int = 8) -> Way | None:
     if captured is None:
         return None
     device, size = load_devices().devices[name], captured.gpus
-    plan = plan_of(model, tensor_parallel=size)
-    one = make_plan(plan.spec.replaced(capture={"layers": [0]}), plan.source, plan.facts)
+    one = plan_of(model, "capture.layers=[0]", tensor_parallel=size)
     served = priced(one, "vllm", device, name, size)
-    texts = plan.spec.model_copy(
-        update={
-            "generation": load_spec(
-                _ROOT / "examples" / EXAMPLES[model], ["generation.endpoint=http://host/v1"]
-            ).generation
-        }
-    )
-    read = priced(make_plan(texts, plan.source, plan.facts), "vllm", device, name, size)
+    texts = plan_of(model, "generation.endpoint=http://host/v1", tensor_parallel=size)
+    read = priced(texts, "vllm", device, name, size)
     assert served is not None
     assert read is not None
     return Way(size, served.gpu_hours + read.gpu_hours)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from persona_atlas.jobs.engines import FAMILIES_RUN_ALONE, VLLM_ARCHITECTURES
 from persona_atlas.jobs.errors import InputError, TransientError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
@@ -82,6 +83,13 @@ def assert_right_in_both_modes(engine: BuiltinEngine, directory: Path, num_reque
     assert canary is not None
     assert max(canary.relative_error_L) < TOLERANCE
     return rows
+
+
+def test_the_families_that_run_alone_are_those_whose_trial_fails_here():
+    known = {str(make().model_type) for make in ALONE_FAMILIES.values()}
+    assert known <= FAMILIES_RUN_ALONE
+    assert not FAMILIES_RUN_ALONE & {str(make().model_type) for make in SHARING_FAMILIES.values()}
+    assert not FAMILIES_RUN_ALONE & {entry.family for entry in VLLM_ARCHITECTURES.values()}
 
 
 @pytest.mark.parametrize("family", sorted(ALONE_FAMILIES))
