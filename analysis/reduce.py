@@ -29,7 +29,7 @@ from ..storage.derived.reductions import (
     read_reduction,
     sums_in_use,
 )
-from ..storage.derived.scores import with_scores
+from ..storage.derived.scores import NO_JUDGE, with_scores
 from ..storage.query.run import Run
 from ..workers.models.limits import usable_cores
 from .reduction.budget import layers_of_projections, layers_of_vectors
@@ -40,7 +40,7 @@ from .reduction.mapping import Mapper, map_in_threads
 from .reduction.partial_sums import StoredSums
 from .reduction.projections import StoredProjections, axis_digest
 from .reduction.rollouts import has_halves, personas_of
-from .reduction.settings import NO_JUDGE, Settings, asked_again, make_settings, refuse_unused_min_score
+from .reduction.settings import Settings, asked_again, make_settings, refuse_unused_min_score
 from .reduction.unit_work import ArrayOfRun, UnitLengths
 from .thresholds import label_of
 

@@ -9,12 +9,9 @@ from typing import Any
 from ...jobs.errors import InputError, closest
 from ...jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
 from ...jobs.specs.spec_parts import CaptureSpec
-from ...storage.derived.scores import judges
+from ...storage.derived.scores import NO_JUDGE, judges
 from ...storage.query.run import Run
 from ..thresholds import PERCENTILES
-
-NO_JUDGE = "none"
-"""Name that stands for no judge: scores are ignored."""
 
 MIN_SCORE = 3.0
 MIN_COUNT = 10
