@@ -29,7 +29,7 @@ from ..storage.derived.reductions import (
     read_reduction,
     sums_in_use,
 )
-from ..storage.derived.scores import with_scores
+from ..storage.derived.scores import NO_JUDGE, with_scores
 from ..storage.query.run import Run
 from ..workers.models.limits import usable_cores
 from .reduction.budget import layers_of_projections, layers_of_vectors
@@ -40,7 +40,7 @@ from .reduction.mapping import Mapper, map_in_threads
 from .reduction.partial_sums import StoredSums
 from .reduction.projections import StoredProjections, axis_digest
 from .reduction.rollouts import has_halves, personas_of
-from .reduction.settings import NO_JUDGE, Settings, asked_again, make_settings
+from .reduction.settings import Settings, asked_again, make_settings, refuse_unused_min_score
 from .reduction.unit_work import ArrayOfRun, UnitLengths
 from .thresholds import label_of
 
@@ -74,7 +74,7 @@ def reduce_run(
         pooling: Pooling to reduce; None: ``response_mean`` if it was captured, else the first captured one.
         judge: Judge whose scores decide which rollouts of roles count, and which pairs of traits; ``none``: all count;
             None: the only judge that has scored the run, if there is one.
-        min_score: Least score of a role's rollout that counts, 0 to 3; None: 3. Without a judge it has no effect.
+        min_score: Least score of a role's rollout that counts, 0 to 3; None: 3. Refused without a judge.
         min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector; None: 10 with a
             judge, 1 without.
         percentiles: Percentiles of the thresholds, 0 to 100; None: 1, 25, 50 and 75.
@@ -83,9 +83,11 @@ def reduce_run(
 
     Raises:
         InputError: Nothing is committed, the pooling was not captured or is ``tokens``, the run has no personas, there
-            is no such judge, several have scored the run and none is named, or no role has enough rollouts that count.
+            is no such judge, several have scored the run and none is named, ``min_score`` is given without a judge, or
+            no role has enough rollouts that count.
         StoreError: A committed value is missing or damaged.
     """
+    refuse_unused_min_score(run, judge, min_score)
     asked = {
         "hook_point": hook_point,
         "pooling": pooling,

@@ -39,9 +39,9 @@ def side_of(run: Run, reduction_id: str | None = None, field: str = "reduction")
                 hint=f"Run persona-atlas reduce {run.url} first.",
             )
     else:
-        reduction = read_reduction(run.location, reduction_id)
+        known = stored_reductions(run)
+        reduction = read_reduction(run.location, reduction_id) if reduction_id in known else None
         if reduction is None:
-            known = stored_reductions(run)
             raise InputError(
                 f"{run.url} has no reduction {reduction_id!r}.",
                 code="no_such_reduction",
@@ -64,11 +64,11 @@ def stored_reductions(run: Run) -> list[str]:
         True
     """
     records = (PurePosixPath(path) for path in run.location.sizes(layout.ANALYSIS))
-    current = PurePosixPath(layout.CURRENT_REDUCTION)
+    others = {"current", "zarr"}  # the pointer, and Zarr's record of the group
     return sorted(
         record.stem
         for record in records
-        if record.suffix == ".json" and str(record.parent) == layout.ANALYSIS and record != current
+        if record.suffix == ".json" and str(record.parent) == layout.ANALYSIS and record.stem not in others
     )
 
 

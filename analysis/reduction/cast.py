@@ -111,7 +111,7 @@ def require_roles(cast: Cast) -> None:
         + f"; the most that one has is {counts[0]}.",
         code="too_few_rollouts",
         field="min_count",
-        hint=f"{_alternatives(counts)} Or use --judge none, which ignores scores.",
+        hint=_alternatives(counts) + (" Or use --judge none, which ignores scores." if cast.settings.judge else ""),
     )
 
 

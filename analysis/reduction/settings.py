@@ -9,12 +9,9 @@ from typing import Any
 from ...jobs.errors import InputError, closest
 from ...jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
 from ...jobs.specs.spec_parts import CaptureSpec
-from ...storage.derived.scores import judges
+from ...storage.derived.scores import NO_JUDGE, judges
 from ...storage.query.run import Run
 from ..thresholds import PERCENTILES
-
-NO_JUDGE = "none"
-"""Name that stands for no judge: scores are ignored."""
 
 MIN_SCORE = 3.0
 MIN_COUNT = 10
@@ -87,7 +84,9 @@ def make_settings(
         raise _out_of_range("min_count", f"{count}", "at least 1")
     shares = tuple(float(percentile) for percentile in (PERCENTILES if percentiles is None else percentiles))
     if not shares or len(set(shares)) < len(shares) or not all(0 <= share <= 100 for share in shares):
-        raise _out_of_range("percentiles", ", ".join(f"{share:g}" for share in shares), "different numbers of 0 to 100")
+        raise _out_of_range(
+            "percentiles", ", ".join(f"{share:g}" for share in shares), "different numbers from 0 to 100"
+        )
     return Settings(
         hook_point or _preferred("resid_post", capture.hook_points),
         pooling or _preferred(DEFAULT_POOLING, capture.pooled),
@@ -95,6 +94,30 @@ def make_settings(
         least,
         count,
         shares,
+    )
+
+
+def refuse_unused_min_score(run: Run, judge: str | None, min_score: float | None) -> None:
+    """Refuse a least score where no judge's scores are used, which would leave every rollout in.
+
+    Args:
+        run: The run.
+        judge: Name of a judge; ``none`` for no scores; None: the only judge that has scored the run, if there is one.
+        min_score: Least score that was asked for; None if none was.
+
+    Raises:
+        InputError: A least score was given, and scores are not used.
+    """
+    if min_score is None or (judge != NO_JUDGE and (judge is not None or judges(run.location))):
+        return
+    raise InputError(
+        "there are no scores to select by: "
+        + ("the judge none ignores them." if judge else "no judge has scored the run."),
+        code="no_scores",
+        field="min_score",
+        hint="Leave the least score out, or name a judge."
+        if judge
+        else "Leave the least score out, or score the run with persona-atlas judge or scores import.",
     )
 
 
@@ -126,7 +149,11 @@ def _judge(run: Run, judge: str | None) -> str | None:
             )
         return known[0] if known else None
     if judge not in known:
-        there = f"There are {', '.join(known)}." if known else "No judge has scored this run."
+        there = (
+            f"There are {', '.join(known)}."
+            if known
+            else "None has: leave the name out, and every rollout counts, or score the run with persona-atlas judge."
+        )
         raise InputError(
             f"no judge {judge!r} has scored the run. {closest(judge, known)}".strip(),
             code="no_such_judge",

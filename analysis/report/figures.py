@@ -87,7 +87,7 @@ def write_figures(
             "figures are drawn with matplotlib, which is not installed.",
             code="not_installed",
             field="--png",
-            hint="pip install 'persona-atlas[figures]'",
+            hint="In the checkout: pip install '.[figures]'",
         ) from error
     layer = origin.start_layer if layer is None else layer
     at = reduction.position(layer)

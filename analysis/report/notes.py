@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
+from ..massive import NOTABLE_SHARE
 from ..reliability import trust
 from ..summary import filter_note, notes_of
 from .numbers import Numbers
@@ -76,10 +77,10 @@ def layer_notes(numbers: Numbers, reduction: Reduction, origin: Origin, least: i
         if layer in undefined["pca"]:
             here.append(f"There are no principal components at layer {layer}: {undefined['pca'][layer]}.")
         here += _not_aligned(numbers, at, layer)
-        if layer in massive:
+        if layer in massive and "zscored" in numbers.spaces:
             here.append(
-                f"Massive activations at layer {layer}, in {count_of(massive[layer], 'coordinate')}: they can rule the "
-                "centred components. Compare the map with the z-scored one."
+                f"Massive activations at layer {layer}, in {count_of(massive[layer], 'coordinate')}, hold more than "
+                f"{NOTABLE_SHARE * 100:.0f} % of the variance of the role vectors. See the z-scored map too."
             )
         found.append(here)
     return found
@@ -119,7 +120,22 @@ def _at(values_L: npt.NDArray[np.float64] | None, at: int) -> float | None:
 
 
 def massive_layers(reduction: Reduction) -> dict[int, int]:
-    """Return the layers with massive activations, each with the number of coordinates that have them."""
+    """Return the layers at which massive activations can rule the components, with the number of their coordinates.
+
+    Those are the layers at which the coordinates hold more than ``NOTABLE_SHARE`` of the variance of the role vectors,
+    or all with massive activations where the reduction holds no standard deviations.
+    """
     found: Any = reduction.facts.get("massive") or {}
     by_layer = found.items() if isinstance(found, dict) else zip(reduction.layers, found, strict=False)
-    return {int(layer): len(coordinates) for layer, coordinates in by_layer if coordinates}
+    at = {layer: position for position, layer in enumerate(reduction.layers)}
+    listed = {int(layer): list(coordinates) for layer, coordinates in by_layer if coordinates and int(layer) in at}
+    scale_LD = reduction.pca_z_scale
+    if scale_LD is None:
+        return {layer: len(coordinates) for layer, coordinates in listed.items()}
+    ruling: dict[int, int] = {}
+    for layer, coordinates in listed.items():
+        variance_D = np.square(np.asarray(scale_LD[at[layer]], np.float64))
+        # A layer without standard deviations is named too: nothing shows that its coordinates hold little.
+        if not variance_D[coordinates].sum() <= NOTABLE_SHARE * variance_D.sum():
+            ruling[layer] = len(coordinates)
+    return ruling

@@ -107,7 +107,7 @@ def axis_by_layer(numbers: Numbers) -> str:
             "half-chart",
             numbers.split_half_L if numbers.split_half_L is not None else _first(numbers.axis_interval_2L),
             "Cosine between the axes of two halves of the questions (line), and between the axis and that of bootstrap "
-            "samples of the roles (95 % band). Dashed across: 0.9, below which the notes above name it.",
+            "samples of the roles (95 % band). Dashed across: 0.9; a note at the top names what is below.",
             "The reduction holds neither a split-half cosine nor a bootstrap interval of the axis.",
         ),
         (
@@ -156,9 +156,20 @@ _TRAIT_KINDS = {
 }
 
 
+def _no_trait_cosine(numbers: Numbers, reduction: Reduction) -> str:
+    if reduction.axis is None:
+        return "There is no axis."
+    if numbers.traits and reduction.facts.get("judge"):
+        return (
+            "No trait has a vector of this kind: too few pairs have scores that differ by more than 50. "
+            "persona-atlas judge scores more responses, and reduce --judge none takes all."
+        )
+    return "There are no trait vectors."
+
+
 def traits_spectrum(numbers: Numbers, reduction: Reduction) -> str:
     """Write the traits ranked by the cosine of their vectors with the axis."""
-    body = absent("There are no trait vectors, or there is no axis.")
+    body = absent(_no_trait_cosine(numbers, reduction))
     if numbers.trait_cosine_LT is not None and np.isfinite(numbers.trait_cosine_LT).any():
         kind = _TRAIT_KINDS.get(str(reduction.facts.get("trait_kind", "pos_neg")), "")
         body = (

@@ -38,6 +38,9 @@ words, the last reply, and how often the judge was asked. Null in files that lac
 _LONGEST_REPLY = 2000
 """Characters of a reply that are kept: a judge that was asked for a number may write an essay."""
 
+NO_JUDGE = "none"
+"""What a reduction is asked for to use no scores; no judge may have this name."""
+
 _PARALLEL_READS = 32
 
 
@@ -49,10 +52,15 @@ def check_judge_name(judge: str, field: str = "judge") -> None:
         field: The option that holds it, for the error.
 
     Raises:
-        InputError: The name has other characters, or dots only.
+        InputError: The name has other characters, or dots only, or is ``NO_JUDGE``.
     """
-    if not judge.strip(".") or not all(c.isalnum() or c in "._-" for c in judge):
-        raise InputError(f"{judge!r} cannot be a judge's name.", code="bad_judge", field=field, hint="Use a-z, 0-9.")
+    if judge == NO_JUDGE or not judge.strip(".") or not all(c.isalnum() or c in "._-" for c in judge):
+        raise InputError(
+            f"{judge!r} cannot be a judge's name.",
+            code="bad_judge",
+            field=field,
+            hint=f"Use letters, digits, dots, dashes and underscores; {NO_JUDGE} stands for no judge.",
+        )
 
 
 def write_scores(location: Location, judge: str, unit_id: str, rows: Sequence[int], scores: Sequence[float]) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from persona_atlas.analysis.axis import assistant_axis, cosine_or_nan
 from persona_atlas.analysis.comparison.compare import compare, match_layers
 from persona_atlas.analysis.comparison.one_layer import Side
-from persona_atlas.analysis.comparison.sides import refuse_same, side_of
+from persona_atlas.analysis.comparison.sides import refuse_same, side_of, stored_reductions
 from persona_atlas.analysis.pca import fit_pca
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.cluster.cli import cli, main
@@ -212,6 +212,11 @@ def test_the_command_compares_two_judges_of_one_store(judged: tuple[Run, str, st
         assert told in printed
 
 
+def test_only_reductions_are_listed_as_stored(judged: tuple[Run, str, str]):
+    run, plain, scored = judged
+    assert stored_reductions(run) == sorted([plain, scored])
+
+
 def test_the_command_refuses_what_is_not_there_and_changes_nothing(
     judged: tuple[Run, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -221,6 +226,7 @@ def test_the_command_refuses_what_is_not_there_and_changes_nothing(
     for arguments, code in (
         ([run.url, run.url], "same_reduction"),
         ([run.url, run.url, "--reduction-b", "0123"], "no_such_reduction"),
+        ([run.url, run.url, "--reduction-b", "zarr"], "no_such_reduction"),
         ([run.url, str(tmp_path / "new")], "no_reduction"),
         ([run.url, str(tmp_path / "none")], "no_run"),
     ):

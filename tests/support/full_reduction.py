@@ -80,7 +80,7 @@ def full_reduction(
         "min_score": 3,
         "min_count": 10,
         "trait_kind": "pos_neg_50",
-        "massive": {str(num_layers - 1): [3, 7]},
+        "massive": {str(num_layers - 1): [1, 3]},
         "hook_point": "resid_post",
         "pooling": "response_mean",
     }

@@ -6,12 +6,13 @@ import click
 
 from ....analysis.reduce import reduce_run
 from ....analysis.reduction.document import as_document
-from ....analysis.reduction.settings import MIN_COUNT, MIN_SCORE, NO_JUDGE
+from ....analysis.reduction.settings import MIN_COUNT, MIN_SCORE
 from ....analysis.summary import summarise
 from ....analysis.thresholds import PERCENTILES
 from ....jobs.errors import InputError
 from ....jobs.poolings import DEFAULT_POOLING
 from ....jobs.specs.store_spec import S3Access
+from ....storage.derived.scores import NO_JUDGE
 from ....storage.query.run import open_run
 from ....storage.query.selection import layer_positions
 from .. import output, summary_text

@@ -154,11 +154,20 @@ def test_wrong_settings_are_refused(judged: tuple[Run, Reduction, Reduction]):
         ({"percentiles": [1, 101]}, "out_of_range"),
         ({"percentiles": [5, 5]}, "out_of_range"),
         ({"percentiles": []}, "out_of_range"),
+        ({"judge": "none", "min_score": 2}, "no_scores"),
     )
     for wrong, code in settings:
         with pytest.raises(InputError) as refused:
             reduce_run(run, **wrong)
         assert refused.value.code == code
+
+
+def test_a_least_score_without_a_judge_is_refused(tmp_path: Path):
+    run = small_run(str(tmp_path))
+    with pytest.raises(InputError, match="no judge has scored the run") as refused:
+        reduce_run(run, min_score=3)
+    assert (refused.value.code, refused.value.field) == ("no_scores", "min_score")
+    assert run.refresh().reduction is None
 
 
 def test_of_two_judges_one_has_to_be_named(tmp_path: Path):

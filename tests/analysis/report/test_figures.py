@@ -53,7 +53,7 @@ def test_without_matplotlib_the_command_to_install_it_is_named(
     with pytest.raises(InputError, match="not installed") as refused:
         write_figures(full_origin(small), small, tmp_path / "figures", 2)
     assert (refused.value.code, refused.value.field) == ("not_installed", "--png")
-    assert "persona-atlas[figures]" in str(refused.value.hint)
+    assert "pip install '.[figures]'" in str(refused.value.hint)
     assert not (tmp_path / "figures").exists()
 
 

@@ -198,7 +198,7 @@ def test_each_section_says_what_it_lacks(small: Reduction):
         "There are no principal components of roles",
         "neither a split-half cosine nor a bootstrap interval",
         "There is no axis, so roles have no place on it.",
-        "There are no trait vectors, or there is no axis.",
+        "There is no axis.",
         "no projections of single rollouts",
         "There are no thresholds",
         "The reduction has no personas.",
@@ -229,8 +229,13 @@ def test_what_limits_the_trust_is_said_at_the_layers_that_it_concerns(small: Red
     assert "have cosine 0.50 at layer 0" in " ".join(notes[0])
     assert "have cosine" not in " ".join(notes[3])
     assert "its cosine with this axis is 0.60 to 0.80 at layer 0" in " ".join(notes[0])
-    assert "Massive activations at layer 3, in 2 coordinates" in " ".join(notes[3])
+    assert "Massive activations at layer 3, in 2 coordinates, hold more than 10 %" in " ".join(notes[3])
     assert "Massive" not in " ".join(notes[0])
+    assert small.pca_z_scale is not None
+    little = small.pca_z_scale.copy()
+    little[3, [1, 3]] *= 0.01
+    still = dataclasses.replace(small, pca_z_scale=little)
+    assert "Massive" not in json.dumps(data_of(render_page(full_origin(still), still))["notes"])
     weak = dataclasses.replace(small, pc1_axis_cosine=np.full(4, 0.25, np.float32))
     assert "PC1 is not the axis at layer 2: their cosine is +0.25" in " ".join(
         data_of(render_page(full_origin(weak), weak))["notes"][2]

@@ -121,7 +121,7 @@ def test_scores_that_nobody_gave_cannot_be_asked_for(run: Run):
     assert caught.value.code == "no_such_judge"
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../x", ".", "..", "a b", "a*", "a\n"])
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".", "..", "a b", "a*", "a\n", "none"])
 def test_a_name_that_no_folder_of_its_own_could_have_is_refused(run: Run, name: str):
     before = run.location.sizes("")
     with pytest.raises(InputError) as caught:
