@@ -31,7 +31,7 @@ def layers_per_read(num_layers: int, rows_per_block: int, d_model: int, num_grou
 
     Example:
         >>> layers_per_read(30, 48, 576, 2), layers_per_read(80, 48, 8192, 10)
-        (30, 23)
+        (30, 24)
     """
     per_layer = d_model * (4 * rows_per_block + _SUM_BYTES * num_groups)
     return max(1, min(num_layers, _THREAD_BYTES // per_layer))
