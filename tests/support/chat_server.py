@@ -63,6 +63,11 @@ class ChatServer:
     url: str = ""
     _open: int = 0
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return not self._open
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self._open += 1
         self.most_at_once = max(self.most_at_once, self._open)

@@ -148,6 +148,7 @@ def test_a_judging_that_is_ended_goes_on_where_it_was(
     assert ended.wait(60) == status
     kept = outcomes(store, "tiny")
     assert 0 < len(kept) < NUM_JUDGED
+    wait_until(lambda: server.is_idle, timeout_s=10)  # it answers those that were in flight, to nobody
     sent = asked_about(server)
     server.delay_s = 0
     done = answered("judge", store, *at(server))
