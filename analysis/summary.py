@@ -238,7 +238,7 @@ def filter_note(facts: Mapping[str, Any]) -> str:
     if which == "all" and judge:
         return f"Not filtered: every rollout counts, whatever the judge {judge} gave it."
     if which == "all":
-        return "No judge is configured: every rollout counts, whether or not the model adopted the persona."
+        return "No scores are used: every rollout counts, whether or not the model adopted the persona."
     return f"Role vectors are means of the rollouts {which}{f' by the judge {judge}' if judge else ''}."
 
 

@@ -66,7 +66,7 @@ def test_the_whole_pipeline_on_a_real_model_and_s3(tmp_path: Path, s3_store_url:
     assert reduced["reduction"] == shown["reduction"]
     page = tmp_path / "report.html"
     atlas_json("report", s3_store_url, "--out", page)
-    assert "No judge is configured" in page.read_text()
+    assert "No scores are used" in page.read_text()
     assert open_run(s3_store_url).location.read("report.html") is not None
 
 

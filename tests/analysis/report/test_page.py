@@ -21,7 +21,7 @@ from fakes import small_plan, small_spec
 from full_reduction import full_origin, full_reduction
 from stored_runs import small_run
 
-NOTE = "No judge is configured: every rollout counts"
+NOTE = "No scores are used: every rollout counts"
 SECTIONS = {
     "The persona map",
     "Variance by component",

@@ -15,7 +15,7 @@ from persona_atlas.storage.query.run import Run
 
 from stored_runs import small_run
 
-NOTE = "No judge is configured: every rollout counts"
+NOTE = "No scores are used: every rollout counts"
 
 
 @pytest.fixture(scope="module")
