@@ -23,10 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/persona-atlas run examples/demo.yaml
 
-# What starts a Ray waits for it much of the time, so three files of such tests run at once; the rest runs in as many
-# processes as there are cores.
+# Tests wait for servers and processes some of the time, so one more of them runs at once than there are cores. What
+# starts a Ray waits for it much of the time: three files of such tests run at once.
 test: setup
-	$(BIN)/python -m pytest -n auto --durations=10 -m 'not ray and not vllm'
+	$(BIN)/python -m pytest -n $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --durations=10 -m 'not ray and not vllm'
 	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10 -m 'ray and not vllm'
 
 # What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
