@@ -37,8 +37,12 @@ def layers_per_read(num_layers: int, rows_per_block: int, d_model: int, num_grou
     return max(1, min(num_layers, _THREAD_BYTES // per_layer))
 
 
-def threads(num_layers: int, rows_per_block: int, d_model: int, num_groups: int, num_cores: int) -> int:
-    """Return how many threads read rollouts at a time, at most two per core: while one waits for data, one computes.
+def threads(
+    num_layers: int, rows_per_block: int, d_model: int, num_groups: int, num_cores: int, *, waits: bool = False
+) -> int:
+    """Return how many threads read rollouts at a time, at most one per core, or two where they wait for data.
+
+    More than that are slower: they take turns at Python's lock between steps of some ten microseconds.
 
     Args:
         num_layers: L.
@@ -46,17 +50,20 @@ def threads(num_layers: int, rows_per_block: int, d_model: int, num_groups: int,
         d_model: D.
         num_groups: Groups of sums of one persona; 0 for projections.
         num_cores: Cores that may be used.
+        waits: Whether the store answers over a network: while one thread waits for data, another computes.
 
     Example:
-        >>> threads(30, 48, 576, 2, num_cores=2), threads(80, 48, 8192, 10, num_cores=16)
-        (4, 2)
+        >>> threads(30, 48, 576, 2, num_cores=2), threads(30, 48, 576, 2, num_cores=2, waits=True)
+        (2, 4)
+        >>> threads(80, 48, 8192, 10, num_cores=16)
+        2
     """
     step = layers_per_read(num_layers, rows_per_block, d_model, num_groups)
     # The encoded sums of all layers are held until the object is complete.
     per_thread = (
         step * d_model * (4 * rows_per_block + _SUM_BYTES * num_groups) + num_groups * num_layers * d_model * 16
     )
-    return max(1, min(2 * num_cores, ROW_PASS_BYTES // per_thread))
+    return max(1, min((2 if waits else 1) * num_cores, ROW_PASS_BYTES // per_thread))
 
 
 def layers_of_vectors(num_layers: int, d_model: int, num_roles: int, num_traits: int) -> int:

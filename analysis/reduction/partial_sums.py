@@ -24,7 +24,7 @@ from ..moments import Moments
 from .budget import layers_per_read, threads
 from .mapping import Mapper, Say, with_progress
 from .rollouts import Group, Persona, UnitRows
-from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_whole, unit_keys
+from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_remote, is_whole, unit_keys
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -287,7 +287,7 @@ class StoredSums:
         if works:
             groups = max(len(work.groups) for work in works)
             shape = (self._array.num_layers, self._array.rows_per_block, self._array.d_model)
-            num_threads = threads(*shape, groups, self._num_cores)
+            num_threads = threads(*shape, groups, self._num_cores, waits=is_remote(self._location))
             done = self._mapper(compute_sums, self._location, works, num_threads)
             self.units_read += sum(with_progress(done, len(works), "Averaging", say))
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:

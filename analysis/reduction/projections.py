@@ -27,7 +27,7 @@ from .budget import layers_per_read, threads
 from .cast import Cast
 from .mapping import Mapper, Say, with_progress
 from .rollouts import Persona, UnitRows
-from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_whole, unit_keys
+from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_remote, is_whole, unit_keys
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -291,7 +291,8 @@ class StoredProjections:
         works = [work for work in planned if work is not None]
         if works:
             shape = (self._array.num_layers, self._array.rows_per_block, self._array.d_model)
-            done = self._mapper(compute_projections, self._location, works, threads(*shape, 0, self._num_cores))
+            num_threads = threads(*shape, 0, self._num_cores, waits=is_remote(self._location))
+            done = self._mapper(compute_projections, self._location, works, num_threads)
             self.units_read += sum(with_progress(done, len(works), "Projecting", say))
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             self._partials = list(pool.map(self._opened, personas))

@@ -144,3 +144,8 @@ def is_whole(location: Location, path: str, persona: Persona) -> bool:
     except DamagedPartialError:
         return False
     return len(found.content["units"]) == len(persona.units)
+
+
+def is_remote(location: Location) -> bool:
+    """Whether a store answers over a network, so that reading is mostly waiting."""
+    return "://" in location.url

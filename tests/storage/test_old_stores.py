@@ -392,4 +392,6 @@ def test_a_resumed_run_is_reduced_with_what_it_did_not_have(old_personas: OldSto
     reduction = reduce_run(run, judge="none")
     assert reduction.reduction_id != old_personas.expected["reduction"]["reduction_id"]
     assert reduction.facts["units"] == reduction.facts["units_planned"] == run.completeness.done
-    assert sorted(reduction.projection_rows.tolist()) == sorted(run.with_vector(run.index)["row"].to_pylist())
+    rows = reduction.projection_rows
+    assert rows is not None
+    assert sorted(rows.tolist()) == sorted(run.with_vector(run.index)["row"].to_pylist())
