@@ -8,76 +8,55 @@ Axes: N rollouts of a unit, G groups, L layers of a part, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...storage.derived.partials import DamagedPartialError, Partial, PartialWriter, names_by_persona, open_partial
+from ...storage.derived.partials import Partial, PartialWriter
 from ...storage.format import layout
 from ...storage.locations.location import Location
 from ...storage.query.reader import ActivationReader
 from ..moments import Moments
-from .budget import layers_per_read, threads
-from .mapping import Mapper, Say, with_progress
+from .budget import layers_per_read
+from .mapping import Mapper
 from .rollouts import Group, Persona, UnitRows
-from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_remote, is_whole, unit_keys
+from .stored_partials import PartialWork, StoredPartials, store_partial
+from .unit_work import ArrayOfRun, UnitKey, UnitLengths, unit_keys
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
-_PARALLEL_READS = 32
-
 
 @dataclass(frozen=True, eq=False)
-class SumsWork:
+class SumsWork(PartialWork):
     """The sums of one persona that are to be computed.
 
     Attributes:
-        to_read: All of its units.
-        groups: Its groups, with the number of rollouts in each.
+        groups: Its groups.
         counts: Number of rollouts in each.
-        base: An earlier partial result of some of the units; None: all are read.
-        path: Path of the result.
-        is_replacement: Whether a damaged object has that path.
     """
 
-    to_read: UnitsToRead
     groups: tuple[Group, ...]
     counts: tuple[int, ...]
-    base: Partial | None
-    path: str
-    is_replacement: bool = False
 
 
-def compute_sums(location: Location, work: SumsWork) -> int:
+def compute_sums(location: Location, work: SumsWork) -> None:
     """Compute the sums of one persona and store them.
 
     Args:
         location: The store.
         work: The persona.
 
-    Returns:
-        Number of units that were read.
-
     Raises:
         StoreError: A committed value is missing or damaged.
     """
-    try:
-        data, num_read = _sums(location, work)
-    except DamagedPartialError:
-        data, num_read = _sums(location, replace(work, base=None))
-    if work.is_replacement:
-        location.write(work.path, data)
-    else:
-        location.create(work.path, data)
-    return num_read
+    store_partial(location, work, _sums)
 
 
-def _sums(location: Location, work: SumsWork) -> tuple[bytes, int]:
+def _sums(location: Location, work: SumsWork) -> bytes:
     array, reader = work.to_read.array, work.to_read.reader(location)
     known = {unit for unit, _, _ in unit_keys(work.base)} if work.base is not None else set()
     units = [unit for unit in work.to_read.units if unit.unit_id not in known]
@@ -102,7 +81,7 @@ def _sums(location: Location, work: SumsWork) -> tuple[bytes, int]:
         "units": [[unit.unit_id, unit.row_block, unit.digest] for unit in work.to_read.units],
         "groups": [[name, half, count] for (name, half), count in zip(work.groups, work.counts, strict=True)],
     }
-    return writer.finish(content), len(units)
+    return writer.finish(content)
 
 
 def _add_unit(sums: GroupSums, reader: ActivationReader, unit: UnitRows, start: int, stop: int) -> None:
@@ -241,7 +220,28 @@ def groups_of(partial: Partial, location: Location, start: int, stop: int) -> di
     }
 
 
-class StoredSums:
+@dataclass(frozen=True)
+class _Sums:
+    """Sums as a kind of partial results; see ``PartialKind``."""
+
+    folder: str = layout.SUMS
+    doing: str = "Averaging"
+    compute: Callable[[Location, SumsWork], None] = compute_sums
+
+    def name(self, persona: Persona) -> tuple[str, str]:
+        return persona.key, persona.digest
+
+    def unit_keys(self, persona: Persona) -> set[UnitKey]:
+        return {(unit.unit_id, unit.row_block, unit.digest) for unit in persona.units}
+
+    def num_groups(self, persona: Persona) -> int:
+        return len(persona.groups)
+
+    def work(self, persona: Persona, plain: PartialWork) -> SumsWork:
+        return SumsWork(plain.to_read, plain.base, plain.path, plain.is_replacement, persona.groups, persona.counts)
+
+
+class StoredSums(StoredPartials[SumsWork]):
     """The sums of all personas, in the store.
 
     Args:
@@ -255,44 +255,7 @@ class StoredSums:
     def __init__(
         self, location: Location, array: ArrayOfRun, lengths: UnitLengths, mapper: Mapper, num_cores: int
     ) -> None:
-        self._location = location
-        self._array = array
-        self._lengths = lengths
-        self._mapper = mapper
-        self._num_cores = num_cores
-        self._partials: dict[tuple[str, str, str], Partial] = {}
-        self.units_read = 0
-
-    @property
-    def paths(self) -> list[str]:
-        """Paths of the objects."""
-        return [partial.path for partial in self._partials.values()]
-
-    def prepare(self, personas: Sequence[Persona], in_use: set[str], say: Say | None) -> None:
-        """Compute and store the sums that are not there yet.
-
-        Args:
-            personas: The personas.
-            in_use: Paths of partial results that the current reduction was made of.
-            say: Called with a line of progress.
-
-        Raises:
-            StoreError: A committed value is missing or damaged.
-        """
-        folder = layout.partial_folder(layout.SUMS, self._array.hook_point, self._array.pooling)
-        stored = names_by_persona(self._location.names(folder))
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            planned = list(pool.map(lambda persona: self._work(persona, folder, stored, in_use), personas))
-        works = [work for work in planned if work is not None]
-        if works:
-            groups = max(len(work.groups) for work in works)
-            shape = (self._array.num_layers, self._array.rows_per_block, self._array.d_model)
-            num_threads = threads(*shape, groups, self._num_cores, waits=is_remote(self._location))
-            done = self._mapper(compute_sums, self._location, works, num_threads)
-            self.units_read += sum(with_progress(done, len(works), "Averaging", say))
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            opened = pool.map(self._opened, personas)
-            self._partials = {persona.address: partial for persona, partial in zip(personas, opened, strict=True)}
+        super().__init__(location, array, lengths, mapper, num_cores, _Sums())
 
     def read(self, persona: Persona, start: int, stop: int) -> dict[Group, Moments]:
         """Read the sums of one persona at some layers; damaged ones are computed again.
@@ -300,42 +263,4 @@ class StoredSums:
         Raises:
             StoreError: A committed value is missing or damaged.
         """
-        try:
-            return groups_of(self._partials[persona.address], self._location, start, stop)
-        except DamagedPartialError:
-            self._partials[persona.address] = self._made_again(persona)
-            return groups_of(self._partials[persona.address], self._location, start, stop)
-
-    def _opened(self, persona: Persona) -> Partial:
-        try:
-            return open_partial(self._location, self._path(persona))
-        except DamagedPartialError:
-            # Deleted since, as by a ``gc`` at the same time.
-            return self._made_again(persona)
-
-    def _made_again(self, persona: Persona) -> Partial:
-        to_read = self._lengths.to_read(persona.units)
-        work = SumsWork(to_read, persona.groups, persona.counts, None, self._path(persona), True)
-        self.units_read += compute_sums(self._location, work)
-        return open_partial(self._location, work.path)
-
-    def _path(self, persona: Persona) -> str:
-        return layout.partial_path(
-            layout.SUMS, self._array.hook_point, self._array.pooling, persona.key, persona.digest
-        )
-
-    def _work(self, persona: Persona, folder: str, stored: dict[str, list[str]], in_use: set[str]) -> SumsWork | None:
-        path = self._path(persona)
-        names = stored.get(persona.key, [])
-        is_there = path.removeprefix(f"{folder}/") in names
-        if is_there and is_whole(self._location, path, persona):
-            return None
-        others = [name for name in names if f"{folder}/{name}" != path]
-        wanted = {_key(unit) for unit in persona.units}
-        base = find_base(self._location, folder, others, wanted, in_use)
-        to_read = self._lengths.to_read(persona.units)
-        return SumsWork(to_read, persona.groups, persona.counts, base, path, is_there)
-
-
-def _key(unit: UnitRows) -> tuple[str, int, str]:
-    return unit.unit_id, unit.row_block, unit.digest
+        return self.use(persona, lambda partial: groups_of(partial, self._location, start, stop))

@@ -8,9 +8,9 @@ Axes: N rollouts, L layers, D d_model, K components.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from threading import Lock
@@ -20,42 +20,34 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from ...storage.derived.partials import DamagedPartialError, Partial, PartialWriter, names_by_persona, open_partial
+from ...storage.derived.partials import Partial, PartialWriter
 from ...storage.format import layout
 from ...storage.locations.location import Location
-from .budget import layers_per_read, threads
+from .budget import layers_per_read
 from .cast import Cast
-from .mapping import Mapper, Say, with_progress
+from .mapping import Mapper
 from .rollouts import Persona, UnitRows
-from .unit_work import ArrayOfRun, UnitLengths, UnitsToRead, find_base, is_remote, is_whole, unit_keys
+from .stored_partials import PARALLEL_READS, PartialWork, StoredPartials, store_partial
+from .unit_work import ArrayOfRun, UnitKey, UnitLengths, unit_keys
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
-_PARALLEL_READS = 32
 _PIECE = 1024
 """Coordinates whose products are summed in float32; the sums of pieces are float64."""
 
 
 @dataclass(frozen=True, eq=False)
-class ProjectionWork:
+class ProjectionWork(PartialWork):
     """The projections of one persona that are to be computed.
 
     Attributes:
-        to_read: All of its units.
         group: Path of the group that has ``axis`` and ``pca_components``.
         with_spread: Whether the spread along the components is taken.
-        base: An earlier partial result of some of the units; None: all are read.
-        path: Path of the result.
-        is_replacement: Whether a damaged object has that path.
     """
 
-    to_read: UnitsToRead
     group: str
     with_spread: bool
-    base: Partial | None
-    path: str
-    is_replacement: bool = False
 
 
 def axis_digest(cast: Cast) -> str:
@@ -69,31 +61,20 @@ def axis_digest(cast: Cast) -> str:
     return sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def compute_projections(location: Location, work: ProjectionWork) -> int:
+def compute_projections(location: Location, work: ProjectionWork) -> None:
     """Project the rollouts of one persona and store the result.
 
     Args:
         location: The store.
         work: The persona.
 
-    Returns:
-        Number of units that were read.
-
     Raises:
         StoreError: A committed value is missing or damaged.
     """
-    try:
-        data, num_read = _projections(location, work)
-    except DamagedPartialError:
-        data, num_read = _projections(location, replace(work, base=None))
-    if work.is_replacement:
-        location.write(work.path, data)
-    else:
-        location.create(work.path, data)
-    return num_read
+    store_partial(location, work, _projections)
 
 
-def _projections(location: Location, work: ProjectionWork) -> tuple[bytes, int]:
+def _projections(location: Location, work: ProjectionWork) -> bytes:
     array, reader = work.to_read.array, work.to_read.reader(location)
     known = unit_keys(work.base) if work.base is not None else set()
     units = work.to_read.units
@@ -124,16 +105,16 @@ def _projections(location: Location, work: ProjectionWork) -> tuple[bytes, int]:
         for layer in range(stop - start):
             writer.add({"projection": whole_NL[:, layer]} | spread.at(layer))
     content = {"units": [[unit.unit_id, unit.row_block, unit.rows_digest, len(unit.rows_N)] for unit in units]}
-    return writer.finish(content), len(new)
+    return writer.finish(content)
 
 
-def _key(unit: UnitRows) -> tuple[str, int, str]:
+def _key(unit: UnitRows) -> UnitKey:
     return unit.unit_id, unit.row_block, unit.rows_digest
 
 
-def _pieces(earlier: dict[str, Any] | None, base: Partial | None) -> dict[tuple[str, int, str], Float32]:
+def _pieces(earlier: dict[str, Any] | None, base: Partial | None) -> dict[UnitKey, Float32]:
     """Take the projections of a base apart, unit by unit."""
-    found: dict[tuple[str, int, str], Float32] = {}
+    found: dict[UnitKey, Float32] = {}
     if earlier is None or base is None:
         return found
     end = 0
@@ -235,7 +216,36 @@ def _load_weights(key: _ByUrl, group: str, start: int, stop: int) -> _Weights:
     return _Weights(unit_LD.astype(np.float32)[..., None], components_LDK)
 
 
-class StoredProjections:
+@dataclass(frozen=True)
+class _Projections:
+    """Projections as a kind of partial results; see ``PartialKind``.
+
+    Attributes:
+        axis: Digest of what the axis is made of.
+        group: Path of the group that has ``axis`` and ``pca_components``.
+    """
+
+    axis: str
+    group: str
+    folder: str = layout.PROJECTIONS
+    doing: str = "Projecting"
+    compute: Callable[[Location, ProjectionWork], None] = compute_projections
+
+    def name(self, persona: Persona) -> tuple[str, str]:
+        return f"{persona.key}-{self.axis}", persona.rows_digest
+
+    def unit_keys(self, persona: Persona) -> set[UnitKey]:
+        return {_key(unit) for unit in persona.units}
+
+    def num_groups(self, persona: Persona) -> int:
+        return 0
+
+    def work(self, persona: Persona, plain: PartialWork) -> ProjectionWork:
+        with_spread = persona.kind == "role"
+        return ProjectionWork(plain.to_read, plain.base, plain.path, plain.is_replacement, self.group, with_spread)
+
+
+class StoredProjections(StoredPartials[ProjectionWork]):
     """The projections of all personas, in the store.
 
     Args:
@@ -258,44 +268,7 @@ class StoredProjections:
         digest: str,
         group: str,
     ) -> None:
-        self._location = location
-        self._array = array
-        self._lengths = lengths
-        self._mapper = mapper
-        self._num_cores = num_cores
-        self._digest = digest
-        self._group = group
-        self._partials: list[Partial] = []
-        self.units_read = 0
-
-    @property
-    def paths(self) -> list[str]:
-        """Paths of the objects."""
-        return [partial.path for partial in self._partials]
-
-    def prepare(self, personas: Sequence[Persona], in_use: set[str], say: Say | None) -> None:
-        """Compute and store the projections that are not there yet.
-
-        Args:
-            personas: Everybody.
-            in_use: Paths of partial results that the current reduction was made of.
-            say: Called with a line of progress.
-
-        Raises:
-            StoreError: A committed value is missing or damaged.
-        """
-        folder = layout.partial_folder(layout.PROJECTIONS, self._array.hook_point, self._array.pooling)
-        stored = names_by_persona(self._location.names(folder))
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            planned = list(pool.map(lambda persona: self._work(persona, folder, stored, in_use), personas))
-        works = [work for work in planned if work is not None]
-        if works:
-            shape = (self._array.num_layers, self._array.rows_per_block, self._array.d_model)
-            num_threads = threads(*shape, 0, self._num_cores, waits=is_remote(self._location))
-            done = self._mapper(compute_projections, self._location, works, num_threads)
-            self.units_read += sum(with_progress(done, len(works), "Projecting", say))
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            self._partials = list(pool.map(self._opened, personas))
+        super().__init__(location, array, lengths, mapper, num_cores, _Projections(digest, group))
 
     def read(self, personas: Sequence[Persona], start: int, stop: int) -> tuple[Float32, list[dict[str, Float64]]]:
         """Read projections at some layers; damaged ones are computed again.
@@ -315,52 +288,12 @@ class StoredProjections:
         count = sum(persona.count for persona in personas)
         projections_NL = np.empty((count, stop - start), dtype=np.float32)
         along: list[dict[str, Float64]] = []
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            found = pool.map(lambda number: self._read_one(personas[number], number, start, stop), range(len(personas)))
-            for persona, arrays in zip(personas, found, strict=True):
+
+        def read(persona: Persona) -> dict[str, npt.NDArray[Any]]:
+            return self.use(persona, lambda partial: partial.read(self._location, start, stop))
+
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            for persona, arrays in zip(personas, pool.map(read, personas), strict=True):
                 projections_NL[persona.first + persona.places] = arrays["projection"].T
                 along.append({"mean": arrays["along_mean"], "m2": arrays["along_m2"]})
         return projections_NL, along
-
-    def _read_one(self, persona: Persona, number: int, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
-        try:
-            return self._partials[number].read(self._location, start, stop)
-        except DamagedPartialError:
-            self._partials[number] = self._made_again(persona)
-            return self._partials[number].read(self._location, start, stop)
-
-    def _opened(self, persona: Persona) -> Partial:
-        try:
-            return open_partial(self._location, self._path(persona))
-        except DamagedPartialError:
-            # Deleted since, as by a ``gc`` at the same time.
-            return self._made_again(persona)
-
-    def _made_again(self, persona: Persona) -> Partial:
-        self.units_read += compute_projections(self._location, self._whole(persona, True))
-        return open_partial(self._location, self._path(persona))
-
-    def _whole(self, persona: Persona, is_replacement: bool) -> ProjectionWork:
-        to_read = self._lengths.to_read(persona.units)
-        return ProjectionWork(to_read, self._group, persona.kind == "role", None, self._path(persona), is_replacement)
-
-    def _key(self, persona: Persona) -> str:
-        return f"{persona.key}-{self._digest}"
-
-    def _path(self, persona: Persona) -> str:
-        array = self._array
-        return layout.partial_path(
-            layout.PROJECTIONS, array.hook_point, array.pooling, self._key(persona), persona.rows_digest
-        )
-
-    def _work(
-        self, persona: Persona, folder: str, stored: dict[str, list[str]], in_use: set[str]
-    ) -> ProjectionWork | None:
-        path = self._path(persona)
-        names = stored.get(self._key(persona), [])
-        is_there = path.removeprefix(f"{folder}/") in names
-        if is_there and is_whole(self._location, path, persona):
-            return None
-        others = [name for name in names if f"{folder}/{name}" != path]
-        base = find_base(self._location, folder, others, {_key(unit) for unit in persona.units}, in_use)
-        return replace(self._whole(persona, is_there), base=base)

@@ -19,6 +19,9 @@ from ...storage.query.run import Run
 from ...storage.run.chunk_index import ChunkLengths
 from .rollouts import Persona, UnitRows
 
+UnitKey = tuple[str, int, str]
+"""Id of a unit, its row block, and a digest of which of its rows count and how."""
+
 MAX_BASES = 4
 """Earlier partial results of a persona that are looked at; those of the current reduction come first."""
 
@@ -109,7 +112,7 @@ class UnitLengths:
 
 
 def find_base(
-    location: Location, folder: str, names: Sequence[str], wanted: set[tuple[str, int, str]], in_use: set[str]
+    location: Location, folder: str, names: Sequence[str], wanted: set[UnitKey], in_use: set[str]
 ) -> Partial | None:
     """Find the earlier partial result that covers the most of some units and nothing else; None if there is none.
 
@@ -132,7 +135,7 @@ def find_base(
     return best
 
 
-def unit_keys(partial: Partial) -> set[tuple[str, int, str]]:
+def unit_keys(partial: Partial) -> set[UnitKey]:
     """Return unit, row block and digest of each unit that a partial result was made of."""
     return {(str(unit), int(block), str(digest)) for unit, block, digest, *_ in partial.content["units"]}
 
