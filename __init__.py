@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from .jobs.version import __version__
 
 if TYPE_CHECKING:
-    from .cluster.api import JobResult, compare, export, extract, import_vectors, plan, reduce, run, verify
+    from .cluster.api.jobs import JobResult, extract, plan, run
+    from .cluster.api.stores import compare, export, import_vectors, reduce, verify
     from .jobs.catalog import load_catalog
     from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
     from .jobs.plan import Plan
@@ -61,7 +62,7 @@ _MODULES = {
     "AtlasError": "jobs.errors",
     "InputError": "jobs.errors",
     "JobError": "jobs.errors",
-    "JobResult": "cluster.api",
+    "JobResult": "cluster.api.jobs",
     "JobSpec": "jobs.specs.spec",
     "Plan": "jobs.plan",
     "Reduction": "storage.derived.reductions",
@@ -70,20 +71,20 @@ _MODULES = {
     "TransientError": "jobs.errors",
     "UnitError": "jobs.errors",
     "VectorSet": "storage.query.vectors",
-    "compare": "cluster.api",
+    "compare": "cluster.api.stores",
     "estimate": "jobs.sizing.estimate",
-    "export": "cluster.api",
-    "extract": "cluster.api",
-    "import_vectors": "cluster.api",
+    "export": "cluster.api.stores",
+    "extract": "cluster.api.jobs",
+    "import_vectors": "cluster.api.stores",
     "load_catalog": "jobs.catalog",
     "load_spec": "jobs.specs.spec",
     "make_spec": "jobs.specs.spec",
     "open_run": "storage.query.run",
     "open_vectors": "storage.query.vectors",
-    "plan": "cluster.api",
-    "reduce": "cluster.api",
-    "run": "cluster.api",
-    "verify": "cluster.api",
+    "plan": "cluster.api.jobs",
+    "reduce": "cluster.api.stores",
+    "run": "cluster.api.jobs",
+    "verify": "cluster.api.stores",
 }
 """The module of each public name, which is imported when the name is first used."""
 

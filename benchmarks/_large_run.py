@@ -13,8 +13,6 @@ from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
-from persona_atlas.jobs.model_facts import ModelFacts
-from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.units import WorkUnit
 from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
 from persona_atlas.storage.format import layout
@@ -25,6 +23,8 @@ from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run.chunk_index import chunk_table, write_chunks
 from persona_atlas.storage.run.index import write_index
 from persona_atlas.storage.run.run_store import reserve_rows
+
+from _made_record import made_record
 
 ARRAY = ("resid_post", "response_mean")
 _PARALLEL_WRITES = 16
@@ -59,34 +59,14 @@ def record_of(shape: Shape, planned: int | None = None) -> RunRecord:
         shape: Size of the run.
         planned: Number of planned units; None: as many as are committed.
     """
-    facts = ModelFacts(
-        n_layers=shape.layers,
-        d_model=shape.d_model,
-        num_parameters=1,
-        kv_values_per_token=1,
-        dtype="float32",
-        family="llama",
-        max_context=2048,
-        fingerprint="0" * 64,
-    )
-    spec = JobSpec.model_validate(
-        {"model": {"source": "none"}, "personas": {"roles": {"names": ["*"]}}, "store": {"url": "unused"}}
-    )
     units = planned or shape.units
     planned_units = encode_units(unit_of(shape, number) for number in range(units))
-    return RunRecord.sealed(
-        layout_version=layout.LAYOUT_VERSION,
-        plan_digest="0" * 64,
-        spec=spec,
-        model=facts,
-        layers=tuple(range(shape.layers)),
-        num_units=units,
+    return made_record(
+        layers=shape.layers,
+        d_model=shape.d_model,
+        units=units,
+        rollouts=shape.rollouts,
         units_sha256=sha256(planned_units).hexdigest(),
-        num_rollouts=units * shape.rollouts,
-        rows_per_block=shape.rollouts,
-        rendering={},
-        versions={},
-        created_at="2026-01-01T00:00:00+00:00",
     )
 
 

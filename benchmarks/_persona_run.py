@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from persona_atlas.jobs.model_facts import ModelFacts
 from persona_atlas.jobs.personas import DEFAULT_PERSONA, Kind, Polarity
-from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.units import WorkUnit
 from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
 from persona_atlas.storage.format import layout
@@ -19,6 +17,8 @@ from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run.chunk_index import chunk_table, write_chunks
 from persona_atlas.storage.run.index import write_index
 from persona_atlas.storage.run.run_store import reserve_rows
+
+from _made_record import made_record
 
 ARRAY = ("resid_post", "response_mean")
 Address = tuple[Kind, str, Polarity]
@@ -166,31 +166,9 @@ class PersonaRun:
 
 
 def _record(shape: PersonaShape, per_persona: int) -> RunRecord:
-    facts = ModelFacts(
-        n_layers=shape.layers,
+    return made_record(
+        layers=shape.layers,
         d_model=shape.d_model,
-        num_parameters=1,
-        kv_values_per_token=1,
-        dtype="float32",
-        family="llama",
-        max_context=2048,
-        fingerprint="0" * 64,
-    )
-    spec = JobSpec.model_validate(
-        {"model": {"source": "none"}, "personas": {"roles": {"names": ["*"]}}, "store": {"url": "unused"}}
-    )
-    num_units = per_persona * len(shape.personas)
-    return RunRecord.sealed(
-        layout_version=layout.LAYOUT_VERSION,
-        plan_digest="0" * 64,
-        spec=spec,
-        model=facts,
-        layers=tuple(range(shape.layers)),
-        num_units=num_units,
-        units_sha256="0" * 64,
-        num_rollouts=num_units * shape.rollouts,
-        rows_per_block=shape.rollouts,
-        rendering={},
-        versions={},
-        created_at="2026-01-01T00:00:00+00:00",
+        units=per_persona * len(shape.personas),
+        rollouts=shape.rollouts,
     )

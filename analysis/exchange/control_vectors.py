@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ...jobs.errors import InputError, closest
 from ...storage.derived.reductions import Reduction
-from .imported import Files, Imported, require_finite, require_vector_name
+from .imported import Files, Imported, facts_of_published, require_finite, require_vector_name
 
 Float32 = npt.NDArray[np.float32]
 
@@ -204,7 +204,7 @@ def read_control_vectors(paths: Sequence[Path]) -> Imported:
         layers=layers,
         role_names=(),
         trait_names=tuple(traits),
-        facts=_FACTS | ({"model_family": next(iter(families))} if families else {}),
+        facts=facts_of_published("gguf") | ({"model_family": next(iter(families))} if families else {}),
         axis=axis,
         trait_vectors=np.stack(list(traits.values())) if traits else None,
     )
@@ -212,20 +212,6 @@ def read_control_vectors(paths: Sequence[Path]) -> Imported:
     return Imported(
         reduction, "gguf", next(iter(models), ""), num_layers, width, tuple(files.read_so_far), notes=_notes(axis)
     )
-
-
-_FACTS: dict[str, Any] = {
-    "imported": "gguf",
-    "hook_point": "resid_post",
-    "pooling": "response_mean",
-    "rollout_filter": "chosen by those who published the vectors",
-    "role_filter": "chosen by those who published the vectors",
-    "trait_kind": "chosen by those who published the vectors",
-    "judge": None,
-    "units": 0,
-    "units_planned": 0,
-    "rollouts": 0,
-}
 
 
 def _notes(axis: Float32 | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,27 @@ class Imported:
     files: tuple[StoredObject, ...]
     notes: tuple[str, ...] = ()
     capping_config: bytes | None = None
+
+
+def facts_of_published(source: str) -> dict[str, Any]:
+    """Return what is known of published vectors: the released code pools over the response, after the MLP of a layer.
+
+    Args:
+        source: Format of the files.
+    """
+    chosen = "chosen by those who published the vectors"
+    return {
+        "imported": source,
+        "hook_point": "resid_post",
+        "pooling": "response_mean",
+        "rollout_filter": chosen,
+        "role_filter": chosen,
+        "trait_kind": chosen,
+        "judge": None,
+        "units": 0,
+        "units_planned": 0,
+        "rollouts": 0,
+    }
 
 
 class Files:

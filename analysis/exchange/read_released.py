@@ -18,7 +18,7 @@ from ...storage.derived.reductions import Reduction
 from ...storage.format.layout import CAPPING_CONFIG
 from ..axis import cosine_or_nan, unit
 from .derive import derived_arrays
-from .imported import Files, Imported, require_finite, require_vector_name
+from .imported import Files, Imported, facts_of_published, require_finite, require_vector_name
 from .released_files import AXIS_FILE, DEFAULT_FILE, ROLES_FOLDER, TRAITS_FOLDER, Say
 
 Float32 = npt.NDArray[np.float32]
@@ -63,7 +63,7 @@ def read_released(root: Path, say: Say) -> Imported:
         layers=tuple(range(shape[0])),
         role_names=role_names,
         trait_names=trait_names,
-        facts=_FACTS | _undefined(derived),
+        facts=facts_of_published("assistant-axis") | _undefined(derived),
         axis=axis_LD,
         default_vector=default_LD,
         role_vectors=role_vectors,
@@ -81,21 +81,6 @@ def read_released(root: Path, say: Say) -> Imported:
         notes=tuple(notes + more_notes),
         capping_config=capping,
     )
-
-
-_FACTS: dict[str, Any] = {
-    "imported": "assistant-axis",
-    "hook_point": "resid_post",
-    "pooling": "response_mean",
-    "rollout_filter": "chosen by those who published the vectors",
-    "role_filter": "chosen by those who published the vectors",
-    "trait_kind": "chosen by those who published the vectors",
-    "judge": None,
-    "units": 0,
-    "units_planned": 0,
-    "rollouts": 0,
-}
-"""What is known of published vectors: the released code pools over the response, after the MLP of a layer."""
 
 
 def _undefined(derived: dict[str, Any]) -> dict[str, Any]:

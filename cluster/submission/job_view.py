@@ -12,7 +12,8 @@ from ...jobs.errors import AtlasError, InputError
 from ...jobs.scheduling.job_state import JobEvidence, JobState, RayState, state_of
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.store_spec import S3Access
-from ...storage.format.records import Lease, RunRecord
+from ...storage.format.lease_record import Lease
+from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
 from ...storage.run.lease import LEASE_SECONDS, is_live, newest_lease

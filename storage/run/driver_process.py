@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from ..format.records import Lease
+from ..format.lease_record import Lease
 
 _NO_NAMESPACES = ""
 """Recorded on platforms that have no PID namespaces: every process of the host is in the table."""

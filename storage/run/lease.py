@@ -25,7 +25,8 @@ from pathlib import Path
 
 from ...jobs.errors import AtlasError, InputError, StoreError
 from ..format import layout
-from ..format.records import Lease, parse_record
+from ..format.lease_record import Lease
+from ..format.records import parse_record
 from ..locations.location import Location
 from .driver_process import has_exited, this_process
 from .run_store import reserved_row_blocks

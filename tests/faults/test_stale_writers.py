@@ -14,7 +14,8 @@ from persona_atlas.jobs.errors import StoreError
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
 from persona_atlas.storage.format import layout
-from persona_atlas.storage.format.records import CommitRecord, Lease, Manifest, parse_record
+from persona_atlas.storage.format.lease_record import Lease
+from persona_atlas.storage.format.records import CommitRecord, Manifest, parse_record
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run import lease as lease_module

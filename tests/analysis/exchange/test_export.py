@@ -21,16 +21,6 @@ from stored_runs import small_run
 
 
 @pytest.fixture(scope="module")
-def planted() -> Planted:
-    return plant()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, planted: Planted) -> Run:
-    return planted_run(str(tmp_path_factory.mktemp("store") / "run"), planted.reduction)
-
-
-@pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     folder = tmp_path_factory.mktemp("released") / "model"
     export_vectors(run, folder, "assistant-axis")

@@ -20,17 +20,7 @@ from persona_atlas.storage.query.run import Run
 from persona_atlas.storage.query.vectors import VectorSet, open_vectors
 
 from command_line import Answered, Refused
-from planted_vectors import LAYERS, ROLES, TRAITS, WIDTH, Planted, plant, planted_run
-
-
-@pytest.fixture(scope="module")
-def planted() -> Planted:
-    return plant()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, planted: Planted) -> Run:
-    return planted_run(str(tmp_path_factory.mktemp("store") / "run"), planted.reduction)
+from planted_vectors import LAYERS, ROLES, TRAITS, WIDTH, Planted
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.format import layout
-from persona_atlas.storage.format.records import Lease
+from persona_atlas.storage.format.lease_record import Lease
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run import driver_process
 from persona_atlas.storage.run.driver_process import has_exited, this_process

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError, StoreError, TransientError
 from persona_atlas.storage.format import layout
-from persona_atlas.storage.format.records import Lease, parse_record
+from persona_atlas.storage.format.lease_record import Lease
+from persona_atlas.storage.format.records import parse_record
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.run import lease
 from persona_atlas.storage.run.commits import commit_unit
