@@ -19,7 +19,8 @@ from ..canary import LIMITS
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
-from .arguments import VllmOptions, num_sequences, worker_plan
+from .arguments import VllmOptions, edit_plan, num_sequences, worker_plan
+from .edit_rows import EditRows
 from .flights import Flights
 from .generation import VllmGeneration
 from .limits import require_room
@@ -75,9 +76,11 @@ class VllmEngine:
         wants_users = settings.capture.needs_user_spans
         user_spans = UserSpans(offsets_encoder(self.model.tokenizer), self.model.renderer) if wants_users else None
         plan = worker_plan(settings, self.model, options)
-        vllm, self.ranks = start_vllm(settings, self.model, plan, options)
+        edits = edit_plan(settings, self.model, options)
+        vllm, self.ranks = start_vllm(settings, self.model, plan, edits, options)
         self.vllm: Any = vllm
-        self._flights = Flights(self.vllm, plan, self.model.d_model, captures=options.captures)
+        rows = EditRows(edits, self.model.num_layers, self.model.d_model)
+        self._flights = Flights(self.vllm, plan, self.model.d_model, rows, captures=options.captures)
         if generates:
             try:
                 require_room(settings, self.model.max_context, self._flights.max_conversation)

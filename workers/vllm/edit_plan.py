@@ -1,0 +1,132 @@
+"""How edits of the residual stream travel to vLLM's workers: where there may be any, what each does, to which tokens.
+
+The places of edits are fixed when the model is loaded, because they become part of its compiled graphs. Before a
+request is sent, the workers are told what its intervention does (``EditUpload``), each intervention and each direction
+once, as rows of tables of fixed size; the request itself carries the numbers of two rows (``RequestEdits``). Does not
+import vLLM or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...jobs.interventions import Intervention
+
+EDITS_KEY = "persona_atlas_edits"
+"""Where the plan and the edits of a request lie in vLLM's dictionaries."""
+
+NO_EDIT = 0
+"""Row of the table of settings, and of the table of directions, that changes nothing."""
+
+DIRECTIONS = 512
+"""Directions that workers hold: 17 MB at a d_model of 8192."""
+
+EDITS_PER_LAYER = 2
+"""Edits of one layer by one request, where no places are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditPlan:
+    """Where requests may be edited, and how much of it the workers hold.
+
+    Attributes:
+        places: The layer of each place, ascending: a layer stands there as often as one request may edit it.
+        directions: Rows of the table of directions, besides the one of ``NO_EDIT``.
+        settings: Rows of the table of settings, besides the one of ``NO_EDIT``.
+    """
+
+    places: tuple[int, ...]
+    directions: int
+    settings: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as the worker's configuration carries it."""
+        return {"places": list(self.places), "directions": self.directions, "settings": self.settings}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EditPlan:
+        """Read what ``to_json`` returned."""
+        return cls(tuple(data["places"]), data["directions"], data["settings"])
+
+
+@dataclass(frozen=True, slots=True)
+class EditUpload:
+    """Rows that workers have to write before a request needs them.
+
+    Attributes:
+        directions: Row and the numbers of its direction, of length one: little-endian float32.
+        settings: Row and, for each of its places, index of the place, row of the direction, ``a``, ``b`` and floor.
+            The other places of the row change nothing.
+    """
+
+    directions: tuple[tuple[int, bytes], ...]
+    settings: tuple[tuple[int, tuple[tuple[int, int, float, float, float], ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEdits:
+    """The edits of one request, by the rows that the workers have.
+
+    Attributes:
+        prompt: Row of the table of settings for its prompt tokens.
+        response: The same for its response tokens.
+        responses: Token ranges of its responses; the stop of one that is being generated is None.
+        key: Digest of the intervention and of where the responses are; ``""`` where nothing acts on responses alone.
+            From the first response on, the request shares its keys and values only with requests of the same key.
+    """
+
+    prompt: int
+    response: int
+    responses: tuple[tuple[int, int | None], ...]
+    key: str = ""
+
+    @property
+    def first_response(self) -> int:
+        """The first token that may be edited otherwise than a prompt."""
+        return min(start for start, _ in self.responses)
+
+    def to_json(self) -> list[Any]:
+        """Return the edits as a request's parameters carry them."""
+        return [self.prompt, self.response, [list(one) for one in self.responses], self.key]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> RequestEdits:
+        """Read what ``to_json`` returned."""
+        prompt, response, responses, key = data
+        return cls(prompt, response, tuple((start, stop) for start, stop in responses), key)
+
+    @classmethod
+    def of(
+        cls, intervention: Intervention, prompt: int, response: int, responses: Sequence[tuple[int, int | None]]
+    ) -> RequestEdits:
+        """Make the edits of a request.
+
+        Args:
+            intervention: Its intervention.
+            prompt: Row of the table of settings for its prompt tokens.
+            response: The same for its response tokens.
+            responses: Token ranges of its responses, at least one.
+        """
+        key = ""
+        if intervention.of_prompt() != intervention:
+            key = hashlib.sha256(repr((digest(intervention), tuple(responses))).encode()).hexdigest()
+        return cls(prompt, response, tuple(responses), key)
+
+
+def digest(intervention: Intervention | None) -> str:
+    """Identify an intervention by what it does; ``""`` for none and for one without edits.
+
+    Args:
+        intervention: The intervention.
+    """
+    if intervention is None or not intervention.edits:
+        return ""
+    found = hashlib.sha256()
+    for edit in intervention.edits:
+        # repr: two floors that differ in their last bit are two interventions.
+        found.update(repr((edit.layer, edit.positions, tuple(edit.terms), len(edit.vector))).encode())
+        found.update(edit.vector.data)
+    return found.hexdigest()
