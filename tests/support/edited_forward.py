@@ -18,12 +18,10 @@ from plain_forward import PlainModel
 
 
 @contextmanager
-def edited_model(
-    plain: PlainModel, intervention: Intervention | None, responses: Sequence[tuple[int, int | None]]
-) -> Iterator[PlainModel]:
-    """Let a plain model run under an intervention; ``responses`` are the token ranges that are response to it."""
+def edited_model(plain: PlainModel, intervention: Intervention | None, response_start: int) -> Iterator[PlainModel]:
+    """Let a plain model run under an intervention; ``response_start`` is the first token that is response to it."""
     handles = [
-        plain.layers[edit.layer].register_forward_hook(_hook(edit, responses))
+        plain.layers[edit.layer].register_forward_hook(_hook(edit, response_start))
         for edit in (intervention.edits if intervention else ())
     ]
     try:
@@ -33,7 +31,7 @@ def edited_model(
             handle.remove()
 
 
-def _hook(edit: Edit, responses: Sequence[tuple[int, int | None]]) -> Any:
+def _hook(edit: Edit, response_start: int) -> Any:
     vector_D = torch.tensor(edit.vector.numbers).double()
     unit_D = vector_D / vector_D.norm().clamp(min=1e-300)
 
@@ -48,8 +46,7 @@ def _hook(edit: Edit, responses: Sequence[tuple[int, int | None]]) -> Any:
         else:
             changed_TD = resid_TD - along_T[:, None] * unit_D
         acts_T = torch.full((len(resid_TD),), edit.positions == "all")
-        for start, stop in responses:
-            acts_T[start:stop] = True
+        acts_T[response_start:] = True
         changed = torch.where(acts_T[:, None], changed_TD, resid_TD).to(states.dtype)[None]
         return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
 
@@ -61,7 +58,7 @@ def assert_equal_to_edited(
 ) -> None:
     """Compare each rollout with a plain pass under the edits of its own intervention; see ``assert_equal_to_plain``."""
     for row in rows:
-        with edited_model(plain, row.intervention, [(len(row.rollout.prompt_token_ids), None)]):
+        with edited_model(plain, row.intervention, len(row.rollout.prompt_token_ids)):
             assert_equal_to_plain([row], plain, token_layers, **options)
 
 

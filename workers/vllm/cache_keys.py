@@ -55,7 +55,7 @@ def keyed(hasher: BlockHasher, block_tokens: int) -> BlockHasher:
         if not edits.key:
             return hashes
         return [
-            _mixed(one, edits.key) if (block + 1) * block_tokens > edits.first_response else one
+            _mixed(one, edits.key) if (block + 1) * block_tokens > edits.response_start else one
             for block, one in enumerate(hashes, start=first_block)
         ]
 

@@ -73,47 +73,39 @@ class RequestEdits:
     Attributes:
         prompt: Row of the table of settings for its prompt tokens.
         response: The same for its response tokens.
-        responses: Token ranges of its responses; the stop of one that is being generated is None.
-        key: Digest of the intervention and of where the responses are; ``""`` where nothing acts on responses alone.
-            From the first response on, the request shares its keys and values only with requests of the same key.
+        response_start: First token of its response; all that precede it are prompt.
+        key: Digest of the intervention and of ``response_start``; ``""`` where nothing acts on responses alone. From
+            there on, the request shares its keys and values only with requests of the same key.
     """
 
     prompt: int
     response: int
-    responses: tuple[tuple[int, int | None], ...]
+    response_start: int
     key: str = ""
-
-    @property
-    def first_response(self) -> int:
-        """The first token that may be edited otherwise than a prompt."""
-        return min(start for start, _ in self.responses)
 
     def to_json(self) -> list[Any]:
         """Return the edits as a request's parameters carry them."""
-        return [self.prompt, self.response, [list(one) for one in self.responses], self.key]
+        return [self.prompt, self.response, self.response_start, self.key]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> RequestEdits:
         """Read what ``to_json`` returned."""
-        prompt, response, responses, key = data
-        return cls(prompt, response, tuple((start, stop) for start, stop in responses), key)
+        return cls(*data)
 
     @classmethod
-    def of(
-        cls, intervention: Intervention, prompt: int, response: int, responses: Sequence[tuple[int, int | None]]
-    ) -> RequestEdits:
+    def of(cls, intervention: Intervention, prompt: int, response: int, response_start: int) -> RequestEdits:
         """Make the edits of a request.
 
         Args:
             intervention: Its intervention.
             prompt: Row of the table of settings for its prompt tokens.
             response: The same for its response tokens.
-            responses: Token ranges of its responses, at least one.
+            response_start: First token of its response.
         """
         key = ""
         if intervention.of_prompt() != intervention:
-            key = hashlib.sha256(repr((digest(intervention), tuple(responses))).encode()).hexdigest()
-        return cls(prompt, response, tuple(responses), key)
+            key = hashlib.sha256(f"{digest(intervention)} {response_start}".encode()).hexdigest()
+        return cls(prompt, response, response_start, key)
 
 
 def digest(intervention: Intervention | None) -> str:

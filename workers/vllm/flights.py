@@ -122,7 +122,7 @@ class Flights:
         *,
         is_open: bool,
         intervention: Intervention | None = None,
-        edited_responses: Sequence[tuple[int, int | None]] = (),
+        response_start: int = 0,
     ) -> bool:
         """Hand a request to vLLM.
 
@@ -134,8 +134,7 @@ class Flights:
             tag: What its sender calls it.
             is_open: Whether its response is being generated, and has not stopped where the span does.
             intervention: Edits under which it runs; None for none.
-            edited_responses: Token ranges that are response to these edits, all that stand in the prompt among them;
-                the stop of the one that is being generated is None.
+            response_start: First token that is response to these edits; all that precede it are prompt.
 
         Returns:
             Whether vLLM has it. It has not where its edits find no room beside those of the requests in flight.
@@ -149,7 +148,7 @@ class Flights:
         edits: RequestEdits | None = None
         prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if intervention is not None and intervention.edits:
-            edits = self._edits(intervention, edited_responses)
+            edits = self._edits(intervention, response_start)
             if edits is None:
                 return False
             if intervention.on_prompt:
@@ -178,7 +177,7 @@ class Flights:
         self._flights[name] = _Flight(tag, box, slots, intervention if edits is not None else None)
         return True
 
-    def _edits(self, intervention: Intervention, responses: Sequence[tuple[int, int | None]]) -> RequestEdits | None:
+    def _edits(self, intervention: Intervention, response_start: int) -> RequestEdits | None:
         """Take the rows of an intervention, and have the workers write what they lack; None where there is no room."""
         self._edit_rows.check(intervention)
         taken = self._edit_rows.take(intervention)
@@ -188,7 +187,7 @@ class Flights:
         if upload is not None:
             with self._alive.calling():
                 self._vllm.collective_rpc("persona_atlas_write", args=(upload,))
-        return RequestEdits.of(intervention, rows.prompt, rows.response, responses)
+        return RequestEdits.of(intervention, rows.prompt, rows.response, response_start)
 
     def step(self) -> None:
         """Let vLLM run a forward pass, and put what has finished into its box.

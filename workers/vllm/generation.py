@@ -118,7 +118,7 @@ class VllmGeneration:
             rollout,
             is_open=True,
             intervention=request.intervention,
-            edited_responses=[(len(prompt_ids), None)],
+            response_start=len(prompt_ids),
         )
 
     def _parameters(self, request: RolloutRequest) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ...jobs.engines import VLLM_READING_SLOTS
-from ...jobs.poolings import TokenRange
 from ..builtin.reading import require_readable
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from .capture_plan import WorkerPlan
@@ -43,14 +42,12 @@ class _Reading:
         index: Which text.
         first: Index of the first of these responses in the whole text.
         text: The text, with these responses alone, up to the last token that is needed.
-        edited: The spans of all responses that lie in it, read here or not: edits of responses act on each.
         is_cached: Whether vLLM may take its first tokens from the cache.
     """
 
     index: int
     first: int
     text: TokenisedText
-    edited: tuple[TokenRange, ...]
     is_cached: bool
 
 
@@ -133,7 +130,7 @@ class VllmReader:
             reading,
             is_open=False,
             intervention=text.intervention,
-            edited_responses=reading.edited,
+            response_start=text.responses[0][0],
         )
         return 1 if has_room else None
 
@@ -167,12 +164,17 @@ class VllmReader:
 
 def _readings(index: int, text: TokenisedText, *, is_cached: bool) -> Iterator[_Reading]:
     """Divide a text into readings of as many responses as have slots, each up to the end of its last response."""
-    for first in range(0, len(text.responses), VLLM_READING_SLOTS):
-        some = slice(first, first + VLLM_READING_SLOTS)
+    intervention = text.intervention
+    most = VLLM_READING_SLOTS
+    if intervention is not None and intervention.of_prompt() != intervention:
+        # What acts on responses acts on the one that is read: to those after it, it is part of the prompt.
+        most = 1
+    for first in range(0, len(text.responses), most):
+        some = slice(first, first + most)
         part = replace(
             text,
             token_ids=text.token_ids[: text.responses[some][-1][1]],
             responses=text.responses[some],
             user_spans=text.user_spans[some],
         )
-        yield _Reading(index, first, part, text.responses[: some.stop], is_cached)
+        yield _Reading(index, first, part, is_cached)

@@ -77,9 +77,10 @@ def text_of(num_tokens: int, *responses: tuple[int, int], seed: int, interventio
 
 def assert_read_as_plain(engine: VllmEngine, plain: PlainModel, text: TokenisedText) -> None:
     (captured,) = engine.capture([text])
-    with edited_model(plain, text.intervention, text.responses):
-        states_LTD = plain.run(text.token_ids)[0].astype(np.float64)
     for (start, stop), vectors in zip(text.responses, captured.vectors_LD, strict=True):
+        # To a response, those before it are part of the prompt.
+        with edited_model(plain, text.intervention, start):
+            states_LTD = plain.run(text.token_ids)[0].astype(np.float64)
         expected = {"response_mean": states_LTD[:, start:stop].mean(axis=1), "prompt_last": states_LTD[:, start - 1]}
         for (_, pooling), got_LD in vectors.items():
             assert relative_errors(got_LD, expected[pooling]).max() < TOLERANCE, (start, pooling)
@@ -130,27 +131,27 @@ def test_what_is_read_under_an_intervention_is_shared_with_what_is_edited_alike(
 ):
     engine, plain = loaded
     seed = len(intervention.of_prompt().edits)
-    early = text_of(400, (10, 150), (200, 390), seed=seed)
+    early = text_of(400, (10, 390), seed=seed)
     late = replace(early, responses=((300, 390),))
-    blocks: list[int] = []
+    turns = replace(early, responses=((140, 150), (270, 390)))
+    blocks: list[list[int]] = []
     for text, edits in [
         (late, intervention),
         (early, intervention),
-        (early, intervention),
         (late, None),
         (early, intervention),
-        (replace(early, responses=((140, 150), (200, 390))), intervention),
+        (late, intervention),
+        (turns, intervention),
     ]:
         with cached_tokens(engine) as noted:
             assert_read_as_plain(engine, plain, replace(text, intervention=edits))
-        # What a request finds first; it is read again without the cache where that had too much.
-        blocks.append(noted[0] // BLOCK)
+        blocks.append([tokens // BLOCK for tokens in noted])
+    # Of a text with a block too many in the cache, a response is read again without it.
     if intervention is CAP_OF_RESPONSES:
-        # A block is shared up to the first response; the last one with what comes before it only.
-        assert blocks == [0, 0, 3, 2, 3, 1]
+        assert blocks == [[0], [0], [2], [3, 0], [3, 0], [1, 2]]
     else:
         # The same edits act on every token, wherever the responses are.
-        assert blocks == [0, 3, 3, 0, 3, 3]
+        assert blocks == [[0], [3, 0], [0], [3, 0], [3, 0], [3, 0]]
 
 
 def test_an_edited_response_in_the_prompt_of_the_next_turn_is_read_anew(loaded: tuple[VllmEngine, PlainModel]):

@@ -78,10 +78,10 @@ def edited_stretches(pieces: Sequence[Piece], requests: Mapping[str, RequestEdit
         requests: The edits of requests, by name.
 
     Returns:
-        Row of the table of settings, first token in the pass and end, exclusive; where two overlap, the later counts.
+        Row of the table of settings, first token in the pass and end, exclusive.
 
     Example:
-        >>> one = RequestEdits(prompt=0, response=2, responses=((4, None),))
+        >>> one = RequestEdits(prompt=0, response=2, response_start=4)
         >>> edited_stretches([Piece("plain", 0, 3), Piece("one", 2, 5)], {"one": one})
         [(2, 5, 8)]
     """
@@ -90,13 +90,12 @@ def edited_stretches(pieces: Sequence[Piece], requests: Mapping[str, RequestEdit
     for piece in pieces:
         edits = requests.get(piece.request)
         if edits is not None:
-            end = piece.position + piece.length
-            offset = begin - piece.position
-            if edits.prompt != NO_EDIT:
-                found.append((edits.prompt, begin, begin + piece.length))
-            for start, stop in edits.responses:
-                low, high = max(piece.position, start), end if stop is None else min(end, stop)
-                if low < high:
-                    found.append((edits.response, low + offset, high + offset))
+            border = begin + min(max(edits.response_start - piece.position, 0), piece.length)
+            for setting, start, stop in [
+                (edits.prompt, begin, border),
+                (edits.response, border, begin + piece.length),
+            ]:
+                if setting != NO_EDIT and start < stop:
+                    found.append((setting, start, stop))
         begin += piece.length
     return found
