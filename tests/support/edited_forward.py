@@ -69,8 +69,9 @@ def interventions_of_every_kind(d_model: int, num_layers: int) -> list[Intervent
     last = num_layers - 1
     return [
         Intervention((AddVector(0, vectors[0], 0.4),)),
-        Intervention(tuple(Cap(layer, vectors[1], 1.0) for layer in range(1, num_layers))),
-        Intervention((Cap.ceiling(1, vectors[1], -1.0, "response"),)),
+        # Limits beyond what a random model has, so that they are never idle.
+        Intervention(tuple(Cap(layer, vectors[1], 3.0) for layer in range(1, num_layers))),
+        Intervention((Cap.ceiling(1, vectors[1], -3.0, "response"),)),
         # In this order: what is added is taken away again by the second edit of the layer.
         Intervention((AddVector(1, vectors[2], 0.5), Ablate(1, vectors[2]), Ablate(last, vectors[0], "response"))),
         Intervention((AddVector(0, vectors[2], -0.4, "response"), Cap(0, vectors[0], 2.0))),
