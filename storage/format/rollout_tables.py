@@ -51,8 +51,8 @@ _SERVED = [("served_tokens", pa.string())]
 """The column that only the index of runs has whose responses a server generated; null in units without the record."""
 
 _EDITED = [("edited_share", pa.float32()), ("mean_correction", pa.float32())]
-"""Columns that only the index of runs with interventions has, over tokens and edited layers: the share that was changed,
-and the mean length of the change there, in units of the residual stream; null where nothing was recorded."""
+"""Columns that only the index of runs with interventions has, over tokens and edited layers: the share that was
+changed, and the mean length of the change there, in units of the residual stream; null where nothing was recorded."""
 
 _EDITS = [
     ("edit_layers", pa.list_(pa.int32())),

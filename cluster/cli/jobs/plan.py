@@ -268,6 +268,7 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "rollouts_by_kind": planned.rollouts_by_kind(),
         "rows_per_block": planned.rows_per_block,
         "layers": list(planned.layers),
+        "interventions": [] if planned.edits is None else planned.edits.lines,
         "token_layers": list(planned.token_layers),
         "tokens_per_block": planned.tokens_per_block,
         "n_layers": planned.facts.n_layers,
