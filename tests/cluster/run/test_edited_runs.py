@@ -116,9 +116,8 @@ def test_what_was_done_is_kept_by_rollout_and_shown(world: World):
     for line in table.to_pylist():
         assert line["edit_layers"] == [1, 2]
         assert line["edit_tokens"] == [line["num_prompt_tokens"] + line["num_content_tokens"]] * 2
-        assert all(
-            0 < changed <= tokens for changed, tokens in zip(line["edit_changed"], line["edit_tokens"], strict=True)
-        )
+        of_layers = zip(line["edit_changed"], line["edit_tokens"], strict=True)
+        assert all(0 < changed <= tokens for changed, tokens in of_layers)
     index = world.run.index.to_pylist()
     for line, told in zip(table.to_pylist(), index, strict=True):
         share = sum(line["edit_changed"]) / sum(line["edit_tokens"])
@@ -143,9 +142,8 @@ def test_verify_finds_a_sound_run_recomputes_it_under_the_edits_and_notices_a_lo
     path = tmp_path / "copy" / stored.path
     assert path.stat().st_size == stored.num_bytes
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert [problem.path for problem in persona_atlas.verify(tmp_path / "copy", progress=False).problems] == [
-        stored.path
-    ]
+    damaged = persona_atlas.verify(tmp_path / "copy", progress=False)
+    assert [problem.path for problem in damaged.problems] == [stored.path]
     path.unlink()
     lost = persona_atlas.verify(tmp_path / "copy", progress=False)
     assert [problem.code for problem in lost.problems] == ["bad_object"]
