@@ -270,6 +270,16 @@ def test_edits_of_the_response_act_on_each_turns_own_response(
         assert [one.num_changed for one in edits] == [int((plain.moved[layer] > 0).sum()) for layer in (0, 2)]
 
 
+def test_what_was_done_above_the_captured_layers_is_recorded_too(directory_of: Callable[[str], Path]):
+    engine = BuiltinEngine(engine_settings(directory_of("llama"), layers=[0], max_new_tokens=3))
+    under = KINDS[5]
+    plain = plain_of(directory_of("llama"), under)
+    rows = generate(engine, mixed(4, [under]))
+    for row in [*rows, *reread(engine, rows)]:
+        plain.places(conversation_ids(row.rollout), len(row.rollout.prompt_token_ids))
+        assert_recorded(row.rollout.edits, recorded(plain, under, row.rollout))
+
+
 def streams_of(engine: BuiltinEngine, run: Callable[[], object]) -> list[torch.Tensor]:
     """The stream after every decoder layer, edits included, read where the next layer takes it: (token, d_model)."""
     layers = engine.loaded.decoder_layers
