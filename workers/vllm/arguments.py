@@ -11,7 +11,7 @@ from ...jobs.engines import VLLM_MAX_NUM_BATCHED_TOKENS, VLLM_MAX_NUM_SEQS, VLLM
 from ...jobs.errors import InputError
 from ..engine import EngineSettings
 from .capture_plan import KEY, WorkerPlan
-from .edit_plan import DIRECTIONS, EDITS_KEY, EDITS_PER_LAYER, EditPlan
+from .edits.plan import DIRECTIONS, EDITS_KEY, EDITS_PER_LAYER, EditPlan
 from .inside.worker import WORKER_CLASSES
 from .model import ServedModel
 

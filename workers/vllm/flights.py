@@ -20,8 +20,8 @@ from ...jobs.errors import UnitError
 from ...jobs.interventions import Intervention
 from ...jobs.poolings import TokenSpans
 from .capture_plan import KEY, SlotSpans, Sum, WorkerPlan
-from .edit_plan import EDITS_KEY, RequestEdits, digest
-from .edit_rows import EditRows
+from .edits.plan import EDITS_KEY, RequestEdits
+from .edits.rows import EditRows, SettingRows
 from .loading import Alive
 
 Float32 = npt.NDArray[np.float32]
@@ -122,19 +122,18 @@ class Flights:
         *,
         is_open: bool,
         intervention: Intervention | None = None,
-        response_start: int = 0,
     ) -> bool:
         """Hand a request to vLLM.
 
         Args:
             token_ids: Its prompt.
-            spans: The spans of each of its responses; there must be a free slot for each.
+            spans: The spans of each of its responses; there must be a free slot for each. Where edits act on responses
+                alone, it has one.
             parameters: Its sampling parameters.
             box: Where it is put when it has finished.
             tag: What its sender calls it.
             is_open: Whether its response is being generated, and has not stopped where the span does.
             intervention: Edits under which it runs; None for none.
-            response_start: First token that is response to these edits; all that precede it are prompt.
 
         Returns:
             Whether vLLM has it. It has not where its edits find no room beside those of the requests in flight.
@@ -148,11 +147,12 @@ class Flights:
         edits: RequestEdits | None = None
         prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if intervention is not None and intervention.edits:
-            edits = self._edits(intervention, response_start)
-            if edits is None:
+            rows = self._rows(intervention)
+            if rows is None:
                 return False
-            if intervention.on_prompt:
-                prompt["cache_salt"] = digest(intervention.of_prompt())
+            edits = rows.of_request(spans[0].response[0])
+            if rows.salt is not None:
+                prompt["cache_salt"] = rows.salt
         slots = tuple(self._free.pop() for _ in spans)
         asked = [
             SlotSpans.of(slot, self._plan.spans, of_response, is_open=is_open).to_json()
@@ -177,9 +177,8 @@ class Flights:
         self._flights[name] = _Flight(tag, box, slots, intervention if edits is not None else None)
         return True
 
-    def _edits(self, intervention: Intervention, response_start: int) -> RequestEdits | None:
+    def _rows(self, intervention: Intervention) -> SettingRows | None:
         """Take the rows of an intervention, and have the workers write what they lack; None where there is no room."""
-        self._edit_rows.check(intervention)
         taken = self._edit_rows.take(intervention)
         if taken is None:
             return None
@@ -187,7 +186,7 @@ class Flights:
         if upload is not None:
             with self._alive.calling():
                 self._vllm.collective_rpc("persona_atlas_write", args=(upload,))
-        return RequestEdits.of(intervention, rows.prompt, rows.response, response_start)
+        return rows
 
     def step(self) -> None:
         """Let vLLM run a forward pass, and put what has finished into its box.

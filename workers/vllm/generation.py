@@ -118,7 +118,6 @@ class VllmGeneration:
             rollout,
             is_open=True,
             intervention=request.intervention,
-            response_start=len(prompt_ids),
         )
 
     def _parameters(self, request: RolloutRequest) -> dict[str, Any]:

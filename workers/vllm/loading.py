@@ -13,9 +13,9 @@ from ...jobs.machine_faults import refuse_machine_fault
 from ..engine import EngineSettings
 from ..own_code import refuse_own_code
 from .arguments import VllmOptions, engine_arguments, set_environment
-from .cache_keys import key_blocks_by_edits
 from .capture_plan import WorkerPlan
-from .edit_plan import EditPlan
+from .edits.cache_keys import key_blocks_by_edits
+from .edits.plan import EditPlan
 from .model import ServedModel
 from .rank_failures import RankFailures
 from .ranks import BeforeRanks, Ranks, unlink_shared_memory, without_semaphores

@@ -130,7 +130,6 @@ class VllmReader:
             reading,
             is_open=False,
             intervention=text.intervention,
-            response_start=text.responses[0][0],
         )
         return 1 if has_room else None
 

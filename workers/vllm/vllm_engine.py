@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from ...jobs.engines import refuse_hook_points, refuse_temperature
+from ...jobs.engines import refuse_before_intervention, refuse_hook_points, refuse_temperature
 from ...jobs.errors import InputError
 from ...jobs.work.rollouts import Canary
 from ...jobs.work.units import RolloutRequest
@@ -20,7 +20,7 @@ from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
 from .arguments import VllmOptions, edit_plan, num_sequences, worker_plan
-from .edit_rows import EditRows
+from .edits.rows import EditRows
 from .flights import Flights
 from .generation import VllmGeneration
 from .limits import require_room
@@ -65,6 +65,7 @@ class VllmEngine:
         options = options or VllmOptions()
         version = require_known_version()
         refuse_hook_points(settings.capture)
+        refuse_before_intervention(settings.capture)
         if generates:
             refuse_temperature(settings.sampling)
         self._settings = settings

@@ -23,7 +23,7 @@ from torch import nn
 
 from ....jobs.errors import InputError
 from ...edits import edited
-from ..edit_plan import NO_EDIT, EditPlan, EditUpload
+from ..edits.plan import NO_EDIT, EditPlan, EditUpload
 from .transfers import to_device
 
 _PAIRS = frozenset(

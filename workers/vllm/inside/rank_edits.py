@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..edit_plan import EDITS_KEY, NO_EDIT, EditPlan, EditUpload, RequestEdits
+from ..edits.plan import EDITS_KEY, NO_EDIT, EditPlan, EditUpload, RequestEdits
 from .edited_layers import EditTables, edit_layers
 from .runners import prepare_passes, view_of
 from .tracking import Piece

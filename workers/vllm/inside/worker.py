@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..capture_plan import KEY, SlotSpans, WorkerPlan
-from ..edit_plan import EDITS_KEY, EditPlan, EditUpload
+from ..edits.plan import EDITS_KEY, EditPlan, EditUpload
 from ..rank_failures import told
 from ..ranks import end_with_parent
 from .rank_edits import RankEdits

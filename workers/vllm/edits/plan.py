@@ -8,12 +8,9 @@ import vLLM or torch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from ...jobs.interventions import Intervention
 
 EDITS_KEY = "persona_atlas_edits"
 """Where the plan and the edits of a request lie in vLLM's dictionaries."""
@@ -91,34 +88,3 @@ class RequestEdits:
     def from_json(cls, data: Sequence[Any]) -> RequestEdits:
         """Read what ``to_json`` returned."""
         return cls(*data)
-
-    @classmethod
-    def of(cls, intervention: Intervention, prompt: int, response: int, response_start: int) -> RequestEdits:
-        """Make the edits of a request.
-
-        Args:
-            intervention: Its intervention.
-            prompt: Row of the table of settings for its prompt tokens.
-            response: The same for its response tokens.
-            response_start: First token of its response.
-        """
-        key = ""
-        if intervention.of_prompt() != intervention:
-            key = hashlib.sha256(f"{digest(intervention)} {response_start}".encode()).hexdigest()
-        return cls(prompt, response, response_start, key)
-
-
-def digest(intervention: Intervention | None) -> str:
-    """Identify an intervention by what it does; ``""`` for none and for one without edits.
-
-    Args:
-        intervention: The intervention.
-    """
-    if intervention is None or not intervention.edits:
-        return ""
-    found = hashlib.sha256()
-    for edit in intervention.edits:
-        # repr: two floors that differ in their last bit are two interventions.
-        found.update(repr((edit.layer, edit.positions, tuple(edit.terms), len(edit.vector))).encode())
-        found.update(edit.vector.data)
-    return found.hexdigest()

@@ -6,12 +6,14 @@ for another, so that a job whose requests share a few interventions uploads each
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...jobs.errors import UnitError
-from ...jobs.interventions import Direction, Edit, Intervention
-from .edit_plan import NO_EDIT, EditPlan, EditUpload
+from ....jobs.errors import UnitError
+from ....jobs.interventions import Direction, Edit, Intervention
+from .plan import NO_EDIT, EditPlan, EditUpload, RequestEdits
 
 
 @dataclass(eq=False)
@@ -22,13 +24,26 @@ class SettingRows:
         prompt: Row of the table of settings for prompt tokens.
         response: The same for response tokens.
         directions: The directions that it needs, each once.
+        salt: Keys the prompts that may be shared: a digest of the edits that act on prompts; None without any.
+        digest: A digest of all edits, where not all act on prompts; else None.
         users: Number of requests that use it.
     """
 
     prompt: int
     response: int
     directions: tuple[Direction, ...]
+    salt: str | None
+    digest: str | None
     users: int = 0
+
+    def of_request(self, response_start: int) -> RequestEdits:
+        """Make the edits of one request.
+
+        Args:
+            response_start: First token of its response.
+        """
+        key = "" if self.digest is None else hashlib.sha256(f"{self.digest} {response_start}".encode()).hexdigest()
+        return RequestEdits(self.prompt, self.response, response_start, key)
 
 
 class EditRows:
@@ -50,16 +65,8 @@ class EditRows:
         self._direction_rows: dict[Direction, int] = {}
         self._users_of_direction: dict[Direction, int] = {}
 
-    def check(self, intervention: Intervention) -> None:
-        """Refuse an intervention that the model cannot be given, whatever other requests there are.
-
-        Args:
-            intervention: With at least one edit.
-
-        Raises:
-            UnitError: It does not fit the model, edits a layer at which nothing may be edited here, or needs more rows
-                than there are.
-        """
+    def _check(self, intervention: Intervention) -> None:
+        """Refuse an intervention that the model cannot be given, whatever other requests there are."""
         intervention.require_applicable(self._num_layers, self._d_model)
         _assigned(intervention.edits, self._plan.places)
         needed = len({edit.vector for edit in intervention.edits})
@@ -74,15 +81,20 @@ class EditRows:
         """Give a request the rows of its intervention, until it gives them back.
 
         Args:
-            intervention: One that was checked.
+            intervention: With at least one edit.
 
         Returns:
             The rows, and what must be written into them first; None for the latter where it was. None at all where the
             requests in flight leave no room.
+
+        Raises:
+            UnitError: It does not fit the model, edits a layer more often than it may be edited here, or needs more
+                rows than there are.
         """
         known = self._known.get(intervention)
         upload = None
         if known is None:
+            self._check(intervention)
             if not self._make_room(intervention):
                 return None
             known, upload = self._written(intervention)
@@ -131,15 +143,18 @@ class EditRows:
                 new.append((row, vector.unit.astype("<f4").tobytes()))
             self._users_of_direction[vector] = self._users_of_direction.get(vector, 0) + 1
         of_prompt = intervention.of_prompt().edits
+        is_alike = of_prompt == intervention.edits
         response = self._free_settings.pop()
         settings = [(response, self._setting(intervention.edits))]
         prompt = NO_EDIT
-        if of_prompt == intervention.edits:
+        if is_alike:
             prompt = response
         elif of_prompt:
             prompt = self._free_settings.pop()
             settings.append((prompt, self._setting(of_prompt)))
-        return SettingRows(prompt, response, vectors), EditUpload(tuple(new), tuple(settings))
+        salt = digest_of_edits(of_prompt) if of_prompt else None
+        digest = None if is_alike else digest_of_edits(intervention.edits)
+        return SettingRows(prompt, response, vectors, salt, digest), EditUpload(tuple(new), tuple(settings))
 
     def _setting(self, edits: tuple[Edit, ...]) -> tuple[tuple[int, int, float, float, float], ...]:
         """Return a row of the table of settings; see ``EditUpload``."""
@@ -169,3 +184,17 @@ def _assigned(edits: tuple[Edit, ...], places: tuple[int, ...]) -> list[int]:
             )
         found.append(here.pop(0))
     return found
+
+
+def digest_of_edits(edits: Sequence[Edit]) -> str:
+    """Identify edits by what they do.
+
+    Args:
+        edits: The edits, in order.
+    """
+    found = hashlib.sha256()
+    for edit in edits:
+        # repr: two floors that differ in their last bit are two interventions.
+        found.update(repr((edit.layer, edit.positions, tuple(edit.terms), len(edit.vector))).encode())
+        found.update(edit.vector.data)
+    return found.hexdigest()

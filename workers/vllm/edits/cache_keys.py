@@ -12,8 +12,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from .edit_plan import EDITS_KEY, RequestEdits
-from .versions import require_members
+from ..versions import require_members
+from .plan import EDITS_KEY, RequestEdits
 
 BlockHasher = Callable[[Any], list[bytes]]
 """Returns the hashes of those full blocks of a request that it has none of yet."""
