@@ -23,7 +23,7 @@ from ...jobs.specs.spec_parts import HookPoint
 from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
-from ..engine import CapturedRollout, EngineSettings
+from ..engine import CapturedRollout, EngineSettings, StreamedRequest
 from ..interventions import AppliedIntervention, Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
@@ -35,7 +35,7 @@ from .kv_cache import KVCache, PrefixKV
 from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
 from .reading import TextReader
-from .sampling import sample
+from .sampling import sample_each
 
 
 class Generation:
@@ -60,12 +60,11 @@ class Generation:
         self._loaded = loaded
         self._capture = capture
         self._settings = settings
-        self._max_new = settings.sampling.max_new_tokens
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
-        self._admission = Admission(loaded, self._cache, self._max_new, self._interventions, user_spans)
+        self._admission = Admission(loaded, self._cache, self._interventions, user_spans)
         reader = TextReader(loaded, capture, settings, self._interventions)
-        self._alone = AloneGeneration(loaded, settings.sampling, self._interventions, reader)
+        self._alone = AloneGeneration(loaded, self._interventions, reader)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
         self._accumulators = AccumulatorSet(settings.capture, shape)
         self._choices = choices_of(loaded)
@@ -73,7 +72,16 @@ class Generation:
         self._slots: list[RunningRollout] = []
 
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Generate and capture; see ``Responder.generate``."""
+        """Generate and capture, sampling as the settings say; see ``Responder.generate``."""
+
+        def next_streamed() -> StreamedRequest | None:
+            request = next_request()
+            return None if request is None else StreamedRequest(request, self._settings.sampling)
+
+        return self.stream(next_streamed)
+
+    def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
         while True:
             # Not around the yield, or the consumer's code would run in inference mode, too.
             with torch.inference_mode():
@@ -95,7 +103,7 @@ class Generation:
         line = _Line(self._slots, joining, self._accumulators)
         self._slots += joining
         # A response that has reached its maximum length ends once its last token is observed; it needs no logits.
-        continuing = [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < self._max_new]
+        continuing = [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < rollout.max_new]
         layout = PackedPass(self._settings.device, line.segments, line.decoded_positions, self._cache)
         with self._interventions.applied(line.interventions):
             logits_BV, observed = self._capture.observe(
@@ -113,7 +121,7 @@ class Generation:
         """Reserve cache slots for the joining rollouts, and copy shared prefixes into those of the followers."""
         running = len(self._slots)
         everyone = [*self._slots, *joining]
-        longest = max(len(rollout.prompt_ids) for rollout in everyone) + self._max_new
+        longest = max(rollout.num_positions for rollout in everyone)
         self._cache.reserve(running, len(everyone), longest)
         followers: dict[int, tuple[PrefixKV, list[int]]] = {}
         for slot, rollout in enumerate(joining, start=running):
@@ -148,12 +156,11 @@ class Generation:
         self, logits_BV: torch.Tensor | None, continuing: Sequence[int], observed: Mapping[HookPoint, Observed]
     ) -> list[int]:
         assert logits_BV is not None
-        sampling = self._settings.sampling
         rollouts = [self._slots[slot] for slot in continuing]
         logits_BV = self._choices.restrict(logits_BV, [(one.request.choices, one.token_ids) for one in rollouts])
         uniform_B = torch.tensor([one.random[len(one.token_ids)] for one in rollouts], device=logits_BV.device)
         try:
-            return sample(logits_BV, uniform_B, sampling.temperature, sampling.top_p).tolist()
+            return sample_each(logits_BV, uniform_B, [one.sampling for one in rollouts]).tolist()
         except UnitError:
             # The logits are not finite. If a captured layer is not finite either, name that: it is closer to the cause.
             for point, shown in observed.items():

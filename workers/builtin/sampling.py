@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ...jobs.errors import UnitError
+from ...jobs.specs.spec_parts import SamplingSpec
 from .capture import NOT_FINITE_HINT
 
 _CANDIDATES = (64, 1024)
@@ -65,6 +66,32 @@ def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float,
             for logits, uniform in zip(logits_BV.split(at_once), uniform_B1.split(at_once), strict=True)
         ]
     )
+
+
+def sample_each(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sequence[SamplingSpec]) -> torch.Tensor:
+    """Sample one token per row, each row in its own way; see ``sample``.
+
+    Args:
+        logits_BV: ``(B, V)``, any float dtype.
+        uniform_B: ``(B,)`` in [0, 1).
+        sampling: For each row, the temperature and the probability mass of the nucleus.
+
+    Returns:
+        Token ids, int64 ``(B,)``.
+
+    Raises:
+        UnitError: The logits of a row are not finite.
+    """
+    rows_of: dict[tuple[float, float], list[int]] = {}
+    for row, one in enumerate(sampling):
+        rows_of.setdefault((one.temperature, one.top_p), []).append(row)
+    if len(rows_of) == 1:
+        # The rows of a job, without a copy of the logits.
+        return sample(logits_BV, uniform_B, *next(iter(rows_of)))
+    tokens_B = torch.empty(len(sampling), dtype=torch.long, device=logits_BV.device)
+    for (temperature, top_p), rows in rows_of.items():
+        tokens_B[rows] = sample(logits_BV[rows], uniform_B[rows], temperature, top_p)
+    return tokens_B
 
 
 def _sample_rows(logits_BV: torch.Tensor, uniform_B1: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
