@@ -33,7 +33,7 @@ _REMEMBERED = 64
 
 
 def _add_vector(edit: AddVector, device: str) -> Application:
-    added_D = edit.coefficient * torch.tensor(edit.vector, dtype=torch.float32, device=device)
+    added_D = edit.coefficient * torch.tensor(edit.vector.numbers, device=device)
     return lambda resid_TD: resid_TD + added_D
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout
@@ -35,8 +35,8 @@ _MOST = {"float32": 1e-4, "bfloat16": 5e-2}
 _TOKEN_LAYERS = (1, N_LAYERS - 1)
 
 
-def _vector(seed: int) -> tuple[float, ...]:
-    return tuple(np.random.default_rng(seed).standard_normal(D_MODEL).tolist())
+def _vector(seed: int) -> Direction:
+    return Direction.of(np.random.default_rng(seed).standard_normal(D_MODEL))
 
 
 _INTERVENTIONS: tuple[Intervention | None, ...] = (
@@ -160,7 +160,8 @@ def _read(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[Captur
 def _plain(directory: Any, dtype: str, device: str, intervention: Intervention | None) -> PlainModel:
     added: dict[int, np.ndarray] = {}
     for edit in intervention.edits if intervention else ():
-        added[edit.layer] = added.get(edit.layer, np.zeros(D_MODEL)) + edit.coefficient * np.array(edit.vector)
+        vector_D = edit.terms.a * edit.vector.unit.astype(np.float64)
+        added[edit.layer] = added.get(edit.layer, np.zeros(D_MODEL)) + vector_D
     return PlainModel(directory, getattr(torch, dtype), {k: v.tolist() for k, v in added.items()}, device=device)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
@@ -26,8 +26,8 @@ TOLERANCE = 1e-4
 NO_OP = Intervention()
 
 
-def vector(seed: int) -> tuple[float, ...]:
-    return tuple(np.random.default_rng(seed).standard_normal(D_MODEL).tolist())
+def vector(seed: int) -> Direction:
+    return Direction.of(np.random.default_rng(seed).standard_normal(D_MODEL))
 
 
 def at(layer: int, seed: int, coefficient: float = 1.0) -> Intervention:
@@ -47,7 +47,9 @@ def added_by(intervention: Intervention | None) -> dict[int, np.ndarray]:
     """What an intervention adds at each layer, in float64."""
     added: dict[int, np.ndarray] = {}
     for edit in intervention.edits if intervention else ():
-        added[edit.layer] = added.get(edit.layer, np.zeros(D_MODEL)) + edit.coefficient * np.array(edit.vector)
+        added[edit.layer] = added.get(edit.layer, np.zeros(D_MODEL)) + edit.coefficient * edit.vector.numbers.astype(
+            np.float64
+        )
     return added
 
 
@@ -151,7 +153,7 @@ def test_what_is_captured_at_the_layer_is_the_plain_stream_and_the_vector(engine
             edited.vectors_LD[0]["resid_post", pooling].astype(np.float64) - plain.vectors_LD[0]["resid_post", pooling]
         )
         np.testing.assert_array_equal(difference_LD[:2], 0)
-        np.testing.assert_allclose(difference_LD[2], 3 * np.array(vector(7)), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(difference_LD[2], 3 * vector(7).numbers, rtol=1e-5, atol=1e-5)
         assert np.abs(difference_LD[3] - difference_LD[2]).max() > 1e-2
 
 
@@ -252,7 +254,7 @@ def test_in_bfloat16_the_edit_is_float32_arithmetic(directory_of: Callable[[str]
     small = Intervention((AddVector(0, vector(1), 1e-3),) * 200)
     with interventions.applied([(interventions.ready(small), 1, 3)]):
         edited = layer(resid)
-    exact = resid.double() + 0.2 * torch.tensor(vector(1), dtype=torch.float64)
+    exact = resid.double() + 0.2 * torch.tensor(vector(1).numbers, dtype=torch.float64)
     assert edited.dtype == torch.bfloat16
     torch.testing.assert_close(edited[:, 1:3].double(), exact[:, 1:3], rtol=2**-8, atol=1e-3)
     assert torch.equal(edited[:, [0, 3, 4]], resid[:, [0, 3, 4]])
@@ -264,8 +266,11 @@ def test_in_bfloat16_the_edit_is_float32_arithmetic(directory_of: Callable[[str]
     [
         (at(N_LAYERS, 1), rf"edits layer {N_LAYERS}; the model has layers 0 to {N_LAYERS - 1}"),
         (at(-1, 1), "edits layer -1"),
-        (Intervention((AddVector(1, (1.0,) * 31),)), f"31 numbers at layer 1; the model's d_model is {D_MODEL}"),
-        (Intervention((AddVector(1, (np.nan,) * D_MODEL),)), "not finite"),
+        (
+            Intervention((AddVector(1, Direction.of([1.0] * 31)),)),
+            f"31 numbers at layer 1; the model's d_model is {D_MODEL}",
+        ),
+        (Intervention((AddVector(1, Direction.of([np.nan] * D_MODEL)),)), "not finite"),
         (Intervention((AddVector(1, vector(1)), AddVector(1, vector(1), np.inf))), "edit 1 .* not finite"),
     ],
     ids=["layer beyond", "layer below", "width", "vector", "coefficient"],

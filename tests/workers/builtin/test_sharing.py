@@ -14,7 +14,7 @@ import pytest
 import torch
 from persona_atlas.jobs.engines import FAMILIES_RUN_ALONE, VLLM_ARCHITECTURES
 from persona_atlas.jobs.errors import InputError, TransientError, UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin import packed
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
@@ -190,14 +190,14 @@ def test_an_argument_that_shared_passes_do_not_know_is_not_ignored(
 
 def test_an_intervention_applies_to_a_text_alone(directory_of: Callable[[str], Path]):
     directory = directory_of("bloom")
-    vector = tuple(float(value) for value in np.random.default_rng(0).normal(size=D_MODEL))
+    vector = Direction.of(np.random.default_rng(0).normal(size=D_MODEL))
     intervention = Intervention((AddVector(1, vector, 0.5),))
     requests = [
         RolloutRequest(one.address, one.messages, one.seed, intervention=intervention) for one in requests_of(3)
     ]
     engine = BuiltinEngine(settings_of(directory))
     rows = generate(engine, requests)
-    plain = PlainModel(directory, added={1: [0.5 * value for value in vector]})
+    plain = PlainModel(directory, added={1: (0.5 * vector.numbers).tolist()})
     assert_plain(rows, plain)
     assert_plain(as_read(engine, rows), plain)
 
