@@ -24,9 +24,7 @@ HOOK_POINT = "resid_post"
 """Where edits act: on the output of a decoder layer. An axis from elsewhere is another direction."""
 
 
-def resolve(
-    setting: EditSetting, axis: AxisSource, n_layers: int, d_model: int, *, prefix: str = ""
-) -> Intervention:
+def resolve(setting: EditSetting, axis: AxisSource, n_layers: int, d_model: int, *, prefix: str = "") -> Intervention:
     """Resolve one setting to edits.
 
     The caller checks that the axis belongs to the model (``AxisSource.require_model``); here only their shapes are.

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...jobs.errors import InputError
+from ...jobs.files.store_url import is_s3
 from ...jobs.interventions import Intervention
 from ...jobs.model_facts import ModelFacts
 from ...jobs.specs.interventions_spec import InterventionSpec
 from ...jobs.specs.store_spec import S3Access, StoreSpec
 from ...jobs.work.run_edits import ResolvedEntry, RunEdits
-from ...jobs.files.store_url import is_s3
 from ..axis_source import AxisSource, open_axis
 from ..exchange.capping_file import read_experiment
 from .resolve import resolve, resolve_released
@@ -129,14 +129,10 @@ def _require_model(axis: AxisSource, entry: InterventionSpec, model: EditedModel
     return "" if note is None else f"The axis is that of {axis.model.source}, not of {model.source}."
 
 
-def _of_experiment(
-    entry: InterventionSpec, model: EditedModel, endpoint_url: str | None, prefix: str
-) -> ResolvedEntry:
+def _of_experiment(entry: InterventionSpec, model: EditedModel, endpoint_url: str | None, prefix: str) -> ResolvedEntry:
     assert entry.experiment is not None
     try:
-        caps = read_experiment(
-            entry.axis, entry.experiment, endpoint_url=endpoint_url if is_s3(entry.axis) else None
-        )
+        caps = read_experiment(entry.axis, entry.experiment, endpoint_url=endpoint_url if is_s3(entry.axis) else None)
     except InputError as error:
         name = "experiment" if error.code == "no_such_experiment" else "axis"
         where = "" if error.file is None else f" ({error.file})"

@@ -1,8 +1,8 @@
 """The section ``interventions`` of a job spec: edits of the residual stream while the model runs, as users write them.
 
-An entry names an axis and says what to do along it: cap, steer or ablate. ``analysis/intervening.py`` resolves entries to
-the edits of ``jobs/interventions.py`` with the numbers of the axis; here is only what can be checked without it. Numbers
-are in axis sign: higher is nearer the Assistant.
+An entry names an axis and says what to do along it: cap, steer or ablate. ``analysis/intervening`` resolves entries to
+the edits of ``jobs/interventions.py`` with the numbers of the axis; here is what can be checked without it. Numbers are
+in axis sign: higher is nearer the Assistant.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ class EditSetting(SpecSection):
         steer: What to add along the axis, as a fraction of the layer's norm or as ``absolute``; positive toward the
             Assistant. None: no steering.
         ablate: ``axis``: the component along the axis is removed. None: it is not.
-        layers: 0-based decoder layers: ``46:54`` (end excluded), a list, ``middle`` or ``all``. None: for a cap those of
-            the recommended window, for steering the middle layer, for an ablation all.
+        layers: 0-based decoder layers: ``46:54`` (end excluded), a list, ``middle`` or ``all``. None: for a cap the
+            recommended window, for steering the middle layer, for an ablation all.
         positions: Tokens that are edited: ``all``, or those of the ``response`` only.
 
     Example:

@@ -108,8 +108,8 @@ class JobSpec(SpecSection):
     def _by_the_model_that_answers(cls, interventions: Any, info: ValidationInfo) -> Any:
         if interventions is not None and info.data.get("generation") is not None:
             raise ValueError(
-                "a server would generate the responses without them, and they would be read with them; leave generation "
-                "out, or capture texts that exist with conversations"
+                "a server would generate the responses without them, and they would be read with them; leave "
+                "generation out, or capture texts that exist with conversations"
             )
         return interventions
 

@@ -17,8 +17,9 @@ from ...jobs.work.rollouts import Rollout
 from ...jobs.work.unit_result import UnitResult
 from ...jobs.work.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
+from ..format.parquet import to_parquet
 from ..format.records import Manifest, ServedUnit, StoredObject, StoredShard
-from ..format.rollout_tables import rollout_table, to_parquet
+from ..format.rollout_tables import rollout_table
 from ..locations.location import Location
 from .codec import encode_shard
 

@@ -25,8 +25,16 @@ from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import CanarySpec
 from ...jobs.work.rollouts import Canary, FinishReason, ServedTokens
 from .additions import AdditionRecord
-from .layout import COMMITS, GROWN_LAYOUT_VERSION, LAYOUT_VERSION, RUN_RECORD, VECTORS_RECORD
+from .layout import (
+    COMMITS,
+    EDITED_LAYOUT_VERSION,
+    LAYOUT_VERSION,
+    LAYOUT_VERSIONS,
+    RUN_RECORD,
+    VECTORS_RECORD,
+)
 from .sealed import Record, Sealed
+from .stored_edits import StoredEdits
 from .stored_units import UnitField
 
 BUILTIN_ENGINE: Engine = "builtin"
@@ -54,6 +62,8 @@ class RunRecord(Sealed):
         created_at: ISO 8601, in UTC.
         engine: The engine of the first start: ``builtin``, which is not stored, or ``vllm``. A later start may have
             another one; the commit record of each unit names its own.
+        interventions: Edits of the residual stream under which every rollout was made; None, which is not stored, for
+            none.
     """
 
     layout_version: int
@@ -72,14 +82,18 @@ class RunRecord(Sealed):
     tokens_per_block: int = 0
     passes: str = ""
     engine: Engine = BUILTIN_ENGINE
+    interventions: StoredEdits | None = None
     _additions: tuple[AdditionRecord, ...] = PrivateAttr(default=())
 
     @model_serializer(mode="wrap")
-    def _without_the_usual_engine(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records of runs of the built-in engine have the bytes that they had before the field existed.
+    def _without_what_is_usual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records of runs of the built-in engine, and of those without interventions, have the bytes that they had
+        # before these fields existed.
         fields = write(self)
         if self.engine == BUILTIN_ENGINE:
             del fields["engine"]
+        if self.interventions is None:
+            del fields["interventions"]
         return fields
 
     @classmethod
@@ -93,10 +107,11 @@ class RunRecord(Sealed):
         created_at: str,
         passes: str = "",
         engine: Engine = BUILTIN_ENGINE,
+        interventions: StoredEdits | None = None,
     ) -> RunRecord:
-        """Make the sealed record of a plan."""
+        """Make the sealed record of a plan; ``interventions`` describes the plan's edits."""
         return cls.sealed(
-            layout_version=LAYOUT_VERSION,
+            layout_version=LAYOUT_VERSION if interventions is None else EDITED_LAYOUT_VERSION,
             plan_digest=plan.digest,
             spec=plan.spec,
             model=plan.facts,
@@ -112,6 +127,7 @@ class RunRecord(Sealed):
             tokens_per_block=plan.tokens_per_block,
             passes=passes,
             engine=engine,
+            interventions=interventions,
         )
 
     def grown(self, additions: Sequence[AdditionRecord]) -> RunRecord:
@@ -332,12 +348,11 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
         StoreError: The bytes are not such a record, its seal does not match, or the store has another layout version.
     """
     version = _layout_version(data) if url.endswith((RUN_RECORD, VECTORS_RECORD)) else None
-    known = (LAYOUT_VERSION, GROWN_LAYOUT_VERSION)
-    if version is not None and version not in known:
-        is_newer = version > max(known)
+    if version is not None and version not in LAYOUT_VERSIONS:
+        is_newer = version > max(LAYOUT_VERSIONS)
         raise StoreError(
-            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION} and "
-            f"{GROWN_LAYOUT_VERSION}.",
+            f"the store has layout version {version}; this Persona Atlas reads "
+            f"{', '.join(map(str, LAYOUT_VERSIONS[:-1]))} and {LAYOUT_VERSIONS[-1]}.",
             code="newer_layout" if is_newer else "older_layout",
             file=url,
             hint="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...jobs.work.rollouts import Rollout
 from ..locations.location import Location
+from .parquet import from_parquet
 from .records import Manifest
 
 INDEX_SCHEMA = pa.schema(
@@ -203,13 +202,6 @@ def index_table(
     return pa.table(columns, schema=schema)
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """Encode a table as a Parquet file with zstd and a CRC per page."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
-
-
 def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table | None:
     """Read a table of a schema, with its metadata; None when it is missing, or damaged.
 
@@ -227,12 +219,3 @@ def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table |
         return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
-
-
-def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Decode a Parquet file and check its page CRCs; all columns when ``columns`` is None."""
-    wanted = list(columns) if columns is not None else None
-    # In the calling thread alone. Arrow's own threads drop their last reference to the bytes some time after the read;
-    # if the interpreter is shutting down by then, they may not take the GIL and the process aborts with status 134.
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
-    return file.read(columns=wanted, use_threads=False)

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 
 from ...jobs.errors import StoreError
 from ..format import layout
+from ..format.parquet import to_parquet
 from ..format.planned_units import read_unit_ids
 from ..format.records import CommitRecord, RunRecord
-from ..format.rollout_tables import index_schema, index_table, merged_in_address_order, read_parquet, to_parquet
+from ..format.rollout_tables import index_schema, index_table, merged_in_address_order, read_parquet
 from ..locations.location import Location
 from .commits import committed_among, committed_units, read_commits
 from .lease import live_driver

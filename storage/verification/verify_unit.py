@@ -21,8 +21,9 @@ from ...jobs.work.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
 from ..format import layout
+from ..format.parquet import from_parquet
 from ..format.records import CommitRecord, Manifest, RunRecord, StoredObject, StoredShard
-from ..format.rollout_tables import from_parquet, index_table, rollout_schema
+from ..format.rollout_tables import index_table, rollout_schema
 from ..locations.location import Location
 from ..run.commits import read_commit
 

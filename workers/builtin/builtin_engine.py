@@ -25,6 +25,7 @@ from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
 from .capture import Capture
 from .generation import Generation
+from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
 from .packed import ATTENTION, plain_attention
 from .plain_pass import PlainPass
@@ -127,6 +128,10 @@ class BuiltinEngine:
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Capture existing texts; see ``Reader.capture``."""
         return self._text_reader.read(texts)
+
+    def kept_reader(self) -> KeptReader:
+        """Make a reader of conversations that grow, which keeps their keys and values between calls."""
+        return KeptReader(self.loaded, self._capture, self._settings, self._text_reader)
 
     def close(self) -> None:
         """Do nothing: the model has no processes, and its memory is free when nobody holds it any more."""

@@ -69,6 +69,7 @@ class Capture:
         num_tokens: int,
         device: str,
         stop_at_top: bool = False,
+        top: nn.Module | None = None,
     ) -> tuple[torch.Tensor | None, dict[HookPoint, Observed]]:
         """Run a pass and observe it.
 
@@ -78,6 +79,7 @@ class Capture:
             num_tokens: N.
             device: ``cpu`` or ``cuda``: where the model is.
             stop_at_top: Whether to end the pass after the highest captured layer, for a pass that needs no logits.
+            top: The decoder layer after which such a pass ends; None: the highest captured one.
 
         Returns:
             The result of ``run`` (None when the pass was stopped), and the observed values at each hook point.
@@ -105,7 +107,7 @@ class Capture:
         ]
         if stop_at_top:
             # Attached last: the hooks that edit and observe the top layer run before this one ends the pass.
-            handles.append(self._top.register_forward_hook(_stop))
+            handles.append((top or self._top).register_forward_hook(_stop))
         try:
             output = run()
         except _Stopped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_a_layer_without_an_axis_or_a_threshold_is_named(planted: Planted):
 
 def test_another_model_is_refused_unless_it_is_meant(run: Run, released: Path):
     axis = open_axis(run)
-    own = {"n_layers": LAYERS, "d_model": WIDTH, "source": "elsewhere/fine-tune"}
+    own: dict[str, Any] = {"n_layers": LAYERS, "d_model": WIDTH, "source": "elsewhere/fine-tune"}
     assert axis.require_model(**own, fingerprint=FACTS.fingerprint) is None
     with pytest.raises(InputError) as caught:
         axis.require_model(**own, fingerprint="0" * 64)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
+from persona_atlas.jobs.interventions import Ablate, AddVector, Cap, Direction, Intervention
+from persona_atlas.jobs.work.rollouts import EditRecord, Rollout
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
+from persona_atlas.workers.edited_pass import EditedPass, EditedStretch
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from persona_atlas.workers.interventions import Interventions
 from torch import nn
@@ -40,21 +42,43 @@ KINDS: tuple[Intervention | None, ...] = (
     at(1, 2, -2.0),
     Intervention((AddVector(0, vector(3)), AddVector(2, vector(4), 0.5), AddVector(0, vector(5), -1.5))),
     NO_OP,
+    Intervention((Cap(1, vector(6), 0.5), Cap.ceiling(2, vector(7), 0.25))),
+    # Of its prompt it is the same as one of those above.
+    Intervention(
+        (AddVector(1, vector(1)), Cap(1, vector(6), 1.0, "response"), AddVector(2, vector(8), 2.0, "response"))
+    ),
+    Intervention((Ablate(0, vector(9), "response"), Ablate(2, vector(9)), Ablate(2, vector(10)))),
+    Intervention((Cap(0, vector(11), 1.0, "response"),)),
 )
 
 
-def added_by(intervention: Intervention | None) -> dict[int, np.ndarray]:
-    """What an intervention adds at each layer, in float64."""
-    added: dict[int, np.ndarray] = {}
-    for edit in intervention.edits if intervention else ():
-        added[edit.layer] = added.get(edit.layer, np.zeros(D_MODEL)) + edit.coefficient * edit.vector.numbers.astype(
-            np.float64
-        )
-    return added
-
-
 def plain_of(directory: Path, intervention: Intervention | None) -> PlainModel:
-    return PlainModel(directory, added={layer: list(v) for layer, v in added_by(intervention).items()})
+    return PlainModel(directory, edits=intervention.edits if intervention else ())
+
+
+def recorded(plain: PlainModel, intervention: Intervention | None, rollout: Rollout) -> tuple[EditRecord, ...] | None:
+    """What the last run of a plain model did to a rollout, layer by layer."""
+    if intervention is None or not intervention.edits:
+        return None
+    records: list[EditRecord] = []
+    for layer, moved_T in sorted(plain.moved.items()):
+        on_prompt = any(edit.layer == layer and edit.positions == "all" for edit in intervention.edits)
+        prompt = len(rollout.prompt_token_ids)
+        moved = moved_T[moved_T > 0]
+        num_tokens = len(moved_T) if on_prompt else len(moved_T) - prompt
+        records.append(EditRecord(layer, num_tokens, len(moved), float(moved.mean()) if len(moved) else 0.0))
+    return tuple(records)
+
+
+def assert_recorded(got: tuple[EditRecord, ...] | None, expected: tuple[EditRecord, ...] | None) -> None:
+    if got is None or expected is None:
+        assert got is expected
+        return
+    assert [(one.layer, one.num_tokens, one.num_changed) for one in got] == [
+        (one.layer, one.num_tokens, one.num_changed) for one in expected
+    ]
+    corrections = [[one.mean_correction for one in records] for records in (got, expected)]
+    np.testing.assert_allclose(*corrections, rtol=1e-4)
 
 
 def mixed(num: int, kinds: Sequence[Intervention | None] = KINDS) -> list[RolloutRequest]:
@@ -84,13 +108,18 @@ def engine(directory_of: Callable[[str], Path]) -> BuiltinEngine:
 def reread(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[CapturedRollout]:
     """The same conversations by a prefill pass, under the same interventions."""
     return [
-        dataclasses.replace(row, vectors_LD=text.vectors_LD[0], tokens_KTD=text.tokens_KTD[0])
+        dataclasses.replace(
+            row,
+            rollout=dataclasses.replace(row.rollout, edits=text.edits[0]),
+            vectors_LD=text.vectors_LD[0],
+            tokens_KTD=text.tokens_KTD[0],
+        )
         for row, text in zip(rows, engine.capture(texts_of(rows)), strict=True)
     ]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_both_modes_capture_what_a_plain_model_with_the_same_vectors_added_shows(
+def test_both_modes_capture_and_record_what_a_plain_model_with_the_same_edits_shows(
     directory_of: Callable[[str], Path], family: str
 ):
     directory = directory_of(family)
@@ -103,11 +132,13 @@ def test_both_modes_capture_what_a_plain_model_with_the_same_vectors_added_shows
         token_layers=(0, 2),
     )
     engine = BuiltinEngine(settings)
-    rows = generate(engine, mixed(20))
-    assert [row.intervention for row in rows] == [request.intervention for request in mixed(20)]
+    rows = generate(engine, mixed(18))
+    assert [row.intervention for row in rows] == [request.intervention for request in mixed(18)]
     models = {kind: plain_of(directory, kind) for kind in KINDS}
     for row in [*rows, *reread(engine, rows)]:
-        states = models[row.intervention].places(conversation_ids(row.rollout))
+        prompt = len(row.rollout.prompt_token_ids)
+        states = models[row.intervention].places(conversation_ids(row.rollout), prompt)
+        assert_recorded(row.rollout.edits, recorded(models[row.intervention], row.intervention, row.rollout))
         for (point, pooling), got_LD in row.vectors_LD.items():
             expected_LD = pool(states[point], row.rollout)[pooling]
             if row.rollout.has_vector or not pooling.startswith("response_"):
@@ -118,12 +149,13 @@ def test_both_modes_capture_what_a_plain_model_with_the_same_vectors_added_shows
 
 
 def test_each_of_a_mixed_batch_says_and_shows_what_it_does_alone(engine: BuiltinEngine):
-    requests = mixed(15)
+    requests = mixed(18)
     together = generate(engine, requests)
     said = set()
     for request, row in zip(requests, together, strict=True):
         (alone,) = generate(engine, [request])
         assert row.rollout == alone.rollout
+        assert_recorded(row.rollout.edits, alone.rollout.edits)
         said.add(row.rollout.response_token_ids)
         for array, vector_LD in row.vectors_LD.items():
             np.testing.assert_allclose(vector_LD, alone.vectors_LD[array], rtol=1e-4, atol=1e-4)
@@ -225,7 +257,7 @@ def test_the_canary_honours_the_intervention_and_sees_when_it_is_not(
         token_layers=(1,),
     )
     engine = BuiltinEngine(settings)
-    steered = [row for row in generate(engine, mixed(20)) if row.rollout.has_vector and added_by(row.intervention)]
+    steered = [row for row in generate(engine, mixed(18)) if row.rollout.has_vector and row.rollout.edits]
     for row in steered:
         canary = engine.canary(row)
         assert canary is not None
@@ -237,8 +269,8 @@ def test_the_canary_honours_the_intervention_and_sees_when_it_is_not(
         assert wrong.relative_error_L[1] > engine.canary_limit
 
     @contextmanager
-    def ignored(*_: object) -> Iterator[None]:
-        yield
+    def ignored(_interventions: Interventions, stretches: Sequence[EditedStretch]) -> Iterator[EditedPass]:
+        yield _interventions.planned(stretches)
 
     # A plain pass that forgets the edits: nothing but the canary would notice.
     monkeypatch.setattr(Interventions, "applied", ignored)
@@ -252,7 +284,9 @@ def test_in_bfloat16_the_edit_is_float32_arithmetic(directory_of: Callable[[str]
     interventions = Interventions([layer], D_MODEL, "cpu")
     resid = torch.randn(1, 5, D_MODEL, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     small = Intervention((AddVector(0, vector(1), 1e-3),) * 200)
-    with interventions.applied([(interventions.ready(small), 1, 3)]):
+    applied = interventions.ready(small)
+    assert applied is not None
+    with interventions.applied(applied.stretches(1, 0, 2, 5)):
         edited = layer(resid)
     exact = resid.double() + 0.2 * torch.tensor(vector(1).numbers, dtype=torch.float64)
     assert edited.dtype == torch.bfloat16

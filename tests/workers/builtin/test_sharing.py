@@ -197,7 +197,7 @@ def test_an_intervention_applies_to_a_text_alone(directory_of: Callable[[str], P
     ]
     engine = BuiltinEngine(settings_of(directory))
     rows = generate(engine, requests)
-    plain = PlainModel(directory, added={1: (0.5 * vector.numbers).tolist()})
+    plain = PlainModel(directory, edits=intervention.edits)
     assert_plain(rows, plain)
     assert_plain(as_read(engine, rows), plain)
 
