@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import uvicorn
 
@@ -14,6 +14,9 @@ from ...jobs.errors import InputError
 from .app import ServerSettings, create_app
 from .engine_loop import EngineLoop
 from .live_model import LiveModel
+
+_BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 
 _GRACE_S = 5
 """Seconds that connections have to end once their requests were ended."""
@@ -90,10 +93,13 @@ def listen_on(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(2048)
+        with ExitStack() as unless_it_listens:
+            listening = unless_it_listens.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+            unless_it_listens.pop_all()
+            return listening
     except OSError as error:
         raise InputError(
             f"cannot listen on {host}:{port}: {error.strerror or error}.",
@@ -101,7 +107,6 @@ def listen_on(host: str, port: int) -> socket.socket:
             field="--port",
             hint="Choose another port, or 0 for a free one; --host is an address of this machine.",
         ) from error
-    return listening
 
 
 def is_loopback(host: str) -> bool:
