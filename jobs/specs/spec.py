@@ -172,6 +172,8 @@ class JobSpec(SpecSection):
         del keep["model"]["chat_template"]
         if not self.capture.keeps_tokens:
             del keep["capture"]["token_layers"]
+        if not self.capture.before_intervention:
+            del keep["capture"]["before_intervention"]
         if self.model.adapter is None:
             del keep["model"]["adapter"]
         # What the entries resolve to counts, and not how they are written; the plan's digest covers that.

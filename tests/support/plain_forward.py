@@ -40,6 +40,8 @@ class PlainModel:
         self.layers: list[Any] = next(list(found) for place in _LISTS if (found := _at(self.model, place)) is not None)
         self.moved: dict[int, torch.Tensor] = {}
         """How far the edits of each edited layer moved each token in the last run: float64, by layer."""
+        self.before: dict[int, torch.Tensor] = {}
+        """The stream before these edits."""
         self._response = 0
         for layer in {edit.layer for edit in edits}:
             here = [edit for edit in edits if edit.layer == layer]
@@ -50,13 +52,15 @@ class PlainModel:
         states = self.places(token_ids)
         return states["resid_post"], states["hidden"]
 
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Compute the logits after the last token: ``(V,)``."""
+    def logits(self, token_ids: Sequence[int], response: int = 0) -> torch.Tensor:
+        """Compute the logits after the last token: ``(V,)``; see ``places``."""
+        self._response = response
         with torch.no_grad():
             return self.model(input_ids=self._ids(token_ids), use_cache=False).logits[0, -1]
 
-    def outputs(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Compute the output of each layer, in any family: (layer, token, d_model)."""
+    def outputs(self, token_ids: Sequence[int], response: int = 0) -> np.ndarray:
+        """Compute the output of each layer, in any family: (layer, token, d_model); see ``places``."""
+        self._response = response
         seen: list[torch.Tensor] = []
         handles = [
             layer.register_forward_hook(
@@ -116,7 +120,7 @@ class PlainModel:
             for edit in edits:
                 first = self._response if edit.positions == "response" else 0
                 stream = torch.cat([stream[:first], _edited(edit, stream[first:])])
-            self.moved[layer] = (stream - before).norm(dim=-1)
+            self.before[layer], self.moved[layer] = before.cpu(), (stream - before).norm(dim=-1).cpu()
             new = stream[None].to(resid.dtype)
             return new if isinstance(output, torch.Tensor) else (new, *output[1:])
 

@@ -47,6 +47,7 @@ class Capture:
         layers: The captured layers, for error messages.
         top: The module of the highest captured decoder layer.
         token_positions: Indices among ``layers`` of the K layers at which every token may be requested.
+        before_edits: Whether the values at a layer are those before the edits of the same layer.
     """
 
     def __init__(
@@ -55,8 +56,11 @@ class Capture:
         layers: Sequence[int],
         top: nn.Module,
         token_positions: Sequence[int] = (),
+        *,
+        before_edits: bool = False,
     ) -> None:
         self._taps = taps
+        self._before_edits = before_edits
         self._layers = list(layers)
         self._top = top
         self._token_positions = frozenset(token_positions)
@@ -101,7 +105,7 @@ class Capture:
             kept.setdefault((point, position), []).append(_LayerObservation(resid_ND[tokens_E], sums_PD, every_WD))
 
         handles: list[Any] = [
-            tap.attach(partial(observe, point, position))
+            tap.attach(partial(observe, point, position), first=self._before_edits)
             for point, taps in self._taps.items()
             for position, tap in enumerate(taps)
         ]

@@ -37,6 +37,7 @@ class PlainPass:
         token_positions: Indices among ``layers`` of those at which every token is kept.
         interventions: Applies interventions to the model.
         bottom: Decoder layer 0, whose output tells where ``hidden_states`` begin.
+        before_edits: Whether the values at a layer are those before the edits of the same layer.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class PlainPass:
         token_positions: Sequence[int],
         interventions: Interventions,
         bottom: nn.Module,
+        *,
+        before_edits: bool = False,
     ) -> None:
+        self._before_edits = before_edits
         self._model = model
         self._bottom = bottom
         self._taps = taps
@@ -98,11 +102,14 @@ class PlainPass:
 
         # Attached first, because transformers records a layer's output before hooks edit it.
         at_bottom = [Tap(self._bottom, of_input=end).attach(partial(ends.__setitem__, end)) for end in (True, False)]
-        # Edits first: hooks on a module run in the order in which they were attached, and later ones see the edit.
+        # Edits first: hooks on a module run in the order in which they were attached, and later ones see the edit,
+        # unless they are put before it.
         stretches = intervention.stretches(0, 0, len(ids), response) if intervention is not None else []
         with self._interventions.applied(stretches) as edits:
             handles = [
-                tap.attach(keep((point, i))) for point, places in self._taps.items() for i, tap in enumerate(places)
+                tap.attach(keep((point, i)), first=self._before_edits)
+                for point, places in self._taps.items()
+                for i, tap in enumerate(places)
             ]
             try:
                 with torch.inference_mode():

@@ -207,8 +207,9 @@ def test_a_prefix_is_shared_by_equal_interventions_alone_in_generation(
 ):
     engine = BuiltinEngine(engine_settings(directory_of("llama"), layers=range(N_LAYERS), max_new_tokens=2))
     kinds = (None, at(1, 1), at(1, 2))
-    # An equal intervention is the same one, wherever it was made; one that does nothing is none.
-    again = (NO_OP, at(1, 1), at(1, 2))
+    # An equal intervention is the same one, wherever it was made; one that leaves prompts as they are is none to them.
+    on_response = AddVector(0, vector(3), positions="response")
+    again = (Intervention((on_response,)), at(1, 1), Intervention((on_response, *at(1, 2).edits)))
     requests = [
         dataclasses.replace(
             r, messages=chat("You are a pirate. " * 8, r.question), intervention=(*kinds, *again)[i % 6]
@@ -228,7 +229,8 @@ def test_a_prefix_is_shared_by_equal_interventions_alone_in_reading(
 ):
     directory = directory_of("llama")
     engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS)))
-    kinds = (None, at(0, 1), at(0, 2), at(0, 1))
+    on_response = AddVector(0, vector(3), positions="response")
+    kinds = (None, at(0, 1), at(0, 2), Intervention((on_response, *at(0, 1).edits)))
     texts = [
         TokenisedText(
             f"text {n}", (*range(40, 70), 150 + n, *range(50, 60)), ((35, 41),), intervention=kinds[n % len(kinds)]
@@ -240,9 +242,132 @@ def test_a_prefix_is_shared_by_equal_interventions_alone_in_reading(
     # Of two, two and four that are alike, all but the first of each begin with 30 tokens that were read.
     assert sum(seen) == 8 * 41 - (1 + 1 + 3) * 30
     for text, got in zip(texts, captured, strict=True):
-        states_LTD, _ = plain_of(directory, text.intervention).run(text.token_ids)
-        expected_LD = states_LTD[:, :35].astype(np.float64).mean(axis=1)
+        states = plain_of(directory, text.intervention).places(text.token_ids, 35)
+        expected_LD = states["resid_post"][:, :35].astype(np.float64).mean(axis=1)
         assert relative_errors(got.vectors_LD[0]["resid_post", "prompt_mean"], expected_LD).max() < TOLERANCE
+
+
+def test_edits_of_the_response_act_on_each_turns_own_response(
+    engine: BuiltinEngine, directory_of: Callable[[str], Path]
+):
+    """What a turn gets is then the same as where it was generated after the turns before it."""
+    under = Intervention((AddVector(0, vector(1), 2.0, "response"), Cap(2, vector(2), 1.0, "response")))
+    spans = ((12, 18), (25, 25), (30, 41))
+    users = ((3, 5), (20, 22), (27, 29))
+    text = TokenisedText("turns", tuple(range(40, 85)), spans, users, under)
+    captured, _ = engine.capture([text, dataclasses.replace(text, intervention=None)])
+    plain = plain_of(directory_of("llama"), under)
+    for number, (start, stop) in enumerate(spans):
+        states = plain.places(text.token_ids[:stop], start)["resid_post"].astype(np.float64)
+        vectors = captured.vectors_LD[number]
+        if stop > start:
+            mean_LD = states[:, start:].mean(axis=1)
+            assert relative_errors(vectors["resid_post", "response_mean"], mean_LD).max() < TOLERANCE
+        assert relative_errors(vectors["resid_post", "prompt_mean"], states[:, :start].mean(axis=1)).max() < TOLERANCE
+        edits = captured.edits[number]
+        assert edits is not None
+        assert [(one.layer, one.num_tokens) for one in edits] == [(0, stop - start), (2, stop - start)]
+        assert [one.num_changed for one in edits] == [int((plain.moved[layer] > 0).sum()) for layer in (0, 2)]
+
+
+def test_what_was_done_above_the_captured_layers_is_recorded_too(directory_of: Callable[[str], Path]):
+    engine = BuiltinEngine(engine_settings(directory_of("llama"), layers=[0], max_new_tokens=3))
+    under = KINDS[5]
+    plain = plain_of(directory_of("llama"), under)
+    rows = generate(engine, mixed(4, [under]))
+    for row in [*rows, *reread(engine, rows)]:
+        plain.places(conversation_ids(row.rollout), len(row.rollout.prompt_token_ids))
+        assert_recorded(row.rollout.edits, recorded(plain, under, row.rollout))
+
+
+def streams_of(engine: BuiltinEngine, run: Callable[[], object]) -> list[torch.Tensor]:
+    """The stream after every decoder layer, edits included, read where the next layer takes it: (token, d_model)."""
+    layers = engine.loaded.decoder_layers
+    after = [*layers[1:], engine.model.model.norm]
+    seen: list[list[torch.Tensor]] = [[] for _ in layers]
+    handles = [
+        module.register_forward_pre_hook(lambda _module, args, kept=kept: kept.append(args[0].flatten(0, -2)))
+        for module, kept in zip(after, seen, strict=True)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.cat(one) for one in seen]
+
+
+def test_a_capped_generation_never_falls_below_the_floor(engine: BuiltinEngine):
+    floors = [1.0, -0.5, 0.25, 2.0][:N_LAYERS]
+    capped = Intervention(tuple(Cap(layer, vector(20 + layer), floor) for layer, floor in enumerate(floors)))
+    free, held = (streams_of(engine, lambda kind=kind: generate(engine, mixed(6, [kind]))) for kind in (None, capped))
+    for layer, floor in enumerate(floors):
+        v_D = torch.tensor(vector(20 + layer).unit)
+        rounding = 1e-6 * float(held[layer].norm(dim=1).max())
+        assert float((held[layer] @ v_D).min()) >= floor - rounding
+        # Without the cap many tokens are below; with it those above are left where they are.
+        assert float((free[layer] @ v_D < floor - 0.1).float().mean()) > 0.1
+        assert float((held[layer] @ v_D > floor + 0.1).float().mean()) > 0.01
+
+
+@pytest.mark.model
+def test_a_capped_generation_of_a_real_model_never_falls_below_the_floor(smollm2_directory: Path):
+    engine = BuiltinEngine(engine_settings(smollm2_directory, layers=[29], max_new_tokens=4, temperature=0.0))
+    layers = range(20, 28)
+    axes = [Direction.of(np.random.default_rng(layer).standard_normal(engine.loaded.d_model)) for layer in layers]
+    capped = Intervention(tuple(Cap(layer, axis, 5.0) for layer, axis in zip(layers, axes, strict=True)))
+    rows: list[CapturedRollout] = []
+    streams = streams_of(engine, lambda: rows.extend(generate(engine, mixed(2, [capped]))))
+    for layer, axis in zip(layers, axes, strict=True):
+        rounding = 1e-6 * float(streams[layer].norm(dim=1).max())
+        assert float((streams[layer] @ torch.tensor(axis.unit)).min()) >= 5.0 - rounding
+    for row in rows:
+        assert row.rollout.edits is not None
+        assert all(0 < one.num_changed <= one.num_tokens for one in row.rollout.edits)
+        canary = engine.canary(row)
+        assert canary is not None
+        assert max(canary.relative_error_L) < TOLERANCE
+
+
+def test_a_ceiling_is_a_floor_on_the_opposite_direction(engine: BuiltinEngine):
+    ceiling = Intervention((Cap.ceiling(1, vector(20), 0.5),))
+    held = streams_of(engine, lambda: generate(engine, mixed(4, [ceiling])))[1]
+    assert float((held @ torch.tensor(vector(20).unit)).max()) <= 0.5 + 1e-6 * float(held.norm(dim=1).max())
+
+
+def test_ablation_leaves_no_component(engine: BuiltinEngine):
+    ablated = Intervention(tuple(Ablate(layer, vector(30)) for layer in range(N_LAYERS)))
+    v_D = torch.tensor(vector(30).unit)
+    for stream_TD in streams_of(engine, lambda: generate(engine, mixed(6, [ablated]))):
+        share_T = (stream_TD @ v_D).abs() / stream_TD.norm(dim=1)
+        assert float(share_T.max()) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_is_captured_may_be_from_before_the_edits_of_the_same_layer(
+    directory_of: Callable[[str], Path], family: str
+):
+    settings = engine_settings(
+        directory_of(family), layers=range(N_LAYERS), hook_points=("resid_pre", "resid_post"), max_new_tokens=8
+    )
+    capture = settings.capture.model_copy(update={"before_intervention": True})
+    engine = BuiltinEngine(dataclasses.replace(settings, capture=capture))
+    rows = generate(engine, mixed(9))
+    models = {kind: plain_of(directory_of(family), kind) for kind in KINDS}
+    for row in [*rows, *reread(engine, rows)]:
+        plain = models[row.intervention]
+        states = plain.places(conversation_ids(row.rollout), len(row.rollout.prompt_token_ids))
+        for layer, before_TD in plain.before.items():
+            states["resid_post"][layer] = before_TD.numpy()
+        for (point, pooling), got_LD in row.vectors_LD.items():
+            if row.rollout.has_vector or not pooling.startswith("response_"):
+                assert relative_errors(got_LD, pool(states[point], row.rollout)[pooling]).max() < TOLERANCE
+        canary = engine.canary(row)
+        assert canary is None or max(canary.relative_error_L) < TOLERANCE
+    row = next(row for row in rows if row.intervention == at(1, 2, -2.0) and row.rollout.has_vector)
+    after = BuiltinEngine(settings).canary(row)
+    assert after is not None
+    assert after.relative_error_L[1] > engine.canary_limit
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
