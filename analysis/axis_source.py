@@ -49,6 +49,7 @@ class AxisModel:
         revision: Branch, tag or commit of a Hugging Face id; None: not told.
         fingerprint: As in ``ModelFacts``; empty where the files do not have it.
         spec: The section ``model`` of the run's spec, with which the run loaded it; None where there is no run.
+        chat_template: Text of the chat template that the run used instead of the model's; None: the model's.
     """
 
     source: str | None
@@ -57,6 +58,7 @@ class AxisModel:
     revision: str | None = None
     fingerprint: str = ""
     spec: ModelSpec | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,6 +287,32 @@ class AxisSource:
         """Standard deviation of ``distribution`` at every layer; NaN where nothing is known."""
         return np.array([self.distribution(layer).std for layer in self.layers])
 
+    def require_shape(self, *, n_layers: int, d_model: int, source: str, field: str = "--model") -> None:
+        """Refuse a model that is not as wide and as deep as the axis's: no number of one would mean anything there.
+
+        Args:
+            n_layers: Decoder layers of the model.
+            d_model: Width of its residual stream.
+            source: Where it is from, as the user names it.
+            field: Option or field that names the model, for errors.
+
+        Raises:
+            InputError: It is not.
+        """
+        own = self.model
+        # Of other programs' control vectors the number of layers is at least that of the last one with a direction.
+        is_deep = (
+            n_layers >= own.n_layers if self.reduction.facts.get("imported") == "gguf" else n_layers == own.n_layers
+        )
+        if d_model != own.d_model or not is_deep:
+            raise InputError(
+                f"{source} has {n_layers} layers x {d_model}, and the axis of {self.name} belongs to a model of "
+                f"{own.n_layers} x {own.d_model}.",
+                code="other_width",
+                field=field,
+                hint=f"Name the axis's own model{f', {own.source}' if own.source else ''}, or another axis.",
+            )
+
     def require_model(
         self,
         *,
@@ -313,15 +341,8 @@ class AxisSource:
         Raises:
             InputError: It is another model, or not of the axis's width and depth.
         """
+        self.require_shape(n_layers=n_layers, d_model=d_model, source=source, field=field)
         own = self.model
-        if d_model != own.d_model or n_layers != own.n_layers:
-            raise InputError(
-                f"{source} has {n_layers} layers x {d_model}, and the axis of {self.name} belongs to a model of "
-                f"{own.n_layers} x {own.d_model}.",
-                code="other_width",
-                field=field,
-                hint=f"Name the axis's own model{f', {own.source}' if own.source else ''}, or another axis.",
-            )
         if own.fingerprint and fingerprint:
             is_same = own.fingerprint == fingerprint
         else:
@@ -408,7 +429,8 @@ def _of_store(vectors: Vectors, reduction_id: str | None) -> AxisSource:
         model = AxisModel(vectors.model_name, vectors.n_layers, vectors.d_model)
         return AxisSource.of(found, model, vectors.url, vectors.record.notes)
     spec, facts = vectors.record.spec.model, vectors.record.model
-    model = AxisModel(spec.source, facts.n_layers, facts.d_model, spec.revision, facts.fingerprint, spec)
+    template = vectors.record.rendering.get("chat_template")
+    model = AxisModel(spec.source, facts.n_layers, facts.d_model, spec.revision, facts.fingerprint, spec, template)
     return AxisSource.of(found, model, vectors.url)
 
 

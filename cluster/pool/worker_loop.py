@@ -275,6 +275,7 @@ class WorkerLoop:
             mantissa_bits=self._settings.mantissa_bits,
             worker=self._name,
             engine=engine_label(self._settings),
+            is_edited=self._settings.intervention is not None,
         )
 
 

@@ -115,10 +115,12 @@ class JobSpec(SpecSection):
 
     @model_serializer(mode="wrap")
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A spec without the section has the bytes that it had before the section existed.
+        # A spec without interventions has the bytes that it had before there were any.
         fields = write(self)
         if self.interventions is None:
             fields.pop("interventions", None)
+        if not self.capture.before_intervention and "capture" in fields:
+            fields["capture"].pop("before_intervention", None)
         return fields
 
     @model_validator(mode="after")
@@ -172,8 +174,6 @@ class JobSpec(SpecSection):
         del keep["model"]["chat_template"]
         if not self.capture.keeps_tokens:
             del keep["capture"]["token_layers"]
-        if not self.capture.before_intervention:
-            del keep["capture"]["before_intervention"]
         if self.model.adapter is None:
             del keep["model"]["adapter"]
         # What the entries resolve to counts, and not how they are written; the plan's digest covers that.

@@ -35,25 +35,19 @@ class ResolvedEntry:
     reduction: str | None = None
     note: str = ""
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of the edits, in their order."""
+        return tuple(edit.layer for edit in self.edits)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Coefficient or floor of each edit, along its vector; empty for an ablation."""
+        return tuple(number for _, number in map(kind_of, self.edits) if number is not None)
+
     def __str__(self) -> str:
         """Say what it does, where, and with which numbers."""
-        layers = sorted({edit.layer for edit in self.edits})
-        at = f"layer {layers[0]}" if len(layers) == 1 else f"layers {_span(layers)}"
-        tokens = "tokens of the response" if self.asked.get("positions") == "response" else "all tokens"
-        return f"{self._what()}; {at}, {tokens}; {_numbers(self.edits)}; axis of {self.source}" + (
-            f". {self.note}" if self.note else ""
-        )
-
-    def _what(self) -> str:
-        asked = self.asked
-        if "experiment" in asked:
-            return f"cap as released: {asked['experiment']}"
-        if "cap" in asked:
-            return f"cap {asked['cap']}"
-        if "steer" in asked:
-            steer = asked["steer"]
-            return f"steer by {steer['absolute']}" if isinstance(steer, Mapping) else f"steer by {steer} of the norm"
-        return "ablate the axis"
+        return entry_text(self.asked, self.source, self.layers, self.numbers, self.note)
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class RunEdits:
         >>> cap = Cap(15, Direction.of([3.0, 4.0]), floor=2.5)
         >>> edits = RunEdits((ResolvedEntry({"cap": "p0.25"}, "runs/demo", (cap,)),))
         >>> print(*edits.lines, sep="; ")
-        cap p0.25; layer 15, all tokens; floor 2.5 on the axis; axis of runs/demo
+        cap p0.25 on the axis of runs/demo, layer 15, all tokens; floor 2.5 in axis sign
     """
 
     entries: tuple[ResolvedEntry, ...]
@@ -107,13 +101,40 @@ def terms_of(edit: Edit) -> list[Any]:
     return [kind, edit.layer, edit.positions, number, sha256(edit.vector.data).hexdigest()]
 
 
-def _numbers(edits: Sequence[Edit]) -> str:
-    numbers = [number for _, number in map(kind_of, edits) if number is not None]
-    if not numbers:
-        return "the component is removed"
+def entry_text(
+    asked: Mapping[str, Any], source: str, layers: Sequence[int], numbers: Sequence[float], note: str = ""
+) -> str:
+    """Say what an entry of ``interventions`` does, where, and with which numbers.
+
+    Args:
+        asked: The entry as the spec has it.
+        source: Where the axis or the capping file was read.
+        layers: Layers of its edits.
+        numbers: Coefficient or floor of each; empty for an ablation.
+        note: A sentence to add; empty for none.
+
+    Example:
+        >>> entry_text({"steer": -0.3}, "runs/demo", [15], [-12.5])
+        'steer by -0.3 of the norm along the axis of runs/demo, layer 15, all tokens; coefficient -12.5 in axis sign'
+    """
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {_span(sorted(layers))}"
+    tokens = "tokens of the response" if asked.get("positions") == "response" else "all tokens"
+    name = "coefficient" if "steer" in asked else "floor"
     shown = ", ".join(f"{number:.4g}" for number in numbers[:8]) + (" ..." if len(numbers) > 8 else "")
-    name = "coefficient" if isinstance(edits[0], AddVector) else "floor"
-    return f"{name}{'s' if len(numbers) > 1 else ''} {shown} on the axis"
+    values = f"; {name}{'s' if len(numbers) > 1 else ''} {shown} in axis sign" if numbers else ""
+    return f"{_what(asked, source)}, {where}, {tokens}{values}" + (f". {note}" if note else "")
+
+
+def _what(asked: Mapping[str, Any], source: str) -> str:
+    if "experiment" in asked:
+        return f"cap as {asked['experiment']} of {source}"
+    if "cap" in asked:
+        return f"cap {asked['cap']} on the axis of {source}"
+    if "steer" in asked:
+        steer = asked["steer"]
+        strength = f"{steer['absolute']}" if isinstance(steer, Mapping) else f"{steer} of the norm"
+        return f"steer by {strength} along the axis of {source}"
+    return f"ablate the axis of {source}"
 
 
 def _span(layers: Sequence[int]) -> str:

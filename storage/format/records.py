@@ -23,7 +23,7 @@ from ...jobs.plan import Plan
 from ...jobs.specs.endpoint_keys import from_store
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import CanarySpec
-from ...jobs.work.rollouts import Canary, FinishReason, ServedTokens
+from ...jobs.work.rollouts import Canary, FinishReason
 from .additions import AdditionRecord
 from .layout import (
     COMMITS,
@@ -36,6 +36,7 @@ from .layout import (
 from .sealed import Record, Sealed
 from .stored_edits import StoredEdits
 from .stored_units import UnitField
+from .unit_records import EditedUnit, ServedUnit
 
 BUILTIN_ENGINE: Engine = "builtin"
 """The engine of every record that names none."""
@@ -179,6 +180,11 @@ class RunRecord(Sealed):
         return self.spec.generation is not None
 
     @property
+    def is_edited(self) -> bool:
+        """Whether every rollout was made under interventions."""
+        return self.interventions is not None
+
+    @property
     def arrays(self) -> list[tuple[str, str]]:
         """Hook point and pooling of every activation array."""
         capture = self.spec.capture
@@ -219,18 +225,6 @@ class StoredShard(StoredObject):
     chunk_bytes: tuple[int, ...]
 
 
-class ServedUnit(Record):
-    """How a server answered the requests of a unit.
-
-    Attributes:
-        tokens: For each rollout, how its token ids compare with those that the server sampled; see ``ServedTokens``.
-        fields_left_out: Fields of the requests that the server did not take, so that its own defaults apply.
-    """
-
-    tokens: tuple[ServedTokens, ...]
-    fields_left_out: tuple[str, ...] = ()
-
-
 class Manifest(Record):
     """The objects that one attempt wrote. Sent from worker to driver instead of the arrays themselves.
 
@@ -253,6 +247,7 @@ class Manifest(Record):
             units whose longest response was compared.
         served: How the server that generated the responses answered; None, and not stored, where no server did.
         engine: The engine that captured: ``builtin``, which is not stored, or ``vllm`` and its version.
+        edited: What the run's interventions did; None, and not stored, in a run without any.
     """
 
     unit: UnitField
@@ -269,22 +264,26 @@ class Manifest(Record):
     canary_rule: CanarySpec | None = None
     served: ServedUnit | None = None
     engine: str = BUILTIN_ENGINE
+    edited: EditedUnit | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_usual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records of units that no server generated and the built-in engine captured have the bytes that they had before
-        # these fields existed.
+        # Records of units that no server generated, that the built-in engine captured and that nothing edited have the
+        # bytes that they had before these fields existed.
         fields = write(self)
         if self.served is None:
             del fields["served"]
         if self.engine == BUILTIN_ENGINE:
             del fields["engine"]
+        if self.edited is None:
+            del fields["edited"]
         return fields
 
     @model_validator(mode="after")
     def _has_a_line_for_every_rollout(self) -> Manifest:
         lengths = {len(self.prompt_tokens), len(self.content_tokens), len(self.finish_reasons)}
         lengths |= {len(self.served.tokens)} if self.served is not None else set()
+        lengths |= {len(self.edited.shares), len(self.edited.corrections)} if self.edited is not None else set()
         if lengths != {self.unit.num_rollouts}:
             raise ValueError(f"{self.unit.unit_id} has {self.unit.num_rollouts} rollouts, not {sorted(lengths)}")
         return self

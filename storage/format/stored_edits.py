@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ...jobs.errors import StoreError
 from ...jobs.interventions import Ablate, AddVector, Cap, Direction, Edit, Positions
-from ...jobs.work.run_edits import ResolvedEntry, RunEdits, kind_of
+from ...jobs.work.run_edits import ResolvedEntry, RunEdits, entry_text, kind_of
 from . import layout
 from .parquet import from_parquet, to_parquet
 from .sealed import Record
@@ -57,6 +57,10 @@ class StoredEntry(Record):
     kind: Literal["add", "ablate", "cap"]
     layers: tuple[int, ...]
     numbers: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Say what it does, where, and with which numbers."""
+        return entry_text(self.asked, self.source, self.layers, self.numbers, self.note)
 
 
 class StoredEdits(Record):
@@ -126,16 +130,15 @@ def edits_of(stored: StoredEdits, data: bytes | None, url: str) -> RunEdits:
 
 
 def _entry(entry: ResolvedEntry) -> StoredEntry:
-    terms = [kind_of(edit) for edit in entry.edits]
     return StoredEntry(
         asked=dict(entry.asked),
         source=entry.source,
         model=entry.model,
         reduction=entry.reduction,
         note=entry.note,
-        kind=terms[0][0],
-        layers=tuple(edit.layer for edit in entry.edits),
-        numbers=tuple(number for _, number in terms if number is not None),
+        kind=kind_of(entry.edits[0])[0],
+        layers=entry.layers,
+        numbers=entry.numbers,
     )
 
 

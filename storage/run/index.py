@@ -149,6 +149,7 @@ def index_lines(record: RunRecord, commits: Iterable[CommitRecord]) -> pa.Table:
         record.rows_per_block,
         of_conversations=record.of_conversations,
         is_served=record.is_served,
+        is_edited=record.is_edited,
     )
 
 
@@ -170,7 +171,9 @@ def read_stored_index(location: Location, record: RunRecord) -> pa.Table:
 
     One that was written before an addition is behind, and no more than that.
     """
-    schema = index_schema(of_conversations=record.of_conversations, is_served=record.is_served)
+    schema = index_schema(
+        of_conversations=record.of_conversations, is_served=record.is_served, is_edited=record.is_edited
+    )
     table = read_parquet(location, layout.INDEX, schema)
     metadata = (table.schema.metadata or {}) if table is not None else {}
     if table is None or metadata.get(_PLAN, b"").decode(errors="replace") not in record.plan_digests:

@@ -158,7 +158,8 @@ def other_edits(record: RunRecord, plan: Plan) -> str | None:
     if was is None or now is None:
         return f"was begun {'with' if was else 'without'} interventions, and the spec has {'some' if now else 'none'}."
     reductions = sorted({entry.reduction for entry in was.entries if entry.reduction})
-    since = f" Its axis was that of reduction {', '.join(reductions)}: name it as reduction." if reductions else ""
+    is_other = bool(reductions) and reductions != sorted({entry.reduction for entry in now.entries if entry.reduction})
+    since = f" Its axis is that of reduction {', '.join(reductions)}: name it as reduction." if is_other else ""
     return (
         f"was begun with other edits than those that the spec resolves to now: {'; '.join(now.lines)}. Another axis, "
         f"floor or strength is another run.{since}"

@@ -185,7 +185,7 @@ class UnitCheck:
             yield f"it is no Parquet file: {error}."
             return
         of_conversations = self._record.of_conversations
-        columns = rollout_schema(of_conversations=of_conversations).names
+        columns = rollout_schema(of_conversations=of_conversations, is_edited=self._record.is_edited).names
         if table.schema.names != columns or table.num_rows != manifest.num_rows:
             yield "it is not the table of this unit's rollouts."
             return

@@ -21,7 +21,7 @@ from ...jobs.wording import count_of
 from .control_tokens import TextEncoder
 from .offsets import common_length, token_span
 from .renderer import ChatRenderer, TemplateMessage
-from .spans import ConversationRenderer
+from .spans import ConversationRenderer, RenderedConversation
 
 TurnPart = Literal["content", "reasoning", "all"]
 """What of an assistant's message is read: its content, its reasoning, or all that the model wrote: from the first to
@@ -54,15 +54,20 @@ class LocatedTurns:
     """The turns of a conversation.
 
     Attributes:
-        token_ids: The whole conversation, rendered.
+        rendered: The whole conversation.
         turns: Those of the roles that were asked for, in order; their spans ascend.
         left_out: What could not be located, with the number of messages: ``reasoning`` that the template does not
             write, ``tool calls`` that cannot be told apart from what it writes around them.
     """
 
-    token_ids: tuple[int, ...]
+    rendered: RenderedConversation
     turns: tuple[LocatedTurn, ...]
     left_out: Counter[str]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The token ids of the whole conversation."""
+        return self.rendered.text.token_ids
 
     def token_texts(self, turn: LocatedTurn, text_of: Callable[[Sequence[int]], str]) -> tuple[str, ...]:
         """Return the text of each token of a turn; a character of several tokens is the text of the last of them.
@@ -151,7 +156,7 @@ class TurnLocator:
             elif message.role == "user" and "user" in roles:
                 turns.append(LocatedTurn(turn_index, "user", message.content, users.get(place, (0, 0))))
             turn_index += 1
-        return LocatedTurns(rendered.text.token_ids, tuple(turns), left_out)
+        return LocatedTurns(rendered, tuple(turns), left_out)
 
 
 class _Parts:
