@@ -13,7 +13,7 @@ import numpy as np
 from persona_atlas.analysis.axis_source import AxisModel, AxisSource
 from persona_atlas.cluster.serving.app import ServerSettings
 from persona_atlas.cluster.serving.live_model import LiveModel
-from persona_atlas.cluster.serving.placed_reply import POOLING, Placing
+from persona_atlas.cluster.serving.placed_reply import Placing
 from persona_atlas.cluster.serving.run_server import StoppableServer, listen_on, server_of
 from persona_atlas.storage.derived.reductions import Reduction
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
@@ -37,7 +37,7 @@ def tiny_axis() -> AxisSource:
         layers=tuple(range(N_LAYERS)),
         role_names=(),
         trait_names=(),
-        facts={"hook_point": "resid_post", "pooling": POOLING},
+        facts={"hook_point": "resid_post", "pooling": "response_mean"},
         personas=(("default", "assistant_default", "pos"),),
         axis=axis_LD.astype(np.float32),
         mean=mean_LD[None].astype(np.float32),
@@ -53,7 +53,7 @@ def tiny_axis() -> AxisSource:
 def tiny_live_model(directory: Path, *, batch_tokens: int = 100_000, endless: bool = False) -> LiveModel:
     """Save a random Llama in a directory, and load it with ``tiny_axis``; ``endless``: no token ends a response."""
     save_tiny_family(directory, "llama")
-    settings = engine_settings(directory, layers=(LAYER,), poolings=(POOLING,), batch_tokens=batch_tokens)
+    settings = engine_settings(directory, layers=(LAYER,), poolings=("response_mean",), batch_tokens=batch_tokens)
     engine = BuiltinEngine(settings)
     if endless:
         engine.loaded = replace(engine.loaded, stop_ids=frozenset())

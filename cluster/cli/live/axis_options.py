@@ -27,6 +27,7 @@ class AxisOptions:
         axis: The axis, open.
         model: The model to load, as the user names it; None: the axis's own.
         layer: Layer at which replies are placed; None: the middle one.
+        chat_template: File with a chat template to use instead of the model's; None: that of the axis's run.
         transfer: Whether the model may be another one than the axis's.
         edits: What is done along the axis.
     """
@@ -34,6 +35,7 @@ class AxisOptions:
     axis: AxisSource
     model: str | None
     layer: int | None
+    chat_template: str | None
     transfer: bool
     edits: tuple[EditSetting, ...]
 
@@ -46,7 +48,9 @@ class AxisOptions:
         Raises:
             InputError: See ``load_live_model`` and ``LiveModel.intervention``.
         """
-        live = load_live_model(self.axis, self.model, self.layer, progress, transfer=self.transfer)
+        live = load_live_model(
+            self.axis, self.model, self.layer, progress, chat_template=self.chat_template, transfer=self.transfer
+        )
         if live.note:
             progress.say(live.note)
         live.intervention(self.edits)
@@ -55,9 +59,36 @@ class AxisOptions:
 
 _OPTIONS: list[Decorator] = [
     click.argument("axis", metavar="AXIS"),
-    click.option("--model", default=None, help="The model, if the axis does not name it: as model.source of a spec."),
-    click.option("--reduction", default=None, metavar="ID", help="A reduction of the run other than the current one."),
-    click.option("--transfer", is_flag=True, help="Take the axis of another model of the same shape, as of its base."),
+    click.option(
+        "--model",
+        default=None,
+        help="A Hugging Face id, a local directory, or package://module/file.gguf; by default the axis's own.",
+    ),
+    click.option(
+        "--cap",
+        default=None,
+        metavar="LABEL|FLOOR",
+        help="Hold the projection on the axis at or above a threshold such as p0.25, or a number in axis sign.",
+    ),
+    click.option(
+        "--steer",
+        default=None,
+        metavar="FRACTION",
+        help="Add this fraction of the layer's norm along the axis, below 0 away from the Assistant; or absolute:12.5.",
+    ),
+    click.option("--ablate", type=click.Choice(["axis"]), default=None, help="Remove the component along the axis."),
+    click.option(
+        "--layers",
+        default=None,
+        metavar="LAYERS",
+        help="Layers that are edited: 46:54, a list such as 3,5, middle or all; as in a spec by default.",
+    ),
+    click.option(
+        "--positions",
+        type=click.Choice(["all", "response"]),
+        default=None,
+        help="Tokens that are edited; by default all.",
+    ),
     click.option(
         "--layer",
         type=click.IntRange(min=0),
@@ -65,14 +96,15 @@ _OPTIONS: list[Decorator] = [
         help="Layer at which replies are projected on the axis; by default the middle one.",
     ),
     click.option(
-        "--cap", default=None, metavar="LABEL|FLOOR", help="Hold the projection at or above p0.25, say, or a number."
+        "--reduction", default=None, metavar="ID", help="A stored reduction of the run; by default the current."
     ),
+    click.option("--transfer", is_flag=True, help="Another model than the axis's is meant; every output says so."),
     click.option(
-        "--steer", default=None, metavar="F", help="Add F norms of the layer along the axis; or absolute:12.5."
+        "--chat-template",
+        default=None,
+        type=click.Path(),
+        help="File with a chat template to use instead of the model's, as for a base model.",
     ),
-    click.option("--ablate", default=None, metavar="axis", help="Remove the component along the axis."),
-    click.option("--layers", default=None, metavar="46:54", help="Layers that are edited; or 46,48; middle; all."),
-    click.option("--positions", default=None, metavar="response", help="Edit tokens of responses only, not prompts."),
 ]
 
 
@@ -87,6 +119,7 @@ def axis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         reduction: str | None,
         transfer: bool,
         layer: int | None,
+        chat_template: str | None,
         endpoint_url: str | None,
         access: S3Access,
         **options: Any,
@@ -95,7 +128,7 @@ def axis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         # Before the axis is opened, which may be far away.
         edits = edit_settings(given, "--{}")
         opened = open_axis(axis, reduction=reduction, endpoint_url=endpoint_url, access=access)
-        return command(*arguments, asked=AxisOptions(opened, model, layer, transfer, edits), **options)
+        return command(*arguments, asked=AxisOptions(opened, model, layer, chat_template, transfer, edits), **options)
 
     wrapped: Callable[..., Any] = with_axis
     for option in reversed(_OPTIONS):

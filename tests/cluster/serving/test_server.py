@@ -166,6 +166,10 @@ def test_a_cap_and_a_strength_act_on_the_reply(ask: Ask, model: LiveModel):
     assert capped.persona_atlas["projection"] >= floor - 1e-3
     assert free.persona_atlas["projection"] < floor
     assert capped.persona_atlas["interventions"] == [{"cap": "p0.25", "layers": [LAYER]}]
+    (edit,) = capped.persona_atlas["edits"]
+    assert (edit["layer"], free.persona_atlas["edits"]) == (LAYER, [])
+    assert 0 < edit["share_changed"] <= 1
+    assert edit["mean_correction"] > 0
     # Edited in the response alone, both begin with the same token, and differ by the strength.
     given = {"layers": [LAYER], "positions": "response", "max_tokens": 1, "temperature": 0}
     toward, away = (ask(steer=steer, **given).persona_atlas["projection"] for steer in (0.5, {"absolute": -10.0}))
@@ -202,10 +206,12 @@ def test_64_requests_of_mixed_interventions_are_each_answered_as_alone(url: str,
     watching = threading.Thread(target=watch)
     watching.start()
     order = random.Random(3).sample(range(64), 64)
-    with ThreadPoolExecutor(64) as pool:
-        together = dict(zip(order, pool.map(answer, order), strict=True))
-    done.set()
-    watching.join()
+    try:
+        with ThreadPoolExecutor(64) as pool:
+            together = dict(zip(order, pool.map(answer, order), strict=True))
+    finally:
+        done.set()
+        watching.join()
     assert most > 8, "they did not share a batch"
     for index in range(64):
         text, placed, tokens = answer(index)
