@@ -85,7 +85,11 @@ def _title(watched: Watched) -> str:
 def _wrapped(watched: Watched, width: int = 150) -> list[str]:
     import textwrap
 
-    said = [*watched.warnings, *(compared_words(scale) for scale in watched.ruler.scales[:1])]
+    scales = watched.ruler.scales
+    said = list(watched.warnings)
+    if len(scales[0].distribution.sorted_N):
+        grey = f"Grey: mean and one standard deviation of {scales[0].distribution.of} at each layer."
+        said.append(compared_words(scales[0]) if len(scales) == 1 else grey)
     return [line for note in said for line in textwrap.wrap(note, width)]
 
 
