@@ -187,6 +187,24 @@ def refuse_temperature(sampling: SamplingSpec) -> None:
         )
 
 
+def refuse_interventions(spec: JobSpec) -> None:
+    """Refuse interventions, which the vLLM engine does not apply.
+
+    Args:
+        spec: The job.
+
+    Raises:
+        InputError: It has some.
+    """
+    if spec.interventions is not None:
+        raise InputError(
+            "is vllm, but only the built-in engine applies interventions.",
+            code="no_interventions",
+            field="placement.engine",
+            hint="Set it to builtin, or leave interventions out.",
+        )
+
+
 def choose_engine(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has_gpu: bool) -> Engine:
     """Choose the engine of a job's replicas.
 
@@ -264,6 +282,7 @@ def possible_engines(spec: JobSpec, facts: ModelFacts) -> list[Engine]:
 def _require_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has_gpu: bool) -> None:
     """Refuse a job that asks for vLLM and that vLLM cannot run."""
     refuse_hook_points(spec.capture)
+    refuse_interventions(spec)
     if _generates(spec):
         refuse_temperature(spec.sampling)
     _require_split(spec.placement, facts)
@@ -296,6 +315,8 @@ def _against_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has
     """Say why ``auto`` does not choose vLLM; None if it does."""
     if _other_hook_points(spec.capture):
         return f"it captures {VLLM_HOOK_POINT} only"
+    if spec.interventions is not None:
+        return "it does not apply interventions"
     if _generates(spec) and _is_raised(spec.sampling):
         return f"it samples at temperature {VLLM_MIN_TEMPERATURE} or more, or greedily"
     reason = against_model(facts)

@@ -136,6 +136,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         placement=placement if placement.node_decides else None,
         access=resolved_access(spec.store),
         engine_name=engine,
+        intervention=None if job.plan.edits is None else job.plan.edits.intervention,
     )
 
 

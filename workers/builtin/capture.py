@@ -47,6 +47,7 @@ class Capture:
         layers: The captured layers, for error messages.
         top: The module of the highest captured decoder layer.
         token_positions: Indices among ``layers`` of the K layers at which every token may be requested.
+        before_edits: Whether the values at a layer are those before the edits of the same layer.
     """
 
     def __init__(
@@ -55,8 +56,11 @@ class Capture:
         layers: Sequence[int],
         top: nn.Module,
         token_positions: Sequence[int] = (),
+        *,
+        before_edits: bool = False,
     ) -> None:
         self._taps = taps
+        self._before_edits = before_edits
         self._layers = list(layers)
         self._top = top
         self._token_positions = frozenset(token_positions)
@@ -69,6 +73,7 @@ class Capture:
         num_tokens: int,
         device: str,
         stop_at_top: bool = False,
+        top: nn.Module | None = None,
     ) -> tuple[torch.Tensor | None, dict[HookPoint, Observed]]:
         """Run a pass and observe it.
 
@@ -78,6 +83,7 @@ class Capture:
             num_tokens: N.
             device: ``cpu`` or ``cuda``: where the model is.
             stop_at_top: Whether to end the pass after the highest captured layer, for a pass that needs no logits.
+            top: The decoder layer after which such a pass ends; None: the highest captured one.
 
         Returns:
             The result of ``run`` (None when the pass was stopped), and the observed values at each hook point.
@@ -99,13 +105,13 @@ class Capture:
             kept.setdefault((point, position), []).append(_LayerObservation(resid_ND[tokens_E], sums_PD, every_WD))
 
         handles: list[Any] = [
-            tap.attach(partial(observe, point, position))
+            tap.attach(partial(observe, point, position), first=self._before_edits)
             for point, taps in self._taps.items()
             for position, tap in enumerate(taps)
         ]
         if stop_at_top:
             # Attached last: the hooks that edit and observe the top layer run before this one ends the pass.
-            handles.append(self._top.register_forward_hook(_stop))
+            handles.append((top or self._top).register_forward_hook(_stop))
         try:
             output = run()
         except _Stopped:
