@@ -54,15 +54,6 @@ def test_auto_is_vllm_where_it_is_installed_on_gpus_and_captures_what_is_asked_f
     assert chosen(engine="builtin") == "builtin"
 
 
-def test_interventions_take_the_builtin_engine_and_vllm_is_refused_with_them():
-    edited = {"interventions": [{"cap": 1, "axis": "runs/demo"}]}
-    assert chosen(more=edited) == "builtin"
-    found = refusal(more=edited, engine="vllm")
-    assert (found.code, found.field) == ("no_interventions", "placement.engine")
-    split = refusal(more=edited, tensor_parallel=2)
-    assert (split.code, "does not apply interventions" in str(split)) == ("one_device", True)
-
-
 def test_vllm_that_is_asked_for_needs_no_gpu():
     assert chosen(engine="vllm", has_gpu=False, tensor_parallel=2) == "vllm"
 
