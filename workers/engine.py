@@ -129,6 +129,9 @@ class EngineSettings:
         chat_template: Text of the chat template to use instead of the model's; None: the model's.
         tensor_parallel: Devices that each layer is divided over; above 1 only with vLLM's engine.
         pipeline_parallel: Groups of such devices that the layers are divided over; above 1 only with vLLM's engine.
+        edited_layers: Decoder layers that interventions may edit, each as often as one request edits it. vLLM's engine
+            fixes them when it loads the model; empty: none. None: any layer, up to twice, which costs a few operations
+            a layer in compiled graphs. The built-in engine edits any layer whatever this says.
     """
 
     directory: Path
@@ -143,6 +146,7 @@ class EngineSettings:
     chat_template: str | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    edited_layers: tuple[int, ...] | None = None
 
     @property
     def token_positions(self) -> list[int]:

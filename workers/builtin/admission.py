@@ -26,6 +26,9 @@ from .sampling import uniforms
 _JOINING_TOKENS = 4096
 """Prompt tokens after which no further rollout joins the same pass; bounds the memory of a pass."""
 
+_GROUP = 16
+"""Where rollouts join in groups, a group is this part of the batch: on average half of it waits for one to be free."""
+
 
 @dataclass(eq=False)
 class RunningRollout:
@@ -75,6 +78,11 @@ class RunningRollout:
         """First position of the prompt that it computes itself; those before are copied from its prefix."""
         return self.prefix.length if self.prefix and not self.leads else 0
 
+    @property
+    def next_random(self) -> float:
+        """The number by which its next token is picked; 0 where it has sampled as many as it may."""
+        return self.random[len(self.token_ids)] if len(self.token_ids) < len(self.random) else 0.0
+
     def append(self, token: int, stop_ids: frozenset[int]) -> bool:
         """Append a sampled token; return whether it ends the response."""
         self.token_ids.append(token)
@@ -119,6 +127,8 @@ class Admission:
         cache: The KV cache, whose budget limits the batch.
         interventions: Prepares the requests' interventions for the model.
         user_spans: Locates user messages; None where no pooling needs them.
+        in_groups: Whether rollouts join a running batch only when there is room for a group of them, because a pass in
+            which any joins takes much longer than one in which none does.
 
     Attributes:
         refused: Error of the request that could not be started; None while admission is open.
@@ -130,9 +140,12 @@ class Admission:
         cache: KVCache,
         interventions: Interventions,
         user_spans: UserSpans | None,
+        *,
+        in_groups: bool = False,
     ) -> None:
         self._loaded = loaded
         self._cache = cache
+        self._in_groups = in_groups
         self._interventions = interventions
         self._user_spans = user_spans
         self._prefixes = PrefixCache(loaded.renderer.shared_prefix)
@@ -153,6 +166,8 @@ class Admission:
             The rollouts whose prompts are part of the next pass. One that must be alone is returned when no other runs,
             and without others.
         """
+        if self._in_groups and running and not self._waiting and not self._has_room_for_group(running):
+            return []
         # The leader of those that waited was in the previous pass, so their prefix is computed now.
         joining, self._waiting = self._waiting, []
         num_tokens = sum(len(rollout.prompt_ids) - rollout.start for rollout in joining)
@@ -179,6 +194,10 @@ class Admission:
             joining.append(rollout)
             num_tokens += len(rollout.prompt_ids) - rollout.start
         return joining
+
+    def _has_room_for_group(self, running: Sequence[RunningRollout]) -> bool:
+        positions = max(rollout.num_positions for rollout in running)
+        return self._cache.fits(len(running) + max(1, self._cache.most_slots(positions) // _GROUP), positions)
 
     def _next(self, next_request: Callable[[], StreamedRequest | None]) -> RunningRollout | None:
         asked = next_request()
