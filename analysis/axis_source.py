@@ -75,6 +75,12 @@ class AxisSource:
         middle: The layer that is looked at unless another is asked for: n_layers // 2, or the nearest of ``layers``.
         axis_LD: The axis at these layers, not normalised; it points toward the Assistant.
         notes: Sentences about what the files do not have or do not agree on.
+
+    Example:
+        >>> from persona_atlas import open_axis
+        >>> axis = open_axis("models/tiny-axis")
+        >>> axis.layers, axis.middle, axis.axis_LD.shape, axis.distribution(1).of
+        ((0, 1, 2), 1, (3, 32), 'role vectors')
     """
 
     name: str

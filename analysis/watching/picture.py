@@ -85,7 +85,11 @@ def _title(watched: Watched) -> str:
 def _wrapped(watched: Watched, width: int = 150) -> list[str]:
     import textwrap
 
-    said = [*watched.warnings, *(compared_words(scale) for scale in watched.ruler.scales[:1])]
+    scales = watched.ruler.scales
+    said = list(watched.warnings)
+    if len(scales[0].distribution.sorted_N):
+        grey = f"Grey: mean and one standard deviation of {scales[0].distribution.of} at each layer."
+        said.append(compared_words(scales[0]) if len(scales) == 1 else grey)
     return [line for note in said for line in textwrap.wrap(note, width)]
 
 
@@ -96,6 +100,7 @@ def _panel(ax: Axes, watched: Watched, place: int) -> None:
         _conversation(ax, conversation, number, place)
     most = max((turn.turn_index for one in watched.conversations for turn in one.turns), default=1)
     ax.set_xlim(-0.5, most + 0.8)
+    _fit(ax, watched, place)
     ax.set_xlabel("turn (user 0, assistant 1 ...)")
     ax.set_ylabel(f"projection at layer {scale.layer}\n(higher is nearer the Assistant)", fontsize=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -103,6 +108,20 @@ def _panel(ax: Axes, watched: Watched, place: int) -> None:
         mean, std = scale.distribution.mean, scale.distribution.std
         right = ax.secondary_yaxis("right", functions=(lambda y: (y - mean) / std, lambda z: z * std + mean))
         right.set_ylabel(f"z-score among {scale.distribution.of}", fontsize=8, color=QUIET)
+
+
+def _fit(ax: Axes, watched: Watched, place: int) -> None:
+    """Show what was measured, the mean and the floor; the grey band may be wider than that."""
+    scale = watched.ruler.scales[place]
+    turns = [turn for one in watched.conversations for turn in one.turns]
+    marks = [scale.distribution.mean, *([] if scale.floor is None else [scale.floor])]
+    values = [np.array([*(turn.scores[place].projection for turn in turns), *marks])]
+    values += [turn.tokens.projections_LT[place] for turn in turns if turn.tokens is not None]
+    known = np.concatenate(values)
+    known = known[np.isfinite(known)]
+    if len(known):
+        room = 0.1 * (float(np.ptp(known)) or 1.0)
+        ax.set_ylim(float(known.min()) - room, float(known.max()) + room)
 
 
 def _background(ax: Axes, scale: Scale, label: str | None) -> None:

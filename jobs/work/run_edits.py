@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from ..interventions import Ablate, AddVector, Cap, Edit, Intervention
 from ..specs.spec import digest_of
@@ -84,7 +84,11 @@ class RunEdits:
         return [str(entry) for entry in self.entries]
 
 
-def kind_of(edit: Edit) -> tuple[str, float | None]:
+EditKind = Literal["add", "ablate", "cap"]
+"""Kinds of edits by the names that a store has."""
+
+
+def kind_of(edit: Edit) -> tuple[EditKind, float | None]:
     """Return the kind of an edit, and its number: coefficient or floor; None for an ablation."""
     match edit:
         case AddVector():

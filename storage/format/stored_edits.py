@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ...jobs.errors import StoreError
 from ...jobs.interventions import Ablate, AddVector, Cap, Direction, Edit, Positions
-from ...jobs.work.run_edits import ResolvedEntry, RunEdits, entry_text, kind_of
+from ...jobs.work.run_edits import EditKind, ResolvedEntry, RunEdits, entry_text, kind_of
 from . import layout
 from .parquet import from_parquet, to_parquet
 from .sealed import Record
@@ -54,7 +54,7 @@ class StoredEntry(Record):
     model: str | None
     reduction: str | None
     note: str
-    kind: Literal["add", "ablate", "cap"]
+    kind: EditKind
     layers: tuple[int, ...]
     numbers: tuple[float, ...]
 

@@ -84,7 +84,8 @@ def test_layers_that_are_not_named_are_the_window_the_middle_or_all():
 def test_what_an_axis_does_not_have_is_refused_by_the_field(
     setting: dict[str, Any], changes: dict[str, Any], field: str, code: str
 ):
-    source = axis(**({"has_norm": False} | changes if "layers" in changes else changes))
+    made: dict[str, Any] = {"has_norm": "layers" not in changes} | changes
+    source = axis(**made)
     with pytest.raises(InputError) as caught:
         resolve(EditSetting(**setting), source, LAYERS, WIDTH, prefix="interventions.1.")
     assert (caught.value.field, caught.value.code) == (f"interventions.1.{field}", code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import platform
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import persona_atlas
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from click.testing import CliRunner
 from persona_atlas.analysis.axis_source import AxisSource, open_axis
@@ -22,8 +24,13 @@ from persona_atlas.cluster.run.backend import worker_settings
 from persona_atlas.cluster.run.growth import fit_to_run
 from persona_atlas.cluster.run.prepare import prepare_job
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.submission.ray_cluster import ClusterInfo, RayJob
+from persona_atlas.cluster.submission.resumed_spec import spec_of_store
+from persona_atlas.cluster.submission.submit import SubmitOptions, submit_job
+from persona_atlas.cluster.submission.submitted_job import SubmittedJob
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import make_spec
+from persona_atlas.jobs.specs.store_spec import S3Access
 from persona_atlas.jobs.work.edited_requests import under
 from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.storage.format import layout
@@ -85,7 +92,7 @@ def test_no_token_is_below_the_floor_and_without_the_cap_most_are(world: World):
         slack = 1e-5 * axis.norm(layer)
         assert tokens_on_axis(world.run, axis, layer).min() >= floor - slack
         assert (tokens_on_axis(base, axis, layer) < floor - slack).mean() > 0.5
-    np.testing.assert_array_less(tokens_on_axis(world.run, axis, 0).min(), axis.floor(0, "p0.25")), "not capped there"
+    assert tokens_on_axis(world.run, axis, 0).min() < axis.floor(0, "p0.25"), "it is not capped there"
 
 
 def test_the_run_keeps_the_edits_and_where_they_came_from(world: World):
@@ -256,3 +263,37 @@ def test_given_texts_are_read_under_a_released_setting_as_by_the_released_formul
     got_LD = done.run.activations(layer="all").values[0]
     np.testing.assert_allclose(got_LD, expected_LTD[:, start:stop].mean(axis=1), atol=2e-3 * np.abs(got_LD).max())
     assert line["edit_changed"][0] > 0
+
+
+class _Collecting:
+    """A cluster that keeps the job that is sent to it."""
+
+    def __init__(self) -> None:
+        self.sent: SubmittedJob | None = None
+
+    def info(self) -> ClusterInfo:
+        return ClusterInfo(ray.__version__, platform.python_version(), 0, is_open=False, cores=4, memory_bytes=2**34)
+
+    def jobs(self) -> list[RayJob]:
+        return []
+
+    def submit(self, *_: object, working_directory: Path, **__: object) -> None:
+        self.sent = SubmittedJob.model_validate_json((working_directory / "job.json").read_bytes())
+
+
+def test_a_job_for_a_cluster_brings_its_edits_and_a_resumed_one_those_of_the_store(world: World, tmp_path: Path):
+    recorded = read_edits(world.run.location, world.run.record)
+    cluster: Any = _Collecting()
+    submit_job(make_spec(world.spec(str(tmp_path / "new"))), cluster, SubmitOptions(), QUIET)
+    assert cluster.sent.run_edits == recorded
+    spec, _, edits = spec_of_store(world.run.url, None, S3Access(), None)
+    assert edits == recorded
+    hidden = world.axis.rename(world.axis.with_name("hidden"))
+    try:
+        submit_job(spec, cluster, SubmitOptions(), QUIET, edits=edits)
+        again = prepare_job(spec, QUIET, edits=cluster.sent.run_edits)
+    finally:
+        hidden.rename(world.axis)
+    assert again.num_missing == 0
+    plain = SubmittedJob(job_id="job-1", spec=make_spec(job(world.model, "x")), version="1", python="3.11")
+    assert plain.run_edits is None
