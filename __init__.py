@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from .jobs.version import __version__
 
 if TYPE_CHECKING:
+    from .analysis.axis_source import AxisSource, open_axis
     from .cluster.api.jobs import JobResult, extract, plan, run
     from .cluster.api.stores import compare, export, import_vectors, reduce, verify
+    from .cluster.watching.monitor import Monitor
     from .jobs.catalog import load_catalog
     from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
     from .jobs.interventions import Ablate, AddVector, Cap, Direction, Intervention
@@ -34,6 +36,7 @@ __all__ = [
     "Ablate",
     "AddVector",
     "AtlasError",
+    "AxisSource",
     "Cap",
     "Direction",
     "InputError",
@@ -41,6 +44,7 @@ __all__ = [
     "JobError",
     "JobResult",
     "JobSpec",
+    "Monitor",
     "Plan",
     "Reduction",
     "Run",
@@ -58,6 +62,7 @@ __all__ = [
     "load_catalog",
     "load_spec",
     "make_spec",
+    "open_axis",
     "open_run",
     "open_vectors",
     "plan",
@@ -70,6 +75,7 @@ _MODULES = {
     "Ablate": "jobs.interventions",
     "AddVector": "jobs.interventions",
     "AtlasError": "jobs.errors",
+    "AxisSource": "analysis.axis_source",
     "Cap": "jobs.interventions",
     "Direction": "jobs.interventions",
     "InputError": "jobs.errors",
@@ -77,6 +83,7 @@ _MODULES = {
     "JobError": "jobs.errors",
     "JobResult": "cluster.api.jobs",
     "JobSpec": "jobs.specs.spec",
+    "Monitor": "cluster.watching.monitor",
     "Plan": "jobs.plan",
     "Reduction": "storage.derived.reductions",
     "Run": "storage.query.run",
@@ -93,6 +100,7 @@ _MODULES = {
     "load_catalog": "jobs.catalog",
     "load_spec": "jobs.specs.spec",
     "make_spec": "jobs.specs.spec",
+    "open_axis": "analysis.axis_source",
     "open_run": "storage.query.run",
     "open_vectors": "storage.query.vectors",
     "plan": "cluster.api.jobs",

@@ -272,6 +272,11 @@ class Intervention:
         """Whether any edit acts on response tokens."""
         return bool(self.edits)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer of each edit, in order."""
+        return tuple(edit.layer for edit in self.edits)
+
     def of_prompt(self) -> Intervention:
         """Return the edits that act on prompt tokens: what decides whether two requests may share a prompt."""
         return Intervention(tuple(edit for edit in self.edits if edit.positions == "all"))

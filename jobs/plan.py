@@ -13,6 +13,7 @@ from .model_facts import ModelFacts
 from .personas import Kind
 from .sources.source import RequestSource
 from .specs.spec import JobSpec, digest_of
+from .work.run_edits import RunEdits
 from .work.unit_size import RowSizes, whole_chunks
 from .work.units import UnitRequests, WorkUnit
 
@@ -31,6 +32,7 @@ class Plan:
         rows_per_block: Rows of a row block: the number of rollouts of the largest unit. Smaller units leave rows empty.
         tokens_per_block: Rows of a row block in ``tokens`` arrays: the most content tokens that the responses of a unit
             may have, in whole chunks; 0 when no tokens are kept.
+        edits: Edits of the residual stream under which every rollout is made; None for none.
 
     Example:
         >>> from persona_atlas import plan
@@ -46,6 +48,7 @@ class Plan:
     units: tuple[WorkUnit, ...]
     rows_per_block: int
     tokens_per_block: int
+    edits: RunEdits | None = None
 
     @cached_property
     def by_id(self) -> dict[str, WorkUnit]:
@@ -72,7 +75,8 @@ class Plan:
         """Return what, besides the texts, determines the meaning and the location of the run's values."""
         sizes = [self.rows_per_block, *([self.tokens_per_block] if self.tokens_per_block else [])]
         template = self.facts.chat_template_sha256
-        return [self.spec.identity(), self.facts.fingerprint, *sizes, *([template] if template else [])]
+        edits = [] if self.edits is None else [{"interventions": self.edits.digest}]
+        return [self.spec.identity(), self.facts.fingerprint, *sizes, *([template] if template else []), *edits]
 
     @cached_property
     def digest(self) -> str:
@@ -94,7 +98,14 @@ class Plan:
         return digest.hexdigest()
 
 
-def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts, *, sizes_bits: bool = True) -> Plan:
+def make_plan(
+    spec: JobSpec,
+    source: RequestSource,
+    facts: ModelFacts,
+    *,
+    sizes_bits: bool = True,
+    edits: RunEdits | None = None,
+) -> Plan:
     """Divide a job into units.
 
     Args:
@@ -102,6 +113,7 @@ def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts, *, sizes_
         source: Source of its texts; ``load_source`` opens the one that a spec names.
         facts: Sizes and identity of the model that the spec names.
         sizes_bits: Whether more than 10 mantissa bits make units smaller; False for runs from before they did.
+        edits: What the spec's ``interventions`` were resolved to; None where it has none.
 
     Raises:
         InputError: The model lacks a layer, the source lacks a persona, prompt or question, one question or
@@ -125,6 +137,7 @@ def make_plan(spec: JobSpec, source: RequestSource, facts: ModelFacts, *, sizes_
         rows_per_block=max((unit.num_rollouts for unit in units), default=0),
         # Generous, because rows that a unit leaves empty take no space in the store.
         tokens_per_block=whole_chunks(tokens),
+        edits=edits,
     )
 
 

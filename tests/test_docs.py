@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
+from persona_atlas.jobs.specs.interventions_spec import InterventionSpec
 from persona_atlas.jobs.specs.spec import JobSpec, load_spec
 from persona_atlas.storage.derived.reduction import ARRAYS
 
@@ -154,7 +155,7 @@ def test_the_spec_page_names_every_field():
             found += names(info.annotation, f"{path}{name}.") if nested else [f"{path}{name}"]
         return found
 
-    for name in names(JobSpec):
+    for name in [*names(JobSpec), *names(InterventionSpec, "interventions[].")]:
         parent, _, leaf = name.rpartition(".")
         told = f"`{name}`" in text or f"`{parent}.*`" in text or f"`.{leaf}`" in text
         assert told, name

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...storage.derived.reductions import Reduction
-from ..axis import cosine_or_nan, project
+from ..axis import cosine_or_nan, project, unit
 from ..pca import Pca
 from .results import ComparedLayer, MatchedComponent
 
@@ -50,6 +50,8 @@ class RolesAtLayer:
     Attributes:
         layer: The layer.
         axis_D: The axis; NaN where it is undefined, None without one.
+        mean_D: Mean vector of the common roles.
+        default_D: The default vector; None without one.
         z_scores: Projections of the common roles as z-scores among themselves; None without an axis.
         default_z: z-score of the default; None without an axis or a default vector.
         scores_PK: Scores of the common roles on the first components; None without components.
@@ -62,6 +64,9 @@ class RolesAtLayer:
         roles_P1D = _read(reduction, "role_vectors", layer)
         assert roles_P1D is not None
         roles_P1D = roles_P1D[rows]
+        self.mean_D: Float64 = roles_P1D.mean(axis=0)[0]
+        default_1D = _read(reduction, "default_vector", layer)
+        self.default_D = None if default_1D is None else default_1D[0]
         axis_1D = _read(reduction, "axis", layer)
         self.axis_D = None if axis_1D is None else axis_1D[0]
         self.z_scores: list[float] | None = None
@@ -71,7 +76,6 @@ class RolesAtLayer:
             mean, spread = projected_P.mean(), projected_P.std()
             if spread > 1e-12 * np.abs(projected_P).max():
                 self.z_scores = ((projected_P - mean) / spread).tolist()
-                default_1D = _read(reduction, "default_vector", layer)
                 if default_1D is not None:
                     self.default_z = float((project(default_1D[None], axis_1D)[0, 0] - mean) / spread)
         self.scores_PK = _scores(reduction, layer, roles_P1D)
@@ -108,7 +112,24 @@ def compare_layer(a: RolesAtLayer, b: RolesAtLayer) -> ComparedLayer:
         projection_correlation = float(np.mean(np.multiply(a.z_scores, b.z_scores)).clip(-1, 1))
     if a.scores_PK is not None and b.scores_PK is not None:
         pc1_correlation = _number(abs(float(_correlations(a.scores_PK[:, :1], b.scores_PK[:, :1])[0, 0])))
-    return ComparedLayer(a.layer, b.layer, axis_cosine, projection_correlation, pc1_correlation)
+    return ComparedLayer(
+        a.layer,
+        b.layer,
+        axis_cosine,
+        projection_correlation,
+        pc1_correlation,
+        _on_axis(a.axis_D, a.mean_D, b.mean_D),
+        _on_axis(a.axis_D, a.default_D, b.default_D),
+    )
+
+
+def _on_axis(axis_D: Float64 | None, a_D: Float64 | None, b_D: Float64 | None) -> tuple[float, float] | None:
+    """Project a vector of each side on the axis of the first; None where there is no such projection."""
+    if axis_D is None or a_D is None or b_D is None or not axis_D.shape == a_D.shape == b_D.shape:
+        return None
+    unit_D = unit(axis_D)
+    found = float(a_D @ unit_D), float(b_D @ unit_D)
+    return found if np.isfinite(found).all() else None
 
 
 def _number(value: float) -> float | None:

@@ -17,6 +17,11 @@ class ComparedLayer:
         projection_correlation: Correlation over the common roles of their projections; None without an axis.
         pc1_correlation: Absolute correlation over the common roles of their scores on the first components; None
             without components.
+        roles_on_a: Mean projection of the common roles on the axis of the first, not centred: those of the first and
+            those of the second, in units of the residual stream; higher is nearer the Assistant. It shows where a model
+            that was trained from the first, or is steered or capped, has moved along that axis. None if widths differ
+            or the first has no axis here.
+        default_on_a: The same of the default Assistant; None also where one of the two has none.
     """
 
     layer_a: int
@@ -24,6 +29,8 @@ class ComparedLayer:
     axis_cosine: float | None
     projection_correlation: float | None
     pc1_correlation: float | None
+    roles_on_a: tuple[float, float] | None = None
+    default_on_a: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ The format is described in ``released_files``. Axes: P roles, L layers, D d_mode
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..axis import cosine_or_nan, unit
 from .derive import derived_arrays
 from .imported import Files, Imported, facts_of_published, require_finite, require_vector_name
 from .released_files import AXIS_FILE, DEFAULT_FILE, ROLES_FOLDER, TRAITS_FOLDER, Say
+from .torch_file import load_plain
 
 Float32 = npt.NDArray[np.float32]
 
@@ -116,7 +116,7 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
     import torch
 
     path = files.root / name
-    content = _load(files.read(name), path)
+    content = load_plain(files.read(name), str(path))
     if isinstance(content, dict) and len(content.keys() & {"axis", "vector"}) == 1:
         # The released pipeline itself writes a tensor with its description.
         content = content.get("axis", content.get("vector"))
@@ -139,26 +139,6 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
     values_LD: Float32 = content.detach().to(torch.float32).numpy()
     require_finite(values_LD, tuple(range(len(values_LD))), path, "the vector")
     return values_LD
-
-
-def _load(data: bytes, path: Path) -> Any:
-    import torch
-
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # A damaged file raises errors of many types.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        # What tells a pickle of other objects from bytes that are no pickle: torch refuses to look up a name.
-        is_unsafe = "unsupported global" in reason.lower() or "unsupported class" in reason.lower()
-        raise InputError(
-            "holds more than tensors, numbers and texts, and was not read: a pickle can run any code."
-            if is_unsafe
-            else f"cannot be read as a file of torch.save: {reason[:200].rstrip('.')}.",
-            code="unsafe_pickle" if is_unsafe else "unreadable_file",
-            file=str(path),
-            hint="Save plain tensors with torch.save." if is_unsafe else "Fetch it again.",
-        ) from error
 
 
 def _axis_notes(axis_LD: Float32, default_LD: Float32, role_vectors_PLD: Float32) -> list[str]:
@@ -189,7 +169,7 @@ def _read_capping(files: Files, axis_LD: Float32) -> tuple[bytes | None, dict[st
     if not path.exists():
         return None, {}, [f"There is no {CAPPING_CONFIG}, so there are no thresholds."]
     data = files.read(CAPPING_CONFIG)
-    config = _load(data, path)
+    config = load_plain(data, str(path))
     try:
         caps = _caps_by_label(config, axis_LD, path)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

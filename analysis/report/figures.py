@@ -27,33 +27,50 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-_COLOURS = {"default": "#0b5f85", "role": "#b4500b", "trait": "#00775a"}
+COLOURS = {"default": "#0b5f85", "role": "#b4500b", "trait": "#00775a"}
 _LINES = {"default": "-", "role": "--", "trait": ":"}
-_QUIET = "#59606d"
+QUIET = "#59606d"
 _RAMP = ("#9c3d00", "#d98a4a", "#c4c1bb", "#6ba5c4", "#0b4f78")
 _MOST_ROWS = 45
 """Rows of a spectrum; of more personas the two ends are shown."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Source Sans 3", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _QUIET,
+    "axes.edgecolor": QUIET,
     "axes.labelcolor": "#1d2129",
     "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#eceef1",
-    "xtick.color": _QUIET,
-    "ytick.color": _QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "persona-atlas",
     "pdf.fonttype": 42,
 }
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw where matplotlib is not installed.
+
+    Raises:
+        InputError: It is not.
+    """
+    try:
+        import matplotlib  # noqa: F401 - whether it can be
+    except ImportError as error:
+        raise InputError(
+            "figures are drawn with matplotlib, which is not installed.",
+            code="not_installed",
+            field="--png",
+            hint="In the checkout: pip install '.[figures]'",
+        ) from error
 
 
 def write_figures(
@@ -79,16 +96,10 @@ def write_figures(
     Raises:
         InputError: matplotlib is not installed, or the folder cannot be written.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "figures are drawn with matplotlib, which is not installed.",
-            code="not_installed",
-            field="--png",
-            hint="In the checkout: pip install '.[figures]'",
-        ) from error
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     layer = origin.start_layer if layer is None else layer
     at = reduction.position(layer)
     numbers, histograms = numbers_of(reduction), histograms_of(reduction, origin.kinds_N)
@@ -101,7 +112,7 @@ def write_figures(
         "rollouts": lambda figure: _rollouts(figure, histograms, reduction, at),
     }
     written: list[Path] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, draw in drawings.items():
             figure = Figure()
             if draw(figure):
@@ -147,7 +158,7 @@ def _map(figure: Figure, numbers: Numbers, at: int) -> bool:
         bar.set_label("projection on the axis, z-score among the roles\n(higher is nearer the Assistant)", fontsize=8)
         bar.outline.set_visible(False)
     else:
-        ax.scatter(x, y, color=_QUIET, s=34, edgecolors="white", linewidths=0.6, zorder=3)
+        ax.scatter(x, y, color=QUIET, s=34, edgecolors="white", linewidths=0.6, zorder=3)
     if space.default_LC is not None and np.isfinite(space.default_LC[at]).all():
         own = space.default_LC[at]
         ax.scatter(
@@ -155,7 +166,7 @@ def _map(figure: Figure, numbers: Numbers, at: int) -> bool:
             own[1:2],
             marker="*",
             s=150,
-            color=_COLOURS["default"],
+            color=COLOURS["default"],
             edgecolors="white",
             linewidths=0.6,
             zorder=4,
@@ -191,7 +202,7 @@ def _names(figure: Figure, ax: Axes, x: np.ndarray, y: np.ndarray, roles: list[s
             va={"above": "bottom", "below": "top"}.get(side, "center"),
             fontsize=size,
             fontweight="bold" if is_default else "normal",
-            color=_COLOURS["default"] if is_default else "#1d2129",
+            color=COLOURS["default"] if is_default else "#1d2129",
             zorder=5,
         )
 
@@ -219,7 +230,7 @@ def _traits(figure: Figure, numbers: Numbers, at: int) -> bool:
         return False
     values = numbers.trait_cosine_LT[at]
     ax = _ranked(figure, values, np.full((len(values), 2), np.nan), [(name, "trait") for name in numbers.traits])
-    ax.axvline(0, color=_QUIET, linewidth=0.8)
+    ax.axvline(0, color=QUIET, linewidth=0.8)
     ax.set_xlabel("cosine of the trait vector with the axis (right leads toward the Assistant)")
     return True
 
@@ -240,11 +251,9 @@ def _ranked(figure: Figure, values_N: np.ndarray, intervals_N2: np.ndarray, line
             continue
         kind = lines[i][1]
         if np.isfinite(intervals_N2[i]).all():
-            ax.plot(intervals_N2[i], [row, row], color=_COLOURS[kind], linewidth=1.1, alpha=0.6)
+            ax.plot(intervals_N2[i], [row, row], color=COLOURS[kind], linewidth=1.1, alpha=0.6)
         marker = {"default": "*", "role": "o", "trait": "D"}[kind]
-        ax.plot(
-            values_N[i], row, marker, color=_COLOURS[kind], markersize={"default": 9, "role": 4.5, "trait": 4}[kind]
-        )
+        ax.plot(values_N[i], row, marker, color=COLOURS[kind], markersize={"default": 9, "role": 4.5, "trait": 4}[kind])
     names = [f"… {left_out} more" if i is None else _readable(lines[i][0]) for i in ranked]
     ax.set_yticks(range(len(ranked)), names, fontsize=7.5, color="#1d2129")
     ax.tick_params(axis="y", length=0)
@@ -274,10 +283,10 @@ def _layers(figure: Figure, numbers: Numbers) -> bool:
         np.ravel(figure.subplots(1, len(panels))), panels, strict=True
     ):
         if interval is not None:
-            ax.fill_between(numbers.layers, interval[0], interval[1], color=_COLOURS[kind], alpha=0.2, linewidth=0)
-        ax.plot(numbers.layers, values, color=_COLOURS[kind], marker="o" if len(numbers.layers) == 1 else None)
+            ax.fill_between(numbers.layers, interval[0], interval[1], color=COLOURS[kind], alpha=0.2, linewidth=0)
+        ax.plot(numbers.layers, values, color=COLOURS[kind], marker="o" if len(numbers.layers) == 1 else None)
         if floor is not None:
-            ax.axhline(floor, color=_QUIET, linestyle="--", linewidth=0.8)
+            ax.axhline(floor, color=QUIET, linestyle="--", linewidth=0.8)
         ax.set_xlabel("layer")
         ax.set_ylabel(title, fontsize=8)
         if interval is None and floor is None:
@@ -299,9 +308,9 @@ def _variance(figure: Figure, numbers: Numbers, at: int) -> bool:
     for name, space in there.items():
         kind, line, label = styles[name]
         components = np.arange(1, space.cumulative_LM.shape[1] + 1)
-        ax.plot(components, 100 * space.cumulative_LM[at], line, color=_COLOURS[kind], label=label)
+        ax.plot(components, 100 * space.cumulative_LM[at], line, color=COLOURS[kind], label=label)
     for share in SHARES:
-        ax.axhline(100 * share, color=_QUIET, linestyle="--", linewidth=0.7)
+        ax.axhline(100 * share, color=QUIET, linestyle="--", linewidth=0.7)
     # As on the page: a quarter more components than 90 % of the variance take.
     ax.set_xlim(0.5, max(10.5, 1.25 * max(int(space.needed_SL[-1, at]) for space in there.values())))
     ax.set_ylim(0, 102)
@@ -319,7 +328,7 @@ def _rollouts(figure: Figure, histograms: Histograms | None, reduction: Reductio
     low, high = histograms.range_L2[at]
     edges = np.linspace(low, high, histograms.counts_LKB.shape[2] + 1)
     for kind, total, counts_B in zip(histograms.kinds, histograms.totals, histograms.counts_LKB[at], strict=True):
-        colour, line = _COLOURS.get(kind, _QUIET), _LINES.get(kind, "-")
+        colour, line = COLOURS.get(kind, QUIET), _LINES.get(kind, "-")
         share_B = 100 * counts_B / max(total, 1)
         ax.stairs(share_B, edges, fill=True, color=colour, alpha=0.15)
         ax.stairs(share_B, edges, color=colour, linestyle=line, linewidth=1.3, label=f"{kind} (n = {total:,})")

@@ -1,20 +1,15 @@
-"""Put the page together: one HTML file with style, script and data in it, which loads nothing.
+"""Put the page of a report together.
 
 The charts are drawn as SVG by a script of this project, 45 kB; plotly's smallest bundle with a 3D map has 1.8 MB.
 """
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from html import escape
-from importlib.resources import files
-from typing import Any
-
 from ...storage.derived.reductions import Reduction
 from ...storage.format import layout
 from ...storage.query.run import Run
 from . import sections, tables
+from .document import LayerSlider, asset, document
 from .histograms import histograms_of
 from .notes import general_notes
 from .numbers import numbers_of
@@ -23,9 +18,6 @@ from .payload import payload
 
 _STYLES = ("charts.css", "page.css")
 _SCRIPTS = ("base.js", "personas.js", "map.js", "spectrum.js", "charts.js", "app.js")
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""The page may load nothing: a browser refuses every request."""
 
 
 def write_report(run: Run, reduction: Reduction) -> str:
@@ -77,40 +69,12 @@ def render_page(origin: Origin, reduction: Reduction, layer: int | None = None) 
         tables.every_persona(reduction, numbers, origin, at),
         tables.provenance(origin),
     ]
-    return _document(
-        origin.model, "\n".join(body), payload(reduction, numbers, origin, histograms, at), len(numbers.layers)
+    data = payload(reduction, numbers, origin, histograms, at)
+    return document(
+        origin.model,
+        LayerSlider(data["layers"], data["start"]),
+        "\n".join(body),
+        data,
+        [asset(name) for name in _STYLES],
+        [asset(name) for name in _SCRIPTS],
     )
-
-
-def _document(model: str, body: str, data: dict[str, Any], num_layers: int) -> str:
-    start = data["start"]
-    slider = (
-        f"<input type='range' id='layer' min='0' max='{num_layers - 1}' step='1' value='{start}' "
-        f"{'disabled ' if num_layers == 1 else ''}aria-label='Layer'>"
-    )
-    style = "\n".join(_asset(name) for name in _STYLES)
-    script = "\n".join(_asset(name) for name in _SCRIPTS)
-    return (
-        "<!doctype html>\n<html lang='en' data-theme='light'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        "<meta name='viewport' content='width=device-width, initial-scale=1'><link rel='icon' href='data:,'>"
-        f"<title>Persona Atlas: {escape(model)}</title><style>{style}</style></head><body>\n"
-        f"<div class='bar'><div><label for='layer'>Layer</label>{slider}<output id='layer-now' for='layer'>layer "
-        f"{data['layers'][start]}</output><button type='button' id='theme'>Dark</button></div></div>\n"
-        f"<main><noscript><p class='note'>The charts need JavaScript; the tables do not.</p></noscript>\n{body}\n"
-        "<footer>Written by Persona Atlas. Method: Lu, Gallagher, Michala, Fish and Lindsey, The Assistant Axis, "
-        "arXiv 2601.10387.</footer></main>\n<div class='tip' id='tip' role='status' hidden></div>\n"
-        f"<script type='application/json' id='data'>{_json(data)}</script>\n"
-        f'<script>(() => {{\n"use strict";\n{script}\n}})();</script>\n</body></html>\n'
-    )
-
-
-def _json(data: dict[str, Any]) -> str:
-    """Encode data for a script element, in which no text can end the element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-@cache
-def _asset(name: str) -> str:
-    return (files(__name__.rpartition(".")[0]) / "assets" / name).read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from ...jobs.errors import AtlasError, EngineDied, TransientError
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.scheduling.worker_load import WorkRequest
+from ...jobs.work.edited_requests import under
 from ...jobs.work.unit_result import UnitResult
 from ...jobs.work.units import UnitAttempt
 from ...storage.arrays.unit_writer import write_unit_result
@@ -232,6 +233,7 @@ class WorkerLoop:
             attempt = self._inbox.popleft()
             if len(self._inbox) < prefetch:
                 self._request_work()
+        attempt = under(self._settings.intervention, attempt)
         under_way[attempt.row_block] = attempt
         return attempt
 
@@ -273,6 +275,7 @@ class WorkerLoop:
             mantissa_bits=self._settings.mantissa_bits,
             worker=self._name,
             engine=engine_label(self._settings),
+            is_edited=self._settings.intervention is not None,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...jobs.engines import Engine
+from ...jobs.interventions import Intervention
 from ...jobs.specs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
 from ...jobs.specs.store_spec import S3Access
 from ...workers.engine import EngineSettings
@@ -34,6 +35,7 @@ class WorkerSettings:
         canary: Which rollouts are compared with a plain forward pass.
         access: How requests to the store's bucket are made.
         engine_name: The engine that runs the model.
+        intervention: Edits under which every rollout is made; sent once, and not with every request. None for none.
     """
 
     engine: EngineSettings
@@ -52,6 +54,7 @@ class WorkerSettings:
     canary: CanarySpec = field(default_factory=CanarySpec)
     placement: Placement | None = None
     engine_name: Engine = "builtin"
+    intervention: Intervention | None = None
 
     def on_node(self, num_cpus: float, num_gpus: float) -> WorkerSettings:
         """Return the settings of a worker that was placed on a node.

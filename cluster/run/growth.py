@@ -21,7 +21,7 @@ from ...storage.format.additions import AdditionRecord
 from ...storage.format.planned_units import read_units
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location
-from ...storage.run.run_store import check_same_run, read_run_record
+from ...storage.run.run_store import check_same_run, other_edits, read_run_record
 from .changed_text import changed_text
 
 
@@ -157,6 +157,9 @@ class _OtherRunError(Exception):
 def _compared(plan: Plan, record: RunRecord, location: Location) -> tuple[Plan, Growth | None]:
     """Compare, from what takes a moment to what takes longer."""
     begun, url = record.spec, location.url
+    other = other_edits(record, plan)
+    if other is not None:
+        raise _OtherRunError("interventions", f"differ: the run at {url} {other}")
     obstacle = first_obstacle(begun, plan.spec)
     if obstacle is not None:
         field, was, now = obstacle

@@ -15,6 +15,7 @@ from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...jobs.sizing.estimate import estimate
 from ...storage.format.planned_units import encode_units
 from ...storage.format.records import Manifest, RunRecord
+from ...storage.format.stored_edits import stored_edits
 from ...storage.run.additions import add_to_run
 from ...storage.run.commits import commit_unit, committed_units, now_iso
 from ...storage.run.index_keeper import IndexKeeper, refresh_index
@@ -133,6 +134,7 @@ def _work_under_lease(
     reporter.set_phase("loading")
     # Takes seconds for a large plan, so it is done before workers are started and would wait.
     units = encode_units(job.plan.units if job.growth is None else job.growth.added.units)
+    interventions, edits = (None, None) if job.plan.edits is None else stored_edits(job.plan.edits)
     try:
 
         def while_starting() -> None:
@@ -150,11 +152,12 @@ def _work_under_lease(
             versions=_versions(backend.engine),
             created_at=now_iso(),
             engine=backend.engine,
+            interventions=interventions,
         )
         if skipped := job.plan.source.skipped:
             lines = [problem.as_dict() for problem in skipped]
             with_retries(lambda: write_skipped(job.location, lines), progress.say)
-        with_retries(lambda: begin_run(job.location, record, units), progress.say)
+        with_retries(lambda: begin_run(job.location, record, units, edits), progress.say)
         if job.growth is not None:
             record = _grow(job, job.growth, record, units, backend.engine, lease, progress)
         with_retries(lambda: reserve_rows(job.location, record, lease.row_blocks.stop), progress.say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ...analysis.intervening.section import EditedModel, resolve_section
 from ...jobs.engines import possible_engines, refuse_parallel_builtin
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
@@ -15,11 +16,12 @@ from ...jobs.sources.source import RequestSource
 from ...jobs.specs.endpoint_keys import refuse_key
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
+from ...jobs.work.run_edits import RunEdits
 from ...storage.format.layout import SKIPPED
 from ...storage.format.records import RunRecord
 from ...storage.locations.location import Location, open_location
 from ...storage.run.commits import committed_units
-from ...storage.run.run_store import read_run_record
+from ...storage.run.run_store import read_edits, read_run_record
 from ...workers.chat.template import read_chat_template, template_sha256
 from ...workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
@@ -67,6 +69,8 @@ def plan_job(
     source: RequestSource | None = None,
     record: RunRecord | None = None,
     chat_template: str | None = None,
+    edits: RunEdits | None = None,
+    recorded: RunEdits | None = None,
 ) -> tuple[Plan, Path]:
     """Plan a spec against the model and the catalog or conversations it names; the store is not read.
 
@@ -77,12 +81,15 @@ def plan_job(
         record: Record of the run in the store, whose units an earlier version may have sized, or whose model it
             may have identified, in another way; None for a new run.
         chat_template: Text of the chat template that the spec names; None reads it.
+        edits: What the spec's ``interventions`` were resolved to already; None resolves them.
+        recorded: The edits of the run in the store, which it keeps if their axis cannot be read any more; None for a
+            new run.
 
     Returns:
         The plan, and the directory with the model's files.
 
     Raises:
-        InputError: A persona, conversation, layer, model or file is wrong.
+        InputError: A persona, conversation, layer, model, intervention or file is wrong.
     """
     refuse_key(spec.generation)
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
@@ -95,11 +102,42 @@ def plan_job(
     template = chat_template or read_chat_template(spec.model)
     directory = find_model(spec.model, progress.say)
     facts = replace(facts_of_run(directory, record), chat_template_sha256=template_sha256(template))
-    plan = make_plan(spec, source, facts)
+    edits = edits or edits_for(spec, facts, progress, record, recorded)
+    plan = make_plan(spec, source, facts, edits=edits)
     if record is not None and not record.additions and plan.digest != record.plan_digest:
-        earlier = make_plan(spec, source, facts, sizes_bits=False)
+        earlier = make_plan(spec, source, facts, sizes_bits=False, edits=edits)
         plan = earlier if earlier.digest == record.plan_digest else plan
     return plan, directory
+
+
+def edits_for(
+    spec: JobSpec,
+    facts: ModelFacts,
+    progress: Progress,
+    record: RunRecord | None = None,
+    recorded: RunEdits | None = None,
+) -> RunEdits | None:
+    """Resolve the interventions of a spec; None where it has none.
+
+    Args:
+        spec: The job.
+        facts: Its model.
+        progress: Prints a line about an axis of another model, and one that cannot be read any more.
+        record: Record of the run in the store; None for a new run.
+        recorded: The edits of that run; None for a new run.
+
+    Raises:
+        InputError: An axis cannot be read, is of another model, or lacks what an entry asks for.
+    """
+    if spec.interventions is None:
+        return None
+    try:
+        return resolve_section(spec.interventions, EditedModel.of(spec.model.source, facts), spec.store, progress.say)
+    except InputError as error:
+        if record is None or recorded is None or record.spec.interventions != spec.interventions:
+            raise
+        progress.say(f"The run keeps the edits that it was begun with, since they cannot be resolved again: {error}")
+        return recorded
 
 
 def facts_of_run(directory: Path, record: RunRecord | None) -> ModelFacts:
@@ -177,7 +215,8 @@ def _sketch(spec: JobSpec, progress: Progress, record: RunRecord | None) -> Sket
     facts, facts_from = sketch_model(spec.model, progress.say)
     if record is not None and facts_from == "files":
         facts = facts_of_run(find_model(spec.model, progress.say), record)
-    plan = make_plan(spec, source, replace(facts, chat_template_sha256=template_sha256(template)))
+    edits = edits_for(spec, facts, progress, record)
+    plan = make_plan(spec, source, replace(facts, chat_template_sha256=template_sha256(template)), edits=edits)
     if facts_from != "files":
         return Sketch(plan, facts_from, None)
     directory = find_model(spec.model, progress.say)
@@ -191,6 +230,7 @@ def prepare_job(
     chat_template: str | None = None,
     *,
     grow: bool = False,
+    edits: RunEdits | None = None,
 ) -> Job:
     """Plan a spec and compare it with its store; nothing is written.
 
@@ -200,6 +240,7 @@ def prepare_job(
         source: Source of the requests; None opens the one that the spec names.
         chat_template: Text of the chat template that the spec names; None reads it.
         grow: Whether the job may add to the run in its store.
+        edits: What the spec's ``interventions`` were resolved to already; None resolves them.
 
     Raises:
         InputError: The spec is wrong or not supported yet, the store belongs to another run, or holds none to add to.
@@ -210,7 +251,8 @@ def prepare_job(
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     record = run_to_grow(location) if grow else read_run_record(location)
     template = chat_template or read_chat_template(spec.model)
-    plan, directory = plan_job(spec, progress, source, record, template)
+    recorded = None if record is None else read_edits(location, record)
+    plan, directory = plan_job(spec, progress, source, record, template, edits, recorded)
     growth: Growth | None = None
     if record is not None:
         plan, growth = fit_to_run(plan, record, location, grow=grow)

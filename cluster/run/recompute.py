@@ -30,6 +30,7 @@ from ...jobs.work.rollouts import ArrayName, Rollout
 from ...storage.locations.location import Location
 from ...storage.query.query import Query
 from ...storage.query.run import Run, run_at
+from ...storage.run.run_store import read_edits
 from ...storage.verification.recomputation import Deviation, Recomputation
 from ...storage.verification.verify import Verification, verify_run
 from ...workers.canary import LIMITS
@@ -105,6 +106,8 @@ class Recomputer:
         self._facts: ModelFacts = facts_of_run(self._directory, run.record)
         # The run has kept the text; the file that the spec names may be gone, or another by now.
         self._chat_template: str | None = run.record.rendering.get("chat_template")
+        edits = read_edits(run.location, run.record)
+        self._intervention = None if edits is None else edits.intervention
         if self._facts.fingerprint != run.record.model.fingerprint:
             raise InputError(
                 f"the model {self._model.source} is not the one that the run at {run.url} was made with: its files "
@@ -199,7 +202,7 @@ class Recomputer:
     ) -> Deviation:
         rollout = self._rollout(line)
         span = user_span(rollout)
-        captured = CapturedRollout(rollout, {}, {}, span)
+        captured = CapturedRollout(rollout, {}, {}, span, self._intervention)
         for hook_point, pooling in self._run.record.arrays:
             if not POOLINGS[pooling].has_value(rollout.num_content_tokens):
                 continue

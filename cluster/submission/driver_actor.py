@@ -162,7 +162,14 @@ class Driver:
 
     def _work_once(self) -> int:
         source = self._load_source()
-        job = prepare_job(self._job.spec, self._progress, source, self._job.chat_template, grow=self._job.grow)
+        job = prepare_job(
+            self._job.spec,
+            self._progress,
+            source,
+            self._job.chat_template,
+            grow=self._job.grow,
+            edits=self._job.run_edits,
+        )
         if job.growth is not None:
             self._progress.say(str(job.growth))
         self._progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are committed.")

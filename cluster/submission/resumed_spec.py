@@ -8,14 +8,16 @@ from ...jobs.errors import InputError
 from ...jobs.specs.endpoint_keys import from_store, refuse_key, with_receiver
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.store_spec import S3Access
+from ...jobs.work.run_edits import RunEdits
 from ...storage.query.run import open_run
+from ...storage.run.run_store import read_edits
 from .ray_cluster import RayJob
 
 
 def spec_of_store(
     url: str, endpoint_url: str | None, access: S3Access, receiver: str | None
-) -> tuple[JobSpec, str | None]:
-    """Return the spec of a run with all its additions, naming the store where it is now, and the run's chat template.
+) -> tuple[JobSpec, str | None, RunEdits | None]:
+    """Return the spec of a run with all its additions, naming the store where it is now, and what the run has kept.
 
     Args:
         url: Directory or URL of the store, which may have been moved or copied.
@@ -24,16 +26,17 @@ def spec_of_store(
         receiver: Server to which the user lets the spec send a key, see ``with_receiver``; None for none.
 
     Returns:
-        The spec, and the text of the chat template that it names, as the run has kept it; None if it names none.
+        The spec; the text of the chat template that it names, as the run has kept it; and the edits that its
+        interventions were resolved to. None if it names or has none.
 
     Raises:
         InputError: There is no run, or its spec sends a key without the user's word.
-        StoreError: The run's record is damaged.
+        StoreError: The run's record or the table of its edits is damaged.
     """
     run = open_run(url, endpoint_url, access)
     store = {"url": run.url, "endpoint_url": run.location.endpoint_url, **access.model_dump()}
     spec = _confirmed(run.record.spec, receiver).replaced(store=store)
-    return spec, run.record.rendering.get("chat_template")
+    return spec, run.record.rendering.get("chat_template"), read_edits(run.location, run.record)
 
 
 def spec_of_job(job: RayJob, receiver: str | None) -> JobSpec:

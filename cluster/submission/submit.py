@@ -7,6 +7,7 @@ import re
 import secrets
 import shlex
 import tempfile
+from base64 import b64encode
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +23,17 @@ from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
 from ...jobs.wording import count_of
+from ...jobs.work.run_edits import RunEdits
+from ...storage.format.stored_edits import stored_edits
 from ...storage.locations.location import open_location
 from ...storage.locations.s3_server import resolved_access
 from ...storage.run.lease import refuse_if_driven
-from ...storage.run.run_store import read_run_record
+from ...storage.run.run_store import read_edits, read_run_record
 from ...workers.chat.template import read_chat_template
+from ...workers.models.model_sketch import sketch_model
 from ..run.engine_choice import require_engine
 from ..run.growth import fit_to_run, run_to_grow
-from ..run.prepare import plan_job
+from ..run.prepare import edits_for, plan_job
 from ..run.progress import Progress
 from .ray_cluster import Cluster, ClusterInfo, metadata_of
 from .shipping import is_shipped_catalog, stage_code, stage_job
@@ -68,6 +72,7 @@ def submit_job(
     chat_template: str | None = None,
     *,
     grow: bool = False,
+    edits: RunEdits | None = None,
 ) -> str:
     """Submit a job.
 
@@ -78,6 +83,7 @@ def submit_job(
         progress: Prints what could not be checked on this machine.
         chat_template: Text of the chat template that the spec names; None reads its file, if it names one.
         grow: Whether the job may add to the run in its store.
+        edits: What the spec's ``interventions`` were resolved to already; None resolves them.
 
     Returns:
         The job's id.
@@ -90,7 +96,8 @@ def submit_job(
     refuse_key(spec.generation)
     spec = resolved(spec)
     template = chat_template or read_chat_template(spec.model)
-    plan, grows_from = _check_store(spec, template, progress, grow=grow)
+    checked = _check_store(spec, template, progress, edits, grow=grow)
+    plan = checked.plan
     info = cluster.info()
     refuse_cluster(info, spec, options)
     if not options.may_scale_up:
@@ -114,8 +121,9 @@ def submit_job(
         chat_template=template,
         driver_resource=options.driver_resource,
         grow=grow,
+        **_sent(checked.edits),
     )
-    _send(job, cluster, options, grows_from)
+    _send(job, cluster, options, checked.grows_from)
     return job.job_id
 
 
@@ -261,33 +269,67 @@ def _python(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _check_store(spec: JobSpec, template: str | None, progress: Progress, *, grow: bool) -> tuple[Plan | None, str]:
-    """Plan the job and compare the plan with the store's run.
+@dataclass(frozen=True)
+class _Checked:
+    """A job that was compared with its store.
 
-    Returns:
-        The plan, None when the model's files are not on this machine; and the digest of the plan of the run that the
-        job adds to, empty if it adds nothing.
+    Attributes:
+        plan: The plan; None when the model's files are not on this machine.
+        grows_from: Digest of the plan of the run that the job adds to; empty if it adds nothing.
+        edits: What its interventions were resolved to; None where it has none, or nothing is known of the model here.
     """
+
+    plan: Plan | None
+    grows_from: str
+    edits: RunEdits | None
+
+
+def _check_store(
+    spec: JobSpec, template: str | None, progress: Progress, edits: RunEdits | None, *, grow: bool
+) -> _Checked:
+    """Plan the job and compare the plan with the store's run."""
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     refuse_if_driven(location)
     record = run_to_grow(location) if grow else read_run_record(location)
+    recorded = None if record is None else read_edits(location, record)
     try:
-        plan, _ = plan_job(spec, progress, record=record, chat_template=template)
+        plan, _ = plan_job(spec, progress, record=record, chat_template=template, edits=edits, recorded=recorded)
     except InputError as error:
         # A model that is there and cannot be run is refused here; a library may be on the cluster only.
         if error.field not in ("model.source", "model.adapter") or error.code not in ("no_model", "no_package"):
             raise
         # The cluster may have the files; the driver plans again before it starts anything.
         progress.say(f"The model is not on this machine, so the plan is checked on the cluster only: {error.message}")
-        return None, record.plan_digest if record is not None and grow else ""
+        grows_from = record.plan_digest if record is not None and grow else ""
+        return _Checked(None, grows_from, edits or recorded or _edits_without_model(spec, progress))
     require_engine(plan)
     if record is None:
-        return plan, ""
+        return _Checked(plan, "", plan.edits)
     plan, growth = fit_to_run(plan, record, location, grow=grow)
     if growth is None:
-        return plan, ""
+        return _Checked(plan, "", plan.edits)
     progress.say(str(growth))
-    return plan, growth.grown_from
+    return _Checked(plan, growth.grown_from, plan.edits)
+
+
+def _edits_without_model(spec: JobSpec, progress: Progress) -> RunEdits | None:
+    """Resolve interventions by what a configuration or the table of known models says of the model."""
+    if spec.interventions is None:
+        return None
+    try:
+        facts, _ = sketch_model(spec.model, progress.say)
+    except InputError:
+        # It was said that the model is not here. The driver resolves them, if it finds the axis.
+        return None
+    return edits_for(spec, facts, progress)
+
+
+def _sent(edits: RunEdits | None) -> dict[str, Any]:
+    """Return the fields of a job's file that hold its edits."""
+    if edits is None:
+        return {}
+    stored, table = stored_edits(edits)
+    return {"interventions": stored, "edits": b64encode(table)}
 
 
 def _refuse_second_job(cluster: Cluster, spec: JobSpec) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Base64Bytes, BaseModel, ConfigDict
 
 from ...jobs.specs.spec import JobSpec
+from ...jobs.work.run_edits import RunEdits
+from ...storage.format.stored_edits import StoredEdits, edits_of
 
 JOB_FILE = "job.json"
 CATALOG_FOLDER = "catalog"
@@ -37,6 +39,9 @@ class SubmittedJob(BaseModel):
         chat_template: Text of the chat template that the spec names; None if it names none.
         driver_resource: Name of a Ray resource that the driver's node must have; empty: the head.
         grow: Whether the job may add to the run in its store.
+        interventions: What the spec's ``interventions`` were resolved to, so that the cluster needs no axis; None where
+            it has none, or where they could not be resolved on the machine that submits.
+        edits: The table of these edits, as a store has it; empty where there are none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +54,13 @@ class SubmittedJob(BaseModel):
     chat_template: str | None = None
     driver_resource: str = ""
     grow: bool = False
+    interventions: StoredEdits | None = None
+    edits: Base64Bytes = b""
+
+    @property
+    def run_edits(self) -> RunEdits | None:
+        """The edits that were sent with the job; None where none were."""
+        return None if self.interventions is None else edits_of(self.interventions, self.edits, JOB_FILE)
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder, which becomes the job's working directory."""

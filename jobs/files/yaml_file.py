@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
@@ -209,15 +209,23 @@ def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """List the fields of the nested model at a path, or of the last model that the path reaches."""
     current: Any = model
     for part in path:
-        info = current.model_fields.get(part) if isinstance(part, str) else None
-        if info is None:
+        if isinstance(part, int):
+            # An entry of a list; the field before has led to the model of its entries.
+            continue
+        info = current.model_fields.get(part)
+        nested = None if info is None else _model_in(info.annotation)
+        if nested is None:
             break
-        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            break
-        current = nested[0]
+        current = nested
     return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Find the model in a type such as ``Model``, ``Model | None`` or ``list[Model] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(part) for part in get_args(annotation))
+    return next((model for model in found if model is not None), None)
 
 
 def _line_of(text: str, path: Sequence[int | str]) -> int | None:

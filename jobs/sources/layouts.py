@@ -68,9 +68,9 @@ def require_answer(chat: Chat) -> None:
     """
     if not any(message.role == "assistant" for message in chat.messages):
         raise Refusal(
-            "has no message of the assistant, so there is nothing to capture without --prompts-only",
+            "has no message of the assistant, so there is nothing to read",
             chat.key,
-            "Add a response, or leave it out. Where no conversation has an answer, --prompts-only "
+            "Add a response, or leave it out. Where no conversation has an answer, extract --prompts-only "
             "(conversations.prompts_only: true) captures the prompts.",
         )
 

@@ -15,6 +15,7 @@ _MAY_GROW = ("names", "prompts", "questions", "samples")
 _REASONS = {
     "model": "All vectors of a run are of one model.",
     "capture": "All rows of a run have the same layers, hook points and poolings.",
+    "interventions": "All rollouts of a run are made under the same edits.",
     "store": "All rows of a run are stored with the same precision.",
     "sampling": "All responses of a run are sampled alike.",
     "generation": "All responses of a run are generated in the same way.",

@@ -13,13 +13,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..files.store_url import normal_store_url
 from ..files.text_files import read_text
 from ..files.user_paths import local_path
 from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
 from ..poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
+from .interventions_spec import InterventionSpec
 from .spec_parts import (
     CaptureSpec,
     ConversationsSpec,
@@ -43,6 +53,7 @@ class JobSpec(SpecSection):
         generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
         capture: Which activations are stored.
+        interventions: Edits of the residual stream while the model runs, applied in this order; None for none.
         placement: How the work is distributed.
         store: Where the run is stored.
         seed: Seed from which, with its address, the seed of every rollout is derived.
@@ -59,6 +70,7 @@ class JobSpec(SpecSection):
     generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
+    interventions: Annotated[list[InterventionSpec], Field(min_length=1)] | None = None
     placement: PlacementSpec = PlacementSpec()
     store: StoreSpec
     seed: Annotated[int, Field(ge=0, lt=2**63), NO_BOOLEAN] = 0
@@ -90,6 +102,26 @@ class JobSpec(SpecSection):
                 f"there is no response to pool; choose among {', '.join(prompt_poolings())}"
             )
         return capture
+
+    @field_validator("interventions")
+    @classmethod
+    def _by_the_model_that_answers(cls, interventions: Any, info: ValidationInfo) -> Any:
+        if interventions is not None and info.data.get("generation") is not None:
+            raise ValueError(
+                "a server would generate the responses without them, and they would be read with them; leave "
+                "generation out, or capture texts that exist with conversations"
+            )
+        return interventions
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A spec without interventions has the bytes that it had before there were any.
+        fields = write(self)
+        if self.interventions is None:
+            fields.pop("interventions", None)
+        if not self.capture.before_intervention and "capture" in fields:
+            fields["capture"].pop("before_intervention", None)
+        return fields
 
     @model_validator(mode="after")
     def _is_consistent(self) -> JobSpec:
@@ -142,10 +174,11 @@ class JobSpec(SpecSection):
         del keep["model"]["chat_template"]
         if not self.capture.keeps_tokens:
             del keep["capture"]["token_layers"]
-        if not self.capture.before_intervention:
-            del keep["capture"]["before_intervention"]
         if self.model.adapter is None:
             del keep["model"]["adapter"]
+        # What the entries resolve to counts, and not how they are written; the plan's digest covers that.
+        if self.interventions is not None:
+            keep["interventions"] = True
         # The texts count and not the path they were read from; the plan's digest covers the texts.
         if self.conversations is not None:
             # A key of its own beside ``conversations``, which is true in runs from before the field existed.

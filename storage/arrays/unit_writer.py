@@ -17,8 +17,10 @@ from ...jobs.work.rollouts import Rollout
 from ...jobs.work.unit_result import UnitResult
 from ...jobs.work.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
-from ..format.records import Manifest, ServedUnit, StoredObject, StoredShard
-from ..format.rollout_tables import rollout_table, to_parquet
+from ..format.parquet import to_parquet
+from ..format.records import Manifest, StoredObject, StoredShard
+from ..format.rollout_tables import rollout_table
+from ..format.unit_records import EditedUnit, ServedUnit
 from ..locations.location import Location
 from .codec import encode_shard
 
@@ -32,6 +34,7 @@ def write_unit_result(
     worker: str,
     tokens_per_block: int = 0,
     engine: str = "builtin",
+    is_edited: bool = False,
 ) -> Manifest:
     """Write the objects of a finished unit.
 
@@ -43,6 +46,7 @@ def write_unit_result(
         worker: Name of the worker, for people.
         tokens_per_block: Rows per shard of the ``tokens`` array; 0 in a run without one.
         engine: The engine that captured, and its version; see ``Manifest``.
+        is_edited: Whether the run has interventions, so that what they did is written too.
 
     Returns:
         The manifest of the objects, which the driver commits.
@@ -60,7 +64,7 @@ def write_unit_result(
     if result.canary and not np.isfinite([*result.canary.relative_error_L, *result.canary.cosine_L]).all():
         raise UnitError("the canary's values are not finite.", code="canary")
     texts_path = layout.rollouts_path(unit_id, attempt.row_block)
-    data = to_parquet(rollout_table(unit_id, rollouts, attempt.row_block * rows_per_block))
+    data = to_parquet(rollout_table(unit_id, rollouts, attempt.row_block * rows_per_block, is_edited=is_edited))
     texts = StoredObject.of(texts_path, data)
     location.write(texts_path, data)
     shards: list[StoredShard] = []
@@ -91,6 +95,7 @@ def write_unit_result(
         served=_served(rollouts),
         canary_rule=result.canary_rule,
         engine=engine,
+        edited=_edited(rollouts) if is_edited else None,
     )
 
 
@@ -100,6 +105,20 @@ def _served(rollouts: Sequence[Rollout]) -> ServedUnit | None:
         return None
     left_out = sorted({name for answer in answers for name in answer.fields_left_out})
     return ServedUnit(tokens=tuple(answer.tokens for answer in answers), fields_left_out=tuple(left_out))
+
+
+def _edited(rollouts: Sequence[Rollout]) -> EditedUnit | None:
+    """Summarise what was done to each rollout; None where an engine recorded nothing."""
+    recorded = [rollout.edits for rollout in rollouts if rollout.edits is not None]
+    if len(recorded) < len(rollouts):
+        return None
+    changed = [sum(edit.num_changed for edit in edits) for edits in recorded]
+    tokens = [sum(edit.num_tokens for edit in edits) for edits in recorded]
+    lengths = [sum(edit.num_changed * edit.mean_correction for edit in edits) for edits in recorded]
+    return EditedUnit(
+        shares=tuple(some / every if every else 0.0 for some, every in zip(changed, tokens, strict=True)),
+        corrections=tuple(length / some if some else 0.0 for length, some in zip(lengths, changed, strict=True)),
+    )
 
 
 def _check_finite(result: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:

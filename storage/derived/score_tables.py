@@ -16,7 +16,7 @@ from ...jobs.files.text_files import read_text
 from ...jobs.judging.outcomes import SCALES
 from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.personas import Kind
-from ..format.rollout_tables import from_parquet
+from ..format.parquet import from_parquet
 from .given_scores import GivenScore, ScorePlace, given_score
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")

@@ -17,7 +17,7 @@ from ...jobs.errors import InputError, StoreError, closest
 from ...jobs.judging.outcomes import Outcome
 from ..format import layout
 from ..format.judge_record import JudgeRecord, parse_judge_record
-from ..format.rollout_tables import from_parquet, to_parquet
+from ..format.parquet import from_parquet, to_parquet
 from ..locations.location import Location
 
 SCORE_SCHEMA = pa.schema([("row", pa.int64()), ("score", pa.float32())])

@@ -3,6 +3,7 @@
 run.json                             spec, model, shapes; written once, and marked when the run first grows
 units-<sha256>.parquet               every planned unit, or those of an addition; written once, before the record
 additions/<number>.json              what was added to the run: its spec and its units; written once
+interventions-<sha256>.parquet       edits of the residual stream of all rollouts, with their vectors; only if any
 skipped.jsonl                        what was left out of the input because it cannot be read; only if there was any
 drivers/<generation>.json            a driver's lease: may it commit, and which row blocks may it assign
 status/<generation>.json             that driver's last status, for people
@@ -37,6 +38,13 @@ GROWN_LAYOUT_VERSION = 3
 """That of a run with additions. Versions that know nothing of additions refuse it instead of taking added units for
 strangers; runs that never grew keep ``LAYOUT_VERSION``, which those versions read."""
 
+EDITED_LAYOUT_VERSION = 4
+"""That of a run with interventions, whether it has grown or not. Versions that know nothing of interventions refuse it;
+they would recompute and continue it without them."""
+
+LAYOUT_VERSIONS = (LAYOUT_VERSION, GROWN_LAYOUT_VERSION, EDITED_LAYOUT_VERSION)
+"""Those that this version reads."""
+
 RUN_RECORD = "run.json"
 VECTORS_RECORD = "vectors.json"
 CAPPING_CONFIG = "capping_config.pt"
@@ -63,6 +71,11 @@ REPORT = "report.html"
 def units_path(sha256: str) -> str:
     """Path of the list of planned units. It contains the list's checksum, so that no other list overwrites it."""
     return f"units-{sha256[:16]}.parquet"
+
+
+def edits_path(sha256: str) -> str:
+    """Path of the table of a run's interventions. It contains the table's checksum, as that of the units does."""
+    return f"interventions-{sha256[:16]}.parquet"
 
 
 def addition_path(number: int) -> str:

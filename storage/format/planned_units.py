@@ -12,8 +12,8 @@ from ...jobs.errors import StoreError
 from ...jobs.work.units import WorkUnit
 from ..locations.location import Location
 from . import layout
+from .parquet import from_parquet, to_parquet
 from .records import RunRecord
-from .rollout_tables import from_parquet, to_parquet
 from .stored_units import UnitField, stored_unit
 
 UNIT_SCHEMA = pa.schema(

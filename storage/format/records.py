@@ -23,11 +23,20 @@ from ...jobs.plan import Plan
 from ...jobs.specs.endpoint_keys import from_store
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import CanarySpec
-from ...jobs.work.rollouts import Canary, FinishReason, ServedTokens
+from ...jobs.work.rollouts import Canary, FinishReason
 from .additions import AdditionRecord
-from .layout import COMMITS, GROWN_LAYOUT_VERSION, LAYOUT_VERSION, RUN_RECORD, VECTORS_RECORD
+from .layout import (
+    COMMITS,
+    EDITED_LAYOUT_VERSION,
+    LAYOUT_VERSION,
+    LAYOUT_VERSIONS,
+    RUN_RECORD,
+    VECTORS_RECORD,
+)
 from .sealed import Record, Sealed
+from .stored_edits import StoredEdits
 from .stored_units import UnitField
+from .unit_records import EditedUnit, ServedUnit
 
 BUILTIN_ENGINE: Engine = "builtin"
 """The engine of every record that names none."""
@@ -54,6 +63,8 @@ class RunRecord(Sealed):
         created_at: ISO 8601, in UTC.
         engine: The engine of the first start: ``builtin``, which is not stored, or ``vllm``. A later start may have
             another one; the commit record of each unit names its own.
+        interventions: Edits of the residual stream under which every rollout was made; None, which is not stored, for
+            none.
     """
 
     layout_version: int
@@ -72,14 +83,18 @@ class RunRecord(Sealed):
     tokens_per_block: int = 0
     passes: str = ""
     engine: Engine = BUILTIN_ENGINE
+    interventions: StoredEdits | None = None
     _additions: tuple[AdditionRecord, ...] = PrivateAttr(default=())
 
     @model_serializer(mode="wrap")
-    def _without_the_usual_engine(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records of runs of the built-in engine have the bytes that they had before the field existed.
+    def _without_what_is_usual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records of runs of the built-in engine, and of those without interventions, have the bytes that they had
+        # before these fields existed.
         fields = write(self)
         if self.engine == BUILTIN_ENGINE:
             del fields["engine"]
+        if self.interventions is None:
+            del fields["interventions"]
         return fields
 
     @classmethod
@@ -93,10 +108,11 @@ class RunRecord(Sealed):
         created_at: str,
         passes: str = "",
         engine: Engine = BUILTIN_ENGINE,
+        interventions: StoredEdits | None = None,
     ) -> RunRecord:
-        """Make the sealed record of a plan."""
+        """Make the sealed record of a plan; ``interventions`` describes the plan's edits."""
         return cls.sealed(
-            layout_version=LAYOUT_VERSION,
+            layout_version=LAYOUT_VERSION if interventions is None else EDITED_LAYOUT_VERSION,
             plan_digest=plan.digest,
             spec=plan.spec,
             model=plan.facts,
@@ -112,6 +128,7 @@ class RunRecord(Sealed):
             tokens_per_block=plan.tokens_per_block,
             passes=passes,
             engine=engine,
+            interventions=interventions,
         )
 
     def grown(self, additions: Sequence[AdditionRecord]) -> RunRecord:
@@ -163,6 +180,11 @@ class RunRecord(Sealed):
         return self.spec.generation is not None
 
     @property
+    def is_edited(self) -> bool:
+        """Whether every rollout was made under interventions."""
+        return self.interventions is not None
+
+    @property
     def arrays(self) -> list[tuple[str, str]]:
         """Hook point and pooling of every activation array."""
         capture = self.spec.capture
@@ -203,18 +225,6 @@ class StoredShard(StoredObject):
     chunk_bytes: tuple[int, ...]
 
 
-class ServedUnit(Record):
-    """How a server answered the requests of a unit.
-
-    Attributes:
-        tokens: For each rollout, how its token ids compare with those that the server sampled; see ``ServedTokens``.
-        fields_left_out: Fields of the requests that the server did not take, so that its own defaults apply.
-    """
-
-    tokens: tuple[ServedTokens, ...]
-    fields_left_out: tuple[str, ...] = ()
-
-
 class Manifest(Record):
     """The objects that one attempt wrote. Sent from worker to driver instead of the arrays themselves.
 
@@ -237,6 +247,7 @@ class Manifest(Record):
             units whose longest response was compared.
         served: How the server that generated the responses answered; None, and not stored, where no server did.
         engine: The engine that captured: ``builtin``, which is not stored, or ``vllm`` and its version.
+        edited: What the run's interventions did; None, and not stored, in a run without any.
     """
 
     unit: UnitField
@@ -253,22 +264,26 @@ class Manifest(Record):
     canary_rule: CanarySpec | None = None
     served: ServedUnit | None = None
     engine: str = BUILTIN_ENGINE
+    edited: EditedUnit | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_usual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records of units that no server generated and the built-in engine captured have the bytes that they had before
-        # these fields existed.
+        # Records of units that no server generated, that the built-in engine captured and that nothing edited have the
+        # bytes that they had before these fields existed.
         fields = write(self)
         if self.served is None:
             del fields["served"]
         if self.engine == BUILTIN_ENGINE:
             del fields["engine"]
+        if self.edited is None:
+            del fields["edited"]
         return fields
 
     @model_validator(mode="after")
     def _has_a_line_for_every_rollout(self) -> Manifest:
         lengths = {len(self.prompt_tokens), len(self.content_tokens), len(self.finish_reasons)}
         lengths |= {len(self.served.tokens)} if self.served is not None else set()
+        lengths |= {len(self.edited.shares), len(self.edited.corrections)} if self.edited is not None else set()
         if lengths != {self.unit.num_rollouts}:
             raise ValueError(f"{self.unit.unit_id} has {self.unit.num_rollouts} rollouts, not {sorted(lengths)}")
         return self
@@ -332,12 +347,11 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
         StoreError: The bytes are not such a record, its seal does not match, or the store has another layout version.
     """
     version = _layout_version(data) if url.endswith((RUN_RECORD, VECTORS_RECORD)) else None
-    known = (LAYOUT_VERSION, GROWN_LAYOUT_VERSION)
-    if version is not None and version not in known:
-        is_newer = version > max(known)
+    if version is not None and version not in LAYOUT_VERSIONS:
+        is_newer = version > max(LAYOUT_VERSIONS)
         raise StoreError(
-            f"the store has layout version {version}; this Persona Atlas reads {LAYOUT_VERSION} and "
-            f"{GROWN_LAYOUT_VERSION}.",
+            f"the store has layout version {version}; this Persona Atlas reads "
+            f"{', '.join(map(str, LAYOUT_VERSIONS[:-1]))} and {LAYOUT_VERSIONS[-1]}.",
             code="newer_layout" if is_newer else "older_layout",
             file=url,
             hint="Upgrade persona-atlas." if is_newer else "Read it with the version that wrote it, or run it again.",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...jobs.work.rollouts import Rollout
 from ..locations.location import Location
+from .parquet import from_parquet
 from .records import Manifest
 
 INDEX_SCHEMA = pa.schema(
@@ -51,27 +50,41 @@ _OF_CONVERSATIONS = [("conversation_index", pa.int32()), ("turn_index", pa.int32
 _SERVED = [("served_tokens", pa.string())]
 """The column that only the index of runs has whose responses a server generated; null in units without the record."""
 
+_EDITED = [("edited_share", pa.float32()), ("mean_correction", pa.float32())]
+"""Columns that only the index of runs with interventions has, over tokens and edited layers: the share that was
+changed, and the mean length of the change there, in units of the residual stream; null where nothing was recorded."""
+
+_EDITS = [
+    ("edit_layers", pa.list_(pa.int32())),
+    ("edit_tokens", pa.list_(pa.int32())),
+    ("edit_changed", pa.list_(pa.int32())),
+    ("edit_correction", pa.list_(pa.float32())),
+]
+"""Columns that only the tables of such runs have, a number for each edited layer: the layer, the tokens on which its
+edits act, how many of these were changed, and the mean length of the change over the changed ones."""
+
 ADDRESS_ORDER = [
     (name, "ascending") for name in ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index")
 ]
 """Sort order of rollouts in results; within one conversation they are sorted by turn as well."""
 
 
-def index_schema(*, of_conversations: bool, is_served: bool = False) -> pa.Schema:
+def index_schema(*, of_conversations: bool, is_served: bool = False, is_edited: bool = False) -> pa.Schema:
     """Return the schema of a run's index.
 
     Args:
         of_conversations: Whether the run is one of given conversations.
         is_served: Whether a server generated the responses.
+        is_edited: Whether the run has interventions.
     """
-    return pa.schema([*INDEX_SCHEMA, *(_OF_CONVERSATIONS if of_conversations else []), *(_SERVED if is_served else [])])
+    given, served = _OF_CONVERSATIONS if of_conversations else [], _SERVED if is_served else []
+    return pa.schema([*INDEX_SCHEMA, *given, *served, *(_EDITED if is_edited else [])])
 
 
-def rollout_schema(*, of_conversations: bool) -> pa.Schema:
-    """Return the schema of a unit's table of rollouts."""
-    return (
-        pa.schema([*ROLLOUT_SCHEMA, *_OF_CONVERSATIONS, ("extra", pa.string())]) if of_conversations else ROLLOUT_SCHEMA
-    )
+def rollout_schema(*, of_conversations: bool, is_edited: bool = False) -> pa.Schema:
+    """Return the schema of a unit's table of rollouts; arguments as for ``index_schema``."""
+    given = [*_OF_CONVERSATIONS, ("extra", pa.string())] if of_conversations else []
+    return pa.schema([*ROLLOUT_SCHEMA, *given, *(_EDITS if is_edited else [])])
 
 
 def in_address_order(table: pa.Table) -> pa.Table:
@@ -121,13 +134,14 @@ def _address_keys(table: pa.Table) -> np.ndarray | None:
     return keys
 
 
-def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> pa.Table:
+def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int, *, is_edited: bool = False) -> pa.Table:
     """Make a unit's table, one line per rollout.
 
     Args:
         unit_id: Id of the unit.
         rollouts: Its rollouts in row order.
         first_row: First row of the attempt's row block.
+        is_edited: Whether the run has interventions.
     """
     lines = [
         {
@@ -152,15 +166,34 @@ def rollout_table(unit_id: str, rollouts: Sequence[Rollout], first_row: int) -> 
             "conversation_index": rollout.conversation_index,
             "turn_index": rollout.address.turn_index,
             "extra": rollout.extra,
+            **_edits_of(rollout),
         }
         for position, rollout in enumerate(rollouts)
     ]
     of_conversations = any(rollout.conversation_index is not None for rollout in rollouts)
-    return pa.Table.from_pylist(lines, schema=rollout_schema(of_conversations=of_conversations))
+    schema = rollout_schema(of_conversations=of_conversations, is_edited=is_edited)
+    return pa.Table.from_pylist(lines, schema=schema)
+
+
+def _edits_of(rollout: Rollout) -> dict[str, list[Any]]:
+    """Return the columns of what was done to a rollout; none where nothing was recorded."""
+    if rollout.edits is None:
+        return {}
+    return {
+        "edit_layers": [edit.layer for edit in rollout.edits],
+        "edit_tokens": [edit.num_tokens for edit in rollout.edits],
+        "edit_changed": [edit.num_changed for edit in rollout.edits],
+        "edit_correction": [edit.mean_correction for edit in rollout.edits],
+    }
 
 
 def index_table(
-    manifests: Iterable[Manifest], rows_per_block: int, *, of_conversations: bool = False, is_served: bool = False
+    manifests: Iterable[Manifest],
+    rows_per_block: int,
+    *,
+    of_conversations: bool = False,
+    is_served: bool = False,
+    is_edited: bool = False,
 ) -> pa.Table:
     """Make the index lines of committed units.
 
@@ -169,11 +202,12 @@ def index_table(
         rows_per_block: Rows per shard of the pooled arrays.
         of_conversations: Whether the run is one of given conversations.
         is_served: Whether a server generated the responses.
+        is_edited: Whether the run has interventions.
 
     Returns:
         A table of ``index_schema``, unit by unit in the order of ``manifests``.
     """
-    schema = index_schema(of_conversations=of_conversations, is_served=is_served)
+    schema = index_schema(of_conversations=of_conversations, is_served=is_served, is_edited=is_edited)
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for manifest in manifests:
         unit = manifest.unit
@@ -194,6 +228,10 @@ def index_table(
             columns["turn_index"].extend(unit.turn_indices or [None] * count)
         if is_served:
             columns["served_tokens"].extend(manifest.served.tokens if manifest.served else [None] * count)
+        if is_edited:
+            edited = manifest.edited
+            columns["edited_share"].extend(edited.shares if edited else [None] * count)
+            columns["mean_correction"].extend(edited.corrections if edited else [None] * count)
         first = manifest.row_block * rows_per_block
         columns["row"].extend(range(first, first + count))
         columns["num_prompt_tokens"].extend(manifest.prompt_tokens)
@@ -201,13 +239,6 @@ def index_table(
         columns["finish_reason"].extend(manifest.finish_reasons)
         columns["has_vector"].extend(tokens > 0 for tokens in manifest.content_tokens)
     return pa.table(columns, schema=schema)
-
-
-def to_parquet(table: pa.Table) -> bytes:
-    """Encode a table as a Parquet file with zstd and a CRC per page."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
 
 
 def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table | None:
@@ -227,12 +258,3 @@ def read_parquet(location: Location, path: str, schema: pa.Schema) -> pa.Table |
         return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
-
-
-def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Decode a Parquet file and check its page CRCs; all columns when ``columns`` is None."""
-    wanted = list(columns) if columns is not None else None
-    # In the calling thread alone. Arrow's own threads drop their last reference to the bytes some time after the read;
-    # if the interpreter is shutting down by then, they may not take the GIL and the process aborts with status 134.
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
-    return file.read(columns=wanted, use_threads=False)

@@ -140,6 +140,24 @@ class Run:
         counts = self.index["served_tokens"].drop_null().value_counts().to_pylist()
         return {count["values"]: count["counts"] for count in sorted(counts, key=lambda count: count["values"])}
 
+    @property
+    def edited(self) -> dict[str, float]:
+        """What the run's interventions did to its committed rollouts, over tokens and edited layers.
+
+        Returns:
+            ``share``: mean over the rollouts of the share that was changed; ``correction``: mean length of the change
+            over the rollouts with any, in units of the residual stream. Empty without interventions, or where nothing
+            was recorded.
+        """
+        if not self.record.is_edited:
+            return {}
+        shares = self.index["edited_share"].drop_null().to_numpy()
+        corrections = self.index["mean_correction"].drop_null().to_numpy()
+        if not len(shares):
+            return {}
+        changed = corrections[shares > 0]
+        return {"share": float(shares.mean()), "correction": float(changed.mean()) if len(changed) else 0.0}
+
     def query(
         self,
         *,
@@ -211,7 +229,7 @@ class Run:
         """
         chosen = self._select(filters)
         units = chosen["unit_id"].unique().to_pylist()
-        schema = rollout_schema(of_conversations=self.record.of_conversations)
+        schema = rollout_schema(of_conversations=self.record.of_conversations, is_edited=self.record.is_edited)
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             commits = read_commits(self.location, units)
             tables = list(pool.map(lambda commit: read_rollouts(self.location, commit), commits))

@@ -28,7 +28,7 @@ def with_additions(location: Location, record: RunRecord) -> RunRecord:
     Raises:
         StoreError: An addition is damaged, missing, or of another run.
     """
-    if record.layout_version != layout.GROWN_LAYOUT_VERSION:
+    if record.layout_version == layout.LAYOUT_VERSION:
         return record
     found: list[AdditionRecord] = []
     before = record.plan_digest
@@ -106,7 +106,7 @@ def _mark(location: Location) -> None:
         raise StoreError("the run's record was deleted.", code="bad_record", file=f"{location.url}/{layout.RUN_RECORD}")
     # Parsed, so that only a record that is whole is written again.
     record = parse_record(RunRecord, data, f"{location.url}/{layout.RUN_RECORD}")
-    if record.layout_version == layout.GROWN_LAYOUT_VERSION:
+    if record.layout_version != layout.LAYOUT_VERSION:
         return
     body = json.loads(data) | {"layout_version": layout.GROWN_LAYOUT_VERSION}
     del body["seal"]

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from ...jobs.errors import StoreError
 from ..format import layout
+from ..format.parquet import to_parquet
 from ..format.records import CommitRecord, Manifest
-from ..format.rollout_tables import read_parquet, to_parquet
+from ..format.rollout_tables import read_parquet
 from ..locations.location import Location
 from .commits import read_commits
 

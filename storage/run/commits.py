@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from ...jobs.errors import StoreError, UnitError
 from ..format import layout
+from ..format.parquet import from_parquet
 from ..format.records import CommitRecord, Manifest, parse_record
-from ..format.rollout_tables import from_parquet
 from ..locations.location import Location
 from .lease import HeldLease
 from .run_store import refuse_vectors_only

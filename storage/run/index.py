@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 
 from ...jobs.errors import StoreError
 from ..format import layout
+from ..format.parquet import to_parquet
 from ..format.planned_units import read_unit_ids
 from ..format.records import CommitRecord, RunRecord
-from ..format.rollout_tables import index_schema, index_table, merged_in_address_order, read_parquet, to_parquet
+from ..format.rollout_tables import index_schema, index_table, merged_in_address_order, read_parquet
 from ..locations.location import Location
 from .commits import committed_among, committed_units, read_commits
 from .lease import live_driver
@@ -148,6 +149,7 @@ def index_lines(record: RunRecord, commits: Iterable[CommitRecord]) -> pa.Table:
         record.rows_per_block,
         of_conversations=record.of_conversations,
         is_served=record.is_served,
+        is_edited=record.is_edited,
     )
 
 
@@ -169,7 +171,9 @@ def read_stored_index(location: Location, record: RunRecord) -> pa.Table:
 
     One that was written before an addition is behind, and no more than that.
     """
-    schema = index_schema(of_conversations=record.of_conversations, is_served=record.is_served)
+    schema = index_schema(
+        of_conversations=record.of_conversations, is_served=record.is_served, is_edited=record.is_edited
+    )
     table = read_parquet(location, layout.INDEX, schema)
     metadata = (table.schema.metadata or {}) if table is not None else {}
     if table is None or metadata.get(_PLAN, b"").decode(errors="replace") not in record.plan_digests:

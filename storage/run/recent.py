@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from ...jobs.errors import StoreError
 from ..format import layout
+from ..format.parquet import to_parquet
 from ..format.records import CommitRecord, RunRecord, parse_record
-from ..format.rollout_tables import read_parquet, to_parquet
+from ..format.rollout_tables import read_parquet
 from ..locations.location import Location
 from .lease import newest_generation
 

@@ -14,10 +14,12 @@ from ...jobs.errors import InputError, StoreError
 from ...jobs.files.store_url import is_s3, normal_store_url
 from ...jobs.plan import Plan
 from ...jobs.specs.differences import first_difference
+from ...jobs.work.run_edits import RunEdits
 from ..arrays.codec import create_array
 from ..arrays.geometry import geometry_of
 from ..format import layout
 from ..format.records import RunRecord, parse_record
+from ..format.stored_edits import edits_of
 from ..locations.location import Location
 from .additions import grown_meanwhile, with_additions
 
@@ -120,7 +122,11 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
         return
     hint = "Give this job its own store.url, or restore the spec."
     difference = first_difference(record.spec, plan.spec)
-    if difference:
+    other = other_edits(record, plan)
+    if other is not None and (difference is None or difference[0] == "interventions"):
+        field = "interventions"
+        message = f"the run at {url} {other}"
+    elif difference:
         field, was, now = difference
         message = f"the run at {url} was begun with {json.dumps(was)}, the spec says {json.dumps(now)}."
     elif record.model.fingerprint != plan.facts.fingerprint:
@@ -139,13 +145,49 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
     raise InputError(message, code="other_run", field=field, hint=hint)
 
 
-def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
-    """Create a run unless it exists: write its list of units, then its record. The caller holds the lease.
+def other_edits(record: RunRecord, plan: Plan) -> str | None:
+    """Say how the edits of a run differ from those of a plan, as a predicate of the run; None where they do not.
+
+    Args:
+        record: The run's record.
+        plan: The plan of another start.
+    """
+    was, now = record.interventions, plan.edits
+    if (was and was.digest) == (now and now.digest):
+        return None
+    if was is None or now is None:
+        return f"was begun {'with' if was else 'without'} interventions, and the spec has {'some' if now else 'none'}."
+    reductions = sorted({entry.reduction for entry in was.entries if entry.reduction})
+    is_other = bool(reductions) and reductions != sorted({entry.reduction for entry in now.entries if entry.reduction})
+    since = f" Its axis is that of reduction {', '.join(reductions)}: name it as reduction." if is_other else ""
+    return (
+        f"was begun with other edits than those that the spec resolves to now: {'; '.join(now.lines)}. Another axis, "
+        f"floor or strength is another run.{since}"
+    )
+
+
+def read_edits(location: Location, record: RunRecord) -> RunEdits | None:
+    """Read the edits of a run, as they were resolved when it was begun; None for a run without interventions.
+
+    Args:
+        location: The run's store.
+        record: The run's record.
+
+    Raises:
+        StoreError: Their table is missing or damaged.
+    """
+    stored = record.interventions
+    return None if stored is None else edits_of(stored, location.read(stored.path), location.url)
+
+
+def begin_run(location: Location, record: RunRecord, units: bytes, edits: bytes | None = None) -> None:
+    """Create a run unless it exists: write its lists of units and edits, then its record. The caller holds the lease.
 
     Args:
         location: The run's store.
         record: The run's record.
         units: The encoded list of planned units, as ``encode_units`` returns it.
+        edits: The encoded table of its edits, as ``stored_edits`` returns it; None for a run without interventions.
 
     Raises:
         InputError: Another run was created here in the meantime, or this one has grown.
@@ -153,6 +195,8 @@ def begin_run(location: Location, record: RunRecord, units: bytes) -> None:
     if location.read(layout.RUN_RECORD) is None:
         # The list first, so that a run that has a record always has its list too.
         location.write(layout.units_path(record.units_sha256), units)
+        if record.interventions is not None and edits is not None:
+            location.write(record.interventions.path, edits)
         if location.create(layout.RUN_RECORD, record.to_bytes()):
             return
     stored = read_run_record(location)

@@ -75,7 +75,7 @@ def _is_of_store(path: str) -> bool:
 
 
 def _is_plan(path: str) -> bool:
-    return path.startswith("units-") and path.endswith(".parquet")
+    return path.startswith(("units-", "interventions-")) and path.endswith(".parquet")
 
 
 def _is_of_vectors(path: str, current: tuple[str, ...]) -> bool:

@@ -27,6 +27,7 @@ from ..format.judge_record import parse_judge_record
 from ..format.planned_units import read_units
 from ..format.records import CommitRecord, RunRecord
 from ..format.rollout_tables import in_address_order
+from ..format.stored_edits import edits_of
 from ..locations.location import Location
 from ..run.chunk_index import chunk_table, read_chunks
 from ..run.commits import committed_units
@@ -151,6 +152,7 @@ def verify_run(
     found.problems += shared_row_blocks(commits)
     found.problems += _arrays(location, record, commits)
     found.problems += _index(stored, record, commits, committed=set(names), planned=planned)
+    found.problems += _edits(location, record)
     found.problems += _reduction(location)
     found.problems += _scores(location)
     garbage = find_garbage(location, [commit.manifest for commit in commits])
@@ -286,6 +288,19 @@ def _index(
         yield Problem(
             "lag", "stale_index", layout.CHUNKS, f"it lacks {lacking} units; readers read their commit records."
         )
+
+
+def _edits(location: Location, record: RunRecord) -> Iterator[Problem]:
+    """Check the table of a run's interventions, without which nobody can tell how its responses were made."""
+    stored = record.interventions
+    if stored is None:
+        return
+    try:
+        if edits_of(stored, location.read(stored.path), location.url).digest != stored.digest:
+            message = "the table does not have the edits of the run's record."
+            yield Problem("damage", "other_edits", stored.path, message)
+    except StoreError as error:
+        yield Problem("damage", error.code, stored.path, error.message)
 
 
 def _reduction(location: Location) -> Iterator[Problem]:

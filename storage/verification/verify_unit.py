@@ -21,8 +21,9 @@ from ...jobs.work.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
 from ..format import layout
+from ..format.parquet import from_parquet
 from ..format.records import CommitRecord, Manifest, RunRecord, StoredObject, StoredShard
-from ..format.rollout_tables import from_parquet, index_table, rollout_schema
+from ..format.rollout_tables import index_table, rollout_schema
 from ..locations.location import Location
 from ..run.commits import read_commit
 
@@ -184,7 +185,7 @@ class UnitCheck:
             yield f"it is no Parquet file: {error}."
             return
         of_conversations = self._record.of_conversations
-        columns = rollout_schema(of_conversations=of_conversations).names
+        columns = rollout_schema(of_conversations=of_conversations, is_edited=self._record.is_edited).names
         if table.schema.names != columns or table.num_rows != manifest.num_rows:
             yield "it is not the table of this unit's rollouts."
             return

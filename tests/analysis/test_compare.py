@@ -97,6 +97,21 @@ def test_the_role_that_moved_is_named_and_a_turned_axis_is_measured():
     assert found.at.projection_correlation == pytest.approx(1, abs=1e-4)
 
 
+def test_what_moved_along_the_axis_of_the_first_is_measured_in_its_units():
+    """As by steering: every activation of the second is moved along the axis, which no z-score shows."""
+    unit_D = assistant_axis(DEFAULT_LD, ROLES_PLD)[0] / np.linalg.norm(assistant_axis(DEFAULT_LD, ROLES_PLD)[0])
+    a = side(ROLES_PLD, DEFAULT_LD, WORLD.roles)
+    steered = side(ROLES_PLD - 7 * unit_D, DEFAULT_LD - 3 * unit_D, WORLD.roles)
+    at = compare(a, steered, layer=0).at
+    assert at.roles_on_a is not None
+    assert at.default_on_a is not None
+    assert at.roles_on_a[0] == pytest.approx(float(ROLES_PLD[:, 0].mean(axis=0) @ unit_D), abs=1e-3)
+    assert np.diff([at.roles_on_a, at.default_on_a])[:, 0].tolist() == pytest.approx([-7, -3], abs=1e-3)
+    assert at.axis_cosine == pytest.approx(1, abs=1e-3)
+    narrower = side(ROLES_PLD[..., :40], DEFAULT_LD[..., :40], WORLD.roles)
+    assert compare(a, narrower, layer=0).at.roles_on_a is None
+
+
 def test_components_in_another_order_and_sign_find_their_partners():
     swapped_PK = WORLD.scores[:, [1, 0, 2, 3]] * np.array([6 / 4, 4 / 6, 1, 1])
     directions_LKD = np.concatenate([WORLD.components[:, :1], -WORLD.components[:, 1:]], axis=1)

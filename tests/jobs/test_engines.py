@@ -49,6 +49,8 @@ def test_auto_is_vllm_where_it_is_installed_on_gpus_and_captures_what_is_asked_f
     assert chosen(FALCON) == "builtin"
     assert chosen(ADAPTED) == "builtin"
     assert chosen(hook_points=("resid_post", "mlp_out")) == "builtin"
+    assert chosen(more={"capture": {"before_intervention": True}}) == "builtin"
+    assert chosen(more={"interventions": [{"ablate": "axis", "axis": "runs/mine", "layers": "middle"}]}) == "vllm"
     assert chosen(engine="builtin") == "builtin"
 
 
@@ -60,6 +62,13 @@ def test_vllm_that_is_asked_for_needs_no_gpu():
     ("facts", "given", "code", "field", "words"),
     [
         (LLAMA, {"hook_points": ("attn_out",)}, "no_hook_point", "capture.hook_points", ("attn_out", "builtin")),
+        (
+            LLAMA,
+            {"more": {"capture": {"before_intervention": True}}},
+            "no_before_intervention",
+            "capture.before_intervention",
+            ("after its edits", "builtin"),
+        ),
         (FALCON, {}, "no_vllm_model", "placement.engine", ("FalconForCausalLM", "Qwen3ForCausalLM", "builtin")),
         (ADAPTED, {}, "no_adapter", "model.adapter", ("adapter", "builtin")),
         (LLAMA, {"vllm_installed": False}, "no_vllm", "placement.engine", ("persona-atlas[vllm]",)),

@@ -12,6 +12,7 @@ from persona_atlas.storage.run.index_keeper import refresh_index
 from conversations import conversation, given_plan
 from fakes import FACTS, FakeEngine, small_plan, small_spec
 from stored_runs import record_of, store_run
+from tiny_axes import save_tiny_axis
 from tiny_models import save_tiny_llama
 
 _COUNTS = {"prompts": 2, "questions": 4}
@@ -47,7 +48,8 @@ def write_stores(folder: Path) -> None:
 
 
 def write_job(folder: Path, examples: Path) -> None:
-    """Write ``job.yaml``, the model that it names, and the project's example specs."""
+    """Write ``job.yaml``, the model that it names, a made-up axis of that model, and the project's examples."""
     save_tiny_llama(folder / "models" / "tiny")
+    save_tiny_axis(folder / "models" / "tiny-axis")
     (folder / "job.yaml").write_text(yaml.safe_dump(JOB))
     shutil.copytree(examples, folder / "examples")

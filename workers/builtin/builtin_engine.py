@@ -20,11 +20,12 @@ from ...jobs.work.units import RolloutRequest
 from ..canary import LIMITS, compare
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
-from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
+from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequest, TokenisedText
 from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
 from .capture import Capture
 from .generation import Generation
+from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
 from .packed import ATTENTION, plain_attention
 from .plain_pass import PlainPass
@@ -109,6 +110,10 @@ class BuiltinEngine:
         """Generate and capture; see ``Responder.generate``."""
         return self.generation(self._settings).run(next_request)
 
+    def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
+        return self.generation(self._settings).stream(next_request)
+
     def generation(
         self, settings: EngineSettings, capture: Capture | None = None, loaded: LoadedModel | None = None
     ) -> Generation:
@@ -125,6 +130,10 @@ class BuiltinEngine:
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Capture existing texts; see ``Reader.capture``."""
         return self._text_reader.read(texts)
+
+    def kept_reader(self) -> KeptReader:
+        """Make a reader of conversations that grow, which keeps their keys and values between calls."""
+        return KeptReader(self.loaded, self._capture, self._settings, self._text_reader)
 
     def close(self) -> None:
         """Do nothing: the model has no processes, and its memory is free when nobody holds it any more."""

@@ -74,6 +74,11 @@ class ConversationRenderer:
         self._encoder = offsets_encoder(tokenizer)
         self._text_encoder = TextEncoder(self._encoder, renderer.control_tokens)
 
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """Tokenises the renderings, with the range of characters of each token."""
+        return self._text_encoder
+
     def user_spans(self) -> UserSpans:
         """Make the object that locates user messages in the same renderings."""
         return UserSpans(self._encoder, self.renderer)

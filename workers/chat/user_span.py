@@ -87,6 +87,24 @@ class UserSpans:
         tools = given.tool_descriptions()
         return tuple(self._find(chat, places, given.place, None, tools, generate=given.is_prompt))
 
+    def of_users(self, given: Conversation) -> dict[int, Span]:
+        """Locate every message of the user that has a text.
+
+        Args:
+            given: The conversation.
+
+        Returns:
+            By its place in ``Conversation.chat``, ``(start, stop)`` in tokens of the whole conversation.
+
+        Raises:
+            InputError: A message cannot be located; names where the conversation was read.
+        """
+        chat = given.chat()
+        places = [i for i, message in enumerate(chat) if message.role == "user" and message.content.strip()]
+        tools = given.tool_descriptions()
+        spans = self._find(chat, places, given.place, None, tools, generate=given.is_prompt)
+        return dict(zip(places, spans, strict=True))
+
     def _find(
         self,
         messages: Sequence[ChatMessage],

@@ -170,6 +170,7 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
         ["tokens in", f"about {figures.prompt_tokens:,}"],
         ["tokens out", f"at most {figures.response_tokens:,}"],
         ["layers", f"{len(planned.layers)} of {facts.n_layers}"],
+        *_intervention_lines(planned),
         ["stored", f"about {output.size(figures.stored_bytes)} in {count_of(figures.objects, 'object')}"],
         *_token_lines(planned, figures),
         ["replica memory", f"about {whole}{split} ({_ENGINE_NAMES[figures.engine]})"],
@@ -193,6 +194,12 @@ def _memory_line(figures: Estimate) -> str:
         )
     rows = count_of(figures.rows_per_batch, "rollout")
     return f"weights {weights}, KV cache {cache} for {rows} at a time, captured {captured}"
+
+
+def _intervention_lines(planned: Plan) -> list[list[str]]:
+    """Tell which edits the rollouts are made under; no lines for a plan without any."""
+    entries = [] if planned.edits is None else planned.edits.lines
+    return [["intervention" if not number else "", line] for number, line in enumerate(entries)]
 
 
 def _alone_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
@@ -261,6 +268,7 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "rollouts_by_kind": planned.rollouts_by_kind(),
         "rows_per_block": planned.rows_per_block,
         "layers": list(planned.layers),
+        "interventions": [] if planned.edits is None else planned.edits.lines,
         "token_layers": list(planned.token_layers),
         "tokens_per_block": planned.tokens_per_block,
         "n_layers": planned.facts.n_layers,

@@ -46,12 +46,12 @@ def resume(
     that generates gets a key only if --send-key-to names it. A job that was to add to a run, and has not done so yet,
     needs --grow again.
     """
-    template: str | None = None
+    template, edits = None, None
     if is_store(target):
-        spec, template = spec_of_store(target, endpoint_url, access, receiver)
+        spec, template, edits = spec_of_store(target, endpoint_url, access, receiver)
         cluster = Cluster(address)
     else:
         cluster = Cluster(address)
         spec = spec_of_job(cluster.job(target), receiver)
-    job_id = submit_job(spec, cluster, SubmitOptions(**options), output.progress(), template, grow=grow)
+    job_id = submit_job(spec, cluster, SubmitOptions(**options), output.progress(), template, grow=grow, edits=edits)
     print_submitted(job_id, cluster, as_json=as_json)

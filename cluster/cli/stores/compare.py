@@ -64,6 +64,8 @@ def _print(found: Comparison) -> None:
             ["correlation of projections", _number(at.projection_correlation)],
             ["correlation of first components", _number(at.pc1_correlation)],
             *([["default, in z-scores of the roles", _pair(*found.default_z)]] if found.default_z else []),
+            *([["roles on the axis of A, mean of A and of B", _pair(*at.roles_on_a)]] if at.roles_on_a else []),
+            *([["default on the axis of A", _pair(*at.default_on_a)]] if at.default_on_a else []),
         ],
     )
     if found.components:
@@ -83,12 +85,13 @@ def _print(found: Comparison) -> None:
         )
     output.table(
         "By layer",
-        ["A", "B", "cosine of axes", "r of projections", "r of PC1"],
+        ["A", "B", "cosine of axes", "r of projections", "r of PC1", "roles on A's axis"],
         [
             [
                 str(of.layer_a),
                 str(of.layer_b),
                 *map(_number, (of.axis_cosine, of.projection_correlation, of.pc1_correlation)),
+                "-" if of.roles_on_a is None else _pair(*of.roles_on_a),
             ]
             for of in _spread(found.layers)
         ],

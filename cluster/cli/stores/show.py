@@ -48,6 +48,7 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             ["rollouts", _rollouts(contents)],
             *([["server's tokens", served_text(run.served_tokens)]] if run.served_tokens else []),
             *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
+            *_interventions(run, contents["edited"]),
             ["arrays", ", ".join(contents["arrays"])],
             ["layers", f"{len(contents['layers'])}: {contents['layers'][0]} to {contents['layers'][-1]}"],
             ["engine", contents["engine"]],
@@ -137,6 +138,8 @@ def _contents(run: Run) -> dict[str, Any]:
         ],
         "rendering": record.rendering,
         "passes": record.passes,
+        "interventions": None if record.interventions is None else record.interventions.model_dump(mode="json"),
+        "edited": run.edited,
         "engine": record.engine,
         "versions": record.versions,
     }
@@ -146,6 +149,18 @@ def _rollouts(contents: dict[str, Any]) -> str:
     if contents["prompts_only"]:
         return f"{contents['rollouts']:,}, prompts without a response"
     return f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty"
+
+
+def _interventions(run: Run, edited: dict[str, float]) -> list[list[str]]:
+    """Format the edits that the rollouts were made under, and what these did; no lines for a run without any."""
+    stored = run.record.interventions
+    if stored is None:
+        return []
+    lines = [["intervention" if not number else "", str(entry)] for number, entry in enumerate(stored.entries)]
+    if edited:
+        share, correction = edited["share"], edited["correction"]
+        lines.append(["edited", f"{share:.1%} of tokens and layers changed, on average by {correction:.3g}"])
+    return lines
 
 
 def _growth(additions: list[dict[str, Any]]) -> list[list[str]]:

@@ -81,7 +81,7 @@ def test_fields_that_a_server_does_not_take_are_in_the_record_and_in_every_commi
 
 
 def test_an_index_from_before_the_column_is_read_without_its_commit_records(spec: dict[str, Any]):
-    from persona_atlas.storage.format.rollout_tables import from_parquet, to_parquet
+    from persona_atlas.storage.format.parquet import from_parquet, to_parquet
 
     location = run(spec, progress=False).run.location
     table = from_parquet(location.read(layout.INDEX) or b"")

@@ -30,7 +30,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception], Dri
     monkeypatch.setattr(driver_actor, "_REPLY_S", 0.0)
 
     def start_failing(error: Exception) -> Driver:
-        def prepare(*_: object, grow: bool) -> None:
+        def prepare(*_: object, **__: object) -> None:
             raise error
 
         monkeypatch.setattr(driver_actor, "prepare_job", prepare)
@@ -123,7 +123,7 @@ def test_the_files_of_a_job_are_waited_for_and_read_once(tmp_path: Path, monkeyp
         catalogs.append(catalog)
         return object()
 
-    def prepare(_spec: object, _progress: object, source: object, _template: object, *, grow: bool) -> None:
+    def prepare(_spec: object, _progress: object, source: object, _template: object, **__: object) -> None:
         tries.append(source)
         if len(tries) == 1:
             (tmp_path / CATALOG_FOLDER).rmdir()

@@ -14,8 +14,8 @@ from persona_atlas.jobs.work.rollouts import Canary
 from persona_atlas.jobs.work.unit_result import UnitResult
 from persona_atlas.storage.arrays.codec import decode_chunk
 from persona_atlas.storage.arrays.unit_writer import write_unit_result
+from persona_atlas.storage.format.parquet import from_parquet
 from persona_atlas.storage.format.records import Manifest
-from persona_atlas.storage.format.rollout_tables import from_parquet
 from persona_atlas.storage.locations.location import Location, open_location
 from pydantic import ValidationError
 

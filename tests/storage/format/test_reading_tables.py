@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import psutil
 import pyarrow as pa
-from persona_atlas.storage.format.rollout_tables import from_parquet, to_parquet
+from persona_atlas.storage.format.parquet import from_parquet, to_parquet
 
 data = to_parquet(pa.table({"row": list(range(5000)), "persona": ["pirate"] * 5000}))
 before = psutil.Process().num_threads()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from persona_atlas.jobs.work.units import WorkUnit
+from persona_atlas.storage.format.parquet import from_parquet
 from persona_atlas.storage.format.planned_units import encode_units
-from persona_atlas.storage.format.rollout_tables import from_parquet
 from persona_atlas.storage.format.stored_units import UnitField, stored_unit
 from pydantic import TypeAdapter, ValidationError
 

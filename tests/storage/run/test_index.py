@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.errors import AtlasError, StoreError, TransientError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.parquet import to_parquet
 from persona_atlas.storage.format.records import CommitRecord, RunRecord
 from persona_atlas.storage.format.rollout_tables import (
     ADDRESS_ORDER,
@@ -25,7 +26,6 @@ from persona_atlas.storage.format.rollout_tables import (
     in_address_order,
     index_table,
     merged_in_address_order,
-    to_parquet,
 )
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import Run

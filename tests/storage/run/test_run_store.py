@@ -182,7 +182,7 @@ def test_of_two_plans_that_begin_at_once_neither_writes_over_the_list_of_the_oth
 def test_a_store_of_a_newer_layout_asks_for_an_upgrade(location: Location, plan: Plan, added: dict[str, object]):
     begin_run(location, record_of(plan), encode_units(plan.units))
     data = json.loads(location.read(layout.RUN_RECORD) or b"")
-    newer = data | {"layout_version": layout.GROWN_LAYOUT_VERSION + 1} | added
+    newer = data | {"layout_version": max(layout.LAYOUT_VERSIONS) + 1} | added
     location.write(layout.RUN_RECORD, json.dumps(newer).encode())
     with pytest.raises(StoreError, match="Upgrade persona-atlas") as caught:
         open_run(location.url)

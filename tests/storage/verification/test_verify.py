@@ -21,8 +21,8 @@ from persona_atlas.jobs.work.rollouts import Canary
 from persona_atlas.storage.derived.reductions import Reduction, write_reduction
 from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.format import layout
+from persona_atlas.storage.format.parquet import from_parquet, to_parquet
 from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord, StoredObject
-from persona_atlas.storage.format.rollout_tables import from_parquet, to_parquet
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.chunk_index import read_chunks, write_chunks

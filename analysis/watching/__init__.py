@@ -1,0 +1,1 @@
+"""Projections of conversations on an axis, turn by turn: scores, table, picture, page."""
