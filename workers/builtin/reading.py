@@ -134,7 +134,7 @@ class TextReader:
         readings, line, accumulators = started.readings, started.line, started.accumulators
         if not line.token_ids:
             return {reading.index: CapturedText((), ()) for reading in readings}
-        observed = {point: shown.cpu() for point, shown in started.observed.items()}
+        observed: dict[HookPoint, Observed] = {point: shown.cpu() for point, shown in started.observed.items()}
         for point, shown in observed.items():
             require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {started.subject}")
             require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {started.subject}")
