@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,7 +38,14 @@ _FEWEST_ROWS = 8
 _log = logging.getLogger(__name__)
 
 
-class _StepShape(NamedTuple):
+class StepShape(NamedTuple):
+    """The shape of a step.
+
+    Attributes:
+        rows: Slots that decode, padding included.
+        num_keys: Positions of the cache that attention covers.
+    """
+
     rows: int
     num_keys: int
 
@@ -68,12 +75,11 @@ class DecodingSteps:
         self._num_captured = num_captured
         self._cache = cache
         self._sampling = sampling
-        self._steps: dict[_StepShape, _RecordedStep] = {}
+        self._steps: dict[StepShape, _RecordedStep] = {}
         self._buffers: _Buffers | None = None
         self._version = -1
         self._records = loaded.device == "cuda"
-        # Graphs of all shapes share the memory of their intermediate results: they are never replayed at once.
-        self._pool = torch.cuda.graph_pool_handle() if self._records else None
+        self._pool: Any = None
 
     def run(
         self, token_ids: Sequence[int], positions: Sequence[int], uniforms: Sequence[float]
@@ -97,7 +103,7 @@ class DecodingSteps:
         if step is None:
             layout = PackedPass(self._loaded.device, [], buffers.positions_A[: shape.rows], self._cache, shape.num_keys)
             step = self._steps[shape] = _RecordedStep(layout)
-            self._step(step.layout, shape)
+            self.step(step.layout, shape)
         elif step.graph is None:
             self._record(step, shape)
         else:
@@ -113,43 +119,13 @@ class DecodingSteps:
             for point, tokens_LAD in buffers.tokens_LAD.items()
         }
 
-    def _shape(self, count: int, longest: int) -> _StepShape:
-        rows = min(padded_rows(count), self._cache.num_slots)
-        return _StepShape(rows, min(-(-longest // _KEYS) * _KEYS, self._cache.num_positions))
+    def step(self, layout: PackedPass, shape: StepShape) -> None:
+        """Run one step on the buffers of this batch, which is what a graph records.
 
-    def _prepared(self, count: int) -> _Buffers:
-        """Return the tensors of the steps; new ones, and no recorded step, where the cache has other tensors."""
-        if self._buffers is None or self._version != self._cache.version:
-            self._steps.clear()
-            self._buffers = None
-            self._buffers = _Buffers.of(self._loaded, self._capture.hook_points, self._num_captured, self._cache)
-            self._version = self._cache.version
-        assert count <= len(self._buffers.ids_A)
-        return self._buffers
-
-    def _record(self, step: _RecordedStep, shape: _StepShape) -> None:
-        if not self._records:
-            self._step(step.layout, shape)
-            return
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads of this process may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._step(step.layout, shape)
-        except RuntimeError as error:
-            # Some layers read results of the device while they run (a mixture of experts that counts its tokens, say).
-            # Such a step cannot be recorded.
-            torch.cuda.synchronize()
-            self._records = False
-            reason = str(error).strip().splitlines()[0]
-            _log.warning("decoding steps of this model run without CUDA graphs, which is slower (%s)", reason)
-            self._step(step.layout, shape)
-            return
-        step.graph = graph
-        graph.replay()
-
-    def _step(self, layout: PackedPass, shape: _StepShape) -> None:
-        """Run one step on the buffers; this is what a graph records."""
+        Args:
+            layout: Slots, positions and the part of the cache that is attended to.
+            shape: Rows of the step, padding included, and positions of the cache.
+        """
         assert self._buffers is not None
         buffers, rows, sampling = self._buffers, shape.rows, self._sampling
         # A recorded step must build its masks itself, from the positions of each replay.
@@ -163,6 +139,44 @@ class DecodingSteps:
         buffers.first_3A[:, :rows] = draw(
             weights_AV, buffers.uniform_A[:rows], sampling.top_p, greedy=sampling.temperature == 0
         )
+
+    def _shape(self, count: int, longest: int) -> StepShape:
+        rows = min(padded_rows(count), self._cache.num_slots)
+        return StepShape(rows, min(-(-longest // _KEYS) * _KEYS, self._cache.num_positions))
+
+    def _prepared(self, count: int) -> _Buffers:
+        """Return the tensors of the steps; new ones, and no recorded step, where the cache has other tensors."""
+        if self._buffers is None or self._version != self._cache.version:
+            self._steps.clear()
+            self._buffers = None
+            # Graphs of all shapes share the memory of their intermediate results, because they are never replayed at
+            # once. A handle is of no more use once the graphs that had it are gone.
+            self._pool = torch.cuda.graph_pool_handle() if self._records else None
+            self._buffers = _Buffers.of(self._loaded, self._capture.hook_points, self._num_captured, self._cache)
+            self._version = self._cache.version
+        assert count <= len(self._buffers.ids_A)
+        return self._buffers
+
+    def _record(self, step: _RecordedStep, shape: StepShape) -> None:
+        if not self._records:
+            self.step(step.layout, shape)
+            return
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads of this process may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                self.step(step.layout, shape)
+        except RuntimeError as error:
+            # Some layers read results of the device while they run (a mixture of experts that counts its tokens, say).
+            # Such a step cannot be recorded.
+            torch.cuda.synchronize()
+            self._records = False
+            reason = str(error).strip().splitlines()[0]
+            _log.warning("decoding steps of this model run without CUDA graphs, which is slower (%s)", reason)
+            self.step(step.layout, shape)
+            return
+        step.graph = graph
+        graph.replay()
 
 
 @dataclass

@@ -66,7 +66,7 @@ class Generation:
         self._settings = settings
         self._max_new = settings.sampling.max_new_tokens
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
-        self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
+        self._cache = KVCache(loaded.num_layers, settings.batch_size)
         self._steps = (
             DecodingSteps(loaded, capture, len(settings.layers), self._cache, settings.sampling)
             if settings.device in decoding.DEVICES
@@ -92,14 +92,14 @@ class Generation:
                 if joining and joining[0].is_alone:
                     finished = [self._alone.answer(joining[0])]
                 else:
-                    finished = self._next_pass(joining) if self._slots or joining else None
+                    finished = self.next_pass(joining) if self._slots or joining else None
             if finished is None:
                 if self._admission.refused is not None:
                     raise self._admission.refused
                 return
             yield from finished
 
-    def _next_pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
+    def next_pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
         """Run one forward pass, pool what it observed, and sample; return the rollouts that ended."""
         is_step = not joining and not any(one.intervention or one.request.choices for one in self._slots)
         if self._steps is not None and is_step:

@@ -83,9 +83,7 @@ class PlainPass:
     def _positions(self, name: str) -> Sequence[int]:
         return self._token_positions if pooling_named(name).keeps_tokens else range(len(self._layers))
 
-    def _run(
-        self, ids: Sequence[int], intervention: AppliedIntervention | None
-    ) -> dict[tuple[str, int], torch.Tensor]:
+    def _run(self, ids: Sequence[int], intervention: AppliedIntervention | None) -> dict[tuple[str, int], torch.Tensor]:
         """Run the conversation, and return the stream at every hook point and captured layer, ``(T, D)`` each."""
         seen: dict[tuple[str, int], torch.Tensor] = {}
         ends: dict[bool, torch.Tensor] = {}
