@@ -20,17 +20,24 @@ if TYPE_CHECKING:
     from .cluster.api.stores import compare, export, import_vectors, reduce, verify
     from .jobs.catalog import load_catalog
     from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
+    from .jobs.interventions import Ablate, AddVector, Cap, Direction, Intervention
     from .jobs.plan import Plan
     from .jobs.sizing.estimate import estimate
     from .jobs.specs.spec import JobSpec, load_spec, make_spec
     from .storage.derived.reductions import Reduction
     from .storage.query.run import Run, open_run
     from .storage.query.vectors import VectorSet, open_vectors
+    from .workers.intervene import intervene
 
 
 __all__ = [
+    "Ablate",
+    "AddVector",
     "AtlasError",
+    "Cap",
+    "Direction",
     "InputError",
+    "Intervention",
     "JobError",
     "JobResult",
     "JobSpec",
@@ -47,6 +54,7 @@ __all__ = [
     "export",
     "extract",
     "import_vectors",
+    "intervene",
     "load_catalog",
     "load_spec",
     "make_spec",
@@ -59,8 +67,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Ablate": "jobs.interventions",
+    "AddVector": "jobs.interventions",
     "AtlasError": "jobs.errors",
+    "Cap": "jobs.interventions",
+    "Direction": "jobs.interventions",
     "InputError": "jobs.errors",
+    "Intervention": "jobs.interventions",
     "JobError": "jobs.errors",
     "JobResult": "cluster.api.jobs",
     "JobSpec": "jobs.specs.spec",
@@ -76,6 +89,7 @@ _MODULES = {
     "export": "cluster.api.stores",
     "extract": "cluster.api.jobs",
     "import_vectors": "cluster.api.stores",
+    "intervene": "workers.intervene",
     "load_catalog": "jobs.catalog",
     "load_spec": "jobs.specs.spec",
     "make_spec": "jobs.specs.spec",

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..jobs.interventions import Intervention
 from ..jobs.poolings import TokenRange, TokenSpans
 from ..jobs.specs.spec_parts import CaptureSpec, SamplingSpec
-from ..jobs.work.rollouts import ArrayName, Canary, Rollout
+from ..jobs.work.rollouts import ArrayName, Canary, EditRecord, Rollout
 from ..jobs.work.units import RolloutRequest
 
 
@@ -103,10 +103,13 @@ class CapturedText:
             poolings of an empty span.
         tokens_KTD: For each response span, float32 ``(K, T, D)`` per (hook point, ``tokens``); empty where no tokens
             are kept.
+        edits: For each response span, what the intervention did to its rollout; None without an intervention. ``()``
+            from an engine that applies no interventions.
     """
 
     vectors_LD: tuple[dict[ArrayName, npt.NDArray[np.float32]], ...]
     tokens_KTD: tuple[dict[ArrayName, npt.NDArray[np.float32]], ...]
+    edits: tuple[tuple[EditRecord, ...] | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

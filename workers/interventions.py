@@ -1,44 +1,35 @@
-"""Apply interventions to the outputs of decoder layers, each to the tokens of its own request only.
+"""Prepare interventions for a model, and apply them to the outputs of its decoder layers during a pass.
 
 A packed pass runs over one sequence with the tokens of many requests, and each request may have a different
-intervention. A hook on every edited decoder layer gathers the tokens of each intervention, edits them in float32 and
-scatters them back, so that the other requests of the pass are not changed. The hooks are attached for one pass only,
-and must be attached before those that capture: PyTorch runs hooks in the order in which they were attached and passes
-each the output of the one before it, so capture at an edited layer sees the edited stream. A pass without edits gets no
-hook.
+intervention. A hook on every edited decoder layer edits the tokens of each, so that the other requests of the pass are
+not changed. The hooks are attached for one pass only. PyTorch runs hooks in the order in which they were attached and
+passes each the output of the one before it: capture hooks that are attached after these see the edited stream, those
+that are put before these the stream as it was. A pass without edits gets no hook.
 
-To add a kind of edit, add its dataclass to ``jobs/interventions.py`` and an entry to ``_APPLICATIONS``.
-Axes: N tokens of the pass, T tokens of one intervention, D d_model.
+The arithmetic is in ``edits``, what happens within a pass in ``edited_pass``. To add a kind of edit, add its dataclass
+to ``jobs/interventions.py``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
-from ..jobs.interventions import AddVector, Edit, Intervention
-from .models.hook_points import tensor_of
-
-Application = Callable[[torch.Tensor], torch.Tensor]
-"""Maps float32 ``(T, D)``, the output of a decoder layer at some tokens, to the edited output."""
+from ..jobs.interventions import Direction, Edit, Intervention
+from .edited_pass import EditedPass, EditedStretch, EditTable, PreparedEdit, PreparedEdits, tables_of
 
 _REMEMBERED = 64
 """Number of interventions whose vectors are cached on the device: a job that reuses them uploads each once."""
 
-
-def _add_vector(edit: AddVector, device: str) -> Application:
-    added_D = edit.coefficient * torch.tensor(edit.vector, dtype=torch.float32, device=device)
-    return lambda resid_TD: resid_TD + added_D
-
-
-_APPLICATIONS: Mapping[type[Any], Callable[[Any, str], Application]] = {AddVector: _add_vector}
-"""For each kind of edit, a function of the edit and the device that returns its application."""
+_TABLES = 4
+"""Number of tables that are cached: a decoding batch has the same sets of edits until one joins or leaves."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,25 +37,37 @@ class AppliedIntervention:
     """An intervention prepared for one model, with its vectors on the device. Compared and hashed by identity.
 
     Attributes:
-        by_layer: The applications of each edited layer, in order.
+        intervention: The intervention.
+        prompt: What prompt tokens get; None where they are left as they are. Equal edits of prompts are the same
+            object, so that prefix sharing can compare by identity.
+        response: What response tokens get; the same object as ``prompt`` where every edit acts on all tokens.
     """
 
-    by_layer: Mapping[int, tuple[Application, ...]]
+    intervention: Intervention
+    prompt: PreparedEdits | None
+    response: PreparedEdits | None
 
-    def edited(self, layer: int, resid_TD: torch.Tensor) -> torch.Tensor:
-        """Apply the edits of one layer to its output.
+    def stretches(self, begin: int, first: int, last: int, response: int) -> list[EditedStretch]:
+        """Return the edits of consecutive tokens of one conversation.
 
         Args:
-            layer: 0-based decoder layer, a key of ``by_layer``.
-            resid_TD: Output of the layer at the tokens of this intervention, any float dtype.
-
-        Returns:
-            The edited output, in the same shape and dtype; computed in float32.
+            begin: Index of the first of the tokens in the pass.
+            first: Its position in the conversation.
+            last: Position after the last of the tokens.
+            response: Position of the first token of the response.
         """
-        edited_TD = resid_TD.float()
-        for apply in self.by_layer[layer]:
-            edited_TD = apply(edited_TD)
-        return edited_TD.to(resid_TD.dtype)
+        border = first if self.prompt is self.response else min(max(first, response), last)
+        halves = ((self.prompt, first, border), (self.response, border, last))
+        return [
+            EditedStretch(edits, begin + start - first, begin + stop - first)
+            for edits, start, stop in halves
+            if edits is not None and start < stop
+        ]
+
+
+def prompt_edits(applied: AppliedIntervention | None) -> PreparedEdits | None:
+    """Return what decides whether two conversations with the same first tokens may share them; None for no edits."""
+    return None if applied is None else applied.prompt
 
 
 class Interventions:
@@ -81,12 +84,15 @@ class Interventions:
         self._d_model = d_model
         self._device = device
         self._ready: OrderedDict[Intervention, AppliedIntervention] = OrderedDict()
+        self._tables: OrderedDict[tuple[PreparedEdits, ...], dict[int, list[EditTable]]] = OrderedDict()
+        # Weak: what no cached or running intervention uses is freed.
+        self._edits: WeakValueDictionary[Intervention, PreparedEdits] = WeakValueDictionary()
+        self._units: WeakValueDictionary[Direction, torch.Tensor] = WeakValueDictionary()
 
     def ready(self, intervention: Intervention | None) -> AppliedIntervention | None:
         """Prepare an intervention: check it and upload its vectors.
 
-        Equal interventions give the same object while it is cached, so that prefix sharing can compare by identity. An
-        intervention without edits gives None: it may share prefixes with requests that have no intervention.
+        An intervention without edits gives None: it may share prefixes with requests that have no intervention.
 
         Args:
             intervention: The intervention of a request; None for none.
@@ -99,58 +105,86 @@ class Interventions:
         known = self._ready.get(intervention)
         if known is None:
             intervention.require_applicable(len(self._decoder_layers), self._d_model)
-            known = self._ready[intervention] = AppliedIntervention(_by_layer(intervention.edits, self._device))
+            parts = (self._prepared(intervention.of_prompt()), self._prepared(intervention))
+            known = self._ready[intervention] = AppliedIntervention(intervention, *parts)
             if len(self._ready) > _REMEMBERED:
                 self._ready.popitem(last=False)
         else:
             self._ready.move_to_end(intervention)
         return known
 
-    @contextmanager
-    def applied(self, stretches: Sequence[tuple[AppliedIntervention | None, int, int]]) -> Iterator[None]:
-        """Apply interventions to the passes that run within the context.
+    def planned(self, stretches: Sequence[EditedStretch]) -> EditedPass:
+        """Make the edits of one pass, which ``applied`` attaches to the model.
 
         Args:
-            stretches: ``(intervention, start, stop)`` for ranges of the packed sequence, end exclusive; ranges without
-                an intervention may be left out.
+            stretches: Ranges of the pass, ascending and not overlapping.
         """
-        places_of: dict[AppliedIntervention, list[int]] = {}
-        for intervention, start, stop in stretches:
-            if intervention is not None:
-                places_of.setdefault(intervention, []).extend(range(start, stop))
-        places_T_of = {
-            intervention: torch.tensor(places, dtype=torch.long, device=self._device)
-            for intervention, places in places_of.items()
-        }
-        edited_layers = sorted({layer for intervention in places_T_of for layer in intervention.by_layer})
-        handles = [
-            self._decoder_layers[layer].register_forward_hook(_edit(layer, places_T_of)) for layer in edited_layers
-        ]
+        # In one order whatever the order of the tokens, so that the same sets find their tables.
+        sets = tuple(sorted({stretch.edits for stretch in stretches}, key=id))
+        return EditedPass(stretches, sets, self._tables_of(sets) if len(sets) > 1 else {}, self._device)
+
+    @contextmanager
+    def applied(self, stretches: Sequence[EditedStretch]) -> Iterator[EditedPass]:
+        """Apply edits to the pass that runs within the context.
+
+        Args:
+            stretches: Ranges of the pass, ascending and not overlapping.
+
+        Yields:
+            The edits, which know after the pass how far each token was moved.
+        """
+        edits = self.planned(stretches)
+        handles = [self._decoder_layers[layer].register_forward_hook(_hook(edits, layer)) for layer in edits.layers]
         try:
-            yield
+            yield edits
         finally:
             for handle in handles:
                 handle.remove()
 
+    def top(self, edits: EditedPass, captured: int) -> nn.Module | None:
+        """Return the last decoder layer that a pass must run because it is edited.
 
-def _by_layer(edits: Sequence[Edit], device: str) -> dict[int, tuple[Application, ...]]:
-    by_layer: dict[int, tuple[Application, ...]] = {}
-    for edit in edits:
-        by_layer[edit.layer] = (*by_layer.get(edit.layer, ()), _APPLICATIONS[type(edit)](edit, device))
-    return by_layer
+        Args:
+            edits: The edits of the pass.
+            captured: Highest captured layer.
+
+        Returns:
+            The highest edited layer; None where it is not above the captured ones.
+        """
+        highest = max(edits.layers, default=captured)
+        return self._decoder_layers[highest] if highest > captured else None
+
+    def _prepared(self, intervention: Intervention) -> PreparedEdits | None:
+        if not intervention.edits:
+            return None
+        prepared = self._edits.get(intervention)
+        if prepared is None:
+            by_layer: dict[int, tuple[PreparedEdit, ...]] = {}
+            for edit in intervention.edits:
+                by_layer[edit.layer] = (*by_layer.get(edit.layer, ()), PreparedEdit(self._unit(edit), edit.terms))
+            prepared = self._edits[intervention] = PreparedEdits(by_layer)
+        return prepared
+
+    def _unit(self, edit: Edit) -> torch.Tensor:
+        unit_D = self._units.get(edit.vector)
+        if unit_D is None:
+            # Not an inference tensor even if it is made in a pass: others may use it where gradients are computed.
+            with torch.inference_mode(mode=False):
+                unit_D = self._units[edit.vector] = torch.tensor(edit.vector.unit, device=self._device)
+        return unit_D
+
+    def _tables_of(self, sets: tuple[PreparedEdits, ...]) -> dict[int, list[EditTable]]:
+        tables = self._tables.get(sets)
+        if tables is None:
+            with torch.inference_mode(mode=False):
+                tables = self._tables[sets] = tables_of(sets, self._device)
+            if len(self._tables) > _TABLES:
+                self._tables.popitem(last=False)
+        else:
+            self._tables.move_to_end(sets)
+        return tables
 
 
-def _edit(layer: int, places_T_of: Mapping[AppliedIntervention, torch.Tensor]) -> Callable[..., Any]:
+def _hook(edits: EditedPass, layer: int) -> Callable[..., Any]:
     """Make the forward hook of one decoder layer; its return value replaces the layer's output."""
-    here = [(places, which) for which, places in places_T_of.items() if layer in which.by_layer]
-
-    def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
-        # A copy: the output of some layers is a tensor that other modules still use.
-        edited = tensor_of(output).clone(memory_format=torch.contiguous_format)
-        # The sequence may have a batch axis of length one; writing to a view without that axis changes ``edited``.
-        resid_ND = edited.view(-1, edited.shape[-1])
-        for places_T, intervention in here:
-            resid_ND[places_T] = intervention.edited(layer, resid_ND[places_T])
-        return (edited, *output[1:]) if isinstance(output, tuple | list) else edited
-
-    return edit
+    return lambda _module, _args, output: edits.edit(layer, output)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import Ablate, AddVector, Cap, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout
@@ -35,14 +35,15 @@ _MOST = {"float32": 1e-4, "bfloat16": 5e-2}
 _TOKEN_LAYERS = (1, N_LAYERS - 1)
 
 
-def _vector(seed: int) -> tuple[float, ...]:
-    return tuple(np.random.default_rng(seed).standard_normal(D_MODEL).tolist())
+def _vector(seed: int) -> Direction:
+    return Direction.of(np.random.default_rng(seed).standard_normal(D_MODEL))
 
 
 _INTERVENTIONS: tuple[Intervention | None, ...] = (
     None,
     Intervention((AddVector(1, _vector(1), 1.0),)),
-    Intervention((AddVector(0, _vector(2), -1.5), AddVector(2, _vector(3), 0.5))),
+    Intervention((Cap(0, _vector(2), 0.5), AddVector(2, _vector(3), 0.5, positions="response"))),
+    Intervention((Ablate(1, _vector(4)), Cap.ceiling(1, _vector(5), 0.0), Cap(2, _vector(6), 1.0, "response"))),
 )
 """What neighbours in a batch get, in turns."""
 
@@ -139,7 +140,7 @@ def family_errors(bench: Bench, family: str, dtype: str) -> np.ndarray:
                 ids = tuple(conversation_ids(row.rollout))
                 key = (row.intervention, ids)
                 if key not in known:
-                    known[key] = plain[row.intervention].places(ids)
+                    known[key] = plain[row.intervention].places(ids, len(row.rollout.prompt_token_ids))
                 found += _row_errors(row, known[key])
     return np.concatenate(found)
 
@@ -158,10 +159,8 @@ def _read(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[Captur
 
 
 def _plain(directory: Any, dtype: str, device: str, intervention: Intervention | None) -> PlainModel:
-    added: dict[int, np.ndarray] = {}
-    for edit in intervention.edits if intervention else ():
-        added[edit.layer] = added.get(edit.layer, np.zeros(D_MODEL)) + edit.coefficient * np.array(edit.vector)
-    return PlainModel(directory, getattr(torch, dtype), {k: v.tolist() for k, v in added.items()}, device=device)
+    edits = intervention.edits if intervention else ()
+    return PlainModel(directory, getattr(torch, dtype), edits, device=device)
 
 
 def _row_errors(row: CapturedRollout, states: dict[str, np.ndarray]) -> Iterator[np.ndarray]:

@@ -142,6 +142,8 @@ class JobSpec(SpecSection):
         del keep["model"]["chat_template"]
         if not self.capture.keeps_tokens:
             del keep["capture"]["token_layers"]
+        if not self.capture.before_intervention:
+            del keep["capture"]["before_intervention"]
         if self.model.adapter is None:
             del keep["model"]["adapter"]
         # The texts count and not the path they were read from; the plan's digest covers the texts.

@@ -252,6 +252,8 @@ class CaptureSpec(SpecSection):
             over texts that are given or that a server generated. Derived from the rest of the spec.
         canary: Which rollouts are compared with a plain forward pass. Changes no value, so it may differ between two
             starts of one run; each commit record has the rule that its unit was made under.
+        before_intervention: Whether the values at a layer are those before the edits of the same layer; by default
+            those after them. Edits of the layers below count in both cases.
     """
 
     hook_points: Annotated[list[HookPoint], Field(min_length=1)] = ["resid_post"]
@@ -262,6 +264,7 @@ class CaptureSpec(SpecSection):
     ] = None
     mode: CaptureMode = "during_generation"
     canary: CanarySpec = CanarySpec()
+    before_intervention: bool = False
 
     @property
     def pooled(self) -> list[str]:

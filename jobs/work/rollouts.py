@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .addresses import RolloutAddress
@@ -35,6 +35,37 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
+class EditRecord:
+    """What the edits of one decoder layer did to the tokens of one rollout.
+
+    A token counts as changed where its residual stream is another one after the layer's edits: for a cap, where the
+    projection was beyond the limit.
+
+    Attributes:
+        layer: 0-based decoder layer.
+        num_tokens: Tokens on which the layer's edits act: prompt and response content, or the content alone where all
+            of them act on the response only.
+        num_changed: How many of these were changed.
+        mean_correction: Mean length of the change over the changed tokens, in units of the residual stream; 0 where
+            none was changed.
+
+    Example:
+        >>> EditRecord(12, num_tokens=40, num_changed=10, mean_correction=2.5).share_changed
+        0.25
+    """
+
+    layer: int
+    num_tokens: int
+    num_changed: int
+    mean_correction: float
+
+    @property
+    def share_changed(self) -> float:
+        """Changed tokens of those on which the edits act; 0 where they act on none."""
+        return self.num_changed / self.num_tokens if self.num_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One conversation, generated or given, up to the end of one response.
 
@@ -55,6 +86,8 @@ class Rollout:
         conversation_index: Index of a given conversation in the input; None for a generated rollout.
         extra: Additional keys of a given conversation in the input, as JSON; ``""`` for a generated rollout.
         served: How the server that generated it answered; None where no server did.
+        edits: What its intervention did at each edited layer, ascending; None without an intervention. Left out of
+            comparisons, because its sums are rounded differently in other batches.
     """
 
     address: RolloutAddress
@@ -69,6 +102,7 @@ class Rollout:
     conversation_index: int | None = None
     extra: str = ""
     served: Served | None = None
+    edits: tuple[EditRecord, ...] | None = field(default=None, compare=False)
 
     @property
     def has_vector(self) -> bool:

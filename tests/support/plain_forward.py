@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from persona_atlas.jobs.interventions import Ablate, AddVector, Edit
 from persona_atlas.jobs.work.rollouts import Rollout
 
 POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -25,10 +26,10 @@ class PlainModel:
         self,
         directory: Path,
         dtype: torch.dtype = torch.float32,
-        added: Mapping[int, Sequence[float]] | None = None,
+        edits: Sequence[Edit] = (),
         device: str = "cpu",
     ) -> None:
-        """Load it; ``added`` is a vector that is added to the output of each of these layers, at every token."""
+        """Load it; ``edits`` are applied to the outputs of its layers, each by its own formula, in float64."""
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(directory)
@@ -37,21 +38,29 @@ class PlainModel:
         own = {} if softcap is None else {"attn_implementation": "eager"}
         self.model: Any = model_class(config).from_pretrained(directory, dtype=dtype, **own).eval().to(device)
         self.layers: list[Any] = next(list(found) for place in _LISTS if (found := _at(self.model, place)) is not None)
-        for layer, vector in (added or {}).items():
-            self.layers[layer].register_forward_hook(_adding(torch.tensor(vector, dtype=torch.float64, device=device)))
+        self.moved: dict[int, torch.Tensor] = {}
+        """How far the edits of each edited layer moved each token in the last run: float64, by layer."""
+        self.before: dict[int, torch.Tensor] = {}
+        """The stream before these edits."""
+        self._response = 0
+        for layer in {edit.layer for edit in edits}:
+            here = [edit for edit in edits if edit.layer == layer]
+            self.layers[layer].register_forward_hook(self._editing(layer, here))
 
     def run(self, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Compute the output of each layer, and Hugging Face's hidden states after it: both (layer, token, d_model)."""
         states = self.places(token_ids)
         return states["resid_post"], states["hidden"]
 
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Compute the logits after the last token: ``(V,)``."""
+    def logits(self, token_ids: Sequence[int], response: int = 0) -> torch.Tensor:
+        """Compute the logits after the last token: ``(V,)``; see ``places``."""
+        self._response = response
         with torch.no_grad():
             return self.model(input_ids=self._ids(token_ids), use_cache=False).logits[0, -1]
 
-    def outputs(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Compute the output of each layer, in any family: (layer, token, d_model)."""
+    def outputs(self, token_ids: Sequence[int], response: int = 0) -> np.ndarray:
+        """Compute the output of each layer, in any family: (layer, token, d_model); see ``places``."""
+        self._response = response
         seen: list[torch.Tensor] = []
         handles = [
             layer.register_forward_hook(
@@ -65,8 +74,12 @@ class PlainModel:
             handle.remove()
         return torch.stack(seen).float().cpu().numpy()
 
-    def places(self, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
-        """Compute every hook point, found by the family's own module names, and Hugging Face's hidden states."""
+    def places(self, token_ids: Sequence[int], response: int = 0) -> dict[str, np.ndarray]:
+        """Compute every hook point, found by the family's own module names, and Hugging Face's hidden states.
+
+        ``response`` is the position from which edits of the response alone act.
+        """
+        self._response = response
         seen: dict[tuple[str, int], torch.Tensor] = {}
         handles = []
 
@@ -99,6 +112,19 @@ class PlainModel:
         }
         states["hidden"] = torch.stack([hidden[0] for hidden in output.hidden_states[1:]]).float().cpu().numpy()
         return states
+
+    def _editing(self, layer: int, edits: Sequence[Edit]) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            resid = output if isinstance(output, torch.Tensor) else output[0]
+            before = stream = resid[0].double()
+            for edit in edits:
+                first = self._response if edit.positions == "response" else 0
+                stream = torch.cat([stream[:first], _edited(edit, stream[first:])])
+            self.before[layer], self.moved[layer] = before.cpu(), (stream - before).norm(dim=-1).cpu()
+            new = stream[None].to(resid.dtype)
+            return new if isinstance(output, torch.Tensor) else (new, *output[1:])
+
+        return hook
 
     def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor([list(token_ids)], device=self.model.device)
@@ -143,13 +169,15 @@ _PARTS = {
 }
 
 
-def _adding(vector_D: torch.Tensor) -> Any:
-    def add(_module: Any, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, torch.Tensor):
-            return (output.double() + vector_D).to(output.dtype)
-        return ((output[0].double() + vector_D).to(output[0].dtype), *output[1:])
-
-    return add
+def _edited(edit: Edit, stream_TD: torch.Tensor) -> torch.Tensor:
+    vector_D = torch.tensor(edit.vector.numbers, dtype=torch.float64, device=stream_TD.device)
+    if isinstance(edit, AddVector):
+        return stream_TD + edit.coefficient * vector_D
+    v_D = vector_D / vector_D.norm()
+    projection_T1 = (stream_TD @ v_D)[:, None]
+    if isinstance(edit, Ablate):
+        return stream_TD - v_D * projection_T1
+    return stream_TD - v_D * torch.minimum(projection_T1 - edit.floor, torch.zeros_like(projection_T1))
 
 
 def user_span_of(rollout: Rollout) -> tuple[int, int]:

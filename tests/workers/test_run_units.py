@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import EngineDied, UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.work.rollouts import Canary, Rollout
 from persona_atlas.jobs.work.unit_result import UnitResult
@@ -210,10 +210,14 @@ class _Elsewhere(FakeEngine):
         return replace(super()._answer(request), intervention=self.under)
 
 
-@pytest.mark.parametrize("under", [None, Intervention((AddVector(1, (0.5,), 2.0),))], ids=["none", "another"])
+@pytest.mark.parametrize(
+    "under", [None, Intervention((AddVector(1, Direction.of([0.5]), 2.0),))], ids=["none", "another"]
+)
 def test_an_answer_under_another_intervention_than_requested_is_refused(under: Intervention | None):
     (attempt,) = orders_of(UNITS[0])
-    steered = replace(attempt, requests=_Steered(attempt.requests, Intervention((AddVector(1, (0.5,), 1.0),))))
+    steered = replace(
+        attempt, requests=_Steered(attempt.requests, Intervention((AddVector(1, Direction.of([0.5]), 1.0),)))
+    )
     (block,) = run_units(FakeEngine(), fed([steered]))
     assert isinstance(block, UnitResult)
     engine = _Elsewhere()

@@ -15,7 +15,7 @@ from ...jobs.poolings import TokenRange
 from ...jobs.work.rollouts import Rollout
 from ...jobs.work.units import RolloutRequest
 from ..chat.user_span import UserSpans
-from ..interventions import AppliedIntervention, Interventions
+from ..interventions import AppliedIntervention, Interventions, prompt_edits
 from .kv_cache import KVCache
 from .loaded_model import LoadedModel
 from .prefixes import PrefixCache, SharedPrefix
@@ -217,7 +217,7 @@ class Admission:
             most = min(most, rollout.user_span[0])
         # Only the opening is worth sharing: later turns contain replies that no other conversation has.
         rollout.prefix, rollout.leads = self._prefixes.find(
-            rollout.request.opening, rollout.prompt_ids, most, rollout.intervention
+            rollout.request.opening, rollout.prompt_ids, most, prompt_edits(rollout.intervention)
         )
 
 

@@ -8,6 +8,7 @@ where the model's own cache cannot be used.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class AloneGeneration:
         finished = rollout.finished(self._loaded.tokenizer)
         intervention = rollout.request.intervention
         (text,) = self._reader.read([TokenisedText.of(finished, rollout.user_span, intervention)])
+        finished = replace(finished, edits=text.edits[0])
         return CapturedRollout(finished, text.vectors_LD[0], text.tokens_KTD[0], rollout.user_span, intervention)
 
     def _sample(self, rollout: RunningRollout) -> None:
@@ -69,7 +71,9 @@ class AloneGeneration:
                 # Beyond the border every token has other rotary embeddings, those in the cache too: the text is run
                 # again as a whole.
                 past, fed = None, 0
-            with self._interventions.applied([(rollout.intervention, 0, len(ids) - fed)]):
+            applied = rollout.intervention
+            edits = applied.stretches(0, fed, len(ids), len(rollout.prompt_ids)) if applied else []
+            with self._interventions.applied(edits):
                 output = self._loaded.run_alone(ids[fed:], use_cache=sharing.has_cache, past=past)
             fed = len(ids)
             past = output["past_key_values"] if sharing.has_cache else None

@@ -84,7 +84,8 @@ class BuiltinEngine:
         self.model = model
         self.renderer = loaded.renderer
         top = loaded.decoder_layers[max(settings.layers)]
-        self._capture = Capture(self._taps, settings.layers, top, settings.token_positions)
+        before_edits = settings.capture.before_intervention
+        self._capture = Capture(self._taps, settings.layers, top, settings.token_positions, before_edits=before_edits)
         self._interventions = Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         wants_users = settings.capture.needs_user_spans
         self._user_spans = UserSpans(offsets_encoder(tokenizer), loaded.renderer) if wants_users else None
@@ -96,6 +97,7 @@ class BuiltinEngine:
             settings.token_positions,
             self._interventions,
             loaded.decoder_layers[0],
+            before_edits=before_edits,
         )
 
     @property

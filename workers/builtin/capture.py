@@ -51,6 +51,7 @@ class Capture:
         layers: The captured layers, for error messages.
         top: The module of the highest captured decoder layer.
         token_positions: Indices among ``layers`` of the K layers at which every token may be requested.
+        before_edits: Whether the values at a layer are those before the edits of the same layer.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Capture:
         layers: Sequence[int],
         top: nn.Module,
         token_positions: Sequence[int] = (),
+        *,
+        before_edits: bool = False,
     ) -> None:
         self._taps = taps
+        self._before_edits = before_edits
         self._layers = list(layers)
         self._top = top
         self._token_positions = frozenset(token_positions)
@@ -73,6 +77,7 @@ class Capture:
         num_tokens: int,
         device: str,
         stop_at_top: bool = False,
+        top: nn.Module | None = None,
     ) -> tuple[torch.Tensor | None, dict[HookPoint, Observed]]:
         """Run a pass and observe it.
 
@@ -82,6 +87,7 @@ class Capture:
             num_tokens: N.
             device: ``cpu`` or ``cuda``: where the model is.
             stop_at_top: Whether to end the pass after the highest captured layer, for a pass that needs no logits.
+            top: The decoder layer after which such a pass ends; None: the highest captured one.
 
         Returns:
             The result of ``run`` (None when the pass was stopped), and the observed values at each hook point.
@@ -104,7 +110,7 @@ class Capture:
 
         with self._attached(observe):
             # Attached last: the hooks that edit and observe the top layer run before this one ends the pass.
-            ending = self._top.register_forward_hook(_stop) if stop_at_top else None
+            ending = (top or self._top).register_forward_hook(_stop) if stop_at_top else None
             try:
                 output = run()
             except _Stopped:
@@ -151,7 +157,7 @@ class Capture:
     @contextmanager
     def _attached(self, observe: Callable[[HookPoint, int, torch.Tensor], None]) -> Iterator[None]:
         handles = [
-            tap.attach(partial(observe, point, position))
+            tap.attach(partial(observe, point, position), first=self._before_edits)
             for point, taps in self._taps.items()
             for position, tap in enumerate(taps)
         ]

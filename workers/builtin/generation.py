@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -25,8 +26,10 @@ from ...jobs.specs.spec_parts import HookPoint
 from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
+from ..edit_totals import EditTotals
+from ..edited_pass import EditedPass, EditedStretch
 from ..engine import CapturedRollout, EngineSettings
-from ..interventions import AppliedIntervention, Interventions
+from ..interventions import Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
 from . import decoding
@@ -79,6 +82,7 @@ class Generation:
         self._alone = AloneGeneration(loaded, settings.sampling, self._interventions, reader)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
         self._accumulators = AccumulatorSet(settings.capture, shape)
+        self._edit_totals = EditTotals(len(loaded.decoder_layers), settings.device)
         self._choices = choices_of(loaded)
         # The rollout in each slot. A slot is an index into this list, and the same in KV cache and accumulators.
         self._slots: list[RunningRollout] = []
@@ -136,15 +140,16 @@ class Generation:
         self._slots += joining
         continuing = self._continuing()
         layout = PackedPass(self._settings.device, line.segments, line.decoded_positions, self._cache)
-        with self._interventions.applied(line.interventions):
+        with self._interventions.applied(line.edits) as edits:
             logits_BV, observed = self._capture.observe(
                 lambda: layout.run(self._loaded.model, line.token_ids, [line.ends[slot] for slot in continuing]),
                 line.stretches.wanted,
                 num_tokens=len(line.token_ids),
                 device=self._settings.device,
                 stop_at_top=not continuing,
+                top=self._interventions.top(edits, max(self._settings.layers)),
             )
-        self._pool(running, line, observed)
+        self._pool(running, line, observed, edits)
         next_ids = self._sample(logits_BV, continuing, observed) if continuing else []
         return self._end(continuing, next_ids)
 
@@ -162,15 +167,18 @@ class Generation:
         for kept, slots in followers.values():
             self._cache.put_prefix(slots, kept)
 
-    def _pool(self, running: int, line: _Line, observed: Mapping[HookPoint, Observed]) -> None:
-        """Add the observed values of a pass to the slots."""
+    def _pool(self, running: int, line: _Line, observed: Mapping[HookPoint, Observed], edits: EditedPass) -> None:
+        """Add the observed values of a pass, and what its edits did, to the slots."""
         if running:
             # All decoding slots in one operation: their tokens are the first of the line, and so the first observed.
             self._accumulators.add_tokens("response", slice(0, running), observed)
         joining = self._slots[running:]
         if not joining:
+            self._edit_totals.add(edits, line.slots)
             return
         self._accumulators.start(slice(running, len(self._slots)))
+        self._edit_totals.start(slice(running, len(self._slots)))
+        self._edit_totals.add(edits, line.slots)
         for slot, rollout in enumerate(joining, start=running):
             prefix = rollout.prefix
             if prefix is None:
@@ -178,6 +186,10 @@ class Generation:
             if rollout.leads:
                 prefix.parts = line.prefix_parts(slot, observed)
                 prefix.kept = self._cache.copy_prefix(slot, prefix.length)
+                begin = line.slots.index(slot)
+                prefix.edited = self._edit_totals.of_range(edits, len(line.slots), (begin, begin + prefix.length))
+            else:
+                self._edit_totals.add_prefix(slot, prefix.edited)
             for _, array, accumulator in self._accumulators.arrays("prompt"):
                 accumulator.add([slot], prefix.parts[array])
         # After the prefixes, because the contributions to a slot must be added in the order of its tokens.
@@ -219,6 +231,7 @@ class Generation:
                 moved = self._slots[slot] = self._slots[last]
                 self._cache.move(last, slot, len(moved.prompt_ids) + len(moved.token_ids))
                 self._accumulators.move(last, slot)
+                self._edit_totals.move(last, slot)
             self._slots.pop()
         return finished
 
@@ -235,7 +248,9 @@ class Generation:
                 value = (tokens if pooling.keeps_tokens else vectors)[point, pooling.name]
                 layers = self._settings.token_layers if pooling.keeps_tokens else self._settings.layers
                 require_finite(torch.from_numpy(value), layers, f"{point}/{pooling.name} of {rollout.address}")
-        return CapturedRollout(rollout, vectors, tokens, running.user_span, running.request.intervention)
+        intervention = running.request.intervention
+        edits = self._edit_totals.finish(slot, intervention, start, running.num_content)
+        return CapturedRollout(replace(rollout, edits=edits), vectors, tokens, running.user_span, intervention)
 
 
 class _Line:
@@ -251,7 +266,8 @@ class _Line:
         decoded_positions: Position of each running rollout's token in its conversation.
         segments: The prompts of the joining rollouts, without prefixes that are copied.
         ends: For each slot the index of its last token, whose logits its next token is sampled from.
-        interventions: Ranges of the sequence that an intervention applies to.
+        slots: The slot of each token of the sequence.
+        edits: Ranges of the sequence that are edited, with their edits.
         stretches: Ranges of the prompts that are pooled.
     """
 
@@ -263,11 +279,12 @@ class _Line:
         self.decoded_positions = [len(rollout.prompt_ids) + len(rollout.token_ids) - 1 for rollout in running]
         self.segments: list[Segment] = []
         self.ends = list(range(len(running)))
-        self.interventions: list[tuple[AppliedIntervention | None, int, int]] = [
-            (rollout.intervention, place, place + 1)
-            for place, rollout in enumerate(running)
-            if rollout.intervention is not None
-        ]
+        self.slots = list(range(len(running)))
+        self.edits: list[EditedStretch] = []
+        for place, rollout in enumerate(running):
+            if rollout.intervention is not None:
+                position = self.decoded_positions[place]
+                self.edits += rollout.intervention.stretches(place, position, position + 1, len(rollout.prompt_ids))
         self.stretches = PassStretches(accumulators, Wanted.first_tokens(len(running)))
         self._accumulators = accumulators
         self._prefix_entries: dict[int, list[object]] = {}
@@ -289,8 +306,10 @@ class _Line:
         end = len(self.token_ids)
         self.segments.append(Segment(rollout.start, end - begin, slot))
         self.ends.append(end - 1)
+        self.slots += [slot] * (end - begin)
         if rollout.intervention is not None:
-            self.interventions.append((rollout.intervention, begin, end))
+            prompt = len(rollout.prompt_ids)
+            self.edits += rollout.intervention.stretches(begin, rollout.start, prompt, prompt)
         wanted = self.stretches.wanted
         # Observed whatever is pooled: if the logits are not finite, it shows the first layer that is not.
         wanted.token(end - 1)

@@ -37,6 +37,7 @@ class PlainPass:
         token_positions: Indices among ``layers`` of those at which every token is kept.
         interventions: Applies interventions to the model.
         bottom: Decoder layer 0, whose output tells where ``hidden_states`` begin.
+        before_edits: Whether the values at a layer are those before the edits of the same layer.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class PlainPass:
         token_positions: Sequence[int],
         interventions: Interventions,
         bottom: nn.Module,
+        *,
+        before_edits: bool = False,
     ) -> None:
+        self._before_edits = before_edits
         self._model = model
         self._bottom = bottom
         self._taps = taps
@@ -69,7 +73,7 @@ class PlainPass:
         """
         rollout = captured.rollout
         ids = [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
-        streams = self._run(ids, self._interventions.ready(captured.intervention))
+        streams = self._run(ids, len(rollout.prompt_token_ids), self._interventions.ready(captured.intervention))
         # Pooled where the model is: copying whole streams off a GPU would take longer than the pass.
         return {
             (point, name): torch.stack(
@@ -83,8 +87,16 @@ class PlainPass:
     def _positions(self, name: str) -> Sequence[int]:
         return self._token_positions if pooling_named(name).keeps_tokens else range(len(self._layers))
 
-    def _run(self, ids: Sequence[int], intervention: AppliedIntervention | None) -> dict[tuple[str, int], torch.Tensor]:
-        """Run the conversation, and return the stream at every hook point and captured layer, ``(T, D)`` each."""
+    def _run(
+        self, ids: Sequence[int], response: int, intervention: AppliedIntervention | None
+    ) -> dict[tuple[str, int], torch.Tensor]:
+        """Run the conversation, and return the stream at every hook point and captured layer, ``(T, D)`` each.
+
+        Args:
+            ids: Token ids of the conversation.
+            response: Position of the first token of the response.
+            intervention: What is applied to it; None for none.
+        """
         seen: dict[tuple[str, int], torch.Tensor] = {}
         ends: dict[bool, torch.Tensor] = {}
 
@@ -93,10 +105,14 @@ class PlainPass:
 
         # Attached first, because transformers records a layer's output before hooks edit it.
         at_bottom = [Tap(self._bottom, of_input=end).attach(partial(ends.__setitem__, end)) for end in (True, False)]
-        # Edits first: hooks on a module run in the order in which they were attached, and later ones see the edit.
-        with self._interventions.applied([(intervention, 0, len(ids))]):
+        # Edits first: hooks on a module run in the order in which they were attached, and later ones see the edit,
+        # unless they are put before it.
+        stretches = intervention.stretches(0, 0, len(ids), response) if intervention is not None else []
+        with self._interventions.applied(stretches) as edits:
             handles = [
-                tap.attach(keep((point, i))) for point, places in self._taps.items() for i, tap in enumerate(places)
+                tap.attach(keep((point, i)), first=self._before_edits)
+                for point, places in self._taps.items()
+                for i, tap in enumerate(places)
             ]
             try:
                 with torch.inference_mode():
@@ -109,13 +125,12 @@ class PlainPass:
             finally:
                 for handle in (*at_bottom, *handles):
                     handle.remove()
-        edited = intervention.by_layer if intervention is not None else {}
         hidden = output.hidden_states
         # Most families list the embeddings first, and some, such as Mamba and RWKV, do not.
         lists_embeddings = torch.equal(hidden[0], ends[True]) or not torch.equal(hidden[0], ends[False])
         first = 1 if lists_embeddings else 0
         return {
-            (point, i): self._stream(hidden, seen, point, i, edited, first)
+            (point, i): self._stream(hidden, seen, point, i, edits.layers, first)
             for point in self._taps
             for i in range(len(self._layers))
         }
@@ -126,7 +141,7 @@ class PlainPass:
         seen: Mapping[tuple[str, int], torch.Tensor],
         point: str,
         position: int,
-        edited: Mapping[int, object],
+        edited: Sequence[int],
         first: int,
     ) -> torch.Tensor:
         layer = self._layers[position]

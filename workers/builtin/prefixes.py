@@ -1,9 +1,9 @@
 """Prefix sharing, in generation and in reading: a prefix that several conversations have is computed once.
 
-In a causal model, the keys and values at a position depend only on the tokens up to that position and on the
-intervention. So conversations with the same first tokens *and* the same intervention may share the keys and values of
-these tokens. With different interventions the same tokens have different keys, and sharing them would silently mix two
-experiments; so both modes compare tokens and intervention together.
+In a causal model, the keys and values at a position depend only on the tokens up to that position and on their edits.
+So conversations with the same first tokens *and* the same edits of their prompts may share the keys and values of these
+tokens. With different edits the same tokens have different keys, and sharing them would silently mix two experiments;
+so both modes compare tokens and edits together. Edits that act on the response only do not count: a prefix is prompt.
 
 In generation, the first rollout with a prefix (its *leader*) computes it, the keys and values are copied out of its
 slot, and later rollouts (*followers*) start from the copy. The copies outlive the leader, and a few are kept for
@@ -18,11 +18,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ...jobs.messages import ChatMessage
 from ...jobs.poolings import TokenRange
 from ...jobs.work.rollouts import ArrayName
+from ..edited_pass import PreparedEdits
 from ..engine import TokenisedText
-from ..interventions import AppliedIntervention
+from ..interventions import AppliedIntervention, prompt_edits
 from .kv_cache import PrefixKV
 
 _LEAST_TOKENS = 8
@@ -40,15 +43,17 @@ class SharedPrefix:
         length: Length in tokens.
         kept: Copy of its keys and values; None until the leader has computed them.
         parts: Its contribution to the prompt poolings, by array; see ``Accumulator.parts``.
+        edited: What edits did to its tokens; see ``EditTotals.of_range``.
     """
 
     length: int
     kept: PrefixKV | None = None
     parts: dict[ArrayName, Any] = field(default_factory=dict)
+    edited: torch.Tensor | None = None
 
 
 class PrefixCache:
-    """The prefixes of one stream of generated rollouts, by their tokens and intervention.
+    """The prefixes of one stream of generated rollouts, by their tokens and the edits of prompts.
 
     Args:
         tokens_of: Returns the token ids that all prompts with the given opening messages start with.
@@ -64,7 +69,7 @@ class PrefixCache:
         opening: tuple[ChatMessage, ...],
         prompt_ids: Sequence[int],
         most: int,
-        intervention: AppliedIntervention | None,
+        edits: PreparedEdits | None,
     ) -> tuple[SharedPrefix | None, bool]:
         """Find the prefix that a rollout shares with others.
 
@@ -73,7 +78,7 @@ class PrefixCache:
             prompt_ids: Token ids of the rollout's prompt.
             most: Maximum length of the prefix in tokens. Less than that of the prompt, because the rollout must compute
                 its last prompt token itself: the first token of the response is sampled from its logits.
-            intervention: Intervention of the rollout; None for none.
+            edits: What prompt tokens of the rollout get; None for no edits.
 
         Returns:
             The prefix, or None where it shares none; and whether this rollout is its leader.
@@ -86,7 +91,7 @@ class PrefixCache:
         # The tokenizer may merge the start of a question with the text before it, so the tokens must be compared.
         if not _LEAST_TOKENS <= len(ids) <= most or list(prompt_ids[: len(ids)]) != ids:
             return None, False
-        key = (tuple(ids), intervention)
+        key = (tuple(ids), edits)
         known = self._prefixes.get(key)
         if known is not None:
             self._prefixes.move_to_end(key)
@@ -152,8 +157,8 @@ def in_passes(
 ) -> Iterator[list[TextInPass]]:
     """Group texts into passes in which those that share a prefix follow the one that computes it.
 
-    Sorted by intervention and tokens, texts with a common prefix are adjacent. So it is enough to compare each text
-    with the latest leader instead of comparing all pairs.
+    Sorted by the edits of their prompts and by tokens, texts with a common prefix are adjacent. So it is enough to
+    compare each text with the latest leader instead of comparing all pairs.
 
     Args:
         texts: The texts, in any order.
@@ -163,8 +168,9 @@ def in_passes(
     Yields:
         The texts of each pass.
     """
-    groups = {intervention: group for group, intervention in enumerate(dict.fromkeys(interventions))}
-    ordered = sorted(range(len(texts)), key=lambda index: (groups[interventions[index]], texts[index].token_ids))
+    keys = [prompt_edits(intervention) for intervention in interventions]
+    groups = {key: group for group, key in enumerate(dict.fromkeys(keys))}
+    ordered = sorted(range(len(texts)), key=lambda index: (groups[keys[index]], texts[index].token_ids))
     readings: list[TextInPass] = []
     leader = total = 0
     for index in ordered:
@@ -190,7 +196,7 @@ def _num_shared(leader: TextInPass, text: TokenisedText, intervention: AppliedIn
     The shared tokens are part of both prompts and never a whole prompt, so that the last prompt token of each text,
     which ``prompt_last`` needs, is in its own segment.
     """
-    if leader.intervention is not intervention:
+    if prompt_edits(leader.intervention) is not prompt_edits(intervention):
         return 0
     most = min((one.responses[0][0] - 1 if one.responses else 0) for one in (leader.text, text))
     pairs = zip(leader.text.token_ids[:most], text.token_ids[:most], strict=True)

@@ -14,12 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import torch
 
 from ...jobs.errors import UnitError
+from ...jobs.poolings import TokenRange
 from ...jobs.specs.spec_parts import CaptureSpec, HookPoint
+from ...jobs.work.rollouts import EditRecord
 from ..accumulator_set import AccumulatorSet, PassStretches
+from ..edit_totals import record_of
+from ..edited_pass import EditedPass, EditedStretch
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from ..interventions import AppliedIntervention, Interventions
 from ..observation import Observed, Wanted
@@ -57,14 +62,13 @@ class TextReader:
         """Capture texts; see ``Reader.capture``."""
         for text in texts:
             require_readable(text, self._settings.capture, self._loaded.max_context)
-        halves = [self._halves(text) for text in texts]
+        apart = [_apart(text) for text in texts]
+        halves = [self._halves(part) for parts in apart for part in parts]
         with torch.inference_mode():
             shared = self._read_together([shared for shared, _ in halves])
             alone = [self._read_alone(text) if text.responses else CapturedText((), ()) for _, text in halves]
-        return [
-            CapturedText(one.vectors_LD + other.vectors_LD, one.tokens_KTD + other.tokens_KTD)
-            for one, other in zip(shared, alone, strict=True)
-        ]
+        captured = iter([_joined(pair) for pair in zip(shared, alone, strict=True)])
+        return [_joined([next(captured) for _ in parts]) for parts in apart]
 
     def _halves(self, text: TokenisedText) -> tuple[TokenisedText, TokenisedText]:
         """Split a text's responses into those that may share a pass and those that may not.
@@ -108,21 +112,22 @@ class TextReader:
         line = _Line(readings, accumulators)
         subject = readings[0].text.name + ("" if is_alone else " or another text of its pass")
         if not line.token_ids:
-            return _StartedPass(readings, line, accumulators, {}, subject)
+            return _StartedPass(readings, line, accumulators, {}, self._interventions.planned(()), subject)
         if is_alone:
             run = partial(self._logits_alone, line.token_ids)
         else:
             layout = PackedPass(self._settings.device, line.segments)
             run = partial(layout.run, self._loaded.model, line.token_ids, None)
-        with self._interventions.applied(line.interventions):
+        with self._interventions.applied(line.edits) as edits:
             _, observed = self._capture.observe(
                 run,
                 line.stretches.wanted,
                 num_tokens=len(line.token_ids),
                 device=self._settings.device,
                 stop_at_top=True,
+                top=self._interventions.top(edits, max(self._settings.layers)),
             )
-        return _StartedPass(readings, line, accumulators, observed, subject)
+        return _StartedPass(readings, line, accumulators, observed, edits, subject)
 
     def _finished(self, started: _StartedPass | None) -> dict[int, CapturedText]:
         """Pool each response of a pass that was started, and return the texts by their index."""
@@ -138,15 +143,27 @@ class TextReader:
             require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {started.subject}")
         accumulators.start(slice(0, line.num_slots))
         line.stretches.add(observed)
+        records = self._records(readings, line, started.edits)
         captured: dict[int, CapturedText] = {}
         slot = 0
         for reading in readings:
             pooled = [accumulators.finish(slot + i, spans) for i, spans in enumerate(reading.text.spans)]
-            captured[reading.index] = CapturedText(
-                tuple(vectors for vectors, _ in pooled), tuple(tokens for _, tokens in pooled)
-            )
+            vectors, tokens = (tuple(one[which] for one in pooled) for which in (0, 1))
+            captured[reading.index] = CapturedText(vectors, tokens, tuple(records[slot : slot + len(pooled)]))
             slot += len(pooled)
         return captured
+
+    def _records(
+        self, readings: Sequence[TextInPass], line: _Line, edits: EditedPass
+    ) -> list[tuple[EditRecord, ...] | None]:
+        """Record what the pass did to each response's rollout; None where it has no intervention."""
+        changes_EN = edits.changes_EN(len(line.token_ids)).cpu() if edits.layers else torch.zeros(0, 0)
+        changes = (edits.layers, changes_EN)
+        responses = [(reading.intervention, span) for reading in readings for span in reading.text.responses]
+        return [
+            None if applied is None else record_of(applied.intervention, changes, places, span)
+            for (applied, span), places in zip(responses, line.conversations, strict=True)
+        ]
 
     def _logits_alone(self, token_ids: Sequence[int]) -> torch.Tensor:
         return self._loaded.run_alone(token_ids).logits[0]
@@ -158,7 +175,28 @@ class _StartedPass:
     line: _Line
     accumulators: AccumulatorSet
     observed: Mapping[HookPoint, Observed]
+    edits: EditedPass
     subject: str
+
+
+def _apart(text: TokenisedText) -> list[TokenisedText]:
+    """Split a text so that in each part the tokens of a response have the same edits as where it was generated.
+
+    Edits of the response act on the rollout's own response; for the turns after it, it is part of the prompt.
+    """
+    intervention = text.intervention
+    if len(text.responses) < 2 or intervention is None or intervention.of_prompt() == intervention:
+        return [text]
+    return [
+        replace(text, responses=(text.responses[i],), user_spans=text.user_spans[i : i + 1])
+        for i in range(len(text.responses))
+    ]
+
+
+def _joined(parts: Sequence[CapturedText]) -> CapturedText:
+    """Join what was captured of the responses of one text."""
+    vectors, tokens, edits = zip(*((one.vectors_LD, one.tokens_KTD, one.edits) for one in parts), strict=True)
+    return CapturedText(tuple(chain(*vectors)), tuple(chain(*tokens)), tuple(chain(*edits)))
 
 
 def require_readable(text: TokenisedText, capture: CaptureSpec, max_context: int) -> None:
@@ -218,7 +256,8 @@ class _Line:
     Attributes:
         token_ids: Token ids of the whole sequence.
         segments: One segment per text, without its shared prefix.
-        interventions: Ranges of the sequence that an intervention applies to.
+        edits: Ranges of the sequence that are edited, with their edits.
+        conversations: For each response, where the conversation up to its end is in the sequence.
         stretches: Ranges of the sequence that are pooled.
         num_slots: Number of responses of all texts.
     """
@@ -226,7 +265,8 @@ class _Line:
     def __init__(self, readings: Sequence[TextInPass], accumulators: AccumulatorSet) -> None:
         self.token_ids: list[int] = []
         self.segments: list[Segment] = []
-        self.interventions: list[tuple[AppliedIntervention | None, int, int]] = []
+        self.edits: list[EditedStretch] = []
+        self.conversations: list[list[TokenRange]] = []
         self.stretches = PassStretches(accumulators, Wanted())
         self.num_slots = 0
         begins: list[int] = []
@@ -237,9 +277,17 @@ class _Line:
             if reading.num_tokens:
                 self.segments.append(Segment(reading.shared, reading.num_tokens, prefix_at=leader_begin))
                 self.token_ids += reading.text.token_ids[reading.shared : reading.shared + reading.num_tokens]
-                self.interventions.append((reading.intervention, begin, len(self.token_ids)))
+                self._edit(reading, begin)
             for spans in reading.text.spans:
                 for span in accumulators.spans:
                     for start, stop in reading.in_line(begin, leader_begin, spans.of(span)):
                         self.stretches.claim(self.num_slots, span, start, stop)
+                self.conversations.append(list(reading.in_line(begin, leader_begin, (0, spans.response[1]))))
                 self.num_slots += 1
+
+    def _edit(self, reading: TextInPass, begin: int) -> None:
+        """Claim the edits of a text's own tokens, from the index ``begin`` on."""
+        text = reading.text
+        if reading.intervention is not None and text.responses:
+            # Where edits differ between prompt and response, the text has one response.
+            self.edits += reading.intervention.stretches(begin, reading.shared, length_of(text), text.responses[0][0])

@@ -40,11 +40,12 @@ class Tap:
     module: nn.Module
     of_input: bool
 
-    def attach(self, observe: Callable[[torch.Tensor], None]) -> Any:
+    def attach(self, observe: Callable[[torch.Tensor], None], *, first: bool = False) -> Any:
         """Attach a forward hook.
 
         Args:
             observe: Called with the tensor during each forward pass; must not change it.
+            first: Whether to observe an output before the hooks that are attached already, which may edit it.
 
         Returns:
             The hook's handle; its ``remove`` detaches the hook.
@@ -53,7 +54,9 @@ class Tap:
             return self.module.register_forward_pre_hook(
                 lambda _module, args, named: observe(_first_tensor(args, named)), with_kwargs=True
             )
-        return self.module.register_forward_hook(lambda _module, _args, output: observe(tensor_of(output)))
+        return self.module.register_forward_hook(
+            lambda _module, _args, output: observe(tensor_of(output)), prepend=first
+        )
 
 
 def find_decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:

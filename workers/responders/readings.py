@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...jobs.work.rollouts import Rollout
 from ..engine import CapturedRollout, Reader, TokenisedText
@@ -36,7 +36,8 @@ def read(reader: Reader, readings: Sequence[Reading]) -> Iterator[CapturedRollou
         return
     for reading, captured in zip(readings, reader.capture([reading.text for reading in readings]), strict=True):
         text, spans = reading.text, reading.text.spans
-        for rollout, vectors, tokens, span in zip(
-            reading.rollouts, captured.vectors_LD, captured.tokens_KTD, spans, strict=True
+        edits = captured.edits or (None,) * len(spans)
+        for rollout, vectors, tokens, span, record in zip(
+            reading.rollouts, captured.vectors_LD, captured.tokens_KTD, spans, edits, strict=True
         ):
-            yield CapturedRollout(rollout, vectors, tokens, span.user, text.intervention)
+            yield CapturedRollout(replace(rollout, edits=record), vectors, tokens, span.user, text.intervention)

@@ -241,13 +241,28 @@ def test_where_a_catalog_lies_does_not_change_what_a_run_is():
         {"sampling": {"temperature": 0.8}},
         {"sampling": {"max_new_tokens": 511}},
         {"capture": {"layers": "middle"}},
+        {"capture": {"before_intervention": True}},
         {"seed": 1},
         {"store": {"url": "unused", "mantissa_bits": 7}},
     ],
-    ids=["model_name", "dtype", "personas", "temperature", "max_new_tokens", "layers", "seed", "mantissa_bits"],
+    ids=[
+        "model_name",
+        "dtype",
+        "personas",
+        "temperature",
+        "max_new_tokens",
+        "layers",
+        "before",
+        "seed",
+        "mantissa_bits",
+    ],
 )
 def test_what_decides_the_numbers_changes_what_a_run_is(changes: dict[str, Any]):
     assert small_spec(**changes).digest != small_spec().digest
+
+
+def test_a_run_without_interventions_keeps_its_digest():
+    assert "before_intervention" not in small_spec().identity()["capture"]
 
 
 def test_a_spec_written_out_and_read_again_is_the_same_job():

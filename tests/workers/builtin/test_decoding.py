@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin import decoding, packed
 from persona_atlas.workers.builtin.admission import RunningRollout
@@ -51,7 +51,7 @@ def assert_same(rows: Sequence[CapturedRollout], expected: Sequence[CapturedRoll
 def mixed(count: int) -> list[RolloutRequest]:
     """Requests without edits; then a few with one, and a few whose answer is one of two texts."""
     asked = requests_of(count, system_prompt="You are a pirate. " * 3)
-    edit = Intervention((AddVector(1, tuple(np.linspace(-1, 1, D_MODEL).tolist())),))
+    edit = Intervention((AddVector(1, Direction.of(np.linspace(-1, 1, D_MODEL))),))
     for index in range(0, count, 9):
         asked[index] = replace(asked[index], intervention=edit)
         asked[index + 1] = replace(asked[index + 1], choices=("Yes", "No, never"))

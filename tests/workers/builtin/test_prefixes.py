@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from persona_atlas.jobs.interventions import Intervention
 from persona_atlas.jobs.messages import ChatMessage
 from persona_atlas.workers.builtin.prefixes import PrefixCache, TextInPass, in_passes
+from persona_atlas.workers.edited_pass import PreparedEdits
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.interventions import AppliedIntervention
 
@@ -12,6 +14,11 @@ SYSTEM = list(range(10))
 
 
 OPENING = (ChatMessage("system", "Be."),)
+
+
+def applied(of_prompt: PreparedEdits | None) -> AppliedIntervention:
+    """An intervention with these edits of the prompt, and others of the response."""
+    return AppliedIntervention(Intervention(), of_prompt, PreparedEdits({}))
 
 
 def cache() -> PrefixCache:
@@ -28,8 +35,8 @@ def test_the_first_rollout_leads_and_those_that_begin_alike_follow():
 
 def test_another_intervention_has_a_prefix_of_its_own():
     prefixes = cache()
-    one, other = AppliedIntervention({}), AppliedIntervention({})
-    found = [prefixes.find(OPENING, [*SYSTEM, 20], 10, intervention) for intervention in (None, one, other)]
+    one, other = PreparedEdits({}), PreparedEdits({})
+    found = [prefixes.find(OPENING, [*SYSTEM, 20], 10, edits) for edits in (None, one, other)]
     assert [leads for _, leads in found] == [True, True, True]
     assert len({id(prefix) for prefix, _ in found}) == 3
     assert prefixes.find(OPENING, [*SYSTEM, 21], 10, one) == (found[1][0], False)
@@ -46,11 +53,11 @@ def test_a_prefix_that_cannot_be_shared_is_not(opening: tuple[ChatMessage, ...],
 
 def test_old_prefixes_are_forgotten():
     prefixes = cache()
-    interventions = [AppliedIntervention({}) for _ in range(9)]
-    for intervention in interventions:
-        prefixes.find(OPENING, [*SYSTEM, 20], 10, intervention)
-    assert prefixes.find(OPENING, [*SYSTEM, 20], 10, interventions[-1])[1] is False
-    assert prefixes.find(OPENING, [*SYSTEM, 20], 10, interventions[0])[1] is True
+    different = [PreparedEdits({}) for _ in range(9)]
+    for edits in different:
+        prefixes.find(OPENING, [*SYSTEM, 20], 10, edits)
+    assert prefixes.find(OPENING, [*SYSTEM, 20], 10, different[-1])[1] is False
+    assert prefixes.find(OPENING, [*SYSTEM, 20], 10, different[0])[1] is True
 
 
 @pytest.mark.parametrize(
@@ -66,7 +73,7 @@ def test_a_span_stands_in_the_leaders_part_of_the_line_and_in_its_own(
 
 
 def test_texts_of_one_intervention_that_begin_alike_follow_their_leader_within_a_pass():
-    one = AppliedIntervention({})
+    one = applied(PreparedEdits({}))
     texts = [TokenisedText(f"text {n}", (*SYSTEM, 50 + n, 60, 70), ((11, 13),)) for n in range(6)]
     interventions = [None, one, None, one, None, None]
     (readings,) = in_passes(texts, interventions, 1000)

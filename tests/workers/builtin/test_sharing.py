@@ -14,7 +14,7 @@ import pytest
 import torch
 from persona_atlas.jobs.engines import FAMILIES_RUN_ALONE, VLLM_ARCHITECTURES
 from persona_atlas.jobs.errors import InputError, TransientError, UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin import packed
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
@@ -64,7 +64,7 @@ def as_read(engine: BuiltinEngine, rows: Sequence[CapturedRollout]) -> list[Capt
 def assert_plain(rows: Sequence[CapturedRollout], plain: PlainModel) -> None:
     """Each row is that of the plain pass over its conversation, at every layer and pooling, and at every token."""
     for row in rows:
-        states_LTD = plain.outputs(conversation_ids(row.rollout))
+        states_LTD = plain.outputs(conversation_ids(row.rollout), len(row.rollout.prompt_token_ids))
         expected = pool(states_LTD, row.rollout)
         for (_, pooling), got_LD in row.vectors_LD.items():
             if row.rollout.has_vector or not pooling.startswith("response_"):
@@ -190,15 +190,20 @@ def test_an_argument_that_shared_passes_do_not_know_is_not_ignored(
 
 def test_an_intervention_applies_to_a_text_alone(directory_of: Callable[[str], Path]):
     directory = directory_of("bloom")
-    vector = tuple(float(value) for value in np.random.default_rng(0).normal(size=D_MODEL))
-    intervention = Intervention((AddVector(1, vector, 0.5),))
+    vector = Direction.of(np.random.default_rng(0).normal(size=D_MODEL))
+    edits = (AddVector(1, vector, 0.5), Cap(2, vector, 0.5, "response"))
+    intervention = Intervention(edits)
     requests = [
         RolloutRequest(one.address, one.messages, one.seed, intervention=intervention) for one in requests_of(3)
     ]
     engine = BuiltinEngine(settings_of(directory))
     rows = generate(engine, requests)
-    plain = PlainModel(directory, added={1: [0.5 * value for value in vector]})
+    plain = PlainModel(directory, edits=edits)
     assert_plain(rows, plain)
+    for row in rows:
+        assert row.rollout.edits is not None
+        content = row.rollout.num_content_tokens
+        assert [one.num_tokens for one in row.rollout.edits] == [len(row.rollout.prompt_token_ids) + content, content]
     assert_plain(as_read(engine, rows), plain)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import InputError, UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.jobs.scheduling.ledger import Failure
 from persona_atlas.jobs.sources.persona_source import PersonaRequests
 from persona_atlas.jobs.specs.spec_parts import GenerationSpec
@@ -181,7 +181,7 @@ def test_an_intervention_is_refused_by_name_for_a_server_knows_none(
     server: ChatServer, reader: BuiltinEngine, renderer: ConversationRenderer
 ):
     fine, other, third = requests_of(3)
-    steered = replace(other, intervention=Intervention((AddVector(1, (0.5,) * 32),)))
+    steered = replace(other, intervention=Intervention((AddVector(1, Direction.of([0.5] * 32)),)))
     done: list[CapturedRollout] = []
     with pytest.raises(UnitError, match="carries an intervention") as caught:
         collect(engine_of(server, reader, renderer), [fine, steered], done)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.jobs.work.rollouts import Canary
 from persona_atlas.jobs.work.unit_result import UnitResult
 from persona_atlas.jobs.work.units import RolloutRequest, UnitAttempt
@@ -23,7 +23,7 @@ from conversations import conversation, given_plan
 from plain_forward import PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, generate, requests_of
 
-STEERED = Intervention((AddVector(1, tuple(np.linspace(-1, 1, 32).tolist()), 2.0),))
+STEERED = Intervention((AddVector(1, Direction.of(np.linspace(-1, 1, 32)), 2.0),))
 TALKS = [
     conversation("Hi", "Hello", "So?", "So.", "And?", "No.", index=0, system_prompt="Be brief."),
     conversation("Who?", "Nobody", index=1),

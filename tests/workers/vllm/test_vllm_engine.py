@@ -16,7 +16,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from persona_atlas.jobs.engines import VLLM_MIN_TEMPERATURE
 from persona_atlas.jobs.errors import EngineDied, InputError, UnitError
-from persona_atlas.jobs.interventions import AddVector, Intervention
+from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.vllm.arguments import VllmOptions
 from persona_atlas.workers.vllm.ranks import shared_memory_of
@@ -331,7 +331,7 @@ def test_what_it_cannot_do_is_refused_by_name(llama: Path):
         pass
     assert caught.value.field == "capture.hook_points"
     with vllm_engine(llama, poolings=("response_mean",)) as engine:
-        edit = Intervention((AddVector(0, (0.0,) * 128),))
+        edit = Intervention((AddVector(0, Direction.of([0.0] * 128)),))
         (request,) = requests_of(1)
         request = type(request)(request.address, request.messages, request.seed, intervention=edit)
         with pytest.raises(UnitError, match="intervention") as refused:
