@@ -27,7 +27,7 @@ from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
 from ..edit_totals import EditTotals
-from ..edited_pass import EditedPass, EditedStretch
+from ..edited_pass import EditedPass, EditedStretch, PreparedEdits
 from ..engine import CapturedRollout, EngineSettings
 from ..interventions import Interventions
 from ..observation import Observed, Wanted
@@ -71,7 +71,7 @@ class Generation:
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         self._cache = KVCache(loaded.num_layers, settings.batch_size)
         self._steps = (
-            DecodingSteps(loaded, capture, len(settings.layers), self._cache, settings.sampling)
+            DecodingSteps(loaded, capture, len(settings.layers), self._cache, settings.sampling, self._interventions)
             if settings.device in decoding.DEVICES
             else None
         )
@@ -105,11 +105,12 @@ class Generation:
 
     def next_pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
         """Run one forward pass, pool what it observed, and sample; return the rollouts that ended."""
-        is_step = not joining and not any(one.intervention or one.request.choices for one in self._slots)
-        if self._steps is not None and is_step:
+        if self._steps is not None and not joining:
             continuing = self._continuing()
-            if continuing:
-                return self._decode(self._steps, continuing)
+            edits = {one.intervention and one.intervention.response for one in self._slots}
+            # Recorded is a step in which all rollouts have the same edits, and may sample any token.
+            if continuing and len(edits) == 1 and not any(one.request.choices for one in self._slots):
+                return self._decode(self._steps, continuing, edits.pop())
         return self._pass(joining)
 
     def _continuing(self) -> list[int]:
@@ -119,15 +120,16 @@ class Generation:
         """
         return [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < self._max_new]
 
-    def _decode(self, steps: DecodingSteps, continuing: Sequence[int]) -> list[CapturedRollout]:
+    def _decode(
+        self, steps: DecodingSteps, continuing: Sequence[int], edits: PreparedEdits | None
+    ) -> list[CapturedRollout]:
         """Run a pass in which each slot decodes a token."""
         line = _Line(self._slots, (), self._accumulators)
         # A rollout that has sampled its last token has no further random number, and needs none.
-        uniforms = [
-            one.random[len(one.token_ids)] if len(one.token_ids) < self._max_new else 0.0 for one in self._slots
-        ]
-        drawn, observed = steps.run(line.token_ids, line.decoded_positions, uniforms)
+        uniforms = [one.next_random for one in self._slots]
+        drawn, observed, edited = steps.run(line.token_ids, line.decoded_positions, uniforms, edits)
         self._accumulators.add_tokens("response", slice(0, len(self._slots)), observed)
+        self._edit_totals.add(edited, line.slots)
         with self._naming_layers(observed):
             next_ids = drawn.of(continuing)
         return self._end(continuing, next_ids)

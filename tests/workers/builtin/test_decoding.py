@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
+from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin import decoding, packed
 from persona_atlas.workers.builtin.admission import RunningRollout
@@ -19,6 +19,7 @@ from persona_atlas.workers.builtin.attention import Lengths, Scoring, attention
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.decoding import padded_rows
 from persona_atlas.workers.builtin.generation import Generation
+from persona_atlas.workers.edited_pass import EditedPass
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings
 
 from requests_of import engine_settings, generate, requests_of, texts_of
@@ -61,16 +62,47 @@ def mixed(count: int) -> list[RolloutRequest]:
 def test_rollouts_are_those_of_passes_without_static_shapes(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch):
     expected = generate(engine, mixed(40))
     monkeypatch.setattr(decoding, "DEVICES", {"cpu"})
-    shapes: set[tuple[int, int]] = set()
+    shapes: set[decoding.StepShape] = set()
     step = decoding.DecodingSteps.step
 
-    def seen(self: decoding.DecodingSteps, layout: packed.PackedPass, shape: tuple[int, int]) -> None:
+    def seen(self: decoding.DecodingSteps, layout: packed.PackedPass, shape: decoding.StepShape) -> EditedPass:
         shapes.add(shape)
-        step(self, layout, shape)  # pyright: ignore[reportArgumentType]
+        return step(self, layout, shape)
 
     monkeypatch.setattr(decoding.DecodingSteps, "step", seen)
     assert_same(generate(engine, mixed(40)), expected)
     assert len(shapes) > 1
+
+
+def test_steps_with_edits_are_those_of_passes_without_static_shapes(
+    engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch
+):
+    direction = Direction.of(np.linspace(-1, 1, D_MODEL))
+    edits = Intervention(
+        (AddVector(1, direction, positions="response"), Cap(2, direction, 0.5), Cap(3, -direction, -0.5))
+    )
+    asked = [replace(request, intervention=edits) for request in requests_of(20)]
+    expected = generate(engine, asked)
+    monkeypatch.setattr(decoding, "DEVICES", {"cpu"})
+    edited: set[bool] = set()
+    step = decoding.DecodingSteps.step
+
+    def seen(self: decoding.DecodingSteps, layout: packed.PackedPass, shape: decoding.StepShape) -> EditedPass:
+        edited.add(shape.edits is not None)
+        return step(self, layout, shape)
+
+    monkeypatch.setattr(decoding.DecodingSteps, "step", seen)
+    rows = generate(engine, asked)
+    assert edited == {True}
+    for row, other in zip(rows, expected, strict=True):
+        assert row.rollout.edits
+        assert other.rollout.edits
+        for record, wanted in zip(row.rollout.edits, other.rollout.edits, strict=True):
+            assert record == replace(wanted, mean_correction=pytest.approx(wanted.mean_correction, rel=1e-4))
+    assert_same(
+        [replace(row, rollout=replace(row.rollout, edits=None)) for row in rows],
+        [replace(row, rollout=replace(row.rollout, edits=None)) for row in expected],
+    )
 
 
 def test_rollouts_join_in_groups_where_steps_are_recorded(
