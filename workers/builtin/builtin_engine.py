@@ -25,6 +25,7 @@ from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
 from .batch_size import sized
 from .capture import Capture
+from .exhaustion import stream_in_memory
 from .generation import Generation
 from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
@@ -113,11 +114,25 @@ class BuiltinEngine:
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""
-        return self.generation(self._settings).run(next_request)
+        sampling = self._settings.sampling
+
+        def next_streamed() -> StreamedRequest | None:
+            request = next_request()
+            return None if request is None else StreamedRequest(request, sampling)
+
+        return self.stream(next_streamed)
 
     def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
-        return self.generation(self._settings).stream(next_request)
+        return stream_in_memory(
+            lambda tokens: self.generation(replace(self._settings, batch_tokens=tokens)),
+            self.batch_tokens,
+            next_request,
+            self._shrink,
+        )
+
+    def _shrink(self, batch_tokens: int) -> None:
+        self._settings = replace(self._settings, batch_tokens=batch_tokens)
 
     def generation(
         self, settings: EngineSettings, capture: Capture | None = None, loaded: LoadedModel | None = None

@@ -86,6 +86,11 @@ class Generation:
         # The rollout in each slot. A slot is an index into this list, and the same in KV cache and accumulators.
         self._slots: list[RunningRollout] = []
 
+    @property
+    def tokens_in_use(self) -> int:
+        """Tokens that the KV cache has memory for now."""
+        return self._cache.num_slots * self._cache.num_positions
+
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture, sampling as the settings say; see ``Responder.generate``."""
 
