@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -22,6 +20,7 @@ from persona_atlas.jobs.errors import InputError
 from rich.console import Console
 
 from live_models import serving_model
+from published_axis import save_published_axis
 from tiny_families import N_LAYERS
 from vllm_families import D_MODEL, save_vllm_family
 
@@ -39,16 +38,7 @@ EDITS: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture(scope="module")
 def axis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Published vectors, which have neither norms nor thresholds."""
-    folder = tmp_path_factory.mktemp("axis")
-    draw = np.random.default_rng(1)
-    default_LD, *roles_PLD = draw.standard_normal((4, N_LAYERS, D_MODEL))
-    vectors = {"assistant_axis": default_LD - np.mean(roles_PLD, axis=0), "default_vector": default_LD}
-    vectors |= {f"role_vectors/{name}": vector for name, vector in zip("abc", roles_PLD, strict=True)}
-    (folder / "role_vectors").mkdir()
-    for name, vector_LD in vectors.items():
-        torch.save(torch.from_numpy(vector_LD), folder / f"{name}.pt")
-    return folder
+    return save_published_axis(tmp_path_factory.mktemp("axis"), N_LAYERS, D_MODEL)
 
 
 @pytest.fixture(scope="module")
