@@ -67,7 +67,7 @@ def test_every_command_that_reads_a_store_or_the_catalog_runs(documented_folder:
 
 def test_every_other_command_parses(monkeypatch: pytest.MonkeyPatch):
     for line in commands():
-        name, *arguments = shlex.split(line.split(" > ")[0])[1:]
+        name, *arguments = shlex.split(re.split(r" [<>] ", line)[0])[1:]
         assert name in cli.commands, line
         command = cli.commands[name]
         if isinstance(command, click.Group):
