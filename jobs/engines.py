@@ -187,21 +187,21 @@ def refuse_temperature(sampling: SamplingSpec) -> None:
         )
 
 
-def refuse_interventions(spec: JobSpec) -> None:
-    """Refuse interventions, which the vLLM engine does not apply.
+def refuse_before_intervention(capture: CaptureSpec) -> None:
+    """Refuse values before the edits of the same layer: vLLM's models hand out what a layer returns, and it is edited.
 
     Args:
-        spec: The job.
+        capture: What is to be captured.
 
     Raises:
-        InputError: It has some.
+        InputError: They are asked for.
     """
-    if spec.interventions is not None:
+    if capture.before_intervention:
         raise InputError(
-            "is vllm, but only the built-in engine applies interventions.",
-            code="no_interventions",
-            field="placement.engine",
-            hint="Set it to builtin, or leave interventions out.",
+            "is true, but the vLLM engine captures what an edited layer returns after its edits only.",
+            code="no_before_intervention",
+            field="capture.before_intervention",
+            hint="Leave it out, or set placement.engine to builtin.",
         )
 
 
@@ -282,7 +282,7 @@ def possible_engines(spec: JobSpec, facts: ModelFacts) -> list[Engine]:
 def _require_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has_gpu: bool) -> None:
     """Refuse a job that asks for vLLM and that vLLM cannot run."""
     refuse_hook_points(spec.capture)
-    refuse_interventions(spec)
+    refuse_before_intervention(spec.capture)
     if _generates(spec):
         refuse_temperature(spec.sampling)
     _require_split(spec.placement, facts)
@@ -315,8 +315,8 @@ def _against_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has
     """Say why ``auto`` does not choose vLLM; None if it does."""
     if _other_hook_points(spec.capture):
         return f"it captures {VLLM_HOOK_POINT} only"
-    if spec.interventions is not None:
-        return "it does not apply interventions"
+    if spec.capture.before_intervention:
+        return "it captures what an edited layer returns after its edits only"
     if _generates(spec) and _is_raised(spec.sampling):
         return f"it samples at temperature {VLLM_MIN_TEMPERATURE} or more, or greedily"
     reason = against_model(facts)

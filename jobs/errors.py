@@ -125,6 +125,7 @@ _PERMANENT_CODES = frozenset(
         "not_rendered",
         "overflow",
         "too_long",
+        "too_many_directions",
         "too_many_tokens",
     }
 )

@@ -272,9 +272,34 @@ class Intervention:
         """Whether any edit acts on response tokens."""
         return bool(self.edits)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer of each edit, in order."""
+        return tuple(edit.layer for edit in self.edits)
+
     def of_prompt(self) -> Intervention:
         """Return the edits that act on prompt tokens: what decides whether two requests may share a prompt."""
         return Intervention(tuple(edit for edit in self.edits if edit.positions == "all"))
+
+    def problem(self, num_layers: int, d_model: int) -> str | None:
+        """Explain why an edit cannot be applied to a model.
+
+        Args:
+            num_layers: Decoder layers of the model.
+            d_model: Width of its residual stream.
+
+        Returns:
+            A clause that names the edit, for an error message; None when all can be applied.
+
+        Example:
+            >>> Intervention((Ablate(9, Direction.of([0.0, 1.0])),)).problem(num_layers=4, d_model=2)
+            'edit 0 of the intervention edits layer 9; the model has layers 0 to 3'
+        """
+        for position, edit in enumerate(self.edits):
+            problem = edit.problem(num_layers, d_model)
+            if problem is not None:
+                return f"edit {position} of the intervention {problem}"
+        return None
 
     def require_applicable(self, num_layers: int, d_model: int) -> None:
         """Check that every edit can be applied to a model.
@@ -286,10 +311,9 @@ class Intervention:
         Raises:
             UnitError: An edit cannot be applied; names it and both values.
         """
-        for position, edit in enumerate(self.edits):
-            problem = edit.problem(num_layers, d_model)
-            if problem is not None:
-                raise UnitError(f"edit {position} of the intervention {problem}.", code="bad_intervention")
+        problem = self.problem(num_layers, d_model)
+        if problem is not None:
+            raise UnitError(f"{problem}.", code="bad_intervention")
 
 
 def _problem(edit: Edit, num_layers: int, d_model: int) -> str | None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from persona_atlas.jobs.specs.spec_parts import SamplingSpec
 from persona_atlas.jobs.work.units import RolloutRequest
+from persona_atlas.workers.builtin.admission import RunningRollout
 from persona_atlas.workers.builtin.generation import Generation
 from persona_atlas.workers.builtin.packed import plain_attention
 from persona_atlas.workers.engine import CapturedRollout
@@ -107,21 +108,21 @@ def decode(bench: Bench) -> None:
 
 def _steps(bench: Bench, asked: Sequence[RolloutRequest]) -> tuple[float, float]:
     """Time decoding steps of a full batch: their median, and all of the work, in seconds."""
-    waiting = iter(asked)
+    stream = new_generation(bench, len(asked))
     ends: list[float] = []
+    next_pass = stream._next_pass
 
-    def next_request() -> RolloutRequest | None:
-        request = next(waiting, None)
-        if request is None:
-            # Asked in vain once in every pass: the time between two of these is that of a pass.
-            ends.append(time.perf_counter())
-        return request
+    def timed(joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
+        found = next_pass(joining)
+        # The sampled tokens have been read, so the device has finished this pass.
+        ends.append(time.perf_counter())
+        return found
 
-    stream = new_generation(bench, len(asked) + 1)
-    spent = bench.seconds(lambda: list(stream.run(next_request)))
+    stream._next_pass = timed
+    spent = bench.seconds(lambda: generated(stream, asked))
     passes = [after - before for before, after in pairwise(ends)]
-    # Without the passes in which prompts join, and those in which the first rollouts have ended.
-    return median_of(passes[2 : 2 + bench.sizes.new_tokens // 2]), spent
+    # Without the passes in which prompts join, those that record, and those in which the first rollouts have ended.
+    return median_of(passes[6 : 6 + bench.sizes.new_tokens // 2]), spent
 
 
 def _floor_s(bench: Bench, rows: int) -> float:

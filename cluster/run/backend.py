@@ -120,6 +120,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             chat_template=job.chat_template,
             tensor_parallel=spec.placement.tensor_parallel,
             pipeline_parallel=spec.placement.pipeline_parallel,
+            edited_layers=() if job.plan.edits is None else job.plan.edits.intervention.layers,
         ),
         needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
         store_url=job.location.url,

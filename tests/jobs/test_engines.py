@@ -49,16 +49,9 @@ def test_auto_is_vllm_where_it_is_installed_on_gpus_and_captures_what_is_asked_f
     assert chosen(FALCON) == "builtin"
     assert chosen(ADAPTED) == "builtin"
     assert chosen(hook_points=("resid_post", "mlp_out")) == "builtin"
+    assert chosen(more={"capture": {"before_intervention": True}}) == "builtin"
+    assert chosen(more={"interventions": [{"ablate": "axis", "axis": "runs/mine", "layers": "middle"}]}) == "vllm"
     assert chosen(engine="builtin") == "builtin"
-
-
-def test_interventions_take_the_builtin_engine_and_vllm_is_refused_with_them():
-    edited = {"interventions": [{"cap": 1, "axis": "runs/demo"}]}
-    assert chosen(more=edited) == "builtin"
-    found = refusal(more=edited, engine="vllm")
-    assert (found.code, found.field) == ("no_interventions", "placement.engine")
-    split = refusal(more=edited, tensor_parallel=2)
-    assert (split.code, "does not apply interventions" in str(split)) == ("one_device", True)
 
 
 def test_vllm_that_is_asked_for_needs_no_gpu():
@@ -69,6 +62,13 @@ def test_vllm_that_is_asked_for_needs_no_gpu():
     ("facts", "given", "code", "field", "words"),
     [
         (LLAMA, {"hook_points": ("attn_out",)}, "no_hook_point", "capture.hook_points", ("attn_out", "builtin")),
+        (
+            LLAMA,
+            {"more": {"capture": {"before_intervention": True}}},
+            "no_before_intervention",
+            "capture.before_intervention",
+            ("after its edits", "builtin"),
+        ),
         (FALCON, {}, "no_vllm_model", "placement.engine", ("FalconForCausalLM", "Qwen3ForCausalLM", "builtin")),
         (ADAPTED, {}, "no_adapter", "model.adapter", ("adapter", "builtin")),
         (LLAMA, {"vllm_installed": False}, "no_vllm", "placement.engine", ("persona-atlas[vllm]",)),

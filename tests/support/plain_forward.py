@@ -52,8 +52,9 @@ class PlainModel:
         states = self.places(token_ids)
         return states["resid_post"], states["hidden"]
 
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Compute the logits after the last token: ``(V,)``."""
+    def logits(self, token_ids: Sequence[int], response: int = 0) -> torch.Tensor:
+        """Compute the logits after the last token: ``(V,)``; see ``places``."""
+        self._response = response
         with torch.no_grad():
             return self.model(input_ids=self._ids(token_ids), use_cache=False).logits[0, -1]
 

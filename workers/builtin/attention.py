@@ -5,10 +5,23 @@ Knows nothing of passes, caches and models. Axes of a call: any leading axes, th
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from .to_device import to_device
+
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
+except ImportError:  # before torch 2.10
+    _varlen_attn = None
+
+_VARLEN_OPTIONS = frozenset(inspect.signature(_varlen_attn).parameters) if _varlen_attn else frozenset[str]()
+_LARGEST_HEAD = 256
 
 _FEW_QUERIES = 16
 """Queries per key head up to which a CPU spends more time on transposing the keys than on multiplying them. A decoding
@@ -79,6 +92,73 @@ def attention(
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scoring.scaling
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Lengths of texts that are attended to in one call of torch's kernel for texts of different lengths.
+
+    Attributes:
+        query_ends: int32 ``(texts + 1,)``, on the device: where the queries of each text begin and end.
+        key_ends: The same of its keys; a text's queries are its last positions.
+        most_queries: Most queries of a text.
+        most_keys: Most keys of a text.
+    """
+
+    query_ends: torch.Tensor
+    key_ends: torch.Tensor
+    most_queries: int
+    most_keys: int
+
+    @classmethod
+    def of(cls, queries: Sequence[int], keys: Sequence[int], device: str) -> Lengths:
+        """Describe texts by the numbers of their queries and keys."""
+        ends = [to_device([0, *accumulate(counts)], device).int() for counts in (queries, keys)]
+        return cls(ends[0], ends[1], max(queries), max(keys))
+
+
+def has_kernel_for_lengths(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Return whether ``attention_of_lengths`` can be used: on GPUs, in 16 bit, in versions of torch that have it."""
+    return (
+        query.device.type == "cuda"
+        and query.dtype in {torch.bfloat16, torch.float16}
+        and {"window_size", "scale"} <= _VARLEN_OPTIONS
+        and query.shape[-1] == value.shape[-1] <= _LARGEST_HEAD
+        and query.shape[-1] % 8 == 0
+    )
+
+
+def attention_of_lengths(
+    query_NHD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor, lengths: Lengths, scaling: float
+) -> torch.Tensor:
+    """Compute causal attention within each of several texts in one call.
+
+    Args:
+        query_NHD: Queries of all texts, one after another.
+        key_TKD: Keys of all texts.
+        value_TKD: Values of all texts.
+        lengths: Where each text begins and ends.
+        scaling: Factor of the scores before the softmax.
+
+    Returns:
+        ``(N, H, D)``.
+    """
+    assert _varlen_attn is not None
+    grouped = {"enable_gqa": True} if "enable_gqa" in _VARLEN_OPTIONS else {}
+    found = _varlen_attn(
+        query_NHD,
+        key_TKD,
+        value_TKD,
+        lengths.query_ends,
+        lengths.key_ends,
+        lengths.most_queries,
+        lengths.most_keys,
+        scale=scaling,
+        # All keys before a query and none after it.
+        window_size=(-1, 0),
+        **grouped,
+    )
+    return found if isinstance(found, torch.Tensor) else found[0]
 
 
 def products(

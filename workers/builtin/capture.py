@@ -9,7 +9,9 @@ W tokens observed of K layers, P spans summed, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +24,10 @@ from ...jobs.poolings import TokenRange
 from ...jobs.specs.spec_parts import HookPoint
 from ..models.hook_points import Tap
 from ..observation import Observed, Wanted
+from .to_device import to_device
+
+_SUMS_HALF_PRECISION = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+"""Whether this torch multiplies 16 bit matrices to a float32 result."""
 
 NOT_FINITE_HINT = (
     "Numbers of some models, Gemma's among them, are beyond the range of float16: set model.dtype to bfloat16 or "
@@ -91,9 +97,9 @@ class Capture:
         Raises:
             UnitError: A hook did not fire exactly once.
         """
-        tokens_E = torch.tensor(wanted.tokens, dtype=torch.long, device=device)
+        tokens_E = to_device(wanted.tokens, device)
         sums_of = _summing(wanted.spans, num_tokens, device) if wanted.spans else None
-        every_W = torch.tensor(wanted.every, dtype=torch.long, device=device) if wanted.every else None
+        every_W = to_device(wanted.every, device) if wanted.every else None
         kept: dict[tuple[HookPoint, int], list[_LayerObservation]] = {}
 
         def observe(point: HookPoint, position: int, resid: torch.Tensor) -> None:
@@ -104,32 +110,70 @@ class Capture:
             # Indexing by a tensor copies, so this keeps no reference to the layer's full output.
             kept.setdefault((point, position), []).append(_LayerObservation(resid_ND[tokens_E], sums_PD, every_WD))
 
-        handles: list[Any] = [
+        with self._attached(observe):
+            # Attached last: the hooks that edit and observe the top layer run before this one ends the pass.
+            ending = (top or self._top).register_forward_hook(_stop) if stop_at_top else None
+            try:
+                output = run()
+            except _Stopped:
+                output = None
+            finally:
+                if ending is not None:
+                    ending.remove()
+        return output, {point: self._observed(point, kept) for point in self._taps}
+
+    @property
+    def hook_points(self) -> list[HookPoint]:
+        """The hook points that are observed."""
+        return list(self._taps)
+
+    def observe_all(
+        self, run: Callable[[], torch.Tensor], tokens_LND: Mapping[HookPoint, torch.Tensor]
+    ) -> torch.Tensor:
+        """Run a pass and copy the activations of all its tokens, without waiting for the device.
+
+        Args:
+            run: Runs the model over one packed sequence of N tokens.
+            tokens_LND: For every hook point, the tensor that they are copied to.
+
+        Returns:
+            The result of ``run``.
+
+        Raises:
+            UnitError: A hook did not fire exactly once.
+        """
+        times: Counter[tuple[HookPoint, int]] = Counter()
+
+        def observe(point: HookPoint, position: int, resid: torch.Tensor) -> None:
+            times[point, position] += 1
+            kept_ND = tokens_LND[point][position]
+            kept_ND.copy_(resid.reshape(kept_ND.shape))
+
+        with self._attached(observe):
+            output = run()
+        for point in self._taps:
+            for position, layer in enumerate(self._layers):
+                _require_once(point, layer, times[point, position])
+        return output
+
+    @contextmanager
+    def _attached(self, observe: Callable[[HookPoint, int, torch.Tensor], None]) -> Iterator[None]:
+        handles = [
             tap.attach(partial(observe, point, position), first=self._before_edits)
             for point, taps in self._taps.items()
             for position, tap in enumerate(taps)
         ]
-        if stop_at_top:
-            # Attached last: the hooks that edit and observe the top layer run before this one ends the pass.
-            handles.append((top or self._top).register_forward_hook(_stop))
         try:
-            output = run()
-        except _Stopped:
-            output = None
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-        return output, {point: self._observed(point, kept) for point in self._taps}
 
     def _observed(self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[_LayerObservation]]) -> Observed:
         observations: list[_LayerObservation] = []
         for position, layer in enumerate(self._layers):
             of_layer = kept.get((point, position), [])
-            # A family may run a layer twice or skip it; the values would then not be those of one forward pass.
-            if len(of_layer) != 1:
-                raise UnitError(
-                    f"layer {layer}: {point} was seen {len(of_layer)} times in one forward pass.", code="hook_not_fired"
-                )
+            _require_once(point, layer, len(of_layer))
             observations += of_layer
         tokens_LED = torch.stack([one.tokens_ED for one in observations]).float()
         sums = [one.sums_PD for one in observations if one.sums_PD is not None]
@@ -137,6 +181,12 @@ class Capture:
         sums_LPD = torch.stack(sums) if sums else tokens_LED.new_empty(len(observations), 0, 0)
         every_KWD = torch.stack(every) if every else torch.empty(len(self._token_positions), 0, tokens_LED.shape[2])
         return Observed(tokens_LED, sums_LPD, every_KWD)
+
+
+def _require_once(point: HookPoint, layer: int, times: int) -> None:
+    # A family may run a layer twice or skip it; the values would then not be those of one forward pass.
+    if times != 1:
+        raise UnitError(f"layer {layer}: {point} was seen {times} times in one forward pass.", code="hook_not_fired")
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error: ends a pass whose captured layers have all run
@@ -152,10 +202,23 @@ def _summing(spans: Sequence[TokenRange], num_tokens: int, device: str) -> Calla
     if device == "cpu":
         return lambda resid_ND: torch.stack([resid_ND[a:b].sum(dim=0, dtype=torch.float32) for a, b in spans])
     # On a GPU, one matrix product with rows of ones and zeros: launching a kernel per span would cost more.
-    starts_P1, stops_P1 = torch.tensor(list(spans), dtype=torch.long).T[:, :, None]
-    places_N = torch.arange(num_tokens)
-    weights_PN = ((places_N >= starts_P1) & (places_N < stops_P1)).float().to(device)
-    return lambda resid_ND: weights_PN @ resid_ND.float()
+    bounds_2P1 = (
+        torch.tensor(list(spans), dtype=torch.long, pin_memory=True).T[:, :, None].to(device, non_blocking=True)
+    )
+    places_N = torch.arange(num_tokens, device=device)
+    inside_PN = (places_N >= bounds_2P1[0]) & (places_N < bounds_2P1[1])
+    weights_of: dict[torch.dtype, torch.Tensor] = {}
+
+    def sums(resid_ND: torch.Tensor) -> torch.Tensor:
+        dtype = resid_ND.dtype if _SUMS_HALF_PRECISION else torch.float32
+        if dtype not in weights_of:
+            weights_of[dtype] = inside_PN.to(dtype)
+        if dtype == torch.float32:
+            return weights_of[dtype] @ resid_ND.float()
+        # Products of 16 bit numbers with ones are exact, and are summed in float32; no copy in float32 is made.
+        return torch.mm(weights_of[dtype], resid_ND, out_dtype=torch.float32)
+
+    return sums
 
 
 def require_finite(vectors_LD: torch.Tensor, layers: Sequence[int], what: str) -> None:

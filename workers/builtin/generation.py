@@ -3,7 +3,8 @@
 Every pass runs over one packed sequence (the *line*): one token of each running rollout, then the prompts of those that
 join. So a joining rollout costs its tokens, not an extra pass. A system prompt that several rollouts share is computed
 by the first of them; the others start one pass later, from a copy of its keys and values (``prefixes``). A rollout
-that must not share a pass waits until the batch is empty, and others wait until it has ended (``alone``).
+that must not share a pass waits until the batch is empty, and others wait until it has ended (``alone``). On a GPU a
+pass in which none joins is a recorded step (``decoding``), so there rollouts join in groups.
 
 A token that is sampled in one pass is the input of the next, and only there can its residual stream be observed. So the
 last content token is fed to the model even when nothing is sampled after it: the mean over a response then covers all
@@ -14,6 +15,7 @@ Axes: L captured layers, B rollouts that sample a token in this pass, V vocabula
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -26,19 +28,21 @@ from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
 from ..edit_totals import EditTotals
 from ..edited_pass import EditedPass, EditedStretch
-from ..engine import CapturedRollout, EngineSettings
+from ..engine import CapturedRollout, EngineSettings, StreamedRequest
 from ..interventions import Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
+from . import decoding
 from .admission import Admission, RunningRollout
 from .alone import AloneGeneration
 from .capture import Capture, require_finite
 from .choices import choices_of
+from .decoding import DecodingSteps
 from .kv_cache import KVCache, PrefixKV
 from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
 from .reading import TextReader
-from .sampling import sample
+from .sampling import sample_each
 
 
 class Generation:
@@ -63,12 +67,18 @@ class Generation:
         self._loaded = loaded
         self._capture = capture
         self._settings = settings
-        self._max_new = settings.sampling.max_new_tokens
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
-        self._admission = Admission(loaded, self._cache, self._max_new, self._interventions, user_spans)
+        self._steps = (
+            DecodingSteps(loaded, capture, len(settings.layers), self._cache, settings.sampling)
+            if settings.device in decoding.DEVICES
+            else None
+        )
+        self._admission = Admission(
+            loaded, self._cache, self._interventions, user_spans, in_groups=self._steps is not None
+        )
         reader = TextReader(loaded, capture, settings, self._interventions)
-        self._alone = AloneGeneration(loaded, settings.sampling, self._interventions, reader)
+        self._alone = AloneGeneration(loaded, self._interventions, reader)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
         self._accumulators = AccumulatorSet(settings.capture, shape)
         self._edit_totals = EditTotals(len(loaded.decoder_layers), settings.device)
@@ -77,7 +87,16 @@ class Generation:
         self._slots: list[RunningRollout] = []
 
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Generate and capture; see ``Responder.generate``."""
+        """Generate and capture, sampling as the settings say; see ``Responder.generate``."""
+
+        def next_streamed() -> StreamedRequest | None:
+            request = next_request()
+            return None if request is None else StreamedRequest(request, self._settings.sampling)
+
+        return self.stream(next_streamed)
+
+    def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
         while True:
             # Not around the yield, or the consumer's code would run in inference mode, too.
             with torch.inference_mode():
@@ -85,21 +104,62 @@ class Generation:
                 if joining and joining[0].is_alone:
                     finished = [self._alone.answer(joining[0])]
                 else:
-                    finished = self._pass(joining) if self._slots or joining else None
+                    finished = self._next_pass(joining) if self._slots or joining else None
             if finished is None:
                 if self._admission.refused is not None:
                     raise self._admission.refused
                 return
             yield from finished
 
-    def _pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
+    def _next_pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
         """Run one forward pass, pool what it observed, and sample; return the rollouts that ended."""
+        is_step = not joining and not any(one.intervention or one.request.choices for one in self._slots)
+        is_step = is_step and (self._samples_alike() or self._settings.sampling.temperature == 0)
+        if self._steps is not None and is_step:
+            continuing = self._continuing()
+            if continuing:
+                return self._decode(self._steps, continuing)
+        return self._pass(joining)
+
+    def _continuing(self) -> list[int]:
+        """Return the slots in which another token is sampled.
+
+        A response that has reached its maximum length ends once its last token is observed; it needs no logits.
+        """
+        return [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < rollout.max_new]
+
+    def _decode(self, steps: DecodingSteps, continuing: Sequence[int]) -> list[CapturedRollout]:
+        """Run a pass in which each slot decodes a token."""
+        line = _Line(self._slots, (), self._accumulators)
+        uniforms = [one.next_random for one in self._slots]
+        drawn, observed = steps.run(line.token_ids, line.decoded_positions, uniforms)
+        self._accumulators.add_tokens("response", slice(0, len(self._slots)), observed)
+        with self._naming_layers(observed):
+            if self._samples_alike():
+                next_ids = drawn.of(continuing)
+            else:
+                # The steps of greedy settings leave the logits as they are, from which any rollout can be sampled.
+                rollouts = [self._slots[slot] for slot in continuing]
+                uniform_B = torch.tensor([one.next_random for one in rollouts])
+                logits_BV = drawn.weights_AV[list(continuing)]
+                next_ids = sample_each(logits_BV, uniform_B, [one.sampling for one in rollouts]).tolist()
+        return self._end(continuing, next_ids)
+
+    def _samples_alike(self) -> bool:
+        """Whether all rollouts of the batch are sampled as the settings say, as those of a job are."""
+        ours = self._settings.sampling
+        return all(
+            one.sampling is ours or (one.sampling.temperature, one.sampling.top_p) == (ours.temperature, ours.top_p)
+            for one in self._slots
+        )
+
+    def _pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
+        """Run a pass in which prompts may join."""
         running = len(self._slots)
         self._make_room(joining)
         line = _Line(self._slots, joining, self._accumulators)
         self._slots += joining
-        # A response that has reached its maximum length ends once its last token is observed; it needs no logits.
-        continuing = [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < self._max_new]
+        continuing = self._continuing()
         layout = PackedPass(self._settings.device, line.segments, line.decoded_positions, self._cache)
         with self._interventions.applied(line.edits) as edits:
             logits_BV, observed = self._capture.observe(
@@ -118,7 +178,7 @@ class Generation:
         """Reserve cache slots for the joining rollouts, and copy shared prefixes into those of the followers."""
         running = len(self._slots)
         everyone = [*self._slots, *joining]
-        longest = max(len(rollout.prompt_ids) for rollout in everyone) + self._max_new
+        longest = max(rollout.num_positions for rollout in everyone)
         self._cache.reserve(running, len(everyone), longest)
         followers: dict[int, tuple[PrefixKV, list[int]]] = {}
         for slot, rollout in enumerate(joining, start=running):
@@ -160,14 +220,18 @@ class Generation:
         self, logits_BV: torch.Tensor | None, continuing: Sequence[int], observed: Mapping[HookPoint, Observed]
     ) -> list[int]:
         assert logits_BV is not None
-        sampling = self._settings.sampling
         rollouts = [self._slots[slot] for slot in continuing]
         logits_BV = self._choices.restrict(logits_BV, [(one.request.choices, one.token_ids) for one in rollouts])
-        uniform_B = torch.tensor([one.random[len(one.token_ids)] for one in rollouts], device=logits_BV.device)
+        uniform_B = torch.tensor([one.random[len(one.token_ids)] for one in rollouts])
+        with self._naming_layers(observed):
+            return sample_each(logits_BV, uniform_B, [one.sampling for one in rollouts]).tolist()
+
+    @contextmanager
+    def _naming_layers(self, observed: Mapping[HookPoint, Observed]) -> Iterator[None]:
+        """Where logits are not finite, name the first captured layer that is not: it is closer to the cause."""
         try:
-            return sample(logits_BV, uniform_B, sampling.temperature, sampling.top_p).tolist()
+            yield
         except UnitError:
-            # The logits are not finite. If a captured layer is not finite either, name that: it is closer to the cause.
             for point, shown in observed.items():
                 require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token")
             raise

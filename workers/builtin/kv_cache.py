@@ -35,6 +35,9 @@ class KVCache:
     Args:
         num_layers: Number of layers that have keys and values.
         budget_tokens: Most slots times positions.
+
+    Attributes:
+        version: Changes whenever the tensors are replaced by others.
     """
 
     def __init__(self, num_layers: int, budget_tokens: int) -> None:
@@ -42,10 +45,15 @@ class KVCache:
         self._keys_BKTD: list[torch.Tensor | None] = [None] * num_layers
         self._values_BKTD: list[torch.Tensor | None] = [None] * num_layers
         self._num_slots = self._num_positions = 0
+        self.version = 0
 
     def fits(self, num_slots: int, num_positions: int) -> bool:
         """Return whether a number of slots with a number of positions each is within the budget."""
         return num_slots <= 1 or num_slots * num_positions <= self._budget
+
+    def most_slots(self, num_positions: int) -> int:
+        """Return the most slots of a number of positions that are within the budget."""
+        return max(1, self._budget // num_positions)
 
     def reserve(self, used: int, num_slots: int, num_positions: int) -> None:
         """Resize the tensors if they are too small; the contents of the slots in use are kept.
@@ -69,6 +77,17 @@ class KVCache:
             for layer, old in enumerate(tensors):
                 if old is not None:
                     tensors[layer] = self._resized(old, used)
+        self.version += 1
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots that are allocated."""
+        return self._num_slots
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions of a slot."""
+        return self._num_positions
 
     def append(
         self,

@@ -31,8 +31,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.masking_utils import causal_mask_function
 
 from ...jobs.errors import UnitError
-from .attention import Scoring, additive, attention, products
+from .attention import (
+    Lengths,
+    Scoring,
+    additive,
+    attention,
+    attention_of_lengths,
+    has_kernel_for_lengths,
+    products,
+)
 from .kv_cache import KVCache
+from .to_device import to_device
 
 ATTENTION = "persona_atlas_packed"
 """The name of this attention in transformers' registry."""
@@ -102,28 +111,35 @@ class PackedPass:
     Args:
         device: ``cpu`` or ``cuda``: where the model is.
         segments: The segments, which follow the decoded tokens in the sequence.
-        decoded_positions: Position of the one token of each decoding slot; these are slots 0, 1, ... of the cache.
+        decoded_positions: Position of the one token of each decoding slot; these are slots 0, 1, ... of the cache. A
+            tensor on the device is read whenever the pass runs.
         cache: The KV cache; None where no segment has a slot.
+        num_keys: Positions of the cache that attention of the decoding slots covers; None: up to the longest of them.
     """
 
     def __init__(
         self,
         device: str,
         segments: Sequence[Segment],
-        decoded_positions: Sequence[int] = (),
+        decoded_positions: Sequence[int] | torch.Tensor = (),
         cache: KVCache | None = None,
+        num_keys: int | None = None,
     ) -> None:
         self._device = device
         self._cache = cache
         self._segments = list(segments)
         self._num_decoded = len(decoded_positions)
         self._slots_A = torch.arange(self._num_decoded, device=device)
-        self._positions_A = torch.tensor(list(decoded_positions), dtype=torch.long, device=device)
+        self._positions_A = (
+            decoded_positions if isinstance(decoded_positions, torch.Tensor) else to_device(decoded_positions, device)
+        )
         # Attention of the decoding slots covers the cache up to the longest of them, not all that is allocated.
-        self._num_keys = max(decoded_positions, default=-1) + 1
+        self._num_keys = max((int(one) for one in decoded_positions), default=-1) + 1 if num_keys is None else num_keys
         # Layers of the same kind have the same rule, so each mask is built once per pass and not once per layer.
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
         self._rules: list[_Rule] = []
+        self._lengths: Lengths | None = None
+        self._key_places: torch.Tensor | None = None
 
     def run(self, model: Any, token_ids: Sequence[int], wanted: Sequence[int] | None) -> torch.Tensor:
         """Run the model.
@@ -137,14 +153,33 @@ class PackedPass:
         Returns:
             Logits ``(len(wanted), V)``.
         """
-        positions = [torch.arange(s.start, s.start + s.length, device=self._device) for s in self._segments]
+        starts = [range(one.start, one.start + one.length) for one in self._segments]
+        positions = to_device([at for each in starts for at in each], self._device)
         # The LM head is a large matrix product: apply it only to tokens whose logits are sampled from.
-        kept = torch.tensor(list(wanted) if wanted else [0], device=self._device)
+        kept = to_device(list(wanted) if wanted else [0], self._device)
+        return self._logits(model, to_device(token_ids, self._device), torch.cat([self._positions_A, positions]), kept)
+
+    def run_decoded(self, model: Any, token_ids_A: torch.Tensor) -> torch.Tensor:
+        """Run the model over the decoding slots alone, from tensors on the device and without waiting for it.
+
+        Args:
+            model: A causal language model whose attention is ``ATTENTION``.
+            token_ids_A: int64, the token of each decoding slot.
+
+        Returns:
+            Logits ``(A, V)``.
+        """
+        # 0 asks transformers for the logits of every token.
+        return self._logits(model, token_ids_A, self._positions_A, 0)
+
+    def _logits(
+        self, model: Any, token_ids_N: torch.Tensor, positions_N: torch.Tensor, kept: torch.Tensor | int
+    ) -> torch.Tensor:
         token = _running.set(self)
         try:
             output = model(
-                input_ids=torch.tensor([list(token_ids)], device=self._device),
-                position_ids=torch.cat([self._positions_A, *positions])[None],
+                input_ids=token_ids_N[None],
+                position_ids=positions_N[None],
                 # Without a cache object some families build their own causal mask over the whole sequence. With one
                 # they call the registered mask function (``_rule``).
                 past_key_values=_KeptElsewhere(),
@@ -179,6 +214,7 @@ class PackedPass:
         """
         outputs_NHD: list[torch.Tensor] = []
         first = self._num_decoded
+        in_one_call = self._can_attend_in_one_call(query_HND, value_KND, rule, scoring)
         if first:
             outputs_NHD.append(
                 self._attend_decoded(
@@ -193,14 +229,47 @@ class PackedPass:
                 # Written to the cache and returned together with the earlier positions of the slot: the shared prefix.
                 assert self._cache is not None
                 key_KTD, value_KTD = self._cache.extend(layer, segment.slot, segment.start, key_KTD, value_KTD)
-            elif segment.start:
+            if in_one_call:
+                continue
+            if segment.slot is None and segment.start:
                 # The prefix is part of another segment of this sequence, at the same positions, so its keys and values
                 # (rotary embeddings included) are those that this conversation would have.
                 before = slice(segment.prefix_at, segment.prefix_at + segment.start)
                 key_KTD = torch.cat([key_KND[:, before], key_KTD], dim=1)
                 value_KTD = torch.cat([value_KND[:, before], value_KTD], dim=1)
             outputs_NHD.append(self._attend_segment(segment, query_HSD, key_KTD, value_KTD, rule, scoring))
+        if in_one_call:
+            outputs_NHD.append(self._attend_in_one_call(query_HND, key_KND, value_KND, scoring))
         return outputs_NHD[0] if len(outputs_NHD) == 1 else torch.cat(outputs_NHD)
+
+    def _can_attend_in_one_call(
+        self, query_HND: torch.Tensor, value_KND: torch.Tensor, rule: _Rule, scoring: Scoring
+    ) -> bool:
+        """Return whether the segments' attention is causal in each, and all keys are in this sequence."""
+        return (
+            bool(self._segments)
+            and not scoring.needs_scores
+            and all(one.slot is None or not one.start for one in self._segments)
+            and (rule.reach is None or max(one.start + one.length for one in self._segments) <= rule.reach)
+            and has_kernel_for_lengths(query_HND, value_KND)
+        )
+
+    def _attend_in_one_call(
+        self, query_HND: torch.Tensor, key_KND: torch.Tensor, value_KND: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        first = self._num_decoded
+        if self._lengths is None:
+            own = [one.length for one in self._segments]
+            self._lengths = Lengths.of(own, [one.start + one.length for one in self._segments], self._device)
+            if any(one.start for one in self._segments):
+                self._key_places = to_device(list(_key_places(self._segments, first)), self._device)
+        places = self._key_places
+        key_TKD, value_TKD = (
+            (all_KND[:, first:] if places is None else all_KND[:, places]).transpose(0, 1)
+            for all_KND in (key_KND, value_KND)
+        )
+        query_NHD = query_HND[:, first:].transpose(0, 1)
+        return attention_of_lengths(query_NHD, key_TKD, value_TKD, self._lengths, scoring.scaling)
 
     def _attend_segment(
         self,
@@ -284,10 +353,23 @@ class PackedPass:
             self._masks[key] = additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0].repeat(times, 1)
         return self._masks[key]
 
+    def forget_masks(self) -> None:
+        """Build the masks of the next run from the positions of then."""
+        self._masks.clear()
+        self._rules.clear()
+
     def rule_of(self, allows: Callable[..., torch.Tensor], reach: int | None) -> _Rule:
         """Register a rule of this pass and return it; transformers makes one for every kind of layer."""
         self._rules.append(_Rule(allows, reach))
         return self._rules[-1]
+
+
+def _key_places(segments: Sequence[Segment], first: int) -> Iterator[int]:
+    """Yield where in the sequence the keys of each segment are, those of its prefix included."""
+    for segment in segments:
+        yield from range(segment.prefix_at, segment.prefix_at + segment.start)
+        yield from range(first, first + segment.length)
+        first += segment.length
 
 
 class _KeptElsewhere(Cache):

@@ -4,7 +4,7 @@ Captured values are compared with this (the canary), so it shares as little as p
 model and its decoder layers, the taps, the arithmetic of an edit, and the table of poolings. Where possible the values
 are transformers' ``hidden_states``. These do not include the hook points inside a layer, nor the outputs of edited
 layers and of the last layer (which comes after the final norm), so a hook keeps those tensors whole. Means are
-computed by numpy in float64.
+computed in float64.
 Axes: L captured layers, T tokens of the conversation, N of its response's content, D d_model.
 """
 
@@ -74,10 +74,13 @@ class PlainPass:
         rollout = captured.rollout
         ids = [*rollout.prompt_token_ids, *rollout.response_token_ids[: rollout.num_content_tokens]]
         streams = self._run(ids, len(rollout.prompt_token_ids), self._interventions.ready(captured.intervention))
+        # Pooled where the model is: copying whole streams off a GPU would take longer than the pass.
         return {
-            (point, name): np.stack(
+            (point, name): torch.stack(
                 [_pooled(streams[point, i], captured.spans, pooling_named(name)) for i in self._positions(name)]
             )
+            .cpu()
+            .numpy()
             for point, name in arrays
         }
 
@@ -86,7 +89,7 @@ class PlainPass:
 
     def _run(
         self, ids: Sequence[int], response: int, intervention: AppliedIntervention | None
-    ) -> dict[tuple[str, int], npt.NDArray[np.float64]]:
+    ) -> dict[tuple[str, int], torch.Tensor]:
         """Run the conversation, and return the stream at every hook point and captured layer, ``(T, D)`` each.
 
         Args:
@@ -140,7 +143,7 @@ class PlainPass:
         position: int,
         edited: Sequence[int],
         first: int,
-    ) -> npt.NDArray[np.float64]:
+    ) -> torch.Tensor:
         layer = self._layers[position]
         # ``first`` is the index in ``hidden`` of the output of decoder layer 0; the last entry is after the final norm.
         index = {"resid_pre": layer - 1, "resid_post": layer}.get(point, len(hidden)) + first
@@ -148,13 +151,13 @@ class PlainPass:
         is_edited = index - first in edited
         is_listed = 0 <= index < len(hidden) - 1 and not is_edited
         states = hidden[index] if is_listed else seen[point, position]
-        return states[0].double().cpu().numpy()
+        return states[0]
 
 
-def _pooled(states_TD: npt.NDArray[np.float64], spans: TokenSpans, pooling: Pooling) -> npt.NDArray[np.float64]:
-    """Pool one layer: ``(D,)``, or every token ``(N, D)``."""
+def _pooled(states_TD: torch.Tensor, spans: TokenSpans, pooling: Pooling) -> torch.Tensor:
+    """Pool one layer in float64: ``(D,)``, or every token ``(N, D)``."""
     start, stop = spans.of(pooling.span)
-    span_TD = states_TD[start:stop]
+    span_TD = states_TD[start:stop].double()
     if pooling.combine == "every":
         return span_TD
-    return span_TD.mean(axis=0) if pooling.combine == "mean" else span_TD[-1]
+    return span_TD.mean(dim=0) if pooling.combine == "mean" else span_TD[-1]

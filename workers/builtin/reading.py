@@ -11,8 +11,8 @@ text's own. Sums are copied from the device once per pass and combined on the CP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -20,14 +20,14 @@ import torch
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import TokenRange
-from ...jobs.specs.spec_parts import CaptureSpec
+from ...jobs.specs.spec_parts import CaptureSpec, HookPoint
 from ...jobs.work.rollouts import EditRecord
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..edit_totals import record_of
 from ..edited_pass import EditedPass, EditedStretch
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from ..interventions import AppliedIntervention, Interventions
-from ..observation import Wanted
+from ..observation import Observed, Wanted
 from ..pooling import Shape
 from .capture import Capture, require_finite
 from .loaded_model import LoadedModel
@@ -85,14 +85,18 @@ class TextReader:
     def _read_together(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         interventions = [self._ready(text) for text in texts]
         captured: dict[int, CapturedText] = {}
+        before: _StartedPass | None = None
         for readings in in_passes(texts, interventions, min(self._settings.batch_tokens, _PASS_TOKENS)):
-            captured |= zip((reading.index for reading in readings), self._pass(readings), strict=True)
+            started = self._start(readings)
+            # A GPU computes a pass while the results of the one before are fetched.
+            captured |= self._finished(before)
+            before = started
+        captured |= self._finished(before)
         return [captured[index] for index in range(len(texts))]
 
     def _read_alone(self, text: TokenisedText) -> CapturedText:
         with plain_attention(self._loaded.model, self._loaded.own_attention):
-            (captured,) = self._pass([TextInPass(0, text, self._ready(text))], is_alone=True)
-        return captured
+            return self._finished(self._start([TextInPass(0, text, self._ready(text))], is_alone=True))[0]
 
     def _ready(self, text: TokenisedText) -> AppliedIntervention | None:
         try:
@@ -100,12 +104,13 @@ class TextReader:
         except UnitError as error:
             raise UnitError(f"{text.name}: {error.message}", code=error.code, hint=error.hint) from None
 
-    def _pass(self, readings: Sequence[TextInPass], *, is_alone: bool = False) -> list[CapturedText]:
-        """Run one pass over the given texts, or one alone, and pool each of their responses."""
+    def _start(self, readings: Sequence[TextInPass], *, is_alone: bool = False) -> _StartedPass:
+        """Start a pass over the given texts, or one alone; a GPU may still be computing it afterwards."""
         accumulators = AccumulatorSet(self._settings.capture, self._shape)
         line = _Line(readings, accumulators)
+        subject = readings[0].text.name + ("" if is_alone else " or another text of its pass")
         if not line.token_ids:
-            return [CapturedText((), ()) for _ in readings]
+            return _StartedPass(readings, line, accumulators, {}, self._interventions.planned(()), subject)
         if is_alone:
             run = partial(self._logits_alone, line.token_ids)
         else:
@@ -120,20 +125,29 @@ class TextReader:
                 stop_at_top=True,
                 top=self._interventions.top(edits, max(self._settings.layers)),
             )
-        subject = readings[0].text.name + ("" if is_alone else " or another text of its pass")
+        return _StartedPass(readings, line, accumulators, observed, edits, subject)
+
+    def _finished(self, started: _StartedPass | None) -> dict[int, CapturedText]:
+        """Pool each response of a pass that was started, and return the texts by their index."""
+        if started is None:
+            return {}
+        readings, line, accumulators = started.readings, started.line, started.accumulators
+        if not line.token_ids:
+            return {reading.index: CapturedText((), ()) for reading in readings}
+        observed = {point: shown.cpu() for point, shown in started.observed.items()}
         for point, shown in observed.items():
-            require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {subject}")
-            require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {subject}")
-            require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {subject}")
+            require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {started.subject}")
+            require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {started.subject}")
+            require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {started.subject}")
         accumulators.start(slice(0, line.num_slots))
-        line.stretches.add({point: shown.cpu() for point, shown in observed.items()})
-        records = self._records(readings, line, edits)
-        captured: list[CapturedText] = []
+        line.stretches.add(observed)
+        records = self._records(readings, line, started.edits)
+        captured: dict[int, CapturedText] = {}
         slot = 0
         for reading in readings:
             pooled = [accumulators.finish(slot + i, spans) for i, spans in enumerate(reading.text.spans)]
             vectors, tokens = (tuple(one[which] for one in pooled) for which in (0, 1))
-            captured.append(CapturedText(vectors, tokens, tuple(records[slot : slot + len(pooled)])))
+            captured[reading.index] = CapturedText(vectors, tokens, tuple(records[slot : slot + len(pooled)]))
             slot += len(pooled)
         return captured
 
@@ -151,6 +165,16 @@ class TextReader:
 
     def _logits_alone(self, token_ids: Sequence[int]) -> torch.Tensor:
         return self._loaded.run_alone(token_ids).logits[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _StartedPass:
+    readings: Sequence[TextInPass]
+    line: _Line
+    accumulators: AccumulatorSet
+    observed: Mapping[HookPoint, Observed]
+    edits: EditedPass
+    subject: str
 
 
 def _apart(text: TokenisedText) -> list[TokenisedText]:

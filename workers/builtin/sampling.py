@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ...jobs.errors import UnitError
+from ...jobs.specs.spec_parts import SamplingSpec
 from .capture import NOT_FINITE_HINT
 
 _CANDIDATES = (64, 1024)
@@ -49,46 +50,129 @@ def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float,
         top_p: Probability mass of the nucleus, in (0, 1].
 
     Returns:
-        Token ids, int64 ``(B,)``.
+        Token ids, int64 ``(B,)``, in main memory.
 
     Raises:
         UnitError: The logits of a row are not finite.
     """
-    if temperature == 0:
-        _require_finite(logits_BV.amax(dim=-1))
-        return logits_BV.argmax(dim=-1)
-    uniform_B1 = uniform_B.to(logits_BV.device)[:, None]
+    uniform_B = uniform_B.to(logits_BV.device)
     at_once = _ROWS_AT_ONCE if logits_BV.device.type == "cpu" else max(1, len(logits_BV))
-    return torch.cat(
-        [
-            _sample_rows(logits, uniform, temperature, top_p)
-            for logits, uniform in zip(logits_BV.split(at_once), uniform_B1.split(at_once), strict=True)
-        ]
-    )
+    tokens: list[torch.Tensor] = []
+    for part_BV, part_B in zip(logits_BV.split(at_once), uniform_B.split(at_once), strict=True):
+        weights_BV = weights_of(part_BV, temperature)
+        first_3B = draw(weights_BV, part_B, top_p, greedy=temperature == 0)
+        tokens.append(settle(first_3B, weights_BV, part_B, top_p))
+    return torch.cat(tokens)
 
 
-def _sample_rows(logits_BV: torch.Tensor, uniform_B1: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    probs_BV = (logits_BV.float() / temperature).softmax(dim=-1)
-    tokens_B = torch.empty(len(probs_BV), dtype=torch.long, device=probs_BV.device)
-    # Most nuclei are narrow: only rows whose candidates have less than top_p of the mass are tried with more of them.
-    rows_B = torch.arange(len(probs_BV), device=probs_BV.device)
-    vocabulary = probs_BV.shape[-1]
-    for width in sorted({min(width, vocabulary) for width in (*_CANDIDATES, vocabulary)}):
-        # Without an index while all rows are left: indexing would copy the whole tensor.
-        top_BK, ids_BK = (probs_BV if len(rows_B) == len(probs_BV) else probs_BV[rows_B]).topk(width, dim=-1)
-        # A logit of NaN or +inf makes all probabilities of its row NaN, so checking one of them is enough.
-        _require_finite(top_BK[:, 0])
-        chosen_B = _pick(top_BK, ids_BK, uniform_B1[rows_B], top_p)
-        enough_B = (top_BK.sum(dim=-1) >= top_p) | (width == vocabulary)
-        tokens_B[rows_B[enough_B]] = chosen_B[enough_B]
-        rows_B = rows_B[~enough_B]
-        if not len(rows_B):
-            break
+def sample_each(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sequence[SamplingSpec]) -> torch.Tensor:
+    """Sample one token per row, each row in its own way; see ``sample``.
+
+    Args:
+        logits_BV: ``(B, V)``, any float dtype.
+        uniform_B: ``(B,)`` in [0, 1).
+        sampling: For each row, the temperature and the probability mass of the nucleus.
+
+    Returns:
+        Token ids, int64 ``(B,)``, in main memory.
+
+    Raises:
+        UnitError: The logits of a row are not finite.
+    """
+    rows_of: dict[tuple[float, float], list[int]] = {}
+    for row, one in enumerate(sampling):
+        rows_of.setdefault((one.temperature, one.top_p), []).append(row)
+    if len(rows_of) == 1:
+        # The rows of a job, without a copy of the logits.
+        return sample(logits_BV, uniform_B, *next(iter(rows_of)))
+    tokens_B = torch.empty(len(sampling), dtype=torch.long)
+    for (temperature, top_p), rows in rows_of.items():
+        tokens_B[rows] = sample(logits_BV[rows], uniform_B[rows], temperature, top_p)
     return tokens_B
 
 
-def _require_finite(likeliest_B: torch.Tensor) -> None:
-    if not bool(torch.isfinite(likeliest_B).all()):
+def weights_of(logits_BV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return what tokens are ranked by, float32 ``(B, V)``: probabilities, or at temperature 0 the logits themselves.
+
+    Args:
+        logits_BV: ``(B, V)``, any float dtype.
+        temperature: Divisor of the logits.
+    """
+    return logits_BV.float() if temperature == 0 else (logits_BV.float() / temperature).softmax(dim=-1)
+
+
+def draw(
+    weights_BV: torch.Tensor, uniform_B: torch.Tensor, top_p: float, *, greedy: bool, width: int = _CANDIDATES[0]
+) -> torch.Tensor:
+    """Sample one token per row among its most likely ones, without waiting for the device.
+
+    Args:
+        weights_BV: What ``weights_of`` returned.
+        uniform_B: A row's random number.
+        top_p: Probability mass of the nucleus.
+        greedy: Whether the most likely token is taken, because the temperature is 0.
+        width: Number of tokens to search for the nucleus.
+
+    Returns:
+        int64 ``(3, B)``: token ids; 1 where the nucleus was among the tokens searched, so that the token is the one
+        sampled; 1 where the weights of the row are finite.
+    """
+    width = min(width, weights_BV.shape[-1])
+    if greedy:
+        likeliest_B, tokens_B = weights_BV.max(dim=-1)
+        finite_B = torch.isfinite(likeliest_B)
+        return torch.stack([tokens_B, torch.ones_like(tokens_B), finite_B.long()])
+    top_BK, ids_BK = weights_BV.topk(width, dim=-1)
+    # A logit of NaN or +inf makes all probabilities of its row NaN, so checking one of them is enough.
+    finite_B = torch.isfinite(top_BK[:, 0])
+    enough_B = top_BK.sum(dim=-1) >= top_p
+    if width == weights_BV.shape[-1]:
+        enough_B = torch.ones_like(enough_B)
+    return torch.stack([_pick(top_BK, ids_BK, uniform_B[:, None], top_p), enough_B.long(), finite_B.long()])
+
+
+def settle(
+    first_3B: torch.Tensor,
+    weights_BV: torch.Tensor,
+    uniform_B: torch.Tensor,
+    top_p: float,
+    rows: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Finish what ``draw`` began: search more tokens for the rows whose nucleus is wider.
+
+    Args:
+        first_3B: What ``draw`` returned.
+        weights_BV: Its weights.
+        uniform_B: Its random numbers.
+        top_p: Probability mass of the nucleus.
+        rows: Rows whose tokens are needed; None: all.
+
+    Returns:
+        Token ids, int64 ``(B,)``, in main memory; those of other rows than ``rows`` mean nothing.
+
+    Raises:
+        UnitError: The weights of a row are not finite.
+    """
+    # The only time at which sampling waits for the device, unless a nucleus is wide.
+    tokens_B, enough_B, finite_B = first_3B.cpu()
+    if rows is not None:
+        needed_B = torch.zeros_like(tokens_B, dtype=torch.bool)
+        needed_B[list(rows)] = True
+        enough_B, finite_B = enough_B.masked_fill(~needed_B, 1), finite_B.masked_fill(~needed_B, 1)
+    _require_finite(finite_B)
+    vocabulary = weights_BV.shape[-1]
+    for width in (_CANDIDATES[1], vocabulary):
+        rows_B = torch.nonzero(enough_B == 0)[:, 0]
+        if not len(rows_B):
+            break
+        there_B = rows_B.to(weights_BV.device)
+        more_3B = draw(weights_BV[there_B], uniform_B[there_B], top_p, greedy=False, width=width).cpu()
+        tokens_B[rows_B], enough_B[rows_B] = more_3B[0], more_3B[1]
+    return tokens_B
+
+
+def _require_finite(finite_B: torch.Tensor) -> None:
+    if not bool(finite_B.all()):
         raise UnitError("the model's logits are not finite.", code="not_finite", hint=NOT_FINITE_HINT)
 
 

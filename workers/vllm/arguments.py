@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...jobs.engines import VLLM_MAX_NUM_BATCHED_TOKENS, VLLM_MAX_NUM_SEQS, VLLM_READING_SLOTS
+from ...jobs.errors import InputError
 from ..engine import EngineSettings
 from .capture_plan import KEY, WorkerPlan
+from .edits.plan import DIRECTIONS, EDITS_KEY, EDITS_PER_LAYER, EditPlan
 from .inside.worker import WORKER_CLASSES
 from .model import ServedModel
 
@@ -71,8 +73,28 @@ def worker_plan(settings: EngineSettings, model: ServedModel, options: VllmOptio
     )
 
 
+def edit_plan(settings: EngineSettings, model: ServedModel, options: VllmOptions) -> EditPlan:
+    """Make the plan of the workers' edits; one without places where nothing may be edited.
+
+    Raises:
+        InputError: The model lacks a layer that is to be edited.
+    """
+    layers = settings.edited_layers
+    if layers is None:
+        layers = tuple(range(model.num_layers)) * EDITS_PER_LAYER
+    outside = sorted({layer for layer in layers if not 0 <= layer < model.num_layers})
+    if outside:
+        raise InputError(
+            f"interventions are to edit layer {outside[0]}; the model has layers 0 to {model.num_layers - 1}.",
+            code="bad_intervention",
+        )
+    # Of every request in flight, prompt and response may be edited in ways that no other's are.
+    rows = 2 * (num_sequences(settings, options) + VLLM_READING_SLOTS)
+    return EditPlan(tuple(sorted(layers)), directions=DIRECTIONS, settings=rows)
+
+
 def engine_arguments(
-    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions
+    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, edits: EditPlan, options: VllmOptions
 ) -> dict[str, Any]:
     """Return the arguments of vLLM's engine.
 
@@ -80,6 +102,7 @@ def engine_arguments(
         settings: What to load and how to run it.
         model: The model.
         plan: What its workers capture.
+        edits: Where requests may be edited.
         options: What else is set.
     """
     on_cpu = settings.device == "cpu"
@@ -118,8 +141,9 @@ def engine_arguments(
     if on_cpu:
         # Rollouts have no seeds of their own there. With vLLM's fixed one, every replica would draw the same numbers.
         arguments["seed"] = secrets.randbits(31)
-    if options.captures:
-        arguments["additional_config"] = {KEY: plan.to_json()}
+    # Part of what vLLM names a compiled model by, as it must be: other places give other graphs.
+    ours = {KEY: plan.to_json() if options.captures else None, EDITS_KEY: edits.to_json() if edits.places else None}
+    arguments["additional_config"] = {name: value for name, value in ours.items() if value is not None}
     return {name: value for name, value in arguments.items() if value is not None}
 
 

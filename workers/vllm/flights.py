@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import UnitError
+from ...jobs.interventions import Intervention
 from ...jobs.poolings import TokenSpans
 from .capture_plan import KEY, SlotSpans, Sum, WorkerPlan
+from .edits.plan import EDITS_KEY, RequestEdits
+from .edits.rows import EditRows, SettingRows
 from .loading import Alive
 
 Float32 = npt.NDArray[np.float32]
@@ -67,6 +70,7 @@ class _Flight:
     tag: Any
     box: Box
     slots: tuple[int, ...]
+    intervention: Intervention | None
 
 
 class Flights:
@@ -77,13 +81,17 @@ class Flights:
         plan: What its workers capture.
         captures: Whether they capture at all.
         d_model: D.
+        edit_rows: The rows of its workers' tables of edits.
     """
 
-    def __init__(self, vllm: Any, plan: WorkerPlan, d_model: int, *, captures: bool = True) -> None:
+    def __init__(
+        self, vllm: Any, plan: WorkerPlan, d_model: int, edit_rows: EditRows, *, captures: bool = True
+    ) -> None:
         self._vllm: Any = vllm
         self._plan = plan
         self._d_model = d_model
         self._captures = captures
+        self._edit_rows = edit_rows
         self._alive = Alive()
         self._free = list(range(plan.slots))
         self._flights: dict[str, _Flight] = {}
@@ -113,23 +121,38 @@ class Flights:
         tag: Any,
         *,
         is_open: bool,
-    ) -> None:
+        intervention: Intervention | None = None,
+    ) -> bool:
         """Hand a request to vLLM.
 
         Args:
             token_ids: Its prompt.
-            spans: The spans of each of its responses; there must be a free slot for each.
+            spans: The spans of each of its responses; there must be a free slot for each. Where edits act on responses
+                alone, it has one.
             parameters: Its sampling parameters.
             box: Where it is put when it has finished.
             tag: What its sender calls it.
             is_open: Whether its response is being generated, and has not stopped where the span does.
+            intervention: Edits under which it runs; None for none.
+
+        Returns:
+            Whether vLLM has it. It has not where its edits find no room beside those of the requests in flight.
 
         Raises:
-            UnitError: vLLM refuses it.
+            UnitError: vLLM refuses it, or its edits cannot be made.
             EngineDied: vLLM has ended.
         """
         sampling_params: Any = import_module("vllm.sampling_params")
         self._alive.require()
+        edits: RequestEdits | None = None
+        prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
+        if intervention is not None and intervention.edits:
+            rows = self._rows(intervention)
+            if rows is None:
+                return False
+            edits = rows.of_request(spans[0].response[0])
+            if rows.salt is not None:
+                prompt["cache_salt"] = rows.salt
         slots = tuple(self._free.pop() for _ in spans)
         asked = [
             SlotSpans.of(slot, self._plan.spans, of_response, is_open=is_open).to_json()
@@ -137,18 +160,33 @@ class Flights:
         ]
         name = str(self._next_name)
         self._next_name += 1
+        ours = {KEY: asked if self._captures else None, EDITS_KEY: edits and edits.to_json()}
         try:
             sampling = sampling_params.SamplingParams(
                 **parameters,
                 detokenize=False,
                 output_kind=sampling_params.RequestOutputKind.FINAL_ONLY,
-                extra_args={KEY: asked} if self._captures else None,
+                extra_args={key: value for key, value in ours.items() if value is not None} or None,
             )
-            self._vllm.add_request(name, {"prompt_token_ids": list(token_ids)}, sampling)
+            self._vllm.add_request(name, prompt, sampling)
         except ValueError as error:
             self._free += slots
+            if intervention is not None and edits is not None:
+                self._edit_rows.give_back(intervention)
             raise UnitError(f"vLLM refuses a request: {error}", code="vllm_refused") from error
-        self._flights[name] = _Flight(tag, box, slots)
+        self._flights[name] = _Flight(tag, box, slots, intervention if edits is not None else None)
+        return True
+
+    def _rows(self, intervention: Intervention) -> SettingRows | None:
+        """Take the rows of an intervention, and have the workers write what they lack; None where there is no room."""
+        taken = self._edit_rows.take(intervention)
+        if taken is None:
+            return None
+        rows, upload = taken
+        if upload is not None:
+            with self._alive.calling():
+                self._vllm.collective_rpc("persona_atlas_write", args=(upload,))
+        return rows
 
     def step(self) -> None:
         """Let vLLM run a forward pass, and put what has finished into its box.
@@ -159,7 +197,7 @@ class Flights:
         """
         with self._alive.calling():
             outputs = [one for one in self._vllm.step() if one.finished]
-            landed = [(one, self._flights.pop(one.request_id)) for one in outputs if one.request_id in self._flights]
+            landed = [(one, self._ended(one.request_id)) for one in outputs if one.request_id in self._flights]
             captures = self._take([slot for _, flight in landed for slot in flight.slots])
         gave_up: list[str] = []
         for output, flight in landed:
@@ -183,7 +221,7 @@ class Flights:
         names = [name for name, flight in self._flights.items() if flight.box is box]
         if not names:
             return
-        slots = [slot for name in names for slot in self._flights.pop(name).slots]
+        slots = [slot for name in names for slot in self._ended(name).slots]
         if self._alive.has_ended:
             return
         with self._alive.calling():
@@ -191,6 +229,13 @@ class Flights:
             if self._captures:
                 self._vllm.collective_rpc("persona_atlas_drop", args=(slots,))
         self._free += slots
+
+    def _ended(self, name: str) -> _Flight:
+        """Forget a request, and give back the rows of its intervention."""
+        flight = self._flights.pop(name)
+        if flight.intervention is not None:
+            self._edit_rows.give_back(flight.intervention)
+        return flight
 
     def end(self) -> None:
         """Refuse every further call."""

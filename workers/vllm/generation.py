@@ -63,21 +63,25 @@ class VllmGeneration:
         box: Box = deque()
         in_flight = 0
         refused: UnitError | None = None
+        waiting: RolloutRequest | None = None
         try:
             while True:
                 while refused is None and in_flight < self._most and self._flights.num_free_slots:
-                    request = next_request()
+                    request = waiting or next_request()
+                    waiting = None
                     if request is None:
                         break
                     try:
-                        self._send(request, box)
+                        if not self._send(request, box):
+                            waiting = request
+                            break
                         in_flight += 1
                     except UnitError as error:
                         # The rollouts in flight did not cause it, and end first.
                         refused = error
                     except InputError as error:
                         refused = UnitError(f"{request.address}: {error.message}", code=error.code, hint=error.hint)
-                if not in_flight:
+                if not in_flight and waiting is None:
                     if refused is not None:
                         raise refused
                     return
@@ -89,13 +93,8 @@ class VllmGeneration:
         finally:
             self._flights.abandon(box)
 
-    def _send(self, request: RolloutRequest, box: Box) -> None:
-        if request.intervention is not None and request.intervention.edits:
-            raise UnitError(
-                f"{request.address}: the request carries an intervention, which the vLLM engine cannot apply.",
-                code="no_intervention",
-                hint="Set placement.engine to builtin.",
-            )
+    def _send(self, request: RolloutRequest, box: Box) -> bool:
+        """Hand a request to vLLM; return whether it has it: its edits may have no room beside those in flight."""
         if request.choices:
             raise UnitError(
                 f"{request.address}: the request allows a few responses only, which the vLLM engine cannot keep to.",
@@ -111,7 +110,15 @@ class VllmGeneration:
         user_span = self._user_spans.of_prompt(request.messages, prompt_ids) if self._user_spans else None
         rollout = RunningRollout(request, prompt_ids, [], user_span)
         spans = TokenSpans((len(prompt_ids), len(prompt_ids)), user_span)
-        self._flights.send(prompt_ids, [spans], self._parameters(request), box, rollout, is_open=True)
+        return self._flights.send(
+            prompt_ids,
+            [spans],
+            self._parameters(request),
+            box,
+            rollout,
+            is_open=True,
+            intervention=request.intervention,
+        )
 
     def _parameters(self, request: RolloutRequest) -> dict[str, Any]:
         sampling = self._settings.sampling

@@ -14,6 +14,8 @@ from ..engine import EngineSettings
 from ..own_code import refuse_own_code
 from .arguments import VllmOptions, engine_arguments, set_environment
 from .capture_plan import WorkerPlan
+from .edits.cache_keys import key_blocks_by_edits
+from .edits.plan import EditPlan
 from .model import ServedModel
 from .rank_failures import RankFailures
 from .ranks import BeforeRanks, Ranks, unlink_shared_memory, without_semaphores
@@ -21,7 +23,7 @@ from .versions import require_known_version
 
 
 def start_vllm(
-    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, options: VllmOptions
+    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, edits: EditPlan, options: VllmOptions
 ) -> tuple[Any, Ranks]:
     """Start vLLM and load a model.
 
@@ -29,6 +31,7 @@ def start_vllm(
         settings: What to load and how to run it.
         model: The model.
         plan: What its workers capture.
+        edits: Where requests may be edited.
         options: What else is set.
 
     Returns:
@@ -43,7 +46,9 @@ def start_vllm(
     before = BeforeRanks.now()
     with RankFailures() as failures:
         try:
-            vllm = _started(engine_arguments(settings, model, plan, options), options.is_async)
+            vllm = _started(engine_arguments(settings, model, plan, edits, options), options.is_async)
+            if edits.places:
+                key_blocks_by_edits(vllm)
         except Exception as error:
             left = Ranks.started_since(before)
             left.kill()

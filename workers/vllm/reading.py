@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ...jobs.engines import VLLM_READING_SLOTS
-from ...jobs.errors import UnitError
 from ..builtin.reading import require_readable
 from ..engine import CapturedText, EngineSettings, TokenisedText
 from .capture_plan import WorkerPlan
@@ -80,12 +79,6 @@ class VllmReader:
             is_cached: Whether vLLM may take their first tokens from its cache.
         """
         for text in texts:
-            if text.intervention is not None and text.intervention.edits:
-                raise UnitError(
-                    f"{text.name}: it is read under an intervention, which the vLLM engine cannot apply.",
-                    code="no_intervention",
-                    hint="Set placement.engine to builtin.",
-                )
             require_readable(text, self._settings.capture, self._model.max_context)
             if len(text.token_ids) > self._flights.max_conversation:
                 raise no_room(text.name, len(text.token_ids), self._flights.max_conversation)
@@ -98,8 +91,12 @@ class VllmReader:
         try:
             while waiting or in_flight:
                 while waiting and self._flights.num_free_slots >= len(waiting[0].text.responses):
-                    in_flight += self._send(waiting.popleft(), box, found)
-                if in_flight and not box:
+                    sent = self._send(waiting[0], box, found)
+                    if sent is None:
+                        break
+                    waiting.popleft()
+                    in_flight += sent
+                if (in_flight or waiting) and not box:
                     self._flights.step()
                 while box:
                     in_flight -= 1
@@ -112,16 +109,29 @@ class VllmReader:
             captured.append(CapturedText(tuple(vectors for vectors, _ in pairs), tuple(tokens for _, tokens in pairs)))
         return captured
 
-    def _send(self, reading: _Reading, box: Box, found: _Found) -> int:
-        """Hand a reading to vLLM; return how many requests that took: none where no token is needed."""
+    def _send(self, reading: _Reading, box: Box, found: _Found) -> int | None:
+        """Hand a reading to vLLM.
+
+        Returns:
+            How many requests that took: 0 where no token is needed. None where its edits have no room beside those of
+            the requests in flight.
+        """
         text = reading.text
         first_needed = self._plan.first_needed(text.spans)
         if first_needed is None:
             self._keep(reading, [self._nothing() for _ in text.responses], found)
             return 0
         parameters = _PARAMETERS | {"skip_reading_prefix_cache": not reading.is_cached or first_needed == 0}
-        self._flights.send(text.token_ids, text.spans, parameters, box, reading, is_open=False)
-        return 1
+        has_room = self._flights.send(
+            text.token_ids,
+            text.spans,
+            parameters,
+            box,
+            reading,
+            is_open=False,
+            intervention=text.intervention,
+        )
+        return 1 if has_room else None
 
     def _landed(self, landed: Landed, found: _Found) -> list[_Reading]:
         """Keep the values of a reading that vLLM has done; return it where it must be done again."""
@@ -153,8 +163,13 @@ class VllmReader:
 
 def _readings(index: int, text: TokenisedText, *, is_cached: bool) -> Iterator[_Reading]:
     """Divide a text into readings of as many responses as have slots, each up to the end of its last response."""
-    for first in range(0, len(text.responses), VLLM_READING_SLOTS):
-        some = slice(first, first + VLLM_READING_SLOTS)
+    intervention = text.intervention
+    most = VLLM_READING_SLOTS
+    if intervention is not None and intervention.of_prompt() != intervention:
+        # What acts on responses acts on the one that is read: to those after it, it is part of the prompt.
+        most = 1
+    for first in range(0, len(text.responses), most):
+        some = slice(first, first + most)
         part = replace(
             text,
             token_ids=text.token_ids[: text.responses[some][-1][1]],

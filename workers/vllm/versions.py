@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from ...jobs.errors import InputError
 
@@ -50,6 +52,26 @@ def require_known_version(device: str | None = None) -> str:
     if device is not None:
         _require_device(device)
     return found
+
+
+def require_members(holder: Any, names: Sequence[str]) -> None:
+    """Check that an object of vLLM has the members that are used here.
+
+    Args:
+        holder: The object.
+        names: The members.
+
+    Raises:
+        InputError: One is missing; names it.
+    """
+    missing = [name for name in names if not hasattr(holder, name)]
+    if missing:
+        raise InputError(
+            f"is vllm, but vLLM's {type(holder).__name__} has no {', '.join(missing)}, which the capture relies on.",
+            code="unknown_vllm",
+            field="placement.engine",
+            hint=f"Install vLLM {', '.join(KNOWN_VERSIONS)}, or choose builtin.",
+        )
 
 
 def _require_device(device: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from ...jobs.engines import refuse_hook_points, refuse_temperature
+from ...jobs.engines import refuse_before_intervention, refuse_hook_points, refuse_temperature
 from ...jobs.errors import InputError
 from ...jobs.work.rollouts import Canary
 from ...jobs.work.units import RolloutRequest
@@ -19,7 +19,8 @@ from ..canary import LIMITS
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
-from .arguments import VllmOptions, num_sequences, worker_plan
+from .arguments import VllmOptions, edit_plan, num_sequences, worker_plan
+from .edits.rows import EditRows
 from .flights import Flights
 from .generation import VllmGeneration
 from .limits import require_room
@@ -64,6 +65,7 @@ class VllmEngine:
         options = options or VllmOptions()
         version = require_known_version()
         refuse_hook_points(settings.capture)
+        refuse_before_intervention(settings.capture)
         if generates:
             refuse_temperature(settings.sampling)
         self._settings = settings
@@ -75,9 +77,11 @@ class VllmEngine:
         wants_users = settings.capture.needs_user_spans
         user_spans = UserSpans(offsets_encoder(self.model.tokenizer), self.model.renderer) if wants_users else None
         plan = worker_plan(settings, self.model, options)
-        vllm, self.ranks = start_vllm(settings, self.model, plan, options)
+        edits = edit_plan(settings, self.model, options)
+        vllm, self.ranks = start_vllm(settings, self.model, plan, edits, options)
         self.vllm: Any = vllm
-        self._flights = Flights(self.vllm, plan, self.model.d_model, captures=options.captures)
+        rows = EditRows(edits, self.model.num_layers, self.model.d_model)
+        self._flights = Flights(self.vllm, plan, self.model.d_model, rows, captures=options.captures)
         if generates:
             try:
                 require_room(settings, self.model.max_context, self._flights.max_conversation)

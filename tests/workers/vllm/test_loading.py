@@ -66,7 +66,7 @@ def test_the_error_of_a_rank_keeps_its_code_and_field(
     monkeypatch.setattr(loading, "engine_arguments", lambda *_: {})
     monkeypatch.setattr(loading, "set_environment", lambda *_: None)
     with pytest.raises(InputError) as caught:
-        loading.start_vllm(engine_settings(tmp_path, layers=[0]), Some(), Some(), Some(is_async=None))  # pyright: ignore[reportArgumentType]
+        loading.start_vllm(engine_settings(tmp_path, layers=[0]), Some(), Some(), Some(), Some(is_async=None))  # pyright: ignore[reportArgumentType]
     assert (caught.value.code, caught.value.field) == (code, field)
     if isinstance(raised[0], InputError):
         assert str(caught.value) == str(raised[0])

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.workers.vllm.inside.runners import ForwardPass, hand_out_layers, observe_passes, view_of
+from persona_atlas.workers.vllm.inside.runners import (
+    ForwardPass,
+    hand_out_layers,
+    observe_passes,
+    prepare_passes,
+    view_of,
+)
 from persona_atlas.workers.vllm.inside.tracking import Piece
 
 HIDDEN = [torch.zeros(4, 2), torch.ones(4, 2)]
@@ -55,6 +61,8 @@ def worker_of(*, second: bool, model: Any = None, stages: int = 1, output: Any =
         execute_model_state=Some(aux_hidden_states=HIDDEN, input_batch=batch),
         use_aux_hidden_state_outputs=False,
         get_model=lambda: model,
+        _prepare_inputs=lambda *_: "inputs",
+        prepare_inputs=lambda *_: batch,
         execute_model=lambda scheduler_output, intermediate=None, dummy_run=False: output,
     )
     config = Some(parallel_config=Some(pipeline_parallel_size=stages))
@@ -87,6 +95,25 @@ def test_a_dummy_pass_is_not_observed_and_an_empty_one_shows_nothing():
     observe_passes(worker, view_of(worker), lambda _, forward: seen.append(forward))
     worker.model_runner.execute_model(Some(total_num_scheduled_tokens=0))
     assert seen == [None]
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_before_a_pass_its_requests_are_shown_once_its_inputs_are_made(second: bool):
+    worker = worker_of(second=second)
+    runner = worker.model_runner
+    events: list[Any] = []
+
+    def execute(scheduler_output: Any, dummy_run: bool = False) -> None:
+        if not dummy_run:
+            events.append(getattr(runner, view_of(worker).preparing)(scheduler_output) is not None)
+        events.append("ran")
+
+    runner.execute_model = execute
+    prepare_passes(worker, view_of(worker), lambda _: events.append("begun"), events.append)
+    runner.execute_model(SCHEDULED)
+    assert events == ["begun", [Piece("b", 7, 1), Piece("a", 0, 3)], True, "ran"]
+    runner.execute_model(SCHEDULED, dummy_run=True)
+    assert events[4:] == ["ran"]
 
 
 def test_a_stage_before_the_last_keeps_its_hidden_states_and_sends_on_what_it_would_without_them():

@@ -20,11 +20,12 @@ from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 
 from conformance import MAX_NEW, TOLERANCE, as_generated, as_read, assert_equal_to_plain
+from edited_forward import assert_equal_to_edited, interventions_of_every_kind, under
 from plain_forward import ALL_POOLINGS, PlainModel, relative_errors
 from requests_of import generate, requests_of
 from tiny_families import N_LAYERS
 from vllm_engines import plain_model, vllm_engine
-from vllm_families import FAMILIES, save_vllm_family
+from vllm_families import D_MODEL, FAMILIES, save_vllm_family
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -56,6 +57,21 @@ def test_every_pooling_and_token_equals_a_plain_forward_pass(loaded: tuple[VllmE
     rows = of_many_lengths(engine)
     for mode in (as_generated, as_read):
         assert_equal_to_plain(mode(engine, rows), plain, TOKEN_LAYERS)
+
+
+def test_rollouts_of_one_batch_under_different_interventions_equal_plain_passes_under_the_same(
+    loaded: tuple[VllmEngine, PlainModel, Path],
+):
+    engine, plain, _ = loaded
+    rows = generate(engine, under(requests_of(18), interventions_of_every_kind(D_MODEL, N_LAYERS)))
+    for mode in (as_generated, as_read):
+        assert_equal_to_edited(mode(engine, rows), plain, TOKEN_LAYERS)
+    row = next(row for row in rows if row.intervention is not None and row.rollout.has_vector)
+    canary, unaware = engine.canary(row), engine.canary(replace(row, intervention=None))
+    assert canary is not None
+    assert unaware is not None
+    assert max(canary.relative_error_L) < TOLERANCE
+    assert max(unaware.relative_error_L) > engine.canary_limit
 
 
 def test_the_canary_sees_what_is_right_and_what_is_wrong(loaded: tuple[VllmEngine, PlainModel, Path]):

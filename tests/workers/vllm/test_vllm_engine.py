@@ -16,7 +16,6 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from persona_atlas.jobs.engines import VLLM_MIN_TEMPERATURE
 from persona_atlas.jobs.errors import EngineDied, InputError, UnitError
-from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
 from persona_atlas.workers.engine import TokenisedText
 from persona_atlas.workers.vllm.arguments import VllmOptions
 from persona_atlas.workers.vllm.ranks import shared_memory_of
@@ -24,11 +23,12 @@ from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 from safetensors.torch import load_file, save_file
 
 from conformance import TOLERANCE, as_generated, as_read, assert_equal_to_plain
+from edited_forward import assert_equal_to_edited, interventions_of_every_kind, under
 from plain_forward import ALL_POOLINGS, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, generate, requests_of
 from tiny_families import N_LAYERS, save_tiny_family
 from vllm_engines import plain_model, vllm_engine
-from vllm_families import save_vllm_family
+from vllm_families import D_MODEL, save_vllm_family
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -70,9 +70,9 @@ def test_a_rollout_that_is_preempted_and_computed_again_counts_every_token_once(
     options = VllmOptions(max_num_seqs=4, max_num_batched_tokens=64, kv_cache_bytes=5 * block_bytes)
     with vllm_engine(unstoppable, max_new_tokens=110, poolings=poolings, token_layers=(2,), options=options) as engine:
         noted = preemptions(engine)
-        rows = generate(engine, requests_of(8))
+        rows = generate(engine, under(requests_of(8), interventions_of_every_kind(D_MODEL, N_LAYERS)))
         assert noted, "the KV cache was not small enough"
-        assert_equal_to_plain(rows, plain_model(unstoppable, engine), (2,))
+        assert_equal_to_edited(rows, plain_model(unstoppable, engine), (2,))
 
 
 def test_the_token_that_ended_a_turn_does_not_count_where_passes_are_scheduled_before_it_is_known(llama: Path):
@@ -80,9 +80,9 @@ def test_the_token_that_ended_a_turn_does_not_count_where_passes_are_scheduled_b
     options = VllmOptions(max_num_seqs=8, max_num_batched_tokens=64, is_async=True)
     with vllm_engine(llama, poolings=ALL_POOLINGS, token_layers=(1,), options=options) as engine:
         assert "Async" in type(engine.vllm.engine_core.engine_core.scheduler).__name__
-        rows = generate(engine, requests_of(24))
+        rows = generate(engine, under(requests_of(24), interventions_of_every_kind(D_MODEL, N_LAYERS)))
         assert any(row.rollout.finish_reason == "stop" for row in rows)
-        assert_equal_to_plain(rows, plain_model(llama, engine), (1,))
+        assert_equal_to_edited(rows, plain_model(llama, engine), (1,))
 
 
 def test_a_shared_prompt_is_read_from_the_cache_where_no_pooling_is_over_it(llama: Path):
@@ -256,9 +256,9 @@ def test_a_model_over_two_devices_gives_what_one_gives(
         ranks = [psutil.Process(pid) for pid in engine.ranks.pids]
         assert len(ranks) == 2
         plain = plain_model(unstoppable, engine)
-        rows = generate(engine, requests_of(16))
+        rows = generate(engine, under(requests_of(16), interventions_of_every_kind(D_MODEL, N_LAYERS)))
         for mode in (as_generated, as_read):
-            assert_equal_to_plain(mode(engine, rows), plain, (0, 3))
+            assert_equal_to_edited(mode(engine, rows), plain, (0, 3))
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
 
@@ -330,17 +330,8 @@ def test_what_it_cannot_do_is_refused_by_name(llama: Path):
     with pytest.raises(InputError, match="attn_out") as caught, vllm_engine(llama, hook_points=["attn_out"]):
         pass
     assert caught.value.field == "capture.hook_points"
-    with vllm_engine(llama, poolings=("response_mean",)) as engine:
-        edit = Intervention((AddVector(0, Direction.of([0.0] * 128)),))
-        (request,) = requests_of(1)
-        request = type(request)(request.address, request.messages, request.seed, intervention=edit)
-        with pytest.raises(UnitError, match="intervention") as refused:
-            generate(engine, [request])
-        assert refused.value.code == "no_intervention"
-        with pytest.raises(UnitError, match="intervention"):
-            engine.capture([TokenisedText("a text", tuple(range(40, 60)), ((5, 9),), (), edit)])
-        with pytest.raises(UnitError, match=r"\[5, 21\)"):
-            engine.capture([TokenisedText("the text", tuple(range(40, 60)), ((5, 21),))])
+    with vllm_engine(llama, poolings=("response_mean",)) as engine, pytest.raises(UnitError, match=r"\[5, 21\)"):
+        engine.capture([TokenisedText("the text", tuple(range(40, 60)), ((5, 21),))])
 
 
 def test_the_record_says_what_canaries_are_compared_with_and_that_a_cpu_takes_no_seeds(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from ....jobs.errors import InputError
-from ..versions import KNOWN_VERSIONS
+from ..versions import require_members
 from .tracking import Piece
 
 
@@ -43,6 +43,15 @@ class RunnerView(Protocol):
         """Members of the runner that this view reads, besides those that every view needs."""
         ...
 
+    @property
+    def preparing(self) -> str:
+        """Name of the method that makes the inputs of a pass, of any but a dummy one."""
+        ...
+
+    def prepared(self, runner: Any, scheduler_output: Any, inputs: Any) -> list[Piece]:
+        """Return the requests of the coming pass, from what ``preparing`` has left and returned."""
+        ...
+
     def pieces(self, runner: Any, scheduler_output: Any) -> list[Piece]:
         """Return the requests of the last pass."""
         ...
@@ -55,7 +64,12 @@ class RunnerView(Protocol):
 class FirstRunner:
     """The first version: ``vllm/v1/worker/gpu_model_runner.py``, and that of CPUs, which inherits from it."""
 
-    required = ("input_batch", "input_ids", "execute_model_state", "use_aux_hidden_state_outputs")
+    preparing = "_prepare_inputs"
+    required = ("input_batch", "input_ids", "execute_model_state", "use_aux_hidden_state_outputs", preparing)
+
+    def prepared(self, runner: Any, scheduler_output: Any, inputs: Any) -> list[Piece]:
+        """Return the requests of the coming pass, from the persistent batch."""
+        return self.pieces(runner, scheduler_output)
 
     def pieces(self, runner: Any, scheduler_output: Any) -> list[Piece]:
         """Return the requests of the last pass, from the persistent batch."""
@@ -73,21 +87,29 @@ class FirstRunner:
 class SecondRunner:
     """The second version: ``vllm/v1/worker/gpu/model_runner.py``. Written from its source, and not run yet."""
 
-    required = ("execute_model_state", "use_aux_hidden_state_outputs", "req_states")
+    preparing = "prepare_inputs"
+    required = ("execute_model_state", "use_aux_hidden_state_outputs", "req_states", preparing)
+
+    def prepared(self, runner: Any, scheduler_output: Any, inputs: Any) -> list[Piece]:
+        """Return the requests of the coming pass, from the batch that was made for it."""
+        return _pieces_of(inputs)
 
     def pieces(self, runner: Any, scheduler_output: Any) -> list[Piece]:
         """Return the requests of the last pass, from the batch that was made for it."""
-        batch = runner.execute_model_state.input_batch
-        return [
-            Piece(name, int(position), int(length))
-            for name, position, length in zip(
-                batch.req_ids, batch.num_computed_tokens_np, batch.num_scheduled_tokens, strict=True
-            )
-        ]
+        return _pieces_of(runner.execute_model_state.input_batch)
 
     def token_ids(self, runner: Any) -> torch.Tensor:
         """Return the input ids of the batch."""
         return runner.execute_model_state.input_batch.input_ids
+
+
+def _pieces_of(batch: Any) -> list[Piece]:
+    return [
+        Piece(name, int(position), int(length))
+        for name, position, length in zip(
+            batch.req_ids, batch.num_computed_tokens_np, batch.num_scheduled_tokens, strict=True
+        )
+    ]
 
 
 def view_of(worker: Any) -> RunnerView:
@@ -99,9 +121,9 @@ def view_of(worker: Any) -> RunnerView:
     Raises:
         InputError: A member is missing; names it.
     """
-    _require(worker, ("model_runner", "use_v2_model_runner", "vllm_config", "device"))
+    require_members(worker, ("model_runner", "use_v2_model_runner", "vllm_config", "device"))
     view: RunnerView = SecondRunner() if worker.use_v2_model_runner else FirstRunner()
-    _require(worker.model_runner, (*view.required, "execute_model", "get_model"))
+    require_members(worker.model_runner, (*view.required, "execute_model", "get_model"))
     return view
 
 
@@ -144,7 +166,7 @@ def _keep_to_own_stage(model: Any) -> None:
             field="placement.pipeline_parallel",
             hint="Set it to 1 and divide the layers' tensors instead: placement.tensor_parallel.",
         )
-    _require(inner, ("_aux_slot_base_cached", "_aux_upstream_total_cached", "AUX_HIDDEN_STATE_KEY"))
+    require_members(inner, ("_aux_slot_base_cached", "_aux_upstream_total_cached", "AUX_HIDDEN_STATE_KEY"))
     inner._aux_slot_base_cached = 0
     inner._aux_upstream_total_cached = 0
 
@@ -183,6 +205,38 @@ def observe_passes(worker: Any, view: RunnerView, observe: Callable[[Any, Forwar
     runner.execute_model = execute_and_observe
 
 
+def prepare_passes(
+    worker: Any, view: RunnerView, begin: Callable[[Any], None], prepare: Callable[[Sequence[Piece]], None]
+) -> None:
+    """Call functions before every forward pass of a worker.
+
+    Args:
+        worker: A worker of vLLM.
+        view: The view of its runner.
+        begin: Gets the scheduler's output, of a pass without tokens too.
+        prepare: Gets the requests of the pass, in the order of their tokens in it, once vLLM has made its inputs and
+            before the model runs.
+    """
+    runner = worker.model_runner
+    execute_model = runner.execute_model
+    make_inputs = getattr(runner, view.preparing)
+    scheduled: list[Any] = []
+
+    def begin_and_execute(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("dummy_run", False):
+            begin(scheduler_output)
+            scheduled[:] = [scheduler_output]
+        return execute_model(scheduler_output, *args, **kwargs)
+
+    def make_and_prepare(*args: Any, **kwargs: Any) -> Any:
+        inputs = make_inputs(*args, **kwargs)
+        prepare(view.prepared(runner, scheduled[0], inputs))
+        return inputs
+
+    runner.execute_model = begin_and_execute
+    setattr(runner, view.preparing, make_and_prepare)
+
+
 def _handed_out(runner: Any, output: Any) -> tuple[Sequence[torch.Tensor], Any]:
     """Return the hidden states of a pass, and what is left of its output."""
     tensors = getattr(output, "tensors", None)
@@ -195,15 +249,3 @@ def _handed_out(runner: Any, output: Any) -> tuple[Sequence[torch.Tensor], Any]:
     own = sorted((name for name in tensors if name.startswith(key)), key=lambda name: int(name[len(key) :]))
     others = {name: tensor for name, tensor in tensors.items() if name not in own}
     return [tensors[name] for name in own], type(output)(others)
-
-
-def _require(holder: Any, names: Sequence[str]) -> None:
-    """Check that an object of vLLM has the members that are used here."""
-    missing = [name for name in names if not hasattr(holder, name)]
-    if missing:
-        raise InputError(
-            f"is vllm, but vLLM's {type(holder).__name__} has no {', '.join(missing)}, which the capture relies on.",
-            code="unknown_vllm",
-            field="placement.engine",
-            hint=f"Install vLLM {', '.join(KNOWN_VERSIONS)}, or choose builtin.",
-        )

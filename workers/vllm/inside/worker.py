@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from ..capture_plan import KEY, SlotSpans, WorkerPlan
+from ..edits.plan import EDITS_KEY, EditPlan, EditUpload
 from ..rank_failures import told
 from ..ranks import end_with_parent
+from .rank_edits import RankEdits
 from .runners import ForwardPass, hand_out_layers, observe_passes, view_of
 from .slot_table import SlotTable
 from .token_store import TokenStore
@@ -63,7 +65,15 @@ class CapturingWorker:
             # Without a plan, as for a benchmark, nothing is captured.
             if plan is not None:
                 self._persona_atlas = RankCapture(self, WorkerPlan.from_json(plan))
+            edits = self.vllm_config.additional_config.get(EDITS_KEY)
+            # Without places nothing is edited, and the model runs as vLLM made it.
+            if edits is not None:
+                self._persona_atlas_edits = RankEdits(self, EditPlan.from_json(edits))
         return loaded
+
+    def persona_atlas_write(self, upload: EditUpload) -> None:
+        """Write rows of the tables of edits."""
+        self._persona_atlas_edits.write(upload)
 
     def persona_atlas_take(self, slots: list[int]) -> dict[str, Any] | None:
         """Return what slots have, and free them; None from a rank without a share of the captured layers."""
