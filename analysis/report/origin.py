@@ -74,12 +74,17 @@ def origin_of_run(run: Run, reduction: Reduction) -> Origin:
         **({"server's tokens": served_text(run.served_tokens)} if run.served_tokens else {}),
         **{name: value for name, value in record.versions.items() if value},
     }
+    edits = [] if record.interventions is None else list(map(str, record.interventions.entries))
+    if edits:
+        lines["interventions"] = "; ".join(edits)
     concerned: dict[str, int] = record.rendering.get("rows", {})
+    under = f" Made under {count_of(len(edits), 'intervention')}: {'; '.join(edits)}." if edits else ""
     return Origin(
         model=spec.model.display_name,
         lines=lines,
         lead=f"{count_of(int(reduction.facts.get('rollouts', 0)), 'rollout')} at "
-        f"{count_of(len(reduction.layers), 'layer')}, pooled by {reduction.facts.get('pooling', 'an unknown rule')}.",
+        f"{count_of(len(reduction.layers), 'layer')}, pooled by {reduction.facts.get('pooling', 'an unknown rule')}."
+        f"{under}",
         notes=tuple(
             f"{name.replace('_', ' ')}: {count_of(rows, 'row')} (docs/engine.md)." for name, rows in concerned.items()
         ),

@@ -194,7 +194,7 @@ def sketch_plan(spec: JobSpec, progress: Progress, *, grow: bool = False) -> Ske
         return _sketch(spec, progress, None)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     record = run_to_grow(location)
-    sketch = _sketch(spec, progress, record)
+    sketch = _sketch(spec, progress, record, read_edits(location, record))
     _, growth = fit_to_run(sketch.plan, record, location, grow=True)
     if growth is None:
         raise InputError(
@@ -206,16 +206,16 @@ def sketch_plan(spec: JobSpec, progress: Progress, *, grow: bool = False) -> Ske
     return replace(sketch, plan=growth.added, growth=growth)
 
 
-def _sketch(spec: JobSpec, progress: Progress, record: RunRecord | None) -> Sketch:
+def _sketch(spec: JobSpec, progress: Progress, record: RunRecord | None, recorded: RunEdits | None = None) -> Sketch:
     template = read_chat_template(spec.model)
     if spec.conversations is not None:
-        plan, directory = plan_job(spec, progress, record=record, chat_template=template)
+        plan, directory = plan_job(spec, progress, record=record, chat_template=template, recorded=recorded)
         return Sketch(plan, "files", require_readable(plan, directory, progress, template))
     source = load_source(spec)
     facts, facts_from = sketch_model(spec.model, progress.say)
     if record is not None and facts_from == "files":
         facts = facts_of_run(find_model(spec.model, progress.say), record)
-    edits = edits_for(spec, facts, progress, record)
+    edits = edits_for(spec, facts, progress, record, recorded)
     plan = make_plan(spec, source, replace(facts, chat_template_sha256=template_sha256(template)), edits=edits)
     if facts_from != "files":
         return Sketch(plan, facts_from, None)

@@ -20,7 +20,9 @@ from persona_atlas.jobs.specs.interventions_spec import EditSetting, Interventio
 from persona_atlas.jobs.specs.store_spec import StoreSpec
 from persona_atlas.workers.edits import edited
 
-from planted_vectors import LAYERS, WIDTH, plant
+from fakes import FACTS
+from planted_vectors import LAYERS, WIDTH, plant, planted_run
+from stored_runs import small_run
 
 REDUCTION = plant().reduction
 NORM = 50.0
@@ -144,3 +146,30 @@ def test_a_released_file_is_refused_by_name(capping_file: Path, tmp_path: Path):
     assert refused(tmp_path / "text.pt", "x").code == "unreadable_file"
     with pytest.raises(InputError, match="add experiment"):
         resolve_section([InterventionSpec(axis=str(capping_file), cap=1)], model, StoreSpec(url="runs/x"))
+
+
+def test_an_axis_of_another_model_is_refused_unless_it_is_meant(tmp_path: Path):
+    store = planted_run(str(tmp_path / "run"), REDUCTION).url
+    model = EditedModel("their/other-model", LAYERS, WIDTH, "another fingerprint")
+    entry = InterventionSpec(axis=store, cap="p0.25")
+    with pytest.raises(InputError, match="transfer: true") as caught:
+        resolve_section([entry], model, StoreSpec(url="runs/x"))
+    assert (caught.value.field, caught.value.code) == ("interventions.0.axis", "other_model")
+    said: list[str] = []
+    found = resolve_section([entry.model_copy(update={"transfer": True})], model, StoreSpec(url="runs/x"), said.append)
+    assert [found.entries[0].note] == said
+    assert "not of their/other-model" in found.lines[0]
+    assert found.entries[0].reduction == "planted"
+
+
+def test_a_store_that_was_not_reduced_or_is_not_there_is_refused(tmp_path: Path):
+    model = EditedModel("none", LAYERS, WIDTH, FACTS.fingerprint)
+    for axis, reduction, field, code in (
+        (small_run(str(tmp_path / "run")).url, None, "axis", "not_reduced"),
+        (str(tmp_path / "nowhere"), None, "axis", "no_vectors"),
+        (planted_run(str(tmp_path / "planted"), REDUCTION).url, "0badc0de", "reduction", "no_such_reduction"),
+    ):
+        entry = InterventionSpec(axis=axis, cap="p0.25", reduction=reduction)
+        with pytest.raises(InputError) as caught:
+            resolve_section([entry], model, StoreSpec(url="runs/x"))
+        assert (caught.value.field, caught.value.code) == (f"interventions.0.{field}", code)

@@ -135,6 +135,7 @@ def test_what_was_done_is_kept_by_rollout_and_shown(world: World):
     contents = json.loads(shown.output)
     assert contents["edited"] == world.run.edited
     assert contents["interventions"]["entries"][0]["asked"]["cap"] == "p0.25"
+    assert "Made under 1 intervention: cap p0.25" in (Path(world.run.url) / "report.html").read_text()
     assert "cap p0.25 on the axis" in CliRunner().invoke(cli, ["show", world.run.url], env={"COLUMNS": "200"}).output
 
 

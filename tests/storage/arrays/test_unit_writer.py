@@ -186,3 +186,16 @@ def test_a_canary_that_is_not_finite_is_refused_before_a_byte_is_written(locatio
     with pytest.raises(UnitError, match="canary"):
         write(location, plan, broken)
     assert location.is_empty()
+
+
+def test_a_unit_under_interventions_of_which_nothing_was_recorded_has_empty_columns(tmp_path: Path):
+    plan = small_plan()
+    result = block_of(plan, plan.units[0].unit_id, 0)
+    location = open_location(str(tmp_path / "run"))
+    manifest = write_unit_result(
+        location, result, rows_per_block=plan.rows_per_block, mantissa_bits=10, worker="w", is_edited=True
+    )
+    table = from_parquet(location.read(manifest.texts.path) or b"")
+    assert table["edit_layers"].null_count == table.num_rows == len(result.rollouts)
+    assert manifest.edited is None
+    assert "edited" not in manifest.model_dump()
