@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python benchmarks/query.py
 	$(BIN)/python benchmarks/reduce.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/interventions.py
 	$(BIN)/python benchmarks/canary.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html
 

@@ -154,6 +154,23 @@ class EngineSettings:
         return [self.layers.index(layer) for layer in self.token_layers]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class StreamedRequest:
+    """A request of somebody who waits for it: sampled in its own way, and followed token by token.
+
+    Attributes:
+        request: The request.
+        sampling: How its tokens are sampled, and at most how many.
+        on_token: Called in the engine's thread with the id of each content token, as soon as it is sampled. It must
+            return at once, and returns whether the response ends with that token: because of its text, or because
+            nobody waits for it any more. None: nobody is told.
+    """
+
+    request: RolloutRequest
+    sampling: SamplingSpec
+    on_token: Callable[[int], bool] | None = None
+
+
 class Reader(Protocol):
     """Captures the activations of existing texts in prefill passes, without generating.
 
@@ -239,5 +256,24 @@ class Responder(Protocol):
             UnitError: A value is not finite, a hook did not fire, or a prompt is too long for the model. Requests in
                 flight are lost and may be submitted again.
             EngineDied: The engine has ended, and answers no further call.
+        """
+        ...
+
+
+class StreamingResponder(Responder, Protocol):
+    """A responder whose requests may each be sampled in a way of its own, and be followed while they are answered."""
+
+    def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
+        """Answer requests as ``generate`` does, and report each token.
+
+        Args:
+            next_request: See ``generate``. It may wait for a request while none is in flight.
+
+        Yields:
+            The captured rollout of each request. Its ``finish_reason`` is ``length`` where ``on_token`` ended it.
+
+        Raises:
+            UnitError: As for ``generate``.
+            EngineDied: As for ``generate``.
         """
         ...

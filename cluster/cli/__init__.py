@@ -19,6 +19,7 @@ from ...jobs.redaction import without_secrets
 from ...jobs.version import __version__
 from . import catalog, output
 from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
+from .live import chat, serve
 from .options import refuse_blank_values
 from .scores import judge, judges, scores
 from .stop_signals import EXIT_INTERRUPTED, stop_on_signals
@@ -72,6 +73,8 @@ for _command in (
     project.project,
     push.push,
     pull.pull,
+    serve.serve,
+    chat.chat,
     catalog.catalog,
     cluster.cluster,
 ):

@@ -12,9 +12,11 @@ from typing import Any
 
 from ...jobs.errors import InputError, UnitError
 from ...jobs.poolings import TokenRange
+from ...jobs.specs.spec_parts import SamplingSpec
 from ...jobs.work.rollouts import Rollout
 from ...jobs.work.units import RolloutRequest
 from ..chat.user_span import UserSpans
+from ..engine import StreamedRequest
 from ..interventions import AppliedIntervention, Interventions, prompt_edits
 from .kv_cache import KVCache
 from .loaded_model import LoadedModel
@@ -34,6 +36,7 @@ class RunningRollout:
 
     Attributes:
         request: The request that it answers.
+        sampling: How its tokens are sampled.
         prompt_ids: Token ids of its rendered prompt.
         random: One number in [0, 1) for each token that it may sample, drawn from its own seed, so that samples do not
             depend on the batch.
@@ -42,11 +45,14 @@ class RunningRollout:
         is_alone: Whether it must not share a pass with others.
         prefix: Prefix that its prompt shares with other prompts; None for none.
         leads: Whether this rollout computes the prefix for the others.
+        on_token: Told of each content token; returns whether the response ends with it. None: nobody is told.
         token_ids: Token ids sampled so far, the end-of-turn token included.
         num_content: Number of these that are content.
+        max_new: Most tokens that it may sample.
     """
 
     request: RolloutRequest
+    sampling: SamplingSpec
     prompt_ids: list[int]
     random: list[float]
     user_span: TokenRange | None = None
@@ -54,8 +60,18 @@ class RunningRollout:
     is_alone: bool = False
     prefix: SharedPrefix | None = None
     leads: bool = False
+    on_token: Callable[[int], bool] | None = None
     token_ids: list[int] = field(default_factory=list)
     num_content: int = 0
+    max_new: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.max_new = self.sampling.max_new_tokens
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that it may need in the KV cache."""
+        return len(self.prompt_ids) + self.max_new
 
     @property
     def start(self) -> int:
@@ -73,6 +89,9 @@ class RunningRollout:
         if token in stop_ids:
             return True
         self.num_content += 1
+        if self.on_token is not None and self.on_token(token):
+            # As at the maximum length: it leaves the batch after the next pass, in which this token is observed.
+            self.max_new = len(self.token_ids)
         return False
 
     def finished(self, tokenizer: Any) -> Rollout:
@@ -106,7 +125,6 @@ class Admission:
     Args:
         loaded: The model.
         cache: The KV cache, whose budget limits the batch.
-        max_new: Most tokens that a rollout may sample.
         interventions: Prepares the requests' interventions for the model.
         user_spans: Locates user messages; None where no pooling needs them.
         in_groups: Whether rollouts join a running batch only when there is room for a group of them, because a pass in
@@ -120,7 +138,6 @@ class Admission:
         self,
         loaded: LoadedModel,
         cache: KVCache,
-        max_new: int,
         interventions: Interventions,
         user_spans: UserSpans | None,
         *,
@@ -129,7 +146,6 @@ class Admission:
         self._loaded = loaded
         self._cache = cache
         self._in_groups = in_groups
-        self._max_new = max_new
         self._interventions = interventions
         self._user_spans = user_spans
         self._prefixes = PrefixCache(loaded.renderer.shared_prefix)
@@ -138,13 +154,13 @@ class Admission:
         self.refused: UnitError | None = None
 
     def joining(
-        self, running: Sequence[RunningRollout], next_request: Callable[[], RolloutRequest | None]
+        self, running: Sequence[RunningRollout], next_request: Callable[[], StreamedRequest | None]
     ) -> list[RunningRollout]:
         """Admit as many rollouts as there is room for.
 
         Args:
             running: The rollouts in the batch.
-            next_request: Returns the next request, or None; see ``Responder.generate``.
+            next_request: Returns the next request, or None; see ``StreamingResponder.stream``.
 
         Returns:
             The rollouts whose prompts are part of the next pass. One that must be alone is returned when no other runs,
@@ -161,7 +177,7 @@ class Admission:
                 break
             # Rollouts that wait for a prefix count too: they need a slot one pass later.
             everyone = [*running, *joining, *self._waiting, rollout]
-            positions = max(len(other.prompt_ids) for other in everyone) + self._max_new
+            positions = max(other.num_positions for other in everyone)
             is_batch = len(everyone) > 1
             if not self._cache.fits(len(everyone), positions) or (rollout.is_alone and is_batch):
                 # A request that was pulled cannot be returned: it is held, and joins first when there is room.
@@ -180,34 +196,37 @@ class Admission:
         return joining
 
     def _has_room_for_group(self, running: Sequence[RunningRollout]) -> bool:
-        positions = max(len(rollout.prompt_ids) for rollout in running) + self._max_new
+        positions = max(rollout.num_positions for rollout in running)
         return self._cache.fits(len(running) + max(1, self._cache.most_slots(positions) // _GROUP), positions)
 
-    def _next(self, next_request: Callable[[], RolloutRequest | None]) -> RunningRollout | None:
-        request = next_request()
-        if request is None:
+    def _next(self, next_request: Callable[[], StreamedRequest | None]) -> RunningRollout | None:
+        asked = next_request()
+        if asked is None:
             return None
         try:
-            return self._begun(request)
+            return self._begun(asked)
         except UnitError as error:
             self.refused = error
         except InputError as error:
-            self.refused = UnitError(f"{request.address}: {error.message}", code=error.code, hint=error.hint)
+            self.refused = UnitError(f"{asked.request.address}: {error.message}", code=error.code, hint=error.hint)
         return None
 
-    def _begun(self, request: RolloutRequest) -> RunningRollout:
+    def _begun(self, asked: StreamedRequest) -> RunningRollout:
+        request, max_new = asked.request, asked.sampling.max_new_tokens
         prompt_ids = self._loaded.renderer.render(request.messages)
-        if len(prompt_ids) + self._max_new > self._loaded.max_context:
-            raise too_long(request, len(prompt_ids), self._max_new, self._loaded.max_context)
+        if len(prompt_ids) + max_new > self._loaded.max_context:
+            raise too_long(request, len(prompt_ids), max_new, self._loaded.max_context)
         try:
             intervention = self._interventions.ready(request.intervention)
         except UnitError as error:
             raise UnitError(f"{request.address}: {error.message}", code=error.code, hint=error.hint) from None
         spans = self._user_spans
         user_span = spans.of_prompt(request.messages, prompt_ids) if spans else None
-        random = uniforms([request.seed], self._max_new)[0].tolist()
-        is_alone = len(prompt_ids) + self._max_new > self._loaded.sharing.up_to
-        return RunningRollout(request, prompt_ids, random, user_span, intervention, is_alone)
+        random = uniforms([request.seed], max_new)[0].tolist()
+        is_alone = len(prompt_ids) + max_new > self._loaded.sharing.up_to
+        return RunningRollout(
+            request, asked.sampling, prompt_ids, random, user_span, intervention, is_alone, on_token=asked.on_token
+        )
 
     def _share_prefix(self, rollout: RunningRollout) -> None:
         most = len(rollout.prompt_ids) - 1

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ...jobs.specs.spec_parts import SamplingSpec
 from ..engine import CapturedRollout, TokenisedText
 from ..interventions import Interventions
 from .admission import RunningRollout
@@ -29,16 +28,12 @@ class AloneGeneration:
 
     Args:
         loaded: The model.
-        sampling: How tokens are sampled, and at most how many.
         interventions: Applies interventions to the model.
         reader: Captures the finished text.
     """
 
-    def __init__(
-        self, loaded: LoadedModel, sampling: SamplingSpec, interventions: Interventions, reader: TextReader
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, interventions: Interventions, reader: TextReader) -> None:
         self._loaded = loaded
-        self._sampling = sampling
         self._interventions = interventions
         self._reader = reader
         self._choices = choices_of(loaded)
@@ -62,10 +57,10 @@ class AloneGeneration:
 
     def _sample(self, rollout: RunningRollout) -> None:
         sharing = self._loaded.sharing
-        sampling = self._sampling
+        sampling = rollout.sampling
         past: Any = None
         fed = 0
-        while len(rollout.token_ids) < sampling.max_new_tokens:
+        while len(rollout.token_ids) < rollout.max_new:
             ids = [*rollout.prompt_ids, *rollout.token_ids]
             if past is None or fed <= sharing.up_to < len(ids):
                 # Beyond the border every token has other rotary embeddings, those in the cache too: the text is run

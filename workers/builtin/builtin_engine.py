@@ -20,7 +20,7 @@ from ...jobs.work.units import RolloutRequest
 from ..canary import LIMITS, compare
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
-from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
+from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequest, TokenisedText
 from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
 from .capture import Capture
@@ -109,6 +109,10 @@ class BuiltinEngine:
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""
         return self.generation(self._settings).run(next_request)
+
+    def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
+        return self.generation(self._settings).stream(next_request)
 
     def generation(
         self, settings: EngineSettings, capture: Capture | None = None, loaded: LoadedModel | None = None

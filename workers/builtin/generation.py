@@ -28,7 +28,7 @@ from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
 from ..edit_totals import EditTotals
 from ..edited_pass import EditedPass, EditedStretch
-from ..engine import CapturedRollout, EngineSettings
+from ..engine import CapturedRollout, EngineSettings, StreamedRequest
 from ..interventions import Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
@@ -42,7 +42,7 @@ from .kv_cache import KVCache, PrefixKV
 from .loaded_model import LoadedModel
 from .packed import PackedPass, Segment
 from .reading import TextReader
-from .sampling import sample
+from .sampling import sample_each
 
 
 class Generation:
@@ -67,7 +67,6 @@ class Generation:
         self._loaded = loaded
         self._capture = capture
         self._settings = settings
-        self._max_new = settings.sampling.max_new_tokens
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
         self._steps = (
@@ -76,10 +75,10 @@ class Generation:
             else None
         )
         self._admission = Admission(
-            loaded, self._cache, self._max_new, self._interventions, user_spans, in_groups=self._steps is not None
+            loaded, self._cache, self._interventions, user_spans, in_groups=self._steps is not None
         )
         reader = TextReader(loaded, capture, settings, self._interventions)
-        self._alone = AloneGeneration(loaded, settings.sampling, self._interventions, reader)
+        self._alone = AloneGeneration(loaded, self._interventions, reader)
         shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, settings.device)
         self._accumulators = AccumulatorSet(settings.capture, shape)
         self._edit_totals = EditTotals(len(loaded.decoder_layers), settings.device)
@@ -88,7 +87,16 @@ class Generation:
         self._slots: list[RunningRollout] = []
 
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
-        """Generate and capture; see ``Responder.generate``."""
+        """Generate and capture, sampling as the settings say; see ``Responder.generate``."""
+
+        def next_streamed() -> StreamedRequest | None:
+            request = next_request()
+            return None if request is None else StreamedRequest(request, self._settings.sampling)
+
+        return self.stream(next_streamed)
+
+    def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
         while True:
             # Not around the yield, or the consumer's code would run in inference mode, too.
             with torch.inference_mode():
@@ -106,6 +114,7 @@ class Generation:
     def _next_pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
         """Run one forward pass, pool what it observed, and sample; return the rollouts that ended."""
         is_step = not joining and not any(one.intervention or one.request.choices for one in self._slots)
+        is_step = is_step and (self._samples_alike() or self._settings.sampling.temperature == 0)
         if self._steps is not None and is_step:
             continuing = self._continuing()
             if continuing:
@@ -117,20 +126,32 @@ class Generation:
 
         A response that has reached its maximum length ends once its last token is observed; it needs no logits.
         """
-        return [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < self._max_new]
+        return [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < rollout.max_new]
 
     def _decode(self, steps: DecodingSteps, continuing: Sequence[int]) -> list[CapturedRollout]:
         """Run a pass in which each slot decodes a token."""
         line = _Line(self._slots, (), self._accumulators)
-        # A rollout that has sampled its last token has no further random number, and needs none.
-        uniforms = [
-            one.random[len(one.token_ids)] if len(one.token_ids) < self._max_new else 0.0 for one in self._slots
-        ]
+        uniforms = [one.next_random for one in self._slots]
         drawn, observed = steps.run(line.token_ids, line.decoded_positions, uniforms)
         self._accumulators.add_tokens("response", slice(0, len(self._slots)), observed)
         with self._naming_layers(observed):
-            next_ids = drawn.of(continuing)
+            if self._samples_alike():
+                next_ids = drawn.of(continuing)
+            else:
+                # The steps of greedy settings leave the logits as they are, from which any rollout can be sampled.
+                rollouts = [self._slots[slot] for slot in continuing]
+                uniform_B = torch.tensor([one.next_random for one in rollouts])
+                logits_BV = drawn.weights_AV[list(continuing)]
+                next_ids = sample_each(logits_BV, uniform_B, [one.sampling for one in rollouts]).tolist()
         return self._end(continuing, next_ids)
+
+    def _samples_alike(self) -> bool:
+        """Whether all rollouts of the batch are sampled as the settings say, as those of a job are."""
+        ours = self._settings.sampling
+        return all(
+            one.sampling is ours or (one.sampling.temperature, one.sampling.top_p) == (ours.temperature, ours.top_p)
+            for one in self._slots
+        )
 
     def _pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
         """Run a pass in which prompts may join."""
@@ -157,7 +178,7 @@ class Generation:
         """Reserve cache slots for the joining rollouts, and copy shared prefixes into those of the followers."""
         running = len(self._slots)
         everyone = [*self._slots, *joining]
-        longest = max(len(rollout.prompt_ids) for rollout in everyone) + self._max_new
+        longest = max(rollout.num_positions for rollout in everyone)
         self._cache.reserve(running, len(everyone), longest)
         followers: dict[int, tuple[PrefixKV, list[int]]] = {}
         for slot, rollout in enumerate(joining, start=running):
@@ -199,12 +220,11 @@ class Generation:
         self, logits_BV: torch.Tensor | None, continuing: Sequence[int], observed: Mapping[HookPoint, Observed]
     ) -> list[int]:
         assert logits_BV is not None
-        sampling = self._settings.sampling
         rollouts = [self._slots[slot] for slot in continuing]
         logits_BV = self._choices.restrict(logits_BV, [(one.request.choices, one.token_ids) for one in rollouts])
         uniform_B = torch.tensor([one.random[len(one.token_ids)] for one in rollouts])
         with self._naming_layers(observed):
-            return sample(logits_BV, uniform_B, sampling.temperature, sampling.top_p).tolist()
+            return sample_each(logits_BV, uniform_B, [one.sampling for one in rollouts]).tolist()
 
     @contextmanager
     def _naming_layers(self, observed: Mapping[HookPoint, Observed]) -> Iterator[None]:

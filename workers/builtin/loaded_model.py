@@ -89,6 +89,14 @@ class LoadedModel:
         """Number of decoder layers."""
         return len(self.decoder_layers)
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Decode tokens, special tokens included, as the text of a response.
+
+        Args:
+            token_ids: The tokens.
+        """
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
     def run_alone(
         self, token_ids: Sequence[int], *, num_logits: int = 1, use_cache: bool = False, past: Any = None
     ) -> Any:

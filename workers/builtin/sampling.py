@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ...jobs.errors import UnitError
+from ...jobs.specs.spec_parts import SamplingSpec
 from .capture import NOT_FINITE_HINT
 
 _CANDIDATES = (64, 1024)
@@ -62,6 +63,32 @@ def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float,
         first_3B = draw(weights_BV, part_B, top_p, greedy=temperature == 0)
         tokens.append(settle(first_3B, weights_BV, part_B, top_p))
     return torch.cat(tokens)
+
+
+def sample_each(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sequence[SamplingSpec]) -> torch.Tensor:
+    """Sample one token per row, each row in its own way; see ``sample``.
+
+    Args:
+        logits_BV: ``(B, V)``, any float dtype.
+        uniform_B: ``(B,)`` in [0, 1).
+        sampling: For each row, the temperature and the probability mass of the nucleus.
+
+    Returns:
+        Token ids, int64 ``(B,)``, in main memory.
+
+    Raises:
+        UnitError: The logits of a row are not finite.
+    """
+    rows_of: dict[tuple[float, float], list[int]] = {}
+    for row, one in enumerate(sampling):
+        rows_of.setdefault((one.temperature, one.top_p), []).append(row)
+    if len(rows_of) == 1:
+        # The rows of a job, without a copy of the logits.
+        return sample(logits_BV, uniform_B, *next(iter(rows_of)))
+    tokens_B = torch.empty(len(sampling), dtype=torch.long)
+    for (temperature, top_p), rows in rows_of.items():
+        tokens_B[rows] = sample(logits_BV[rows], uniform_B[rows], temperature, top_p)
+    return tokens_B
 
 
 def weights_of(logits_BV: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -171,7 +171,7 @@ class Flights:
             self._vllm.add_request(name, prompt, sampling)
         except ValueError as error:
             self._free += slots
-            if edits is not None:
+            if intervention is not None and edits is not None:
                 self._edit_rows.give_back(intervention)
             raise UnitError(f"vLLM refuses a request: {error}", code="vllm_refused") from error
         self._flights[name] = _Flight(tag, box, slots, intervention if edits is not None else None)

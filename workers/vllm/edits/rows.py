@@ -160,7 +160,8 @@ class EditRows:
         """Return a row of the table of settings; see ``EditUpload``."""
         places = _assigned(edits, self._plan.places)
         return tuple(
-            (place, self._direction_rows[edit.vector], *edit.terms) for place, edit in zip(places, edits, strict=True)
+            (place, self._direction_rows[edit.vector], edit.terms.a, edit.terms.b, edit.terms.floor)
+            for place, edit in zip(places, edits, strict=True)
         )
 
 

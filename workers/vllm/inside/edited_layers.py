@@ -127,6 +127,13 @@ class LayerEdits(nn.Module):
         is_pair: Whether it returns ``(hidden_states, residual)``.
     """
 
+    setting_T: torch.Tensor
+    direction_PS: torch.Tensor
+    a_PS: torch.Tensor
+    b_PS: torch.Tensor
+    floor_PS: torch.Tensor
+    unit_VD: torch.Tensor
+
     def __init__(self, tables: EditTables, layer: int, *, is_pair: bool) -> None:
         super().__init__()
         self._used = tables.used
@@ -176,7 +183,7 @@ def edit_layers(model: Any, tables: EditTables, own: range) -> None:
     Raises:
         InputError: It is not known what these decoder layers return; names their class.
     """
-    layers = getattr(getattr(model, "model", None), "layers", None)
+    layers: Any = getattr(getattr(model, "model", None), "layers", None)
     for layer in sorted(set(tables.plan.places)):
         if layer not in own:
             continue
