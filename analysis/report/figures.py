@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,14 +57,14 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def require_matplotlib() -> None:
-    """Refuse to draw where matplotlib is not installed.
+def require_matplotlib() -> ModuleType:
+    """Return matplotlib, or refuse to draw where it is not installed.
 
     Raises:
         InputError: It is not.
     """
     try:
-        import matplotlib  # noqa: F401 - whether it can be
+        import matplotlib as mpl
     except ImportError as error:
         raise InputError(
             "figures are drawn with matplotlib, which is not installed.",
@@ -71,6 +72,7 @@ def require_matplotlib() -> None:
             field="--png",
             hint="In the checkout: pip install '.[figures]'",
         ) from error
+    return mpl
 
 
 def write_figures(
@@ -96,8 +98,7 @@ def write_figures(
     Raises:
         InputError: matplotlib is not installed, or the folder cannot be written.
     """
-    require_matplotlib()
-    import matplotlib as mpl
+    mpl = require_matplotlib()
     from matplotlib.figure import Figure
 
     layer = origin.start_layer if layer is None else layer

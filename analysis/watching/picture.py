@@ -40,8 +40,7 @@ def write_picture(watched: Watched, path: Path) -> None:
     Raises:
         InputError: matplotlib is not installed, does not know the format, or the file cannot be written.
     """
-    require_matplotlib()
-    import matplotlib as mpl
+    mpl = require_matplotlib()
     from matplotlib.figure import Figure
 
     count = len(watched.ruler.scales)
@@ -94,6 +93,8 @@ def _wrapped(watched: Watched, width: int = 150) -> list[str]:
 
 
 def _panel(ax: Axes, watched: Watched, place: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     scale = watched.ruler.scales[place]
     _background(ax, scale, watched.ruler.label)
     for number, conversation in enumerate(watched.conversations):
@@ -103,10 +104,12 @@ def _panel(ax: Axes, watched: Watched, place: int) -> None:
     _fit(ax, watched, place)
     ax.set_xlabel("turn (user 0, assistant 1 ...)")
     ax.set_ylabel(f"projection at layer {scale.layer}\n(higher is nearer the Assistant)", fontsize=8)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if scale.distribution.std > 0:
         mean, std = scale.distribution.mean, scale.distribution.std
-        right = ax.secondary_yaxis("right", functions=(lambda y: (y - mean) / std, lambda z: z * std + mean))
+        right = ax.secondary_yaxis(
+            "right", functions=(lambda y: (np.asarray(y) - mean) / std, lambda z: np.asarray(z) * std + mean)
+        )
         right.set_ylabel(f"z-score among {scale.distribution.of}", fontsize=8, color=QUIET)
 
 

@@ -108,15 +108,19 @@ def find_axis_model(
     checkpoint = sources.check()
     sizes = checkpoint.config.get_text_config()
     # Before weights are fetched: another width is told by the configuration.
-    shape = {"n_layers": int(sizes.num_hidden_layers), "d_model": int(sizes.hidden_size)}
-    axis.require_shape(**shape, source=spec.source)
+    n_layers, d_model = int(sizes.num_hidden_layers), int(sizes.hidden_size)
+    axis.require_shape(n_layers=n_layers, d_model=d_model, source=spec.source)
     directory = sources.directory(checkpoint)
     facts = read_facts(directory)
     own = axis.model.fingerprint
     # Earlier versions counted weights that are not loaded.
     is_earlier = bool(own) and own != facts.fingerprint and earlier_fingerprint(directory) == own
     said = axis.require_model(
-        **shape, source=spec.source, fingerprint=own if is_earlier else facts.fingerprint, transfer=transfer
+        n_layers=n_layers,
+        d_model=d_model,
+        source=spec.source,
+        fingerprint=own if is_earlier else facts.fingerprint,
+        transfer=transfer,
     )
     return AxisReader(axis, spec, directory, facts, template, said)
 

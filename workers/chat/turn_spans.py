@@ -29,7 +29,7 @@ the last of reasoning, content and tool calls, with what the template writes bet
 
 TurnRole = Literal["assistant", "user"]
 
-_MARK = "Zq7reason"
+_MARK = "Zq7mark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +206,7 @@ class _Parts:
         name = self._renderer.reasoning_field
         if not message.reasoning:
             return 0, 0
-        mark = _MARK
-        while mark in self._whole:
-            mark += "q"
+        mark = _unused(_MARK, self._whole)
         written = "" if name is None else self._write(place, self._messages[place] | {name: mark})
         before, found, after = written.partition(mark)
         # A template may strip reasoning; what is left of it is still between the same two texts.
@@ -231,13 +229,29 @@ class _Parts:
         before, after = common_length(without, self._whole), common_length(without[::-1], self._whole[::-1])
         start, stop = before, len(self._whole) - after
         if before + after >= len(without):
-            # Where the calls end as the text before them does, with a line break for instance, they could also begin
-            # earlier; they begin after the header of the response.
-            prompt = self._renderer.text(self._messages[:place], generate=True, tools=self._tools)
-            start = min(max(len(without) - after, common_length(prompt, self._whole)), before)
+            # Where the calls end as the text before them does, with a bracket or a line break, they could also begin
+            # earlier; they begin after the content.
+            start = min(max(len(without) - after, self._after_content(place)), before)
             stop = start + len(self._whole) - len(without)
         return token_span(self._offsets, (start, stop))
+
+    def _after_content(self, place: int) -> int:
+        """Return where the content of a message ends, or its header where nothing of the content is written."""
+        message = self._messages[place]
+        mark = _unused(_MARK, self._whole)
+        before, found, _ = self._write(place, message | {"content": mark}).partition(mark)
+        if found and self._whole.startswith(before + message["content"]):
+            return len(before) + len(message["content"])
+        prompt = self._renderer.text(self._messages[:place], generate=True, tools=self._tools)
+        return common_length(prompt, self._whole)
 
     def _write(self, place: int, message: TemplateMessage) -> str:
         messages = [*self._messages[:place], message, *self._messages[place + 1 :]]
         return self._renderer.text(messages, generate=False, tools=self._tools)
+
+
+def _unused(mark: str, text: str) -> str:
+    """Make a mark longer until a text does not have it."""
+    while mark in text:
+        mark += "q"
+    return mark

@@ -153,7 +153,8 @@ def test_another_model_is_refused_unless_it_is_meant(run: Run, released: Path):
     )
     said = axis.require_model(**own, fingerprint="0" * 64, transfer=True)
     assert said == f"Transferred: the axis is of {axis.model.source}, and the projections are of elsewhere/fine-tune."
-    for sizes in ({"d_model": 32}, {"n_layers": 5}):
+    others: list[dict[str, Any]] = [{"d_model": 32}, {"n_layers": 5}]
+    for sizes in others:
         with pytest.raises(InputError) as caught:
             axis.require_model(**own | sizes, fingerprint=FACTS.fingerprint, transfer=True)
         assert caught.value.code == "other_width", sizes

@@ -16,6 +16,7 @@ from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.query.run import Run
 
 from command_line import Answered, Refused
+from stored_runs import small_run
 from tiny_axes import save_tiny_axis, tiny_run
 from tiny_models import save_tiny_llama
 
@@ -129,6 +130,46 @@ def test_a_message_without_content_is_a_row_without_numbers(answered: Answered, 
     assert turns[0]["projection"] is not None
 
 
+def test_an_agents_transcript_goes_through_the_templates_own_branches(
+    answered: Answered, refused: Refused, run: Run, tmp_path: Path
+):
+    template = tmp_path / "agent.jinja"
+    template.write_text(
+        "{% if tools %}<|start|>tools\n{{ tools | tojson }}<|end|>\n{% endif %}{% for m in messages %}<|start|>"
+        "{{ 'result' if m.role == 'tool' else m.role }}\n"
+        "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+        "{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    )
+    call = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "When is high tide?"},
+        {"role": "assistant", "content": None, "reasoning_content": "I look it up.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "at six"},
+        {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": "Six."},
+    ]
+    path = tmp_path / "agent.json"
+    path.write_text(json.dumps({"messages": messages, "tools": [{"type": "function", "function": {"name": "tide"}}]}))
+    asked = ("project", run.url, "--conversations", path, "--tokens", "--span")
+    # The template of the model has no branch for tools.
+    assert refused(*asked, "content")["code"] == "not_rendered"
+    said: dict[str, list[str]] = {}
+    for span in ("content", "reasoning", "all"):
+        found = answered(*asked, span, "--chat-template", template)
+        turns = found["conversations"][0]["turns"]
+        assert [turn["turn_index"] for turn in turns] == [1, 3]
+        said[span] = ["".join(token["text"] for token in turn.get("tokens", [])) for turn in turns]
+        assert [turn["projection"] is None for turn in turns] == [not text for text in said[span]]
+        assert found["notes"] == [f"Rendered with the chat template {template}."]
+    assert said == {
+        "content": ["", "Six."],
+        "reasoning": ["I look it up.", ""],
+        "all": ["I look it up.</think><call>tide</call>", "Six."],
+    }
+
+
 def test_another_model_is_refused_and_a_transfer_is_said_on_every_output(
     answered: Answered, refused: Refused, run: Run, other_model: Path, talks: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -167,6 +208,8 @@ def test_bad_input_is_named(refused: Refused, run: Run, talks: Path, tmp_path: P
     error = refused(*asked, "--threshold", "p0.9")
     assert (error["code"], "p0.01, p0.25, p0.5, p0.75" in error["hint"]) == ("no_such_percentile", True)
     assert refused("project", tmp_path / "away", "--conversations", talks)["code"] == "no_vectors"
+    bare = small_run(str(tmp_path / "not-reduced"))
+    assert refused("project", bare.url, "--conversations", talks)["code"] == "not_reduced"
     lonely = tmp_path / "lonely.json"
     lonely.write_text(json.dumps([TALK[1]]))
     error = refused(*asked[:3], lonely)

@@ -133,7 +133,7 @@ def test_tokens_of_a_character_are_its_last_ones_text(tmp_path: Path):
 
 @pytest.mark.parametrize("part", ["content", "reasoning", "all"])
 def test_a_forged_mark_in_a_message_moves_nothing(tmp_path: Path, part: str):
-    messages = (Message("user", "Zq7reason"), Message("assistant", "Zq7reasonq", reasoning="Zq7reason"))
+    messages = (Message("user", "Zq7mark"), Message("assistant", "Zq7markq", reasoning="Zq7mark"))
     found = locator(tmp_path, AGENT).locate(talk(*messages, tools=None), part)  # pyright: ignore[reportArgumentType]
-    expected = {"content": "Zq7reasonq", "reasoning": "Zq7reason", "all": "Zq7reason</think>Zq7reasonq"}
+    expected = {"content": "Zq7markq", "reasoning": "Zq7mark", "all": "Zq7mark</think>Zq7markq"}
     assert [text for _, _, text in words(found, tmp_path)] == [expected[part]]
