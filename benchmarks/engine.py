@@ -137,7 +137,7 @@ def bare_prefill(engine: BuiltinEngine, settings: EngineSettings, read: Sequence
     ordered = sorted(read, key=lambda text: -len(text.token_ids))
     with torch.inference_mode(), plain_attention(engine.model, engine.loaded.own_attention):
         while ordered:
-            rows = max(1, settings.batch_tokens // len(ordered[0].token_ids))
+            rows = max(1, settings.batch_size // len(ordered[0].token_ids))
             ids_BT, mask_BT = padded(ordered[:rows], settings.device)
             engine.model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
             ordered = ordered[rows:]

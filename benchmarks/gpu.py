@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 1 if a part failed or a goal was not met.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # As workers set it.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     make_importable()
     from _gpu.run import PARTS, Choice, run
 

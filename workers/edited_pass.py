@@ -160,15 +160,15 @@ class EditedPass:
         """Return how far each token was moved at each edited layer.
 
         Args:
-            num_tokens: N.
+            num_tokens: N; a pass may have had padding behind them.
 
         Returns:
             The length of the change in units of the residual stream: float32 ``(E, N)``, on the device; 0 where a
             token was left as it is.
         """
         lengths_ET = torch.stack([self._lengths_T[layer] for layer in self.layers])
-        if lengths_ET.shape[1] == num_tokens:
-            return lengths_ET
+        if isinstance(self._where, slice) and self._where.start == 0 and lengths_ET.shape[1] >= num_tokens:
+            return lengths_ET[:, :num_tokens]
         changes_EN = lengths_ET.new_zeros(len(self.layers), num_tokens)
         changes_EN[:, self._where] = lengths_ET
         return changes_EN

@@ -121,7 +121,8 @@ class EngineSettings:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads of this process.
-        batch_tokens: Tokens, prompts and responses, that one batch may hold.
+        batch_tokens: Tokens, prompts and responses, that one batch may hold; None: as many as the memory of a GPU has
+            room for once the model is loaded.
         layers: Captured layers, ascending.
         sampling: How tokens are sampled, and at most how many per response.
         capture: Hook points and poolings to capture.
@@ -138,7 +139,7 @@ class EngineSettings:
     dtype: str
     device: str
     threads: int
-    batch_tokens: int
+    batch_tokens: int | None
     layers: tuple[int, ...]
     sampling: SamplingSpec
     capture: CaptureSpec
@@ -147,6 +148,12 @@ class EngineSettings:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     edited_layers: tuple[int, ...] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """``batch_tokens``, where it is known."""
+        assert self.batch_tokens is not None, "the engine sets it when it has loaded the model"
+        return self.batch_tokens
 
     @property
     def token_positions(self) -> list[int]:

@@ -79,6 +79,7 @@ def generation(bench: Bench) -> None:
         repeats=2,
     )
     report, spent = bench.report, median_of(own)
+    report.least("a batch that nobody has sized", bench.engine.batch_tokens, "tokens")
     report.least("generation with capture", len(asked) * bench.sizes.new_tokens / spent, "tokens/s")
     report.least("generation with capture, rollouts", len(asked) / spent, "rollouts/s")
     report.least("generation with capture against without", median_ratio(without, own), "ratio", bench.goal(0.99))
@@ -110,7 +111,7 @@ def _steps(bench: Bench, asked: Sequence[RolloutRequest]) -> tuple[float, float]
     """Time decoding steps of a full batch: their median, and all of the work, in seconds."""
     stream = new_generation(bench, len(asked))
     ends: list[float] = []
-    next_pass = stream._next_pass
+    next_pass = stream.next_pass
 
     def timed(joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
         found = next_pass(joining)
@@ -118,7 +119,7 @@ def _steps(bench: Bench, asked: Sequence[RolloutRequest]) -> tuple[float, float]
         ends.append(time.perf_counter())
         return found
 
-    stream._next_pass = timed
+    stream.next_pass = timed
     spent = bench.seconds(lambda: generated(stream, asked))
     passes = [after - before for before, after in pairwise(ends)]
     # Without the passes in which prompts join, those that record, and those in which the first rollouts have ended.

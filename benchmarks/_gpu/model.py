@@ -100,7 +100,8 @@ def make_settings(size: ModelSize, device: str, scratch: Path) -> EngineSettings
         dtype=size.dtype,
         device=device,
         threads=torch.get_num_threads(),
-        batch_tokens=DEFAULT_BATCH_TOKENS,
+        # On a GPU, what its memory has room for.
+        batch_tokens=None if device == "cuda" else DEFAULT_BATCH_TOKENS,
         layers=tuple(range(size.layers)),
         sampling=SamplingSpec(),
         capture=CaptureSpec(),

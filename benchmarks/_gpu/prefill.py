@@ -28,7 +28,7 @@ def prefill(bench: Bench) -> None:
     engine, sizes, report = bench.engine, bench.sizes, bench.report
     texts = make_texts(sizes.model, sizes.texts, sizes.text_tokens)
     lengths = [len(text.token_ids) for text in texts]
-    settings = replace(bench.settings, capture=NOTHING)
+    settings = replace(bench.settings, batch_tokens=engine.batch_tokens, capture=NOTHING)
     interventions = Interventions(engine.loaded.decoder_layers, engine.loaded.d_model, bench.device)
     bare = TextReader(engine.loaded, no_capture(), settings, interventions)
     without, own = bench.timed(lambda: bare.read(texts), lambda: engine.capture(texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -46,6 +47,9 @@ def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Res
     if settings.engine_name == "vllm":
         require_known_version(settings.engine.device)
     if settings.engine.device == "cuda":
+        if settings.engine_name != "vllm":
+            # A KV cache that grows would leave holes otherwise. Read when torch first takes memory of the GPU.
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         import torch
 
         if not torch.cuda.is_available():

@@ -112,7 +112,10 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             dtype=resolved_dtype(spec.model.dtype, job.plan.facts.dtype),
             device=placement.device,
             threads=placement.threads,
-            batch_tokens=batch_tokens(spec.placement, engine, placement.device),
+            # On a GPU the built-in engine fills the memory, of which only the worker knows how much there is.
+            batch_tokens=spec.placement.batch_tokens
+            if engine == "builtin" and placement.device == "cuda"
+            else batch_tokens(spec.placement, engine, placement.device),
             layers=job.plan.layers,
             sampling=spec.sampling,
             capture=spec.capture,

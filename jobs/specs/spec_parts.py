@@ -311,8 +311,8 @@ class PlacementSpec(SpecSection):
         pipeline_parallel: Stages of a replica, each with ``tensor_parallel`` GPUs and a part of the decoder layers;
             more than 1 takes vLLM.
         device: ``auto`` uses GPUs if the cluster has any.
-        batch_tokens: Most tokens of one batch, prompts and responses together; None: 12288, which suits a CPU. Raise
-            it on a GPU.
+        batch_tokens: Most tokens of one batch, prompts and responses together; None: 12288 on a CPU, and on a GPU what
+            its memory has room for beside the model; vLLM's own there.
         threads: CPU threads of each replica; None: the machine's cores are divided among the replicas.
     """
 

@@ -23,7 +23,7 @@ from .loaded_model import LoadedModel
 from .prefixes import PrefixCache, SharedPrefix
 from .sampling import uniforms
 
-_JOINING_TOKENS = 4096
+_JOINING_TOKENS = {"cpu": 4096, "cuda": 16_384}
 """Prompt tokens after which no further rollout joins the same pass; bounds the memory of a pass."""
 
 _GROUP = 16
@@ -171,7 +171,7 @@ class Admission:
         # The leader of those that waited was in the previous pass, so their prefix is computed now.
         joining, self._waiting = self._waiting, []
         num_tokens = sum(len(rollout.prompt_ids) - rollout.start for rollout in joining)
-        while self.refused is None and num_tokens < _JOINING_TOKENS:
+        while self.refused is None and num_tokens < _JOINING_TOKENS[self._loaded.device]:
             rollout = self._held or self._next(next_request)
             if rollout is None:
                 break

@@ -8,9 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from .to_device import to_device
@@ -144,7 +147,8 @@ def attention_of_lengths(
         ``(N, H, D)``.
     """
     assert _varlen_attn is not None
-    grouped = {"enable_gqa": True} if "enable_gqa" in _VARLEN_OPTIONS else {}
+    # Some versions want to be told what the kernel does anyway.
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _VARLEN_OPTIONS else {}
     found = _varlen_attn(
         query_NHD,
         key_TKD,
@@ -159,6 +163,48 @@ def attention_of_lengths(
         **grouped,
     )
     return found if isinstance(found, torch.Tensor) else found[0]
+
+
+@cache
+def _has_grouped_decoding() -> bool:
+    """Whether cuDNN's attention takes grouped queries and a mask: on GPUs from Hopper on."""
+    return torch.backends.cudnn.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def decoding_attention(
+    query_AHD: torch.Tensor, key_AKTD: torch.Tensor, value_AKTD: torch.Tensor, mask_A11T: torch.Tensor, scoring: Scoring
+) -> torch.Tensor:
+    """Compute the attention of one query of each of several conversations.
+
+    Args:
+        query_AHD: The queries.
+        key_AKTD: Keys.
+        value_AKTD: Values.
+        mask_A11T: Additive mask.
+        scoring: How scores become weights.
+
+    Returns:
+        ``(A, H, D)``.
+    """
+    heads = key_AKTD.shape[1]
+    on_cpu = query_AHD.device.type == "cpu"
+    if not on_cpu and not scoring.needs_scores and query_AHD.dtype != torch.float32 and _has_grouped_decoding():
+        # Measured on an H200: 0.6 of the time that the queries of a group take as one query axis.
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH], set_priority=True):
+            return scaled_dot_product_attention(
+                query_AHD[:, :, None],
+                key_AKTD,
+                value_AKTD,
+                attn_mask=mask_A11T,
+                scale=scoring.scaling,
+                enable_gqa=True,
+            )[:, :, 0]
+    # The G queries that share a key head become the query axis, so that the keys are not repeated for them.
+    query_AKGD = query_AHD.unflatten(1, (heads, -1))
+    attend = products if on_cpu else attention
+    mask_A1GT = mask_A11T.expand(-1, -1, query_AKGD.shape[2], -1)
+    sinks = scoring.sinks_of(heads, 1)
+    return attend(query_AKGD, key_AKTD, value_AKTD, mask_A1GT, scoring, sinks).flatten(1, 2)
 
 
 def products(

@@ -23,13 +23,14 @@ from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequest, TokenisedText
 from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
+from .batch_size import sized
 from .capture import Capture
 from .generation import Generation
 from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
 from .packed import ATTENTION, plain_attention
 from .plain_pass import PlainPass
-from .reading import TextReader
+from .reading import PASS_TOKENS, TextReader
 from .sharing import find_sharing
 
 _PASSES_PER_CAPTURE = 4
@@ -65,13 +66,9 @@ class BuiltinEngine:
         self, settings: EngineSettings, load: Callable[[EngineSettings], tuple[Any, Any]] = load_model
     ) -> None:
         torch.set_num_threads(settings.threads)
-        self._settings = settings
         self.layers = settings.layers
         self.canary_limit = LIMITS[settings.dtype]
         self.prefetch = 0
-        self.tokens_per_capture = _PASSES_PER_CAPTURE * (
-            min(settings.batch_tokens, _PASS_TOKENS_HELD) if settings.token_layers else settings.batch_tokens
-        )
         model, tokenizer = load(settings)
         loaded = LoadedModel.of(model, tokenizer, settings.device, settings.chat_template)
         self._taps: dict[HookPoint, list[Tap]] = find_taps(
@@ -80,6 +77,9 @@ class BuiltinEngine:
         places = [tap for taps in self._taps.values() for tap in taps]
         loaded = self.loaded = replace(loaded, sharing=find_sharing(loaded, places, self.canary_limit))
         self.passes = loaded.sharing.summary
+        settings = self._settings = sized(settings, loaded)
+        most = _PASS_TOKENS_HELD if settings.token_layers else PASS_TOKENS[settings.device] * _PASSES_PER_CAPTURE
+        self.tokens_per_capture = _PASSES_PER_CAPTURE * min(settings.batch_size, most)
         if loaded.sharing.up_to:
             model.set_attn_implementation(ATTENTION)
         self.model = model
@@ -105,6 +105,11 @@ class BuiltinEngine:
     def reader(self) -> BuiltinEngine:
         """This engine: the same model generates and captures."""
         return self
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch; where the settings did not say, what the GPU's memory has room for."""
+        return self._settings.batch_size
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""

@@ -24,10 +24,8 @@ from ...jobs.poolings import TokenRange
 from ...jobs.specs.spec_parts import HookPoint
 from ..models.hook_points import Tap
 from ..observation import Observed, Wanted
+from ..span_sums import sum_rows
 from .to_device import to_device
-
-_SUMS_HALF_PRECISION = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
-"""Whether this torch multiplies 16 bit matrices to a float32 result."""
 
 NOT_FINITE_HINT = (
     "Numbers of some models, Gemma's among them, are beyond the range of float16: set model.dtype to bfloat16 or "
@@ -207,18 +205,7 @@ def _summing(spans: Sequence[TokenRange], num_tokens: int, device: str) -> Calla
     )
     places_N = torch.arange(num_tokens, device=device)
     inside_PN = (places_N >= bounds_2P1[0]) & (places_N < bounds_2P1[1])
-    weights_of: dict[torch.dtype, torch.Tensor] = {}
-
-    def sums(resid_ND: torch.Tensor) -> torch.Tensor:
-        dtype = resid_ND.dtype if _SUMS_HALF_PRECISION else torch.float32
-        if dtype not in weights_of:
-            weights_of[dtype] = inside_PN.to(dtype)
-        if dtype == torch.float32:
-            return weights_of[dtype] @ resid_ND.float()
-        # Products of 16 bit numbers with ones are exact, and are summed in float32; no copy in float32 is made.
-        return torch.mm(weights_of[dtype], resid_ND, out_dtype=torch.float32)
-
-    return sums
+    return partial(sum_rows, inside_PN)
 
 
 def require_finite(vectors_LD: torch.Tensor, layers: Sequence[int], what: str) -> None:

@@ -5,7 +5,8 @@ each takes the host longer than the GPU. A step in which no prompt joins always 
 recorded once as a CUDA graph and replayed with one call. A graph has fixed addresses and shapes: tokens, positions and
 random numbers are copied into tensors of its own, the batch is padded to one of a few sizes, and attention covers the
 cache up to one of a few lengths. The padding decodes in slots that no rollout uses. The first step of a shape runs
-without a graph, which also warms it up; the second is recorded.
+without a graph, which also warms it up; the second is recorded. Edits of the residual stream are part of a recording,
+where all rollouts of the batch have the same.
 
 Axes: A slots that decode, padding included; L captured layers, V vocabulary, D d_model.
 """
@@ -13,13 +14,16 @@ Axes: A slots that decode, padding included; L captured layers, V vocabulary, D 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...jobs.specs.spec_parts import HookPoint, SamplingSpec
+from ..edited_pass import EditedPass, EditedStretch, PreparedEdits
+from ..interventions import Interventions
 from ..observation import Observed
 from .capture import Capture
 from .kv_cache import KVCache
@@ -35,17 +39,30 @@ _KEYS = 128
 
 _FEWEST_ROWS = 8
 
+_MOST_STEPS = 64
+"""Steps that are kept: those used last. Every set of edits has steps of its own."""
+
 _log = logging.getLogger(__name__)
 
 
-class _StepShape(NamedTuple):
+class StepShape(NamedTuple):
+    """The shape of a step.
+
+    Attributes:
+        rows: Slots that decode, padding included.
+        num_keys: Positions of the cache that attention covers.
+        edits: What the tokens of every slot get; None for no edits.
+    """
+
     rows: int
     num_keys: int
+    edits: PreparedEdits | None = None
 
 
 @dataclass
 class _RecordedStep:
     layout: PackedPass
+    edited: EditedPass
     graph: torch.cuda.CUDAGraph | None = None
 
 
@@ -58,53 +75,67 @@ class DecodingSteps:
         num_captured: L.
         cache: The KV cache of the batch.
         sampling: How tokens are sampled.
+        interventions: Applies edits to the model.
     """
 
     def __init__(
-        self, loaded: LoadedModel, capture: Capture, num_captured: int, cache: KVCache, sampling: SamplingSpec
+        self,
+        loaded: LoadedModel,
+        capture: Capture,
+        num_captured: int,
+        cache: KVCache,
+        sampling: SamplingSpec,
+        interventions: Interventions,
     ) -> None:
+        self._interventions = interventions
         self._loaded = loaded
         self._capture = capture
         self._num_captured = num_captured
         self._cache = cache
         self._sampling = sampling
-        self._steps: dict[_StepShape, _RecordedStep] = {}
+        self._steps: OrderedDict[StepShape, _RecordedStep] = OrderedDict()
         self._buffers: _Buffers | None = None
         self._version = -1
         self._records = loaded.device == "cuda"
-        # Graphs of all shapes share the memory of their intermediate results: they are never replayed at once.
-        self._pool = torch.cuda.graph_pool_handle() if self._records else None
+        self._pool: Any = None
 
     def run(
-        self, token_ids: Sequence[int], positions: Sequence[int], uniforms: Sequence[float]
-    ) -> tuple[DrawnTokens, dict[HookPoint, Observed]]:
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        uniforms: Sequence[float],
+        edits: PreparedEdits | None = None,
+    ) -> tuple[DrawnTokens, dict[HookPoint, Observed], EditedPass]:
         """Decode one token in each slot in use, slots 0, 1, ... of the cache.
 
         Args:
             token_ids: The last token of each slot.
             positions: Its position in its conversation.
             uniforms: The random number by which the next token is picked.
+            edits: What the tokens of every slot get; None for no edits.
 
         Returns:
-            The sampled tokens, and the observed values, whose tokens are those of the slots. Both are valid until the
-            next step.
+            The sampled tokens, the observed values, whose tokens are those of the slots, and what the edits did. All
+            are valid until the next step.
         """
         count = len(token_ids)
-        shape = self._shape(count, max(positions) + 1)
+        shape = self._shape(count, max(positions) + 1, edits)
         buffers = self._prepared(count)
         buffers.fill(token_ids, positions, uniforms, shape.rows)
         step = self._steps.get(shape)
         if step is None:
             layout = PackedPass(self._loaded.device, [], buffers.positions_A[: shape.rows], self._cache, shape.num_keys)
-            step = self._steps[shape] = _RecordedStep(layout)
-            self._step(step.layout, shape)
+            step = self._steps[shape] = _RecordedStep(layout, self.step(layout, shape))
+            if len(self._steps) > _MOST_STEPS:
+                self._steps.popitem(last=False)
         elif step.graph is None:
             self._record(step, shape)
         else:
             step.graph.replay()
         weights_AV = buffers.weights_AV
         drawn = DrawnTokens(buffers.first_3A[:, :count], weights_AV[:count], buffers.uniform_A, self._sampling.top_p)
-        return drawn, {
+        self._steps.move_to_end(shape)
+        observed: dict[HookPoint, Observed] = {
             point: Observed(
                 tokens_LAD[:, :count],
                 tokens_LAD.new_empty(self._num_captured, 0, 0),
@@ -112,30 +143,61 @@ class DecodingSteps:
             )
             for point, tokens_LAD in buffers.tokens_LAD.items()
         }
+        return drawn, observed, step.edited
 
-    def _shape(self, count: int, longest: int) -> _StepShape:
+    def step(self, layout: PackedPass, shape: StepShape) -> EditedPass:
+        """Run one step on the buffers of this batch, which is what a graph records.
+
+        Args:
+            layout: Slots, positions and the part of the cache that is attended to.
+            shape: Rows of the step, padding included, positions of the cache, and edits.
+
+        Returns:
+            The edits, which know how far each token was moved.
+        """
+        assert self._buffers is not None
+        buffers, rows, sampling = self._buffers, shape.rows, self._sampling
+        # A recorded step must build its masks itself, from the positions of each replay.
+        layout.forget_masks()
+        stretches = [] if shape.edits is None else [EditedStretch(shape.edits, 0, rows)]
+        with self._interventions.applied(stretches) as edited:
+            logits_AV = self._capture.observe_all(
+                lambda: layout.run_decoded(self._loaded.model, buffers.ids_A[:rows]),
+                {point: tokens_LAD[:, :rows] for point, tokens_LAD in buffers.tokens_LAD.items()},
+            )
+        weights_AV = buffers.weights_for(logits_AV.shape[-1])[:rows]
+        weights_AV.copy_(weights_of(logits_AV, sampling.temperature))
+        buffers.first_3A[:, :rows] = draw(
+            weights_AV, buffers.uniform_A[:rows], sampling.top_p, greedy=sampling.temperature == 0
+        )
+        return edited
+
+    def _shape(self, count: int, longest: int, edits: PreparedEdits | None) -> StepShape:
         rows = min(padded_rows(count), self._cache.num_slots)
-        return _StepShape(rows, min(-(-longest // _KEYS) * _KEYS, self._cache.num_positions))
+        return StepShape(rows, min(-(-longest // _KEYS) * _KEYS, self._cache.num_positions), edits)
 
     def _prepared(self, count: int) -> _Buffers:
         """Return the tensors of the steps; new ones, and no recorded step, where the cache has other tensors."""
         if self._buffers is None or self._version != self._cache.version:
             self._steps.clear()
             self._buffers = None
+            # Graphs of all shapes share the memory of their intermediate results, because they are never replayed at
+            # once. A handle is of no more use once the graphs that had it are gone.
+            self._pool = torch.cuda.graph_pool_handle() if self._records else None
             self._buffers = _Buffers.of(self._loaded, self._capture.hook_points, self._num_captured, self._cache)
             self._version = self._cache.version
         assert count <= len(self._buffers.ids_A)
         return self._buffers
 
-    def _record(self, step: _RecordedStep, shape: _StepShape) -> None:
+    def _record(self, step: _RecordedStep, shape: StepShape) -> None:
         if not self._records:
-            self._step(step.layout, shape)
+            step.edited = self.step(step.layout, shape)
             return
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads of this process may use the device meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._step(step.layout, shape)
+                step.edited = self.step(step.layout, shape)
         except RuntimeError as error:
             # Some layers read results of the device while they run (a mixture of experts that counts its tokens, say).
             # Such a step cannot be recorded.
@@ -143,26 +205,10 @@ class DecodingSteps:
             self._records = False
             reason = str(error).strip().splitlines()[0]
             _log.warning("decoding steps of this model run without CUDA graphs, which is slower (%s)", reason)
-            self._step(step.layout, shape)
+            step.edited = self.step(step.layout, shape)
             return
         step.graph = graph
         graph.replay()
-
-    def _step(self, layout: PackedPass, shape: _StepShape) -> None:
-        """Run one step on the buffers; this is what a graph records."""
-        assert self._buffers is not None
-        buffers, rows, sampling = self._buffers, shape.rows, self._sampling
-        # A recorded step must build its masks itself, from the positions of each replay.
-        layout.forget_masks()
-        logits_AV = self._capture.observe_all(
-            lambda: layout.run_decoded(self._loaded.model, buffers.ids_A[:rows]),
-            {point: tokens_LAD[:, :rows] for point, tokens_LAD in buffers.tokens_LAD.items()},
-        )
-        weights_AV = buffers.weights_for(logits_AV.shape[-1])[:rows]
-        weights_AV.copy_(weights_of(logits_AV, sampling.temperature))
-        buffers.first_3A[:, :rows] = draw(
-            weights_AV, buffers.uniform_A[:rows], sampling.top_p, greedy=sampling.temperature == 0
-        )
 
 
 @dataclass

@@ -27,7 +27,7 @@ from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
 from ..edit_totals import EditTotals
-from ..edited_pass import EditedPass, EditedStretch
+from ..edited_pass import EditedPass, EditedStretch, PreparedEdits
 from ..engine import CapturedRollout, EngineSettings, StreamedRequest
 from ..interventions import Interventions
 from ..observation import Observed, Wanted
@@ -68,9 +68,9 @@ class Generation:
         self._capture = capture
         self._settings = settings
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
-        self._cache = KVCache(loaded.num_layers, settings.batch_tokens)
+        self._cache = KVCache(loaded.num_layers, settings.batch_size)
         self._steps = (
-            DecodingSteps(loaded, capture, len(settings.layers), self._cache, settings.sampling)
+            DecodingSteps(loaded, capture, len(settings.layers), self._cache, settings.sampling, self._interventions)
             if settings.device in decoding.DEVICES
             else None
         )
@@ -104,21 +104,21 @@ class Generation:
                 if joining and joining[0].is_alone:
                     finished = [self._alone.answer(joining[0])]
                 else:
-                    finished = self._next_pass(joining) if self._slots or joining else None
+                    finished = self.next_pass(joining) if self._slots or joining else None
             if finished is None:
                 if self._admission.refused is not None:
                     raise self._admission.refused
                 return
             yield from finished
 
-    def _next_pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
+    def next_pass(self, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
         """Run one forward pass, pool what it observed, and sample; return the rollouts that ended."""
-        is_step = not joining and not any(one.intervention or one.request.choices for one in self._slots)
-        is_step = is_step and (self._samples_alike() or self._settings.sampling.temperature == 0)
-        if self._steps is not None and is_step:
+        if self._steps is not None and not joining and self._can_sample_from_steps():
             continuing = self._continuing()
-            if continuing:
-                return self._decode(self._steps, continuing)
+            edits = {one.intervention and one.intervention.response for one in self._slots}
+            # Recorded is a step in which all rollouts have the same edits, and may sample any token.
+            if continuing and len(edits) == 1 and not any(one.request.choices for one in self._slots):
+                return self._decode(self._steps, continuing, edits.pop())
         return self._pass(joining)
 
     def _continuing(self) -> list[int]:
@@ -128,22 +128,33 @@ class Generation:
         """
         return [slot for slot, rollout in enumerate(self._slots) if len(rollout.token_ids) < rollout.max_new]
 
-    def _decode(self, steps: DecodingSteps, continuing: Sequence[int]) -> list[CapturedRollout]:
+    def _decode(
+        self, steps: DecodingSteps, continuing: Sequence[int], edits: PreparedEdits | None
+    ) -> list[CapturedRollout]:
         """Run a pass in which each slot decodes a token."""
         line = _Line(self._slots, (), self._accumulators)
+        # A rollout that has sampled its last token has no further random number, and needs none.
         uniforms = [one.next_random for one in self._slots]
-        drawn, observed = steps.run(line.token_ids, line.decoded_positions, uniforms)
+        drawn, observed, edited = steps.run(line.token_ids, line.decoded_positions, uniforms, edits)
         self._accumulators.add_tokens("response", slice(0, len(self._slots)), observed)
+        self._edit_totals.add(edited, line.slots)
         with self._naming_layers(observed):
             if self._samples_alike():
                 next_ids = drawn.of(continuing)
             else:
-                # The steps of greedy settings leave the logits as they are, from which any rollout can be sampled.
                 rollouts = [self._slots[slot] for slot in continuing]
                 uniform_B = torch.tensor([one.next_random for one in rollouts])
                 logits_BV = drawn.weights_AV[list(continuing)]
                 next_ids = sample_each(logits_BV, uniform_B, [one.sampling for one in rollouts]).tolist()
         return self._end(continuing, next_ids)
+
+    def _can_sample_from_steps(self) -> bool:
+        """Whether the tokens of all rollouts of the batch follow from what recorded steps compute.
+
+        They have sampled as the settings say; where these are greedy, they leave the logits as they are, from which any
+        rollout can be sampled.
+        """
+        return self._settings.sampling.temperature == 0 or self._samples_alike()
 
     def _samples_alike(self) -> bool:
         """Whether all rollouts of the batch are sampled as the settings say, as those of a job are."""

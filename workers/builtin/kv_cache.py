@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -137,7 +138,13 @@ class KVCache:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of one slot to another."""
-        for tensor_BKTD in self._made():
+        made = self._made()
+        if made and made[0].is_cuda:
+            # Whole slots in a few launches, because a launch for every layer takes longer than the copies.
+            copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            copy([tensor[target] for tensor in made], [tensor[source] for tensor in made])
+            return
+        for tensor_BKTD in made:
             tensor_BKTD[target, :, :length] = tensor_BKTD[source, :, :length]
 
     def copy_prefix(self, slot: int, length: int) -> PrefixKV:

@@ -119,6 +119,18 @@ class LoadedModel:
             **more,
         )
 
+    def cache_bytes_per_token(self) -> float:
+        """Return the bytes of keys and values of one token, by asking the model for those of a short text.
+
+        0 for a model that has no such cache.
+        """
+        num_tokens = 8
+        with torch.inference_mode():
+            past = self.run_alone(range(3, 3 + num_tokens), use_cache=True).get("past_key_values")
+        layers = getattr(past, "layers", None) or ()
+        kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        return sum(one.nbytes for one in kept if isinstance(one, torch.Tensor)) / num_tokens
+
     @classmethod
     def of(cls, model: Any, tokenizer: Any, device: str, chat_template: str | None = None) -> LoadedModel:
         """Describe a model that transformers has loaded.

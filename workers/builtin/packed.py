@@ -37,6 +37,7 @@ from .attention import (
     additive,
     attention,
     attention_of_lengths,
+    decoding_attention,
     has_kernel_for_lengths,
     products,
 )
@@ -314,21 +315,15 @@ class PackedPass:
     ) -> torch.Tensor:
         assert self._cache is not None
         key_BKTD, value_BKTD = self._cache.append(layer, self._slots_A, self._positions_A, key_KAD, value_KAD)
-        slots, heads, num_keys = self._num_decoded, key_KAD.shape[0], self._num_keys
-        # The G queries that share a key head become the query axis, so that the cache is not repeated for them. A
-        # shorter rollout's slot is masked beyond its position.
-        query_AKGD = query_HAD.transpose(0, 1).unflatten(1, (heads, -1))
-        mask_A11T = self._decoded_mask(rule, query_HAD.dtype)
-        attend = products if query_AKGD.device.type == "cpu" else attention
-        output_AKGD = attend(
-            query_AKGD,
+        slots, num_keys = self._num_decoded, self._num_keys
+        # A shorter rollout's slot is masked beyond its position.
+        return decoding_attention(
+            query_HAD.transpose(0, 1),
             key_BKTD[:slots, :, :num_keys],
             value_BKTD[:slots, :, :num_keys],
-            mask_A11T.expand(-1, -1, query_AKGD.shape[2], -1),
+            self._decoded_mask(rule, query_HAD.dtype),
             scoring,
-            scoring.sinks_of(heads, 1),
         )
-        return output_AKGD.flatten(1, 2)
 
     def _decoded_mask(self, rule: _Rule, dtype: torch.dtype) -> torch.Tensor:
         key = (self._rules.index(rule), -1, 0, 1)

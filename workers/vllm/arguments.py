@@ -59,7 +59,7 @@ def num_sequences(settings: EngineSettings, options: VllmOptions) -> int:
     """Return the most rollouts of one batch: as many as its tokens admit at their longest, up to a limit."""
     if options.max_num_seqs is not None:
         return options.max_num_seqs
-    return max(1, min(VLLM_MAX_NUM_SEQS, settings.batch_tokens // settings.sampling.max_new_tokens))
+    return max(1, min(VLLM_MAX_NUM_SEQS, settings.batch_size // settings.sampling.max_new_tokens))
 
 
 def worker_plan(settings: EngineSettings, model: ServedModel, options: VllmOptions) -> WorkerPlan:
@@ -109,7 +109,7 @@ def engine_arguments(
     kv_cache_bytes = options.kv_cache_bytes
     if kv_cache_bytes is None and on_cpu and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         # vLLM would take nine tenths of the machine. Each device of a group holds its part of every token.
-        tokens = settings.batch_tokens + num_sequences(settings, options) * _CPU_BLOCK_TOKENS
+        tokens = settings.batch_size + num_sequences(settings, options) * _CPU_BLOCK_TOKENS
         value_bytes = 4 if settings.dtype == "float32" else 2
         devices = settings.tensor_parallel * settings.pipeline_parallel
         kv_cache_bytes = tokens * model.kv_values_per_token * value_bytes // devices

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from persona_atlas.jobs.interventions import AddVector, Direction, Intervention
+from persona_atlas.jobs.errors import UnitError
+from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin import decoding, packed
 from persona_atlas.workers.builtin.admission import RunningRollout
@@ -17,21 +19,25 @@ from persona_atlas.workers.builtin.attention import Lengths, Scoring, attention
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.decoding import padded_rows
 from persona_atlas.workers.builtin.generation import Generation
-from persona_atlas.workers.engine import CapturedRollout
+from persona_atlas.workers.edited_pass import EditedPass
+from persona_atlas.workers.engine import CapturedRollout, EngineSettings
 
 from requests_of import engine_settings, generate, requests_of, texts_of
 from tiny_families import D_MODEL, save_tiny_family
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuiltinEngine:
+def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineSettings:
     directory = tmp_path_factory.mktemp("model")
     save_tiny_family(directory, request.param)
-    return BuiltinEngine(
-        engine_settings(
-            directory, layers=(0, 2, 3), batch_tokens=1000, hook_points=("resid_post", "mlp_out"), token_layers=(2,)
-        )
+    return engine_settings(
+        directory, layers=(0, 2, 3), batch_tokens=1000, hook_points=("resid_post", "mlp_out"), token_layers=(2,)
     )
+
+
+@pytest.fixture(scope="module")
+def engine(settings: EngineSettings) -> BuiltinEngine:
+    return BuiltinEngine(settings)
 
 
 def assert_same(rows: Sequence[CapturedRollout], expected: Sequence[CapturedRollout]) -> None:
@@ -56,32 +62,65 @@ def mixed(count: int) -> list[RolloutRequest]:
 def test_rollouts_are_those_of_passes_without_static_shapes(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch):
     expected = generate(engine, mixed(40))
     monkeypatch.setattr(decoding, "DEVICES", {"cpu"})
-    shapes: set[tuple[int, int]] = set()
-    step = decoding.DecodingSteps._step
+    shapes: set[decoding.StepShape] = set()
+    step = decoding.DecodingSteps.step
 
-    def seen(self: decoding.DecodingSteps, layout: packed.PackedPass, shape: tuple[int, int]) -> None:
+    def seen(self: decoding.DecodingSteps, layout: packed.PackedPass, shape: decoding.StepShape) -> EditedPass:
         shapes.add(shape)
-        step(self, layout, shape)  # pyright: ignore[reportArgumentType]
+        return step(self, layout, shape)
 
-    monkeypatch.setattr(decoding.DecodingSteps, "_step", seen)
+    monkeypatch.setattr(decoding.DecodingSteps, "step", seen)
     assert_same(generate(engine, mixed(40)), expected)
     assert len(shapes) > 1
 
 
-def test_rollouts_join_in_groups_where_steps_are_recorded(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch):
+def test_steps_with_edits_are_those_of_passes_without_static_shapes(
+    engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch
+):
+    direction = Direction.of(np.linspace(-1, 1, D_MODEL))
+    edits = Intervention(
+        (AddVector(1, direction, positions="response"), Cap(2, direction, 0.5), Cap(3, -direction, -0.5))
+    )
+    asked = [replace(request, intervention=edits) for request in requests_of(20)]
+    expected = generate(engine, asked)
+    monkeypatch.setattr(decoding, "DEVICES", {"cpu"})
+    edited: set[bool] = set()
+    step = decoding.DecodingSteps.step
+
+    def seen(self: decoding.DecodingSteps, layout: packed.PackedPass, shape: decoding.StepShape) -> EditedPass:
+        edited.add(shape.edits is not None)
+        return step(self, layout, shape)
+
+    monkeypatch.setattr(decoding.DecodingSteps, "step", seen)
+    rows = generate(engine, asked)
+    assert edited == {True}
+    for row, other in zip(rows, expected, strict=True):
+        assert row.rollout.edits
+        assert other.rollout.edits
+        for record, wanted in zip(row.rollout.edits, other.rollout.edits, strict=True):
+            assert record == replace(wanted, mean_correction=pytest.approx(wanted.mean_correction, rel=1e-4))
+    assert_same(
+        [replace(row, rollout=replace(row.rollout, edits=None)) for row in rows],
+        [replace(row, rollout=replace(row.rollout, edits=None)) for row in expected],
+    )
+
+
+def test_rollouts_join_in_groups_where_steps_are_recorded(
+    engine: BuiltinEngine, settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
+):
     def passes_with_joins() -> int:
         joined: list[int] = []
-        next_pass = Generation._next_pass
+        next_pass = Generation.next_pass
 
         def counted(self: Generation, joining: Sequence[RunningRollout]) -> list[CapturedRollout]:
             joined.append(len(joining))
             return next_pass(self, joining)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Generation, "_next_pass", counted)
-            settings = replace(engine._settings, batch_tokens=4000)
+            patch.setattr(Generation, "next_pass", counted)
             asked = iter(requests_of(90))
-            assert len(list(engine.generation(settings).run(lambda: next(asked, None)))) == 90
+            stream = engine.generation(replace(settings, batch_tokens=4000))
+            assert len(list(stream.run(lambda: next(asked, None)))) == 90
         return sum(count > 0 for count in joined)
 
     alone = passes_with_joins()
@@ -93,20 +132,15 @@ def test_logits_that_are_not_finite_name_the_layer(engine: BuiltinEngine, monkey
     monkeypatch.setattr(decoding, "DEVICES", {"cpu"})
     passes = 0
 
-    def damaged(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
+    def damaged(_module: object, _args: object, output: Any) -> Any:
         nonlocal passes
         passes += 1
-        return output * (torch.nan if passes > 3 else 1.0)
+        factor = torch.nan if passes > 3 else 1.0
+        return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
 
-    handle = engine.loaded.decoder_layers[2].register_forward_hook(
-        lambda module, args, output: (
-            (damaged(module, args, output[0]), *output[1:])
-            if isinstance(output, tuple)
-            else damaged(module, args, output)
-        )
-    )
+    handle = engine.loaded.decoder_layers[2].register_forward_hook(damaged)
     try:
-        with pytest.raises(Exception, match="layer 2: resid_post of a token is not finite"):
+        with pytest.raises(UnitError, match="layer 2: resid_post of a token is not finite"):
             generate(engine, requests_of(3))
     finally:
         handle.remove()

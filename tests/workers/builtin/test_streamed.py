@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from persona_atlas.jobs.specs.spec_parts import SamplingSpec
+from persona_atlas.workers.builtin import decoding
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout, StreamedRequest
 
@@ -46,6 +48,29 @@ def test_requests_of_one_batch_are_sampled_each_in_its_own_way(engine: BuiltinEn
         assert row.rollout == alone.rollout
         assert len(row.rollout.response_token_ids) <= one.sampling.max_new_tokens
     assert {row.rollout.finish_reason for row in together} == {"stop", "length"}
+
+
+def test_recorded_steps_sample_each_in_its_own_way(
+    directory: Path, engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch
+):
+    asked = [StreamedRequest(request, WAYS[index % 3]) for index, request in enumerate(requests_of(12))]
+    expected = streamed(engine, asked)
+    monkeypatch.setattr(decoding, "DEVICES", {"cpu"})
+    steps = 0
+    run = decoding.DecodingSteps.run
+
+    def counted(self: decoding.DecodingSteps, *given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return run(self, *given)
+
+    monkeypatch.setattr(decoding.DecodingSteps, "run", counted)
+    # Greedy steps leave the logits, from which all can be sampled; other steps have sampled already.
+    greedy = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), temperature=0))
+    for other, is_used in ((greedy, True), (engine, False)):
+        steps = 0
+        assert [row.rollout for row in streamed(other, asked)] == [row.rollout for row in expected]
+        assert (steps > 10) == is_used
 
 
 def test_a_job_and_a_stream_sample_the_same_tokens(directory: Path, engine: BuiltinEngine):

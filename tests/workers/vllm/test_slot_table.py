@@ -9,6 +9,7 @@ import pytest
 import torch
 from persona_atlas.jobs.poolings import Span
 from persona_atlas.workers.vllm.capture_plan import Sum
+from persona_atlas.workers.vllm.inside import slot_table
 from persona_atlas.workers.vllm.inside.slot_table import SlotTable
 from persona_atlas.workers.vllm.inside.tracking import Stretch
 
@@ -17,6 +18,13 @@ STOP = 99
 MEAN: Sum = ("mean", "response")
 LAST: Sum = ("last", "response")
 PROMPT: Sum = ("mean", "prompt")
+
+
+@pytest.fixture(params=[frozenset(), frozenset({"cpu"})], ids=["token by token", "by products"], autouse=True)
+def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of adding tokens, that of GPUs too."""
+    monkeypatch.setattr(slot_table, "PRODUCT_DEVICES", request.param)
+    monkeypatch.setattr(slot_table, "PRODUCT_LENGTH", 1)
 
 
 def table(*sums: Sum) -> SlotTable:

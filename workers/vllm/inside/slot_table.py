@@ -22,9 +22,17 @@ import numpy.typing as npt
 import torch
 
 from ....jobs.poolings import Span
+from ...span_sums import sum_rows
 from ..capture_plan import Sum
 from .tracking import Stretch
 from .transfers import to_device, to_host
+
+PRODUCT_DEVICES = frozenset({"cuda"})
+"""Devices on which the tokens of long stretches are added by matrix products; elsewhere they are added one by one."""
+
+PRODUCT_LENGTH = 8
+"""Mean length of stretches from which products are used. Measured on an H200 with 80 layers of 8192: a pass of 32
+prompts of 256 tokens took 12 ms with products and 54 ms without; one of 256 decoded tokens 3.9 and 1.9 ms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +124,14 @@ class SlotTable:
         places_E, slots_E, open_E = to_device(_places_of(stretches, last=last), self._device).unbind()
         ids_E = token_ids_T[places_E].long()
         rows_E = self._rows(slots_E, ids_E, open_E.bool()) if any(one.is_open for one in stretches) else slots_E
-        for values_SD, resid_TD in zip(self._values[key], hidden, strict=True):
-            resid_ED = resid_TD[places_E].float()
-            if last:
-                values_SD.index_copy_(0, rows_E, resid_ED)
-            else:
-                values_SD.index_add_(0, rows_E, resid_ED)
+        if last:
+            for values_SD, resid_TD in zip(self._values[key], hidden, strict=True):
+                values_SD.index_copy_(0, rows_E, resid_TD[places_E].float())
+        elif self._device.type in PRODUCT_DEVICES and places_E.numel() >= PRODUCT_LENGTH * len(stretches):
+            self._add_products(self._values[key], stretches, hidden, places_E, rows_E)
+        else:
+            for values_SD, resid_TD in zip(self._values[key], hidden, strict=True):
+                values_SD.index_add_(0, rows_E, resid_TD[places_E].float())
         counts, id_sums = self._counts[key], self._id_sums[key]
         if last:
             counts.index_fill_(0, rows_E, 1)
@@ -129,6 +139,35 @@ class SlotTable:
         else:
             counts.index_add_(0, rows_E, torch.ones_like(ids_E))
             id_sums.index_add_(0, rows_E, ids_E)
+
+    def _add_products(
+        self,
+        values_LSD: torch.Tensor,
+        stretches: Sequence[Stretch],
+        hidden: Sequence[torch.Tensor],
+        places_E: torch.Tensor,
+        rows_E: torch.Tensor,
+    ) -> None:
+        """Add the tokens of each slot by one matrix product a layer.
+
+        Adding a long prompt token by token would have all of its tokens wait for the same row.
+        """
+        touched = sorted({one.slot for one in stretches})
+        touched_P = to_device(np.asarray(touched, dtype=np.int64), self._device)
+        # Behind the last token of a stretch may be padding, which can hold anything.
+        num_tokens = max(one.stop for one in stretches)
+        row_of_T = torch.full((num_tokens,), self._spare, dtype=torch.long, device=self._device)
+        row_of_T.index_copy_(0, places_E, rows_E)
+        inside_PT = touched_P[:, None] == row_of_T
+        nothing_D1 = torch.zeros(values_LSD.shape[2], 1, dtype=hidden[0].dtype, device=self._device)
+        for values_SD, resid_TD in zip(values_LSD, hidden, strict=True):
+            # A number that is not finite must stay in its slot, and 0 times it is NaN: so the product leaves it out,
+            # and it marks the slots of its token.
+            finite_TD = torch.nan_to_num(resid_TD[:num_tokens], nan=0.0, posinf=0.0, neginf=0.0)
+            is_bad_T = torch.isnan(resid_TD[:num_tokens] @ nothing_D1)[:, 0]
+            is_bad_P1 = (inside_PT & is_bad_T).any(dim=1, keepdim=True)
+            sums_PD = sum_rows(inside_PT, finite_TD).masked_fill_(is_bad_P1, torch.nan)
+            values_SD.index_add_(0, touched_P, sums_PD)
 
     def _rows(self, slots_E: torch.Tensor, ids_E: torch.Tensor, open_E: torch.Tensor) -> torch.Tensor:
         """Return the rows that tokens go to: of a response that is being generated, the spare one once it has ended."""
