@@ -120,6 +120,11 @@ class VllmEngine:
         """Number of slots that no request has."""
         return self._flights.num_free_slots
 
+    @property
+    def max_conversation(self) -> int:
+        """Most tokens of a conversation that the model and vLLM's KV cache have room for."""
+        return min(self.model.max_context, self._flights.max_conversation)
+
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""
         return self._generation.run(next_request)

@@ -50,9 +50,8 @@ def chat(
             hint="Give --cap or --steer too.",
         )
     sampling = SamplingSpec(temperature=temperature, max_new_tokens=max_tokens)
-    model = asked.load(output.progress())
     turns: list[dict[str, Any]] = []
-    with closing(EngineLoop(model.responder)) as loop:
+    with closing(asked.load(output.progress())) as model, closing(EngineLoop(model.responder)) as loop:
         talk = Conversation(model, loop, asked.edits, sampling, system_prompt=system_prompt, compare=compare, seed=seed)
         for message in _messages():
             said = _show(talk.turn(message), quiet=as_json, compare=compare)
