@@ -108,7 +108,7 @@ class VllmGeneration:
         if len(prompt_ids) + max_new > self._flights.max_conversation:
             raise no_room(str(request.address), len(prompt_ids) + max_new, self._flights.max_conversation)
         user_span = self._user_spans.of_prompt(request.messages, prompt_ids) if self._user_spans else None
-        rollout = RunningRollout(request, prompt_ids, [], user_span)
+        rollout = RunningRollout(request, self._settings.sampling, prompt_ids, [], user_span)
         spans = TokenSpans((len(prompt_ids), len(prompt_ids)), user_span)
         return self._flights.send(
             prompt_ids,
