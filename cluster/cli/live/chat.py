@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import click
@@ -68,9 +69,9 @@ def _messages() -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from filter(None, map(str.strip, sys.stdin))
         return
-    # Editing of lines and their history, where Python has it.
-    import readline  # noqa: F401
-
+    # Once it is loaded, lines can be edited and have a history.
+    with suppress(ModuleNotFoundError):
+        import_module("readline")
     while True:
         try:
             line = input("> ").strip()
