@@ -20,17 +20,17 @@ from ...jobs.work.units import RolloutRequest
 from ..canary import LIMITS, compare
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
+from ..editing.interventions import Interventions
 from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequest, TokenisedText
-from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
-from .batch_size import sized
-from .capture import Capture
-from .exhaustion import stream_in_memory
+from .batching.batch_size import sized
+from .batching.exhaustion import stream_in_memory
 from .generation import Generation
 from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
-from .packed import ATTENTION, plain_attention
-from .plain_pass import PlainPass
+from .passes.capture import Capture
+from .passes.packed import ATTENTION, plain_attention
+from .passes.plain_pass import PlainPass
 from .reading import PASS_TOKENS, TextReader
 from .sharing import find_sharing
 

@@ -26,23 +26,23 @@ from ...jobs.specs.spec_parts import HookPoint
 from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
-from ..edit_totals import EditTotals
-from ..edited_pass import EditedPass, EditedStretch, PreparedEdits
+from ..editing.edit_totals import EditTotals
+from ..editing.edited_pass import EditedPass, EditedStretch, PreparedEdits
+from ..editing.interventions import Interventions
 from ..engine import CapturedRollout, EngineSettings, StreamedRequest
-from ..interventions import Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
-from . import decoding
-from .admission import Admission, RunningRollout
 from .alone import AloneGeneration
-from .capture import Capture, require_finite
-from .choices import choices_of
-from .decoding import DecodingSteps
-from .kv_cache import KVCache, PrefixKV
+from .batching.admission import Admission, RunningRollout
 from .loaded_model import LoadedModel
-from .packed import PackedPass, Segment
+from .passes import decoding
+from .passes.capture import Capture, require_finite
+from .passes.decoding import DecodingSteps
+from .passes.kv_cache import KVCache, PrefixKV
+from .passes.packed import PackedPass, Segment
 from .reading import TextReader
-from .sampling import sample_each
+from .sampling.choices import choices_of
+from .sampling.sampling import sample_each
 
 
 class Generation:

@@ -25,17 +25,17 @@ from ...jobs.poolings import TokenRange
 from ...jobs.specs.spec_parts import CaptureSpec, HookPoint
 from ...jobs.work.rollouts import EditRecord
 from ..accumulator_set import AccumulatorSet, PassStretches
-from ..edit_totals import record_of
-from ..edited_pass import EditedPass, EditedStretch
+from ..editing.edit_totals import record_of
+from ..editing.edited_pass import EditedPass, EditedStretch
+from ..editing.interventions import AppliedIntervention, Interventions
 from ..engine import CapturedText, EngineSettings, TokenisedText
-from ..interventions import AppliedIntervention, Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
-from .capture import Capture, require_finite
-from .exhaustion import LEAST_TOKENS, free_memory
+from .batching.exhaustion import LEAST_TOKENS, free_memory
+from .batching.prefixes import TextInPass, in_passes, length_of
 from .loaded_model import LoadedModel
-from .packed import PackedPass, Segment, plain_attention
-from .prefixes import TextInPass, in_passes, length_of
+from .passes.capture import Capture, require_finite
+from .passes.packed import PackedPass, Segment, plain_attention
 
 PASS_TOKENS = {"cpu": 4096, "cuda": 16_384}
 """Most tokens of one pass, unless a single text is longer. On a CPU larger passes are not faster; on a GPU they are, as

@@ -16,7 +16,7 @@ from ...jobs.errors import InputError, UnitError
 from ...jobs.poolings import TokenSpans
 from ...jobs.specs.spec_parts import SamplingSpec
 from ...jobs.work.units import RolloutRequest
-from ..builtin.admission import RunningRollout, too_long
+from ..builtin.batching.admission import RunningRollout, too_long
 from ..chat.user_span import UserSpans
 from ..engine import CapturedRollout, EngineSettings, StreamedRequest, TokenisedText
 from .flights import Box, Flights, Landed

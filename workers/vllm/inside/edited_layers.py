@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ....jobs.errors import InputError
-from ...edits import edited
+from ...editing.edits import edited
 from ..edits.plan import NO_EDIT, EditPlan, EditUpload
 from .transfers import to_device
 

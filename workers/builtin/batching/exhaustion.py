@@ -15,9 +15,9 @@ from typing import Protocol
 
 import torch
 
-from ...jobs.machine_faults import is_out_of_memory
-from ...jobs.work.addresses import RolloutAddress
-from ..engine import CapturedRollout, StreamedRequest
+from ....jobs.machine_faults import is_out_of_memory
+from ....jobs.work.addresses import RolloutAddress
+from ...engine import CapturedRollout, StreamedRequest
 
 LEAST_TOKENS = 256
 """Tokens of a batch below which there is no sense in a smaller one."""

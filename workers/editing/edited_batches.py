@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..jobs.errors import InputError
-from ..jobs.interventions import Intervention
+from ...jobs.errors import InputError
+from ...jobs.interventions import Intervention
+from ..models.hook_points import find_decoder_layers, tensor_of
 from .edited_pass import EditedPass, EditedStretch
 from .interventions import Interventions
-from .models.hook_points import find_decoder_layers, tensor_of
 
 _Value = TypeVar("_Value")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..jobs.errors import InputError
-from ..jobs.interventions import Intervention
+from ...jobs.errors import InputError
+from ...jobs.interventions import Intervention
 
 if TYPE_CHECKING:
     from torch import nn
