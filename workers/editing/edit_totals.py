@@ -86,7 +86,9 @@ class EditTotals:
     def move(self, source: int, target: int) -> None:
         """Move one slot's sums to another slot."""
         if self._sums_2LS is not None:
-            self._sums_2LS[:, :, target] = self._sums_2LS[:, :, source]
+            # Made when a rollout ended, it may be shorter than the batch of which nothing was edited so far.
+            sums_2LS = self._grow(max(source, target) + 1)
+            sums_2LS[:, :, target] = sums_2LS[:, :, source]
 
     def finish(
         self, slot: int, intervention: Intervention | None, num_prompt: int, num_content: int

@@ -162,6 +162,24 @@ def test_each_of_a_mixed_batch_says_and_shows_what_it_does_alone(engine: Builtin
     assert len(said) > 3
 
 
+def test_a_response_may_end_before_its_edits_have_acted_on_any(engine: BuiltinEngine):
+    requests = [dataclasses.replace(one, intervention=KINDS[-1]) for one in requests_of(3, system_prompt="")]
+    first_ids = [row.rollout.response_token_ids[0] for row in generate(engine, requests)]
+    # The first of the batch, and no other, ends with the token that it samples in the pass over all prompts.
+    assert first_ids.count(first_ids[0]) == 1
+    loaded = dataclasses.replace(engine.loaded, stop_ids=frozenset({first_ids[0]}))
+    settings = engine_settings(Path(), layers=range(N_LAYERS), poolings=ALL_POOLINGS, token_layers=(1,))
+    asked = iter(requests)
+    rows = {
+        row.rollout.address: row for row in engine.generation(settings, loaded=loaded).run(lambda: next(asked, None))
+    }
+    assert len(rows) == 3
+    (nothing,) = rows[requests[0].address].rollout.edits or ()
+    assert nothing == EditRecord(0, num_tokens=0, num_changed=0, mean_correction=0.0)
+    for row, text in zip(rows.values(), engine.capture(texts_of(list(rows.values()))), strict=True):
+        assert_recorded(row.rollout.edits, text.edits[0])
+
+
 def test_an_intervention_changes_what_is_said(engine: BuiltinEngine):
     plain, steered = (generate(engine, mixed(6, [kind])) for kind in (None, at(1, 1, 8.0)))
     pairs = zip(plain, steered, strict=True)
