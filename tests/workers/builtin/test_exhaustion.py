@@ -124,6 +124,36 @@ def test_whoever_follows_a_rollout_is_told_each_token_once(settings: EngineSetti
     assert {number: tuple(tokens) for number, tokens in told.items()} == expected
 
 
+def test_a_response_that_was_ended_ends_again_with_the_same_token(settings: EngineSettings):
+    engine = BuiltinEngine(settings)
+    told: list[int] = []
+
+    def on_token(token: int) -> bool:
+        told.append(token)
+        return True
+
+    sampling = SamplingSpec(temperature=1.0, top_p=1.0, max_new_tokens=12)
+    ended, *others = requests_of(16)
+    asked = iter([StreamedRequest(ended, sampling, on_token), *(StreamedRequest(one, sampling) for one in others)])
+    passes = 0
+
+    def fails_once(_module: object, _args: object, _output: object) -> None:
+        nonlocal passes
+        passes += 1
+        # In the pass after the one in which the response was ended.
+        if passes == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = engine.loaded.decoder_layers[1].register_forward_hook(fails_once)
+    try:
+        rows = {row.rollout.address: row.rollout for row in engine.stream(lambda: next(asked, None))}
+    finally:
+        handle.remove()
+    assert passes > 2
+    assert list(rows[ended.address].response_token_ids) == told
+    assert len(told) == 1
+
+
 def test_texts_go_on_in_smaller_passes(settings: EngineSettings):
     engine = BuiltinEngine(replace(settings, batch_tokens=60_000))
     texts = texts_of(generate(engine, requests_of(40)))

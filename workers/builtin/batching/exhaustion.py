@@ -99,13 +99,16 @@ class _CountedTokens:
     def __init__(self, on_token: Callable[[int], bool]) -> None:
         self._on_token = on_token
         self._told = self._seen = 0
+        self._is_ended = False
 
     def __call__(self, token: int) -> bool:
         self._seen += 1
         if self._seen <= self._told:
-            return False
+            # The response ends again with the token with which it ended: it was lost in the pass after that.
+            return self._is_ended and self._seen == self._told
         self._told = self._seen
-        return self._on_token(token)
+        self._is_ended = self._on_token(token)
+        return self._is_ended
 
     def begin_anew(self) -> None:
         self._seen = 0
