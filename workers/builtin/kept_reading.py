@@ -51,6 +51,15 @@ class _Kept:
         read = max((stop for _, stop in self.vectors), default=0)
         return 0 < read <= common_length(self.token_ids, token_ids)
 
+    def lacking(self, spans: Sequence[TokenRange], start: int) -> list[TokenRange]:
+        """Return the spans of which there is no vector, or none that lies before a position."""
+        return [span for span in spans if span not in self.vectors or span[1] > start]
+
+    def forget_from(self, start: int) -> None:
+        """Forget the tokens from a position on, and the vectors that depend on them."""
+        self.token_ids = self.token_ids[:start]
+        self.vectors = {span: value for span, value in self.vectors.items() if span[1] <= start}
+
 
 class KeptReader:
     """Reads conversations with one model, and keeps what it computed. ``BuiltinEngine.kept_reader`` makes one.
@@ -98,12 +107,16 @@ class KeptReader:
         kept = next((one for one in self._kept if one.can_become(ids)), None)
         if kept is None:
             kept = _Kept(KVCache(self._loaded.num_layers, _UNLIMITED_TOKENS))
-        new = [span for span in spans if span not in kept.vectors]
-        # A span that begins before what is new is computed as a whole, from the keys and values before it.
-        start = min([common_length(kept.token_ids, ids), *(start for start, _ in new)])
+        start = common_length(kept.token_ids, ids)
+        new = kept.lacking(spans, start)
+        while new and new[0][0] < start:
+            # Computed as a whole, from the keys and values before it, and so is all that ends after it begins.
+            start = new[0][0]
+            new = kept.lacking(spans, start)
         if new:
-            vectors = self._pass(name, kept.cache, ids, start, new)
-            kept.vectors = {span: value for span, value in kept.vectors.items() if span[1] <= start} | vectors
+            # Forgotten before the pass, which overwrites their keys and values, also where it fails.
+            kept.forget_from(start)
+            kept.vectors |= self._pass(name, kept.cache, ids, start, new)
             kept.token_ids = ids
         self._kept = [kept, *(one for one in self._kept if one is not kept)][:MOST_KEPT]
         return [kept.vectors[span] for span in spans]

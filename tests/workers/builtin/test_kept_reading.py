@@ -81,6 +81,8 @@ def test_another_span_of_what_was_read_is_computed_from_where_it_begins(engine: 
     (expected,) = whole(engine, ids, [(70, 90)])
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert reader.tokens_fed - before == (20 if engine.loaded.sharing.up_to else 90)
+    # Beside one that was read: both are computed from where the first begins.
+    assert_as_whole(engine, reader, ids, 3)
 
 
 def test_the_oldest_conversation_is_forgotten_and_a_long_one_refused(engine: BuiltinEngine):
