@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from ...jobs.errors import InputError
 from ...jobs.interventions import Ablate, AddVector, Cap, Direction, Edit, Intervention, Positions
 from ...jobs.specs.interventions_spec import AbsoluteStrength, EditSetting, layers_of
@@ -165,7 +167,8 @@ def _coefficient(steer: float | AbsoluteStrength, axis: AxisSource, layer: int, 
             field=f"{prefix}steer",
             hint="Give the strength in units of the residual stream, as {absolute: 12.5}, or name a run as the axis.",
         )
-    added = steer.absolute if isinstance(steer, AbsoluteStrength) else steer * norm
+    # The last bits of a norm depend on the machine that adds up its squares, and coefficients identify a run.
+    added = steer.absolute if isinstance(steer, AbsoluteStrength) else float(np.float32(steer * norm))
     if is_known and abs(added) > MOST_NORMS * norm:
         raise InputError(
             f"adds {added:.4g} at layer {layer}, whose activations have a norm of {norm:.4g}: {abs(added) / norm:.4g} "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...analysis.intervening.section import EditedModel, resolve_section
 from ...jobs.engines import possible_engines, refuse_parallel_builtin
-from ...jobs.errors import InputError
+from ...jobs.errors import InputError, StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
@@ -128,12 +128,13 @@ def edits_for(
 
     Raises:
         InputError: An axis cannot be read, is of another model, or lacks what an entry asks for.
+        StoreError: The store of an axis is damaged.
     """
     if spec.interventions is None:
         return None
     try:
         return resolve_section(spec.interventions, EditedModel.of(spec.model.source, facts), spec.store, progress.say)
-    except InputError as error:
+    except (InputError, StoreError) as error:
         if record is None or recorded is None or record.spec.interventions != spec.interventions:
             raise
         progress.say(f"The run keeps the edits that it was begun with, since they cannot be resolved again: {error}")

@@ -185,7 +185,7 @@ def test_a_run_begun_without_edits_takes_none_later(world: World):
     assert (caught.value.field, caught.value.code) == ("interventions", "other_run")
 
 
-def test_the_same_edits_written_otherwise_are_the_same_run_also_when_the_axis_is_gone(world: World, tmp_path: Path):
+def test_the_same_edits_written_otherwise_are_the_same_run_also_without_their_axis(world: World, tmp_path: Path):
     shutil.copytree(world.axis, tmp_path / "axis")
     entry = {"cap": "p0.25", "axis": str(tmp_path / "axis"), "layers": [1, 2]}
     spec = make_spec(world.spec(world.run.url, interventions=[entry]))
@@ -197,10 +197,15 @@ def test_the_same_edits_written_otherwise_are_the_same_run_also_when_the_axis_is
         again = prepare_job(moved, QUIET)
         with pytest.raises(InputError, match="no such file") as caught:
             prepare_job(make_spec(world.spec(str(tmp_path / "new"))), QUIET)
+        for record in (tmp_path / "axis" / "analysis").glob("*.json"):
+            record.write_bytes(b"{}")
+        (tmp_path / "axis").rename(world.axis)
+        damaged = prepare_job(moved, QUIET)
+        world.axis.rename(tmp_path / "axis")
     finally:
         hidden.rename(world.axis)
-    assert again.num_missing == 0
-    assert again.plan.edits == read_edits(world.run.location, world.run.record)
+    assert again.num_missing == damaged.num_missing == 0
+    assert again.plan.edits == damaged.plan.edits == read_edits(world.run.location, world.run.record)
     assert caught.value.field == "interventions.0.axis"
 
 
