@@ -8,10 +8,12 @@ edited layers of a pass, N tokens of a pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from ...jobs.errors import UnitError
 from ...jobs.interventions import Intervention
 from ...jobs.poolings import TokenRange
 from ...jobs.work.rollouts import EditRecord
@@ -145,12 +147,23 @@ def _moved(changes_EN: torch.Tensor) -> torch.Tensor:
 def _records(
     intervention: Intervention, num_prompt: int, num_content: int, of_layer: Mapping[int, tuple[float, float]]
 ) -> tuple[EditRecord, ...]:
-    """Make the record from the number of changed tokens and the sum of the lengths of their changes, by layer."""
+    """Make the record from the number of changed tokens and the sum of the lengths of their changes, by layer.
+
+    Raises:
+        UnitError: A sum is not finite.
+    """
     on_prompt = {edit.layer for edit in intervention.of_prompt().edits}
     records: list[EditRecord] = []
     for layer in sorted({edit.layer for edit in intervention.edits}):
         # A layer is absent where no token of the pass was edited there, such as with an empty response.
         changed, length = of_layer.get(layer, (0.0, 0.0))
+        if not math.isfinite(length):
+            # Nothing else may have seen it: no value is captured above the captured layers.
+            raise UnitError(
+                f"layer {layer}: how far its edits moved the tokens of a rollout is not finite.",
+                code="not_finite",
+                hint="The strength is too great, or the model's numbers are beyond the range of its type there.",
+            )
         num_tokens = num_content + (num_prompt if layer in on_prompt else 0)
         records.append(EditRecord(layer, num_tokens, int(changed), length / changed if changed else 0.0))
     return tuple(records)

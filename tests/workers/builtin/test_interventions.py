@@ -298,6 +298,18 @@ def test_what_was_done_above_the_captured_layers_is_recorded_too(directory_of: C
         assert_recorded(row.rollout.edits, recorded(plain, under, row.rollout))
 
 
+def test_a_correction_beyond_all_numbers_is_an_error_also_above_the_captured_layers(
+    directory_of: Callable[[str], Path],
+):
+    engine = BuiltinEngine(engine_settings(directory_of("llama"), layers=[0], max_new_tokens=3))
+    (row,) = generate(engine, requests_of(1))
+    under = Intervention((AddVector(2, vector(1), 1e30), AddVector(2, vector(2), 1e30)))
+    with pytest.raises(UnitError, match=r"layer 2: .* is not finite"):
+        engine.capture([dataclasses.replace(text, intervention=under) for text in texts_of([row])])
+    with pytest.raises(UnitError, match="not finite"):
+        generate(engine, [dataclasses.replace(one, intervention=under) for one in requests_of(1)])
+
+
 def streams_of(engine: BuiltinEngine, run: Callable[[], object]) -> list[torch.Tensor]:
     """The stream after every decoder layer, edits included, read where the next layer takes it: (token, d_model)."""
     layers = engine.loaded.decoder_layers
