@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from ....jobs.errors import InputError
 from ....jobs.specs.spec_parts import SamplingSpec
@@ -51,7 +52,7 @@ def chat(
             field="--compare",
             hint="Give --cap or --steer too.",
         )
-    sampling = SamplingSpec(temperature=temperature, max_new_tokens=max_tokens)
+    sampling = _sampling(temperature, max_tokens)
     turns: list[dict[str, Any]] = []
     with closing(asked.load(output.progress())) as model, closing(EngineLoop(model.responder)) as loop:
         talk = Conversation(model, loop, asked.edits, sampling, system_prompt=system_prompt, compare=compare, seed=seed)
@@ -63,6 +64,16 @@ def chat(
         note = {} if model.note is None else {"note": model.note}
         edits = [setting.asked for setting in asked.edits]
         output.document({"model": model.name, "interventions": edits, "turns": turns} | note)
+
+
+def _sampling(temperature: float, max_tokens: int) -> SamplingSpec:
+    try:
+        return SamplingSpec(temperature=temperature, max_new_tokens=max_tokens)
+    except ValidationError as error:
+        # The options have ranges, but NaN is in none and outside of none.
+        (problem, *_) = error.errors(include_url=False)
+        option = {"temperature": "--temperature"}.get(str(problem["loc"][0]), "--max-tokens")
+        raise InputError(f"{problem['msg']}.", code="bad_value", field=option) from None
 
 
 def _messages(*, quiet: bool) -> Iterator[str]:

@@ -165,6 +165,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no layer": (("--cap", "1", "--layers", "3:9"), "no_such_layer", "layers"),
     "no norm": (("--steer", "0.3"), "no_norm", "steer"),
     "no number": (("--steer", "absolute:much"), "bad_value", "--steer"),
+    "no temperature": (("--temperature", "nan"), "bad_value", "--temperature"),
+    "no length": (("--max-tokens", "99999999999"), "bad_value", "--max-tokens"),
     "layers of nothing": (("--layers", "0:2"), "no_effect", "--layers"),
     "nothing to compare": (("--compare",), "no_effect", "--compare"),
 }
