@@ -15,3 +15,35 @@ def count_of(number: int, noun: str) -> str:
         ('1 unit', '2,500 units')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def on_one_line(text: str) -> str:
+    r"""Write a text of somebody else's on one line of a terminal.
+
+    Runs of white space become one space. Control characters, with which a text could move the cursor or rename the
+    window, become the replacement character.
+
+    Args:
+        text: The text.
+
+    Example:
+        >>> on_one_line("two\nlines and \x1b[31mred")
+        'two lines and �[31mred'
+    """
+    return without_controls(" ".join(text.split()))
+
+
+def without_controls(text: str) -> str:
+    r"""Replace control characters other than line breaks and tabs by the replacement character.
+
+    Args:
+        text: The text.
+
+    Example:
+        >>> without_controls("\x1b[2Jgone\n")
+        '�[2Jgone\n'
+    """
+    return text.translate(_SHOWN)
+
+
+_SHOWN = dict.fromkeys((code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"), "\ufffd")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from ...jobs.wording import count_of
+from ...jobs.wording import count_of, on_one_line
 from .scores import Scale, ScoredConversation, ScoredTurn, Watched
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -66,7 +66,7 @@ class _Shown:
 
     def conversation(self, conversation: ScoredConversation, width: int) -> Iterator[str]:
         """Yield the lines of one conversation."""
-        yield f"{conversation.name}, layer {self._scale.layer} (higher is nearer the Assistant)"
+        yield f"{on_one_line(conversation.name)}, layer {self._scale.layer} (higher is nearer the Assistant)"
         roles = list(dict.fromkeys(turn.role for turn in conversation.turns))
         for role in roles:
             turns = [turn for turn in conversation.turns if turn.role == role]
@@ -119,7 +119,7 @@ class _Shown:
 
 
 def _cut(text: str, room: int) -> str:
-    flat = " ".join(text.split())
+    flat = on_one_line(text)
     if room < _LEAST_TEXT:
         return ""
     return flat if len(flat) <= room else f"{flat[: room - 1]}…"

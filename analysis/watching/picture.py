@@ -24,7 +24,7 @@ LINES = ("#0b5f85", "#b4500b", "#00775a", "#8a3b8f", "#7a6a00", "#5b6470", "#b03
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = {"assistant": "o", "user": "s"}
 _MOST_NAMED = 16
-"""Conversations that the legend names; of more it says how many there are."""
+"""Lines that the legend names: one of each conversation and role; of more it says how many there are."""
 
 _MOST_PANELS = 12
 _PANEL_WIDTH, _PANEL_HEIGHT = 7.4, 3.7
@@ -41,6 +41,7 @@ def write_picture(watched: Watched, path: Path) -> None:
         InputError: matplotlib is not installed, does not know the format, or the file cannot be written.
     """
     mpl = require_matplotlib()
+    require_format(path)
     from matplotlib.figure import Figure
 
     count = len(watched.ruler.scales)
@@ -54,18 +55,11 @@ def write_picture(watched: Watched, path: Path) -> None:
             _panel(panel, watched, place)
         for panel in panels[len(places) :]:
             panel.set_visible(False)
-        _legend(panels[0], len(watched.conversations))
+        _legend(panels[0])
         figure.suptitle(_title(watched), fontsize=9.5, x=0.01, ha="left")
         figure.text(0.01, 0, "\n".join(_wrapped(watched)), fontsize=7, color=QUIET, va="top")
         try:
             figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=0.12)
-        except ValueError as error:
-            raise InputError(
-                f"{path.name!r} names no format of a picture that is known: {str(error).splitlines()[0]}.",
-                code="bad_format",
-                field="--png",
-                hint="End its name with .png, .svg or .pdf.",
-            ) from error
         except OSError as error:
             refuse_machine_fault(error)
             raise InputError(
@@ -74,6 +68,28 @@ def write_picture(watched: Watched, path: Path) -> None:
                 field="--png",
                 hint="Choose a file in an existing, writable folder.",
             ) from error
+
+
+def require_format(path: Path) -> None:
+    """Refuse a file whose name does not end with a format that matplotlib writes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: matplotlib is not installed, or does not know the format.
+    """
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    # Without a suffix matplotlib would write a file of another name.
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise InputError(
+            f"{path.name!r} names no format of a picture that is known.",
+            code="bad_format",
+            field="--png",
+            hint="End its name with .png, .svg or .pdf.",
+        )
 
 
 def _title(watched: Watched) -> str:
@@ -162,11 +178,16 @@ def _conversation(ax: Axes, conversation: ScoredConversation, number: int, place
             markersize=4 if is_user else 5,
             markerfacecolor="white" if is_user else colour,
             linewidth=1 if is_user else 1.6,
-            label=conversation.name + (" (user)" if is_user else ""),
+            label=_label(conversation.name) + (" (user)" if is_user else ""),
             zorder=4,
         )
         for turn in turns:
             _tokens(ax, turn, place, colour)
+
+
+def _label(name: str) -> str:
+    # matplotlib leaves out of a legend what begins with an underscore.
+    return f" {name}" if name.startswith("_") else name
 
 
 def _tokens(ax: Axes, turn: ScoredTurn, place: int, colour: str) -> None:
@@ -178,10 +199,10 @@ def _tokens(ax: Axes, turn: ScoredTurn, place: int, colour: str) -> None:
     ax.plot(places, values, color=colour, linewidth=0.5, alpha=0.4, zorder=2)
 
 
-def _legend(ax: Axes, number: int) -> None:
+def _legend(ax: Axes) -> None:
     handles, names = ax.get_legend_handles_labels()
     shown = [name if len(name) <= 44 else f"{name[:43]}…" for name in names[:_MOST_NAMED]]
-    title = None if len(names) <= _MOST_NAMED else f"{_MOST_NAMED} of {number} conversations"
+    title = None if len(names) <= _MOST_NAMED else f"{_MOST_NAMED} of {len(names)} lines"
     ax.legend(
         handles[:_MOST_NAMED],
         shown,

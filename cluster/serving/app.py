@@ -7,17 +7,17 @@ events. A client that goes away cancels its requests.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from ...jobs.errors import AtlasError
@@ -25,6 +25,7 @@ from ...jobs.specs.interventions_spec import EditSetting
 from ...jobs.version import __version__
 from .chat_request import ChatRequest
 from .engine_loop import EngineLoop, Event, Failed, Finished, Piece
+from .guard import Guard
 from .live_model import LiveModel
 from .prepared_call import PreparedCall, prepare_call
 from .problems import Problem
@@ -59,13 +60,15 @@ def create_app(model: LiveModel, loop: EngineLoop, settings: ServerSettings) -> 
     """
     app = FastAPI(title="Persona Atlas", version=__version__)
     server = _Server(model, loop, settings)
-    guarded = [Depends(server.require_key)]
-    app.add_api_route("/v1/chat/completions", server.complete, methods=["POST"], dependencies=guarded)
-    app.add_api_route("/v1/models", server.models, methods=["GET"], dependencies=guarded)
-    app.add_api_route("/v1/models/{name:path}", server.one_model, methods=["GET"], dependencies=guarded)
+    app.add_middleware(Guard, api_key=settings.api_key, max_context=model.max_context)
+    app.add_api_route("/v1/chat/completions", server.complete, methods=["POST"])
+    app.add_api_route("/v1/models", server.models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", server.one_model, methods=["GET"])
     app.add_api_route("/health", server.health, methods=["GET"])
     app.add_exception_handler(Problem, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
+    # Of the framework itself: an unknown path, a body that is no text.
+    app.add_exception_handler(HTTPException, _answer)
     app.add_exception_handler(AtlasError, _answer)
     # A bug: it is answered, and its traceback is logged.
     app.add_exception_handler(Exception, _answer)
@@ -77,6 +80,8 @@ async def _answer(_request: Request, error: Exception) -> Response:
         return Problem.of_fields(error).response()
     if isinstance(error, AtlasError):
         return Problem.of(error).response()
+    if isinstance(error, HTTPException):
+        return Problem.of_http(error).response()
     if isinstance(error, Problem):
         return error.response()
     return Problem(500, f"Unexpected: {type(error).__name__}.", "internal").response()
@@ -90,15 +95,6 @@ class _Server:
         self._loop = loop
         self._settings = settings
         self._started = int(time.time())
-
-    async def require_key(self, request: Request) -> None:
-        """Refuse a client without the key."""
-        key = self._settings.api_key
-        if key is None:
-            return
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            raise Problem(401, "The API key is missing or wrong.", "invalid_api_key")
 
     async def models(self) -> Body:
         """List the model."""

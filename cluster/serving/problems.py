@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from ...jobs.errors import AtlasError, InputError
 
@@ -42,14 +43,23 @@ class Problem(Exception):  # noqa: N818 - it is what a client is told
         first: dict[str, Any] = error.errors()[0]
         if first["type"] == "json_invalid":
             return cls(400, f"The body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}.", "bad_json")
-        # Indices into a union name the types that were tried; a client knows its fields alone.
-        place = [part for part in first["loc"] if part != "body"]
+        # The types of a union that were tried are named among the fields; a client knows its fields alone.
+        where, *inside = first["loc"][1:] or (None,)
+        place = [where, *(part for part in inside if part != "str" and "[" not in str(part))] if where else []
         field = ".".join(str(part) for part in place) or None
         message = first["msg"].removeprefix("Value error, ")
         code = "unknown_field" if first["type"] == "extra_forbidden" else "bad_value"
         if code == "unknown_field":
             message = "this server does not know the field, or not with this value"
         return cls(422, f"{field or 'body'}: {message}.", code, field)
+
+    @classmethod
+    def of_http(cls, error: HTTPException) -> Problem:
+        """Turn an error of the framework into one, such as an unknown path."""
+        codes = {400: "bad_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        code = codes.get(error.status_code, "refused")
+        message = "The body is not JSON in UTF-8." if error.status_code == 400 else f"{error.detail.rstrip('.')}."
+        return cls(error.status_code, message, code)
 
     def body(self) -> dict[str, Any]:
         """Build the object that clients read."""

@@ -102,9 +102,10 @@ def listen_on(host: str, port: int) -> socket.socket:
             listening.listen(_BACKLOG)
             unless_it_listens.pop_all()
             return listening
-    except OSError as error:
+    # A name that cannot be one, such as a..b, is refused before it is looked up.
+    except (OSError, UnicodeError) as error:
         raise InputError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}.",
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}.",
             code="port_taken",
             field="--port",
             hint="Choose another port, or 0 for a free one; --host is an address of this machine.",

@@ -167,7 +167,8 @@ def _name_of(given: Conversation) -> str:
     """Return a title of the conversation's own, or where it was read."""
     found = json.loads(given.extra or "{}")
     title = next((found[key] for key in ("title", "name", "id") if isinstance(found.get(key), str)), "")
-    return title.strip() or PurePath(given.place).name
+    # JSON can express half of a surrogate pair, which no file and no terminal takes.
+    return title.strip().encode(errors="replace").decode() or PurePath(given.place).name
 
 
 def _spans(located: LocatedTurns) -> list[LocatedTurn]:

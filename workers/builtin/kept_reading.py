@@ -98,7 +98,10 @@ class KeptReader:
         Raises:
             UnitError: The conversation is longer than the context, or a value is not finite.
         """
-        ids = tuple(token_ids[: max((stop for _, stop in spans), default=0)])
+        if not spans:
+            # It must not take the place of one that goes on.
+            return []
+        ids = tuple(token_ids[: max(stop for _, stop in spans)])
         if len(ids) > min(self._loaded.max_context, self._loaded.sharing.up_to):
             # Refuses what is too long.
             (found,) = self._whole.read([TokenisedText(name, ids, tuple(spans))])

@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from ....jobs.errors import InputError
 from ....jobs.specs.spec_parts import SamplingSpec
+from ....jobs.wording import without_controls
 from ...serving.conversation import Conversation, Said, Turn
 from ...serving.engine_loop import EngineLoop
 from .. import output
@@ -50,11 +52,11 @@ def chat(
             field="--compare",
             hint="Give --cap or --steer too.",
         )
-    sampling = SamplingSpec(temperature=temperature, max_new_tokens=max_tokens)
+    sampling = _sampling(temperature, max_tokens)
     turns: list[dict[str, Any]] = []
     with closing(asked.load(output.progress())) as model, closing(EngineLoop(model.responder)) as loop:
         talk = Conversation(model, loop, asked.edits, sampling, system_prompt=system_prompt, compare=compare, seed=seed)
-        for message in _messages():
+        for message in _messages(quiet=as_json):
             said = _show(talk.turn(message), quiet=as_json, compare=compare)
             talk.answered(message, said[0])
             turns.append(_as_dict(message, said))
@@ -64,22 +66,50 @@ def chat(
         output.document({"model": model.name, "interventions": edits, "turns": turns} | note)
 
 
-def _messages() -> Iterator[str]:
-    """Read messages until the end of the input; blank ones are left out."""
+def _sampling(temperature: float, max_tokens: int) -> SamplingSpec:
+    try:
+        return SamplingSpec(temperature=temperature, max_new_tokens=max_tokens)
+    except ValidationError as error:
+        # The options have ranges, but NaN is in none and outside of none.
+        (problem, *_) = error.errors(include_url=False)
+        option = {"temperature": "--temperature"}.get(str(problem["loc"][0]), "--max-tokens")
+        raise InputError(f"{problem['msg']}.", code="bad_value", field=option) from None
+
+
+def _messages(*, quiet: bool) -> Iterator[str]:
+    """Read messages until the end of the input; blank ones are left out. Quiet: without a prompt on stdout."""
     if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
+        yield from filter(None, _lines())
         return
     # Once it is loaded, lines can be edited and have a history.
     with suppress(ModuleNotFoundError):
         import_module("readline")
     while True:
         try:
-            line = input("> ").strip()
+            if quiet:
+                # input would write its prompt to stdout, which is to hold one JSON object.
+                sys.stderr.write("> ")
+                sys.stderr.flush()
+            line = input("" if quiet else "> ").strip()
         except EOFError:
-            output.text("")
+            if not quiet:
+                output.text("")
             return
         if line:
             yield line
+
+
+def _lines() -> Iterator[str]:
+    """Read the lines of stdin that is no terminal."""
+    try:
+        for line in sys.stdin:
+            # Some locales read other bytes as halves of surrogate pairs, which no tokenizer takes.
+            line.encode()
+            yield line.strip()
+    except UnicodeError as error:
+        raise InputError(
+            "holds bytes that are no UTF-8.", code="not_utf8", field="stdin", hint="Convert the text, as by iconv."
+        ) from error
 
 
 def _show(turn: Turn, *, quiet: bool, compare: bool) -> list[Said]:
@@ -106,7 +136,8 @@ def _ending(said: Said) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # What a model writes must not act on the terminal.
+    sys.stdout.write(without_controls(text))
     sys.stdout.flush()
 
 

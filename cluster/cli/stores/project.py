@@ -9,10 +9,9 @@ from typing import cast
 import click
 
 from ....analysis.axis_source import open_axis
-from ....analysis.report.figures import require_matplotlib
 from ....analysis.watching.lines import lines_of
 from ....analysis.watching.page import render_page
-from ....analysis.watching.picture import write_picture
+from ....analysis.watching.picture import require_format, write_picture
 from ....jobs.errors import InputError
 from ....jobs.files.user_paths import local_path
 from ....jobs.machine_faults import refuse_machine_fault
@@ -109,7 +108,7 @@ def project(
     """
     picture, page = _place(png, "--png"), _place(html, "--html")
     if picture is not None:
-        require_matplotlib()
+        require_format(picture)
     given = read_conversations(conversations, skip_invalid=skip_invalid)
     settings = WatchSettings(
         model=model,

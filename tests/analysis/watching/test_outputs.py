@@ -14,6 +14,7 @@ from persona_atlas.analysis.watching.lines import lines_of
 from persona_atlas.analysis.watching.page import render_page
 from persona_atlas.analysis.watching.picture import write_picture
 from persona_atlas.analysis.watching.scores import ReadTurn, ScoredConversation, Watched, ruler_of, score_turns
+from persona_atlas.jobs.errors import InputError
 
 from browser import CHROMIUM, Page, browser
 from planted_vectors import plant
@@ -64,6 +65,31 @@ def test_the_picture_is_written_in_every_format_and_of_many_layers(tmp_path: Pat
     drawn = (tmp_path / "bare.svg").read_text()
     assert TRANSFER.split(",")[0] in drawn
     assert "z-score among" not in drawn
+
+
+def test_names_and_texts_of_others_are_shown_as_they_are(tmp_path: Path):
+    made = watched((2,), tokens=False)
+    names = ("_hidden", "a $\\frac$ of $5", "two\nlines", *(f"talk {number}" for number in range(6)))
+    talks = [dataclasses.replace(made.conversations[0], name=name) for name in names]
+    many = dataclasses.replace(made, conversations=tuple(talks))
+    write_picture(many, tmp_path / "names.svg")
+    drawn = (tmp_path / "names.svg").read_text(encoding="utf-8")
+    for text in ("_hidden", "a $\\frac$ of $5", "16 of 18 lines"):
+        assert text in drawn
+    shown = "".join(lines_of(many, 140))
+    assert "two lines, layer 2" in shown
+    turn = dataclasses.replace(made.conversations[0].turns[0], text="\x1b]0;a title\x07 and \x9b2J")
+    talk = dataclasses.replace(made.conversations[0], turns=(turn,))
+    shown = "".join(lines_of(dataclasses.replace(made, conversations=(talk,)), 140))
+    assert "a title" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+
+
+@pytest.mark.parametrize("name", ["talks.xyz", "talks"])
+def test_a_picture_of_no_format_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match="no format"):
+        write_picture(watched(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 async def use(page: Page, path: Path) -> None:

@@ -87,6 +87,18 @@ def test_people_see_both_replies(says: Any, capsys: pytest.CaptureFixture[str], 
     assert out.count("\n  [projection ") == 2
 
 
+def test_json_stands_alone_on_stdout_of_a_terminal(
+    says: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path, axis: Path
+):
+    says("Who are you?")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        main(["chat", str(axis), "--model", str(model), "--max-tokens", "4", "--json"])
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["turns"]) == 1
+    assert printed.err.count("> ") == 2
+
+
 def test_ctrl_c_ends_a_reply_and_not_the_conversation(
     says: Any, answered: Answered, model: Path, axis: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -153,6 +165,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no layer": (("--cap", "1", "--layers", "3:9"), "no_such_layer", "layers"),
     "no norm": (("--steer", "0.3"), "no_norm", "steer"),
     "no number": (("--steer", "absolute:much"), "bad_value", "--steer"),
+    "no temperature": (("--temperature", "nan"), "bad_value", "--temperature"),
+    "no length": (("--max-tokens", "99999999999"), "bad_value", "--max-tokens"),
     "layers of nothing": (("--layers", "0:2"), "no_effect", "--layers"),
     "nothing to compare": (("--compare",), "no_effect", "--compare"),
 }
@@ -166,6 +180,16 @@ def test_what_cannot_be_done_is_named(refused: Refused, says: Any, model: Path, 
     assert (error["code"], error["field"]) == (code, field)
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_bytes_that_are_no_utf8_are_refused(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, model: Path, axis: Path, errors: str
+):
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    error = refused("chat", axis, "--model", model)
+    assert (error["code"], error["field"]) == ("not_utf8", "stdin")
+
+
 def test_serve_refuses_before_it_loads_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path, axis: Path):
     def said(*options: str, of: Path = axis) -> str:
         with pytest.raises(SystemExit) as ended:
@@ -175,4 +199,5 @@ def test_serve_refuses_before_it_loads_a_model(capsys: pytest.CaptureFixture[str
 
     assert said("--api-key-env", "NOT_SET_ANYWHERE").startswith("Error: --api-key-env: the environment variable")
     assert said("--host", "203.0.113.7").startswith("Error: --port: cannot listen on 203.0.113.7:8000")
+    assert said("--host", "a..b").startswith("Error: --port: cannot listen on a..b:8000")
     assert "there is no such file or directory" in said(of=tmp_path / "nothing")

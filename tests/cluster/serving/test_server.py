@@ -267,13 +267,24 @@ def test_an_unknown_field_and_a_body_that_is_no_json_are_refused(client: openai.
     with pytest.raises(openai.NotFoundError) as missing:
         ask(model="gpt-4")
     assert (missing.value.param, "llama" in missing.value.message) == ("model", True)
-    assert refused(url, b"{") == (400, "bad_json")
+    # Brackets too deep for the parser, and bytes that are no UTF-8, are found by other parts of the framework.
+    for body in (b"{", b'{"model": "\xff"}', b"[" * 100_000):
+        assert refused(url, body) == (400, "bad_json")
+    assert refused(url, None, "no/such/path") == (404, "not_found")
+    assert refused(url, None) == (405, "method_not_allowed")
 
 
-def refused(url: str, body: bytes) -> tuple[int, str]:
-    headers = {"Content-Type": "application/json"}
+def test_a_body_that_no_chat_can_need_is_refused_unread(url: str):
+    # Tokenising it would take half a minute, in which no other chat is rendered.
+    assert refused(url, b" " * 2_000_000) == (413, "too_large")
+    # Of one that does not tell its length, what came is counted.
+    assert refused(url, iter([b" " * 500_000] * 4)) == (413, "too_large")
+
+
+def refused(url: str, body: Any, path: str = "chat/completions", **more: str) -> tuple[int, str]:
+    headers = {"Content-Type": "application/json"} | more
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", body, headers), timeout=10)
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/{path}", body, headers), timeout=10)
     with caught.value:
         return caught.value.code, json.load(caught.value)["error"]["code"]
 
@@ -378,6 +389,8 @@ def test_a_key_is_asked_for_where_one_is_set_and_defaults_act(model: LiveModel):
             assert caught.value.code == "invalid_api_key"
             with pytest.raises(openai.AuthenticationError):
                 stranger.models.list()
+        # Not even whether it is JSON is told to a stranger, and headers may hold any byte.
+        assert refused(url, b"{", Authorization="Bearer \xe4") == (401, "invalid_api_key")
         assert health(url)["status"] == "ok"
         capped: Any = client.chat.completions.create(model="llama", messages=QUESTION, seed=1)
         assert capped.persona_atlas["interventions"] == [{"cap": "p0.25", "layers": [LAYER]}]

@@ -124,8 +124,14 @@ def test_turns_of_users_are_projected_on_request(answered: Answered, run: Run, t
 
 def test_a_message_without_content_is_a_row_without_numbers(answered: Answered, run: Run, tmp_path: Path):
     path = tmp_path / "talk.json"
-    path.write_text(json.dumps([*OTHER, {"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]))
-    turns = answered("project", run.url, "--conversations", path)["conversations"][0]["turns"]
+    messages = [*OTHER, {"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]
+    path.write_text(json.dumps({"title": "half a \ud83d", "messages": messages}))
+    # A title that JSON can express and no file can hold.
+    page = tmp_path / "page.html"
+    (talk,) = answered("project", run.url, "--conversations", path, "--html", page)["conversations"]
+    assert talk["name"] == "half a ?"
+    assert talk["name"] in page.read_text(encoding="utf-8")
+    turns = talk["turns"]
     assert [(turn["turn_index"], turn["num_tokens"], turn["projection"]) for turn in turns[1:]] == [(3, 0, None)]
     assert turns[0]["projection"] is not None
 

@@ -98,3 +98,15 @@ def test_the_oldest_conversation_is_forgotten_and_a_long_one_refused(engine: Bui
     if length < 10_000:
         with pytest.raises(UnitError, match=r"talk: .* exceed"):
             reader.read("talk", ids_of(0, length), [(5, length)])
+
+
+def test_a_conversation_without_spans_takes_no_place(engine: BuiltinEngine):
+    reader = engine.kept_reader()
+    first = reader.read("talk", ids_of(1), SPANS)
+    fed = reader.tokens_fed
+    for seed in range(MOST_KEPT):
+        assert reader.read("nothing", ids_of(seed), ()) == []
+    shares = engine.loaded.sharing.up_to > 0
+    again = reader.read("talk", ids_of(1), SPANS)
+    assert reader.tokens_fed - fed == (0 if shares else 90)
+    np.testing.assert_allclose(again[0], first[0], rtol=1e-5)
