@@ -16,8 +16,8 @@ def wilson_interval(count: int, total: int, z: float = Z_95) -> tuple[float, flo
 
         (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),
 
-    the rates from which p is at most z standard errors away. It stays within 0 and 1, and has a width where p is 0 or 1.
-    It takes the trials as independent.
+    the rates from which p is at most z standard errors away. It stays within 0 and 1, also where p is one of these. The
+    trials are taken as independent.
 
     Args:
         count: Number of successes, from 0 to ``total``.

@@ -23,7 +23,7 @@ class Reply:
     """What is known of one reply.
 
     Attributes:
-        group: The group of its prompt, such as ``role pirate``.
+        group: The group of its prompt, such as ``role pirate``; empty for none.
         repetition: See ``repetition_rate``; NaN where it is too short.
         projection: Projection of its mean activation on the axis, in axis sign; NaN where it was not captured.
         is_cut: Whether it was cut at its greatest length.
@@ -141,7 +141,7 @@ def points_of(setting: str, strength: float | None, replies: Sequence[Reply], la
         >>> whole.group, pirates.group, [rate.count for rate in whole.rates]
         ('all', 'role pirate', [1, 2])
     """
-    groups = dict.fromkeys(reply.group for reply in replies)
+    groups = dict.fromkeys(reply.group for reply in replies if reply.group)
     points = [_point(setting, strength, ALL, replies, labels)]
     return points + [
         _point(setting, strength, group, [reply for reply in replies if reply.group == group], labels)

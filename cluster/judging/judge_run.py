@@ -275,7 +275,7 @@ def ask(
         judge: Answers the requests.
         queue: The requests.
         num_left: Number of rollouts to judge.
-        write: Keeps the outcomes of a unit, by its id. Also called for units with some outcomes when judging ends early.
+        write: Keeps the outcomes of a unit, by its id; when judging ends early, also of one that has only some.
         progress: Shows how far it is.
     """
     finished: tuple[str, list[Outcome]] | None = None

@@ -126,8 +126,8 @@ def _refuse_other_store(location: Location) -> None:
     taken = next((name for name in (RUN_RECORD, VECTORS_RECORD) if location.size(name) is not None), None)
     if taken is not None:
         raise InputError(
-            f"{location.url} holds {'a run' if taken == RUN_RECORD else 'imported vectors'}, and a sweep needs a folder "
-            "of its own.",
+            f"{location.url} holds {'a run' if taken == RUN_RECORD else 'imported vectors'}, and a sweep needs a "
+            "folder of its own.",
             code="other_store",
             field="store.url",
             hint="Name a new folder; the runs of the settings lie below it.",

@@ -18,6 +18,7 @@ from ...jobs.judging.rubrics import Rubric
 from ...jobs.poolings import DEFAULT_POOLING
 from ...jobs.specs.sweep_spec import SweepSpec
 from ...storage.derived.verdicts import read_verdicts
+from ...storage.format.layout import RUN_RECORD
 from ...storage.format.sweep_record import verdict_folder
 from ...storage.query.run import Run, run_at
 from .prepare import PreparedSetting, PreparedSweep
@@ -64,8 +65,14 @@ class SweepResults:
 
 
 @dataclass(frozen=True)
-class _Ruler:
-    """The axis on which replies are projected, at one layer."""
+class Ruler:
+    """The axis on which replies are projected, at one layer.
+
+    Attributes:
+        axis: The axis; None where replies are not projected.
+        layer: The layer; None likewise.
+        note: Why they are not, in a sentence; empty where they are.
+    """
 
     axis: AxisSource | None
     layer: int | None
@@ -81,24 +88,22 @@ class _Ruler:
 
 
 def results_of(
-    sweep: PreparedSweep, rubric: Rubric | None, judge: str | None, *, by: GroupBy = "setting", layer: int | None = None
+    sweep: PreparedSweep, ruler: Ruler, rubric: Rubric | None, judge: str | None, *, by: GroupBy = "setting"
 ) -> SweepResults:
     """Read the replies of a sweep and count them.
 
     Args:
         sweep: The sweep, complete or not: its committed units are counted.
+        ruler: The axis on which replies are projected.
         rubric: The rubric; None without a judge.
         judge: Name of the judge; None without one.
         by: How replies are grouped.
-        layer: Layer of the projections; None: the middle layer of the axis.
 
     Raises:
-        InputError: The layer that was asked for was not captured or has no axis.
         StoreError: Something stored is damaged.
     """
     labels = () if rubric is None or judge is None else rubric.labels
     folder = None if rubric is None or judge is None else verdict_folder(rubric.name, judge)
-    ruler = _open_ruler(sweep, layer)
     points: list[Point] = []
     for one in sweep.settings:
         replies = _replies(sweep, one, folder, ruler, by)
@@ -117,10 +122,8 @@ def results_of(
     )
 
 
-def _replies(
-    sweep: PreparedSweep, one: PreparedSetting, folder: str | None, ruler: _Ruler, by: GroupBy
-) -> list[Reply]:
-    if one.job.location.size("run.json") is None:
+def _replies(sweep: PreparedSweep, one: PreparedSetting, folder: str | None, ruler: Ruler, by: GroupBy) -> list[Reply]:
+    if one.job.location.size(RUN_RECORD) is None:
         return []
     run = run_at(one.job.location)
     projections = ruler.projections(run)
@@ -150,15 +153,23 @@ def _lines(run: Run) -> Sequence[Mapping[str, Any]]:
 
 def _group(line: Mapping[str, Any], by: GroupBy) -> str:
     if by == "setting":
-        return "all replies"
+        return ""
     opposite = " (opposite)" if line["polarity"] == "neg" else ""
     name = line["persona"] if line["kind"] == "default" else f"{line['kind']} {line['persona']}"
     prompt = f", prompt {line['prompt_index']}" if by == "prompt" else ""
     return f"{name}{opposite}{prompt}"
 
 
-def _open_ruler(sweep: PreparedSweep, layer: int | None) -> _Ruler:
-    """Open the axis, at a layer that was captured; without one where that is not possible and no layer was asked for."""
+def open_ruler(sweep: PreparedSweep, layer: int | None = None) -> Ruler:
+    """Open the axis of a sweep at a layer that was captured.
+
+    Args:
+        sweep: The sweep.
+        layer: The layer; None: the middle layer of the axis, or no projections where that is not possible.
+
+    Raises:
+        InputError: The layer that was asked for was not captured or has no axis.
+    """
     named = _axis_of(sweep.spec)
     capture = sweep.spec.job.capture
     if named is None or _HOOK_POINT not in capture.hook_points or DEFAULT_POOLING not in capture.poolings:
@@ -170,7 +181,7 @@ def _open_ruler(sweep: PreparedSweep, layer: int | None) -> _Ruler:
                 hint=f"Name sweep.axis, and capture {_HOOK_POINT} with {DEFAULT_POOLING}.",
             )
         missing = "no setting names an axis" if named is None else f"no means of {_HOOK_POINT} were captured"
-        return _Ruler(None, None, f"No projections: {missing}.")
+        return Ruler(None, None, f"No projections: {missing}.")
     axis_url, reduction = named
     store = sweep.spec.job.store
     try:
@@ -184,12 +195,14 @@ def _open_ruler(sweep: PreparedSweep, layer: int | None) -> _Ruler:
         axis.position(chosen)
     except InputError as error:
         if layer is not None:
-            raise
+            raise InputError(
+                error.message, code=error.code, field="--layer", file=error.file, hint=error.hint
+            ) from None
         # The runs keep their edits when the axis is gone.
-        return _Ruler(None, None, f"No projections: {error.message}")
+        return Ruler(None, None, f"No projections: {error.message}")
     captured = sweep.settings[0].job.plan.layers
     if chosen in captured:
-        return _Ruler(axis, chosen)
+        return Ruler(axis, chosen)
     if layer is not None:
         raise InputError(
             f"layer {layer} was not captured.",
@@ -197,7 +210,7 @@ def _open_ruler(sweep: PreparedSweep, layer: int | None) -> _Ruler:
             field="--layer",
             hint=f"The runs have {', '.join(map(str, captured))}.",
         )
-    return _Ruler(None, None, f"No projections: layer {chosen} was not captured.")
+    return Ruler(None, None, f"No projections: layer {chosen} was not captured.")
 
 
 def _axis_of(spec: SweepSpec) -> tuple[str, str | None] | None:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from .replies import Reading, without_thoughts
 
 _AROUND = " \t\r\n*_`\"'\u201c\u201d\u2018\u2019()[]{}<>#.!,:;"
-_NAMED = re.compile(r"\A\W*(?:label|answer|class|category|grade|verdict)(?:\s+is)?\W*[:=\s]\W*", re.IGNORECASE)
-_EXPLAINED = re.compile(r"\s*(?:[-:\u2013\u2014.,;(]|\n)")
+_NAMED = re.compile(
+    r"\A\W*(?:the\s+)?(?:label|answer|class|category|grade|verdict)(?:\s+is)?\W*[:=\s]\W*", re.IGNORECASE
+)
+_EXPLAINED = re.compile(r"\s*(?:[-:\u2013\u2014.;(]|\n)")
 
 
 def read_label(labels: Sequence[str], text: str, *, is_cut: bool = False) -> Reading:

@@ -40,7 +40,7 @@ class SweepSetting(SpecSection):
     """
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
-    interventions: list[InterventionSpec] = []
+    interventions: tuple[InterventionSpec, ...] = ()
 
     @property
     def folder(self) -> str:

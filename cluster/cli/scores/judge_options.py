@@ -97,9 +97,13 @@ class JudgeOptions:
 
 
 _OPTIONS: list[Decorator] = [
-    click.option("--endpoint", default=None, metavar="URL", help="An OpenAI-compatible server, as http://host:8000/v1."),
+    click.option(
+        "--endpoint", default=None, metavar="URL", help="An OpenAI-compatible server, as http://host:8000/v1."
+    ),
     click.option("--engine", is_flag=True, help="Run the model in this process instead, on the built-in engine."),
-    click.option("--judge", default=None, metavar="NAME", help="Name to keep the results under; by default the model's."),
+    click.option(
+        "--judge", default=None, metavar="NAME", help="Name to keep the results under; by default the model's."
+    ),
     click.option("--price-in", type=click.FloatRange(min=0), default=None, help="USD per million tokens of requests."),
     click.option("--price-out", type=click.FloatRange(min=0), default=None, help="USD per million tokens of replies."),
     click.option(

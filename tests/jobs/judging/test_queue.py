@@ -22,7 +22,10 @@ Replies = Callable[[JudgeRequest], Answer]
 def units(sizes: list[int], num_tokens: int = 10) -> list[UnitToJudge]:
     rows = iter(range(sum(sizes)))
     return [
-        UnitToJudge(f"u{n}", tuple(Judged(next(rows), f"u{n}", SCORE_FORMS["role"], "Rate it.", num_tokens) for _ in range(size)))
+        UnitToJudge(
+            f"u{n}",
+            tuple(Judged(next(rows), f"u{n}", SCORE_FORMS["role"], "Rate it.", num_tokens) for _ in range(size)),
+        )
         for n, size in enumerate(sizes)
     ]
 
