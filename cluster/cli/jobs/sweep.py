@@ -49,6 +49,9 @@ _DEFAULT_RUBRIC = "role_adoption"
     help="Also count the replies of each persona, or of each system prompt.",
 )
 @click.option("--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only resolve and plan every setting; nothing is made, judged or written."
+)
 @click.option("--png", default=None, type=click.Path(dir_okay=False), help="File for the picture.")
 @json_option
 def sweep(
@@ -59,6 +62,7 @@ def sweep(
     judged_by: JudgeOptions,
     by: str,
     layer: int | None,
+    dry_run: bool,
     png: str | None,
     as_json: bool,
 ) -> int:
@@ -80,6 +84,9 @@ def sweep(
         _refuse_other_judge(prepared, chosen, judge)
     shown = _judge_to_show(prepared, chosen, judge, judged_by)
     ruler = open_ruler(prepared, layer)
+    if dry_run:
+        _show_plan(prepared, as_json=as_json)
+        return 0
     outcome = run_sweep(prepared, progress, partial(open_ray_backend, address=address), partial(ray_session, address))
     judging = None
     if judge is not None:
@@ -92,6 +99,28 @@ def sweep(
     else:
         _print(results, outcome, judging, judge, picture)
     return 0 if outcome.is_complete and (judging is None or not judging.left) else 1
+
+
+def _show_plan(prepared: PreparedSweep, *, as_json: bool) -> None:
+    planned = [
+        {
+            "name": one.setting.name,
+            "store": one.job.location.url,
+            "edits": [] if one.job.plan.edits is None else one.job.plan.edits.lines,
+            "replies": one.job.plan.num_rollouts,
+            "units_planned": len(one.job.plan.units),
+            "units_missing": one.job.num_missing,
+        }
+        for one in prepared.settings
+    ]
+    if as_json:
+        output.document({"dry_run": True, "store": prepared.location.url, "settings": planned})
+        return
+    lines = [
+        [one["name"], "; ".join(one["edits"]) or "none", str(one["replies"]), str(one["units_missing"])]
+        for one in planned
+    ]
+    output.table("Settings", ["setting", "edits", "replies", "units missing"], lines)
 
 
 def _names_a_judge(judged_by: JudgeOptions) -> bool:

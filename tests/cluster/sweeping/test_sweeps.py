@@ -281,6 +281,15 @@ def test_a_folder_or_a_setting_of_something_else_is_refused(world: World, copied
     assert refused("run", copied)["code"] == "is_a_sweep"
 
 
+def test_a_dry_run_says_what_each_setting_does_and_writes_nothing(world: World, tmp_path: Path, answered: Answered):
+    planned = answered("sweep", world.file, "--set", f"store.url={tmp_path / 'new'}", "--dry-run")["settings"]
+    assert [(one["name"], one["replies"], one["units_missing"]) for one in planned] == [(name, 6, 2) for name in NAMES]
+    assert planned[1]["edits"] == []
+    (line,) = planned[0]["edits"]
+    assert line.startswith(f"steer by -2.0 of the norm along the axis of {world.axis.url}, layer 1, all tokens")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_setting_that_is_added_leaves_the_others_alone(copied: Path):
     spec = yaml.safe_load(copied.read_text())
     before = commits(copied.parent)
