@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .storage.derived.reductions import Reduction
     from .storage.query.run import Run, open_run
     from .storage.query.vectors import VectorSet, open_vectors
-    from .workers.intervene import intervene
+    from .workers.editing.intervene import intervene
 
 
 __all__ = [
@@ -96,7 +96,7 @@ _MODULES = {
     "export": "cluster.api.stores",
     "extract": "cluster.api.jobs",
     "import_vectors": "cluster.api.stores",
-    "intervene": "workers.intervene",
+    "intervene": "workers.editing.intervene",
     "load_catalog": "jobs.catalog",
     "load_spec": "jobs.specs.spec",
     "make_spec": "jobs.specs.spec",

@@ -20,7 +20,6 @@ from ..jobs.errors import InputError, closest
 from ..jobs.files.hub_url import is_hub
 from ..jobs.files.store_url import is_s3
 from ..jobs.files.user_paths import expand_home
-from ..jobs.specs.spec_parts import ModelSpec
 from ..jobs.specs.store_spec import S3Access
 from ..storage.derived.reductions import Reduction, read_reduction
 from ..storage.format import layout
@@ -28,6 +27,8 @@ from ..storage.query.query import nearest_layer
 from ..storage.query.run import Run
 from ..storage.query.selection import Layers, layer_positions
 from ..storage.query.vectors import Vectors, VectorSet, open_vectors, require_reduction
+from .axes.axis_model import AxisModel, require_same, require_shape
+from .axes.norms import root_mean_square
 from .axis import unit
 from .exchange.imported import Imported
 from .exchange.read_directory import read_vectors
@@ -36,29 +37,6 @@ from .watching.distribution import UNKNOWN, Distribution
 Float64 = npt.NDArray[np.float64]
 
 _FIELD = "AXIS"
-
-
-@dataclass(frozen=True)
-class AxisModel:
-    """The model that an axis belongs to, as far as its source tells.
-
-    Attributes:
-        source: Hugging Face id, directory or ``package://`` URL; None where the files do not name the model.
-        n_layers: Decoder layers.
-        d_model: Width of the residual stream.
-        revision: Branch, tag or commit of a Hugging Face id; None: not told.
-        fingerprint: As in ``ModelFacts``; empty where the files do not have it.
-        spec: The section ``model`` of the run's spec, with which the run loaded it; None where there is no run.
-        chat_template: Text of the chat template that the run used instead of the model's; None: the model's.
-    """
-
-    source: str | None
-    n_layers: int
-    d_model: int
-    revision: str | None = None
-    fingerprint: str = ""
-    spec: ModelSpec | None = None
-    chat_template: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,9 +234,6 @@ class AxisSource:
     def norm(self, layer: int) -> float:
         """Return the root mean square length of the activations of the run's rollouts at one layer.
 
-        It follows from the moments of every persona: the mean of |h|^2 is |mean|^2 plus the summed squared deviations
-        divided by their number.
-
         Args:
             layer: 0-based layer.
 
@@ -273,10 +248,7 @@ class AxisSource:
         count_G = self.reduction.count
         if mean_G1D is None or variance_G1D is None or count_G is None:
             return float("nan")
-        # A single rollout has no variance, and deviates by nothing from its own mean.
-        deviations_G = np.where(count_G > 1, (count_G - 1) * np.asarray(variance_G1D, np.float64).sum(axis=(1, 2)), 0.0)
-        squares_G = count_G * (np.asarray(mean_G1D, np.float64) ** 2).sum(axis=(1, 2)) + deviations_G
-        return float(np.sqrt(squares_G.sum() / count_G.sum()))
+        return root_mean_square(mean_G1D[:, 0], variance_G1D[:, 0], count_G)
 
     @cached_property
     def norm_L(self) -> Float64:  # noqa: N802 - tensors wear their axes
@@ -294,30 +266,17 @@ class AxisSource:
         return np.array([self.distribution(layer).std for layer in self.layers])
 
     def require_shape(self, *, n_layers: int, d_model: int, source: str, field: str = "--model") -> None:
-        """Refuse a model that is not as wide and as deep as the axis's: no number of one would mean anything there.
-
-        Args:
-            n_layers: Decoder layers of the model.
-            d_model: Width of its residual stream.
-            source: Where it is from, as the user names it.
-            field: Option or field that names the model, for errors.
-
-        Raises:
-            InputError: It is not.
-        """
-        own = self.model
+        """Refuse a model that is not as wide and as deep as the axis's; see ``axes.axis_model``."""
         # Of other programs' control vectors the number of layers is at least that of the last one with a direction.
-        is_deep = (
-            n_layers >= own.n_layers if self.reduction.facts.get("imported") == "gguf" else n_layers == own.n_layers
+        require_shape(
+            self.model,
+            self.name,
+            n_layers=n_layers,
+            d_model=d_model,
+            source=source,
+            field=field,
+            may_be_deeper=self.reduction.facts.get("imported") == "gguf",
         )
-        if d_model != own.d_model or not is_deep:
-            raise InputError(
-                f"{source} has {n_layers} layers x {d_model}, and the axis of {self.name} belongs to a model of "
-                f"{own.n_layers} x {own.d_model}.",
-                code="other_width",
-                field=field,
-                hint=f"Name the axis's own model{f', {own.source}' if own.source else ''}, or another axis.",
-            )
 
     def require_model(
         self,
@@ -348,21 +307,9 @@ class AxisSource:
             InputError: It is another model, or not of the axis's width and depth.
         """
         self.require_shape(n_layers=n_layers, d_model=d_model, source=source, field=field)
-        own = self.model
-        if own.fingerprint and fingerprint:
-            is_same = own.fingerprint == fingerprint
-        else:
-            is_same = own.source is None or _last_part(own.source) == _last_part(source)
-        if is_same:
-            return None
-        if not transfer:
-            raise InputError(
-                f"{source} is not the model of the axis in {self.name}, which is {own.source}.",
-                code="other_model",
-                field=field,
-                hint="--transfer says that it is meant, for a base model or a fine-tune; every output then says so.",
-            )
-        return f"Transferred: the axis is of {own.source}, and the projections are of {source}."
+        return require_same(
+            self.model, self.name, source=source, fingerprint=fingerprint, transfer=transfer, field=field
+        )
 
 
 def open_axis(
@@ -443,10 +390,6 @@ def _of_store(vectors: Vectors, reduction_id: str | None) -> AxisSource:
 def _of_files(found: Imported, name: str) -> AxisSource:
     model = AxisModel(found.model or None, found.n_layers, found.d_model)
     return AxisSource.of(found.reduction, model, name, found.notes)
-
-
-def _last_part(source: str) -> str:
-    return source.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _span(layers: tuple[int, ...]) -> str:

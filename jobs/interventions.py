@@ -5,8 +5,8 @@ component along a direction (ablation), or keeps the projection on a direction f
 A request carries its intervention. Prompts, their KV cache and shared prefixes are shared between requests whose
 interventions are equal in what acts on prompt tokens (``Intervention.of_prompt``).
 
-Every kind of edit states its ``Terms``, and ``workers/edits.py`` has the one formula that applies them. A new kind of
-edit is a dataclass here with ``terms`` and ``problem`` that is added to ``Edit``.
+Every kind of edit states its ``Terms``, and ``workers/editing/edits.py`` has the one formula that applies them. A new
+kind of edit is a dataclass here with ``terms`` and ``problem`` that is added to ``Edit``.
 Axes: D d_model.
 """
 

@@ -43,6 +43,19 @@ def machine_fault(error: BaseException) -> TransientError | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether exhausted memory, of this machine or of a GPU, caused an error.
+
+    Args:
+        error: The error.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(OSError(5, "Input/output error"))
+        (True, False)
+    """
+    return any(_is_exhaustion(cause) for cause in _chain(error))
+
+
 def refuse_machine_fault(error: BaseException) -> None:
     """Raise if a fault of the machine caused an error; for handlers that would blame the input.
 
@@ -66,11 +79,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _fault(error: BaseException) -> tuple[str, str] | None:
+def _is_exhaustion(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "its memory is exhausted", "Try again when less is running on it."
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        # Torch, on a CPU.
+        return True
+    # Torch, on a CPU.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _fault(error: BaseException) -> tuple[str, str] | None:
+    if _is_exhaustion(error):
         return "its memory is exhausted", "Try again when less is running on it."
     if not isinstance(error, OSError) or error.errno is None:
         return None

@@ -4,8 +4,8 @@ A pooling is a *span* of tokens and a way to *combine* them. Code that depends o
 has a value for an empty response, whether it keeps every token) reads it from the entry and never parses the name.
 
 To add a pooling, add an entry to ``_TABLE``. One that combines tokens in a new way also needs an accumulator in
-``workers/pooling.py``, and a line in ``workers/builtin/plain_pass.py``, which recomputes it independently for the
-canary. Imports nothing but errors.
+``workers/pooling.py``, and a line in ``workers/builtin/passes/plain_pass.py``, which recomputes it independently for
+the canary. Imports nothing but errors.
 """
 
 from __future__ import annotations

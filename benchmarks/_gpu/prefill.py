@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 from persona_atlas.jobs.specs.spec_parts import CaptureSpec
-from persona_atlas.workers.builtin.capture import Capture
+from persona_atlas.workers.builtin.passes.capture import Capture
 from persona_atlas.workers.builtin.reading import TextReader
-from persona_atlas.workers.interventions import Interventions
+from persona_atlas.workers.editing.interventions import Interventions
 
 from _gpu.bench import Bench, median_of
 from _gpu.model import make_texts

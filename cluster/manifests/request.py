@@ -124,6 +124,10 @@ class ClusterRequest:
                 conversations,
                 conversations is not None and not PurePosixPath(conversations).is_absolute(),
             ),
+            *(
+                (f"interventions.{number}.axis", entry.axis, not _is_anywhere(entry.axis))
+                for number, entry in enumerate(self.spec.interventions or ())
+            ),
         ):
             if is_local:
                 raise InputError(
@@ -165,6 +169,11 @@ class ClusterRequest:
         replicas = () if placement.replicas else (f"placement.replicas={self.replicas_max}",)
         on_gpu = placement.device == "auto" and self.gpus_per_replica
         return (*replicas, "placement.device=cuda") if on_gpu else replicas
+
+
+def _is_anywhere(axis: str) -> bool:
+    """Whether an axis is in an object store or on the hub, or has an absolute path, which may be in the image."""
+    return "://" in axis or PurePosixPath(axis).is_absolute()
 
 
 def _looks_local(source: str) -> bool:

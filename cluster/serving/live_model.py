@@ -61,6 +61,10 @@ class LiveModel:
         self._lock = threading.Lock()
         self._resolved: OrderedDict[str, Intervention] = OrderedDict()
 
+    def close(self) -> None:
+        """End the processes of the engine, and free what it holds."""
+        self.responder.reader.close()
+
     def prompt_length(self, messages: Sequence[ChatMessage]) -> int:
         """Count the tokens of a prompt.
 

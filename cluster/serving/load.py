@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ...analysis.axis_source import AxisSource
+from ...jobs.engines import Engine
+from ...jobs.errors import InputError
 from ...workers.chat.checks import require_closed_prompts, require_no_channel
 from ...workers.chat.spans import load_renderer
 from ..run.progress import Progress
@@ -19,8 +21,10 @@ def load_live_model(
     *,
     chat_template: str | None = None,
     transfer: bool = False,
+    engine: Engine = "builtin",
+    tensor_parallel: int = 1,
 ) -> LiveModel:
-    """Load the model of an axis in this process, on the built-in engine.
+    """Load the model of an axis in this process.
 
     Args:
         axis: The axis.
@@ -30,17 +34,30 @@ def load_live_model(
         progress: Prints a line before something that takes long.
         chat_template: File with a chat template to use instead of the model's; None: that of the axis's run.
         transfer: Whether the model may be another one than the axis's, of the same shape.
+        engine: The engine that runs it.
+        tensor_parallel: Devices among which vLLM splits each decoder layer.
 
     Raises:
         InputError: See ``find_axis_model`` and ``AxisReader.load``; or its prompts leave a response inside of
             reasoning, or there is no axis at the layer.
     """
+    if engine == "builtin" and tensor_parallel > 1:
+        raise InputError(
+            f"is {tensor_parallel}, but the built-in engine has one device.",
+            code="one_device",
+            field="--tensor-parallel",
+            hint="Leave it out, or give --engine vllm.",
+        )
     placing = Placing(axis, axis.middle if layer is None else layer)
     found = find_axis_model(axis, model, progress, chat_template=chat_template, transfer=transfer)
     renderer = load_renderer(found.directory, found.chat_template).renderer
     require_closed_prompts(renderer)
     require_no_channel(renderer)
-    engine = found.load([placing.layer], progress)
-    loaded = engine.loaded
-    sizes = (found.facts.n_layers, found.facts.d_model, loaded.max_context)
-    return LiveModel(found.model.display_name, engine, loaded.decode, renderer, sizes, axis, placing, found.transfer)
+    if engine == "vllm":
+        vllm = found.load_vllm([placing.layer], progress, tensor_parallel=tensor_parallel)
+        responder, decode, longest = vllm, vllm.model.decode, vllm.max_conversation
+    else:
+        responder = found.load([placing.layer], progress)
+        decode, longest = responder.loaded.decode, responder.loaded.max_context
+    sizes = (found.facts.n_layers, found.facts.d_model, longest)
+    return LiveModel(found.model.display_name, responder, decode, renderer, sizes, axis, placing, found.transfer)

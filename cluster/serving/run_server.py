@@ -54,6 +54,8 @@ def server_of(model: LiveModel, settings: ServerSettings) -> StoppableServer:
         log_level="warning",
         access_log=False,
         ws="none",
+        # There is none, and its task would be cancelled with a traceback by the signal that stops the server.
+        lifespan="off",
         timeout_graceful_shutdown=_GRACE_S,
     )
     return StoppableServer(config, loop)

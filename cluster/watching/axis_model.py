@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...analysis.axis_source import AxisSource
+from ...jobs.engines import Engine
 from ...jobs.errors import InputError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.poolings import POOLINGS, TOKENS
 from ...jobs.sizing.estimate import BYTES_PER_PARAMETER, HEADROOM, batch_tokens, resolved_dtype
 from ...jobs.specs.spec_parts import CaptureSpec, ModelSpec, PlacementSpec, SamplingSpec
 from ...workers.chat.template import read_chat_template
-from ...workers.engine import EngineSettings
+from ...workers.engine import EngineSettings, Responder
 from ...workers.models.model_files import earlier_fingerprint, find_sources, read_facts
 from ..pool.assemble import load_engine
 from ..pool.placement import place
@@ -24,6 +25,10 @@ from ..run.progress import Progress
 
 if TYPE_CHECKING:
     from ...workers.builtin.builtin_engine import BuiltinEngine
+    from ...workers.vllm.vllm_engine import VllmEngine
+
+_USUAL_TOKENS = 512
+"""Tokens of a reply, by which the size of vLLM's batch is chosen; a request may ask for more."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +64,61 @@ class AxisReader:
         """
         from ...workers.builtin.builtin_engine import BuiltinEngine
 
+        loaded = self._load(layers, progress, tokens=tokens)
+        assert isinstance(loaded, BuiltinEngine)
+        return loaded
+
+    def load_vllm(self, layers: Sequence[int], progress: Progress, *, tensor_parallel: int = 1) -> VllmEngine:
+        """Load the model into vLLM, to generate and to be read at some layers as the axis was.
+
+        Args:
+            layers: 0-based layers.
+            progress: Prints a line before the model is loaded.
+            tensor_parallel: Devices among which each decoder layer is split.
+
+        Raises:
+            InputError: vLLM is missing, or cannot load or capture it.
+        """
+        from ...workers.vllm.vllm_engine import VllmEngine
+
+        loaded = self._load(layers, progress, engine="vllm", tensor_parallel=tensor_parallel)
+        assert isinstance(loaded, VllmEngine)
+        return loaded
+
+    def _load(
+        self,
+        layers: Sequence[int],
+        progress: Progress,
+        *,
+        tokens: bool = False,
+        engine: Engine = "builtin",
+        tensor_parallel: int = 1,
+    ) -> Responder:
         dtype = resolved_dtype(self.model.dtype, self.facts.dtype)
         placement = place(PlacementSpec(replicas=1), local_resources())
         chosen = sorted(layers)
         poolings = [self.axis.pooling, *([TOKENS] if tokens else [])]
         capture = {"hook_points": [self.axis.hook_point], "poolings": poolings, "layers": chosen}
-        engine = EngineSettings(
+        engine_settings = EngineSettings(
             directory=self.directory,
             dtype=dtype,
             device=placement.device,
             threads=placement.threads,
-            batch_tokens=batch_tokens(PlacementSpec()),
+            batch_tokens=batch_tokens(PlacementSpec(), engine, placement.device),
             layers=tuple(chosen),
-            # Nothing is generated; an engine is told how all the same.
-            sampling=SamplingSpec(temperature=0, top_p=1, max_new_tokens=1),
+            # Each request says how it is sampled. vLLM divides the tokens of its batch by the length of a response.
+            sampling=SamplingSpec(temperature=0, top_p=1, max_new_tokens=_USUAL_TOKENS),
             capture=CaptureSpec.model_validate(capture | ({"token_layers": chosen} if tokens else {})),
             token_layers=tuple(chosen) if tokens else (),
             chat_template=self.chat_template,
+            tensor_parallel=tensor_parallel,
         )
         needed_bytes = int(HEADROOM * self.facts.num_parameters * BYTES_PER_PARAMETER[dtype])
         progress.say(f"Loading {self.model.source} in this process: {placement.device}.")
-        settings = WorkerSettings(engine, needed_bytes, "", None, rows_per_block=1, mantissa_bits=10)
-        loaded = load_engine(settings, lambda _: None)
-        assert isinstance(loaded, BuiltinEngine)
-        return loaded
+        settings = WorkerSettings(
+            engine_settings, needed_bytes, "", None, rows_per_block=1, mantissa_bits=10, engine_name=engine
+        )
+        return load_engine(settings, lambda _: None)
 
 
 def find_axis_model(

@@ -11,7 +11,7 @@ from persona_atlas.jobs.specs.spec_parts import CanarySpec
 from persona_atlas.jobs.work.unit_result import UnitResult
 from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
-from persona_atlas.workers.builtin.packed import PackedPass
+from persona_atlas.workers.builtin.passes.packed import PackedPass
 from persona_atlas.workers.canary import CanaryChecks
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.engine import Responder

@@ -160,3 +160,19 @@ def test_a_model_without_positions_takes_no_edits_of_the_response():
     ):
         raise AssertionError
     assert caught.value.code == "no_positions"
+
+
+def test_hidden_states_are_edited_whether_or_not_they_were_asked_for_before(loaded: Loaded):
+    ids = torch.tensor([PROMPTS[1]])
+    under = Intervention((AddVector(0, direction(1), 3.0),))
+    expected = loaded.plain(under).places(PROMPTS[1])["resid_post"]
+    for _ in range(2):
+        with intervene(loaded.model, under), torch.no_grad():
+            hidden = loaded.model(ids, output_hidden_states=True).hidden_states
+        for layer in (0, 1):
+            np.testing.assert_allclose(hidden[1 + layer][0].numpy(), expected[layer], rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            free = loaded.model(ids, output_hidden_states=True).hidden_states
+        np.testing.assert_allclose(
+            free[1][0].numpy(), loaded.plain(None).places(PROMPTS[1])["resid_post"][0], atol=1e-4
+        )

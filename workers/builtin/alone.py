@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
+from ..editing.interventions import Interventions
 from ..engine import CapturedRollout, TokenisedText
-from ..interventions import Interventions
-from .admission import RunningRollout
-from .choices import choices_of
+from .batching.admission import RunningRollout
 from .loaded_model import LoadedModel
-from .packed import plain_attention
+from .passes.packed import plain_attention
 from .reading import TextReader
-from .sampling import sample
+from .sampling.choices import choices_of
+from .sampling.sampling import sample
 
 
 class AloneGeneration:

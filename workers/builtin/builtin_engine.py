@@ -20,16 +20,17 @@ from ...jobs.work.units import RolloutRequest
 from ..canary import LIMITS, compare
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
+from ..editing.interventions import Interventions
 from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequest, TokenisedText
-from ..interventions import Interventions
 from ..models.hook_points import Tap, find_taps
-from .batch_size import sized
-from .capture import Capture
+from .batching.batch_size import sized
+from .batching.exhaustion import stream_in_memory
 from .generation import Generation
 from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
-from .packed import ATTENTION, plain_attention
-from .plain_pass import PlainPass
+from .passes.capture import Capture
+from .passes.packed import ATTENTION, plain_attention
+from .passes.plain_pass import PlainPass
 from .reading import PASS_TOKENS, TextReader
 from .sharing import find_sharing
 
@@ -113,11 +114,25 @@ class BuiltinEngine:
 
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""
-        return self.generation(self._settings).run(next_request)
+        sampling = self._settings.sampling
+
+        def next_streamed() -> StreamedRequest | None:
+            request = next_request()
+            return None if request is None else StreamedRequest(request, sampling)
+
+        return self.stream(next_streamed)
 
     def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
-        return self.generation(self._settings).stream(next_request)
+        return stream_in_memory(
+            lambda tokens: self.generation(replace(self._settings, batch_tokens=tokens)),
+            self.batch_tokens,
+            next_request,
+            self._shrink,
+        )
+
+    def _shrink(self, batch_tokens: int) -> None:
+        self._settings = replace(self._settings, batch_tokens=batch_tokens)
 
     def generation(
         self, settings: EngineSettings, capture: Capture | None = None, loaded: LoadedModel | None = None

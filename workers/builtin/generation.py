@@ -26,23 +26,23 @@ from ...jobs.specs.spec_parts import HookPoint
 from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
 from ..chat.user_span import UserSpans
-from ..edit_totals import EditTotals
-from ..edited_pass import EditedPass, EditedStretch, PreparedEdits
+from ..editing.edit_totals import EditTotals
+from ..editing.edited_pass import EditedPass, EditedStretch, PreparedEdits
+from ..editing.interventions import Interventions
 from ..engine import CapturedRollout, EngineSettings, StreamedRequest
-from ..interventions import Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
-from . import decoding
-from .admission import Admission, RunningRollout
 from .alone import AloneGeneration
-from .capture import Capture, require_finite
-from .choices import choices_of
-from .decoding import DecodingSteps
-from .kv_cache import KVCache, PrefixKV
+from .batching.admission import Admission, RunningRollout
 from .loaded_model import LoadedModel
-from .packed import PackedPass, Segment
+from .passes import decoding
+from .passes.capture import Capture, require_finite
+from .passes.decoding import DecodingSteps
+from .passes.kv_cache import KVCache, PrefixKV
+from .passes.packed import PackedPass, Segment
 from .reading import TextReader
-from .sampling import sample_each
+from .sampling.choices import choices_of
+from .sampling.sampling import sample_each
 
 
 class Generation:
@@ -85,6 +85,11 @@ class Generation:
         self._choices = choices_of(loaded)
         # The rollout in each slot. A slot is an index into this list, and the same in KV cache and accumulators.
         self._slots: list[RunningRollout] = []
+
+    @property
+    def tokens_in_use(self) -> int:
+        """Tokens that the KV cache has memory for now."""
+        return self._cache.num_slots * self._cache.num_positions
 
     def run(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture, sampling as the settings say; see ``Responder.generate``."""

@@ -24,10 +24,10 @@ from ..chat.offsets import common_length
 from ..engine import EngineSettings, TokenisedText
 from ..observation import Wanted
 from ..pooling import Shape
-from .capture import Capture, require_finite
-from .kv_cache import KVCache
 from .loaded_model import LoadedModel
-from .packed import PackedPass, Segment
+from .passes.capture import Capture, require_finite
+from .passes.kv_cache import KVCache
+from .passes.packed import PackedPass, Segment
 from .reading import TextReader
 
 Float32 = npt.NDArray[np.float32]

@@ -11,6 +11,7 @@ text's own. Sums are copied from the device once per pass and combined on the CP
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,24 +20,29 @@ from itertools import chain
 import torch
 
 from ...jobs.errors import UnitError
+from ...jobs.machine_faults import is_out_of_memory
 from ...jobs.poolings import TokenRange
 from ...jobs.specs.spec_parts import CaptureSpec, HookPoint
 from ...jobs.work.rollouts import EditRecord
 from ..accumulator_set import AccumulatorSet, PassStretches
-from ..edit_totals import record_of
-from ..edited_pass import EditedPass, EditedStretch
+from ..editing.edit_totals import record_of
+from ..editing.edited_pass import EditedPass, EditedStretch
+from ..editing.interventions import AppliedIntervention, Interventions
 from ..engine import CapturedText, EngineSettings, TokenisedText
-from ..interventions import AppliedIntervention, Interventions
 from ..observation import Observed, Wanted
 from ..pooling import Shape
-from .capture import Capture, require_finite
+from .batching.exhaustion import LEAST_TOKENS, free_memory
+from .batching.prefixes import TextInPass, in_passes, length_of
 from .loaded_model import LoadedModel
-from .packed import PackedPass, Segment, plain_attention
-from .prefixes import TextInPass, in_passes, length_of
+from .passes.capture import Capture, require_finite
+from .passes.packed import PackedPass, Segment, plain_attention
 
 PASS_TOKENS = {"cpu": 4096, "cuda": 16_384}
 """Most tokens of one pass, unless a single text is longer. On a CPU larger passes are not faster; on a GPU they are, as
 starting the kernels of a pass takes the host as long for few tokens as for many."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class TextReader:
@@ -56,6 +62,7 @@ class TextReader:
         self._capture = capture
         self._settings = settings
         self._interventions = interventions
+        self._pass_tokens = min(settings.batch_size, PASS_TOKENS[settings.device])
         self._shape = Shape(len(settings.layers), tuple(settings.token_positions), loaded.d_model, "cpu")
 
     def read(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
@@ -65,7 +72,7 @@ class TextReader:
         apart = [_apart(text) for text in texts]
         halves = [self._halves(part) for parts in apart for part in parts]
         with torch.inference_mode():
-            shared = self._read_together([shared for shared, _ in halves])
+            shared = self._read_in_memory([shared for shared, _ in halves])
             alone = [self._read_alone(text) if text.responses else CapturedText((), ()) for _, text in halves]
         captured = iter([_joined(pair) for pair in zip(shared, alone, strict=True)])
         return [_joined([next(captured) for _ in parts]) for parts in apart]
@@ -83,12 +90,25 @@ class TextReader:
             replace(text, responses=text.responses[rest], user_spans=text.user_spans[rest]),
         )
 
+    def _read_in_memory(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
+        """Read texts together, in smaller passes once the memory was exhausted."""
+        while True:
+            try:
+                return self._read_together(texts)
+            except (RuntimeError, MemoryError) as error:
+                smaller = min(self._pass_tokens, sum(map(length_of, texts))) // 2
+                if not is_out_of_memory(error) or smaller < max(LEAST_TOKENS, max(map(length_of, texts))):
+                    raise
+            # Not before the handler has ended, because until then the error holds the tensors of the pass.
+            self._pass_tokens = smaller
+            free_memory()
+            _log.warning("the memory was exhausted: going on with passes of at most %d tokens", smaller)
+
     def _read_together(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         interventions = [self._ready(text) for text in texts]
         captured: dict[int, CapturedText] = {}
         before: _StartedPass | None = None
-        budget = min(self._settings.batch_size, PASS_TOKENS[self._settings.device])
-        for readings in in_passes(texts, interventions, budget):
+        for readings in in_passes(texts, interventions, self._pass_tokens):
             started = self._start(readings)
             # A GPU computes a pass while the results of the one before are fetched.
             captured |= self._finished(before)

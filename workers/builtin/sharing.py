@@ -21,9 +21,9 @@ import torch
 from ...jobs.errors import InputError, UnitError
 from ...jobs.machine_faults import refuse_machine_fault
 from ..models.hook_points import Tap
-from .kv_cache import KVCache
 from .loaded_model import LoadedModel, Sharing
-from .packed import ATTENTION, PackedPass, Segment, plain_attention
+from .passes.kv_cache import KVCache
+from .passes.packed import ATTENTION, PackedPass, Segment, plain_attention
 
 _PROMPT, _DECODED = 6, 2
 """Tokens of each text: of its prompt, and those that are decoded after it."""

@@ -8,8 +8,8 @@ Axes: L captured layers, K those of which every token is kept, T tokens of one r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -53,7 +53,7 @@ class Landed:
     Attributes:
         tag: What its sender called it.
         token_ids: The tokens that vLLM sampled.
-        slots: What was captured for each of its responses.
+        slots: What was captured for each of its responses; none where its sender has ended it.
     """
 
     tag: Any
@@ -71,6 +71,8 @@ class _Flight:
     box: Box
     slots: tuple[int, ...]
     intervention: Intervention | None
+    on_tokens: Callable[[Sequence[int]], bool] | None
+    token_ids: list[int] = field(default_factory=list)
 
 
 class Flights:
@@ -122,6 +124,7 @@ class Flights:
         *,
         is_open: bool,
         intervention: Intervention | None = None,
+        on_tokens: Callable[[Sequence[int]], bool] | None = None,
     ) -> bool:
         """Hand a request to vLLM.
 
@@ -134,6 +137,8 @@ class Flights:
             tag: What its sender calls it.
             is_open: Whether its response is being generated, and has not stopped where the span does.
             intervention: Edits under which it runs; None for none.
+            on_tokens: Told of its tokens as soon as they are sampled; returns whether it ends with the last of them,
+                which then has no captured values: it lands without slots. None: nobody is told.
 
         Returns:
             Whether vLLM has it. It has not where its edits find no room beside those of the requests in flight.
@@ -165,7 +170,7 @@ class Flights:
             sampling = sampling_params.SamplingParams(
                 **parameters,
                 detokenize=False,
-                output_kind=sampling_params.RequestOutputKind.FINAL_ONLY,
+                output_kind=getattr(sampling_params.RequestOutputKind, "FINAL_ONLY" if on_tokens is None else "DELTA"),
                 extra_args={key: value for key, value in ours.items() if value is not None} or None,
             )
             self._vllm.add_request(name, prompt, sampling)
@@ -174,7 +179,7 @@ class Flights:
             if intervention is not None and edits is not None:
                 self._edit_rows.give_back(intervention)
             raise UnitError(f"vLLM refuses a request: {error}", code="vllm_refused") from error
-        self._flights[name] = _Flight(tag, box, slots, intervention if edits is not None else None)
+        self._flights[name] = _Flight(tag, box, slots, intervention if edits is not None else None, on_tokens)
         return True
 
     def _rows(self, intervention: Intervention) -> SettingRows | None:
@@ -196,9 +201,12 @@ class Flights:
             UnitError: vLLM gave a request up.
         """
         with self._alive.calling():
-            outputs = [one for one in self._vllm.step() if one.finished]
+            stepped = self._vllm.step()
+            outputs = [one for one in stepped if one.finished]
+            told = [(one, self._flights[one.request_id]) for one in stepped if one.request_id in self._flights]
             landed = [(one, self._ended(one.request_id)) for one in outputs if one.request_id in self._flights]
             captures = self._take([slot for _, flight in landed for slot in flight.slots])
+        self._tell(told)
         gave_up: list[str] = []
         for output, flight in landed:
             completion = output.outputs[0]
@@ -206,7 +214,11 @@ class Flights:
                 gave_up.append(str(completion.finish_reason))
                 continue
             flight.box.append(
-                Landed(flight.tag, tuple(completion.token_ids), tuple(captures[slot] for slot in flight.slots))
+                Landed(
+                    flight.tag,
+                    tuple(flight.token_ids or completion.token_ids),
+                    tuple(captures[slot] for slot in flight.slots),
+                )
             )
         if gave_up:
             raise UnitError(f"vLLM gave a request up: {gave_up[0]}.", code="vllm_gave_up")
@@ -218,14 +230,28 @@ class Flights:
             box: The box of the sender.
         """
         box.clear()
-        names = [name for name, flight in self._flights.items() if flight.box is box]
+        self._abort([name for name, flight in self._flights.items() if flight.box is box])
+
+    def _tell(self, stepped: Sequence[tuple[Any, _Flight]]) -> None:
+        """Tell senders of new tokens, and end the requests that they do not want to go on."""
+        for output, flight in stepped:
+            if flight.on_tokens is None:
+                continue
+            new = output.outputs[0].token_ids
+            flight.token_ids.extend(new)
+            if flight.on_tokens(new) and not output.finished:
+                self._abort([output.request_id])
+                flight.box.append(Landed(flight.tag, tuple(flight.token_ids), ()))
+
+    def _abort(self, names: Sequence[str]) -> None:
+        """Abort requests, and free their slots."""
         if not names:
             return
         slots = [slot for name in names for slot in self._ended(name).slots]
         if self._alive.has_ended:
             return
         with self._alive.calling():
-            self._vllm.abort_request(names)
+            self._vllm.abort_request(list(names))
             if self._captures:
                 self._vllm.collective_rpc("persona_atlas_drop", args=(slots,))
         self._free += slots

@@ -41,6 +41,14 @@ class ServedModel:
     kv_values_per_token: int
     implementation: str
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Decode tokens, special tokens included, as the text of a response.
+
+        Args:
+            token_ids: The tokens.
+        """
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
 
 def read_model(settings: EngineSettings) -> ServedModel:
     """Read a model's small files.

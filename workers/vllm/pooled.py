@@ -14,7 +14,7 @@ import torch
 from ...jobs.errors import UnitError
 from ...jobs.poolings import POOLINGS, TokenSpans
 from ...jobs.work.rollouts import ArrayName
-from ..builtin.capture import require_finite
+from ..builtin.passes.capture import require_finite
 from ..engine import EngineSettings
 from .flights import Float32, SlotCapture
 

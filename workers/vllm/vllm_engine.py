@@ -18,7 +18,7 @@ from ...jobs.work.units import RolloutRequest
 from ..canary import LIMITS
 from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
-from ..engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
+from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequest, TokenisedText
 from .arguments import VllmOptions, edit_plan, num_sequences, worker_plan
 from .edits.rows import EditRows
 from .flights import Flights
@@ -95,6 +95,7 @@ class VllmEngine:
             self._flights,
             self.model,
             settings,
+            self._reader,
             most=num_sequences(settings, options),
             user_spans=user_spans,
             reads_prefixes=not any(span != "response" and combine != "last" for combine, span in plan.sums),
@@ -119,9 +120,18 @@ class VllmEngine:
         """Number of slots that no request has."""
         return self._flights.num_free_slots
 
+    @property
+    def max_conversation(self) -> int:
+        """Most tokens of a conversation that the model and vLLM's KV cache have room for."""
+        return min(self.model.max_context, self._flights.max_conversation)
+
     def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture; see ``Responder.generate``."""
         return self._generation.run(next_request)
+
+    def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
+        """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
+        return self._generation.stream(next_request)
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Capture existing texts; see ``Reader.capture``."""

@@ -114,7 +114,8 @@ def _request(
     refuse_parallel_builtin(spec.placement)
     table = load_devices(devices_file).of_kind("cpu" if spec.placement.device == "cpu" else "cuda")
     table = table if gpu_type is None else table.only(gpu_type, "--gpu-type")
-    planned = sketch_plan(spec, output.progress()).plan
+    # Sizes do not depend on interventions, whose axis only the cluster may be able to read.
+    planned = sketch_plan(spec.model_copy(update={"interventions": None}), output.progress()).plan
     figures = main_figures(estimate_engines(planned), table)
     require_fit(planned, figures, table)
     if named["image"] == DEFAULT_IMAGE:

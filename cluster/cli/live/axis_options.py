@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ....analysis.axis_source import AxisSource, open_axis
+from ....jobs.engines import Engine
 from ....jobs.specs.interventions_spec import EditSetting
 from ....jobs.specs.store_spec import S3Access
 from ...run.progress import Progress
@@ -30,6 +31,8 @@ class AxisOptions:
         chat_template: File with a chat template to use instead of the model's; None: that of the axis's run.
         transfer: Whether the model may be another one than the axis's.
         edits: What is done along the axis.
+        engine: The engine that runs the model.
+        tensor_parallel: Devices among which vLLM splits each decoder layer.
     """
 
     axis: AxisSource
@@ -38,6 +41,8 @@ class AxisOptions:
     chat_template: str | None
     transfer: bool
     edits: tuple[EditSetting, ...]
+    engine: Engine
+    tensor_parallel: int
 
     def load(self, progress: Progress) -> LiveModel:
         """Load the model; what is done along the axis is checked with it.
@@ -49,7 +54,14 @@ class AxisOptions:
             InputError: See ``load_live_model`` and ``LiveModel.intervention``.
         """
         live = load_live_model(
-            self.axis, self.model, self.layer, progress, chat_template=self.chat_template, transfer=self.transfer
+            self.axis,
+            self.model,
+            self.layer,
+            progress,
+            chat_template=self.chat_template,
+            transfer=self.transfer,
+            engine=self.engine,
+            tensor_parallel=self.tensor_parallel,
         )
         if live.note:
             progress.say(live.note)
@@ -105,6 +117,20 @@ _OPTIONS: list[Decorator] = [
         type=click.Path(),
         help="File with a chat template to use instead of the model's, as for a base model.",
     ),
+    click.option(
+        "--engine",
+        type=click.Choice(["builtin", "vllm"]),
+        default="builtin",
+        show_default=True,
+        help="The engine that runs the model.",
+    ),
+    click.option(
+        "--tensor-parallel",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="GPUs among which vLLM splits each decoder layer.",
+    ),
 ]
 
 
@@ -120,6 +146,8 @@ def axis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         transfer: bool,
         layer: int | None,
         chat_template: str | None,
+        engine: Engine,
+        tensor_parallel: int,
         endpoint_url: str | None,
         access: S3Access,
         **options: Any,
@@ -128,7 +156,8 @@ def axis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         # Before the axis is opened, which may be far away.
         edits = edit_settings(given, "--{}")
         opened = open_axis(axis, reduction=reduction, endpoint_url=endpoint_url, access=access)
-        return command(*arguments, asked=AxisOptions(opened, model, layer, chat_template, transfer, edits), **options)
+        asked = AxisOptions(opened, model, layer, chat_template, transfer, edits, engine, tensor_parallel)
+        return command(*arguments, asked=asked, **options)
 
     wrapped: Callable[..., Any] = with_axis
     for option in reversed(_OPTIONS):

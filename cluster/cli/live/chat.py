@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import click
@@ -50,9 +51,8 @@ def chat(
             hint="Give --cap or --steer too.",
         )
     sampling = SamplingSpec(temperature=temperature, max_new_tokens=max_tokens)
-    model = asked.load(output.progress())
     turns: list[dict[str, Any]] = []
-    with closing(EngineLoop(model.responder)) as loop:
+    with closing(asked.load(output.progress())) as model, closing(EngineLoop(model.responder)) as loop:
         talk = Conversation(model, loop, asked.edits, sampling, system_prompt=system_prompt, compare=compare, seed=seed)
         for message in _messages():
             said = _show(talk.turn(message), quiet=as_json, compare=compare)
@@ -69,9 +69,9 @@ def _messages() -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from filter(None, map(str.strip, sys.stdin))
         return
-    # Editing of lines and their history, where Python has it.
-    import readline  # noqa: F401
-
+    # Once it is loaded, lines can be edited and have a history.
+    with suppress(ModuleNotFoundError):
+        import_module("readline")
     while True:
         try:
             line = input("> ").strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 
 import click
 
@@ -43,8 +44,8 @@ def serve(asked: AxisOptions, host: str, port: int, api_key_env: str | None, max
         ) from error
     settings = ServerSettings(_key_in(api_key_env), asked.edits, max_tokens)
     progress = output.progress()
-    with listen_on(host, port) as listening:
-        run_server(asked.load(progress), settings, listening, progress.say)
+    with listen_on(host, port) as listening, closing(asked.load(progress)) as model:
+        run_server(model, settings, listening, progress.say)
 
 
 def _key_in(variable: str | None) -> str | None:

@@ -18,7 +18,7 @@ from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.interventions import Ablate, AddVector, Cap
 from persona_atlas.jobs.specs.interventions_spec import EditSetting, InterventionSpec
 from persona_atlas.jobs.specs.store_spec import StoreSpec
-from persona_atlas.workers.edits import edited
+from persona_atlas.workers.editing.edits import edited
 
 from fakes import FACTS
 from planted_vectors import LAYERS, WIDTH, plant, planted_run

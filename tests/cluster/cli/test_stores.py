@@ -269,7 +269,7 @@ def test_a_reduction_of_an_empty_run_is_refused(refused: Refused, tmp_path: Path
 
 
 @pytest.mark.parametrize("command", READING)
-@pytest.mark.parametrize(("version", "code"), [(1, "older_layout"), (layout.GROWN_LAYOUT_VERSION + 1, "newer_layout")])
+@pytest.mark.parametrize(("version", "code"), [(1, "older_layout"), (max(layout.LAYOUT_VERSIONS) + 1, "newer_layout")])
 def test_a_store_of_another_layout_is_refused_with_both_versions(
     refused: Refused, store: Path, command: str, version: int, code: str
 ):

@@ -20,7 +20,7 @@ from persona_atlas.storage.query.run import Run, run_at
 from persona_atlas.storage.run.commits import read_commit
 from persona_atlas.workers.builtin import builtin_engine
 from persona_atlas.workers.builtin.loaded_model import Sharing
-from persona_atlas.workers.builtin.packed import PackedPass
+from persona_atlas.workers.builtin.passes.packed import PackedPass
 from persona_atlas.workers.models.model_files import earlier_fingerprint
 from rich.console import Console
 

@@ -13,10 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from persona_atlas import open_run
+from persona_atlas.analysis.axis_source import open_axis
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.verification.verify import Verification
 
-from vllm_families import save_vllm_family
+from published_axis import save_published_axis
+from tiny_families import N_LAYERS
+from vllm_families import D_MODEL, save_vllm_family
 from whole_run import verified
 
 pytestmark = [
@@ -105,3 +108,19 @@ def test_a_run_goes_on_with_another_engine_and_its_records_say_which_made_what(m
     run(job_of(model, store, "vllm"))
     found: Verification = verified(open_location(str(store)))
     assert found.engines == {"builtin": len(commits) - 1, "vllm 0.32.0": 1}
+
+
+def test_a_capped_job_runs_in_vllm_and_its_edits_are_part_of_its_identity(model: Path, tmp_path: Path):
+    axis = save_published_axis(tmp_path / "axis", N_LAYERS, D_MODEL)
+    capped = job_of(model, tmp_path / "capped", "vllm")
+    capped["capture"]["canary"] = {"check": "every_unit"}
+    capped["interventions"] = [{"cap": 9.0, "axis": str(axis), "layers": [1, 2]}]
+    run(capped)
+    found = verified(open_location(str(tmp_path / "capped")))
+    assert (found.is_sound, found.is_complete, found.engines) == (True, True, {"vllm 0.32.0": 3})
+    done = open_run(tmp_path / "capped")
+    stored = done.record.interventions
+    assert stored is not None
+    assert [(entry.kind, entry.layers) for entry in stored.entries] == [("cap", (1, 2))]
+    tokens = done.activations(layer=1, pooling="tokens").values @ open_axis(str(axis)).unit_D(1)
+    assert tokens.min() > 9.0 - 0.05, "rounded as the store does"

@@ -144,6 +144,7 @@ def test_serve_answers_on_this_machine_alone_until_ctrl_c(
     said = capsys.readouterr().err
     assert f"Serving tiny at http://127.0.0.1:{port}/v1; Ctrl-C stops it." in said
     assert said.rstrip().endswith("Stopped.")
+    assert "Traceback" not in said
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str, str]] = {

@@ -24,7 +24,7 @@ from live_models import LAYER, NORM, serving_model, tiny_live_model
 from plain_forward import PlainModel
 
 KEY = "a key"
-QUESTION = [{"role": "user", "content": "Who are you?"}]
+QUESTION: Any = [{"role": "user", "content": "Who are you?"}]
 EDITS: tuple[dict[str, Any], ...] = (
     {},
     {"cap": "p0.25"},
@@ -262,7 +262,7 @@ def test_a_bad_field_is_named(ask: Ask, case: str):
 
 def test_an_unknown_field_and_a_body_that_is_no_json_are_refused(client: openai.OpenAI, ask: Ask, url: str):
     with pytest.raises(openai.UnprocessableEntityError) as caught:
-        client.chat.completions.create(model="llama", messages=QUESTION, extra_body={"stear": 0.3})  # pyright: ignore
+        client.chat.completions.create(model="llama", messages=QUESTION, extra_body={"stear": 0.3})
     assert (caught.value.param, caught.value.code) == ("stear", "unknown_field")
     with pytest.raises(openai.NotFoundError) as missing:
         ask(model="gpt-4")
@@ -297,7 +297,7 @@ def test_a_client_that_goes_away_frees_its_slot(directory: Path, stream: bool, m
     # There is room for one long request at a time, so the second is answered once the first has left the batch.
     model = tiny_live_model(directory, batch_tokens=600, endless=True)
     lengths = lengths_of_responses(model, monkeypatch)
-    long: dict[str, Any] = {"model": "llama", "messages": QUESTION, "max_tokens": 460, "temperature": 0}
+    long: Any = {"model": "llama", "messages": QUESTION, "max_tokens": 460, "temperature": 0}
     with serving_model(model, ServerSettings()) as (url, _), openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
         if stream:
             with client.chat.completions.create(**long, stream=True) as events:
@@ -374,12 +374,12 @@ def test_a_key_is_asked_for_where_one_is_set_and_defaults_act(model: LiveModel):
         for key in ("another", "a key 2"):
             stranger = client.with_options(api_key=key)
             with pytest.raises(openai.AuthenticationError) as caught:
-                stranger.chat.completions.create(model="llama", messages=QUESTION)  # pyright: ignore
+                stranger.chat.completions.create(model="llama", messages=QUESTION)
             assert caught.value.code == "invalid_api_key"
             with pytest.raises(openai.AuthenticationError):
                 stranger.models.list()
         assert health(url)["status"] == "ok"
-        capped: Any = client.chat.completions.create(model="llama", messages=QUESTION, seed=1)  # pyright: ignore
+        capped: Any = client.chat.completions.create(model="llama", messages=QUESTION, seed=1)
         assert capped.persona_atlas["interventions"] == [{"cap": "p0.25", "layers": [LAYER]}]
         assert capped.usage.completion_tokens <= 4
         # A request that says what it wants has that alone, also nothing.
@@ -388,7 +388,7 @@ def test_a_key_is_asked_for_where_one_is_set_and_defaults_act(model: LiveModel):
                 model="llama",
                 messages=QUESTION,
                 seed=1,
-                extra_body=own,  # pyright: ignore
+                extra_body=own,
             )
             assert answer.persona_atlas["interventions"] == [own for value in own.values() if value is not None]
 
@@ -399,9 +399,7 @@ def test_a_server_that_stops_ends_what_is_running_and_says_so(directory: Path):
         serving_model(model, ServerSettings()) as (url, server),
         openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client,
     ):
-        streamed = iter(
-            client.chat.completions.create(model="llama", messages=QUESTION, max_tokens=460, stream=True)  # pyright: ignore
-        )
+        streamed = iter(client.chat.completions.create(model="llama", messages=QUESTION, max_tokens=460, stream=True))
         assert next(streamed).choices
         wait_until(lambda: health(url)["requests"]["running"] == 1)
         server.should_exit = True

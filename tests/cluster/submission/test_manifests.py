@@ -260,6 +260,7 @@ def test_rays_command_line_takes_the_start_parameters(kind: str):
     [
         ("rayjob", ("--set", "store.url=runs/here"), "store.url", "s3://"),
         ("rayjob", ("--set", "personas.catalog=./mine"), "personas.catalog", "image"),
+        ("rayjob", ("--set", "interventions=[{cap: 1, axis: runs/demo}]"), "interventions.0.axis", "image"),
         ("rayjob", ("--set", "model.source=./model"), "model.source", "image"),
         ("rayjob", ("--name", "Llama_70B"), "--name", "a-z"),
         ("rayjob", ("--name", "l" * 48), "--name", "47"),

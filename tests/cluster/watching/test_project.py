@@ -16,6 +16,7 @@ from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.query.run import Run
 
 from command_line import Answered, Refused
+from stored_runs import small_run
 from tiny_axes import save_tiny_axis, tiny_run
 from tiny_models import save_tiny_llama
 
@@ -207,6 +208,8 @@ def test_bad_input_is_named(refused: Refused, run: Run, talks: Path, tmp_path: P
     error = refused(*asked, "--threshold", "p0.9")
     assert (error["code"], "p0.01, p0.25, p0.5, p0.75" in error["hint"]) == ("no_such_percentile", True)
     assert refused("project", tmp_path / "away", "--conversations", talks)["code"] == "no_vectors"
+    bare = small_run(str(tmp_path / "not-reduced"))
+    assert refused("project", bare.url, "--conversations", talks)["code"] == "not_reduced"
     lonely = tmp_path / "lonely.json"
     lonely.write_text(json.dumps([TALK[1]]))
     error = refused(*asked[:3], lonely)

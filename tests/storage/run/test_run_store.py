@@ -12,11 +12,14 @@ import pytest
 import zarr
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.errors import InputError, StoreError
+from persona_atlas.jobs.interventions import Ablate, Direction
 from persona_atlas.jobs.personas import Question
 from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.work.run_edits import ResolvedEntry, RunEdits
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.planned_units import encode_units, read_units
 from persona_atlas.storage.format.records import RunRecord
+from persona_atlas.storage.format.stored_edits import stored_edits
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.lease import acquire
@@ -137,6 +140,9 @@ def test_a_damaged_record_is_told_from_a_missing_one(location: Location, plan: P
     assert caught.value.code == "bad_record"
 
 
+EDITS = stored_edits(RunEdits((ResolvedEntry({"ablate": "axis"}, "runs/x", (Ablate(0, Direction.of([1.0])),)),)))
+
+
 def edited(value: Any) -> Any:
     if isinstance(value, dict):
         return {**value, "a_key_more": 1}
@@ -147,11 +153,12 @@ def edited(value: Any) -> Any:
 
 @pytest.mark.parametrize("field", sorted(set(RunRecord.model_fields) - {"layout_version"}))
 def test_a_record_edited_in_any_field_is_refused(location: Location, plan: Plan, field: str):
-    # The built-in engine is not stored.
-    builtin = record_of(plan)
-    body = {name: getattr(builtin, name) for name in RunRecord.model_fields if name not in ("seal", "engine")}
-    record = RunRecord.sealed(**body, engine="vllm")
-    begin_run(location, record, encode_units(plan.units))
+    # The built-in engine and the lack of interventions are not stored.
+    usual = record_of(plan)
+    unusual = {"engine": "vllm", "interventions": EDITS[0]}
+    body = {name: getattr(usual, name) for name in RunRecord.model_fields if name not in ("seal", *unusual)}
+    record = RunRecord.sealed(**body, **unusual)
+    begin_run(location, record, encode_units(plan.units), EDITS[1])
     data = json.loads(location.read(layout.RUN_RECORD) or b"")
     location.write(layout.RUN_RECORD, json.dumps(data).encode())
     assert open_run(location.url).record == record, "what it says is sealed, not how it is spaced"

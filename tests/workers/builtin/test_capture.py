@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.workers.builtin.capture import Capture, require_finite
+from persona_atlas.workers.builtin.passes.capture import Capture, require_finite
 from persona_atlas.workers.models.hook_points import Tap
 from persona_atlas.workers.observation import Wanted
 from torch import nn

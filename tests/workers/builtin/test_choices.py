@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
-from persona_atlas.workers.builtin.choices import Choices
+from persona_atlas.workers.builtin.sampling.choices import Choices
 from persona_atlas.workers.engine import CapturedRollout
 
 from requests_of import engine_settings, requests_of

@@ -13,13 +13,13 @@ import torch
 from persona_atlas.jobs.errors import UnitError
 from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
-from persona_atlas.workers.builtin import decoding, packed
-from persona_atlas.workers.builtin.admission import RunningRollout
-from persona_atlas.workers.builtin.attention import Lengths, Scoring, attention
+from persona_atlas.workers.builtin.batching.admission import RunningRollout
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
-from persona_atlas.workers.builtin.decoding import padded_rows
 from persona_atlas.workers.builtin.generation import Generation
-from persona_atlas.workers.edited_pass import EditedPass
+from persona_atlas.workers.builtin.passes import decoding, packed
+from persona_atlas.workers.builtin.passes.attention import Lengths, Scoring, attention
+from persona_atlas.workers.builtin.passes.decoding import padded_rows
+from persona_atlas.workers.editing.edited_pass import EditedPass
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings
 
 from requests_of import engine_settings, generate, requests_of, texts_of

@@ -15,9 +15,9 @@ from persona_atlas.jobs.interventions import Ablate, AddVector, Cap, Direction, 
 from persona_atlas.jobs.work.rollouts import EditRecord, Rollout
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
-from persona_atlas.workers.edited_pass import EditedPass, EditedStretch
+from persona_atlas.workers.editing.edited_pass import EditedPass, EditedStretch
+from persona_atlas.workers.editing.interventions import Interventions
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
-from persona_atlas.workers.interventions import Interventions
 from torch import nn
 
 from plain_forward import ALL_POOLINGS, PlainModel, conversation_ids, pool, relative_errors

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from persona_atlas.jobs.interventions import Intervention
 from persona_atlas.jobs.messages import ChatMessage
-from persona_atlas.workers.builtin.prefixes import PrefixCache, TextInPass, in_passes
-from persona_atlas.workers.edited_pass import PreparedEdits
+from persona_atlas.workers.builtin.batching.prefixes import PrefixCache, TextInPass, in_passes
+from persona_atlas.workers.editing.edited_pass import PreparedEdits
+from persona_atlas.workers.editing.interventions import AppliedIntervention
 from persona_atlas.workers.engine import TokenisedText
-from persona_atlas.workers.interventions import AppliedIntervention
 
 SYSTEM = list(range(10))
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import UnitError
-from persona_atlas.workers.builtin.sampling import sample, uniforms
+from persona_atlas.workers.builtin.sampling.sampling import sample, uniforms
 
 
 def nucleus(logits_V: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray, float]:

@@ -16,10 +16,10 @@ from persona_atlas.jobs.engines import FAMILIES_RUN_ALONE, VLLM_ARCHITECTURES
 from persona_atlas.jobs.errors import InputError, TransientError, UnitError
 from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Intervention
 from persona_atlas.jobs.work.units import RolloutRequest
-from persona_atlas.workers.builtin import packed
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.loaded_model import LoadedModel, load_model
-from persona_atlas.workers.builtin.packed import PackedPass
+from persona_atlas.workers.builtin.passes import packed
+from persona_atlas.workers.builtin.passes.packed import PackedPass
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, TokenisedText
 
 from other_families import ALONE_FAMILIES, LONGROPE_BORDER, LONGROPE_FAMILIES, SHARING_FAMILIES

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from persona_atlas.jobs.specs.spec_parts import SamplingSpec
-from persona_atlas.workers.builtin import decoding
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
+from persona_atlas.workers.builtin.passes import decoding
 from persona_atlas.workers.engine import CapturedRollout, StreamedRequest
 
 from other_families import ALONE_FAMILIES

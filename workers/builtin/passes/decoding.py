@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...jobs.specs.spec_parts import HookPoint, SamplingSpec
-from ..edited_pass import EditedPass, EditedStretch, PreparedEdits
-from ..interventions import Interventions
-from ..observation import Observed
+from ....jobs.specs.spec_parts import HookPoint, SamplingSpec
+from ...editing.edited_pass import EditedPass, EditedStretch, PreparedEdits
+from ...editing.interventions import Interventions
+from ...observation import Observed
+from ..loaded_model import LoadedModel
+from ..sampling.sampling import draw, settle, weights_of
 from .capture import Capture
 from .kv_cache import KVCache
-from .loaded_model import LoadedModel
 from .packed import PackedPass
-from .sampling import draw, settle, weights_of
 
 DEVICES = frozenset({"cuda"})
 """Devices on which steps have static shapes. On a CPU a launch costs nothing, and padding does."""

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from ...jobs.messages import ChatMessage
-from ...jobs.poolings import TokenRange
-from ...jobs.work.rollouts import ArrayName
-from ..edited_pass import PreparedEdits
-from ..engine import TokenisedText
-from ..interventions import AppliedIntervention, prompt_edits
-from .kv_cache import PrefixKV
+from ....jobs.messages import ChatMessage
+from ....jobs.poolings import TokenRange
+from ....jobs.work.rollouts import ArrayName
+from ...editing.edited_pass import PreparedEdits
+from ...editing.interventions import AppliedIntervention, prompt_edits
+from ...engine import TokenisedText
+from ..passes.kv_cache import PrefixKV
 
 _LEAST_TOKENS = 8
 """Length from which a prefix is shared; for a shorter one, copying keys and values or an extra mask costs more."""

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from ..jobs.interventions import Intervention
-from ..jobs.poolings import TokenRange
-from ..jobs.work.rollouts import EditRecord
+from ...jobs.interventions import Intervention
+from ...jobs.poolings import TokenRange
+from ...jobs.work.rollouts import EditRecord
 from .edited_pass import EditedPass
 
 

@@ -19,12 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ...jobs.poolings import Pooling, TokenSpans, pooling_named
-from ...jobs.specs.spec_parts import HookPoint
-from ...jobs.work.rollouts import ArrayName
-from ..engine import CapturedRollout
-from ..interventions import AppliedIntervention, Interventions
-from ..models.hook_points import Tap
+from ....jobs.poolings import Pooling, TokenSpans, pooling_named
+from ....jobs.specs.spec_parts import HookPoint
+from ....jobs.work.rollouts import ArrayName
+from ...editing.interventions import AppliedIntervention, Interventions
+from ...engine import CapturedRollout
+from ...models.hook_points import Tap
 
 
 class PlainPass:

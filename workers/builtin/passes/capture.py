@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...jobs.errors import UnitError
-from ...jobs.poolings import TokenRange
-from ...jobs.specs.spec_parts import HookPoint
-from ..models.hook_points import Tap
-from ..observation import Observed, Wanted
-from ..span_sums import sum_rows
+from ....jobs.errors import UnitError
+from ....jobs.poolings import TokenRange
+from ....jobs.specs.spec_parts import HookPoint
+from ...models.hook_points import Tap
+from ...observation import Observed, Wanted
+from ...span_sums import sum_rows
 from .to_device import to_device
 
 NOT_FINITE_HINT = (

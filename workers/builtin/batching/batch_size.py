@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..engine import EngineSettings
-from .loaded_model import LoadedModel
-from .reading import PASS_TOKENS
+from ...engine import EngineSettings
+from ..loaded_model import LoadedModel
+from ..reading import PASS_TOKENS
 
 _RESERVED = 0.1
 """Part of a GPU's memory that a batch leaves free: for fragmentation, and for what else runs there."""

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..jobs.errors import InputError
-from ..jobs.interventions import Intervention
+from ...jobs.errors import InputError
+from ...jobs.interventions import Intervention
+from ..models.hook_points import find_decoder_layers, tensor_of
 from .edited_pass import EditedPass, EditedStretch
 from .interventions import Interventions
-from .models.hook_points import find_decoder_layers, tensor_of
 
 _Value = TypeVar("_Value")
 
@@ -65,7 +65,9 @@ class EditedBatches:
         edited = sorted({edit.layer for one in self._per_row if one is not None for edit in one.edits})
         return [
             self._decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
-            *(self._layers[layer].register_forward_hook(partial(self._edit, layer)) for layer in edited),
+            # Before all other hooks: those by which transformers records hidden states stay on a model once they are
+            # attached, so that otherwise these would be edited or not, depending on what ran before.
+            *(self._layers[layer].register_forward_hook(partial(self._edit, layer), prepend=True) for layer in edited),
         ]
 
     def _begin(self, _module: nn.Module, args: Any, named: Any) -> None:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..jobs.interventions import Terms
+from ...jobs.interventions import Terms
+from ..models.hook_points import tensor_of
 from .edits import Number, edited
-from .models.hook_points import tensor_of
 
 
 class PreparedEdit(NamedTuple):

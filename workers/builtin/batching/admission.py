@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...jobs.errors import InputError, UnitError
-from ...jobs.poolings import TokenRange
-from ...jobs.specs.spec_parts import SamplingSpec
-from ...jobs.work.rollouts import Rollout
-from ...jobs.work.units import RolloutRequest
-from ..chat.user_span import UserSpans
-from ..engine import StreamedRequest
-from ..interventions import AppliedIntervention, Interventions, prompt_edits
-from .kv_cache import KVCache
-from .loaded_model import LoadedModel
+from ....jobs.errors import InputError, UnitError
+from ....jobs.poolings import TokenRange
+from ....jobs.specs.spec_parts import SamplingSpec
+from ....jobs.work.rollouts import Rollout
+from ....jobs.work.units import RolloutRequest
+from ...chat.user_span import UserSpans
+from ...editing.interventions import AppliedIntervention, Interventions, prompt_edits
+from ...engine import StreamedRequest
+from ..loaded_model import LoadedModel
+from ..passes.kv_cache import KVCache
+from ..sampling.sampling import uniforms
 from .prefixes import PrefixCache, SharedPrefix
-from .sampling import uniforms
 
 _JOINING_TOKENS = {"cpu": 4096, "cuda": 16_384}
 """Prompt tokens after which no further rollout joins the same pass; bounds the memory of a pass."""

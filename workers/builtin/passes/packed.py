@@ -30,7 +30,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.masking_utils import causal_mask_function
 
-from ...jobs.errors import UnitError
+from ....jobs.errors import UnitError
 from .attention import (
     Lengths,
     Scoring,

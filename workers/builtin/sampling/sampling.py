@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ...jobs.errors import UnitError
-from ...jobs.specs.spec_parts import SamplingSpec
-from .capture import NOT_FINITE_HINT
+from ....jobs.errors import UnitError
+from ....jobs.specs.spec_parts import SamplingSpec
+from ..passes.capture import NOT_FINITE_HINT
 
 _CANDIDATES = (64, 1024)
 """Numbers of most likely tokens to search for the nucleus, the second for rows where the first is not enough; rows with

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..jobs.errors import InputError
-from ..jobs.interventions import Intervention
+from ...jobs.errors import InputError
+from ...jobs.interventions import Intervention
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +26,8 @@ def intervene(
     """Apply an intervention to everything that a model computes within the context.
 
     Works with ``model.generate``, with and without a KV cache, and with plain forward passes; batched, with padding on
-    either side. A KV cache has to be filled under the same intervention under which it is used. Hooks that are attached
-    within the context see the edited stream; ``output_hidden_states`` has a layer's output before its edits.
+    either side. A KV cache has to be filled under the same intervention under which it is used. Other hooks and
+    ``output_hidden_states`` see the edited stream. Of two nested contexts, the inner one edits first.
 
     Args:
         model: A causal language model of transformers, on any devices.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .loaded_model import LoadedModel
+from ..loaded_model import LoadedModel
 
 
 class Choices:

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from ..jobs.interventions import Direction, Edit, Intervention
+from ...jobs.interventions import Direction, Edit, Intervention
 from .edited_pass import EditedPass, EditedStretch, EditTable, PreparedEdit, PreparedEdits, tables_of
 
 _REMEMBERED = 64
