@@ -102,7 +102,7 @@ def sweep(
 
 
 def _show_plan(prepared: PreparedSweep, *, as_json: bool) -> None:
-    planned = [
+    planned: list[dict[str, Any]] = [
         {
             "name": one.setting.name,
             "store": one.job.location.url,
