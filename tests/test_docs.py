@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.specs.interventions_spec import InterventionSpec
 from persona_atlas.jobs.specs.spec import JobSpec, load_spec
+from persona_atlas.jobs.specs.sweep_spec import SweepSection, load_sweep
 from persona_atlas.storage.derived.reduction import ARRAYS
 
 from fakes import FACTS, small_plan
@@ -109,12 +110,20 @@ def test_every_yaml_block_of_the_readme_is_a_spec(tmp_path: Path):
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_is_a_plan(example: Path):
-    plan = small_plan(load_spec(example), facts=replace(FACTS, n_layers=30, d_model=576))
+    plan = small_plan(_job_of(example), facts=replace(FACTS, n_layers=30, d_model=576))
     if example.name == "full.yaml":
         assert plan.rollouts_by_kind() == {"default": 1200, "role": 330_000, "trait": 576_000}
     if example.name == "demo.yaml":
         roles, traits = plan.spec.personas.roles.names, plan.spec.personas.traits.names
         assert (len(roles), len(traits)) == (26, 4)
+
+
+def _job_of(example: Path) -> JobSpec:
+    """Read an example; of a sweep the job of its first setting."""
+    if "\nsweep:" not in example.read_text():
+        return load_spec(example)
+    sweep = load_sweep(example)
+    return sweep.job_of(sweep.settings[0])
 
 
 def test_links_between_the_pages_lead_somewhere():
@@ -157,7 +166,7 @@ def test_the_spec_page_names_every_field():
             found += names(info.annotation, f"{path}{name}.") if nested else [f"{path}{name}"]
         return found
 
-    for name in [*names(JobSpec), *names(InterventionSpec, "interventions[].")]:
+    for name in [*names(JobSpec), *names(InterventionSpec, "interventions[]."), *names(SweepSection, "sweep.")]:
         parent, _, leaf = name.rpartition(".")
         told = f"`{name}`" in text or f"`{parent}.*`" in text or f"`.{leaf}`" in text
         assert told, name

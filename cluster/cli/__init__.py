@@ -18,7 +18,7 @@ from ...jobs.machine_faults import machine_fault
 from ...jobs.redaction import without_secrets
 from ...jobs.version import __version__
 from . import catalog, output
-from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit
+from .jobs import cancel, cluster, drive, extract, list_jobs, logs, plan, resume, run, status, submit, sweep
 from .live import chat, serve
 from .options import refuse_blank_values
 from .scores import judge, judges, scores
@@ -57,6 +57,7 @@ for _command in (
     resume.resume,
     drive.drive,
     plan.plan,
+    sweep.sweep,
     show.show,
     query.query,
     verify.verify,

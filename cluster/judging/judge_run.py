@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -57,20 +57,29 @@ class JudgeSettings:
     prices: Prices | None = None
     max_usd: float | None = None
 
-    def estimate(self, to_judge: ToJudge) -> CostEstimate:
-        """Estimate what judging takes."""
-        concurrency = self.server.concurrency if self.server else 0
-        return estimate_cost(to_judge.prompt_tokens, to_judge.num_left, self.prices, concurrency, self.requests_per_s)
+    def estimate(self, prompt_tokens: int, num_left: int) -> CostEstimate:
+        """Estimate what judging takes.
 
-    def record(self, to_judge: ToJudge) -> JudgeRecord:
-        """Make the record of this judge."""
+        Args:
+            prompt_tokens: Estimated tokens of all requests.
+            num_left: Number of rollouts to judge.
+        """
+        concurrency = self.server.concurrency if self.server else 0
+        return estimate_cost(prompt_tokens, num_left, self.prices, concurrency, self.requests_per_s)
+
+    def record(self, rubrics: Mapping[str, str]) -> JudgeRecord:
+        """Make the record of this judge.
+
+        Args:
+            rubrics: Digest of each rubric that it judges by, by its name.
+        """
         source = "endpoint" if self.server else "engine"
         return JudgeRecord(
             name=self.name,
             source=source,
             model=self.model,
             endpoint=self.server.endpoint if self.server else None,
-            rubrics=to_judge.rubrics,
+            rubrics=dict(rubrics),
             max_tokens=self.max_tokens,
             versions=_versions(_VERSIONED[source]),
             created_at=now_iso(),
@@ -144,22 +153,37 @@ def judge_run(to_judge: ToJudge, settings: JudgeSettings, progress: Progress) ->
     """
     location = to_judge.run.location
     spending = Spending(settings.prices, settings.max_usd, settings.max_tokens)
-    record = settings.record(to_judge)
+    record = settings.record(to_judge.rubrics)
     record_to_write(location, record)
     queue = JudgingQueue(to_judge.units(), spending)
+
+    def write(unit_id: str, outcomes: list[Outcome]) -> None:
+        write_outcomes(location, settings.name, unit_id, outcomes, to_judge.unit_rows[unit_id])
+
     if to_judge.num_left:
-        with closing(_open(settings, progress)) as judge:
+        with closing(open_judge(settings, progress)) as judge:
             # Compared once more: opening a judge takes long, and another may have taken the name meanwhile.
             write_judge_record(location, record_to_write(location, record))
-            _ask(judge, queue, to_judge, settings.name, progress)
-    stopped = "spend_limit" if queue.is_out_of_money else "judge_failed" if queue.is_failing else None
+            ask(judge, queue, to_judge.num_left, write, progress)
+    return judging_of(queue, spending, to_judge.lines.num_rows, len(to_judge.rows_done))
+
+
+def judging_of(queue: JudgingQueue, spending: Spending, rollouts: int, judged_before: int) -> Judging:
+    """Sum up how a call ended.
+
+    Args:
+        queue: The queue, after its last answer.
+        spending: What was spent.
+        rollouts: Number of rollouts that the judge should have an outcome of.
+        judged_before: Number that had one before the call.
+    """
     return Judging(
-        rollouts=to_judge.lines.num_rows,
-        judged_before=len(to_judge.rows_done),
+        rollouts=rollouts,
+        judged_before=judged_before,
         scored=queue.num_scored,
         unscored=dict(sorted(queue.unscored.items())),
         failed=dict(Counter(queue.failures).most_common()),
-        stopped=stopped,
+        stopped="spend_limit" if queue.is_out_of_money else "judge_failed" if queue.is_failing else None,
         last_failure=queue.last_failure,
         prompt_tokens=spending.prompt_tokens,
         reply_tokens=spending.reply_tokens,
@@ -183,6 +207,19 @@ def record_to_write(location: Location, asked: JudgeRecord) -> JudgeRecord:
         if asked.name in judges(location):
             raise _other_judge(asked.name, "has scores of which nothing says what gave them")
         return asked
+    return agreed_record(known, asked)
+
+
+def agreed_record(known: JudgeRecord, asked: JudgeRecord) -> JudgeRecord:
+    """Return the record of a judge that goes on, with the rubrics of both calls.
+
+    Args:
+        known: The record that the name has.
+        asked: The judge that is to judge now.
+
+    Raises:
+        InputError: They are not the same judge, or a rubric has changed.
+    """
     if (known.source, known.model) != (asked.source, asked.model):
         raise _other_judge(asked.name, f"is {known.model or 'imported'} ({known.source}), and not {asked.model}")
     changed = [name for name, digest in asked.rubrics.items() if known.rubrics.get(name, digest) != digest]
@@ -205,7 +242,16 @@ def _other_judge(name: str, what: str) -> InputError:
     )
 
 
-def _open(settings: JudgeSettings, progress: Progress) -> Judge:
+def open_judge(settings: JudgeSettings, progress: Progress) -> Judge:
+    """Open a judge: load its model, or make one request to its server.
+
+    Args:
+        settings: The judge.
+        progress: Prints a line before something that takes long.
+
+    Raises:
+        InputError: There is no such model or server, or the key is wrong.
+    """
     if settings.server is None:
         return load_judge(settings.model, settings.max_tokens, progress)
     # The client takes a second to import, and is needed only here.
@@ -220,22 +266,28 @@ def _open(settings: JudgeSettings, progress: Progress) -> Judge:
     return judge
 
 
-def _ask(judge: Judge, queue: JudgingQueue, to_judge: ToJudge, name: str, progress: Progress) -> None:
-    location = to_judge.run.location
+def ask(
+    judge: Judge, queue: JudgingQueue, num_left: int, write: Callable[[str, list[Outcome]], None], progress: Progress
+) -> None:
+    """Make the requests of a queue, and write the outcomes of each unit as soon as it has all.
 
-    def write(unit_id: str, outcomes: list[Outcome]) -> None:
-        write_outcomes(location, name, unit_id, outcomes, to_judge.unit_rows[unit_id])
-
+    Args:
+        judge: Answers the requests.
+        queue: The requests.
+        num_left: Number of rollouts to judge.
+        write: Keeps the outcomes of a unit, by its id; when judging ends early, also of one that has only some.
+        progress: Shows how far it is.
+    """
     finished: tuple[str, list[Outcome]] | None = None
     try:
         with progress.checking("Judging") as show:
-            tell = _teller(queue, to_judge.num_left, progress)
+            tell = _teller(queue, num_left, progress)
             for answer in judge.answers(queue.next_request):
                 finished = queue.take(answer)
                 if finished is not None:
                     write(*finished)
                     finished = None
-                show(queue.num_judged, to_judge.num_left)
+                show(queue.num_judged, num_left)
                 tell()
     finally:
         # Also when it was interrupted, within a write too: what was judged is paid for.

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from ...jobs.catalog import Catalog, load_catalog
 from ...jobs.errors import InputError
+from ...jobs.judging.forms import SCORE_FORMS
 from ...jobs.judging.outcomes import JUDGED_KINDS
 from ...jobs.judging.queue import UnitToJudge
 from ...jobs.judging.requests import Judged, filled_in
@@ -99,7 +100,7 @@ class ToJudge:
 
     def _judged(self, unit_id: str, persona: Persona, text: Mapping[str, Any]) -> Judged:
         prompt = filled_in(persona.judge_prompt, text["question"], text["response"])
-        return Judged(text["row"], unit_id, persona.kind, prompt, self._tokens[text["row"]])
+        return Judged(text["row"], unit_id, SCORE_FORMS[persona.kind], prompt, self._tokens[text["row"]])
 
     @cached_property
     def _tokens(self) -> dict[int, int]:

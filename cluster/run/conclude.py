@@ -31,13 +31,14 @@ class Conclusion:
     report_place: str | None
 
 
-def conclude(job: Job, progress: Progress, reporter: StatusReporter) -> Conclusion:
+def conclude(job: Job, progress: Progress, reporter: StatusReporter, *, reduces: bool = True) -> Conclusion:
     """Reduce the committed units of a job and write the report, if the run has groups to compare.
 
     Args:
         job: The prepared job.
         progress: Prints a line before the reduction.
         reporter: Status of the driver.
+        reduces: Whether it is to be reduced; if not, the run is opened and nothing else.
 
     Raises:
         StoreError: A committed value is missing or damaged.
@@ -48,7 +49,7 @@ def conclude(job: Job, progress: Progress, reporter: StatusReporter) -> Conclusi
     store = open_run(job.location.url, job.location.endpoint_url, job.plan.spec.store.access)
     if not store.committed:
         return Conclusion(store, None, None)
-    if not _can_be_reduced(store):
+    if not reduces or not _can_be_reduced(store):
         reporter.skip_reduction()
         return Conclusion(store, None, None)
     progress.say("Reducing the committed units.")

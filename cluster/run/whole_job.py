@@ -13,13 +13,16 @@ from .progress import Progress
 from .status_reporter import StatusReporter
 
 
-def finish_job(job: Job, progress: Progress, open_backend: OpenBackend) -> tuple[Outcome, Conclusion]:
+def finish_job(
+    job: Job, progress: Progress, open_backend: OpenBackend, *, reduces: bool = True
+) -> tuple[Outcome, Conclusion]:
     """Run the missing units of a job, reduce the committed ones and write the report.
 
     Args:
         job: The prepared job.
         progress: Prints progress.
         open_backend: Opens what runs the workers; see ``worked_job``.
+        reduces: Whether the committed units are reduced.
 
     Returns:
         How the units ended, and the results of the run.
@@ -32,7 +35,7 @@ def finish_job(job: Job, progress: Progress, open_backend: OpenBackend) -> tuple
         progress.say(f"{len(job.committed)} of {len(job.plan.units)} units are already committed.")
     try:
         with StatusReporter() as reporter, worked_job(job, progress, reporter, open_backend) as outcome:
-            conclusion = conclude(job, progress, reporter)
+            conclusion = conclude(job, progress, reporter, reduces=reduces)
             reporter.end(JobState.SUCCEEDED if outcome.is_complete else JobState.FAILED)
             reporter.write()
     except KeyboardInterrupt:

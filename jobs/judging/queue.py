@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from .answers import Answer
 from .costs import Spending
 from .outcomes import Outcome
-from .replies import read_reply
 from .requests import ASKS, Judged, JudgeRequest
 
 MOST_FAILURES = 8
@@ -146,7 +145,7 @@ class JudgingQueue:
         row, ask = answer.request.judged.row, answer.request.ask
         if answer.refused is not None:
             return Outcome(row, None, answer.refused, answer.detail, answer.reply, ask)
-        reading = read_reply(answer.request.judged.kind, answer.reply or "", is_cut=answer.is_cut)
+        reading = answer.request.judged.form.read(answer.reply or "", answer.is_cut)
         if reading.score is not None:
             return Outcome(row, reading.score, None, "", answer.reply, ask)
         if reading.is_refusal:

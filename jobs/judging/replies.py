@@ -45,6 +45,11 @@ _REFUSAL = re.compile(rf"\A[{_DECORATION}]*REFUSAL\b")
 _BARE_REFUSAL = re.compile(rf"\A[{_DECORATION}]*refusal[{_DECORATION}.!]*\Z", re.IGNORECASE)
 
 
+def without_thoughts(text: str) -> str:
+    """Leave out what a judge reasons before it answers: all up to the last closing tag such as ``</think>``."""
+    return _THOUGHTS.sub("", text)
+
+
 def read_reply(kind: Kind, text: str, *, is_cut: bool = False) -> Reading:
     """Read the score in a judge's reply.
 
@@ -62,7 +67,7 @@ def read_reply(kind: Kind, text: str, *, is_cut: bool = False) -> Reading:
         >>> read_reply("trait", "REFUSAL").is_refusal, read_reply("role", "2 or 3").problem
         (True, 'it has several numbers: 2, 3')
     """
-    said = _THOUGHTS.sub("", text)
+    said = without_thoughts(text)
     if not said.strip():
         return Reading(problem="it is empty")
     has_digit = _DIGIT.search(said) is not None

@@ -5,28 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..personas import Kind
+from .forms import ReplyForm
 
 ASKS = 3
 """How often a judge is asked about a rollout, in all, until its reply can be read."""
-
-CHOICES: dict[Kind, tuple[str, ...]] = {
-    "role": ("0", "1", "2", "3"),
-    "trait": (*(str(score) for score in range(101)), "REFUSAL"),
-}
-"""Replies that the rubric of each kind asks for. An engine that holds a response to them gives a readable one."""
-
-_REMINDERS: dict[Kind, tuple[str, str]] = {
-    "role": (
-        "Answer with one digit from 0 to 3, and with nothing else.",
-        "Your whole answer must be one of these four: 0, 1, 2 or 3. Do not explain it.",
-    ),
-    "trait": (
-        "Answer with one whole number from 0 to 100 or with the word REFUSAL, and with nothing else.",
-        "Your whole answer must be one number from 0 to 100, or REFUSAL. Do not explain it.",
-    ),
-}
-"""What is added to the prompt when the judge is asked again: the same prompt would be answered in the same way."""
 
 _FIELDS = re.compile(r"\{(question|answer)\}")
 
@@ -38,14 +20,14 @@ class Judged:
     Attributes:
         row: Row of the rollout in the activation arrays.
         unit_id: Unit of the rollout.
-        kind: ``role`` or ``trait``.
+        form: What the judge is to reply with.
         prompt: The rubric with question and answer filled in.
         num_tokens: Estimated number of tokens of the prompt.
     """
 
     row: int
     unit_id: str
-    kind: Kind
+    form: ReplyForm
     prompt: str
     num_tokens: int = 0
 
@@ -69,7 +51,7 @@ class JudgeRequest:
         """The text of the request: after a reply that could not be read with a reminder of the form it must have."""
         if not self.unread:
             return self.judged.prompt
-        reminders = _REMINDERS[self.judged.kind]
+        reminders = self.judged.form.reminders
         return f"{self.judged.prompt}\n\n{reminders[min(self.unread, len(reminders)) - 1]}"
 
 

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..errors import InputError
 from ..files.store_url import normal_store_url
 from ..files.text_files import read_text
 from ..files.user_paths import local_path
@@ -262,5 +263,13 @@ def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> Job
     if isinstance(data, dict):
         for assignment in overrides:
             data = set_by_path(data, assignment)
+    if isinstance(data, dict) and "sweep" in data:
+        raise InputError(
+            "is a section of a sweep, and this command takes a single job.",
+            code="is_a_sweep",
+            field="sweep",
+            file=file,
+            hint="Run it with persona-atlas sweep.",
+        )
     spec = validate(JobSpec, data, text=text, file=file)
     return spec.replaced(store={"url": normal_store_url(spec.store.url)})

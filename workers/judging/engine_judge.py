@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from ...jobs.errors import UnitError
 from ...jobs.judging.answers import Answer
-from ...jobs.judging.requests import CHOICES, JudgeRequest
+from ...jobs.judging.requests import JudgeRequest
 from ...jobs.messages import ChatMessage
 from ...jobs.work.addresses import RolloutAddress
 from ...jobs.work.units import RolloutRequest
@@ -59,7 +59,7 @@ class EngineJudge:
     def _as_rollout(self, request: JudgeRequest, in_flight: dict[RolloutAddress, JudgeRequest]) -> RolloutRequest:
         address = RolloutAddress("conversation", "judge", "pos", 0, next(self._numbers), 0)
         in_flight[address] = request
-        choices = CHOICES[request.judged.kind]
+        choices = request.judged.form.choices
         return RolloutRequest(address, (ChatMessage("user", request.prompt),), seed=0, choices=choices)
 
     def _alone(self, request: JudgeRequest) -> Answer:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.judging.answers import Answer
 from persona_atlas.jobs.judging.costs import Prices, Spending, estimate_cost
+from persona_atlas.jobs.judging.forms import SCORE_FORMS
 from persona_atlas.jobs.judging.outcomes import Outcome
 from persona_atlas.jobs.judging.queue import MOST_FAILURES, JudgingQueue, UnitToJudge
 from persona_atlas.jobs.judging.requests import ASKS, Judged, JudgeRequest, filled_in
@@ -21,7 +22,10 @@ Replies = Callable[[JudgeRequest], Answer]
 def units(sizes: list[int], num_tokens: int = 10) -> list[UnitToJudge]:
     rows = iter(range(sum(sizes)))
     return [
-        UnitToJudge(f"u{n}", tuple(Judged(next(rows), f"u{n}", "role", "Rate it.", num_tokens) for _ in range(size)))
+        UnitToJudge(
+            f"u{n}",
+            tuple(Judged(next(rows), f"u{n}", SCORE_FORMS["role"], "Rate it.", num_tokens) for _ in range(size)),
+        )
         for n, size in enumerate(sizes)
     ]
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from persona_atlas.jobs.errors import EngineDied, UnitError
+from persona_atlas.jobs.judging.forms import SCORE_FORMS
 from persona_atlas.jobs.judging.requests import Judged, JudgeRequest
 from persona_atlas.jobs.work.rollouts import Rollout
 from persona_atlas.jobs.work.units import RolloutRequest
@@ -42,7 +43,7 @@ class Scripted:
 
 def ask(engine: Scripted, count: int) -> dict[int, Any]:
     judge = EngineJudge(cast("Responder", engine))
-    to_do = iter(JudgeRequest(Judged(row, "u", "role", f"rate {row}")) for row in range(count))
+    to_do = iter(JudgeRequest(Judged(row, "u", SCORE_FORMS["role"], f"rate {row}")) for row in range(count))
     return {answer.request.judged.row: answer for answer in judge.answers(lambda: next(to_do, None))}
 
 

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.judging.answers import Answer
+from persona_atlas.jobs.judging.forms import SCORE_FORMS
 from persona_atlas.jobs.judging.requests import Judged, JudgeRequest
 from persona_atlas.jobs.specs.spec_parts import GenerationSpec
 from persona_atlas.workers.judging.completions import read_answer
@@ -40,7 +41,7 @@ def judge_at(url: str, requests_per_s: float | None = None, retries: int = 3, **
 
 
 def requests(count: int) -> list[JudgeRequest]:
-    return [JudgeRequest(Judged(row, "u", "role", f"rate {row}")) for row in range(count)]
+    return [JudgeRequest(Judged(row, "u", SCORE_FORMS["role"], f"rate {row}")) for row in range(count)]
 
 
 def ask(judge: ServedJudge, count: int = 1) -> list[Answer]:
