@@ -24,10 +24,12 @@ demo: setup
 	$(BIN)/persona-atlas run examples/demo.yaml
 
 # Tests wait for servers and processes some of the time, so one more of them runs at once than there are cores. What
-# starts a Ray waits for it most of the time: three files of such tests run at once.
+# starts a Ray waits for it most of the time: three files of such tests run at once, and no other file is collected,
+# since each of the three would load all of them.
 test: setup
 	$(BIN)/python -m pytest -n $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --durations=10 -m 'not ray and not vllm'
-	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10 -m 'ray and not vllm'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10 -m 'ray and not vllm' \
+	  $$(grep --recursive --files-with-matches --include='*.py' 'pytest\.mark\.ray\b' tests)
 
 # What dies, dies often here: 25 kills of real runs and long random histories (about half an hour), then, where Ceph's
 # gateway is installed and this is root, the S3 ones against that.

@@ -21,6 +21,10 @@ from filelock import FileLock
 
 from command_line import Answered, Refused, answered_by, refused_by
 
+# Before torch is loaded, which nothing above does; the processes that tests start inherit it. Threads of OpenMP spin
+# while they wait for each other, and tests that run beside each other have more threads than there are cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:

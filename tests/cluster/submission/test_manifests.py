@@ -35,6 +35,9 @@ from rendered import (
 on_every_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 on_kubernetes = pytest.mark.parametrize("kind", ["rayjob", "raycluster"])
 
+# Made once: ``jsonschema.validate`` would check the rules themselves with every document.
+VALIDATORS = {kind: jsonschema.Draft202012Validator(rules) for kind, rules in DOCUMENTS.items()}
+
 OPTIONS = [
     (),
     ("--secret", "s3-keys"),
@@ -60,7 +63,7 @@ def test_every_document_keeps_the_published_rules(example: Path, kind: str, opti
     found = documents(kind, example, *options)
     assert [document["kind"] for document in found[:2]] == ["ConfigMap", "NetworkPolicy"]
     for document in found:
-        jsonschema.validate(document, DOCUMENTS[document["kind"]])
+        VALIDATORS[document["kind"]].validate(document)
     assert yaml.safe_load(yaml.safe_dump(found)) == found
     # The operator refuses a version that it cannot hold against 2.52, and a name that it would have to cut.
     assert re.fullmatch(r"\d+\.\d+\.\d+", cluster_spec(found)["rayVersion"])
@@ -77,7 +80,12 @@ def test_the_rules_refuse_what_kubernetes_would_drop_or_refuse():
         changed = json.loads(json.dumps(found))
         change(changed["spec"])
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(changed, DOCUMENTS["RayJob"])
+            VALIDATORS["RayJob"].validate(changed)
+
+
+def test_the_rules_are_sound_themselves():
+    for rules in DOCUMENTS.values():
+        jsonschema.Draft202012Validator.check_schema(rules)
 
 
 @on_every_example
