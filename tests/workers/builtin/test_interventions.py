@@ -174,8 +174,8 @@ def test_a_response_may_end_before_its_edits_have_acted_on_any(engine: BuiltinEn
         row.rollout.address: row for row in engine.generation(settings, loaded=loaded).run(lambda: next(asked, None))
     }
     assert len(rows) == 3
-    (nothing,) = rows[requests[0].address].rollout.edits or ()
-    assert nothing == EditRecord(0, num_tokens=0, num_changed=0, mean_correction=0.0)
+    nothing = EditRecord(0, num_tokens=0, num_changed=0, mean_correction=0.0)
+    assert rows[requests[0].address].rollout.edits == (nothing,)
     for row, text in zip(rows.values(), engine.capture(texts_of(list(rows.values()))), strict=True):
         assert_recorded(row.rollout.edits, text.edits[0])
 
