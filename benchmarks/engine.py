@@ -32,7 +32,7 @@ from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.generation import Generation
 from persona_atlas.workers.builtin.passes.capture import Capture
-from persona_atlas.workers.builtin.passes.packed import plain_attention
+from persona_atlas.workers.builtin.passes.registration import plain_attention
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, TokenisedText
 from persona_atlas.workers.models.model_files import find_model
 

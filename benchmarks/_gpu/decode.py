@@ -16,7 +16,7 @@ from persona_atlas.jobs.specs.spec_parts import SamplingSpec
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.batching.admission import RunningRollout
 from persona_atlas.workers.builtin.generation import Generation
-from persona_atlas.workers.builtin.passes.packed import plain_attention
+from persona_atlas.workers.builtin.passes.registration import plain_attention
 from persona_atlas.workers.engine import CapturedRollout
 
 from _gpu.bench import Bench, median_of

@@ -17,7 +17,7 @@ from ..editing.interventions import Interventions
 from ..engine import CapturedRollout, TokenisedText
 from .batching.admission import RunningRollout
 from .loaded_model import LoadedModel
-from .passes.packed import plain_attention
+from .passes.registration import plain_attention
 from .reading import TextReader
 from .sampling.choices import choices_of
 from .sampling.sampling import sample

@@ -29,8 +29,8 @@ from .generation import Generation
 from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
 from .passes.capture import Capture
-from .passes.packed import ATTENTION, plain_attention
 from .passes.plain_pass import PlainPass
+from .passes.registration import ATTENTION, plain_attention
 from .reading import PASS_TOKENS, TextReader
 from .sharing import find_sharing
 

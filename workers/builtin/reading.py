@@ -35,7 +35,8 @@ from .batching.exhaustion import LEAST_TOKENS, free_memory
 from .batching.prefixes import TextInPass, in_passes, length_of
 from .loaded_model import LoadedModel
 from .passes.capture import Capture, require_finite
-from .passes.packed import PackedPass, Segment, plain_attention
+from .passes.packed import PackedPass, Segment
+from .passes.registration import plain_attention
 
 PASS_TOKENS = {"cpu": 4096, "cuda": 16_384}
 """Most tokens of one pass, unless a single text is longer. On a CPU larger passes are not faster; on a GPU they are, as

@@ -23,7 +23,8 @@ from ...jobs.machine_faults import refuse_machine_fault
 from ..models.hook_points import Tap
 from .loaded_model import LoadedModel, Sharing
 from .passes.kv_cache import KVCache
-from .passes.packed import ATTENTION, PackedPass, Segment, plain_attention
+from .passes.packed import PackedPass, Segment
+from .passes.registration import ATTENTION, plain_attention
 
 _PROMPT, _DECODED = 6, 2
 """Tokens of each text: of its prompt, and those that are decoded after it."""

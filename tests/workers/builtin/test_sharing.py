@@ -18,7 +18,7 @@ from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Interven
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.loaded_model import LoadedModel, load_model
-from persona_atlas.workers.builtin.passes import packed
+from persona_atlas.workers.builtin.passes import registration
 from persona_atlas.workers.builtin.passes.packed import PackedPass
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, TokenisedText
 
@@ -175,12 +175,12 @@ def test_a_model_that_is_not_causal_is_refused_by_name(directory_of: Callable[[s
 def test_an_argument_that_shared_passes_do_not_know_is_not_ignored(
     directory_of: Callable[[str], Path], argument: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    functions = type(packed.AttentionInterface())
+    functions = type(registration.AttentionInterface())
     get = functions.get_interface
 
     def with_argument(self: Any, name: str, default: Any) -> Any:
         chosen = get(self, name, default)
-        return (lambda *args, **more: chosen(*args, **more, **argument)) if name == packed.ATTENTION else chosen
+        return (lambda *args, **more: chosen(*args, **more, **argument)) if name == registration.ATTENTION else chosen
 
     monkeypatch.setattr(functions, "get_interface", with_argument)
     engine = BuiltinEngine(settings_of(directory_of("llama")))

@@ -20,17 +20,12 @@ conversation, H query heads, K key heads, G = H / K, D head size, Q = G * S.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
-from transformers.masking_utils import causal_mask_function
 
-from ....jobs.errors import UnitError
 from .attention import (
     Lengths,
     Scoring,
@@ -42,34 +37,13 @@ from .attention import (
     products,
 )
 from .kv_cache import KVCache
+from .registration import KeptElsewhere, Rule, running_pass
 from .to_device import to_device
-
-ATTENTION = "persona_atlas_packed"
-"""The name of this attention in transformers' registry."""
 
 _FEW_SCORES_BYTES = 2 * 2**20
 """Size of a segment's scores up to which two matrix products are faster on a CPU than torch's attention kernel. The
 kernel guards against queries that may attend to nothing, which do not occur here: every token attends to itself. Above
 this size the scores exceed the CPU's cache, and the kernel, which never holds all of them, is faster."""
-
-_HONOURED = {"scaling", "softcap", "s_aux"}
-_WITHOUT_EFFECT = {
-    "dropout",
-    "sliding_window",
-    "position_ids",
-    "position_embeddings",
-    "cache_position",
-    "hidden_states",
-    "is_causal",
-    "deterministic",
-    "use_cache",
-}
-"""Arguments of an attention function that need nothing here: dropout is off, a window is part of the mask, positions
-are in the queries and keys."""
-
-_running: ContextVar[PackedPass | None] = ContextVar("persona_atlas_pass", default=None)
-"""The pass that the model is running. A context variable, because transformers calls a registered attention function
-with tensors and the layer's module only, and has no argument for the layout of the sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +63,6 @@ class Segment:
     length: int
     slot: int | None = None
     prefix_at: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """The attention mask of one kind of layer, as transformers defines it.
-
-    Attributes:
-        allows: Function of batch, head, query position and key position (all tensors); whether that query may attend to
-            that key. The batch is always 0, because a pass is a batch of one for transformers.
-        reach: Longest conversation for which the rule is known to be the same as causal attention: a sliding window has
-            no effect on shorter ones. None: it is causal at any length.
-    """
-
-    allows: Callable[..., torch.Tensor]
-    reach: int | None
 
 
 class PackedPass:
@@ -138,7 +97,7 @@ class PackedPass:
         self._num_keys = max((int(one) for one in decoded_positions), default=-1) + 1 if num_keys is None else num_keys
         # Layers of the same kind have the same rule, so each mask is built once per pass and not once per layer.
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
-        self._rules: list[_Rule] = []
+        self._rules: list[Rule] = []
         self._lengths: Lengths | None = None
         self._key_places: torch.Tensor | None = None
 
@@ -176,19 +135,19 @@ class PackedPass:
     def _logits(
         self, model: Any, token_ids_N: torch.Tensor, positions_N: torch.Tensor, kept: torch.Tensor | int
     ) -> torch.Tensor:
-        token = _running.set(self)
+        token = running_pass.set(self)
         try:
             output = model(
                 input_ids=token_ids_N[None],
                 position_ids=positions_N[None],
                 # Without a cache object some families build their own causal mask over the whole sequence. With one
                 # they call the registered mask function (``_rule``).
-                past_key_values=_KeptElsewhere(),
+                past_key_values=KeptElsewhere(),
                 use_cache=True,
                 logits_to_keep=kept,
             )
         finally:
-            _running.reset(token)
+            running_pass.reset(token)
         return output.logits[0]
 
     def attend(
@@ -197,7 +156,7 @@ class PackedPass:
         query_HND: torch.Tensor,
         key_KND: torch.Tensor,
         value_KND: torch.Tensor,
-        rule: _Rule,
+        rule: Rule,
         scoring: Scoring,
     ) -> torch.Tensor:
         """Compute the attention of one layer, each conversation within itself.
@@ -244,7 +203,7 @@ class PackedPass:
         return outputs_NHD[0] if len(outputs_NHD) == 1 else torch.cat(outputs_NHD)
 
     def _can_attend_in_one_call(
-        self, query_HND: torch.Tensor, value_KND: torch.Tensor, rule: _Rule, scoring: Scoring
+        self, query_HND: torch.Tensor, value_KND: torch.Tensor, rule: Rule, scoring: Scoring
     ) -> bool:
         """Return whether the segments' attention is causal in each, and all keys are in this sequence."""
         return (
@@ -278,7 +237,7 @@ class PackedPass:
         query_HSD: torch.Tensor,
         key_KTD: torch.Tensor,
         value_KTD: torch.Tensor,
-        rule: _Rule,
+        rule: Rule,
         scoring: Scoring,
     ) -> torch.Tensor:
         heads, length, groups = len(query_HSD), segment.length, len(query_HSD) // len(key_KTD)
@@ -310,7 +269,7 @@ class PackedPass:
         query_HAD: torch.Tensor,
         key_KAD: torch.Tensor,
         value_KAD: torch.Tensor,
-        rule: _Rule,
+        rule: Rule,
         scoring: Scoring,
     ) -> torch.Tensor:
         assert self._cache is not None
@@ -325,7 +284,7 @@ class PackedPass:
             scoring,
         )
 
-    def _decoded_mask(self, rule: _Rule, dtype: torch.dtype) -> torch.Tensor:
+    def _decoded_mask(self, rule: Rule, dtype: torch.dtype) -> torch.Tensor:
         key = (self._rules.index(rule), -1, 0, 1)
         if key not in self._masks:
             queries_A111 = self._positions_A[:, None, None, None]
@@ -337,7 +296,7 @@ class PackedPass:
             self._masks[key] = additive(allowed_A11T, dtype)
         return self._masks[key]
 
-    def _segment_mask(self, rule: _Rule, segment: Segment, dtype: torch.dtype, times: int) -> torch.Tensor:
+    def _segment_mask(self, rule: Rule, segment: Segment, dtype: torch.dtype, times: int) -> torch.Tensor:
         """Return the additive mask of a segment, repeated ``times`` times: ``(times * S, T)``."""
         # Segments with the same positions share a mask, as prompts after the same system prompt often do.
         key = (self._rules.index(rule), segment.start, segment.length, times)
@@ -353,9 +312,9 @@ class PackedPass:
         self._masks.clear()
         self._rules.clear()
 
-    def rule_of(self, allows: Callable[..., torch.Tensor], reach: int | None) -> _Rule:
+    def rule_of(self, allows: Callable[..., torch.Tensor], reach: int | None) -> Rule:
         """Register a rule of this pass and return it; transformers makes one for every kind of layer."""
-        self._rules.append(_Rule(allows, reach))
+        self._rules.append(Rule(allows, reach))
         return self._rules[-1]
 
 
@@ -365,89 +324,3 @@ def _key_places(segments: Sequence[Segment], first: int) -> Iterator[int]:
         yield from range(segment.prefix_at, segment.prefix_at + segment.start)
         yield from range(first, first + segment.length)
         first += segment.length
-
-
-class _KeptElsewhere(Cache):
-    """A placeholder for transformers' cache; the real keys and values are written to ``KVCache`` in the attention.
-
-    It returns keys and values unchanged and reports a length of 0, so that transformers treats every pass as a first
-    one and uses the given position ids and the registered mask.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return int(query_length), 0
-
-
-def _attend(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
-) -> tuple[torch.Tensor, None]:
-    running = _running.get()
-    assert running is not None, "this attention can only be used in a packed pass"
-    _refuse_other_attention(module, attention_mask, options)
-    scaling = options.get("scaling")
-    scoring = Scoring(
-        query.shape[-1] ** -0.5 if scaling is None else scaling, options.get("softcap"), options.get("s_aux")
-    )
-    return running.attend(module.layer_idx, query[0], key[0], value[0], attention_mask, scoring)[None], None
-
-
-def _refuse_other_attention(module: Any, attention_mask: Any, options: Mapping[str, Any]) -> None:
-    """Refuse attention that needs more than this one computes; ignoring an argument would give other numbers."""
-    name = type(module).__name__
-    if not isinstance(attention_mask, _Rule):
-        raise UnitError(f"{name} makes an attention mask of its own.", code="other_attention")
-    given = {name for name, value in options.items() if value is not None and value is not False}
-    unknown = sorted(given - _HONOURED - _WITHOUT_EFFECT)
-    if unknown or options.get("is_causal") is False:
-        raise UnitError(
-            f"{name} asks its attention for {', '.join(unknown) or 'is_causal=False'}.", code="other_attention"
-        )
-
-
-def _rule(
-    *, mask_function: Callable[..., torch.Tensor], local_size: int | None = None, use_vmap: bool = False, **_: Any
-) -> _Rule:
-    running = _running.get()
-    assert running is not None, "this mask can only be used in a packed pass"
-    if mask_function is causal_mask_function:
-        return running.rule_of(mask_function, None)
-    # ``use_vmap`` means that the model has added a rule of its own to the window.
-    return running.rule_of(mask_function, 0 if use_vmap or local_size is None else local_size)
-
-
-AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, _rule)
-
-
-@contextmanager
-def plain_attention(model: Any, name: str) -> Iterator[None]:
-    """Switch a model to an attention implementation of transformers within the context.
-
-    Args:
-        model: The model; it is switched back afterwards.
-        name: Name of the implementation, such as ``sdpa``.
-    """
-    before = model.config._attn_implementation
-    if before == name:
-        # A family without the attention interface cannot be switched, and would log a warning.
-        yield
-        return
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
