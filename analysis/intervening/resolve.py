@@ -103,15 +103,7 @@ def resolve_released(
 
 
 def _require_shape(axis: AxisSource, n_layers: int, d_model: int, prefix: str) -> None:
-    own = axis.model
-    if (own.n_layers, own.d_model) != (n_layers, d_model):
-        raise InputError(
-            f"{axis.name} has the axis of a model of {own.n_layers} layers x {own.d_model}, and the model has "
-            f"{n_layers} x {d_model}.",
-            code="other_width",
-            field=f"{prefix}axis",
-            hint="Name the axis of the model that is edited.",
-        )
+    axis.require_shape(n_layers=n_layers, d_model=d_model, source="the model", field=f"{prefix}axis")
     if axis.hook_point != HOOK_POINT:
         raise InputError(
             f"{axis.name} has the axis of {axis.hook_point}, and edits act at {HOOK_POINT}.",

@@ -99,6 +99,14 @@ def test_a_model_of_another_shape_is_refused():
         with pytest.raises(InputError) as caught:
             resolve(EditSetting(cap=1), axis(), *shape)
         assert (caught.value.field, caught.value.code) == ("axis", "other_width")
+    # A control vector of another program tells the last layer that has a direction, and no more of its model.
+    control = axis(imported="gguf")
+    steered = resolve(
+        EditSetting.model_validate({"steer": {"absolute": 2.0}, "layers": [1]}), control, LAYERS + 1, WIDTH
+    )
+    assert [edit.layer for edit in steered.edits] == [1]
+    with pytest.raises(InputError):
+        resolve(EditSetting(cap=1), control, LAYERS - 1, WIDTH)
 
 
 @pytest.fixture(scope="module")
