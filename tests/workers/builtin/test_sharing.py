@@ -18,7 +18,7 @@ from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Interven
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.loaded_model import LoadedModel, load_model
-from persona_atlas.workers.builtin.passes import registration
+from persona_atlas.workers.builtin.passes import packed, registration
 from persona_atlas.workers.builtin.passes.packed import PackedPass
 from persona_atlas.workers.engine import CapturedRollout, EngineSettings, TokenisedText
 
