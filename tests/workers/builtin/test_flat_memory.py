@@ -31,7 +31,7 @@ def test_the_resident_set_after_fifty_units_is_that_after_five(tmp_path: Path):
     engine = BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), batch_tokens=3000))
     orders = (order_of(number) for number in range(50))
     resident: list[int] = []
-    # What is there before counts for nothing, and going through the modules' objects takes a third of a second each time.
+    # What is there before counts for nothing, and going through the modules' objects takes a third of a second a time.
     gc.collect()
     gc.freeze()
     try:
