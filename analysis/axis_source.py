@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.errors import InputError, closest
+from ..jobs.errors import InputError
 from ..jobs.files.hub_url import is_hub
 from ..jobs.files.store_url import is_s3
 from ..jobs.files.user_paths import expand_home
@@ -192,7 +192,7 @@ class AxisSource:
         floor_QL = self.reduction.floor_on_axis
         if label not in self.labels or floor_QL is None:
             raise InputError(
-                f"the percentile {label!r} was not computed for {self.name}. {closest(label, self.labels)}".strip(),
+                f"the percentile {label!r} was not computed for {self.name}.",
                 code="no_such_percentile",
                 field="percentile",
                 hint=f"It has {', '.join(self.labels)}. A run gets others by reduce --percentiles."

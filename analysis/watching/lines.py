@@ -91,9 +91,9 @@ class _Shown:
 
     def _summary(self, turns: Sequence[ScoredTurn], who: str) -> str:
         values = [turn.scores[self._place].projection for turn in turns]
-        drawn = (
-            f"{who}{sparkline(values, self._low, self._high)}  {self._number(self._low)} to {self._number(self._high)}"
-        )
+        known = [value for value in values if math.isfinite(value)]
+        span = f"  {self._number(min(known))} to {self._number(max(known))}" if known else ""
+        drawn = f"{who}{sparkline(values, self._low, self._high)}{span}"
         if self._scale.floor is None:
             return drawn
         below = sum(turn.scores[self._place].is_below is True for turn in turns)

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from ...workers.engine import CapturedText
 
 
+_ASKED_AS = {"layer": "layers", "percentile": "threshold"}
+"""Names of settings, by those of the axis's errors."""
+
+
 @dataclass(frozen=True)
 class WatchSettings:
     """What of conversations is scored, and how.
@@ -73,7 +77,12 @@ class Watcher:
     def __init__(self, axis: AxisSource, settings: WatchSettings, progress: Progress) -> None:
         self._settings = settings
         self._progress = progress
-        self.ruler: Ruler = ruler_of(axis, axis.chosen(settings.layers), settings.threshold)
+        try:
+            self.ruler: Ruler = ruler_of(axis, axis.chosen(settings.layers), settings.threshold)
+        except InputError as error:
+            # Named as whoever asked named it.
+            field = _ASKED_AS.get(error.field or "", error.field)
+            raise InputError(error.message, code=error.code, field=field, hint=error.hint) from None
         self.found: AxisReader = find_axis_model(
             axis, settings.model, progress, chat_template=settings.chat_template, transfer=settings.transfer
         )

@@ -93,7 +93,7 @@ def test_a_request_for_a_text_that_is_not_given_is_refused(model: BuiltinEngine,
 
 def test_readers_that_keep_every_token_take_up_fewer_texts_at_a_time(model: BuiltinEngine, tiny_model_directory: Path):
     keeping = BuiltinEngine(engine_settings(tiny_model_directory, layers=(0, 1, 2), token_layers=(1,)))
-    assert (model.tokens_per_capture, keeping.tokens_per_capture) == (400_000, 4096)
+    assert (model.tokens_per_capture, keeping.tokens_per_capture) == (65_536, 4096)
     assert (model.prefetch, model.reader) == (0, model)
 
 
