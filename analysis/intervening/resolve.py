@@ -153,10 +153,11 @@ def _coefficient(steer: float | AbsoluteStrength, axis: AxisSource, layer: int, 
     is_known = math.isfinite(norm) and norm > 0
     if not isinstance(steer, AbsoluteStrength) and not is_known:
         raise InputError(
-            f"is a fraction of the norm of layer {layer}, which is not known: {axis.name} has no moments of activations.",
+            f"is a fraction of the norm of layer {layer}, which is not known: {axis.name} has no moments of "
+            "activations.",
             code="no_norm",
             field=f"{prefix}steer",
-            hint="Give the strength in units of the residual stream, as {absolute: 12.5}, or name a run as the axis; one "
+            hint="Give the strength in units of the residual stream, as {absolute: 12.5}, or name a run as the axis. One "
             "that an earlier version reduced has them once it is reduced again.",
         )
     # The last bits of a norm depend on the machine that adds up its squares, and coefficients identify a run.
