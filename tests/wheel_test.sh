@@ -21,10 +21,10 @@ assert {t for t in tops if not t.endswith(".dist-info")} == {"persona_atlas"}, t
 at_root = {n for n in names if n.startswith("persona_atlas/") and n.count("/") == 1}
 assert at_root == {"persona_atlas/__init__.py", "persona_atlas/py.typed"}, at_root
 yaml_files = [n for n in names if n.endswith(".yaml")]
-# Of the catalog; of devices and of known models.
-assert len(yaml_files) == 275 + 240 + 3 + 2, len(yaml_files)
-# Script and style of the report.
-assert sum(n.endswith((".js", ".css")) for n in names) == 8, names
+# Of the catalog; rubrics of sweeps; of devices and of known models.
+assert len(yaml_files) == 275 + 240 + 3 + 2 + 2, len(yaml_files)
+# Script and style of the report and of watched conversations.
+assert sum(n.endswith((".js", ".css")) for n in names) == 10, names
 CHECK
 "$python" -m pip install --quiet --no-deps --target "$work/site" "$wheel"
 cp -r "$root/tests" "$root/pyproject.toml" "$root/examples" "$root/docs" "$root"/*.md "$work/"

@@ -157,8 +157,8 @@ def _coefficient(steer: float | AbsoluteStrength, axis: AxisSource, layer: int, 
             "activations.",
             code="no_norm",
             field=f"{prefix}steer",
-            hint="Give the strength in units of the residual stream, as {absolute: 12.5}, or name a run as the axis. One "
-            "that an earlier version reduced has them once it is reduced again.",
+            hint="Give the strength in units of the residual stream, as {absolute: 12.5}, or name a run as the axis. "
+            "One that an earlier version reduced has them once it is reduced again.",
         )
     # The last bits of a norm depend on the machine that adds up its squares, and coefficients identify a run.
     added = steer.absolute if isinstance(steer, AbsoluteStrength) else float(np.float32(steer * norm))
