@@ -117,7 +117,6 @@ def test_ctrl_c_ends_a_reply_and_not_the_conversation(
     first, second = answered("chat", axis, "--model", model, "--max-tokens", "60")["turns"]
     assert (first["is_stopped"], second["is_stopped"]) == (True, False)
     assert "projection" not in first
-    assert len(first["reply"]) < len(second["reply"])
 
 
 def test_serve_answers_on_this_machine_alone_until_ctrl_c(

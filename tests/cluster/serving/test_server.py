@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -276,9 +279,27 @@ def test_an_unknown_field_and_a_body_that_is_no_json_are_refused(client: openai.
 
 def test_a_body_that_no_chat_can_need_is_refused_unread(url: str):
     # Tokenising it would take half a minute, in which no other chat is rendered.
-    assert refused(url, b" " * 2_000_000) == (413, "too_large")
+    assert refused_before_its_end(url, "Content-Length", "2000000", [])
     # Of one that does not tell its length, what came is counted.
-    assert refused(url, iter([b" " * 500_000] * 4)) == (413, "too_large")
+    assert refused_before_its_end(url, "Transfer-Encoding", "chunked", [b" " * 50_000] * 40)
+
+
+def refused_before_its_end(url: str, header: str, value: str, chunks: Sequence[bytes]) -> bool:
+    """Send a part of a body, and return whether the server refuses it without waiting for the rest."""
+    place = urllib.parse.urlsplit(url)
+    with closing(http.client.HTTPConnection(str(place.hostname), place.port, timeout=20)) as connection:
+        connection.putrequest("POST", "/v1/chat/completions")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader(header, value)
+        connection.endheaders()
+        try:
+            for chunk in chunks:
+                connection.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            answer = connection.getresponse()
+        except ConnectionError:
+            # A client that is still sending may see the end of the connection before it sees the answer.
+            return bool(chunks)
+        return (answer.status, json.load(answer)["error"]["code"]) == (413, "too_large")
 
 
 def refused(url: str, body: Any, path: str = "chat/completions", **more: str) -> tuple[int, str]:
