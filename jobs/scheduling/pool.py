@@ -145,7 +145,9 @@ class WorkerPool(Generic[R]):
             worker.is_ready, worker.since = True, now
         return self._taken()
 
-    def refused(self, name: str, error: AtlasError, nodes: ClusterNodes, now: float) -> list[Command[R]]:
+    def refused(
+        self, name: str, error: AtlasError, nodes: ClusterNodes, now: float, *, node_id: str | None = None
+    ) -> list[Command[R]]:
         """Record that a worker says that it cannot load the model.
 
         Args:
@@ -153,6 +155,7 @@ class WorkerPool(Generic[R]):
             error: Why it cannot.
             nodes: The cluster as it is now.
             now: Seconds.
+            node_id: The node that cannot, of a worker over several; None: the worker's.
 
         Returns:
             Commands to carry out, in this order.
@@ -163,7 +166,8 @@ class WorkerPool(Generic[R]):
         self._nodes = nodes
         self.last_refusal = error, now
         self._kill(worker)
-        is_room_elsewhere = bool(nodes.num_places({*self._node_health.excluded, worker.node_id}))
+        node_id = node_id or worker.node_id
+        is_room_elsewhere = bool(nodes.num_places({*self._node_health.excluded, node_id}))
         verdict = self._loading.refused(
             is_retryable=error.retryable, is_room_elsewhere=is_room_elsewhere, is_any_placed=self.workers.is_any_placed
         )
@@ -174,7 +178,7 @@ class WorkerPool(Generic[R]):
             self.follow_at = now + REFUSED_PAUSE_S
         else:
             # Other nodes may be able to load the model, so the node is the cause and not the job.
-            self._leave_out(worker.node_id, str(error), refused_at=now)
+            self._leave_out(node_id, str(error), refused_at=now)
             self.follow_at = now if is_room_elsewhere else now + REFUSED_PAUSE_S
         return self._taken()
 
@@ -232,7 +236,14 @@ class WorkerPool(Generic[R]):
         return self._taken()
 
     def died(
-        self, name: str, reason: str, nodes: ClusterNodes, now: float, *, is_unreachable: bool = False
+        self,
+        name: str,
+        reason: str,
+        nodes: ClusterNodes,
+        now: float,
+        *,
+        is_unreachable: bool = False,
+        node_id: str | None = None,
     ) -> list[Command[R]]:
         """Record that a worker is dead or unreachable.
 
@@ -243,6 +254,7 @@ class WorkerPool(Generic[R]):
             now: Seconds.
             is_unreachable: Whether the worker cannot be reached but may be alive. That is the first sign of a lost
                 node, because the cluster takes some time to declare a node dead.
+            node_id: The node of the part that died first, of a worker over several; None: the worker's.
 
         Returns:
             Commands to carry out, in this order.
@@ -251,14 +263,15 @@ class WorkerPool(Generic[R]):
         if worker is None:
             return []
         self._nodes = nodes
-        if is_unreachable or worker.node_id in nodes.gone:
+        node_id = node_id or worker.node_id
+        if is_unreachable or node_id in nodes.gone:
             self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, is_node_charged=False)
             return self._taken()
         if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
             self._kill(worker)
             self._give_up(no_worker(f"{worker.name}: {reason}"))
             return self._taken()
-        self._lose(worker, "the worker died", reason, now)
+        self._lose(worker, "the worker died", reason, now, node_id=node_id)
         if not worker.node_id:
             self.follow_at = now + self._loading.died_unplaced()
         return self._taken()
@@ -346,6 +359,7 @@ class WorkerPool(Generic[R]):
         *,
         is_worker_fault: bool = False,
         is_node_charged: bool = True,
+        node_id: str | None = None,
     ) -> None:
         """Remove a worker: its units fail, another one is launched at once, and its node may be left out.
 
@@ -356,7 +370,9 @@ class WorkerPool(Generic[R]):
             now: Seconds.
             is_worker_fault: Whether its units are certainly not the cause.
             is_node_charged: Whether this counts against its node.
+            node_id: The node to blame, of a worker over several; None: the worker's.
         """
+        node_id = node_id or worker.node_id
         attempts, has_suspect = worker.load.attempts, worker.load.has_suspect
         self._kill(worker)
         self.follow_at = now
@@ -364,10 +380,10 @@ class WorkerPool(Generic[R]):
             self._commands.append(
                 Deliver(worker.name, failures_of(attempts, what, reason, is_worker_fault=is_worker_fault))
             )
-        if is_node_charged and worker.node_id:
-            is_over = self._node_health.died(worker.node_id, now, reason, is_unit_suspect=has_suspect)
+        if is_node_charged and node_id:
+            is_over = self._node_health.died(node_id, now, reason, is_unit_suspect=has_suspect)
             if is_over:
-                self._leave_out(worker.node_id, self._node_health.left_out[worker.node_id])
+                self._leave_out(node_id, self._node_health.left_out[node_id])
 
     def _readmit_last_node(self) -> None:
         """Give work to a node that is left out again, because the other nodes that had room are gone since.
