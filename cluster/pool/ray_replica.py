@@ -67,6 +67,8 @@ class FollowerActor:
             from ...workers.vllm.follower import follow
 
             follow(settings, NodePlace(group, self._node_rank, address), lifeline.loaded)
+            # The process that leads ends at once, whether or not the driver is there to end it.
+            lifeline.close()
         except AtlasError as error:
             return error
         except Exception as error:  # noqa: BLE001 - raised, it would look like a lost worker to the driver

@@ -112,7 +112,7 @@ def assert_gone(processes: Sequence[psutil.Process]) -> None:
 
 
 def assert_whole(location: Location, log: Path, *, before: int, workers: set[str]) -> None:
-    """The store is sound and complete, all of it made by vLLM, and by these workers; more than what was there before."""
+    """The store is sound and complete, all of it made by vLLM, and by these workers; more than was there."""
     found = verified(location)
     assert found.is_sound
     assert found.is_complete

@@ -42,6 +42,8 @@ OPTIONS = VllmOptions(max_num_seqs=8, max_num_batched_tokens=64, kv_cache_bytes=
 def follower(settings: EngineSettings, group: NodeGroup) -> None:
     lifeline = FollowerLifeline(group.address, group.lifeline_port, group.secret, lambda _: end_this_process())
     follow(settings, NodePlace(group, 1, HERE), lifeline.loaded, OPTIONS)
+    # Not by returning: vLLM would wait for its ranks first.
+    end_this_process()
 
 
 @contextmanager
