@@ -180,7 +180,7 @@ class RayExecutor(PooledExecutor):
             return []
         if not isinstance(result, AtlasError):
             return self._died(call, result)
-        nodes, node_id = cluster_nodes(self._placement), replica.node_ids.get(call.part)
+        nodes, node_id = cluster_nodes(self._placement), replica.node_ids.get(call.part, "")
         return self._carry_out(self._pool.refused(name, result, nodes, now, node_id=node_id))
 
     def _died(self, call: _Call, reason: str, *, is_unreachable: bool = False) -> list[Answer]:
@@ -198,7 +198,7 @@ class RayExecutor(PooledExecutor):
                 cluster_nodes(self._placement),
                 self._clock(),
                 is_unreachable=is_unreachable,
-                node_id=self._replicas[call.worker].node_ids.get(part),
+                node_id=self._replicas[call.worker].node_ids.get(part, ""),
             )
         )
 

@@ -146,7 +146,7 @@ class WorkerPool(Generic[R]):
         return self._taken()
 
     def refused(
-        self, name: str, error: AtlasError, nodes: ClusterNodes, now: float, *, node_id: str | None = None
+        self, name: str, error: AtlasError, nodes: ClusterNodes, now: float, *, node_id: str = ""
     ) -> list[Command[R]]:
         """Record that a worker says that it cannot load the model.
 
@@ -155,7 +155,7 @@ class WorkerPool(Generic[R]):
             error: Why it cannot.
             nodes: The cluster as it is now.
             now: Seconds.
-            node_id: The node that cannot, of a worker over several; None: the worker's.
+            node_id: The node that cannot, of a worker over several; empty: the worker's.
 
         Returns:
             Commands to carry out, in this order.
@@ -243,7 +243,7 @@ class WorkerPool(Generic[R]):
         now: float,
         *,
         is_unreachable: bool = False,
-        node_id: str | None = None,
+        node_id: str = "",
     ) -> list[Command[R]]:
         """Record that a worker is dead or unreachable.
 
@@ -254,7 +254,7 @@ class WorkerPool(Generic[R]):
             now: Seconds.
             is_unreachable: Whether the worker cannot be reached but may be alive. That is the first sign of a lost
                 node, because the cluster takes some time to declare a node dead.
-            node_id: The node of the part that died first, of a worker over several; None: the worker's.
+            node_id: The node of the part that died, of a worker over several; empty: the worker's.
 
         Returns:
             Commands to carry out, in this order.
@@ -265,13 +265,13 @@ class WorkerPool(Generic[R]):
         self._nodes = nodes
         node_id = node_id or worker.node_id
         if is_unreachable or node_id in nodes.gone:
-            self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, is_node_charged=False)
+            self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, charged="")
             return self._taken()
         if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
             self._kill(worker)
             self._give_up(no_worker(f"{worker.name}: {reason}"))
             return self._taken()
-        self._lose(worker, "the worker died", reason, now, node_id=node_id)
+        self._lose(worker, "the worker died", reason, now, charged=node_id)
         if not worker.node_id:
             self.follow_at = now + self._loading.died_unplaced()
         return self._taken()
@@ -337,15 +337,7 @@ class WorkerPool(Generic[R]):
     ) -> None:
         self._longest_silence_s = max(self._longest_silence_s, worker.answered(now))
         self._commands.append(Deliver(worker.name, results))
-        # All are recorded, even after the first that is broken. The failure of a suspect says nothing about its worker.
-        verdicts = [
-            self._streaks.is_broken(
-                worker.name, f"{attempt.unit.kind}.{attempt.unit.persona}", isinstance(result, Failure)
-            )
-            for attempt, result in zip(attempts, results, strict=True)
-            if not (attempt.is_suspect and isinstance(result, Failure))
-        ]
-        if verdicts and verdicts[-1]:
+        if self._streaks.ends_broken(worker.name, attempts, [isinstance(result, Failure) for result in results]):
             failure = next(result for result in reversed(results) if isinstance(result, Failure))
             what = "the worker failed unit after unit and was replaced"
             self._lose(worker, what, failure.message, now, is_worker_fault=True)
@@ -358,8 +350,7 @@ class WorkerPool(Generic[R]):
         now: float,
         *,
         is_worker_fault: bool = False,
-        is_node_charged: bool = True,
-        node_id: str | None = None,
+        charged: str | None = None,
     ) -> None:
         """Remove a worker: its units fail, another one is launched at once, and its node may be left out.
 
@@ -369,10 +360,9 @@ class WorkerPool(Generic[R]):
             reason: Why; the detail of the failures.
             now: Seconds.
             is_worker_fault: Whether its units are certainly not the cause.
-            is_node_charged: Whether this counts against its node.
-            node_id: The node to blame, of a worker over several; None: the worker's.
+            charged: The node that this counts against; empty: none; None: the worker's.
         """
-        node_id = node_id or worker.node_id
+        charged = worker.node_id if charged is None else charged
         attempts, has_suspect = worker.load.attempts, worker.load.has_suspect
         self._kill(worker)
         self.follow_at = now
@@ -380,10 +370,8 @@ class WorkerPool(Generic[R]):
             self._commands.append(
                 Deliver(worker.name, failures_of(attempts, what, reason, is_worker_fault=is_worker_fault))
             )
-        if is_node_charged and node_id:
-            is_over = self._node_health.died(node_id, now, reason, is_unit_suspect=has_suspect)
-            if is_over:
-                self._leave_out(node_id, self._node_health.left_out[node_id])
+        if charged and self._node_health.died(charged, now, reason, is_unit_suspect=has_suspect):
+            self._leave_out(charged, self._node_health.left_out[charged])
 
     def _readmit_last_node(self) -> None:
         """Give work to a node that is left out again, because the other nodes that had room are gone since.

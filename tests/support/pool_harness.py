@@ -90,10 +90,10 @@ class Harness:
     def assign(self, worker: str, *attempts: UnitAttempt) -> None:
         self.pool.assigned(worker, attempts, self.now)
 
-    def refuse(self, worker: str, error: AtlasError = NO_MEMORY, *, node_id: str | None = None) -> None:
+    def refuse(self, worker: str, error: AtlasError = NO_MEMORY, *, node_id: str = "") -> None:
         assert self.carry_out(self.pool.refused(worker, error, self.nodes, self.now, node_id=node_id)) == []
 
-    def die(self, worker: str, *, is_unreachable: bool = False, node_id: str | None = None) -> list[Deliver[Done]]:
+    def die(self, worker: str, *, is_unreachable: bool = False, node_id: str = "") -> list[Deliver[Done]]:
         died = self.pool.died(worker, "killed", self.nodes, self.now, is_unreachable=is_unreachable, node_id=node_id)
         return self.carry_out(died)
 
