@@ -252,8 +252,8 @@ class WorkerPool(Generic[R]):
             reason: What is known about the cause.
             nodes: The cluster as it is now, which shows whether the worker's node is gone.
             now: Seconds.
-            is_unreachable: Whether the worker cannot be reached but may be alive. That is the first sign of a lost
-                node, because the cluster takes some time to declare a node dead.
+            is_unreachable: Whether it cannot be reached but may be alive: the first sign of a lost node, because the
+                cluster takes some time to declare a node dead.
             node_id: The node of the part that died, of a worker over several; empty: the worker's.
 
         Returns:
@@ -263,15 +263,14 @@ class WorkerPool(Generic[R]):
         if worker is None:
             return []
         self._nodes = nodes
-        node_id = node_id or worker.node_id
-        if is_unreachable or node_id in nodes.gone:
+        if is_unreachable or (node_id or worker.node_id) in nodes.gone:
             self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, charged="")
             return self._taken()
         if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
             self._kill(worker)
             self._give_up(no_worker(f"{worker.name}: {reason}"))
             return self._taken()
-        self._lose(worker, "the worker died", reason, now, charged=node_id)
+        self._lose(worker, "the worker died", reason, now, charged=node_id or None)
         if not worker.node_id:
             self.follow_at = now + self._loading.died_unplaced()
         return self._taken()
@@ -367,9 +366,8 @@ class WorkerPool(Generic[R]):
         self._kill(worker)
         self.follow_at = now
         if attempts:
-            self._commands.append(
-                Deliver(worker.name, failures_of(attempts, what, reason, is_worker_fault=is_worker_fault))
-            )
+            failures = failures_of(attempts, what, reason, is_worker_fault=is_worker_fault)
+            self._commands.append(Deliver(worker.name, failures))
         if charged and self._node_health.died(charged, now, reason, is_unit_suspect=has_suspect):
             self._leave_out(charged, self._node_health.left_out[charged])
 
