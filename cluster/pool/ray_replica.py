@@ -15,8 +15,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...jobs.errors import AtlasError, InputError
-from ...workers.vllm.lifeline import FollowerLifeline
-from ...workers.vllm.node_group import NodeGroup, NodePlace
+from ...workers.vllm.over_nodes.lifeline import FollowerLifeline
+from ...workers.vllm.over_nodes.node_group import NodeGroup, NodePlace
 from ...workers.vllm.ranks import end_all_ranks, end_this_process
 from .assemble import engine_here
 from .placement import Placement
@@ -64,7 +64,7 @@ class FollowerActor:
             settings = engine_here(self._settings)
             lifeline = _lifeline_to(group, address)
             # Imported only where a model is loaded, as torch is.
-            from ...workers.vllm.follower import follow
+            from ...workers.vllm.over_nodes.follower import follow
 
             follow(settings, NodePlace(group, self._node_rank, address), lifeline.loaded)
             # The process that leads ends at once, whether or not the driver is there to end it.

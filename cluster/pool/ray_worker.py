@@ -13,8 +13,8 @@ import ray
 from ...jobs.errors import AtlasError, JobError
 from ...jobs.machine_faults import machine_fault
 from ...jobs.work.units import UnitAttempt
-from ...workers.vllm.lifeline import LeaderLifeline
-from ...workers.vllm.node_group import NodeGroup, NodePlace
+from ...workers.vllm.over_nodes.lifeline import LeaderLifeline
+from ...workers.vllm.over_nodes.node_group import NodeGroup, NodePlace
 from ...workers.vllm.ranks import end_all_ranks, end_this_process
 from .worker_loop import WorkerLoop, WorkerReport
 from .worker_settings import WorkerSettings

@@ -10,7 +10,7 @@ from ...jobs.specs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
 from ...jobs.specs.store_spec import S3Access
 from ...workers.engine import EngineSettings
 from ...workers.models.limits import usable_cores
-from ...workers.vllm.node_group import NodePlace
+from ...workers.vllm.over_nodes.node_group import NodePlace
 from .placement import Placement
 
 

@@ -14,7 +14,7 @@ from .capture_plan import KEY, WorkerPlan
 from .edits.plan import DIRECTIONS, EDITS_KEY, EDITS_PER_LAYER, EditPlan
 from .inside.worker import WORKER_CLASSES
 from .model import ServedModel
-from .node_group import NodePlace
+from .over_nodes.node_group import NodePlace
 
 _CPU_BLOCK_TOKENS = 128
 """Tokens of one block of the KV cache on a CPU; of the last block of every sequence, a part is not used."""

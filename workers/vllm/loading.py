@@ -18,7 +18,7 @@ from .capture_plan import WorkerPlan
 from .edits.cache_keys import key_blocks_by_edits
 from .edits.plan import EditPlan
 from .model import ServedModel
-from .node_group import NodePlace
+from .over_nodes.node_group import NodePlace
 from .rank_failures import RankFailures
 from .ranks import BeforeRanks, Ranks, unlink_shared_memory, without_semaphores
 from .versions import require_known_version

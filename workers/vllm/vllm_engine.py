@@ -26,7 +26,7 @@ from .generation import VllmGeneration
 from .limits import require_room
 from .loading import start_vllm
 from .model import read_model
-from .node_group import NodePlace
+from .over_nodes.node_group import NodePlace
 from .reading import VllmReader
 from .recompute import Recompute
 from .versions import require_known_version

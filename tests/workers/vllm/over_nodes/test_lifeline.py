@@ -11,15 +11,15 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 import pytest
-from persona_atlas.workers.vllm import lifeline
-from persona_atlas.workers.vllm.lifeline import FollowerLifeline, LeaderLifeline
+from persona_atlas.workers.vllm.over_nodes import lifeline
+from persona_atlas.workers.vllm.over_nodes.lifeline import FollowerLifeline, LeaderLifeline
 
 HERE = "127.0.0.1"
 WITHIN_S = 10.0
 
 PROGRAM = """
 import sys, time
-from persona_atlas.workers.vllm.lifeline import FollowerLifeline
+from persona_atlas.workers.vllm.over_nodes.lifeline import FollowerLifeline
 line = FollowerLifeline("127.0.0.1", int(sys.argv[1]), bytes.fromhex(sys.argv[2]), lambda _: None)
 line.loaded()
 print("connected", flush=True)

@@ -15,9 +15,9 @@ import pytest
 from persona_atlas.jobs.errors import EngineDied
 from persona_atlas.workers.engine import EngineSettings
 from persona_atlas.workers.vllm.arguments import VllmOptions
-from persona_atlas.workers.vllm.follower import follow
-from persona_atlas.workers.vllm.lifeline import FollowerLifeline, LeaderLifeline
-from persona_atlas.workers.vllm.node_group import NodeGroup, NodePlace
+from persona_atlas.workers.vllm.over_nodes.follower import follow
+from persona_atlas.workers.vllm.over_nodes.lifeline import FollowerLifeline, LeaderLifeline
+from persona_atlas.workers.vllm.over_nodes.node_group import NodeGroup, NodePlace
 from persona_atlas.workers.vllm.ranks import end_this_process
 from persona_atlas.workers.vllm.vllm_engine import VllmEngine
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from ..engine import EngineSettings
-from .arguments import VllmOptions, edit_plan, engine_arguments, worker_plan
-from .loading import engine_config, starting_ranks
-from .model import read_model
+from ...engine import EngineSettings
+from ..arguments import VllmOptions, edit_plan, engine_arguments, worker_plan
+from ..loading import engine_config, starting_ranks
+from ..model import read_model
+from ..ranks import Ranks
 from .node_group import NodePlace
-from .ranks import Ranks
 
 
 def follow(
