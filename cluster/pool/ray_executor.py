@@ -22,7 +22,7 @@ from ..ray_text import one_line, plain
 from .executor import Answer
 from .placement import Placement
 from .pooled_executor import PooledExecutor
-from .ray_replica import Replica
+from .ray_replica import Replica, remove_groups_left_over
 from .ray_worker import UnitActor
 from .session import cluster_nodes
 from .worker_settings import WorkerSettings
@@ -83,6 +83,8 @@ class RayExecutor(PooledExecutor):
         self._placement = placement
         self._actor_class: Any = ray.remote(actor_class)
         self._replicas: dict[str, Replica] = {}
+        if placement.num_nodes > 1:
+            remove_groups_left_over(settings.store_url)
         self._calls: dict[Any, _Call] = {}
 
     def wait(self, timeout_s: float) -> list[Answer]:

@@ -7,11 +7,14 @@ the driver.
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import get_placement_group, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...jobs.errors import AtlasError, InputError
@@ -92,6 +95,26 @@ def _lifeline_to(group: NodeGroup, address: str) -> FollowerLifeline:
         ) from error
 
 
+def remove_groups_left_over(store_url: str) -> None:
+    """Give back what an earlier driver of a run has reserved for its replicas.
+
+    Ray removes a placement group when the actor that made it is dead for good, and not when it starts that actor again;
+    the actors in the group are dead by then. A run has one driver at a time, so that the groups are no other's.
+
+    Args:
+        store_url: The run's store.
+    """
+    for entry in placement_group_table().values():
+        if entry["name"].startswith(_name_of_groups(store_url)) and entry["state"] != "REMOVED":
+            # It may be gone meanwhile.
+            with suppress(ValueError):
+                remove_placement_group(get_placement_group(entry["name"]))
+
+
+def _name_of_groups(store_url: str) -> str:
+    return f"persona-atlas/{hashlib.sha256(store_url.encode()).hexdigest()[:16]}/"
+
+
 class Replica:
     """The driver's hold on the actors of one worker.
 
@@ -154,8 +177,14 @@ class Replica:
     ) -> Replica:
         bundle = {"CPU": float(placement.threads), "GPU": float(placement.num_gpus)}
         bundles = [{name: amount for name, amount in bundle.items() if amount} for _ in range(placement.num_nodes)]
+        # Ray takes None, though it does not say so, and no empty list.
+        labels: Any = [selector] * len(bundles) if selector else None
         group = placement_group(
-            bundles, strategy="STRICT_SPREAD", bundle_label_selector=[selector] * len(bundles) if selector else []
+            bundles,
+            strategy="STRICT_SPREAD",
+            # Ray takes a name but once, and removes a group some time after it is told to.
+            name=f"{_name_of_groups(settings.store_url)}{worker}/{secrets.token_hex(4)}",
+            bundle_label_selector=labels,
         )
         strategies = [PlacementGroupSchedulingStrategy(group, rank) for rank in range(placement.num_nodes)]
         in_bundle = [options | {"scheduling_strategy": strategy} for strategy in strategies]
