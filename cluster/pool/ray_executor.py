@@ -82,7 +82,7 @@ class RayExecutor(PooledExecutor):
         self._settings = settings
         self._placement = placement
         self._actor_class: Any = ray.remote(actor_class)
-        self._replicas: dict[str, Replica] = {}
+        self._replica_of: dict[str, Replica] = {}
         if placement.num_nodes > 1:
             remove_groups_left_over(settings.store_url)
         self._calls: dict[Any, _Call] = {}
@@ -119,7 +119,7 @@ class RayExecutor(PooledExecutor):
         """Kill every worker; what is in flight is lost."""
         if self._settings.engine_name == "vllm":
             placed = [name for name, worker in self._pool.workers.by_name.items() if worker.node_id]
-            ends = [call for name in placed if name in self._replicas for call in self._replicas[name].end()]
+            ends = [call for name in placed if name in self._replica_of for call in self._replica_of[name].end()]
             if ends:
                 ray.wait(ends, num_returns=len(ends), timeout=_END_S)
         super().close()
@@ -148,14 +148,14 @@ class RayExecutor(PooledExecutor):
             return self._of_follower(call, result)
         if call.kind == "node_id":
             answers = self._carry_out(pool.placed(name, result, now))
-            if name in self._replicas:
+            if name in self._replica_of:
                 # Only now: an actor's calls run beside each other, and the pool must not hear of a loaded model first.
                 self._call(name, "prepare")
-                if self._replicas[name].followers:
+                if self._replica_of[name].followers:
                     self._call(name, "group")
             return answers
         if call.kind == "group":
-            for part in range(1, len(self._replicas[name].parts)):
+            for part in range(1, len(self._replica_of[name].parts)):
                 self._call(name, "follow", result, part=part)
             return []
         if call.kind == "prepare" and isinstance(result, AtlasError):
@@ -176,7 +176,7 @@ class RayExecutor(PooledExecutor):
 
     def _of_follower(self, call: _Call, result: Any) -> list[Answer]:
         """Translate a call of a replica's actor on a further node that has returned."""
-        replica, name, now = self._replicas[call.worker], call.worker, self._clock()
+        replica, name, now = self._replica_of[call.worker], call.worker, self._clock()
         if call.kind == "node_id":
             replica.node_ids[call.part] = result
             return []
@@ -187,7 +187,7 @@ class RayExecutor(PooledExecutor):
 
     def _died(self, call: _Call, reason: str, *, is_unreachable: bool = False) -> list[Answer]:
         """Record that a part of a worker is gone, and so all of it."""
-        if call.worker not in self._replicas:
+        if call.worker not in self._replica_of:
             return []
         part = call.part
         if not is_unreachable:
@@ -200,7 +200,7 @@ class RayExecutor(PooledExecutor):
                 cluster_nodes(self._placement),
                 self._clock(),
                 is_unreachable=is_unreachable,
-                node_id=self._replicas[call.worker].node_ids.get(part, ""),
+                node_id=self._replica_of[call.worker].node_ids.get(part, ""),
             )
         )
 
@@ -226,19 +226,19 @@ class RayExecutor(PooledExecutor):
 
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
         replica = Replica.launch(self._actor_class, self._settings, worker, self._placement, avoid)
-        self._replicas[worker] = replica
+        self._replica_of[worker] = replica
         self._call(worker, "wait_forever")
         for part in range(len(replica.parts)):
             self._call(worker, "node_id", part=part)
 
     def _kill(self, worker: str) -> None:
         self._calls = {reference: call for reference, call in self._calls.items() if call.worker != worker}
-        self._replicas.pop(worker).kill()
+        self._replica_of.pop(worker).kill()
 
     def _send(self, worker: str, attempts: tuple[UnitAttempt, ...]) -> None:
-        reference = self._replicas[worker].leader.take.remote(attempts)
+        reference = self._replica_of[worker].leader.take.remote(attempts)
         self._calls[reference] = _Call("take", worker, attempts)
 
     def _call(self, worker: str, kind: _Kind, *arguments: Any, part: int = 0) -> None:
-        actor = self._replicas[worker].parts[part]
+        actor = self._replica_of[worker].parts[part]
         self._calls[getattr(actor, kind).remote(*arguments)] = _Call(kind, worker, part=part)
