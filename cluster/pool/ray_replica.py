@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ...jobs.errors import AtlasError, InputError
 from ...workers.vllm.over_nodes.lifeline import FollowerLifeline
 from ...workers.vllm.over_nodes.node_group import NodeGroup, NodePlace
-from ...workers.vllm.ranks import end_all_ranks, end_this_process
+from ...workers.vllm.ranks import end_all_ranks, end_this_process, end_with_starter
 from .assemble import engine_here
 from .placement import Placement
 from .ray_worker import not_loaded, on_own_node, require_current_directory
@@ -43,6 +43,7 @@ class FollowerActor:
     """
 
     def __init__(self, settings: WorkerSettings, worker: str, node_rank: int) -> None:
+        end_with_starter()
         self._settings = on_own_node(settings)
         self._worker = worker
         self._node_rank = node_rank

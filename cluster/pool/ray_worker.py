@@ -15,7 +15,7 @@ from ...jobs.machine_faults import machine_fault
 from ...jobs.work.units import UnitAttempt
 from ...workers.vllm.over_nodes.lifeline import LeaderLifeline
 from ...workers.vllm.over_nodes.node_group import NodeGroup, NodePlace
-from ...workers.vllm.ranks import end_all_ranks, end_this_process
+from ...workers.vllm.ranks import end_all_ranks, end_this_process, end_with_starter
 from .worker_loop import WorkerLoop, WorkerReport
 from .worker_settings import WorkerSettings
 
@@ -36,6 +36,7 @@ class UnitActor:
         self._lifeline: LeaderLifeline | None = None
         self._group: NodeGroup | None = None
         if settings.num_nodes > 1:
+            end_with_starter()
             address = ray.util.get_node_ip_address()
             self._lifeline = LeaderLifeline(address, settings.num_nodes - 1, lambda _: end_this_process())
             self._group = NodeGroup.led_from(address, settings.num_nodes, self._lifeline.port, self._lifeline.secret)

@@ -47,6 +47,21 @@ def end_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_with_starter() -> None:
+    """Let this process and its ranks be killed as soon as the process that started it is gone, as Ray's on this node.
+
+    Ray ends its workers then too, but may take a quarter of a minute, in which the other nodes of a replica wait.
+    """
+    starter = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(_POLL_S)
+        end_this_process()
+
+    threading.Thread(target=watch, name="starter-watch", daemon=True).start()
+
+
 def end_with_parent() -> None:
     """Let this process be killed as soon as the process that started it is gone; called in each rank.
 
