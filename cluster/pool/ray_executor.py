@@ -171,8 +171,9 @@ class RayExecutor(PooledExecutor):
         if call.kind == "take" and not isinstance(error, RayActorError):
             return self._carry_out(self._pool.rejected(call.worker, call.attempts, plain(str(error)), now))
         # Ray declares a node dead only after several missed health checks, but reports at once that an actor on it is
-        # unreachable.
-        return self._died(call, one_line(str(error)), is_unreachable=isinstance(error, ActorUnavailableError))
+        # unreachable. Of a replica over several nodes the actors end with a lost node sooner than that.
+        is_unreachable = isinstance(error, ActorUnavailableError) or bool(self._replica_of[call.worker].followers)
+        return self._died(call, one_line(str(error)), is_unreachable=is_unreachable)
 
     def _of_follower(self, call: _Call, result: Any) -> list[Answer]:
         """Translate a call of a replica's actor on a further node that has returned."""
@@ -191,7 +192,7 @@ class RayExecutor(PooledExecutor):
             return []
         part = call.part
         if not is_unreachable:
-            lost = self._unreachable_part(call)
+            lost = self._lost_part(call)
             part, is_unreachable = (part, False) if lost is None else (lost, True)
         return self._carry_out(
             self._pool.died(
@@ -204,10 +205,11 @@ class RayExecutor(PooledExecutor):
             )
         )
 
-    def _unreachable_part(self, call: _Call) -> int | None:
-        """Return the part of a worker whose node seems to be gone, though another part was heard to end before it.
+    def _lost_part(self, call: _Call) -> int | None:
+        """Return the part of a worker whose actor is gone, though another part was heard to end before it.
 
-        The parts end each other within moments, and a lost node is neither the fault of the units nor of other nodes.
+        The parts end each other within moments, before the cluster knows that a node is lost, which is neither the
+        fault of the units nor of the other nodes.
         """
         others = [
             reference
@@ -218,10 +220,8 @@ class RayExecutor(PooledExecutor):
         for reference in returned:
             try:
                 ray.get(reference)
-            except ActorUnavailableError:
-                return self._calls[reference].part
             except RayError:
-                continue
+                return self._calls[reference].part
         return None
 
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
