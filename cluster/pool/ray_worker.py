@@ -31,10 +31,12 @@ class UnitActor:
         name: Name of the worker.
     """
 
+    # Only a replica over several nodes has them.
+    _lifeline: LeaderLifeline | None = None
+    _group: NodeGroup | None = None
+
     def __init__(self, settings: WorkerSettings, name: str) -> None:
         settings = on_own_node(settings)
-        self._lifeline: LeaderLifeline | None = None
-        self._group: NodeGroup | None = None
         if settings.num_nodes > 1:
             end_with_starter()
             address = ray.util.get_node_ip_address()
