@@ -196,7 +196,11 @@ def test_another_model_is_refused_and_a_transfer_is_said_on_every_output(
     assert answered(*asked[:4], "--model", run.model_name)["transfer"] is None
 
 
-def test_what_is_printed_has_a_sparkline_and_the_texts(run: Run, talks: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_printed_has_a_sparkline_and_the_texts(
+    run: Run, talks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    # A narrow terminal has no room for texts.
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit):
         main(["project", run.url, "--conversations", str(talks), "--layer", "1"])
     lines = capsys.readouterr().out.splitlines()
