@@ -71,10 +71,11 @@ def _cluster_spec(request: ClusterRequest) -> Manifest:
         },
         "workerGroupSpecs": [
             {
-                "groupName": f"gpu-x{request.gpus_per_replica}" if request.gpus_per_replica else "cpu",
-                "replicas": request.replicas_min,
-                "minReplicas": request.replicas_min,
-                "maxReplicas": request.replicas_max,
+                "groupName": f"gpu-x{request.gpus_per_node}" if request.gpus_per_node else "cpu",
+                # Each pod is a node of its own, whatever replica it is a part of: the job forms the groups.
+                "replicas": request.nodes_min,
+                "minReplicas": request.nodes_min,
+                "maxReplicas": request.nodes_max,
                 "numOfHosts": 1,
                 "rayStartParams": {"object-store-memory": str(OBJECT_STORE_BYTES)},
                 "template": worker_template(request),

@@ -160,6 +160,12 @@ def _on_aws(request: ClusterRequest, machines: Machines) -> Manifest:
         )
     per_machine = device.per_node if request.gpus_per_replica else 1
     fewest, most = (math.ceil(gpus / per_machine) for gpus in (request.gpus_min, request.gpus_max))
+    if request.nodes_per_replica > 1:
+        # The parts of a replica are on machines of their own; those of several replicas may share them.
+        parts = per_machine // request.gpus_per_node
+        fewest, most = (
+            max(request.nodes_per_replica, math.ceil(nodes / parts)) for nodes in (request.nodes_min, request.nodes_max)
+        )
     worker = _node_config(request, device.vm_type, worker_size(request).disk_gib)
     if request.spot:
         worker["InstanceMarketOptions"] = {"MarketType": "spot"}

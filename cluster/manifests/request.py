@@ -38,6 +38,7 @@ class ClusterRequest:
         gpus_min: Fewest GPUs; CPU replicas for a job without GPUs.
         gpus_max: Most GPUs; more than ``gpus_min`` turns on Ray's autoscaler.
         device: Entry of the device table for the GPUs; None: GPUs of any type.
+        nodes_per_replica: Nodes that a replica's stages are spread over.
         node_selector: Labels that a worker's node must have.
         tolerations: Taints that a worker tolerates, as (key, value); value None tolerates any value.
         spot: Run workers on spot machines, which the provider may take back.
@@ -55,6 +56,7 @@ class ClusterRequest:
     gpus_min: int = 1
     gpus_max: int = 1
     device: Device | None = None
+    nodes_per_replica: int = 1
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[tuple[str, str | None], ...] = ()
     spot: bool = False
@@ -91,6 +93,14 @@ class ClusterRequest:
                 code="bad_bounds",
                 field="--gpus-min",
                 hint="Lower --gpus-min or raise --gpus-max.",
+            )
+        if self.nodes_per_replica > 1 and not self.gpus_min:
+            # A job learns from the cluster's nodes over how many a replica is to be spread.
+            raise InputError(
+                f"must be at least {size}, because a replica is spread over {self.nodes_per_replica} nodes, but is 0.",
+                code="no_nodes_to_spread_over",
+                field="--gpus-min",
+                hint=f"Give --gpus-min {size}, the GPUs of one replica.",
             )
         asked = self.spec.placement.replicas
         if asked is not None and self.gpus_min > asked * size:
@@ -141,6 +151,21 @@ class ClusterRequest:
     def gpus_per_replica(self) -> int:
         """Number of GPUs of one replica; 0 for a job on CPUs."""
         return 0 if self.spec.placement.device == "cpu" else self.figures.gpus_per_replica
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Number of GPUs that a replica has on each of its nodes; 0 for a job on CPUs."""
+        return self.gpus_per_replica // self.nodes_per_replica
+
+    @property
+    def nodes_min(self) -> int:
+        """Fewest nodes, of which each holds a replica or a part of one."""
+        return self.replicas_min * self.nodes_per_replica
+
+    @property
+    def nodes_max(self) -> int:
+        """Most such nodes."""
+        return self.replicas_max * self.nodes_per_replica
 
     @property
     def replicas_min(self) -> int:

@@ -38,11 +38,11 @@ def head_size(request: ClusterRequest) -> Size:
 
 
 def worker_size(request: ClusterRequest) -> Size:
-    """Size the machine of one replica.
+    """Size the machine of one replica, or of its part on one of its nodes.
 
     On GPUs the memory is for loading weights and for units that wait to be written; on CPUs it holds the whole replica.
     """
-    gpus = request.gpus_per_replica
+    gpus = request.gpus_per_node
     if not gpus:
         held = math.ceil(request.figures.machine_bytes / _GIB)
         return Size(request.spec.placement.threads or 8, held + 6, 2, _disk_gib(request))

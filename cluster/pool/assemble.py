@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ...jobs.engines import Engine
 from ...jobs.errors import InputError
 from ...storage.locations.location import Location
 from ...workers.chat.spans import load_renderer
@@ -44,6 +43,43 @@ def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Res
         InputError: The model does not fit the memory or cannot be loaded, vLLM is not here in a version that is known,
             or the server does not serve the model.
     """
+    engine = engine_here(settings)
+    if not settings.reads_given and settings.generation is None:
+        return _load_model(settings, engine, generates=True)
+    conversations = load_renderer(engine.directory, engine.chat_template)
+    user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
+    if settings.generation is None:
+        return GivenResponder(_load_model(settings, engine, generates=False), conversations, user_spans)
+    # The HTTP client is imported only if a server generates.
+    from ...workers.responders.endpoint import EndpointResponder, check_endpoint
+
+    # The server is checked first, because the model may take minutes to load.
+    left_out = check_endpoint(settings.generation, settings.served_model, conversations.renderer)
+    return EndpointResponder(
+        _load_model(settings, engine, generates=False),
+        conversations,
+        settings.generation,
+        settings.served_model,
+        engine.sampling,
+        user_spans=user_spans,
+        left_out=left_out,
+        on_wait=on_wait,
+    )
+
+
+def engine_here(settings: WorkerSettings) -> EngineSettings:
+    """Check that this machine can run the engine, and find the model's files on it.
+
+    Args:
+        settings: The model and how to run it.
+
+    Returns:
+        The settings of the engine, with the model's directory on this machine.
+
+    Raises:
+        InputError: vLLM is not here in a version that is known, torch cannot use the GPU, the memory has no room for
+            the model, or its files cannot be found.
+    """
     if settings.engine_name == "vllm":
         require_known_version(settings.engine.device)
     if settings.engine.device == "cuda":
@@ -65,27 +101,7 @@ def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Res
     engine = settings.engine
     if settings.model is not None and not engine.directory.is_dir():
         engine = replace(engine, directory=find_model(settings.model, lambda _: None))
-    if not settings.reads_given and settings.generation is None:
-        return _load_model(settings.engine_name, engine, generates=True)
-    conversations = load_renderer(engine.directory, engine.chat_template)
-    user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
-    if settings.generation is None:
-        return GivenResponder(_load_model(settings.engine_name, engine, generates=False), conversations, user_spans)
-    # The HTTP client is imported only if a server generates.
-    from ...workers.responders.endpoint import EndpointResponder, check_endpoint
-
-    # The server is checked first, because the model may take minutes to load.
-    left_out = check_endpoint(settings.generation, settings.served_model, conversations.renderer)
-    return EndpointResponder(
-        _load_model(settings.engine_name, engine, generates=False),
-        conversations,
-        settings.generation,
-        settings.served_model,
-        engine.sampling,
-        user_spans=user_spans,
-        left_out=left_out,
-        on_wait=on_wait,
-    )
+    return engine
 
 
 def engine_label(settings: WorkerSettings) -> str:
@@ -93,12 +109,12 @@ def engine_label(settings: WorkerSettings) -> str:
     return "builtin" if settings.engine_name == "builtin" else f"vllm {installed_version()}"
 
 
-def _load_model(name: Engine, engine: EngineSettings, *, generates: bool) -> BuiltinEngine | VllmEngine:
+def _load_model(settings: WorkerSettings, engine: EngineSettings, *, generates: bool) -> BuiltinEngine | VllmEngine:
     # Torch and vLLM are imported only where a model is loaded, not by the driver or the command line.
-    if name == "vllm":
+    if settings.engine_name == "vllm":
         from ...workers.vllm.vllm_engine import VllmEngine
 
-        return VllmEngine(engine, generates=generates)
+        return VllmEngine(engine, generates=generates, place=settings.place)
     from ...workers.builtin.builtin_engine import BuiltinEngine
 
     return BuiltinEngine(engine)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...jobs.errors import InputError
 from ...jobs.specs.spec_parts import PlacementSpec
+from ...jobs.vllm.replica_nodes import nodes_of_replica, spread
 from ...jobs.wording import count_of
 
 
@@ -20,6 +21,7 @@ class Resources:
             node; None when unknown.
         num_nodes: Number of nodes that could run a replica.
         gpus_by_node: GPUs of each of these nodes; empty: all are on one node.
+        cpus_by_node: Cores of each of these nodes; empty: unknown.
     """
 
     num_cpus: int
@@ -27,23 +29,12 @@ class Resources:
     cpus_per_node: int | None = None
     num_nodes: int = 1
     gpus_by_node: tuple[int, ...] = ()
+    cpus_by_node: tuple[int, ...] = ()
 
     @property
     def most_gpus(self) -> int:
         """GPUs of the node that has most of them."""
         return max(self.gpus_by_node, default=self.num_gpus)
-
-    def places_for(self, num_gpus: int) -> int:
-        """Return the number of replicas of so many GPUs each that there is room for, since each is on one node.
-
-        Args:
-            num_gpus: GPUs of one replica.
-
-        Example:
-            >>> Resources(64, 12, gpus_by_node=(8, 4)).places_for(8)
-            1
-        """
-        return sum(gpus // num_gpus for gpus in self.gpus_by_node or (self.num_gpus,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +44,12 @@ class Placement:
     Attributes:
         replicas: Number of replicas; each is one worker process.
         device: ``cpu`` or ``cuda``.
-        threads: CPUs of its node that each replica reserves, and its CPU threads unless its node decides them.
-        num_gpus: GPUs of each replica, all on its node: 0, 1, or those of its tensor-parallel group.
+        threads: CPUs of a node that each replica reserves there, and its CPU threads unless its node decides them.
+        num_gpus: GPUs of a node that each replica reserves there.
         one_per_node: Whether each node gets one replica, however many it has room for.
         node_decides: Whether the threads of a replica depend on the node where it is placed, which may join later.
+        num_nodes: Nodes of each replica, each with as many of its stages. More than one: what is said here of a replica
+            and its node holds for its part on each of them.
     """
 
     replicas: int
@@ -65,6 +58,7 @@ class Placement:
     num_gpus: int
     one_per_node: bool = False
     node_decides: bool = False
+    num_nodes: int = 1
 
     def places_on(self, num_cpus: float, num_gpus: float) -> int:
         """Return the number of replicas that one node has resources for.
@@ -123,55 +117,97 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
         )
     device = "cuda" if asked.device == "cuda" or (asked.device == "auto" and resources.num_gpus) else "cpu"
     ranks = asked.gpus_per_replica
-    num_gpus = ranks if device == "cuda" else 0
-    if num_gpus:
-        _require_one_node(asked, resources, may_grow=may_grow)
-    places = resources.places_for(num_gpus) if num_gpus else resources.num_cpus // ranks
-    replicas = asked.replicas or (places if num_gpus else max(1, resources.num_nodes))
+    if device == "cuda":
+        nodes, places = _on_gpus(asked, resources, may_grow=may_grow)
+    else:
+        nodes, places = _on_cpus(asked, resources)
+    num_gpus = ranks // nodes if device == "cuda" else 0
+    # Without GPUs each node has one replica, or each group of nodes.
+    replicas = asked.replicas or (places if num_gpus else max(1, resources.num_nodes // nodes))
     one_per_node = device == "cpu" and not asked.replicas
     # On a CPU each rank is a process that computes, and needs a core.
-    least_threads = 1 if num_gpus else ranks
-    if asked.threads and asked.threads < least_threads:
+    least_threads = 1 if num_gpus else ranks // nodes
+    if asked.threads and asked.threads < least_threads * nodes:
         raise InputError(
             f"is {asked.threads}, and each of the {ranks} processes of a replica takes a core.",
             code="too_few_threads",
             field="placement.threads",
-            hint=f"Ask for at least {least_threads}, or leave it out.",
+            hint=f"Ask for at least {least_threads * nodes}, or leave it out.",
         )
+    own_threads = asked.threads and max(1, asked.threads // nodes)
     if may_grow:
-        at_once = max(1, -(-replicas // max(1, resources.num_nodes)))
-        reserved = asked.threads or max(least_threads, (resources.cpus_per_node or 1) // at_once)
-        replicas = max(1, replicas)
-        return Placement(replicas, device, reserved, num_gpus, one_per_node, node_decides=not asked.threads)
+        at_once = max(1, -(-replicas * nodes // max(1, resources.num_nodes)))
+        reserved = own_threads or max(least_threads, (resources.cpus_per_node or 1) // at_once)
+        return Placement(max(1, replicas), device, reserved, num_gpus, one_per_node, not asked.threads, nodes)
     if replicas > places:
         raise _no_room(replicas, places, device, ranks)
-    cores = min(resources.num_cpus // replicas, resources.cpus_per_node or resources.num_cpus)
-    threads = asked.threads or max(least_threads, cores)
-    if threads * replicas > resources.num_cpus:
+    parts = replicas * nodes
+    cores = min(resources.num_cpus // parts, resources.cpus_per_node or resources.num_cpus)
+    threads = own_threads or max(least_threads, cores)
+    if threads * parts > resources.num_cpus:
         raise InputError(
-            f"{replicas} replicas of {threads} threads need {threads * replicas} cores; "
+            f"{replicas} replicas of {threads * nodes} threads need {threads * parts} cores; "
             f"there are {resources.num_cpus}.",
             code="too_many_threads",
             field="placement.threads" if asked.threads else "placement.replicas",
             hint=f"Ask for at most {resources.num_cpus // replicas if asked.threads else resources.num_cpus}.",
         )
-    return Placement(replicas, device, threads, num_gpus, one_per_node)
+    return Placement(replicas, device, threads, num_gpus, one_per_node, num_nodes=nodes)
 
 
-def _require_one_node(asked: PlacementSpec, resources: Resources, *, may_grow: bool) -> None:
-    """Refuse a replica that no node has GPUs enough for: its processes share the memory of one machine.
+def _on_gpus(asked: PlacementSpec, resources: Resources, *, may_grow: bool) -> tuple[int, int]:
+    """Return over how many nodes each replica is spread, and how many replicas there is room for.
 
     Nodes that an autoscaler may add can be larger, but a cluster that has GPUs shows of which size its nodes are.
+
+    Raises:
+        InputError: No node has GPUs enough, and there are no nodes to spread the stages over.
     """
+    tensor, stages = asked.tensor_parallel, asked.pipeline_parallel
+    by_node = resources.gpus_by_node or (resources.num_gpus,)
+    nodes, places = spread(by_node, tensor_parallel=tensor, pipeline_parallel=stages, replicas=asked.replicas)
+    if places:
+        return nodes, places
+    waits_for = nodes_of_replica(tensor, stages, resources.most_gpus) if may_grow else None
+    if waits_for is not None or (may_grow and not resources.most_gpus):
+        return waits_for or 1, 0
+    raise _over_nodes(asked, resources)
+
+
+def _on_cpus(asked: PlacementSpec, resources: Resources) -> tuple[int, int]:
+    """Return the same on cores, of which each rank takes one; a replica is spread where no node has enough of them."""
+    ranks, tensor, stages = asked.gpus_per_replica, asked.tensor_parallel, asked.pipeline_parallel
+    if stages > 1 and ranks > max(resources.cpus_by_node, default=ranks):
+        nodes, places = spread(
+            resources.cpus_by_node, tensor_parallel=tensor, pipeline_parallel=stages, replicas=asked.replicas
+        )
+        if places:
+            return nodes, places
+    return 1, resources.num_cpus // ranks
+
+
+def _over_nodes(asked: PlacementSpec, resources: Resources) -> InputError:
+    """Make the error of a replica that takes more GPUs than a node has, and cannot be spread over those there are."""
     ranks, most = asked.gpus_per_replica, resources.most_gpus
-    if ranks <= most or (may_grow and not most):
-        return
-    name = "pipeline_parallel" if asked.pipeline_parallel > 1 else "tensor_parallel"
-    raise InputError(
-        f"a replica takes {ranks} GPUs, and all of them must be on one node; the largest node has {most}.",
+    over = nodes_of_replica(asked.tensor_parallel, asked.pipeline_parallel, most)
+    if over is None:
+        # Its ranks exchange the output of every layer, for which no network between nodes is fast enough.
+        return InputError(
+            f"a stage of a replica takes {asked.tensor_parallel} GPUs, and all of them must be on one node, because "
+            f"they exchange the output of every layer; the largest node has {most}.",
+            code="replica_over_nodes",
+            field="placement.tensor_parallel",
+            hint=f"Ask for at most {most}, and for more placement.pipeline_parallel, whose stages may be on several "
+            f"nodes; or use nodes with {asked.tensor_parallel} GPUs.",
+        )
+    part = ranks // over
+    return InputError(
+        f"a replica takes {ranks} GPUs, on {over} nodes with {part} each; "
+        f"{count_of(sum(gpus >= part for gpus in resources.gpus_by_node or (most,)), 'node')} of the cluster "
+        f"has so many, and the largest has {most}.",
         code="replica_over_nodes",
-        field=f"placement.{name}",
-        hint=f"Ask for at most {most}, or use nodes with {ranks} GPUs.",
+        field="placement.pipeline_parallel",
+        hint=f"Ask for at most {most} GPUs a replica, or add nodes with {part} GPUs.",
     )
 
 

@@ -22,18 +22,18 @@ from ..ray_text import one_line, plain
 from .executor import Answer
 from .placement import Placement
 from .pooled_executor import PooledExecutor
+from .ray_replica import Replica, remove_groups_left_over
 from .ray_worker import UnitActor
 from .session import cluster_nodes
 from .worker_settings import WorkerSettings
 
-_CONCURRENT_CALLS = 6
-"""Concurrent calls of one actor: ``wait_forever`` and ``next_report`` are always pending, and ``prepare`` or ``take``
-may be as well; the rest is for calls that are about to return."""
-
 _END_S = 3.0
 """Time for workers to end the processes of their engines before they are killed themselves."""
 
-_NODE_LABEL = "ray.io/node-id"
+_BLAME_S = 1.0
+"""Time to hear of the other parts of a replica over several nodes, once one of them is gone."""
+
+_Kind = Literal["wait_forever", "node_id", "group", "prepare", "take", "next_report", "follow"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,11 +44,13 @@ class _Call:
         kind: Name of the actor's method.
         worker: Name of the worker.
         attempts: The assignment of a ``take``; empty for other calls.
+        part: Number of the actor in its replica: 0 for the worker itself, from 1 for those on further nodes.
     """
 
-    kind: Literal["wait_forever", "node_id", "prepare", "take", "next_report"]
+    kind: _Kind
     worker: str
     attempts: tuple[UnitAttempt, ...] = ()
+    part: int = 0
 
 
 class RayExecutor(PooledExecutor):
@@ -80,7 +82,9 @@ class RayExecutor(PooledExecutor):
         self._settings = settings
         self._placement = placement
         self._actor_class: Any = ray.remote(actor_class)
-        self._actors: dict[str, Any] = {}
+        self._replica_of: dict[str, Replica] = {}
+        if placement.num_nodes > 1:
+            remove_groups_left_over(settings.store_url)
         self._calls: dict[Any, _Call] = {}
 
     def wait(self, timeout_s: float) -> list[Answer]:
@@ -115,7 +119,7 @@ class RayExecutor(PooledExecutor):
         """Kill every worker; what is in flight is lost."""
         if self._settings.engine_name == "vllm":
             placed = [name for name, worker in self._pool.workers.by_name.items() if worker.node_id]
-            ends = [self._actors[name].end.remote() for name in placed if name in self._actors]
+            ends = [call for name in placed if name in self._replica_of for call in self._replica_of[name].end()]
             if ends:
                 ray.wait(ends, num_returns=len(ends), timeout=_END_S)
         super().close()
@@ -139,14 +143,21 @@ class RayExecutor(PooledExecutor):
             if result.ended is None:
                 return answers
             # The actor lives on without its engine, so it is replaced as if it had died.
-            nodes = cluster_nodes(self._placement)
-            return answers + self._carry_out(pool.died(name, str(result.ended), nodes, now))
+            return answers + self._died(call, str(result.ended))
+        if call.part:
+            return self._of_follower(call, result)
         if call.kind == "node_id":
             answers = self._carry_out(pool.placed(name, result, now))
-            if name in self._actors:
+            if name in self._replica_of:
                 # Only now: an actor's calls run beside each other, and the pool must not hear of a loaded model first.
                 self._call(name, "prepare")
+                if self._replica_of[name].followers:
+                    self._call(name, "group")
             return answers
+        if call.kind == "group":
+            for part in range(1, len(self._replica_of[name].parts)):
+                self._call(name, "follow", result, part=part)
+            return []
         if call.kind == "prepare" and isinstance(result, AtlasError):
             return self._carry_out(pool.refused(name, result, cluster_nodes(self._placement), now))
         if call.kind == "prepare":
@@ -160,37 +171,74 @@ class RayExecutor(PooledExecutor):
         if call.kind == "take" and not isinstance(error, RayActorError):
             return self._carry_out(self._pool.rejected(call.worker, call.attempts, plain(str(error)), now))
         # Ray declares a node dead only after several missed health checks, but reports at once that an actor on it is
-        # unreachable.
-        is_unreachable = isinstance(error, ActorUnavailableError)
-        nodes = cluster_nodes(self._placement)
+        # unreachable. Of a replica over several nodes the actors end with a lost node sooner than that.
+        is_unreachable = isinstance(error, ActorUnavailableError) or bool(self._replica_of[call.worker].followers)
+        return self._died(call, one_line(str(error)), is_unreachable=is_unreachable)
+
+    def _of_follower(self, call: _Call, result: Any) -> list[Answer]:
+        """Translate a call of a replica's actor on a further node that has returned."""
+        replica, name, now = self._replica_of[call.worker], call.worker, self._clock()
+        if call.kind == "node_id":
+            replica.node_ids[call.part] = result
+            return []
+        if not isinstance(result, AtlasError):
+            return self._died(call, result)
+        nodes, node_id = cluster_nodes(self._placement), replica.node_ids.get(call.part, "")
+        return self._carry_out(self._pool.refused(name, result, nodes, now, node_id=node_id))
+
+    def _died(self, call: _Call, reason: str, *, is_unreachable: bool = False) -> list[Answer]:
+        """Record that a part of a worker is gone, and so all of it."""
+        if call.worker not in self._replica_of:
+            return []
+        part = call.part
+        if not is_unreachable:
+            lost = self._lost_part(call)
+            part, is_unreachable = (part, False) if lost is None else (lost, True)
         return self._carry_out(
-            self._pool.died(call.worker, one_line(str(error)), nodes, now, is_unreachable=is_unreachable)
+            self._pool.died(
+                call.worker,
+                reason,
+                cluster_nodes(self._placement),
+                self._clock(),
+                is_unreachable=is_unreachable,
+                node_id=self._replica_of[call.worker].node_ids.get(part, ""),
+            )
         )
 
+    def _lost_part(self, call: _Call) -> int | None:
+        """Return the part of a worker whose actor is gone, though another part was heard to end before it.
+
+        The parts end each other within moments, before the cluster knows that a node is lost, which is neither the
+        fault of the units nor of the other nodes.
+        """
+        others = [
+            reference
+            for reference, other in self._calls.items()
+            if other.worker == call.worker and other.part != call.part and other.kind in ("wait_forever", "follow")
+        ]
+        returned, _ = ray.wait(others, num_returns=len(others), timeout=_BLAME_S) if others else ([], [])
+        for reference in returned:
+            try:
+                ray.get(reference)
+            except RayError:
+                return self._calls[reference].part
+        return None
+
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:
-        options: dict[str, Any] = {
-            "num_cpus": self._placement.threads,
-            "num_gpus": self._placement.num_gpus,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            "max_concurrency": _CONCURRENT_CALLS,
-        }
-        if self._placement.one_per_node:
-            # Where a node has room for several, Ray would rather fill it than use the next.
-            options["scheduling_strategy"] = "SPREAD"
-        if avoid:
-            options["label_selector"] = {_NODE_LABEL: f"!in({','.join(avoid)})"}
-        self._actors[worker] = self._actor_class.options(**options).remote(self._settings, worker)
+        replica = Replica.launch(self._actor_class, self._settings, worker, self._placement, avoid)
+        self._replica_of[worker] = replica
         self._call(worker, "wait_forever")
-        self._call(worker, "node_id")
+        for part in range(len(replica.parts)):
+            self._call(worker, "node_id", part=part)
 
     def _kill(self, worker: str) -> None:
         self._calls = {reference: call for reference, call in self._calls.items() if call.worker != worker}
-        ray.kill(self._actors.pop(worker), no_restart=True)
+        self._replica_of.pop(worker).kill()
 
     def _send(self, worker: str, attempts: tuple[UnitAttempt, ...]) -> None:
-        reference = self._actors[worker].take.remote(attempts)
+        reference = self._replica_of[worker].leader.take.remote(attempts)
         self._calls[reference] = _Call("take", worker, attempts)
 
-    def _call(self, worker: str, kind: Literal["wait_forever", "node_id", "prepare", "next_report"]) -> None:
-        self._calls[getattr(self._actors[worker], kind).remote()] = _Call(kind, worker)
+    def _call(self, worker: str, kind: _Kind, *arguments: Any, part: int = 0) -> None:
+        actor = self._replica_of[worker].parts[part]
+        self._calls[getattr(actor, kind).remote(*arguments)] = _Call(kind, worker, part=part)

@@ -30,7 +30,7 @@ def local_resources() -> Resources:
 
 
 def cluster_nodes(placement: Placement) -> ClusterNodes:
-    """Read the nodes of the cluster, and how many replicas each of them has resources for.
+    """Read the nodes of the cluster, and how many replicas, or parts of them, each of them has resources for.
 
     Args:
         placement: Resources of one replica.
@@ -48,7 +48,7 @@ def cluster_nodes(placement: Placement) -> ClusterNodes:
             places[node["NodeID"]] = placement.places_on(has.get("CPU", 0), has.get("GPU", 0))
         else:
             gone.add(node["NodeID"])
-    return ClusterNodes(places, frozenset(gone))
+    return ClusterNodes(places, frozenset(gone), placement.num_nodes)
 
 
 @contextmanager
@@ -119,4 +119,5 @@ def _cluster_resources() -> Resources:
         cpus_per_node=int(min((r.get("CPU", 0) for r in workers), default=0)) or None,
         num_nodes=len(workers),
         gpus_by_node=tuple(int(r["GPU"]) for r in workers if r.get("GPU")),
+        cpus_by_node=tuple(int(r.get("CPU", 0)) for r in workers),
     )

@@ -20,9 +20,11 @@ class VllmNodes:
 
     Attributes:
         problems: Why a machine cannot run vLLM's engine, or None if it can, by name of the machine.
+        per_replica: Machines that one replica takes.
     """
 
     problems: Mapping[str, InputError | None]
+    per_replica: int = 1
 
     @property
     def lacking(self) -> dict[str, InputError]:
@@ -31,21 +33,25 @@ class VllmNodes:
 
     @property
     def is_any_able(self) -> bool:
-        """Whether some machine can; also if none was asked, since machines with GPUs may join later."""
-        return not self.problems or len(self.lacking) < len(self.problems)
+        """Whether enough machines for a replica can; also if none was asked, since others may join later."""
+        # Where there are fewer than a replica takes in any case, more may join later.
+        return not self.lacking or len(self.problems) - len(self.lacking) >= self.per_replica
 
     def require_any(self) -> None:
-        """Do nothing if some machine can run vLLM's engine.
+        """Do nothing if enough machines for a replica can run vLLM's engine.
 
         Raises:
-            InputError: None can; names each with its reason.
+            InputError: Too few can; names each that cannot with its reason.
         """
         if self.is_any_able:
             return
         first = next(iter(self.lacking.values()))
         said = "; ".join(f"{name}: {problem.message.rstrip('.')}" for name, problem in sorted(self.lacking.items()))
+        which = "no node that has room for a replica can run it"
+        if len(self.lacking) < len(self.problems):
+            which = f"a replica takes {self.per_replica} nodes, and too few can run it"
         raise InputError(
-            f"is vllm, and no node that has room for a replica can run it: {said}.",
+            f"is vllm, and {which}: {said}.",
             code=first.code,
             field=first.field,
             hint=first.hint,
@@ -103,4 +109,4 @@ def vllm_on_cluster(placement: Placement) -> VllmNodes:
         except RayError:
             # The node is gone. A replica on a node that was not asked checks for itself before it loads the model.
             continue
-    return VllmNodes(problems)
+    return VllmNodes(problems, placement.num_nodes)

@@ -10,6 +10,7 @@ from ...jobs.specs.spec_parts import CanarySpec, GenerationSpec, ModelSpec
 from ...jobs.specs.store_spec import S3Access
 from ...workers.engine import EngineSettings
 from ...workers.models.limits import usable_cores
+from ...workers.vllm.over_nodes.node_group import NodePlace
 from .placement import Placement
 
 
@@ -19,7 +20,8 @@ class WorkerSettings:
 
     Attributes:
         engine: The model and how to run it.
-        needed_bytes: Bytes of memory that one replica needs; a worker with less free memory refuses to load the model.
+        needed_bytes: Bytes of memory that one replica needs on a node; a worker with less free memory refuses to load
+            the model.
         store_url: Directory or URL of the run's store.
         endpoint_url: URL of an S3-compatible server; None for AWS and for directories.
         rows_per_block: Rows per row block of the pooled arrays.
@@ -36,6 +38,8 @@ class WorkerSettings:
         access: How requests to the store's bucket are made.
         engine_name: The engine that runs the model.
         intervention: Edits under which every rollout is made; sent once, and not with every request. None for none.
+        num_nodes: Nodes of each replica; more than one takes vLLM.
+        place: The place of this process in its replica; None until the nodes of the replica are known, and on one node.
     """
 
     engine: EngineSettings
@@ -55,6 +59,8 @@ class WorkerSettings:
     placement: Placement | None = None
     engine_name: Engine = "builtin"
     intervention: Intervention | None = None
+    num_nodes: int = 1
+    place: NodePlace | None = None
 
     def on_node(self, num_cpus: float, num_gpus: float) -> WorkerSettings:
         """Return the settings of a worker that was placed on a node.

@@ -93,6 +93,9 @@ def _described(placement: Placement, engine: Engine) -> str:
     if placement.node_decides:
         threads = "with the threads that each node has cores for"
     device = placement.device if placement.num_gpus < 2 else f"{placement.num_gpus} GPUs each"
+    if placement.num_nodes > 1:
+        parts = count_of(placement.num_gpus, "GPU") if placement.num_gpus else placement.device
+        device = f"{placement.num_nodes} nodes each, with {parts} of every node"
     return f"{count_of(placement.replicas, 'replica')} on {device}, {threads}, {ENGINE_NAMES[engine]}"
 
 
@@ -125,7 +128,8 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             pipeline_parallel=spec.placement.pipeline_parallel,
             edited_layers=() if job.plan.edits is None else job.plan.edits.intervention.layers,
         ),
-        needed_bytes=job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes,
+        needed_bytes=(job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes)
+        // placement.num_nodes,
         store_url=job.location.url,
         endpoint_url=job.location.endpoint_url,
         rows_per_block=job.plan.rows_per_block,
@@ -140,6 +144,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         placement=placement if placement.node_decides else None,
         access=resolved_access(spec.store),
         engine_name=engine,
+        num_nodes=placement.num_nodes,
         intervention=None if job.plan.edits is None else job.plan.edits.intervention,
     )
 

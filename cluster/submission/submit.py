@@ -22,6 +22,7 @@ from ...jobs.specs.endpoint_keys import refuse_key
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
+from ...jobs.vllm.replica_nodes import nodes_of_replica, spread
 from ...jobs.wording import count_of
 from ...jobs.work.run_edits import RunEdits
 from ...storage.format.stored_edits import stored_edits
@@ -226,27 +227,35 @@ def refuse_what_fits_no_node(info: ClusterInfo, spec: JobSpec, figures: Estimate
 
 
 def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
-    """Refuse replicas of several GPUs for which the cluster's nodes have no place: all of a replica's are on one node.
+    """Refuse replicas of several GPUs for which the cluster's nodes have no place: a stage of a replica is on one node.
 
     Raises:
         InputError: Not one replica, or fewer than the spec asks for, have a place.
     """
     placement = spec.placement
     size, asked = placement.gpus_per_replica, placement.replicas or 1
-    places = sum(gpus // size for gpus in info.gpus_by_node)
+    _, places = spread(
+        info.gpus_by_node,
+        tensor_parallel=placement.tensor_parallel,
+        pipeline_parallel=placement.pipeline_parallel,
+        replicas=asked,
+    )
     # Nodes that have not reported their GPUs are not held against the job; replicas of one GPU wait for one.
     if not info.gpus_by_node or size == 1 or places >= asked:
         return
     has = ", ".join(map(str, sorted(info.gpus_by_node, reverse=True)))
+    most = max(info.gpus_by_node)
+    over = nodes_of_replica(placement.tensor_parallel, placement.pipeline_parallel, most) or 1
     wider = "pipeline_parallel" if placement.pipeline_parallel > 1 else "tensor_parallel"
+    takes = f"{size} GPUs of one node" if over == 1 else f"{size // over} GPUs of each of {over} nodes"
     raise InputError(
-        f"a replica takes {size} GPUs of one node, so the cluster's nodes ({has} GPUs) hold "
+        f"a replica takes {takes}, so the cluster's nodes ({has} GPUs) hold "
         f"{count_of(places, 'replica')}, and the job asks for {asked}.",
         code="does_not_fit",
         field="placement.replicas" if places else f"placement.{wider}",
         hint=f"Ask for at most {places}; give --scale-up if an autoscaler adds nodes."
         if places
-        else f"Ask for at most {max(info.gpus_by_node)}; give --scale-up if an autoscaler adds larger nodes.",
+        else f"Ask for at most {most}; give --scale-up if an autoscaler adds larger nodes.",
     )
 
 

@@ -145,7 +145,9 @@ class WorkerPool(Generic[R]):
             worker.is_ready, worker.since = True, now
         return self._taken()
 
-    def refused(self, name: str, error: AtlasError, nodes: ClusterNodes, now: float) -> list[Command[R]]:
+    def refused(
+        self, name: str, error: AtlasError, nodes: ClusterNodes, now: float, *, node_id: str = ""
+    ) -> list[Command[R]]:
         """Record that a worker says that it cannot load the model.
 
         Args:
@@ -153,6 +155,7 @@ class WorkerPool(Generic[R]):
             error: Why it cannot.
             nodes: The cluster as it is now.
             now: Seconds.
+            node_id: The node that cannot, of a worker over several; empty: the worker's.
 
         Returns:
             Commands to carry out, in this order.
@@ -163,7 +166,8 @@ class WorkerPool(Generic[R]):
         self._nodes = nodes
         self.last_refusal = error, now
         self._kill(worker)
-        is_room_elsewhere = bool(nodes.num_places({*self._node_health.excluded, worker.node_id}))
+        node_id = node_id or worker.node_id
+        is_room_elsewhere = bool(nodes.num_places({*self._node_health.excluded, node_id}))
         verdict = self._loading.refused(
             is_retryable=error.retryable, is_room_elsewhere=is_room_elsewhere, is_any_placed=self.workers.is_any_placed
         )
@@ -174,7 +178,7 @@ class WorkerPool(Generic[R]):
             self.follow_at = now + REFUSED_PAUSE_S
         else:
             # Other nodes may be able to load the model, so the node is the cause and not the job.
-            self._leave_out(worker.node_id, str(error), refused_at=now)
+            self._leave_out(node_id, str(error), refused_at=now)
             self.follow_at = now if is_room_elsewhere else now + REFUSED_PAUSE_S
         return self._taken()
 
@@ -232,7 +236,14 @@ class WorkerPool(Generic[R]):
         return self._taken()
 
     def died(
-        self, name: str, reason: str, nodes: ClusterNodes, now: float, *, is_unreachable: bool = False
+        self,
+        name: str,
+        reason: str,
+        nodes: ClusterNodes,
+        now: float,
+        *,
+        is_unreachable: bool = False,
+        node_id: str = "",
     ) -> list[Command[R]]:
         """Record that a worker is dead or unreachable.
 
@@ -241,8 +252,9 @@ class WorkerPool(Generic[R]):
             reason: What is known about the cause.
             nodes: The cluster as it is now, which shows whether the worker's node is gone.
             now: Seconds.
-            is_unreachable: Whether the worker cannot be reached but may be alive. That is the first sign of a lost
-                node, because the cluster takes some time to declare a node dead.
+            is_unreachable: Whether it cannot be reached but may be alive: the first sign of a lost node, because the
+                cluster takes some time to declare a node dead.
+            node_id: The node of the part that died, of a worker over several; empty: the worker's.
 
         Returns:
             Commands to carry out, in this order.
@@ -251,14 +263,14 @@ class WorkerPool(Generic[R]):
         if worker is None:
             return []
         self._nodes = nodes
-        if is_unreachable or worker.node_id in nodes.gone:
-            self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, is_node_charged=False)
+        if is_unreachable or (node_id or worker.node_id) in nodes.gone:
+            self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, charged="")
             return self._taken()
         if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
             self._kill(worker)
             self._give_up(no_worker(f"{worker.name}: {reason}"))
             return self._taken()
-        self._lose(worker, "the worker died", reason, now)
+        self._lose(worker, "the worker died", reason, now, charged=node_id or None)
         if not worker.node_id:
             self.follow_at = now + self._loading.died_unplaced()
         return self._taken()
@@ -324,15 +336,7 @@ class WorkerPool(Generic[R]):
     ) -> None:
         self._longest_silence_s = max(self._longest_silence_s, worker.answered(now))
         self._commands.append(Deliver(worker.name, results))
-        # All are recorded, even after the first that is broken. The failure of a suspect says nothing about its worker.
-        verdicts = [
-            self._streaks.is_broken(
-                worker.name, f"{attempt.unit.kind}.{attempt.unit.persona}", isinstance(result, Failure)
-            )
-            for attempt, result in zip(attempts, results, strict=True)
-            if not (attempt.is_suspect and isinstance(result, Failure))
-        ]
-        if verdicts and verdicts[-1]:
+        if self._streaks.ends_broken(worker.name, attempts, [isinstance(result, Failure) for result in results]):
             failure = next(result for result in reversed(results) if isinstance(result, Failure))
             what = "the worker failed unit after unit and was replaced"
             self._lose(worker, what, failure.message, now, is_worker_fault=True)
@@ -345,7 +349,7 @@ class WorkerPool(Generic[R]):
         now: float,
         *,
         is_worker_fault: bool = False,
-        is_node_charged: bool = True,
+        charged: str | None = None,
     ) -> None:
         """Remove a worker: its units fail, another one is launched at once, and its node may be left out.
 
@@ -355,19 +359,17 @@ class WorkerPool(Generic[R]):
             reason: Why; the detail of the failures.
             now: Seconds.
             is_worker_fault: Whether its units are certainly not the cause.
-            is_node_charged: Whether this counts against its node.
+            charged: The node that this counts against; empty: none; None: the worker's.
         """
+        charged = worker.node_id if charged is None else charged
         attempts, has_suspect = worker.load.attempts, worker.load.has_suspect
         self._kill(worker)
         self.follow_at = now
         if attempts:
-            self._commands.append(
-                Deliver(worker.name, failures_of(attempts, what, reason, is_worker_fault=is_worker_fault))
-            )
-        if is_node_charged and worker.node_id:
-            is_over = self._node_health.died(worker.node_id, now, reason, is_unit_suspect=has_suspect)
-            if is_over:
-                self._leave_out(worker.node_id, self._node_health.left_out[worker.node_id])
+            failures = failures_of(attempts, what, reason, is_worker_fault=is_worker_fault)
+            self._commands.append(Deliver(worker.name, failures))
+        if charged and self._node_health.died(charged, now, reason, is_unit_suspect=has_suspect):
+            self._leave_out(charged, self._node_health.left_out[charged])
 
     def _readmit_last_node(self) -> None:
         """Give work to a node that is left out again, because the other nodes that had room are gone since.

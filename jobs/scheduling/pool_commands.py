@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import AtlasError, JobError
+from ..vllm.replica_nodes import replicas_on
 from ..work.units import UnitAttempt
 from .ledger import Failure
 
@@ -28,21 +29,23 @@ class ClusterNodes:
     """The nodes of the cluster at one moment.
 
     Attributes:
-        places: Number of workers that each live node has resources for, by node id. Resources that other jobs use are
-            not subtracted, because they will be freed at some time.
+        places: Number of workers that each live node has resources for, by node id; of workers over several nodes, the
+            number of parts. Resources that other jobs use are not subtracted, because they will be freed at some time.
         gone: Ids of nodes that are known to be dead.
+        per_worker: Nodes of one worker.
     """
 
     places: Mapping[str, int]
     gone: frozenset[str] = frozenset()
+    per_worker: int = 1
 
     def num_places(self, without: Collection[str] = ()) -> int:
-        """Return the number of places on all live nodes.
+        """Return the number of workers that all live nodes together have resources for.
 
         Args:
             without: Ids of nodes to exclude.
         """
-        return sum(places for node_id, places in self.places.items() if node_id not in without)
+        return replicas_on([room for node_id, room in self.places.items() if node_id not in without], self.per_worker)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,10 @@ observations in, decisions out; has no clock.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from ..work.units import UnitAttempt
 
 FAILURES_IN_A_ROW = 5
 """A worker is suspected after this many failures in a row with units of two or more personas."""
@@ -56,6 +59,22 @@ class FailureStreaks:
             return False
         has_worked = self._successes[worker] > 0
         return has_worked or self._successes.total() > self._succeeded_before[worker]
+
+    def ends_broken(self, worker: str, attempts: Sequence[UnitAttempt], failed: Sequence[bool]) -> bool:
+        """Record how several units ended, and return whether their worker must be replaced after the last of them.
+
+        Args:
+            worker: Name of the worker.
+            attempts: The attempts at the units.
+            failed: Whether each failed.
+        """
+        # All are recorded, even after the first that is broken. The failure of a suspect says nothing about its worker.
+        verdicts = [
+            self.is_broken(worker, f"{attempt.unit.kind}.{attempt.unit.persona}", has_failed)
+            for attempt, has_failed in zip(attempts, failed, strict=True)
+            if not (attempt.is_suspect and has_failed)
+        ]
+        return bool(verdicts) and verdicts[-1]
 
 
 def is_hung(silent_s: float, longest_s: float) -> bool:

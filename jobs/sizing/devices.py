@@ -30,7 +30,7 @@ class Device(BaseModel):
         tflops: Peak TFLOP/s at 16 bits, dense.
         float32_tflops: Peak TFLOP/s at float32.
         bandwidth_gb_s: Memory bandwidth in GB/s.
-        per_node: Devices of one machine; a replica cannot be split over more.
+        per_node: Devices of one machine; a stage of a replica cannot be split over more.
         price_per_hour: Price of one device, in the table's currency.
         efficiency: Share of peak arithmetic and bandwidth that is reached, 0 to 1.
         layer_us: Least time of a decoding step per layer, in microseconds: the cost of launching kernels.

@@ -11,6 +11,7 @@ from ..engines import VLLM_HOOK_POINT, vllm_architecture
 from ..errors import InputError
 from ..plan import Plan
 from ..vllm.parallelism import tensor_parallel_sizes
+from ..vllm.replica_nodes import nodes_of_replica
 from ..wording import count_of
 from .devices import Device, DeviceTable
 from .estimate import (
@@ -25,8 +26,9 @@ from .estimate import (
 )
 
 _NOTHING_FITS = (
-    "Not even one rollout fits on a whole machine: use a smaller model, or devices with more memory (--device, "
-    "--devices FILE). Streaming the model layer by layer would need less, but a run cannot do that yet."
+    "Not even one rollout fits on a whole machine: use a smaller model, devices with more memory (--device, --devices "
+    "FILE), or more placement.pipeline_parallel, whose stages may be on several machines. Streaming the model layer by "
+    "layer would need less, but a run cannot do that yet."
 )
 
 
@@ -36,7 +38,8 @@ class SpecChange:
 
     Attributes:
         device: Name of the device in the table.
-        tensor_parallel: Fewest devices per stage of a replica that the model can be split over, within one machine.
+        tensor_parallel: Fewest devices per stage of a replica that the model can be split over. A stage is within one
+            machine; its stages may be on several.
         batch_tokens: Tokens of the largest batch.
         layers: Largest number of captured layers.
         dtype: A narrower type of the parameters.
@@ -61,7 +64,7 @@ class SpecChange:
 
 
 def fits(figures: Estimate, device: Device, tensor_parallel: int) -> bool:
-    """Check whether a replica fits the memory of its devices, and its devices fit in one machine.
+    """Check whether a replica fits the memory of its devices, and the devices of each stage fit in one machine.
 
     Args:
         figures: Estimate of the plan.
@@ -69,7 +72,7 @@ def fits(figures: Estimate, device: Device, tensor_parallel: int) -> bool:
         tensor_parallel: Devices per stage.
     """
     in_memory = device_bytes(figures, tensor_parallel) <= device.memory_bytes
-    return in_memory and tensor_parallel * figures.pipeline_parallel <= device.per_node
+    return in_memory and nodes_of_replica(tensor_parallel, figures.pipeline_parallel, device.per_node) is not None
 
 
 def smallest_tensor_parallel(plan: Plan, figures: Estimate, device: Device) -> int | None:
@@ -81,7 +84,7 @@ def smallest_tensor_parallel(plan: Plan, figures: Estimate, device: Device) -> i
         device: The device.
 
     Returns:
-        The size; None if a whole machine does not hold a replica.
+        The size; None if whole machines, one for each stage, do not hold a replica.
     """
     sizes = _sizes(plan, device)
     return next((size for size in sizes if fits(_figures_over(plan, figures, size), device, size)), None)
@@ -92,8 +95,7 @@ def _sizes(plan: Plan, device: Device) -> list[int]:
     architecture, asked = vllm_architecture(plan.facts), plan.spec.placement.engine
     if asked == "builtin" or architecture is None or set(plan.spec.capture.hook_points) != {VLLM_HOOK_POINT}:
         return [1]
-    most = max(1, device.per_node // plan.spec.placement.pipeline_parallel)
-    return tensor_parallel_sizes(plan.facts, most, shares_kv_heads=architecture.shares_kv_heads)
+    return tensor_parallel_sizes(plan.facts, device.per_node, shares_kv_heads=architecture.shares_kv_heads)
 
 
 def _figures_over(plan: Plan, figures: Estimate, size: int) -> Estimate:
@@ -122,8 +124,8 @@ def largest_batch(plan: Plan, figures: Estimate, device: Device, tensor_parallel
     else:
         per_row += figures.capture_bytes / figures.rows_per_batch
     rows = int(room // per_row) if per_row else 0
-    is_in_machine = tensor_parallel * figures.pipeline_parallel <= device.per_node
-    return rows * figures.row_tokens if rows > 0 and is_in_machine else None
+    has_machines = nodes_of_replica(tensor_parallel, figures.pipeline_parallel, device.per_node) is not None
+    return rows * figures.row_tokens if rows > 0 and has_machines else None
 
 
 def changes_that_fit(plan: Plan, figures: Estimate, name: str, device: Device) -> list[SpecChange]:
@@ -143,7 +145,7 @@ def changes_that_fit(plan: Plan, figures: Estimate, name: str, device: Device) -
     smallest = smallest_tensor_parallel(plan, figures, device)
     if smallest is not None:
         changes.append(SpecChange(name, tensor_parallel=smallest))
-    if figures.gpus_per_replica <= device.per_node:
+    if nodes_of_replica(size, figures.pipeline_parallel, device.per_node) is not None:
         batch = largest_batch(plan, figures, device, size)
         if batch is not None:
             changes.append(SpecChange(name, batch_tokens=batch))

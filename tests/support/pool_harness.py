@@ -38,23 +38,25 @@ class Harness:
 
     Attributes:
         now: Seconds; a test puts it forward.
-        places: By node, for how many workers it has room.
+        places: By node, for how many workers, or parts of them, it has room.
+        per_worker: Nodes of one worker.
         gone: Nodes that are known to be dead.
         launched: Launches so far, in their order.
         alive: Workers that were launched and not killed.
     """
 
-    def __init__(self, places: dict[str, int], replicas: int | None = None) -> None:
+    def __init__(self, places: dict[str, int], replicas: int | None = None, *, per_worker: int = 1) -> None:
         self.pool: WorkerPool[Done] = WorkerPool(replicas, LOAD_TIMEOUT_S)
         self.now = 1000.0
         self.places = places
+        self.per_worker = per_worker
         self.gone: set[str] = set()
         self.launched: list[Launch] = []
         self.alive: list[str] = []
 
     @property
     def nodes(self) -> ClusterNodes:
-        return ClusterNodes(dict(self.places), frozenset(self.gone))
+        return ClusterNodes(dict(self.places), frozenset(self.gone), self.per_worker)
 
     def carry_out(self, commands: Sequence[Command[Done]]) -> list[Deliver[Done]]:
         """Keep account of commands; raises what the pool gives up with, and gives what it delivers."""
@@ -88,11 +90,11 @@ class Harness:
     def assign(self, worker: str, *attempts: UnitAttempt) -> None:
         self.pool.assigned(worker, attempts, self.now)
 
-    def refuse(self, worker: str, error: AtlasError = NO_MEMORY) -> None:
-        assert self.carry_out(self.pool.refused(worker, error, self.nodes, self.now)) == []
+    def refuse(self, worker: str, error: AtlasError = NO_MEMORY, *, node_id: str = "") -> None:
+        assert self.carry_out(self.pool.refused(worker, error, self.nodes, self.now, node_id=node_id)) == []
 
-    def die(self, worker: str, *, is_unreachable: bool = False) -> list[Deliver[Done]]:
-        died = self.pool.died(worker, "killed", self.nodes, self.now, is_unreachable=is_unreachable)
+    def die(self, worker: str, *, is_unreachable: bool = False, node_id: str = "") -> list[Deliver[Done]]:
+        died = self.pool.died(worker, "killed", self.nodes, self.now, is_unreachable=is_unreachable, node_id=node_id)
         return self.carry_out(died)
 
     def report(self, worker: str, *results: Done | Failure, request: WorkRequest | None = None) -> list[Deliver[Done]]:

@@ -14,6 +14,7 @@ from .capture_plan import KEY, WorkerPlan
 from .edits.plan import DIRECTIONS, EDITS_KEY, EDITS_PER_LAYER, EditPlan
 from .inside.worker import WORKER_CLASSES
 from .model import ServedModel
+from .over_nodes.node_group import NodePlace
 
 _CPU_BLOCK_TOKENS = 128
 """Tokens of one block of the KV cache on a CPU; of the last block of every sequence, a part is not used."""
@@ -94,7 +95,12 @@ def edit_plan(settings: EngineSettings, model: ServedModel, options: VllmOptions
 
 
 def engine_arguments(
-    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, edits: EditPlan, options: VllmOptions
+    settings: EngineSettings,
+    model: ServedModel,
+    plan: WorkerPlan,
+    edits: EditPlan,
+    options: VllmOptions,
+    place: NodePlace | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of vLLM's engine.
 
@@ -104,6 +110,7 @@ def engine_arguments(
         plan: What its workers capture.
         edits: Where requests may be edited.
         options: What else is set.
+        place: The place of this process in a replica over several nodes; None: there is one node.
     """
     on_cpu = settings.device == "cpu"
     kv_cache_bytes = options.kv_cache_bytes
@@ -140,7 +147,9 @@ def engine_arguments(
         arguments["distributed_executor_backend"] = "mp"
     if on_cpu:
         # Rollouts have no seeds of their own there. With vLLM's fixed one, every replica would draw the same numbers.
-        arguments["seed"] = secrets.randbits(31)
+        arguments["seed"] = secrets.randbits(31) if place is None else place.group.seed
+    if place is not None:
+        arguments |= place.arguments
     # Part of what vLLM names a compiled model by, as it must be: other places give other graphs.
     ours = {KEY: plan.to_json() if options.captures else None, EDITS_KEY: edits.to_json() if edits.places else None}
     arguments["additional_config"] = {name: value for name, value in ours.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -17,13 +18,25 @@ from .capture_plan import WorkerPlan
 from .edits.cache_keys import key_blocks_by_edits
 from .edits.plan import EditPlan
 from .model import ServedModel
+from .over_nodes.node_group import NodePlace
 from .rank_failures import RankFailures
 from .ranks import BeforeRanks, Ranks, unlink_shared_memory, without_semaphores
 from .versions import require_known_version
 
+_LOST_PEER = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "socket")
+"""Words of errors that a rank raises when another one is gone."""
+
+_OTHERS_FIRST_S = 3.0
+"""How long such an error is held back, so that the reason is told first by the node where it arose."""
+
 
 def start_vllm(
-    settings: EngineSettings, model: ServedModel, plan: WorkerPlan, edits: EditPlan, options: VllmOptions
+    settings: EngineSettings,
+    model: ServedModel,
+    plan: WorkerPlan,
+    edits: EditPlan,
+    options: VllmOptions,
+    place: NodePlace | None = None,
 ) -> tuple[Any, Ranks]:
     """Start vLLM and load a model.
 
@@ -33,22 +46,45 @@ def start_vllm(
         plan: What its workers capture.
         edits: Where requests may be edited.
         options: What else is set.
+        place: The place of this process in a replica over several nodes; None: there is one node.
 
     Returns:
-        vLLM's engine, and the processes of its ranks.
+        vLLM's engine, and the processes of its ranks on this node.
 
     Raises:
         InputError: vLLM is missing or of another version, cannot load the model or has no room for it.
     """
+    with starting_ranks(settings, place) as before:
+        vllm = _started(engine_arguments(settings, model, plan, edits, options, place), options.is_async)
+        if edits.places:
+            key_blocks_by_edits(vllm)
+    return vllm, Ranks.started_since(before)
+
+
+@contextmanager
+def starting_ranks(settings: EngineSettings, place: NodePlace | None) -> Iterator[BeforeRanks]:
+    """Prepare the start of this node's ranks; where it fails, leave nothing of them behind and tell why.
+
+    Args:
+        settings: What to load and how to run it.
+        place: The place of this process in a replica over several nodes; None: there is one node.
+
+    Yields:
+        What this process had before.
+
+    Raises:
+        InputError: As for :func:`start_vllm`.
+    """
     require_known_version()
     # Each process of a replica has a share of its threads.
-    set_environment(max(1, settings.threads // (settings.tensor_parallel * settings.pipeline_parallel)))
+    ranks = settings.tensor_parallel * settings.pipeline_parallel // (1 if place is None else place.group.num_nodes)
+    set_environment(max(1, settings.threads // ranks))
+    if place is not None:
+        place.set_environment()
     before = BeforeRanks.now()
     with RankFailures() as failures:
         try:
-            vllm = _started(engine_arguments(settings, model, plan, edits, options), options.is_async)
-            if edits.places:
-                key_blocks_by_edits(vllm)
+            yield before
         except Exception as error:
             left = Ranks.started_since(before)
             left.kill()
@@ -62,17 +98,25 @@ def start_vllm(
             first = failures.first
             if first is not None and first.refusal is not None:
                 raise first.refusal from error
-            raise _not_loaded(settings, first.text if first else _reason(error)) from error
-    return vllm, Ranks.started_since(before)
+            text = first.text if first else _reason(error)
+            if place is not None and any(words in text.lower() for words in _LOST_PEER):
+                time.sleep(_OTHERS_FIRST_S)
+            raise _not_loaded(settings, text) from error
 
 
-def _started(arguments: dict[str, Any], is_async: bool | None) -> Any:
+def engine_config(arguments: dict[str, Any]) -> Any:
+    """Make vLLM's configuration from the arguments of its engine."""
     arg_utils: Any = import_module("vllm.engine.arg_utils")
-    llm_engine: Any = import_module("vllm.v1.engine.llm_engine")
     config = arg_utils.EngineArgs(**arguments).create_engine_config()
     # Where the KV cache is too small for the longest conversation, vLLM finds the longest that it has room for. It does
     # so only for a length that it chose itself.
     config.model_config.original_max_model_len = -1
+    return config
+
+
+def _started(arguments: dict[str, Any], is_async: bool | None) -> Any:
+    llm_engine: Any = import_module("vllm.v1.engine.llm_engine")
+    config = engine_config(arguments)
     if is_async is not None:
         # Not an argument: on CPUs, vLLM sets it to False whatever was given.
         config.scheduler_config.async_scheduling = is_async

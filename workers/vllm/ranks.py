@@ -41,6 +41,27 @@ def end_all_ranks() -> None:
         unlink_shared_memory(ranks.shared)
 
 
+def end_this_process() -> None:
+    """Kill every rank of this process, and then the process itself; for a part of a replica that has lost another."""
+    end_all_ranks()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_with_starter() -> None:
+    """Let this process and its ranks be killed as soon as the process that started it is gone, as Ray's on this node.
+
+    Ray ends its workers then too, but may take a quarter of a minute, in which the other nodes of a replica wait.
+    """
+    starter = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(_POLL_S)
+        end_this_process()
+
+    threading.Thread(target=watch, name="starter-watch", daemon=True).start()
+
+
 def end_with_parent() -> None:
     """Let this process be killed as soon as the process that started it is gone; called in each rank.
 
@@ -126,12 +147,16 @@ class Ranks:
         for process in self._processes:
             process.join()
 
+    def wait_for_a_death(self) -> None:
+        """Wait until one of them has died."""
+        wait([process.sentinel for process in self._processes])
+
     def unlink_shared_memory(self) -> None:
         """Remove what ranks that were killed have left of their shared memory, which is the machine's memory."""
         unlink_shared_memory(without_semaphores(self.shared))
 
     def _watch(self) -> None:
-        wait([process.sentinel for process in self._processes])
+        self.wait_for_a_death()
         # Without waiting for them, since vLLM's own watcher joins the same processes.
         for process in self._processes:
             process.kill()

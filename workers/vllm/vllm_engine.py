@@ -26,6 +26,7 @@ from .generation import VllmGeneration
 from .limits import require_room
 from .loading import start_vllm
 from .model import read_model
+from .over_nodes.node_group import NodePlace
 from .reading import VllmReader
 from .recompute import Recompute
 from .versions import require_known_version
@@ -44,6 +45,7 @@ class VllmEngine:
         settings: What to load and how to run it.
         options: What else may be set; None: nothing.
         generates: Whether it is to generate, besides reading texts; how to sample matters only then.
+        place: The place of this process, which leads, in a replica over several nodes; None: there is one node.
 
     Raises:
         InputError: vLLM is missing, of an unknown version, or cannot load the model; the model, a hook point or a way
@@ -58,10 +60,17 @@ class VllmEngine:
         prefetch: 0, because it pulls a request whenever there is room in its batch.
         model: The model's tokenizer, template and limits.
         vllm: vLLM's own engine; None once this one is closed.
-        ranks: The processes of a model that is divided over several devices.
+        ranks: The processes of a model that is divided over several devices, those of this node.
     """
 
-    def __init__(self, settings: EngineSettings, options: VllmOptions | None = None, *, generates: bool = True) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        options: VllmOptions | None = None,
+        *,
+        generates: bool = True,
+        place: NodePlace | None = None,
+    ) -> None:
         options = options or VllmOptions()
         version = require_known_version()
         refuse_hook_points(settings.capture)
@@ -78,7 +87,7 @@ class VllmEngine:
         user_spans = UserSpans(offsets_encoder(self.model.tokenizer), self.model.renderer) if wants_users else None
         plan = worker_plan(settings, self.model, options)
         edits = edit_plan(settings, self.model, options)
-        vllm, self.ranks = start_vllm(settings, self.model, plan, edits, options)
+        vllm, self.ranks = start_vllm(settings, self.model, plan, edits, options, place)
         self.vllm: Any = vllm
         rows = EditRows(edits, self.model.num_layers, self.model.d_model)
         self._flights = Flights(self.vllm, plan, self.model.d_model, rows, captures=options.captures)

@@ -9,9 +9,11 @@ import yaml
 
 from ....jobs.engines import refuse_parallel_builtin
 from ....jobs.errors import InputError
-from ....jobs.sizing.devices import load_devices
-from ....jobs.sizing.fit import require_fit
+from ....jobs.sizing.devices import DeviceTable, load_devices
+from ....jobs.sizing.estimate import Estimate
+from ....jobs.sizing.fit import fits, require_fit
 from ....jobs.specs.spec import JobSpec, load_spec
+from ....jobs.vllm.replica_nodes import nodes_of_replica
 from ...manifests.dockerfile import dockerfile
 from ...manifests.kuberay import raycluster, rayjob
 from ...manifests.launcher import Machines, how_to_use, ray_vm
@@ -129,10 +131,18 @@ def _request(
         gpus_min=most if gpus_min is None else gpus_min,
         gpus_max=most,
         device=table.devices[gpu_type] if gpu_type is not None else None,
+        nodes_per_replica=1 if spec.placement.device == "cpu" else _nodes_per_replica(figures, table),
         node_selector={key: value or "" for key, value in (pair(text, "--node-selector") for text in node_selector)},
         tolerations=tuple(pair(text, "--toleration") for text in toleration),
         **named,
     )
+
+
+def _nodes_per_replica(figures: Estimate, table: DeviceTable) -> int:
+    """Return over how many nodes a replica is spread: as few as it needs on some device that it fits."""
+    size, stages = figures.tensor_parallel, figures.pipeline_parallel
+    fitting = [device for device in table.devices.values() if fits(figures, device, size)]
+    return min(nodes_of_replica(size, stages, device.per_node) or 1 for device in fitting)
 
 
 class _PlainDumper(yaml.SafeDumper):

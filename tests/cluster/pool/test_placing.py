@@ -90,6 +90,17 @@ class Noting(UnitActor):
         loop._load = load
 
 
+class Waiting:
+    """Stands for the actor that leads a replica over several nodes."""
+
+    def __init__(self, _settings: WorkerSettings, _name: str) -> None: ...
+
+    def node_id(self) -> str:
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+
 class Home:
     """Stands for the driver: says where it is."""
 
@@ -123,6 +134,46 @@ def test_a_worker_of_a_job_that_was_there_before_its_node_uses_all_its_cores(
     finally:
         executor.close()
         cluster.remove_node(node)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_replica_over_two_nodes_has_a_part_on_each_and_gives_back_all_of_it(
+    cluster: Any, tmp_path: Path, tiny_model_directory: Path
+):
+    import ray
+    from persona_atlas.cluster.pool.ray_replica import Replica, remove_groups_left_over
+
+    # One node has room for both parts.
+    nodes = [cluster.add_node(num_cpus=num_cpus) for num_cpus in (2, 1, 1)]
+    cluster.wait_for_nodes()
+    placement = Placement(1, "cpu", 1, 0, num_nodes=2)
+    settings = WorkerSettings(engine_settings(tiny_model_directory, layers=(0,)), 0, str(tmp_path), None, 3, 10)
+
+    def started(worker: str, *avoid: Any) -> tuple[Replica, set[str]]:
+        left_out = tuple(node.node_id for node in avoid)
+        replica = Replica.launch(ray.remote(Waiting), settings, worker, placement, left_out)
+        return replica, set(ray.get([actor.node_id.remote() for actor in replica.parts], timeout=120))
+
+    def is_free() -> bool:
+        return ray.available_resources().get("CPU") == 4
+
+    try:
+        replica, used = started("worker-0")
+        assert len(used) == 2
+        assert not is_free()
+        replica.kill()
+        wait_for(is_free)
+        # Nobody kills the second, whose driver is gone; a part of it is on neither of the nodes to avoid.
+        _, used = started("worker-1", nodes[1])
+        assert used == {nodes[0].node_id, nodes[2].node_id}
+        remove_groups_left_over("another run")
+        assert not is_free()
+        remove_groups_left_over(settings.store_url)
+        wait_for(is_free)
+    finally:
+        for node in nodes:
+            cluster.remove_node(node)
 
 
 @pytest.mark.ray

@@ -387,6 +387,22 @@ def test_a_worker_that_does_not_see_what_the_driver_wrote_loads_no_model(
         ({"tensor_parallel": 2}, Resources(32, 4), Placement(2, "cuda", 16, 2)),
         ({"tensor_parallel": 2, "pipeline_parallel": 2}, Resources(32, 4), Placement(1, "cuda", 32, 4)),
         ({"tensor_parallel": 4}, Resources(96, 14, 32, 3, (6, 4, 4)), Placement(3, "cuda", 32, 4)),
+        # Its stages may be on several nodes where no node has GPUs enough; each node has as many of them.
+        (
+            {"tensor_parallel": 8, "pipeline_parallel": 2},
+            Resources(512, 32, 128, 4, (8, 8, 8, 8)),
+            Placement(2, "cuda", 128, 8, num_nodes=2),
+        ),
+        (
+            {"tensor_parallel": 4, "pipeline_parallel": 2, "replicas": 2, "threads": 8},
+            Resources(512, 16, 128, 3, (8, 4, 4)),
+            Placement(2, "cuda", 4, 4, num_nodes=2),
+        ),
+        (
+            {"pipeline_parallel": 2},
+            Resources(3, 0, 1, 3, cpus_by_node=(1, 1, 1)),
+            Placement(1, "cpu", 1, 0, one_per_node=True, num_nodes=2),
+        ),
         # On a CPU each of its processes has a core.
         ({"tensor_parallel": 2}, Resources(2, 0), Placement(1, "cpu", 2, 0, one_per_node=True)),
         ({"tensor_parallel": 2, "replicas": 2}, Resources(4, 0), Placement(2, "cpu", 2, 0)),
@@ -406,11 +422,18 @@ def test_replicas_are_laid_out_on_what_is_there(asked: dict[str, object], resour
         ({"replicas": 3, "threads": 3}, Resources(8, 0), "placement.threads", "too_many_threads", "at most 2"),
         ({"tensor_parallel": 8}, Resources(64, 4), "placement.tensor_parallel", "replica_over_nodes", "at most 4"),
         (
-            {"tensor_parallel": 8, "pipeline_parallel": 2},
-            Resources(512, 32, 128, 4, (8, 8, 8, 8)),
+            {"tensor_parallel": 8, "pipeline_parallel": 3},
+            Resources(512, 20, 128, 3, (8, 8, 4)),
             "placement.pipeline_parallel",
             "replica_over_nodes",
-            "at most 8",
+            "at most 8 GPUs a replica, or add nodes with 8",
+        ),
+        (
+            {"tensor_parallel": 16, "pipeline_parallel": 2},
+            Resources(512, 32, 128, 4, (8, 8, 8, 8)),
+            "placement.tensor_parallel",
+            "replica_over_nodes",
+            "more placement.pipeline_parallel, whose stages may be on several nodes",
         ),
         ({"tensor_parallel": 4, "replicas": 2}, Resources(8, 7), "placement.replicas", "too_many_replicas", "most 1"),
         ({"tensor_parallel": 4}, Resources(2, 0), "placement.tensor_parallel", "too_many_ranks", "fewer"),

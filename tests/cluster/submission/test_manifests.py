@@ -35,8 +35,11 @@ from rendered import (
 on_every_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 on_kubernetes = pytest.mark.parametrize("kind", ["rayjob", "raycluster"])
 
+
 # Made once: ``jsonschema.validate`` would check the rules themselves with every document.
 VALIDATORS = {kind: jsonschema.Draft202012Validator(rules) for kind, rules in DOCUMENTS.items()}
+OVER_NODES = ("--set", "placement.pipeline_parallel=4")
+"""What spreads a replica of the example, with four GPUs a stage, over two machines of eight."""
 
 OPTIONS = [
     (),
@@ -119,6 +122,17 @@ def test_credentials_come_by_reference_and_only_when_asked_for(kind: str):
     assert "AWS_" not in json.dumps([*containers(documents(kind))])
     account = documents(kind, LLAMA, "--service-account", "atlas")
     assert [t["spec"].get("serviceAccountName") for t in templates(account)][:2] == ["atlas", "atlas"]
+
+
+def test_a_replica_over_two_nodes_gets_two_machines_with_its_part_of_the_gpus_each():
+    (group,) = cluster_spec(documents("rayjob", LLAMA, *OVER_NODES, "--gpus-max", "32"))["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (group["groupName"], group["replicas"], limits["nvidia.com/gpu"]) == ("gpu-x8", 4, "8")
+    # The stages of several replicas may share a machine, those of one may not.
+    for stages, gpus, machines in ((4, 16, 2), (5, 20, 5), (5, 40, 5)):
+        options = ("--set", f"placement.pipeline_parallel={stages}", "--gpus-max", str(gpus))
+        text = render("ray-vm", LLAMA, *options, "--gpu-type", "H100", "--service-account", "atlas")
+        assert yaml.safe_load(text)["max_workers"] == machines
 
 
 @on_every_example
@@ -281,7 +295,7 @@ def test_rays_command_line_takes_the_start_parameters(kind: str):
         ("rayjob", ("--set", "placement.tensor_parallel=1"), "placement.tensor_parallel", "4 on H100"),
         ("rayjob", ("--set", "placement.engine=builtin"), "placement.tensor_parallel", "placement.engine=vllm"),
         ("rayjob", ("--set", "placement.tensor_parallel=3"), "placement.tensor_parallel", "Sizes that do: 1, 2, 4, 8"),
-        ("rayjob", ("--set", "placement.pipeline_parallel=4"), "placement.tensor_parallel", "on H100"),
+        ("rayjob", (*OVER_NODES, "--gpus-min", "0", "--gpus-max", "32"), "--gpus-min", "--gpus-min 16"),
         ("rayjob", ("--set", "capture.hook_points=[mlp_out]"), "capture.hook_points", "resid_post only"),
         ("rayjob", ("--set", "sampling.max_new_tokens=131072"), "sampling.max_new_tokens", "context"),
         ("rayjob", ("--set", "model.adapter=./lora"), "model.adapter", "image"),

@@ -213,6 +213,38 @@ def test_what_goes_with_its_node_is_innocent_and_the_node_is_not_charged(plan: P
     assert harness.pool.nodes_left_out == {}
 
 
+def test_workers_over_two_nodes_are_as_many_as_pairs_of_nodes_have_room_for():
+    harness = Harness({"a": 1, "b": 1, "c": 1}, per_worker=2)
+    assert harness.follow() == ["worker-0"]
+    harness.places["d"] = 1
+    assert harness.follow(FOLLOW_EVERY_S) == ["worker-1"]
+
+
+def test_of_a_worker_over_two_nodes_the_node_is_blamed_whose_part_failed(plan: Plan):
+    harness = Harness({"a": 1, "b": 1, "c": 1}, per_worker=2)
+    harness.follow()
+    harness.place("worker-0", "a")
+    harness.refuse("worker-0", node_id="b")
+    assert list(harness.pool.nodes_left_out) == ["b"]
+    (worker,) = harness.follow(FOLLOW_EVERY_S)
+    assert harness.launched[-1].avoid == ("b",)
+    harness.load(worker, "a")
+    harness.assign(worker, attempt_at(plan, 0))
+    # The node of its other part is gone.
+    harness.gone.add("c")
+    (failure,) = failures_of(harness.die(worker, node_id="c"))
+    assert (failure.message, failure.is_worker_fault) == ("the worker's node is gone", True)
+
+
+def test_deaths_are_charged_to_the_node_of_the_part_that_died():
+    harness = Harness({"a": 1, "b": 1, "c": 1}, per_worker=2)
+    for _ in range(MAX_DEATHS):
+        (worker,) = harness.follow(FOLLOW_EVERY_S)
+        harness.load(worker, "a")
+        harness.die(worker, node_id="b")
+    assert list(harness.pool.nodes_left_out) == ["b"]
+
+
 def kill_on(harness: Harness, node: str, unit: UnitAttempt | None = None) -> None:
     """Let the pool replace a worker, and the replacement die on a node."""
     (worker,) = harness.follow(FOLLOW_EVERY_S)

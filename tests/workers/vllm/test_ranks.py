@@ -69,6 +69,28 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path, signal_num
         parent.wait()
 
 
+def test_a_process_ends_with_the_one_that_started_it_and_so_do_its_ranks(tmp_path: Path):
+    own = "import sys, time; from persona_atlas.workers.vllm.ranks import end_with_starter; "
+    ranks = "from pathlib import Path; import test_ranks; test_ranks.start(Path(sys.argv[1]), 1); "
+    program = f"{own}{ranks}end_with_starter(); time.sleep(600)"
+    starts = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    starter = subprocess.Popen([sys.executable, "-c", starts, program, str(tmp_path)], env=env)
+    try:
+        (rank,) = ranks_in(tmp_path, 1)
+        process = rank.parent()
+        assert process is not None
+        time.sleep(1)
+        assert process.is_running()
+        starter.kill()
+        starter.wait(10)
+        _, alive = psutil.wait_procs([process, rank], timeout=WITHIN_S)
+        assert not alive
+    finally:
+        starter.kill()
+        starter.wait()
+
+
 def test_the_others_are_killed_when_one_dies(tmp_path: Path):
     before = BeforeRanks.now()
     start(tmp_path, 3)

@@ -1,0 +1,1 @@
+"""Replicas whose stages are on several nodes: how their processes find one another, and end together."""
