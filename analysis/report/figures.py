@@ -77,6 +77,47 @@ def require_matplotlib() -> ModuleType:
     return mpl
 
 
+def require_format(path: Path) -> None:
+    """Refuse a file whose name does not end with a format that matplotlib writes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: matplotlib is not installed, or does not know the format.
+    """
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    # Without a suffix matplotlib would write a file of another name.
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise InputError(
+            f"{path.name!r} names no format of a picture that is known.",
+            code="bad_format",
+            field="--png",
+            hint="End its name with .png, .svg or .pdf.",
+        )
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write one figure to a file.
+
+    Raises:
+        InputError: It cannot be written, or its name says no format; see ``require_format``.
+    """
+    require_format(path)
+    try:
+        figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=0.12)
+    except OSError as error:
+        refuse_machine_fault(error)
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            code="not_writable",
+            field="--png",
+            hint="Choose a file in an existing, writable folder.",
+        ) from error
+
+
 def write_figures(
     origin: Origin,
     reduction: Reduction,

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...jobs.errors import InputError
-from ...jobs.machine_faults import refuse_machine_fault
-from ..report.figures import QUIET, STYLE, require_matplotlib
+from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
 from .points import ALL, Point
 from .repetition import DEGENERATE, NGRAM
 
@@ -74,23 +72,7 @@ def write_picture(picture: SweepPicture, path: Path) -> None:
         figure.suptitle(picture.title, fontsize=9.5, x=0.01, ha="left")
         notes = [line for note in picture.notes for line in textwrap.wrap(note, 118)]
         figure.text(0.01, 0, "\n".join(notes), fontsize=7, color=QUIET, va="top")
-        try:
-            figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=0.12)
-        except ValueError as error:
-            raise InputError(
-                f"{path.name!r} names no format of a picture that is known: {str(error).splitlines()[0]}.",
-                code="bad_format",
-                field="--png",
-                hint="End its name with .png, .svg or .pdf.",
-            ) from error
-        except OSError as error:
-            refuse_machine_fault(error)
-            raise InputError(
-                f"{path} cannot be written: {error.strerror or error}.",
-                code="not_writable",
-                field="--png",
-                hint="Choose a file in an existing, writable folder.",
-            ) from error
+        save_picture(figure, path)
 
 
 def _has_strengths(points: Sequence[Point]) -> bool:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...jobs.errors import InputError
-from ...jobs.machine_faults import refuse_machine_fault
-from ..report.figures import QUIET, STYLE, require_matplotlib
+from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
 from .page import compared_words
 from .scores import Scale, ScoredConversation, ScoredTurn, Watched
 
@@ -41,7 +39,6 @@ def write_picture(watched: Watched, path: Path) -> None:
         InputError: matplotlib is not installed, does not know the format, or the file cannot be written.
     """
     mpl = require_matplotlib()
-    require_format(path)
     from matplotlib.figure import Figure
 
     count = len(watched.ruler.scales)
@@ -58,38 +55,7 @@ def write_picture(watched: Watched, path: Path) -> None:
         _legend(panels[0])
         figure.suptitle(_title(watched), fontsize=9.5, x=0.01, ha="left")
         figure.text(0.01, 0, "\n".join(_wrapped(watched)), fontsize=7, color=QUIET, va="top")
-        try:
-            figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=0.12)
-        except OSError as error:
-            refuse_machine_fault(error)
-            raise InputError(
-                f"{path} cannot be written: {error.strerror or error}.",
-                code="not_writable",
-                field="--png",
-                hint="Choose a file in an existing, writable folder.",
-            ) from error
-
-
-def require_format(path: Path) -> None:
-    """Refuse a file whose name does not end with a format that matplotlib writes.
-
-    Args:
-        path: The file.
-
-    Raises:
-        InputError: matplotlib is not installed, or does not know the format.
-    """
-    require_matplotlib()
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    # Without a suffix matplotlib would write a file of another name.
-    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
-        raise InputError(
-            f"{path.name!r} names no format of a picture that is known.",
-            code="bad_format",
-            field="--png",
-            hint="End its name with .png, .svg or .pdf.",
-        )
+        save_picture(figure, path)
 
 
 def _title(watched: Watched) -> str:

@@ -8,11 +8,9 @@ from typing import Any, cast
 
 import click
 
-from ....analysis.report.figures import require_matplotlib
 from ....analysis.sweeping.picture import SweepPicture, degenerate_words, percent, write_picture
 from ....analysis.sweeping.points import Point
 from ....jobs.errors import InputError
-from ....jobs.files.user_paths import local_path
 from ....jobs.judging.rubrics import Rubric, load_rubric, rubric_names
 from ....jobs.specs.sweep_spec import SweepSpec, load_sweep
 from ....storage.derived.verdicts import sweep_judges
@@ -25,6 +23,7 @@ from ...sweeping.results import GroupBy, SweepResults, open_ruler, results_of
 from ...sweeping.run import SweepOutcome, run_sweep
 from .. import output
 from ..options import join_option, json_option, set_option, spec_argument
+from ..result_files import picture_to_write
 from ..scores.judge_options import JudgeOptions, judge_options, print_judging
 
 _DEFAULT_RUBRIC = "role_adoption"
@@ -71,7 +70,7 @@ def sweep(
     Each setting is a run of its own in the folder settings of the store. With --model a judge sorts the replies by the
     labels of a rubric. A sweep that was stopped goes on with the same command: nothing is made or judged twice.
     """
-    picture = _place(png)
+    picture = picture_to_write(png)
     spec = load_sweep(spec_file, overrides)
     chosen = load_rubric(rubric or spec.section.rubric or _DEFAULT_RUBRIC, "--rubric" if rubric else "sweep.rubric")
     judge = judged_by.settings() if _names_a_judge(judged_by) else None
@@ -156,18 +155,6 @@ def _judge_to_show(
             hint=f"Name {', '.join(known)}.",
         )
     return judged_by.judge or next(iter(known), None)
-
-
-def _place(text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = local_path(text, "--png")
-    if not path.parent.is_dir():
-        raise InputError(
-            f"the folder {path.parent} is not there.", code="not_writable", field="--png", hint="Make it first."
-        )
-    require_matplotlib()
-    return path
 
 
 def _picture(spec: SweepSpec, results: SweepResults) -> SweepPicture:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import cast
 
 import click
@@ -11,16 +10,14 @@ import click
 from ....analysis.axis_source import open_axis
 from ....analysis.watching.lines import lines_of
 from ....analysis.watching.page import render_page
-from ....analysis.watching.picture import require_format, write_picture
-from ....jobs.errors import InputError
-from ....jobs.files.user_paths import local_path
-from ....jobs.machine_faults import refuse_machine_fault
+from ....analysis.watching.picture import write_picture
 from ....jobs.sources.read_conversations import read_conversations
 from ....jobs.specs.store_spec import S3Access
 from ....workers.chat.turn_spans import TurnPart, TurnRole
 from ...watching.watcher import Watcher, WatchSettings
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options
+from ..result_files import file_to_write, picture_to_write, write_page
 
 
 @click.command()
@@ -106,9 +103,7 @@ def project(
     AXIS is a run that was reduced, imported vectors, or a folder of published ones. Higher is nearer the Assistant.
     Each conversation is read in one pass of the model, in this process; each message of the assistant is a line.
     """
-    picture, page = _place(png, "--png"), _place(html, "--html")
-    if picture is not None:
-        require_format(picture)
+    picture, page = picture_to_write(png), file_to_write(html, "--html")
     given = read_conversations(conversations, skip_invalid=skip_invalid)
     settings = WatchSettings(
         model=model,
@@ -128,7 +123,7 @@ def project(
     if picture is not None:
         write_picture(watched, picture)
     if page is not None:
-        _write(page, render_page(watched))
+        write_page(page, render_page(watched), "--html")
     if as_json:
         written = {name: str(path) for name, path in (("png", picture), ("html", page)) if path is not None}
         output.document(watched.as_dict() | {"skipped": len(given.skipped)} | written)
@@ -142,28 +137,3 @@ def project(
     for name, path in (("Picture", picture), ("Page", page)):
         if path is not None:
             output.text(f"{name}: {path}")
-
-
-def _place(text: str | None, option: str) -> Path | None:
-    """Return the path of a file to write, whose folder exists: the model is not loaded for nothing."""
-    if text is None:
-        return None
-    path = local_path(text, option)
-    if not path.parent.is_dir():
-        raise InputError(
-            f"the folder {path.parent} is not there.", code="not_writable", field=option, hint="Make it first."
-        )
-    return path
-
-
-def _write(path: Path, page: str) -> None:
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        refuse_machine_fault(error)
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            code="not_writable",
-            field="--html",
-            hint="Choose a file in an existing, writable folder.",
-        ) from error

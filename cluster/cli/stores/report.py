@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ....analysis.reduce import reduce_again
@@ -11,7 +9,6 @@ from ....analysis.report import Origin, origin_of_run, origin_of_vectors, render
 from ....analysis.report.figures import write_figures
 from ....jobs.errors import InputError
 from ....jobs.files.user_paths import local_path
-from ....jobs.machine_faults import refuse_machine_fault
 from ....jobs.specs.store_spec import S3Access
 from ....storage.derived.reductions import Reduction
 from ....storage.format import layout
@@ -20,6 +17,7 @@ from ....storage.query.selection import layer_positions
 from ....storage.query.vectors import VectorSet, open_vectors
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument
+from ..result_files import write_page
 
 
 @click.command()
@@ -62,7 +60,9 @@ def report(
     written = [] if figures is None else write_figures(origin, reduction, local_path(figures, "--png"), layer)
     place = None
     if out is not None:
-        place = _write(local_path(out, "--out"), render_page(origin, reduction, layer))
+        path = local_path(out, "--out")
+        write_page(path, render_page(origin, reduction, layer), "--out")
+        place = str(path)
     elif figures is None:
         store.location.write(layout.REPORT, render_page(origin, reduction, layer).encode())
         place = f"{store.url}/{layout.REPORT}"
@@ -86,17 +86,3 @@ def _numbers(store: Run | VectorSet) -> tuple[Origin, Reduction]:
         return origin, store.reduction
     reduction = reduce_again(store, say=output.progress().say)
     return origin_of_run(store, reduction), reduction
-
-
-def _write(target: Path, page: str) -> str:
-    try:
-        target.write_text(page, encoding="utf-8")
-    except OSError as error:
-        refuse_machine_fault(error)
-        raise InputError(
-            f"{target} cannot be written: {error.strerror or error}.",
-            code="not_writable",
-            field="--out",
-            hint="Choose a file in an existing, writable folder.",
-        ) from error
-    return str(target)

@@ -264,6 +264,15 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(
     assert not store.exists()
 
 
+def test_a_picture_of_no_known_format_is_refused_before_anything_is_written(
+    world: World, tmp_path: Path, refused: Refused
+):
+    store = tmp_path / "new"
+    error = refused("sweep", world.file, "--set", f"store.url={store}", "--png", tmp_path / "rates.doc")
+    assert (error["code"], error["field"]) == ("bad_format", "--png")
+    assert not store.exists()
+
+
 def test_a_folder_or_a_setting_of_something_else_is_refused(world: World, copied: Path, refused: Refused):
     error = refused("sweep", world.file, "--set", f"store.url={world.axis.url}")
     assert (error["code"], error["field"]) == ("other_store", "store.url")
