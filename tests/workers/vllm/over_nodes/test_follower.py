@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from persona_atlas.jobs.errors import EngineDied
 from persona_atlas.workers.engine import EngineSettings
 from persona_atlas.workers.vllm.arguments import VllmOptions
 from persona_atlas.workers.vllm.over_nodes.follower import follow
@@ -81,6 +80,5 @@ def test_vectors_are_those_of_plain_passes_and_the_rest_ends_with_a_rank(tmp_pat
         last_rank.kill()
         _, alive = psutil.wait_procs([process], timeout=WITHIN_S)
         assert not alive
+        # The process that leads ends when it hears this: vLLM would wait for ever for what the last stage hands on.
         assert is_lost.wait(WITHIN_S)
-        with pytest.raises(EngineDied):
-            generate(engine, requests_of(1))
