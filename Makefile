@@ -83,7 +83,7 @@ test-vllm: setup-vllm
 # A family in vLLM's own class, one in its transformers backend, and a replica of two ranks that loses one.
 test-vllm-quick: setup-vllm
 	$(VLLM_BIN)/python -m pytest --durations=5 -k 'llama or gemma2' tests/workers/vllm/test_vllm_conformance.py
-	$(VLLM_BIN)/python -m pytest --durations=5 -k 'rank' tests/faults/test_vllm_replicas.py
+	$(VLLM_BIN)/python -m pytest --durations=5 -k 'rank and not nodes' tests/faults/test_vllm_replicas.py
 
 bench-vllm: setup-vllm
 	$(VLLM_BIN)/python benchmarks/engine.py --engine vllm

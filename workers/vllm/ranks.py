@@ -37,8 +37,9 @@ def end_all_ranks() -> None:
     A process that is killed cannot do it any more, and its ranks may be killed with it.
     """
     for ranks in list(_all):
+        # Before they are killed: Ray may kill this process at any moment, and whoever has it mapped keeps it.
+        unlink_shared_memory(ranks.shared | shared_memory_of(ranks.pids))
         ranks.kill()
-        unlink_shared_memory(ranks.shared)
 
 
 def end_this_process() -> None:
