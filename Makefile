@@ -11,7 +11,7 @@ VLLM_STAMP := .venv-vllm/.installed
 
 setup: $(STAMP)
 
-# The packages have 24,000 modules, of which a quarter is ever imported. Python compiles a module when it is first
+# The packages have 24,000 modules, and most are never imported. Python compiles a module when it is first
 # imported, and keeps the byte code, unless it is told not to: then pip compiles all of them, which takes a minute.
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 
