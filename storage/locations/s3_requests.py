@@ -16,6 +16,7 @@ from typing import Any
 from botocore.exceptions import ProfileNotFound
 
 from ...jobs.specs.store_spec import S3Access
+from .s3_descriptions import share_descriptions
 
 _CONNECTIONS = 64
 """Connections in the pool. botocore's default of 10 is less than the 32 reads that a query makes at a time."""
@@ -41,6 +42,7 @@ def make_filesystem(
     from aiobotocore.session import AioSession
 
     session = AioSession()
+    share_descriptions(session)
     config: dict[str, Any] = {"max_pool_connections": _CONNECTIONS}
     if endpoint_url is not None and not _user_chose_checksums(session):
         config |= dict.fromkeys(_CHECKSUM_SETTINGS, "when_required")

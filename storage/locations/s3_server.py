@@ -24,6 +24,7 @@ from botocore.exceptions import (
 from ...jobs.errors import InputError
 from ...jobs.files.store_url import is_s3
 from ...jobs.specs.store_spec import S3Access, StoreSpec
+from .s3_descriptions import share_descriptions
 
 _ENDPOINT_FIELD = "store.endpoint_url"
 
@@ -58,6 +59,7 @@ def _configured_server(_environment: tuple[tuple[str, str], ...]) -> S3Server:
 
     try:
         session = Session()
+        share_descriptions(session)
         region = session.get_config_variable("region")
         chosen, default = (_endpoint(session, ignore_configured=ignored) for ignored in (False, True))
     except (ProfileNotFound, ConfigNotFound, ConfigParseError, InvalidConfigError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,21 @@ def as_read(engine: Any, rows: Sequence[CapturedRollout]) -> list[CapturedRollou
 
 
 MODES = pytest.mark.parametrize("mode", [as_generated, as_read])
+
+
+class RememberingModel(PlainModel):
+    """A plain model that runs each text once, for tests that compare both modes with it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._places: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+
+    def places(self, token_ids: Sequence[int], response: int = 0) -> dict[str, np.ndarray]:
+        assert response == 0, "without edits the place of the response changes nothing"
+        key = tuple(token_ids)
+        if key not in self._places:
+            self._places[key] = super().places(token_ids)
+        return self._places[key]
 
 
 def assert_equal_to_plain(

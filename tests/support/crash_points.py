@@ -24,6 +24,13 @@ _NUMBERS = [
 ]
 """Parts of a path that differ from start to start, with the replacement that names of steps have."""
 
+_NAMES = [
+    (re.compile(r"activations/resid_post/\w+/"), "ARRAY/"),
+    (re.compile(r"^(activations/)?(resid_post/)?(\.?zarr\.)"), r"GROUP/\3"),
+    (re.compile(r"(commits|rollouts)/(\.?)(default|role)\.\w+\.pos\.p0\.b0"), r"\1/\2UNIT"),
+]
+"""Parts of a path that tell objects of one kind apart, with their replacement."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -40,6 +47,13 @@ class Step:
 def anonymous(path: str) -> str:
     """Replace the numbers in a path that differ from start to start."""
     for pattern, instead in _NUMBERS:
+        path = pattern.sub(instead, path)
+    return path
+
+
+def kind_of_object(path: str) -> str:
+    """Return what stands for all objects of a kind: every unit, every array, every group of Zarr has the same."""
+    for pattern, instead in _NAMES:
         path = pattern.sub(instead, path)
     return path
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import pytest
 from persona_atlas.jobs.specs.spec import JobSpec
@@ -18,6 +20,28 @@ IS_THOROUGH = KILLS > 0
 
 by_make_faults = pytest.mark.skipif(not IS_THOROUGH, reason="make faults does it")
 """Mark of tests and parameters that the ordinary tests leave out because they take long."""
+
+T = TypeVar("T")
+
+
+def sample(points: Sequence[T], kind: Callable[[T], Hashable], others: int) -> list[Any]:
+    """Have the ordinary tests die at one point of each kind and at some others; ``make faults`` does all of them.
+
+    Args:
+        points: All points at which a driver may die.
+        kind: Says what a point has in common with those that differ from it in a name or a number only.
+        others: Number of points that are drawn from those left. ATLAS_FAULTS_SEED draws others.
+
+    Returns:
+        Parameters of a test.
+    """
+    first = {kind(point): index for index, point in reversed(list(enumerate(points)))}
+    left = [index for index in range(len(points)) if index not in first.values()]
+    # Every process that collects the tests must draw the same ones.
+    drawn = random.Random(int(os.environ.get("ATLAS_FAULTS_SEED") or 0)).sample(left, others)
+    kept = {*first.values(), *drawn}
+    return [pytest.param(point, marks=[] if index in kept else by_make_faults) for index, point in enumerate(points)]
+
 
 _TWO_ARRAYS = {"poolings": ["response_mean", "prompt_last"]}
 

@@ -11,6 +11,7 @@ from persona_atlas.cluster.pool.worker_loop import WorkerLoop
 from persona_atlas.jobs.work.units import UnitAttempt
 
 _NAME = "local"
+_PAUSE_S = 0.002
 
 
 class LocalExecutor:
@@ -85,12 +86,15 @@ class LocalExecutor:
         """Run everything that was assigned.
 
         Args:
-            timeout_s: Ignored: the call returns when all units are finished.
+            timeout_s: Ignored where there is something to run: the call returns when all units are finished. Otherwise
+                the call sleeps for part of it: a loop that waits for commits and does not sleep takes the interpreter
+                from the threads that make them.
 
         Returns:
             An answer for each report of the worker that had results.
         """
-        del timeout_s
+        if not self._assigned:
+            time.sleep(min(timeout_s, _PAUSE_S))
         answers: list[Answer] = []
         for attempts in self._assigned:
             self._loop.take(attempts)

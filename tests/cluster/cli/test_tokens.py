@@ -1,10 +1,14 @@
-"""The pooling ``tokens`` through the command line: a real Ray, a real model, a directory and an S3 server."""
+"""The pooling ``tokens`` from the spec to the commands that read it: a real model, a directory and an S3 server.
+
+The jobs run in this process; what Ray hands to a worker is the same for every pooling.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import persona_atlas
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,7 +19,7 @@ from command_line import Answered, Refused
 from conversations import line, write_lines
 from plain_forward import PlainModel, relative_errors
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
+pytestmark = pytest.mark.slow
 
 
 def write_spec(path: Path, model: Path, store_url: str, **capture: object) -> Path:
@@ -54,9 +58,9 @@ def test_a_run_keeps_every_token_of_the_layers_asked_for(
     planned = answered("plan", spec)
     assert planned["token_layers"] == [0, 2]
     assert planned["stored_token_bytes"] == 15 * 40 * 2 * planned["d_model"] * 2
-    outcome = answered("run", spec)
-    assert outcome["state"] == "SUCCEEDED"
-    assert outcome["summary"] is not None, "the means are reduced as ever"
+    outcome = persona_atlas.run(spec, progress=False)
+    assert outcome.is_complete
+    assert outcome.summary is not None, "the means are reduced as ever"
 
     run = open_run(s3_store_url)
     assert_plain(run, tiny_model_directory, [0, 2])
@@ -92,11 +96,16 @@ def test_given_texts_give_the_tokens_of_each_turn_and_need_no_pooling(
     ]
     source = write_lines(tmp_path / "talks.jsonl", talks)
     store = tmp_path / "run"
-    options = ("--pooling", "tokens", "--token-layers", "1", "--set", "placement.batch_tokens=300")
-    outcome = answered(
-        "extract", "--model", tiny_model_directory, "--conversations", source, "--store", store, *options
+    outcome = persona_atlas.extract(
+        tiny_model_directory,
+        source,
+        store,
+        poolings=["tokens"],
+        token_layers=[1],
+        overrides=["placement.batch_tokens=300"],
+        progress=False,
     )
-    assert (outcome["state"], outcome["summary"]) == ("SUCCEEDED", None)
+    assert (outcome.is_complete, outcome.summary) == (True, None)
     run = open_run(str(store))
     assert run.layers == (1,)
     assert run.activations(pooling="tokens").rollouts.num_rows == 23
@@ -116,3 +125,12 @@ def test_what_no_unit_can_hold_is_refused_before_anything_runs(
     assert not (tmp_path / "run").exists()
     without = write_spec(tmp_path / "job.yaml", tiny_model_directory, str(tmp_path / "run"), token_layers=None)
     assert refused("plan", without)["field"] == "capture.token_layers"
+
+
+def test_the_layers_of_tokens_are_those_of_the_option(tmp_path: Path, tiny_model_directory: Path, refused: Refused):
+    source = write_lines(tmp_path / "talks.jsonl", [line("Hi", "Hello there.")])
+    asked = ("extract", "--model", tiny_model_directory, "--conversations", source, "--store", tmp_path / "run")
+    error = refused(*asked, "--pooling", "tokens", "--token-layers", "1,9")
+    assert error["field"] == "capture.token_layers"
+    assert "layer 9" in error["error"]
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,8 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -17,6 +19,7 @@ from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import make_spec
 from persona_atlas.jobs.specs.store_spec import S3Access
 from persona_atlas.storage.locations.location import Location, open_location
+from persona_atlas.storage.locations.s3_requests import make_filesystem
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.run_store import read_run_record
 
@@ -172,3 +175,17 @@ def test_an_access_that_does_not_exist_is_refused(override: str, field: str):
     with pytest.raises(InputError) as caught:
         make_spec({"model": {"source": "m"}, "store": {"url": "s3://bucket/x"}}, [override])
     assert caught.value.field == field
+
+
+def test_locations_share_what_botocore_has_read_and_a_users_own_descriptions_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def loader() -> Any:
+        filesystem = make_filesystem("http://127.0.0.1:9", S3Access(), {}, asynchronous=False)
+        return filesystem.session.get_component("data_loader")
+
+    shared = loader()
+    assert loader() is shared
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    assert str(tmp_path) in loader().search_paths
+    assert str(tmp_path) not in shared.search_paths

@@ -20,7 +20,16 @@ from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import CapturedRollout, TokenisedText
 from safetensors.torch import load_file, save_file
 
-from conformance import MAX_NEW, MODES, TOLERANCE, Mode, as_read, assert_equal_to_plain
+from conformance import (
+    MAX_NEW,
+    MODES,
+    TOLERANCE,
+    Mode,
+    RememberingModel,
+    as_generated,
+    as_read,
+    assert_equal_to_plain,
+)
 from plain_forward import ALL_POOLINGS, POINTS, POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings, generate, requests_of
 from tiny_families import FAMILIES, N_LAYERS, save_tiny_family
@@ -38,10 +47,9 @@ def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     return find
 
 
-@MODES
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_hook_point_and_pooling_equals_a_plain_forward_pass_in_every_family(
-    directory_of: Callable[[str], Path], family: str, mode: Mode
+    directory_of: Callable[[str], Path], family: str
 ):
     directory = directory_of(family)
     # Room for about eight rollouts: most of them join while others run.
@@ -59,7 +67,9 @@ def test_every_hook_point_and_pooling_equals_a_plain_forward_pass_in_every_famil
     assert {0, 1, MAX_NEW} <= lengths, "there should be an empty, a one-token and a cut response"
     assert len(lengths) >= 6
     assert len({len(row.rollout.prompt_token_ids) for row in rows}) >= 6
-    assert_equal_to_plain(mode(engine, rows), PlainModel(directory), settings.token_layers)
+    plain = RememberingModel(directory)
+    for mode in (as_generated, as_read):
+        assert_equal_to_plain(mode(engine, rows), plain, settings.token_layers)
 
 
 @MODES
@@ -97,10 +107,9 @@ def test_the_last_layer_is_captured_before_the_final_norm(directory_of: Callable
         assert relative_errors(got_LD[-1:], expected_LD[-1:]).max() > 0.01
 
 
-@MODES
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_moe", "gpt2"])
 def test_neither_batch_nor_order_nor_neighbours_change_a_rollout_or_its_vectors(
-    directory_of: Callable[[str], Path], family: str, mode: Mode
+    directory_of: Callable[[str], Path], family: str
 ):
     directory = directory_of(family)
     requests = requests_of(16)
@@ -108,14 +117,17 @@ def test_neither_batch_nor_order_nor_neighbours_change_a_rollout_or_its_vectors(
         BuiltinEngine(engine_settings(directory, layers=range(N_LAYERS), poolings=ALL_POOLINGS, batch_tokens=budget))
         for budget in (1, 600, 100_000)
     ]
-    alone = {row.rollout.address: row for row in mode(engines[0], generate(engines[0], requests))}
+    modes = (as_generated, as_read)
+    first = generate(engines[0], requests)
+    alone = {mode: {row.rollout.address: row for row in mode(engines[0], first)} for mode in modes}
     for seed, engine in enumerate(engines):
-        shuffled = random.Random(seed).sample(requests, 11)
-        for row in mode(engine, generate(engine, shuffled)):
-            same = alone[row.rollout.address]
-            assert row.rollout == same.rollout
-            for array, vector_LD in row.vectors_LD.items():
-                np.testing.assert_allclose(vector_LD, same.vectors_LD[array], rtol=1e-4, atol=1e-4)
+        rows = generate(engine, random.Random(seed).sample(requests, 11))
+        for mode in modes:
+            for row in mode(engine, rows):
+                same = alone[mode][row.rollout.address]
+                assert row.rollout == same.rollout
+                for array, vector_LD in row.vectors_LD.items():
+                    np.testing.assert_allclose(vector_LD, same.vectors_LD[array], rtol=1e-4, atol=1e-4)
 
 
 def test_every_row_of_a_full_batch_belongs_to_its_rollout(directory_of: Callable[[str], Path], tmp_path: Path):
@@ -322,8 +334,7 @@ def test_a_span_that_cannot_be_is_refused(directory_of: Callable[[str], Path], r
 
 
 @pytest.mark.model
-@MODES
-def test_a_real_model_conforms(smollm2_directory: Path, mode: Mode):
+def test_a_real_model_conforms(smollm2_directory: Path):
     settings = engine_settings(
         smollm2_directory,
         layers=range(30),
@@ -338,4 +349,6 @@ def test_a_real_model_conforms(smollm2_directory: Path, mode: Mode):
     spoken = [(row, row.rollout.prompt_token_ids[slice(*row.user_span or (0, 0))]) for row in rows]
     decode = engine.loaded.tokenizer.decode
     assert [decode(ids) for _, ids in spoken] == [row.rollout.question for row, _ in spoken]
-    assert_equal_to_plain(mode(engine, rows), PlainModel(smollm2_directory), bytes_are_tokens=False)
+    plain = RememberingModel(smollm2_directory)
+    for mode in (as_generated, as_read):
+        assert_equal_to_plain(mode(engine, rows), plain, bytes_are_tokens=False)
