@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.analysis.moments import Moments
 from persona_atlas.analysis.reduction import budget
-from persona_atlas.analysis.reduction.partial_sums import GroupSums
+from persona_atlas.analysis.reduction.group_sums import GroupSums
 
 
 @settings(deadline=None, max_examples=30)
