@@ -77,10 +77,10 @@ class Passes:
             lengths = to_read.lengths[number][:, 0].tolist()
             data = self._location.read_range(layout.shard_path(*ARRAY, units[number].row_block), 0, sum(lengths))
             assert data is not None
-            end = 0
+            view, end = memoryview(data), 0
             for length in lengths:
                 begin, end = end, end + length
-                decode_chunk(data[begin:end], *shape[1:])
+                decode_chunk(view[begin:end], *shape[1:])
 
         with ThreadPoolExecutor(threads(*shape, 2, usable_cores())) as pool:
             for _ in pool.map(read, range(len(units))):

@@ -110,10 +110,11 @@ class DirectoryLocation:
     def names(self, folder: str) -> list[str]:
         with self.errors():
             try:
-                entries = list((self._root / folder).iterdir())
+                # Unlike ``Path.iterdir`` it need not ask for each entry whether it is a file.
+                with os.scandir(self._root / folder) as entries:
+                    return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
             except FileNotFoundError:
                 return []
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
     def names_between(self, folder: str, ranges: Sequence[tuple[str, str]]) -> list[str]:
         names = self.names(folder)
