@@ -172,10 +172,8 @@ def again(report: Report, made: PersonaRun, limit: float | None) -> None:
         report.most(f"{name}: all of it, of the first time", total_s / first_s, "ratio", of_all)
         if what == "role":
             rest_s = total_s - steps.between("Projecting", "Computing thresholds")
-            text = f"{name}: all but projecting every rollout, of the first time"
-            report.most(
-                f"{name}: all but projecting every rollout, of the first time", rest_s / first_s, "ratio", limit
-            )
+            rest = f"{name}: all but projecting every rollout, of the first time"
+            report.most(rest, rest_s / first_s, "ratio", limit)
     alone_s = _seconds(passes.decode)
     report.say(
         f"The first time: {first_s:.2f} s. Of that, reading and decoding every rollout once is {alone_s / first_s:.2f}."
