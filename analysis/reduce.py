@@ -332,13 +332,14 @@ def _in_use(run: Run) -> set[str]:
 
 def _without_vector(run: Run) -> dict[str, list[str]]:
     """Name by kind the personas with committed rollouts of which every response is empty, in one polarity at least."""
-    filled = set(_addresses(run.with_vector(run.index)))
+    filled = _addresses(run.with_vector(run.index))
     found: dict[str, set[str]] = {}
-    for kind, name, _ in set(_addresses(run.index)) - filled:
+    for kind, name, _ in _addresses(run.index) - filled:
         found.setdefault(kind, set()).add(name)
     return {kind: sorted(names) for kind, names in sorted(found.items())}
 
 
-def _addresses(index: Any) -> list[tuple[str, str, str]]:
-    columns = (index[name].to_pylist() for name in ("kind", "persona", "polarity"))
-    return list(zip(*columns, strict=True))
+def _addresses(index: pa.Table) -> set[tuple[str, str, str]]:
+    names = ["kind", "persona", "polarity"]
+    found = index.group_by(names).aggregate([])
+    return set(zip(*(found[name].to_pylist() for name in names), strict=True))

@@ -63,8 +63,8 @@ def question_intervals(
         num_questions = int(question_of_row.max(initial=-1)) + 1
         if num_questions < 2:
             continue
-        sums_QL = np.zeros((num_questions, projections_NL.shape[1]))
-        np.add.at(sums_QL, question_of_row, projections_NL[rows].astype(np.float64))
+        by_layer_LN = projections_NL[rows].astype(np.float64).T
+        sums_QL = np.stack([np.bincount(question_of_row, values_N, num_questions) for values_N in by_layer_LN], axis=1)
         counts_Q = np.bincount(question_of_row, minlength=num_questions).astype(np.float64)
         if num_questions not in drawn:
             drawn[num_questions] = _draws(num_questions, samples, seed)

@@ -21,6 +21,8 @@ from persona_atlas.storage.run.run_store import reserve_rows
 from _made_record import made_record
 
 ARRAY = ("resid_post", "response_mean")
+_QUESTIONS = 240
+"""Questions of a prompt: those of the built-in catalog. Units divide them without rest."""
 Address = tuple[Kind, str, Polarity]
 
 
@@ -118,9 +120,11 @@ class PersonaRun:
         size = self.shape.rollouts
         for number in units:
             row_block = persona * self._per_persona + number
-            questions = tuple(range(number * size, (number + 1) * size))
-            unit_id = f"{kind}.{name}.{side}.p0.b{number}"
-            unit = WorkUnit.of_questions(unit_id, kind, name, side, 0, questions, 1)
+            # As in a real run, each prompt of a persona is asked the same questions.
+            prompt, begin = divmod(number * size, _QUESTIONS)
+            questions = tuple(range(begin, begin + size))
+            unit_id = f"{kind}.{name}.{side}.p{prompt}.b{begin // size}"
+            unit = WorkUnit.of_questions(unit_id, kind, name, side, prompt, questions, 1)
             path = layout.shard_path(*ARRAY, row_block)
             self._write_shard(path, encoded.data)
             shard = StoredShard(

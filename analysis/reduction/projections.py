@@ -80,7 +80,7 @@ def _projections(location: Location, work: ProjectionWork) -> bytes:
     units = work.to_read.units
     new = [unit for unit in units if _key(unit) not in known]
     step = layers_per_read(array.num_layers, array.rows_per_block, array.d_model, 0)
-    writer = PartialWriter()
+    writer, part_LRD = PartialWriter(), reader.part_buffer(step)
     for start in range(0, array.num_layers, step):
         stop = min(array.num_layers, start + step)
         weights = _weights(location, work.group, start, stop)
@@ -92,7 +92,8 @@ def _projections(location: Location, work: ProjectionWork) -> bytes:
             spread.merge(count, earlier["along_mean"], earlier["along_m2"])
         for unit in new:
             pieces[_key(unit)] = np.empty((len(unit.rows_N), stop - start), dtype=np.float32)
-            for first, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop):
+            parts = reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop, part_LRD)
+            for first, values_LND in parts:
                 at = slice(first - start, first - start + len(values_LND))
                 along_LN = _along(values_LND, weights.axis_LD1[at])[..., 0]
                 # A product may be beyond float32, and is NaN where there is no axis; a committed value is a number.

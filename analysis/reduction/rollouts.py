@@ -6,7 +6,7 @@ A group is a class (what the judge gave) and a half (even or odd questions). Axe
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -165,21 +165,18 @@ def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
         name: column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
         for name, column in table.items()
     }
-    by_polarity = has_halves(lines)
-    questions = lines["question_index"].to_numpy(zero_copy_only=False) if by_polarity else None
+    halves = _halves(lines)
     rows = lines["row"].to_numpy()
     found: list[Persona] = []
     for start, stop in _runs([codes["kind"], codes["persona"]]):
         # Both polarities of a trait at once, because its pairs are made of both.
         classes = _classes(lines.slice(start, stop - start))
         for first, last in _runs([codes["polarity"][start:stop]]):
-            labels = [
-                (name, "" if questions is None else half_of(int(questions[start + first + place])))
-                for place, name in enumerate(classes[first:last])
-            ]
+            labels = list(zip(classes[first:last], halves[start + first : start + last], strict=True))
             groups = tuple(sorted(set(labels)))
             number = {group: place for place, group in enumerate(groups)}
             groups_N = np.array([number[label] for label in labels], dtype=np.int64)
+            texts = [f"{name}.{half}" for name, half in groups]
             at = start + first
             units = tuple(
                 _unit(
@@ -187,7 +184,7 @@ def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
                     rows[at + places_N],
                     places_N,
                     groups_N[places_N],
-                    groups,
+                    texts,
                     rows_per_block,
                 )
                 for places_N in _places(codes["unit_id"][at : start + last])
@@ -196,6 +193,14 @@ def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
             counts = tuple(np.bincount(groups_N, minlength=len(groups)).tolist())
             found.append(Persona(kind, name, polarity, at, groups, counts, units))
     return tuple(found)
+
+
+def _halves(lines: pa.Table) -> list[str]:
+    """Return the half that each rollout's question belongs to; empty texts where rollouts have no question."""
+    if not has_halves(lines):
+        return [""] * lines.num_rows
+    parity_N = lines["question_index"].to_numpy(zero_copy_only=False) % 2
+    return np.array([half_of(0), half_of(1)], dtype=object)[parity_N].tolist()
 
 
 def _classes(lines: pa.Table) -> list[str]:
@@ -209,12 +214,12 @@ def _unit(
     rows: npt.NDArray[np.int64],
     places_N: npt.NDArray[np.int64],
     groups_N: npt.NDArray[np.int64],
-    groups: tuple[Group, ...],
+    texts: Sequence[str],
     size: int,
 ) -> UnitRows:
     block, rows_N = int(rows[0] // size), rows % size
     of_rows = sha256(f"{_METHOD} {block} ".encode() + np.ascontiguousarray(rows_N).tobytes()).hexdigest()[:16]
-    labels = " ".join(f"{name}.{half}" for name, half in (groups[number] for number in groups_N.tolist()))
+    labels = " ".join([texts[number] for number in groups_N.tolist()])
     digest = sha256(f"{of_rows} {labels}".encode()).hexdigest()[:16]
     return UnitRows(unit_id, block, rows_N, places_N, groups_N, of_rows, digest)
 

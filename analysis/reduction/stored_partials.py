@@ -61,7 +61,8 @@ def store_partial(location: Location, work: W, encoded: Callable[[Location, W], 
     if work.is_replacement:
         location.write(work.path, data)
     else:
-        location.create(work.path, data)
+        # Not flushed: a damaged one is computed again, and flushing two objects of a persona costs a tenth of a pass.
+        location.create(work.path, data, flush=False)
 
 
 class PartialKind(Protocol[W]):

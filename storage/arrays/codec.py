@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from numcodecs import BitRound, Blosc
+from numcodecs.blosc import decompress
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
@@ -162,15 +163,15 @@ def decode_chunk(
     Raises:
         ValueError: The checksum does not match, or the bytes do not decode to that shape.
     """
-    # A view of a longer buffer is copied once, here.
-    body, checksum = bytes(data[:-_CHECKSUM_BYTES]), data[-_CHECKSUM_BYTES:]
-    if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
+    # An array over the bytes, because the checksum takes no memoryview; nothing is copied.
+    body = np.frombuffer(data, dtype=np.uint8)[:-_CHECKSUM_BYTES]
+    if google_crc32c.value(body) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
         raise ValueError("its checksum does not match its bytes")
     try:
         if into_RD is not None:
-            _BLOSC.decode(body, into_RD)
+            decompress(body, into_RD)
             return into_RD
-        values = np.frombuffer(_BLOSC.decode(body), dtype="<f4")
+        values = np.frombuffer(decompress(body), dtype="<f4")
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     return values.reshape(rows_per_chunk, d_model)

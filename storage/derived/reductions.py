@@ -70,7 +70,9 @@ class ReductionWriter:
         """
 
         def write_one(name: str) -> None:
-            values = _storable(arrays[name])
+            values = arrays[name]
+            if values.dtype.kind == "f":
+                values = values.astype(np.float32, copy=False)
             if name in LAYER_AXIS:
                 self._write_layers(name, values, start)
             else:
@@ -115,10 +117,13 @@ class ReductionWriter:
     def _create(self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         # A lost chunk reads as the fill value, so that is NaN; a damaged one fails its crc32c.
         fill = float("nan") if dtype.kind == "f" else None
-        codecs = [BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle), Crc32cCodec()]
+        # Like activations. zstd makes hardly less of vectors, and took most of the time of a reduction that reads
+        # little; so did comparing each chunk with the fill value, to leave out those that have no other.
+        codecs = [BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.bitshuffle), Crc32cCodec()]
+        config = {"write_empty_chunks": True}
         chunks = tuple(max(1, size) for size in chunks)
         return self._group.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, compressors=codecs
+            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, compressors=codecs, config=config
         )
 
 
@@ -304,15 +309,6 @@ class _ArrayInStore(StoredArray):
                 self._location, self._path, f"array {self._name}, whose values are not those that were written"
             )
         return values
-
-
-def _storable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if values.dtype.kind != "f":
-        return values
-    stored = values.astype(np.float32)
-    # A chunk of NaN is not stored and reads as the fill value: its bits have to be those, sign included.
-    stored[np.isnan(stored)] = np.nan
-    return stored
 
 
 def _digest_of(values: np.ndarray) -> str:

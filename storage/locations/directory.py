@@ -76,15 +76,16 @@ class DirectoryLocation:
             temporary.replace(self._root / path)
             _sync_folder_of(self._root / path)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> bool:
         with self.errors():
-            temporary = self._write_temporary(path, data)
+            temporary = self._write_temporary(path, data, flush=flush)
             if not give_name(temporary, self._root / path):
                 return False
-            _sync_folder_of(self._root / path)
+            if flush:
+                _sync_folder_of(self._root / path)
             return True
 
-    def _write_temporary(self, path: str, data: bytes) -> Path:
+    def _write_temporary(self, path: str, data: bytes, *, flush: bool = True) -> Path:
         """Write and flush a file beside its target, on the same file system, so that it can be renamed or linked."""
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,8 @@ class DirectoryLocation:
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -108,10 +110,11 @@ class DirectoryLocation:
     def names(self, folder: str) -> list[str]:
         with self.errors():
             try:
-                entries = list((self._root / folder).iterdir())
+                # Unlike ``Path.iterdir`` it need not ask for each entry whether it is a file.
+                with os.scandir(self._root / folder) as entries:
+                    return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
             except FileNotFoundError:
                 return []
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
 
     def names_between(self, folder: str, ranges: Sequence[tuple[str, str]]) -> list[str]:
         names = self.names(folder)

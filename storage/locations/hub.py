@@ -136,7 +136,7 @@ class HubLocation:
     def write(self, path: str, data: bytes) -> None:
         raise self._read_only()
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> bool:
         raise self._read_only()
 
     def delete(self, paths: Iterable[str]) -> None:

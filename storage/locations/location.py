@@ -54,8 +54,12 @@ class Location(Protocol):
         """Write an object, and replace one of that path."""
         ...
 
-    def create(self, path: str, data: bytes) -> bool:
-        """Write an object only if the path is free; return False, and write nothing, when it is taken."""
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> bool:
+        """Write an object only if the path is free; return False, and write nothing, when it is taken.
+
+        Without ``flush`` a power cut may lose the object or cut it short, which its readers have to notice. For what
+        can be computed again: flushing takes a disk some milliseconds.
+        """
         ...
 
     def names(self, folder: str) -> list[str]:

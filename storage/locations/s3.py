@@ -194,7 +194,7 @@ class S3Location:
         with self.errors():
             self._ask("pipe_file", self._at(path), data)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> bool:
         with self.errors():
             try:
                 self._ask("pipe_file", self._at(path), data, mode="create")

@@ -130,8 +130,27 @@ class ActivationReader:
             pool.shutdown(cancel_futures=True)
         return values_NLD
 
+    def part_buffer(self, num_layers: int) -> Float32:
+        """Allocate what ``of_unit`` decodes into, ``(L, R, D)``: as many layers as are decoded at a time.
+
+        One buffer for many units: the pages of a new one are mapped and cleared when they are first written, which
+        costs about as much as decoding into them.
+
+        Args:
+            num_layers: Number of layers that are read of a unit, at most.
+        """
+        rows_in_block, d_model = self._geometry.rows_per_block, self._geometry.d_model
+        step = max(1, min(num_layers, _PART_VALUES // (rows_in_block * d_model)))
+        return np.empty((step, rows_in_block, d_model), dtype=np.float32)
+
     def of_unit(
-        self, row_block: int, unit_id: str, rows_N: npt.NDArray[np.int64], start: int, stop: int
+        self,
+        row_block: int,
+        unit_id: str,
+        rows_N: npt.NDArray[np.int64],
+        start: int,
+        stop: int,
+        part_LRD: Float32,
     ) -> Iterator[tuple[int, Float32]]:
         """Read rows of one unit at adjacent layers with one request, and decode a few layers at a time.
 
@@ -144,6 +163,7 @@ class ActivationReader:
             rows_N: Rows in the row block.
             start: Position of the first layer.
             stop: Position after the last.
+            part_LRD: A ``part_buffer``, used by no other thread.
 
         Yields:
             Position of the first layer of a part, and float32 ``(L, N, D)``, overwritten by the next part.
@@ -152,9 +172,6 @@ class ActivationReader:
             StoreError: The shard is missing or damaged.
         """
         (lengths_KC,) = self._lengths.lengths_of([row_block], [unit_id])
-        rows_in_block, d_model = self._geometry.rows_per_block, self._geometry.d_model
-        step = max(1, min(stop - start, _PART_VALUES // (rows_in_block * d_model)))
-        part_LRD = np.empty((step, rows_in_block, d_model), dtype=np.float32)
         rows = _as_slice(rows_N)
         layer, is_reread = start, False
         while layer < stop:

@@ -72,9 +72,9 @@ class Counted:
         self.asked.append(Asked("write", path, 0, len(data)))
         self.inner.write(path, data)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> bool:
         self.asked.append(Asked("create", path, 0, len(data)))
-        return self.inner.create(path, data)
+        return self.inner.create(path, data, flush=flush)
 
     def names(self, folder: str) -> list[str]:
         self.asked.append(Asked("names", folder))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from persona_atlas.analysis.reduce import reduce_run
+from persona_atlas.analysis.reduction.rollouts import personas_of
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.storage.derived.reduction import ARRAYS
 from persona_atlas.storage.derived.reductions import Reduction, ReductionWriter, sums_in_use
@@ -162,3 +164,25 @@ def test_gc_deletes_partial_results_of_earlier_reductions_and_keeps_the_others(t
     again = reduce_run(run.refresh(), percentiles=[1, 2])
     assert units_read == []
     np.testing.assert_array_equal(np.asarray(again.projections), np.asarray(last.projections))
+
+
+def test_the_names_of_what_is_kept_stay_the_same():
+    # A partial result is found by these digests: with others, everything in a store would be read again.
+    lines = pa.table(
+        {
+            "kind": ["role"] * 6,
+            "persona": ["poet"] * 6,
+            "polarity": ["pos"] * 6,
+            "unit_id": ["u0", "u0", "u1", "u1", "u0", "u1"],
+            "row": [4, 5, 9, 8, 7, 11],
+            "question_index": [0, 1, 2, 3, 5, 4],
+        }
+    )
+    (poet,) = personas_of(lines, 4)
+    assert poet.groups == (("unscored", "even"), ("unscored", "odd"))
+    assert poet.counts == (3, 3)
+    assert [unit.places_N.tolist() for unit in poet.units] == [[0, 1, 4], [2, 3, 5]]
+    assert [unit.groups_N.tolist() for unit in poet.units] == [[0, 1, 1], [0, 1, 0]]
+    assert [unit.rows_digest for unit in poet.units] == ["71ef78db25b31a72", "6b5f7feed3a84936"]
+    assert [unit.digest for unit in poet.units] == ["88d849becf9b9bc5", "c7ad036bd3bd94e3"]
+    assert poet.digest[:16] == "64f261933ee5f4ed"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.analysis.moments import Moments
 from persona_atlas.analysis.reduction import budget
-from persona_atlas.analysis.reduction.partial_sums import GroupSums
+from persona_atlas.analysis.reduction.group_sums import GroupSums
 
 
 @settings(deadline=None, max_examples=30)
@@ -27,6 +27,22 @@ def test_sums_of_shuffled_parts_equal_those_of_all_at_once(seed: int, num_parts:
         np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-6, atol=1e-5)
         # Differences of neighbouring float32 of this mean are exact; the rest is rounding of float32 sums.
         np.testing.assert_allclose(found.m2_LD, expected.m2_LD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("d_model", [8, 577, 576, 4099, 3072])
+@pytest.mark.parametrize("num_rows", [1, 7, 48])
+def test_sums_are_right_whatever_the_width_and_the_number_of_rows(d_model: int, num_rows: int):
+    rng = np.random.default_rng(d_model + num_rows)
+    whole_LRD = (1e3 + rng.standard_normal((2, 50, d_model))).astype(np.float32)
+    groups_N = rng.integers(0, 4, num_rows)
+    sums = GroupSums(4, 2, d_model)
+    # The rows of a unit that have a vector: a part of a row block.
+    assert sums.add(0, whole_LRD.copy()[:, 1 : num_rows + 1], groups_N)
+    for number, found in enumerate(sums.moments()):
+        expected = Moments.of(whole_LRD[:, 1 : num_rows + 1][:, groups_N == number].transpose(1, 0, 2))
+        assert found.count == expected.count
+        np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-7)
+        np.testing.assert_allclose(found.m2_LD, expected.m2_LD, rtol=1e-4, atol=1e-5)
 
 
 def test_equal_vectors_have_their_mean_exactly_and_no_variance():

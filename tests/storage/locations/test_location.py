@@ -366,3 +366,16 @@ def test_credentials_that_are_not_there_are_the_askers_to_give(
         location.read("run.json")
     assert (caught.value.code, caught.value.field) == ("no_credentials", "store.url")
     assert "AWS_PROFILE" in str(caught.value)
+
+
+def test_only_what_cannot_be_made_again_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flushed: list[int] = []
+    monkeypatch.setattr("os.fsync", flushed.append)
+    location = open_location(tmp_path)
+    assert location.create("folder/a", b"one", flush=False)
+    assert not location.create("folder/a", b"two", flush=False)
+    assert location.read("folder/a") == b"one"
+    assert not flushed
+    assert location.create("folder/b", b"one")
+    # The file, and its name in the folder.
+    assert len(flushed) == 2

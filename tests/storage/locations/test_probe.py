@@ -70,7 +70,7 @@ def test_an_s3_server_is_fit_and_one_that_takes_any_secret_is_told_on(s3_endpoin
 class Careless(Counted):
     """A store that takes no notice of the condition of a conditional write."""
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, flush: bool = True) -> bool:
         self.write(path, data)
         return True
 

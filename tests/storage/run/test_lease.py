@@ -96,7 +96,7 @@ def test_a_second_driver_is_refused_while_the_first_works_and_taken_when_it_is_d
 
 def test_a_store_that_ignores_the_condition_is_noticed(location: Location):
     class Careless(Counted):
-        def create(self, path: str, data: bytes) -> bool:
+        def create(self, path: str, data: bytes, *, flush: bool = True) -> bool:
             self.write(path, data)
             return True
 

@@ -1,0 +1,163 @@
+"""Sums and sums of squares of rollouts by group, in few passes over the values.
+
+Decoding is what a pass over all rollouts should cost, so that what is done besides has to be little: each value is read
+four times while it is in the processor's cache, and nothing of its size is allocated.
+Axes: N rollouts of a unit, G groups, L layers of a part, D d_model, R repeats of a row.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..moments import Moments
+
+Float32 = npt.NDArray[np.float32]
+Places = slice | npt.NDArray[np.int64]
+
+_ROW_VALUES = 4096
+"""Length from which on a row costs little to begin with."""
+
+_REPEATS = (1, 2, 4, 8, 16)
+"""How often a shorter one is repeated; units have a multiple of it in rows, mostly."""
+
+_LEAST_COLUMNS, _MOST_COLUMNS = 128, 1024
+"""Columns of a product of matrices, at least and at most."""
+
+
+class GroupSums:
+    """Sums of rollouts by group at some layers, added part by part.
+
+    Products are taken in float32 of the differences from the first rollout: these are as small as the rollouts' spread,
+    so that a long mean costs no digits, and equal rollouts have no variance at all. Sums over units are float64.
+
+    Args:
+        num_groups: G.
+        num_layers: L.
+        d_model: D.
+    """
+
+    def __init__(self, num_groups: int, num_layers: int, d_model: int) -> None:
+        # Side by side as often as makes a long row, because a short one costs mostly what each begins with.
+        self._repeats = next((number for number in _REPEATS if number * d_model >= _ROW_VALUES), _REPEATS[-1])
+        self._shift_LRD = np.zeros((num_layers, self._repeats, d_model), dtype=np.float32)
+        self._has_shift = np.zeros(num_layers, dtype=bool)
+        # Sums, and sums of squares.
+        self._sums_2LGD = np.zeros((2, num_layers, num_groups, d_model))
+        self._counts_G = np.zeros(num_groups, dtype=np.int64)
+        self._membership = lru_cache(maxsize=16)(_membership)
+
+    def add(self, first: int, values_LND: Float32, groups_N: npt.NDArray[np.int64]) -> bool:
+        """Add rollouts at adjacent layers, with sums over them in float32.
+
+        Args:
+            first: Position of the first layer.
+            values_LND: Vectors, those of a layer one after another in memory; overwritten, because a copy would cost
+                as much as the sums.
+            groups_N: Number of the group of each rollout.
+
+        Returns:
+            False, and nothing is added, if a value is not finite or a square is beyond float32; see ``add_wide``.
+        """
+        layers = slice(first, first + len(values_LND))
+        if not self._has_shift[first]:
+            if not np.isfinite(values_LND[:, 0]).all():
+                return False
+            self._set_shift(layers, values_LND[:, 0])
+        present, weights_GN = self._membership(groups_N.tobytes())
+        self._subtract_shift(layers, values_LND)
+        sums_2LGD = np.empty((2, len(values_LND), len(weights_GN), values_LND.shape[2]), dtype=np.float32)
+        _sum_groups(weights_GN, values_LND, sums_2LGD[0])
+        _sum_groups(weights_GN, np.square(values_LND, out=values_LND), sums_2LGD[1])
+        # Of squares, so that one that is infinite or no number is the largest.
+        if not sums_2LGD[1].max() < np.inf:
+            return False
+        self._accumulate(layers, present, sums_2LGD, weights_GN)
+        return True
+
+    def add_wide(self, first: int, values_LND: Float32, groups_N: npt.NDArray[np.int64]) -> bool:
+        """Add rollouts with sums over them in float64, several times slower.
+
+        Args:
+            first: Position of the first layer.
+            values_LND: Vectors.
+            groups_N: Number of the group of each rollout.
+
+        Returns:
+            False, and nothing is added, if a value is not finite.
+        """
+        layers = slice(first, first + len(values_LND))
+        if not np.isfinite(values_LND).all():
+            return False
+        if not self._has_shift[first]:
+            self._set_shift(layers, values_LND[:, 0])
+        present, weights_GN = self._membership(groups_N.tobytes())
+        wide_LND = values_LND.astype(np.float64) - self._shift_LRD[layers, :1]
+        self._accumulate(layers, present, np.stack([weights_GN @ wide_LND, weights_GN @ wide_LND**2]), weights_GN)
+        return True
+
+    def _set_shift(self, layers: slice, values_LD: Float32) -> None:
+        self._shift_LRD[layers], self._has_shift[layers] = values_LD[:, None], True
+
+    def _subtract_shift(self, layers: slice, values_LND: Float32) -> None:
+        num_layers, num_rows, d_model = values_LND.shape
+        whole = num_rows - num_rows % self._repeats
+        long_LRD = values_LND[:, :whole].reshape(num_layers, -1, self._repeats * d_model)
+        shift_L1D = self._shift_LRD[layers].reshape(num_layers, 1, -1)
+        # Else it would be subtracted from a copy.
+        assert not whole or np.may_share_memory(long_LRD, values_LND)
+        np.subtract(long_LRD, shift_L1D, out=long_LRD)
+        if whole < num_rows:
+            rest_LRD = values_LND[:, whole:]
+            np.subtract(rest_LRD, self._shift_LRD[layers, :1], out=rest_LRD)
+
+    def _accumulate(self, layers: slice, present: Places, sums_2LGD: npt.NDArray[Any], weights_GN: Float32) -> None:
+        self._sums_2LGD[:, layers, present] += sums_2LGD
+        if layers.start == 0:
+            self._counts_G[present] += weights_GN.sum(axis=1).astype(np.int64)
+
+    def moments(self) -> list[Moments]:
+        """Return count, mean and squared deviations of each group."""
+        found: list[Moments] = []
+        shift_LD = self._shift_LRD[:, 0]
+        for number, count in enumerate(self._counts_G.tolist()):
+            if not count:
+                found.append(Moments.empty(*shift_LD.shape))
+                continue
+            total_LD, squares_LD = self._sums_2LGD[:, :, number]
+            mean_LD = shift_LD + total_LD / count
+            # Rounding may leave a little less than nothing.
+            found.append(Moments(count, mean_LD, np.maximum(squares_LD - total_LD**2 / count, 0)))
+        return found
+
+
+def _membership(groups: bytes) -> tuple[Places, Float32]:
+    """Return the groups that occur and, for each, 1 for its rollouts and 0 for others.
+
+    Args:
+        groups: Number of the group of each rollout, int64.
+    """
+    groups_N = np.frombuffer(groups, dtype=np.int64)
+    present = np.unique(groups_N)
+    weights_GN = (groups_N == present[:, None]).astype(np.float32)
+    is_range = present[-1] - present[0] + 1 == len(present)
+    return slice(int(present[0]), int(present[-1]) + 1) if is_range else present, weights_GN
+
+
+def _sum_groups(weights_GN: Float32, values_LND: Float32, into_LGD: Float32) -> None:
+    """Sum rollouts by group, a piece of the coordinates at a time: all at once take twice as long for ten groups."""
+    num_layers, num_rows, d_model = values_LND.shape
+    num_pieces = _pieces(d_model)
+    pieces_LPND = values_LND.reshape(num_layers, num_rows, num_pieces, -1).swapaxes(1, 2)
+    into_LPGD = into_LGD.reshape(num_layers, len(weights_GN), num_pieces, -1).swapaxes(1, 2)
+    np.matmul(weights_GN, pieces_LPND, out=into_LPGD)
+
+
+@cache
+def _pieces(d_model: int) -> int:
+    """Return into how many pieces of equal length the coordinates are divided: 1 if no number of them fits."""
+    numbers = range(-(-d_model // _MOST_COLUMNS), d_model // _LEAST_COLUMNS + 1)
+    return next((number for number in numbers if d_model % number == 0), 1)
