@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,8 @@ class Turns:
         layers: The layers of ``projections_NL``, 0-based, in the order in which they were asked for.
         conversation_index: int64 ``(N,)``, the conversation, over the whole run.
         turn_index: int64 ``(N,)``, the reply's place among the conversation's turns: user 0, assistant 1 and so on.
+        reply_number: int64 ``(N,)``, which reply of its conversation each is, from 1: the exchange, in a dialogue of
+            two. Empty replies are counted.
         group: Name of the persona of each reply: the domain of a dialogue, the role, or the file of a given
             conversation.
         prompt_index: int64 ``(N,)``; in dialogues with a simulated user, which user persona it is.
@@ -62,6 +63,7 @@ class Turns:
     layers: tuple[int, ...]
     conversation_index: Int64
     turn_index: Int64
+    reply_number: Int64
     group: Texts
     prompt_index: Int64
     question_index: Int64
@@ -86,24 +88,9 @@ class Turns:
         """Number of conversations with a reply."""
         return len(np.unique(self.conversation_index))
 
-    @cached_property
-    def reply_number(self) -> Int64:
-        """Which reply of its conversation each is, from 1; the same as the exchange in a dialogue of two."""
-        number_N = np.zeros(len(self), np.int64)
-        for places in self.by_conversation().values():
-            number_N[places] = np.arange(1, len(places) + 1)
-        return number_N
-
     def by_conversation(self) -> dict[int, npt.NDArray[np.intp]]:
         """Return the places of each conversation's replies, by turn; conversations in the order of their first one."""
-        found: dict[int, npt.NDArray[np.intp]] = {}
-        indices, first, inverse = np.unique(self.conversation_index, return_index=True, return_inverse=True)
-        order = np.lexsort((self.turn_index, inverse))
-        ends = np.cumsum(np.bincount(inverse, minlength=len(indices)))[:-1] if len(indices) else []
-        parts = np.split(order, ends)
-        for place in np.argsort(first):
-            found[int(indices[place])] = parts[place]
-        return found
+        return _by_conversation(self.conversation_index, self.turn_index)
 
     def at_layer(self, layer: int) -> Float64:
         """Return the projections at one of the layers, ``(N,)``.
@@ -136,6 +123,44 @@ class Turns:
         if not len(self) or not all(key in parsed[text] for text in parsed):
             return None
         return np.array([_text(parsed[text][key]) for text in self.extra.tolist()], dtype=object)
+
+    def grouped_by(self, key: str) -> Turns:
+        """Return the same replies, grouped by one of the additional keys of their conversations.
+
+        Args:
+            key: A key of ``extra``, such as ``user_persona``.
+
+        Raises:
+            InputError: Not all replies have it.
+        """
+        labels = self.labels(key)
+        if labels is None:
+            known = sorted({name for text in set(self.extra.tolist()) if text for name in json.loads(text)})
+            raise InputError(
+                f"not every conversation has {key!r}.",
+                code="no_such_key",
+                field="--by",
+                hint=f"Keys are {', '.join(known)}." if known else "The conversations have no additional keys.",
+            )
+        return replace(self, group=labels)
+
+
+def reply_numbers(conversation_index: npt.ArrayLike, turn_index: npt.ArrayLike) -> Int64:
+    """Count the replies of each conversation, from 1.
+
+    Args:
+        conversation_index: The conversation of each reply.
+        turn_index: Its place among the turns of the conversation.
+
+    Example:
+        >>> reply_numbers([0, 0, 7, 7], [1, 3, 4, 2]).tolist()
+        [1, 2, 2, 1]
+    """
+    conversation_N, turn_N = np.asarray(conversation_index, np.int64), np.asarray(turn_index, np.int64)
+    number_N = np.zeros(len(turn_N), np.int64)
+    for places in _by_conversation(conversation_N, turn_N).values():
+        number_N[places] = np.arange(1, len(places) + 1)
+    return number_N
 
 
 def read_turns(run: Run, axis: AxisSource, layer: Layers | None = None, *, transfer: bool = False) -> Turns:
@@ -186,6 +211,7 @@ def read_turns(run: Run, axis: AxisSource, layer: Layers | None = None, *, trans
     numbers = {name: lines[name].to_numpy().astype(np.int64) for name in _NUMBERS}
     return Turns(
         layers=layers,
+        reply_number=reply_numbers(numbers["conversation_index"], numbers["turn_index"]),
         group=_objects(lines["persona"]),
         user=_objects(texts["question"]),
         response=_objects(texts["response"]),
@@ -194,6 +220,12 @@ def read_turns(run: Run, axis: AxisSource, layer: Layers | None = None, *, trans
         notes=tuple(notes),
         **numbers,
     )
+
+
+def _by_conversation(conversation_N: Int64, turn_N: Int64) -> dict[int, npt.NDArray[np.intp]]:
+    indices, first, inverse = np.unique(conversation_N, return_index=True, return_inverse=True)
+    parts = np.split(np.lexsort((turn_N, inverse)), np.cumsum(np.bincount(inverse, minlength=len(indices)))[:-1])
+    return {int(indices[place]): parts[place] for place in np.argsort(first)}
 
 
 def _require_conversations(run: Run) -> None:
