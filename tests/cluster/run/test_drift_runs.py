@@ -122,7 +122,9 @@ def test_a_user_who_ends_a_conversation_leaves_rows_that_were_not_reached(
         return "" if said == 2 else "Hm."
 
     server.answer = answer
-    run = done(job(tiny_model_directory, tmp_path, {"model": "user", "endpoint": server.url}, drift={"domains": ["sea"]}))
+    run = done(
+        job(tiny_model_directory, tmp_path, {"model": "user", "endpoint": server.url}, drift={"domains": ["sea"]})
+    )
     ada, bo = lines_of(run)[:3], lines_of(run)[3:]
     assert [line["finish_reason"] == "not_reached" for line in ada] == [False, True, True]
     assert [line["question"] for line in ada] == ["Hm.", "Good night.", ""]
