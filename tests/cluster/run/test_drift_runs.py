@@ -19,6 +19,7 @@ from persona_atlas.jobs.specs.spec import JobSpec, make_spec
 from persona_atlas.storage.query.run import Run
 
 from chat_server import ChatServer, serving
+from published_axis import save_published_axis
 from whole_run import verified
 
 PERSONS = {
@@ -100,6 +101,17 @@ def test_the_command_shows_where_the_conversations_led(same: Run, tiny_model_dir
     assert (planned["conversations"], planned["rollouts"], planned["user"]["model"]) == (4, 12, "same")
     # Of each turn all that was said before it is read again.
     assert planned["prompt_tokens"] > 4 * (3 * 20 + 3 * 6 + 3 * 8)
+
+
+def test_an_axis_of_another_model_is_refused_before_anything_is_run(same: Run, tmp_path: Path):
+    file = tmp_path / "drift.yaml"
+    elsewhere = {"store": {"url": str(tmp_path / "new")}}
+    file.write_text(yaml.safe_dump(same.record.spec.model_dump(mode="json") | elsewhere))
+    other = save_published_axis(tmp_path / "axis", num_layers=2, d_model=4)
+    with pytest.raises(InputError) as caught:
+        CliRunner().invoke(cli, ["drift", str(file), "--axis", str(other)], catch_exceptions=False)
+    assert caught.value.field == "--axis"
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
