@@ -18,7 +18,7 @@ from ...jobs.errors import InputError
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
-from ...jobs.specs.endpoint_keys import refuse_key
+from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
@@ -94,7 +94,7 @@ def submit_job(
     """
     refuse_parallel_builtin(spec.placement)
     refuse_conversations(spec)
-    refuse_key(spec.generation)
+    refuse_keys(spec)
     spec = resolved(spec)
     template = chat_template or read_chat_template(spec.model)
     checked = _check_store(spec, template, progress, edits, grow=grow)
@@ -260,17 +260,19 @@ def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
 
 
 def refuse_conversations(spec: JobSpec) -> None:
-    """Refuse a job that reads conversations, because their files are not uploaded with a job yet.
+    """Refuse a job that reads conversations or prompts, because their files are not uploaded with a job yet.
 
     Raises:
-        InputError: The spec names conversations.
+        InputError: The spec names a file of them.
     """
-    if spec.conversations is not None:
+    if spec.has_texts_in_files:
+        section = spec.texts_field.partition(".")[0]
+        command = "extract" if section == "conversations" else "run SPEC"
         raise InputError(
-            "files of conversations cannot be sent to a cluster yet.",
+            f"files of {section} cannot be sent to a cluster yet.",
             code="not_yet",
-            field="conversations",
-            hint="Run persona-atlas extract --address auto on a machine of the cluster that has the files.",
+            field=section,
+            hint=f"Run persona-atlas {command} --address auto on a machine of the cluster that has the files.",
         )
 
 
