@@ -38,7 +38,7 @@ from .stores import (
     show,
     verify,
 )
-from .studies import drift, trajectories
+from .studies import drift, predict, trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,6 +75,7 @@ for _command in (
     project.project,
     drift.drift,
     trajectories.trajectories,
+    predict.predict,
     push.push,
     pull.pull,
     serve.serve,

