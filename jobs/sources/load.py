@@ -1,4 +1,7 @@
-"""Open the source that a spec names: personas of a catalog, or conversations that exist. Reads files."""
+"""Open the source that a spec names: personas of a catalog, or conversations in files. Reads files.
+
+Texts of a stored run need its store, and are opened by ``cluster/run/open_source.py``.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
 
     Raises:
         InputError: A file is missing or breaks its format; names it.
+        ValueError: The spec names the texts of a stored run.
 
     Example:
         >>> from persona_atlas.jobs.specs.spec import load_spec
@@ -27,6 +31,8 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
     """
     if spec.conversations is not None:
         asked = spec.conversations
+        if asked.source is None:
+            raise ValueError("texts of a stored run are opened with its store")
         return ConversationSource.of(
             read_conversations(asked.source, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)
         )

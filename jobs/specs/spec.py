@@ -32,6 +32,7 @@ from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
 from ..poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
 from .interventions_spec import InterventionSpec
 from .spec_parts import (
+    BUILTIN_TEMPLATE_SCHEME,
     CaptureSpec,
     ConversationsSpec,
     GenerationSpec,
@@ -88,12 +89,17 @@ class JobSpec(SpecSection):
         derived: dict[str, Any] = {"mode": "prefill_pass"}
         if _reads_prompts_only(data.get("conversations")):
             derived["poolings"] = [DEFAULT_PROMPT_POOLING]
-        return data | {"capture": derived | capture}
+        return _with_rendering(data) | {"capture": derived | capture}
 
     @field_validator("capture")
     @classmethod
     def _pools_what_exists(cls, capture: CaptureSpec, info: ValidationInfo) -> CaptureSpec:
         conversations = info.data.get("conversations")
+        if conversations is not None and conversations.rendering == "tokens" and capture.needs_user_spans:
+            raise ValueError(
+                "poolings has user_mean, and where the user's message is among stored token ids is not known; leave it "
+                "out, or choose another conversations.rendering"
+            )
         if conversations is None or not conversations.prompts_only:
             return capture
         undefined = [name for name in capture.poolings if not POOLINGS[name].defined_without_response]
@@ -184,12 +190,23 @@ class JobSpec(SpecSection):
         if self.conversations is not None:
             # A key of its own beside ``conversations``, which is true in runs from before the field existed.
             prompts = {"conversations.prompts_only": True} if self.conversations.prompts_only else {}
-            return keep | {"conversations": True} | prompts
+            rendering = {"conversations.rendering": self.conversations.rendering} if self.replays else {}
+            return keep | {"conversations": True} | prompts | rendering
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         del keep["personas"]["catalog"]
         if self.generation is not None:
             keep["generation"] = {"model": self.served_model}
         return keep
+
+    @property
+    def replays(self) -> bool:
+        """Whether the texts are those of a stored run."""
+        return self.conversations is not None and self.conversations.texts_of is not None
+
+    @property
+    def reads_stored_tokens(self) -> bool:
+        """Whether the texts are those of a stored run, by the token ids that they have there."""
+        return self.conversations is not None and self.conversations.rendering == "tokens"
 
     @property
     def served_model(self) -> str:
@@ -200,6 +217,19 @@ class JobSpec(SpecSection):
     def digest(self) -> str:
         """SHA-256 of the identity."""
         return digest_of(self.identity())
+
+
+def _with_rendering(data: dict[str, Any]) -> dict[str, Any]:
+    """Say how the texts of a run become tokens, unless the spec does, and name a template for a model without one."""
+    conversations, model = data.get("conversations"), data.get("model")
+    if not isinstance(conversations, dict) or not conversations.get("texts_of") or not isinstance(model, dict):
+        return data
+    has_template = model.get("chat_template") is not None
+    rendering = conversations.get("rendering") or ("template" if has_template else "tokens")
+    if not has_template and rendering != "template":
+        # A base model has none, and an engine does not load a model without.
+        model = model | {"chat_template": f"{BUILTIN_TEMPLATE_SCHEME}plain"}
+    return data | {"conversations": conversations | {"rendering": rendering}, "model": model}
 
 
 def _reads_prompts_only(conversations: Any) -> bool:

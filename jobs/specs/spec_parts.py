@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..catalog import BUILTIN
 from ..files.yaml_file import NO_BOOLEAN
@@ -15,8 +26,13 @@ HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out
 PoolingName = Annotated[str, AfterValidator(validate_pooling_name)]
 CaptureMode = Literal["during_generation", "prefill_pass"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TextsRendering = Literal["tokens", "template", "plain"]
+BuiltinTemplate = Literal["plain"]
 
 PACKAGE_SCHEME = "package://"
+
+BUILTIN_TEMPLATE_SCHEME = "builtin:"
+"""Before the name of a chat template that comes with this project, where a file may be named."""
 
 MIN_TEMPERATURE = 1e-30
 """Lowest sampling temperature but 0: a logit of up to 10^8 divided by it is a float32, so probabilities are numbers."""
@@ -55,7 +71,8 @@ class ModelSpec(SpecSection):
         name: Replacement of ``{model_name}`` in prompts; None: the last part of ``source``.
         adapter: Directory or Hugging Face id of a LoRA adapter to merge into the model; None for none, or where
             ``source`` itself is an adapter, which names its model.
-        chat_template: File with the chat template to use instead of the model's; None: the model's.
+        chat_template: File with the chat template to use instead of the model's, or ``builtin:plain``, this project's
+            for a model without one; None: the model's.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -128,16 +145,42 @@ class ConversationsSpec(SpecSection):
     """Existing conversations, whose activations are captured instead of generating responses.
 
     Attributes:
-        source: A ``.jsonl`` or ``.json`` file, or a directory of such files.
+        source: A ``.jsonl`` or ``.json`` file, or a directory of such files; None with ``texts_of``.
         skip_invalid: Whether entries that cannot be read are left out and listed in the store; otherwise all are
             refused.
         prompts_only: Whether they are prompts without an answer, each of which is one row: only poolings that are
             defined without a response can be captured, by default ``prompt_last``.
+        texts_of: Store of a run whose responses are read again, by another model as a rule: a directory, ``s3://`` or
+            ``hf://``. None with ``source``.
+        rendering: How those texts become tokens. ``tokens``: as the token ids that the run stored, for a model with the
+            same vocabulary. ``template``: by the model's chat template, or by ``model.chat_template``. ``plain``:
+            without a template's control tokens, as lines that name the speaker. By default ``template`` where the spec
+            gives a template, else ``tokens``; None with ``source``.
     """
 
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)] | None = None
     skip_invalid: bool = False
     prompts_only: bool = False
+    texts_of: Annotated[str, Field(min_length=1)] | None = None
+    rendering: TextsRendering | None = None
+
+    @model_validator(mode="after")
+    def _names_one_source(self) -> ConversationsSpec:
+        if (self.source is None) == (self.texts_of is None):
+            raise ValueError("name either source, the file of the texts, or texts_of, the store of a run")
+        if self.texts_of is None:
+            if self.rendering is not None:
+                raise ValueError("rendering is for texts_of; texts of files are rendered by the chat template")
+            return self
+        for name in ("skip_invalid", "prompts_only"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for files, and texts_of names a run")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The section has the bytes that it had before there were texts of runs.
+        return {name: value for name, value in write(self).items() if value is not None}
 
 
 class GenerationSpec(SpecSection):

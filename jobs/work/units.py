@@ -138,6 +138,27 @@ class GivenResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response of another run, by the token ids that it has there.
+
+    Attributes:
+        text: Text of the response.
+        prompt_token_ids: Token ids of everything before it.
+        content_token_ids: Token ids of its content, without the token that ends the turn; at least one.
+        conversation_index: Index of its conversation in the job's input.
+        extra: Additional keys of the conversation in the run's own input, as JSON; ``""`` for none.
+        source: URL of the run's store, for errors.
+    """
+
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    content_token_ids: tuple[int, ...]
+    conversation_index: int
+    extra: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRequest:
     """Everything that a worker needs to make one rollout.
 
@@ -149,6 +170,7 @@ class RolloutRequest:
         intervention: Edits of the residual stream while the model runs; None for none.
         choices: Texts of which the response must be one, as a judge's reply; empty for any response. The built-in
             engine follows it, vLLM's refuses it. No source makes such requests.
+        stored: The existing response by its token ids; None if it is to be generated, or is ``given``.
     """
 
     address: RolloutAddress
@@ -157,6 +179,7 @@ class RolloutRequest:
     given: GivenResponse | None = None
     intervention: Intervention | None = None
     choices: tuple[str, ...] = ()
+    stored: StoredResponse | None = None
 
     @property
     def system_prompt(self) -> str:

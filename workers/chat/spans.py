@@ -83,6 +83,12 @@ class ConversationRenderer:
         """Make the object that locates user messages in the same renderings."""
         return UserSpans(self._encoder, self.renderer)
 
+    def decode(self, token_ids: Sequence[int]) -> str | None:
+        """Decode tokens, control tokens included; None where one is not in the vocabulary."""
+        if any(self._encoder.id_to_token(token_id) is None for token_id in set(token_ids)):
+            return None
+        return str(self._encoder.decode(list(token_ids), skip_special_tokens=False))
+
     def count_content(self, token_ids: Sequence[int], text: str, *, has_ended: bool) -> int | None:
         """Count the content tokens of a server's response; see ``served_ids.count_content``."""
         return count_content(self._encoder, token_ids, text, has_ended=has_ended)
