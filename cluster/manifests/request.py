@@ -123,17 +123,18 @@ class ClusterRequest:
             )
         model, catalog = self.spec.model, self.spec.personas.catalog
         adapter, template = model.adapter or "", model.chat_template
-        given = self.spec.conversations
-        conversations, texts_of = (None, None) if given is None else (given.source, given.texts_of)
+        given = self.spec.conversations or self.spec.prompts
+        texts = None if given is None else given.source
+        texts_of = None if self.spec.conversations is None else self.spec.conversations.texts_of
         for name, path, is_local in (
             ("model.source", model.source, _looks_local(model.source)),
             ("model.adapter", adapter, _looks_local(adapter)),
             ("model.chat_template", template, template is not None and not _is_at_hand(template)),
             ("personas.catalog", catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
             (
-                "conversations.source",
-                conversations,
-                conversations is not None and not PurePosixPath(conversations).is_absolute(),
+                self.spec.texts_field,
+                texts,
+                texts is not None and not PurePosixPath(texts).is_absolute(),
             ),
             ("conversations.texts_of", texts_of, texts_of is not None and not _is_anywhere(texts_of)),
             *(

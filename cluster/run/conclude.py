@@ -65,7 +65,7 @@ def conclude(job: Job, progress: Progress, reporter: StatusReporter, *, reduces:
 
 
 def _reduce(store: Run, progress: Progress, reporter: StatusReporter, asked: dict[str, Any]) -> Reduction:
-    """Reduce by what the last reduction was asked for, the first by ``asked``; without scores where they leave no role."""
+    """Reduce by what the last reduction was asked for, or by ``asked``; without scores where they leave no role."""
 
     def say(line: str) -> None:
         reporter.raise_if_stopped()

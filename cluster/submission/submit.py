@@ -262,10 +262,10 @@ def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
 
 
 def refuse_conversations(spec: JobSpec) -> None:
-    """Refuse a job that reads conversations, because their files are not uploaded with a job yet.
+    """Refuse a job that reads conversations or prompts, because their files are not uploaded with a job yet.
 
     Raises:
-        InputError: The spec names conversations, or the texts of a run in a directory of this machine.
+        InputError: The spec names a file of them, or the texts of a run in a directory of this machine.
     """
     texts_of = None if spec.conversations is None else spec.conversations.texts_of
     if texts_of is not None and not is_s3(texts_of) and not is_hub(texts_of):
@@ -273,14 +273,16 @@ def refuse_conversations(spec: JobSpec) -> None:
             "is a directory, which the machines of a cluster may not share.",
             code="not_yet",
             field="conversations.texts_of",
-            hint="Name a run on s3:// or hf://, or run persona-atlas extract --address auto on a machine of the cluster.",
+            hint="Name a run on s3:// or hf://; or run extract --address auto on a machine of the cluster.",
         )
-    if spec.conversations is not None and texts_of is None:
+    if spec.has_texts_in_files:
+        section = spec.texts_field.partition(".")[0]
+        command = "extract" if section == "conversations" else "run SPEC"
         raise InputError(
-            "files of conversations cannot be sent to a cluster yet.",
+            f"files of {section} cannot be sent to a cluster yet.",
             code="not_yet",
-            field="conversations",
-            hint="Run persona-atlas extract --address auto on a machine of the cluster that has the files.",
+            field=section,
+            hint=f"Run persona-atlas {command} --address auto on a machine of the cluster that has the files.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Open the source that a spec names: personas of a catalog, or conversations in files. Reads files.
+"""Open the source that a spec names: personas of a catalog, conversations that exist, or dialogues. Reads files.
 
 Texts of a stored run need its store, and are opened by ``cluster/run/open_source.py``.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 from ..catalog import load_catalog
 from ..specs.spec import JobSpec
 from .conversation_source import ConversationSource
+from .dialogue_source import DialogueSource
 from .persona_source import PersonaSource
 from .read_conversations import read_conversations
+from .read_prompts import read_prompts
 from .source import RequestSource
 
 
@@ -36,4 +38,6 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         return ConversationSource.of(
             read_conversations(asked.source, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)
         )
+    if spec.prompts is not None:
+        return DialogueSource(read_prompts(spec.prompts.source), spec)
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

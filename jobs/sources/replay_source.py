@@ -63,21 +63,23 @@ class StoredTokenRequests:
 
     Attributes:
         rows: The rows, in the order of the unit's.
-        source: URL of the store that they are of.
     """
 
     rows: tuple[StoredRow, ...]
-    source: str
 
     def first(self, unit: WorkUnit) -> Iterator[RolloutRequest]:
         """Make every request of the unit."""
         assert unit.conversation_indices is not None
         for address, index, row in zip(unit.addresses(), unit.conversation_indices, self.rows, strict=True):
             system = (ChatMessage("system", row.system_prompt),) if row.system_prompt else ()
-            stored = StoredResponse(
-                row.response, row.prompt_token_ids, row.content_token_ids, index, row.extra, self.source
+            yield RolloutRequest(
+                address,
+                (*system, ChatMessage("user", row.question)),
+                0,
+                stored=StoredResponse(row.response, row.prompt_token_ids, row.content_token_ids),
+                conversation_index=index,
+                extra=row.extra,
             )
-            yield RolloutRequest(address, (*system, ChatMessage("user", row.question)), 0, stored=stored)
 
     def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
         """Return None: every response exists; see ``UnitRequests.following``."""
@@ -178,7 +180,7 @@ class ReplaySource:
         part = self._part(unit)
         rows = self._texts.read(part.stored.unit.unit_id)
         if self._rendering == "tokens":
-            return StoredTokenRequests(tuple(rows[place] for place in part.places), self._texts.url)
+            return StoredTokenRequests(tuple(rows[place] for place in part.places))
         placed = whole_conversations(part.stored, rows, self._texts.url)
         return StoredTextRequests(tuple(placed[place] for place in part.places))
 

@@ -104,6 +104,8 @@ def whole_conversations(
 
 def _conversation(stored: StoredUnit, places: Sequence[int], rows: Sequence[StoredRow], source: str) -> Conversation:
     unit, first = stored.unit, places[0]
+    # Of a dialogue that ended early, the turns that were not reached have no prompt.
+    places = [place for place in places if stored.prompt_tokens[place]]
     turns = [stored.turn_indices[place] for place in places]
     place = f"{source}, {unit.unit_id}, row {first}"
     if turns != list(range(1, 2 * len(turns), 2)):

@@ -1,4 +1,4 @@
-"""Check that a model's tokenizer reads the token ids that another run stored as the texts that it stored beside them."""
+"""Check that a tokenizer reads the token ids that another run stored as the texts that it stored beside them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def other_reading(decode: Decode, request: RolloutRequest) -> str | None:
         >>> from persona_atlas.jobs.messages import ChatMessage
         >>> from persona_atlas.jobs.work.addresses import RolloutAddress
         >>> from persona_atlas.jobs.work.units import StoredResponse
-        >>> stored = StoredResponse("Hi", (1,), (2,), 0, "", "runs/demo")
+        >>> stored = StoredResponse("Hi", (1,), (2,))
         >>> address = RolloutAddress("role", "pirate", "pos", 0, 0, 0)
         >>> request = RolloutRequest(address, (ChatMessage("user", "Who?"),), 0, stored=stored)
         >>> other_reading(lambda ids: {1: "Who?", 2: "Hi"}[ids[0]], request) is None

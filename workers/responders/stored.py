@@ -60,7 +60,7 @@ class StoredResponder:
             num_content_tokens=len(stored.content_token_ids),
             finish_reason="given",
             seed=request.seed,
-            conversation_index=stored.conversation_index,
-            extra=stored.extra,
+            conversation_index=request.conversation_index,
+            extra=request.extra,
         )
         return Reading(TokenisedText.of(rollout, intervention=request.intervention), (rollout,))

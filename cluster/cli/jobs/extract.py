@@ -91,7 +91,7 @@ def extract(
     A line of a .jsonl file is {"messages": [{"role": ..., "content": ...}, ...]}; other keys are copied into the store.
     With --prompts-only a line ends with the user's message, and is the row of its last token or another --pooling.
     A directory of the released pipeline, with one file per role, also gives role vectors and the axis.
-    With --texts-of the responses are those of a stored run, and rows keep the addresses and scores that they have there.
+    With --texts-of the responses are those of a stored run; rows keep the addresses and scores that they have there.
     A run that was stopped continues with the same command. --grow reads conversations that were appended since.
     """
     if (conversations is None) == (texts_of is None):
