@@ -134,7 +134,7 @@ def read_chat_template(model: ModelSpec) -> str | None:
         Its text; None if the model's own is used.
 
     Raises:
-        InputError: The file cannot be read, is empty, or is not a Jinja template, or there is no built-in one of the name.
+        InputError: The file cannot be read, is empty, or is not a Jinja template; or no built-in one has the name.
     """
     if model.chat_template is None:
         return None
