@@ -6,11 +6,14 @@ Texts of a stored run need its store, and are opened by ``cluster/run/open_sourc
 from __future__ import annotations
 
 from ..catalog import load_catalog
+from ..dialogues.topics import load_conversations
 from ..specs.spec import JobSpec
 from .conversation_source import ConversationSource
 from .dialogue_source import DialogueSource
+from .drift_source import drift_dialogues
 from .persona_source import PersonaSource
 from .read_conversations import read_conversations
+from .read_prefills import read_prefills
 from .read_prompts import read_prompts
 from .source import RequestSource
 
@@ -40,4 +43,9 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         )
     if spec.prompts is not None:
         return DialogueSource(read_prompts(spec.prompts.source), spec)
+    if spec.drift is not None:
+        catalog = load_conversations(spec.drift.conversations)
+        return DialogueSource(drift_dialogues(catalog, spec.drift), spec, "drift.exchanges")
+    if spec.prefills is not None:
+        return DialogueSource(read_prefills(spec.prefills), spec, spec.texts_field)
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

@@ -16,29 +16,31 @@ from typing import Annotated, Any
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from ..dialogues.topics import BUILTIN
 from ..errors import InputError
 from ..files.store_url import normal_store_url
 from ..files.text_files import read_text
 from ..files.user_paths import local_path
 from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
-from ..poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
+from ..poolings import POOLINGS, prompt_poolings
+from .derived_fields import with_derived_fields
+from .drift_spec import DriftSpec
 from .interventions_spec import InterventionSpec
 from .spec_parts import (
-    BUILTIN_TEMPLATE_SCHEME,
+    COMPLETION_TEMPLATE,
     CaptureSpec,
     ConversationsSpec,
     GenerationSpec,
     ModelSpec,
     PersonasSpec,
     PlacementSpec,
+    PrefillsSpec,
     PromptsSpec,
     SamplingSpec,
     SpecSection,
@@ -54,6 +56,9 @@ class JobSpec(SpecSection):
         personas: Personas, and the number of rollouts of each.
         conversations: Existing conversations to read instead; None: rollouts are generated.
         prompts: Prompts of a file to answer instead of the personas'; None: rollouts of the personas are generated.
+        drift: Conversations with a simulated user to have instead; None: rollouts of the personas are generated.
+        prefills: Openings of text to complete instead, without a chat template; None: rollouts of the personas are
+            generated.
         generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
         capture: Which activations are stored.
@@ -72,6 +77,8 @@ class JobSpec(SpecSection):
     personas: PersonasSpec = PersonasSpec()
     conversations: ConversationsSpec | None = None
     prompts: PromptsSpec | None = None
+    drift: DriftSpec | None = None
+    prefills: PrefillsSpec | None = None
     generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
@@ -82,17 +89,8 @@ class JobSpec(SpecSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _derive_mode(cls, data: Any) -> Any:
-        """Set the capture mode of texts that are given or that a server generates, unless the spec sets it."""
-        if not isinstance(data, dict) or not (data.get("conversations") or data.get("generation")):
-            return data
-        capture = data.get("capture") or {}
-        if not isinstance(capture, dict):
-            return data
-        derived: dict[str, Any] = {"mode": "prefill_pass"}
-        if _reads_prompts_only(data.get("conversations")):
-            derived["poolings"] = [DEFAULT_PROMPT_POOLING]
-        return _with_rendering(data) | {"capture": derived | capture}
+    def _derive(cls, data: Any) -> Any:
+        return with_derived_fields(data) if isinstance(data, dict) else data
 
     @field_validator("capture")
     @classmethod
@@ -127,7 +125,7 @@ class JobSpec(SpecSection):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A spec without one of these has the bytes that it had before there were any.
         fields = write(self)
-        for name in ("interventions", "prompts"):
+        for name in ("interventions", "prompts", "drift", "prefills"):
             if getattr(self, name) is None:
                 fields.pop(name, None)
         if not self.capture.before_intervention and "capture" in fields:
@@ -140,17 +138,42 @@ class JobSpec(SpecSection):
         if by_prefill != (self.capture.mode == "prefill_pass"):
             asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
             raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
-        sections = [name for name in ("conversations", "prompts") if getattr(self, name) is not None]
+        sections = [
+            name for name in ("conversations", "prompts", "drift", "prefills") if getattr(self, name) is not None
+        ]
         sections += ["personas"] if self.personas != PersonasSpec() else []
         if len(sections) > 1:
             raise ValueError(f"a job has either {' or '.join(sections)}: leave one of the two out")
         if self.conversations is not None and self.generation is not None:
             raise ValueError("conversations need no generation: leave generation out")
+        if self.drift is not None:
+            self._require_user(self.drift)
+        if self.prefills is not None:
+            self._require_no_template()
         if self.has_turns:
             return self
         if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
             raise ValueError("personas selects nobody: name roles or traits, or give the default at least one prompt")
         return self
+
+    def _require_user(self, drift: DriftSpec) -> None:
+        """Refuse a user whom the engine of the job cannot run."""
+        if drift.user.is_same and self.generation is not None:
+            raise ValueError(
+                "drift.user.model is same, but a server generates; name that server in drift.user.endpoint too"
+            )
+        if drift.user.endpoint is None and self.placement.engine == "vllm":
+            raise ValueError(
+                "placement.engine is vllm, and a simulated user without drift.user.endpoint needs the built-in engine; "
+                "serve the user's model, or set placement.engine to builtin"
+            )
+
+    def _require_no_template(self) -> None:
+        """Refuse what would put a chat template around the openings of ``prefills``."""
+        if self.model.chat_template != COMPLETION_TEMPLATE:
+            raise ValueError("prefills are completed without a chat template: leave model.chat_template out")
+        if self.generation is not None:
+            raise ValueError("prefills are completed by the workers, a server would render them: leave generation out")
 
     def replaced(self, **sections: Mapping[str, Any]) -> JobSpec:
         """Return a copy with other values of some fields, validated like a spec that was read.
@@ -169,11 +192,13 @@ class JobSpec(SpecSection):
         for section, changes in sections.items():
             data[section] = data[section] | changes
         changed = validate(JobSpec, data, text="", file="")
-        if self.generation is None or changed.generation is None:
-            return changed
         # The mark is no field, and must not be lost: it keeps keys from a server that others have written in.
-        generation = changed.generation.marked(is_from_store=self.generation.is_from_store)
-        return changed.model_copy(update={"generation": generation})
+        marked: dict[str, Any] = {}
+        if self.generation is not None and changed.generation is not None:
+            marked["generation"] = changed.generation.marked(is_from_store=self.generation.is_from_store)
+        if self.drift is not None and changed.drift is not None:
+            marked["drift"] = changed.drift.marked(is_from_store=self.drift.user.is_from_store)
+        return changed.model_copy(update=marked) if marked else changed
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the results, as JSON values; two specs of one run must agree in them."""
@@ -201,7 +226,10 @@ class JobSpec(SpecSection):
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         if self.has_turns:
             del keep["personas"]
-            keep["prompts"] = True
+            if self.drift is not None:
+                keep["drift"] = self.drift.identity()
+            else:
+                keep["prompts" if self.prefills is None else "prefills"] = True
         else:
             del keep["personas"]["catalog"]
         if self.generation is not None:
@@ -221,18 +249,26 @@ class JobSpec(SpecSection):
     @property
     def has_turns(self) -> bool:
         """Whether its rollouts are turns of conversations, which exist or are generated."""
-        return self.conversations is not None or self.prompts is not None
+        sections = (self.conversations, self.prompts, self.drift, self.prefills)
+        return any(section is not None for section in sections)
 
     @property
     def has_texts_in_files(self) -> bool:
-        """Whether its texts are read from files of the user that are no catalog."""
-        return (self.conversations is not None and not self.replays) or self.prompts is not None
+        """Whether its texts are read from files of the user that are no catalog of personas."""
+        own_topics = self.drift is not None and self.drift.conversations != BUILTIN
+        own_prefills = self.prefills is not None and self.prefills.source != BUILTIN
+        given = self.conversations is not None and not self.replays
+        return given or self.prompts is not None or own_topics or own_prefills
 
     @property
     def texts_field(self) -> str:
         """The field that says where the job's texts come from, for messages about them."""
         if self.conversations is not None:
             return "conversations.texts_of" if self.replays else "conversations.source"
+        if self.drift is not None:
+            return "drift.conversations"
+        if self.prefills is not None:
+            return "prefills.source"
         return "personas.catalog" if self.prompts is None else "prompts.source"
 
     @property
@@ -244,29 +280,6 @@ class JobSpec(SpecSection):
     def digest(self) -> str:
         """SHA-256 of the identity."""
         return digest_of(self.identity())
-
-
-def _with_rendering(data: dict[str, Any]) -> dict[str, Any]:
-    """Say how the texts of a run become tokens, unless the spec does, and name a template for a model without one."""
-    conversations, model = data.get("conversations"), data.get("model")
-    if not isinstance(conversations, dict) or not conversations.get("texts_of") or not isinstance(model, dict):
-        return data
-    has_template = model.get("chat_template") is not None
-    rendering = conversations.get("rendering") or ("template" if has_template else "tokens")
-    if not has_template and rendering != "template":
-        # A base model has none, and an engine does not load a model without.
-        model = model | {"chat_template": f"{BUILTIN_TEMPLATE_SCHEME}plain"}
-    return data | {"conversations": conversations | {"rendering": rendering}, "model": model}
-
-
-def _reads_prompts_only(conversations: Any) -> bool:
-    """Whether a section that is not validated yet asks for prompts only; False for what validation will refuse."""
-    if not isinstance(conversations, dict):
-        return False
-    try:
-        return TypeAdapter(bool).validate_python(conversations.get("prompts_only", False))
-    except ValidationError:
-        return False
 
 
 def digest_of(value: Any) -> str:

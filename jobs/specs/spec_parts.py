@@ -27,12 +27,15 @@ PoolingName = Annotated[str, AfterValidator(validate_pooling_name)]
 CaptureMode = Literal["during_generation", "prefill_pass"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TextsRendering = Literal["tokens", "template", "plain"]
-BuiltinTemplate = Literal["plain"]
+BuiltinTemplate = Literal["plain", "completion"]
 
 PACKAGE_SCHEME = "package://"
 
 BUILTIN_TEMPLATE_SCHEME = "builtin:"
 """Before the name of a chat template that comes with this project, where a file may be named."""
+
+PLAIN_TEMPLATE = f"{BUILTIN_TEMPLATE_SCHEME}plain"
+COMPLETION_TEMPLATE = f"{BUILTIN_TEMPLATE_SCHEME}completion"
 
 MIN_TEMPERATURE = 1e-30
 """Lowest sampling temperature but 0: a logit of up to 10^8 divided by it is a float32, so probabilities are numbers."""
@@ -71,8 +74,9 @@ class ModelSpec(SpecSection):
         name: Replacement of ``{model_name}`` in prompts; None: the last part of ``source``.
         adapter: Directory or Hugging Face id of a LoRA adapter to merge into the model; None for none, or where
             ``source`` itself is an adapter, which names its model.
-        chat_template: File with the chat template to use instead of the model's, or ``builtin:plain``, this project's
-            for a model without one; None: the model's.
+        chat_template: File with the chat template to use instead of the model's, or one of this project's:
+            ``builtin:plain`` for a model without a template, ``builtin:completion`` for texts that are to be completed
+            as they are. None: the model's.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -191,6 +195,18 @@ class PromptsSpec(SpecSection):
     """
 
     source: Annotated[str, Field(min_length=1)]
+
+
+class PrefillsSpec(SpecSection):
+    """Openings of text that the model completes, without a chat template.
+
+    Attributes:
+        source: ``builtin``, or a YAML file with ``groups``, a mapping from the name of a group to its openings.
+        samples: Completions of each opening.
+    """
+
+    source: Annotated[str, Field(min_length=1)] = BUILTIN
+    samples: _Count = 1
 
 
 class GenerationSpec(SpecSection):

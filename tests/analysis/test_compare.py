@@ -263,7 +263,15 @@ def test_the_command_compares_two_judges_of_one_store(judged: tuple[Run, str, st
     assert found["axis_cosine"] == pytest.approx(float(cosine_or_nan(a[found["layer_a"]], b[found["layer_a"]])))
     assert "Judges differ: none and small." in found["notes"]
     printed = CliRunner().invoke(cli, arguments[:-1], catch_exceptions=False, standalone_mode=False).stdout
-    for told in ("3 common roles", "cosine of the axes", "cosine of role vectors", "overlap of the first components", "PC1", "pirate", "Judges differ"):
+    for told in (
+        "3 common roles",
+        "cosine of the axes",
+        "cosine of role vectors",
+        "overlap of the first components",
+        "PC1",
+        "pirate",
+        "Judges differ",
+    ):
         assert told in printed
 
 

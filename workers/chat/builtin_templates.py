@@ -22,7 +22,15 @@ _PLAIN = """\
 """
 """A conversation as plain lines that name the speaker, without control tokens but those that begin every text."""
 
-_TEMPLATES: dict[BuiltinTemplate, str] = {"plain": _PLAIN}
+COMPLETION = """\
+{{- sequence_start -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' or message['role'] == 'assistant' -%}{{- message['content'] -}}{%- endif -%}
+{%- endfor -%}
+"""
+"""The messages as one text, as the tokenizer begins every text; see ``completion.CompletionRenderer``."""
+
+_TEMPLATES: dict[BuiltinTemplate, str] = {"plain": _PLAIN, "completion": COMPLETION}
 
 
 def builtin_template(source: str, field: str) -> str | None:

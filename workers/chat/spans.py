@@ -30,6 +30,7 @@ from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.messages import ChatMessage
 from ..engine import TokenisedText
 from ..own_code import refuse_own_code
+from .completion import renderer_of
 from .control_tokens import Rendered, TextEncoder
 from .offsets import Span, common_length, cut_at, offsets_encoder, token_span
 from .reasoning import open_tag
@@ -314,4 +315,4 @@ def load_renderer(directory: Path, template: str | None = None) -> ConversationR
             field="model.source",
             hint="Are the tokenizer's files there?",
         ) from error
-    return ConversationRenderer(tokenizer, ChatRenderer(tokenizer, template))
+    return ConversationRenderer(tokenizer, renderer_of(tokenizer, template))
