@@ -1,4 +1,4 @@
-"""Render texts that are to be completed as they are: as the tokenizer makes tokens of any text, without a chat template.
+"""Render texts that are to be completed as they are: as the tokenizer makes tokens of any text, without a template.
 
 The other renderings of a template (those that locate spans, and probes) go by the template of ``builtin_templates``,
 which writes the same text.

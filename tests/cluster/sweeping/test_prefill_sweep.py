@@ -81,7 +81,7 @@ def test_openings_are_completed_under_the_axis_of_another_model(axis: Run, base:
         assert persona_atlas.verify(run, recompute=2, progress=False).is_sound
         assert run.record.rendering["chat_template"]
     row = next(row for row in runs[1].rollouts().to_pylist() if row["has_vector"])
-    where = {"persona": row["persona"], "question": row["question_index"], "sample": row["sample_index"]}
+    where = {"conversation": row["conversation_index"]}
     states, _ = plain.run(row["prompt_token_ids"] + row["response_token_ids"])
     start = len(row["prompt_token_ids"])
     expected = states[:, start : start + row["num_content_tokens"]].astype(np.float64).mean(axis=1)
@@ -101,9 +101,9 @@ def test_what_does_not_fit_is_refused_by_field(axis: Run, base: Path, tmp_path: 
         persona_atlas.run(make_spec(spec_of(base, tmp_path, interventions=[entry])), progress=False)
     assert caught.value.field == "interventions.0.axis"
     wider = save_wider(tmp_path / "wider")
+    spec = make_spec(spec_of(wider, tmp_path, interventions=[entry | {"transfer": True}]))
     with pytest.raises(InputError, match="32") as caught:
-        spec = spec_of(wider, tmp_path, interventions=[entry | {"transfer": True}])
-        persona_atlas.run(make_spec(spec), progress=False)
+        persona_atlas.run(spec, progress=False)
     assert caught.value.field == "interventions.0.axis"
     for more in ({"generation": {"endpoint": "http://gpu:8000/v1"}}, {"personas": {"roles": {"names": ["pirate"]}}}):
         with pytest.raises(InputError):

@@ -26,7 +26,7 @@ def bytes_alone(directory: Path) -> Any:
 
 
 def pieces(directory: Path, scheme: str) -> Any:
-    """A tokenizer of characters that begins a text with a control token, and its first word with a blank, as Llama 2's."""
+    """A tokenizer of characters that begins a text with a control token, and a word with a blank, as Llama 2's."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
