@@ -15,7 +15,7 @@ from ...jobs.sources.conversation_source import ConversationSource
 from ...jobs.sources.read_conversations import parse_conversations
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.spec import JobSpec, load_spec, make_spec
-from ...jobs.specs.spec_parts import TextsRendering
+from ...jobs.specs.texts_spec import TextsRendering
 from ...storage.query.run import Run
 from ..run.backend import open_ray_backend
 from ..run.local import open_local_backend

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..dialogues.prefills import base_prefills
-from ..specs.spec_parts import PrefillsSpec
+from ..specs.texts_spec import PrefillsSpec
 from .dialogue_source import Dialogue
 
 

@@ -35,17 +35,16 @@ from .interventions_spec import InterventionSpec
 from .spec_parts import (
     COMPLETION_TEMPLATE,
     CaptureSpec,
-    ConversationsSpec,
     GenerationSpec,
     ModelSpec,
     PersonasSpec,
     PlacementSpec,
-    PrefillsSpec,
     PromptsSpec,
     SamplingSpec,
     SpecSection,
 )
 from .store_spec import StoreSpec
+from .texts_spec import ConversationsSpec, PrefillsSpec
 
 
 class JobSpec(SpecSection):

@@ -8,7 +8,7 @@ import click
 
 from ....jobs.poolings import DEFAULT_POOLING, DEFAULT_PROMPT_POOLING, POOLINGS
 from ....jobs.specs.spec import make_spec
-from ....jobs.specs.spec_parts import TextsRendering
+from ....jobs.specs.texts_spec import TextsRendering
 from ..options import endpoint_option, grow_option, join_option, json_option, set_option
 from ..work import work
 
