@@ -38,7 +38,7 @@ from .stores import (
     show,
     verify,
 )
-from .studies import trajectories
+from .studies import drift, trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,6 +73,7 @@ for _command in (
     export.export,
     import_vectors.import_vectors,
     project.project,
+    drift.drift,
     trajectories.trajectories,
     push.push,
     pull.pull,
