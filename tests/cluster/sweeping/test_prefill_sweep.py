@@ -90,9 +90,9 @@ def test_openings_are_completed_under_the_axis_of_another_model(axis: Run, base:
     assert (again.worked, again.is_complete) == (0, True)
     points = results_of(prepared, open_ruler(prepared, 1), None, None, by="persona").points
     steered, unsteered = (point for point in points if point.group == "all")
-    assert steered.num_replies == 6
+    assert steered.replies == 6
     assert steered.projection < unsteered.projection
-    assert {point.group for point in points} == {"all", "job", "wish"}
+    assert {point.group for point in points} == {"all", "conversation job", "conversation wish"}
 
 
 def test_what_does_not_fit_is_refused_by_field(axis: Run, base: Path, tmp_path: Path):
