@@ -45,9 +45,9 @@ def replayed_run(spec: JobSpec) -> Run | None:
     if spec.conversations is None or spec.conversations.texts_of is None:
         return None
     url, store = spec.conversations.texts_of, spec.store
-    shares_access = is_s3(url) and is_s3(store.url)
+    endpoint_url, access = (store.endpoint_url, store.access) if is_s3(url) and is_s3(store.url) else (None, None)
     try:
-        run = open_run(url, *((store.endpoint_url, store.access) if shares_access else ()))
+        run = open_run(url, endpoint_url, access)
     except InputError as error:
         raise InputError(error.message, code=error.code, field=FIELD, file=error.file, hint=error.hint) from None
     if run.url == store.url:
