@@ -22,7 +22,7 @@ at_root = {n for n in names if n.startswith("persona_atlas/") and n.count("/") =
 assert at_root == {"persona_atlas/__init__.py", "persona_atlas/py.typed"}, at_root
 yaml_files = [n for n in names if n.endswith(".yaml")]
 # Of the catalog; rubrics of sweeps; of devices and of known models; topics of drift, neutral questions, prefills.
-assert len(yaml_files) == 275 + 240 + 3 + 2 + 2 + 6, len(yaml_files)
+assert len(yaml_files) == 275 + 240 + 3 + 3 + 2 + 6, len(yaml_files)
 # Script and style of the report and of watched conversations.
 assert sum(n.endswith((".js", ".css")) for n in names) == 10, names
 CHECK

@@ -105,7 +105,7 @@ def compare(a: Side, b: Side, layer: int | None = None) -> Comparison:
         roles=tuple(common),
         layers=layers,
         at=next(found for found in layers if (found.layer_a, found.layer_b) == chosen),
-        components=tuple(match_components(at_a.scores_PK, at_b.scores_PK)),
+        components=tuple(match_components(at_a.scores_PK, at_b.scores_PK, at_a.components_KD, at_b.components_KD)),
         moved=_moved(common, at_a.z_scores, at_b.z_scores),
         default_z=default_z,
         notes=tuple(_notes(a, b, common)),

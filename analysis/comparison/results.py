@@ -22,6 +22,18 @@ class ComparedLayer:
             that was trained from the first, or is steered or capped, has moved along that axis. None if widths differ
             or the first has no axis here.
         default_on_a: The same of the default Assistant; None also where one of the two has none.
+        role_cosine: Mean over the common roles of the cosine between the role's vectors of both, each less the mean
+            vector of its side; None if widths differ.
+        lowest_role_cosine: The least of these cosines.
+        component_cosines: Absolute cosine of each of the first components with the one of the same number; the sign of
+            a component is arbitrary. None if widths differ, or without components.
+        subspace_overlap: Share of the span of the first components of one that lies in the span of those of the other,
+            0 to 1: the mean squared cosine of the principal angles. None likewise.
+        overlap_by_chance: What that would be for random directions: the number of components by the width.
+        principal_angles: The principal angles between these spans in degrees, ascending; None likewise.
+        similarity_correlation: Correlation, over all pairs of common roles, of the cosines of their vectors in the one
+            and in the other, each less the mean of its side: whether the same roles are alike. It needs no common
+            coordinates. None with fewer than four roles.
     """
 
     layer_a: int
@@ -31,6 +43,13 @@ class ComparedLayer:
     pc1_correlation: float | None
     roles_on_a: tuple[float, float] | None = None
     default_on_a: tuple[float, float] | None = None
+    role_cosine: float | None = None
+    lowest_role_cosine: float | None = None
+    component_cosines: tuple[float, ...] | None = None
+    subspace_overlap: float | None = None
+    overlap_by_chance: float | None = None
+    principal_angles: tuple[float, ...] | None = None
+    similarity_correlation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +61,14 @@ class MatchedComponent:
         component_b: Number of its partner, from 1.
         correlation: Correlation of the roles' scores on the two, made positive: signs of components are arbitrary.
         is_flipped: Whether the second had to be flipped for that.
+        cosine: Cosine of the two directions, the second flipped likewise; None if widths differ.
     """
 
     component_a: int
     component_b: int
     correlation: float
     is_flipped: bool
+    cosine: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ...jobs.sources.conversation_source import ConversationSource
 from ...jobs.sources.read_conversations import parse_conversations
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.spec import JobSpec, load_spec, make_spec
+from ...jobs.specs.texts_spec import TextsRendering
 from ...storage.query.run import Run
 from ..run.backend import open_ray_backend
 from ..run.local import open_local_backend
@@ -130,9 +131,11 @@ def run(
 
 def extract(
     model: str | os.PathLike[str],
-    conversations: str | os.PathLike[str] | Sequence[Any],
+    conversations: str | os.PathLike[str] | Sequence[Any] | None,
     store: str | os.PathLike[str],
     *,
+    texts_of: str | os.PathLike[str] | None = None,
+    rendering: TextsRendering | None = None,
     layers: str | Sequence[int] = "all",
     poolings: Sequence[str] | None = None,
     token_layers: str | Sequence[int] | None = None,
@@ -150,8 +153,12 @@ def extract(
     Args:
         model: A Hugging Face id, a local directory, or ``package://module/file.gguf``.
         conversations: A ``.jsonl`` or ``.json`` file or a directory of such files; or in memory a list of messages
-            ``{"role", "content"}``, or a list of conversations, each such a list or an object with ``messages``.
+            ``{"role", "content"}``, or a list of conversations, each such a list or an object with ``messages``. None
+            with ``texts_of``.
         store: A directory or ``s3://bucket/prefix``.
+        texts_of: Store of a run whose responses are read again, by a base model for instance; None for none.
+        rendering: How its texts become tokens: ``tokens`` (the stored ids), ``template`` or ``plain``. None:
+            ``template`` with ``chat_template``, else ``tokens``.
         layers: ``"all"``, ``"middle"`` or 0-based decoder layers.
         poolings: How the tokens of each response are pooled; ``tokens`` keeps every token. None: ``response_mean``, or
             ``prompt_last`` with ``prompts_only``.
@@ -186,7 +193,9 @@ def extract(
     data = {
         "model": {"source": _text(model), "chat_template": None if chat_template is None else os.fspath(chat_template)},
         "conversations": {
-            "source": os.fspath(conversations) if is_path else _IN_MEMORY,
+            "source": os.fspath(conversations) if is_path else None if conversations is None else _IN_MEMORY,
+            "texts_of": None if texts_of is None else os.fspath(texts_of),
+            "rendering": rendering,
             "skip_invalid": skip_invalid,
             "prompts_only": prompts_only,
         },
@@ -195,7 +204,7 @@ def extract(
     }
     spec = make_spec(data, overrides)
     source: ConversationSource | None = None
-    if not is_path and spec.conversations is not None:
+    if not is_path and conversations is not None and spec.conversations is not None:
         asked = spec.conversations
         source = ConversationSource.of(
             parse_conversations(conversations, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)

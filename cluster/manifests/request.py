@@ -13,7 +13,7 @@ from ...jobs.errors import InputError
 from ...jobs.sizing.devices import Device
 from ...jobs.sizing.estimate import Estimate
 from ...jobs.specs.spec import JobSpec
-from ...jobs.specs.spec_parts import PACKAGE_SCHEME
+from ...jobs.specs.spec_parts import BUILTIN_TEMPLATE_SCHEME, PACKAGE_SCHEME
 from ...jobs.version import __version__
 
 DEFAULT_IMAGE = f"persona-atlas:{__version__}"
@@ -124,16 +124,18 @@ class ClusterRequest:
         model, catalog = self.spec.model, self.spec.personas.catalog
         adapter, template = model.adapter or "", model.chat_template
         texts = self.spec.texts_path
+        texts_of = None if self.spec.conversations is None else self.spec.conversations.texts_of
         for name, path, is_local in (
             ("model.source", model.source, _looks_local(model.source)),
             ("model.adapter", adapter, _looks_local(adapter)),
-            ("model.chat_template", template, template is not None and not PurePosixPath(template).is_absolute()),
+            ("model.chat_template", template, template is not None and not _is_at_hand(template)),
             ("personas.catalog", catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
             (
                 self.spec.texts_field,
                 texts,
                 texts is not None and not PurePosixPath(texts).is_absolute(),
             ),
+            ("conversations.texts_of", texts_of, texts_of is not None and not _is_anywhere(texts_of)),
             *(
                 (f"interventions.{number}.axis", entry.axis, not _is_anywhere(entry.axis))
                 for number, entry in enumerate(self.spec.interventions or ())
@@ -196,9 +198,14 @@ class ClusterRequest:
         return (*replicas, "placement.device=cuda") if on_gpu else replicas
 
 
-def _is_anywhere(axis: str) -> bool:
-    """Whether an axis is in an object store or on the hub, or has an absolute path, which may be in the image."""
-    return "://" in axis or PurePosixPath(axis).is_absolute()
+def _is_anywhere(place: str) -> bool:
+    """Whether an axis or a run is in an object store or on the hub, or has an absolute path, as in the image."""
+    return "://" in place or PurePosixPath(place).is_absolute()
+
+
+def _is_at_hand(template: str) -> bool:
+    """Whether a chat template comes with this package, or has an absolute path, which may be in the image."""
+    return template.startswith(BUILTIN_TEMPLATE_SCHEME) or PurePosixPath(template).is_absolute()
 
 
 def _looks_local(source: str) -> bool:

@@ -16,6 +16,7 @@ from ...workers.engine import EngineSettings, Responder
 from ...workers.models.memory import require_memory
 from ...workers.models.model_files import find_model
 from ...workers.responders.given import GivenResponder
+from ...workers.responders.stored import StoredResponder
 from ...workers.vllm.versions import installed_version, require_known_version
 from ..retry import with_retries
 from .dialogues import DialogueSetup
@@ -58,6 +59,8 @@ def _load_responder(settings: WorkerSettings, engine: EngineSettings, on_wait: C
         return _load_model(settings, engine, generates=True)
     conversations = load_renderer(engine.directory, engine.chat_template)
     user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
+    if settings.reads_stored:
+        return StoredResponder(_load_model(settings, engine, generates=False), conversations.decode)
     if settings.generation is None:
         return GivenResponder(_load_model(settings, engine, generates=False), conversations, user_spans)
     # The HTTP client is imported only if a server generates.

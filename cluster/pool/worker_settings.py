@@ -29,6 +29,7 @@ class WorkerSettings:
         mantissa_bits: Mantissa bits kept of each stored value.
         model: Source of the model, for machines where its directory does not exist; None: all machines have it.
         reads_given: Whether the texts are given, and captured without generating.
+        reads_stored: Whether these are responses of another run by their token ids.
         generation: The server that generates; None if the workers generate or the texts are given.
         served_model: Name of the model on that server; empty without a server.
         sentinel: Path of an object in the store that the driver has written. A worker that cannot find it is connected
@@ -52,6 +53,7 @@ class WorkerSettings:
     mantissa_bits: int
     model: ModelSpec | None = None
     reads_given: bool = False
+    reads_stored: bool = False
     generation: GenerationSpec | None = None
     served_model: str = ""
     sentinel: str = ""

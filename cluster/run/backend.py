@@ -137,6 +137,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         mantissa_bits=spec.store.mantissa_bits,
         model=spec.model,
         reads_given=not job.plan.source.generates,
+        reads_stored=spec.reads_stored_tokens,
         generation=spec.generation,
         served_model=spec.served_model,
         sentinel=sentinel,
@@ -167,6 +168,9 @@ def rendering_of(job: Job, renderer: ChatRenderer) -> dict[str, object]:
         renderer: Renders prompts for its model.
     """
     described: dict[str, object] = renderer.describe() | {"rules": RENDERING_RULES, "rows": job.rows_concerned}
+    asked = job.plan.spec.conversations
+    if asked is not None and asked.texts_of is not None:
+        described |= {"texts_of": asked.texts_of, "texts_rendering": asked.rendering}
     return described if job.chat_template is None else described | {"chat_template": job.chat_template}
 
 

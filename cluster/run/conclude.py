@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ...analysis.reduce import reduce_again
+from ...analysis.reduce import reduce_again, reduce_run
 from ...analysis.report import write_report
 from ...analysis.summary import Summary, summarise
 from ...jobs.errors import InputError
-from ...storage.derived.reductions import Reduction
+from ...storage.derived.reductions import Reduction, read_current_reduction
 from ...storage.query.run import Run, open_run
 from ..pool.ray_map import mapper_here
 from .prepare import Job
 from .progress import Progress
+from .replayed_scores import take_scores
 from .status_reporter import StatusReporter
 
 
@@ -49,26 +51,29 @@ def conclude(job: Job, progress: Progress, reporter: StatusReporter, *, reduces:
     store = open_run(job.location.url, job.location.endpoint_url, job.plan.spec.store.access)
     if not store.committed:
         return Conclusion(store, None, None)
+    asked = take_scores(job.plan.spec, store, progress)
     if not reduces or not _can_be_reduced(store):
         reporter.skip_reduction()
         return Conclusion(store, None, None)
     progress.say("Reducing the committed units.")
     reporter.set_phase("reducing")
-    reduction = _reduce(store, progress, reporter)
+    reduction = _reduce(store, progress, reporter, asked)
     summary = summarise(store, reduction)
     place = write_report(store, reduction)
     reporter.finish_reduction()
     return Conclusion(store, summary, place)
 
 
-def _reduce(store: Run, progress: Progress, reporter: StatusReporter) -> Reduction:
-    """Reduce by what the last reduction was asked for; without scores where they leave no role."""
+def _reduce(store: Run, progress: Progress, reporter: StatusReporter, asked: dict[str, Any]) -> Reduction:
+    """Reduce by what the last reduction was asked for, or by ``asked``; without scores where they leave no role."""
 
     def say(line: str) -> None:
         reporter.raise_if_stopped()
         progress.say(line)
 
     try:
+        if asked and read_current_reduction(store.location) is None:
+            return reduce_run(store, **asked, say=say, mapper=mapper_here())
         return reduce_again(store, say=say, mapper=mapper_here())
     except InputError as error:
         if error.code != "too_few_rollouts":

@@ -13,6 +13,7 @@ from typing import Any
 from ...jobs.errors import InputError
 from ...jobs.plan import Plan
 from ...jobs.specs.differences import first_difference, first_obstacle, reason_against
+from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...jobs.work.added_units import BlockRoom, first_left_out, units_to_add
 from ...jobs.work.addresses import RolloutAddress
@@ -121,16 +122,24 @@ def fit_to_run(plan: Plan, record: RunRecord, location: Location, *, grow: bool)
     return whole, growth
 
 
-def run_to_grow(location: Location) -> RunRecord:
+def run_to_grow(location: Location, spec: JobSpec) -> RunRecord:
     """Read the record of the run that a job is to add to.
 
     Args:
         location: The store of the job.
+        spec: The job.
 
     Raises:
-        InputError: There is no run.
+        InputError: There is no run, or the job reads the texts of another run, which cannot grow.
         StoreError: Its record is damaged.
     """
+    if spec.replays:
+        raise InputError(
+            "is a run of the texts of another run, and is not added to.",
+            code="cannot_grow",
+            field="conversations.texts_of",
+            hint="Give the texts that the other run has gained a store.url of their own.",
+        )
     record = read_run_record(location)
     if record is None:
         raise InputError(

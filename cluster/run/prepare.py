@@ -11,7 +11,6 @@ from ...jobs.errors import InputError, StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
-from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
@@ -26,6 +25,7 @@ from ...workers.chat.template import read_chat_template, template_sha256
 from ...workers.models.model_files import earlier_fingerprint, find_model, read_facts
 from ...workers.models.model_sketch import FactsFrom, sketch_model
 from .growth import Growth, fit_to_run, run_to_grow
+from .open_source import open_source
 from .progress import Progress
 from .rendering import require_readable, require_same_rules
 
@@ -93,7 +93,7 @@ def plan_job(
     """
     refuse_keys(spec)
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
-    source = source or load_source(spec)
+    source = source or open_source(spec)
     for note in source.notes:
         progress.say(note)
     if source.skipped:
@@ -194,7 +194,7 @@ def sketch_plan(spec: JobSpec, progress: Progress, *, grow: bool = False) -> Ske
     if not grow:
         return _sketch(spec, progress, None)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
-    record = run_to_grow(location)
+    record = run_to_grow(location, spec)
     sketch = _sketch(spec, progress, record, read_edits(location, record))
     _, growth = fit_to_run(sketch.plan, record, location, grow=True)
     if growth is None:
@@ -212,7 +212,7 @@ def _sketch(spec: JobSpec, progress: Progress, record: RunRecord | None, recorde
     if spec.conversations is not None:
         plan, directory = plan_job(spec, progress, record=record, chat_template=template, recorded=recorded)
         return Sketch(plan, "files", require_readable(plan, directory, progress, template))
-    source = load_source(spec)
+    source = open_source(spec)
     facts, facts_from = sketch_model(spec.model, progress.say)
     if record is not None and facts_from == "files":
         facts = facts_of_run(find_model(spec.model, progress.say), record)
@@ -250,7 +250,7 @@ def prepare_job(
     refuse_parallel_builtin(spec.placement)
     refuse_keys(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
-    record = run_to_grow(location) if grow else read_run_record(location)
+    record = run_to_grow(location, spec) if grow else read_run_record(location)
     template = chat_template or read_chat_template(spec.model)
     recorded = None if record is None else read_edits(location, record)
     plan, directory = plan_job(spec, progress, source, record, template, edits, recorded)

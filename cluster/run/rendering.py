@@ -13,6 +13,7 @@ from ...storage.format.records import RunRecord
 from ...workers.chat.checks import require_closed_prompts, require_no_channel, require_pinned_on_server, turn_end
 from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import ConversationRenderer, load_renderer, require_within_context
+from ...workers.chat.stored_ids import other_reading
 from ...workers.chat.survey import TextSurvey
 from ...workers.chat.user_span import require_user_spans
 from ...workers.models.model_files import eos_token_ids
@@ -48,13 +49,46 @@ def require_readable(plan: Plan, directory: Path, progress: Progress, template: 
     """
     renderer = load_renderer(directory, template)
     survey = TextSurvey(renderer.renderer)
-    if plan.source.generates:
+    if plan.spec.reads_stored_tokens:
+        require_same_vocabulary(plan, renderer, progress)
+    elif plan.source.generates:
         _survey_prompts(plan, renderer, survey, progress)
     else:
         _survey_conversations(plan, renderer, survey, progress)
     for line in survey.lines():
         progress.say(line)
     return survey.counts
+
+
+_SAMPLED_UNITS = 32
+"""Units of a stored run whose first row is compared before a model is loaded; workers compare every row."""
+
+
+def require_same_vocabulary(plan: Plan, renderer: ConversationRenderer, progress: Progress) -> None:
+    """Check that the model's tokenizer reads stored token ids as the texts that are stored beside them.
+
+    Args:
+        plan: The plan of a job that reads the token ids of a run.
+        renderer: Has the model's tokenizer.
+        progress: Prints a line, since texts are read from the store.
+
+    Raises:
+        InputError: It reads other texts.
+        StoreError: Texts of the run are missing or damaged.
+    """
+    chosen = plan.units[:: max(1, len(plan.units) // _SAMPLED_UNITS)]
+    progress.say(f"Comparing the vocabulary with that of the stored texts, by {count_of(len(chosen), 'row')}.")
+    for unit in chosen:
+        request = next(iter(plan.requests(unit).first(unit)))
+        other = other_reading(renderer.decode, request)
+        if other is not None:
+            raise InputError(
+                f"the stored token ids are of another vocabulary: the tokenizer of {plan.spec.model.source} {other} "
+                f"({request.address}).",
+                code="other_vocabulary",
+                field="conversations.rendering",
+                hint="Render the texts again: --rendering plain, or a chat template of this model in --chat-template.",
+            )
 
 
 def _survey_prompts(plan: Plan, renderer: ConversationRenderer, survey: TextSurvey, progress: Progress) -> None:
@@ -178,7 +212,7 @@ def _differences(plan: Plan, directory: Path, template: str | None) -> Iterator[
             yield f"did not end a response at {end}"
         for request in _first_requests(plan):
             survey.add_request(request)
-    else:
+    elif not plan.spec.reads_stored_tokens:
         for given in plan.source.conversations:
             if given.tools or any(message.more() or message.reasoning is not None for message in given.chat()):
                 yield "left out tools, tool calls and reasoning in a field of its own"

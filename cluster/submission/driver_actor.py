@@ -25,13 +25,13 @@ from ...jobs.errors import AtlasError, TransientError
 from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.redaction import without_secrets
 from ...jobs.scheduling.job_state import JobState
-from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
 from ...jobs.wording import count_of
 from ..retry import Backoff, with_retries
 from ..run.backend import open_ray_backend
 from ..run.conclude import Conclusion, conclude
 from ..run.job import Outcome, worked_job
+from ..run.open_source import open_source
 from ..run.prepare import Job, prepare_job
 from ..run.progress import Progress
 from ..run.status_reporter import StatusReporter
@@ -193,7 +193,7 @@ class Driver:
                 raise TransientError(
                     f"{catalog}, which was sent with the job, is not on this node yet.", code="machine_fault"
                 )
-            self._source = load_source(self._job.spec, None if catalog is None else str(catalog))
+            self._source = open_source(self._job.spec, None if catalog is None else str(catalog))
         return self._source
 
     def _say_outcome(self, job: Job, outcome: Outcome, conclusion: Conclusion) -> None:

@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 from ...jobs.engines import possible_engines, refuse_parallel_builtin
 from ...jobs.errors import InputError
+from ...jobs.files.hub_url import is_hub
+from ...jobs.files.store_url import is_s3
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
-from ...jobs.specs.spec_parts import PACKAGE_SCHEME
+from ...jobs.specs.spec_parts import BUILTIN_TEMPLATE_SCHEME, PACKAGE_SCHEME
 from ...jobs.version import __version__
 from ...jobs.vllm.replica_nodes import nodes_of_replica, spread
 from ...jobs.wording import count_of
@@ -140,7 +142,7 @@ def resolved(spec: JobSpec) -> JobSpec:
         )
         if directory is not None and is_directory(directory, f"model.{field}"):
             changes["model"][field] = str(directory.absolute())
-    if model.chat_template is not None:
+    if model.chat_template is not None and not model.chat_template.startswith(BUILTIN_TEMPLATE_SCHEME):
         template = Path(expand_home(model.chat_template, "model.chat_template"))
         changes["model"]["chat_template"] = str(template.absolute())
     if is_shipped_catalog(personas.catalog):
@@ -263,8 +265,16 @@ def refuse_conversations(spec: JobSpec) -> None:
     """Refuse a job that reads conversations or prompts, because their files are not uploaded with a job yet.
 
     Raises:
-        InputError: The spec names a file of them.
+        InputError: The spec names a file of them, or the texts of a run in a directory of this machine.
     """
+    texts_of = None if spec.conversations is None else spec.conversations.texts_of
+    if texts_of is not None and not is_s3(texts_of) and not is_hub(texts_of):
+        raise InputError(
+            "is a directory, which the machines of a cluster may not share.",
+            code="not_yet",
+            field="conversations.texts_of",
+            hint="Name a run on s3:// or hf://; or run extract --address auto on a machine of the cluster.",
+        )
     if spec.has_texts_in_files:
         section = spec.texts_field.partition(".")[0]
         command = "extract" if section == "conversations" else "run SPEC"
@@ -301,7 +311,7 @@ def _check_store(
     """Plan the job and compare the plan with the store's run."""
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     refuse_if_driven(location)
-    record = run_to_grow(location) if grow else read_run_record(location)
+    record = run_to_grow(location, spec) if grow else read_run_record(location)
     recorded = None if record is None else read_edits(location, record)
     try:
         plan, _ = plan_job(spec, progress, record=record, chat_template=template, edits=edits, recorded=recorded)

@@ -1,4 +1,7 @@
-"""Open the source that a spec names: personas of a catalog, conversations that exist, or dialogues. Reads files."""
+"""Open the source that a spec names: personas of a catalog, conversations that exist, or dialogues. Reads files.
+
+Texts of a stored run need its store, and are opened by ``cluster/run/open_source.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from .dialogue_source import DialogueSource
 from .drift_source import drift_dialogues
 from .persona_source import PersonaSource
 from .read_conversations import read_conversations
+from .read_prefills import read_prefills
 from .read_prompts import read_prompts
 from .source import RequestSource
 
@@ -23,6 +27,7 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
 
     Raises:
         InputError: A file is missing or breaks its format; names it.
+        ValueError: The spec names the texts of a stored run.
 
     Example:
         >>> from persona_atlas.jobs.specs.spec import load_spec
@@ -31,6 +36,8 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
     """
     if spec.conversations is not None:
         asked = spec.conversations
+        if asked.source is None:
+            raise ValueError("texts of a stored run are opened with its store")
         return ConversationSource.of(
             read_conversations(asked.source, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)
         )
@@ -39,4 +46,6 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
     if spec.drift is not None:
         catalog = load_conversations(spec.drift.conversations)
         return DialogueSource(drift_dialogues(catalog, spec.drift), spec, "drift.exchanges")
+    if spec.prefills is not None:
+        return DialogueSource(read_prefills(spec.prefills), spec, spec.texts_field)
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

@@ -16,8 +16,6 @@ from typing import Annotated, Any
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -30,12 +28,13 @@ from ..files.store_url import normal_store_url
 from ..files.text_files import read_text
 from ..files.user_paths import local_path
 from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
-from ..poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
+from ..poolings import POOLINGS, prompt_poolings
+from .derived_fields import with_derived_fields
 from .drift_spec import DriftSpec
 from .interventions_spec import InterventionSpec
 from .spec_parts import (
+    COMPLETION_TEMPLATE,
     CaptureSpec,
-    ConversationsSpec,
     GenerationSpec,
     ModelSpec,
     PersonasSpec,
@@ -45,6 +44,7 @@ from .spec_parts import (
     SpecSection,
 )
 from .store_spec import StoreSpec
+from .texts_spec import ConversationsSpec, PrefillsSpec
 
 
 class JobSpec(SpecSection):
@@ -56,6 +56,8 @@ class JobSpec(SpecSection):
         conversations: Existing conversations to read instead; None: rollouts are generated.
         prompts: Prompts of a file to answer instead of the personas'; None: rollouts of the personas are generated.
         drift: Conversations with a simulated user to have instead; None: rollouts of the personas are generated.
+        prefills: Openings of text to complete instead, without a chat template; None: rollouts of the personas are
+            generated.
         generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
         capture: Which activations are stored.
@@ -75,6 +77,7 @@ class JobSpec(SpecSection):
     conversations: ConversationsSpec | None = None
     prompts: PromptsSpec | None = None
     drift: DriftSpec | None = None
+    prefills: PrefillsSpec | None = None
     generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
@@ -85,22 +88,18 @@ class JobSpec(SpecSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _derive_mode(cls, data: Any) -> Any:
-        """Set the capture mode of texts that are given or that a server generates, unless the spec sets it."""
-        if not isinstance(data, dict) or not (data.get("conversations") or data.get("generation")):
-            return data
-        capture = data.get("capture") or {}
-        if not isinstance(capture, dict):
-            return data
-        derived: dict[str, Any] = {"mode": "prefill_pass"}
-        if _reads_prompts_only(data.get("conversations")):
-            derived["poolings"] = [DEFAULT_PROMPT_POOLING]
-        return data | {"capture": derived | capture}
+    def _derive(cls, data: Any) -> Any:
+        return with_derived_fields(data) if isinstance(data, dict) else data
 
     @field_validator("capture")
     @classmethod
     def _pools_what_exists(cls, capture: CaptureSpec, info: ValidationInfo) -> CaptureSpec:
         conversations = info.data.get("conversations")
+        if conversations is not None and conversations.rendering == "tokens" and capture.needs_user_spans:
+            raise ValueError(
+                "poolings has user_mean, and where the user's message is among stored token ids is not known; leave it "
+                "out, or choose another conversations.rendering"
+            )
         if conversations is None or not conversations.prompts_only:
             return capture
         undefined = [name for name in capture.poolings if not POOLINGS[name].defined_without_response]
@@ -125,7 +124,7 @@ class JobSpec(SpecSection):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A spec without one of these has the bytes that it had before there were any.
         fields = write(self)
-        for name in ("interventions", "prompts", "drift"):
+        for name in ("interventions", "prompts", "drift", "prefills"):
             if getattr(self, name) is None:
                 fields.pop(name, None)
         if not self.capture.before_intervention and "capture" in fields:
@@ -138,7 +137,9 @@ class JobSpec(SpecSection):
         if by_prefill != (self.capture.mode == "prefill_pass"):
             asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
             raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
-        sections = [name for name in ("conversations", "prompts", "drift") if getattr(self, name) is not None]
+        sections = [
+            name for name in ("conversations", "prompts", "drift", "prefills") if getattr(self, name) is not None
+        ]
         sections += ["personas"] if self.personas != PersonasSpec() else []
         if len(sections) > 1:
             raise ValueError(f"a job has either {' or '.join(sections)}: leave one of the two out")
@@ -146,6 +147,8 @@ class JobSpec(SpecSection):
             raise ValueError("conversations need no generation: leave generation out")
         if self.drift is not None:
             self._require_user(self.drift)
+        if self.prefills is not None:
+            self._require_no_template()
         if self.has_turns:
             return self
         if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
@@ -163,6 +166,13 @@ class JobSpec(SpecSection):
                 "placement.engine is vllm, and a simulated user without drift.user.endpoint needs the built-in engine; "
                 "serve the user's model, or set placement.engine to builtin"
             )
+
+    def _require_no_template(self) -> None:
+        """Refuse what would put a chat template around the openings of ``prefills``."""
+        if self.model.chat_template != COMPLETION_TEMPLATE:
+            raise ValueError("prefills are completed without a chat template: leave model.chat_template out")
+        if self.generation is not None:
+            raise ValueError("prefills are completed by the workers, a server would render them: leave generation out")
 
     def replaced(self, **sections: Mapping[str, Any]) -> JobSpec:
         """Return a copy with other values of some fields, validated like a spec that was read.
@@ -210,11 +220,15 @@ class JobSpec(SpecSection):
         if self.conversations is not None:
             # A key of its own beside ``conversations``, which is true in runs from before the field existed.
             prompts = {"conversations.prompts_only": True} if self.conversations.prompts_only else {}
-            return keep | {"conversations": True} | prompts
+            rendering = {"conversations.rendering": self.conversations.rendering} if self.replays else {}
+            return keep | {"conversations": True} | prompts | rendering
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         if self.has_turns:
             del keep["personas"]
-            keep |= {"prompts": True} if self.drift is None else {"drift": self.drift.identity()}
+            if self.drift is not None:
+                keep["drift"] = self.drift.identity()
+            else:
+                keep["prompts" if self.prefills is None else "prefills"] = True
         else:
             del keep["personas"]["catalog"]
         if self.generation is not None:
@@ -222,9 +236,20 @@ class JobSpec(SpecSection):
         return keep
 
     @property
+    def replays(self) -> bool:
+        """Whether the texts are those of a stored run."""
+        return self.conversations is not None and self.conversations.texts_of is not None
+
+    @property
+    def reads_stored_tokens(self) -> bool:
+        """Whether the texts are those of a stored run, by the token ids that they have there."""
+        return self.conversations is not None and self.conversations.rendering == "tokens"
+
+    @property
     def has_turns(self) -> bool:
         """Whether its rollouts are turns of conversations, which exist or are generated."""
-        return self.conversations is not None or self.prompts is not None or self.drift is not None
+        sections = (self.conversations, self.prompts, self.drift, self.prefills)
+        return any(section is not None for section in sections)
 
     @property
     def has_texts_in_files(self) -> bool:
@@ -233,9 +258,10 @@ class JobSpec(SpecSection):
 
     @property
     def texts_path(self) -> str | None:
-        """The user's file or directory with its texts; None where they are of a catalog of personas, or built in."""
-        if self.drift is not None:
-            return self.drift.conversations if self.drift.conversations != BUILTIN else None
+        """The user's file or directory with its texts; None where they are stored, built in, or of personas."""
+        if self.drift is not None or self.prefills is not None:
+            path = self.drift.conversations if self.drift is not None else self.prefills and self.prefills.source
+            return None if path == BUILTIN else path
         given = self.conversations or self.prompts
         return None if given is None else given.source
 
@@ -243,9 +269,11 @@ class JobSpec(SpecSection):
     def texts_field(self) -> str:
         """The field that says where the job's texts come from, for messages about them."""
         if self.conversations is not None:
-            return "conversations.source"
+            return "conversations.texts_of" if self.replays else "conversations.source"
         if self.drift is not None:
             return "drift.conversations"
+        if self.prefills is not None:
+            return "prefills.source"
         return "personas.catalog" if self.prompts is None else "prompts.source"
 
     @property
@@ -257,16 +285,6 @@ class JobSpec(SpecSection):
     def digest(self) -> str:
         """SHA-256 of the identity."""
         return digest_of(self.identity())
-
-
-def _reads_prompts_only(conversations: Any) -> bool:
-    """Whether a section that is not validated yet asks for prompts only; False for what validation will refuse."""
-    if not isinstance(conversations, dict):
-        return False
-    try:
-        return TypeAdapter(bool).validate_python(conversations.get("prompts_only", False))
-    except ValidationError:
-        return False
 
 
 def digest_of(value: Any) -> str:

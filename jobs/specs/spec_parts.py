@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+)
 
 from ..catalog import BUILTIN
 from ..files.yaml_file import NO_BOOLEAN
@@ -15,8 +23,15 @@ HookPoint = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out
 PoolingName = Annotated[str, AfterValidator(validate_pooling_name)]
 CaptureMode = Literal["during_generation", "prefill_pass"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+BuiltinTemplate = Literal["plain", "completion"]
 
 PACKAGE_SCHEME = "package://"
+
+BUILTIN_TEMPLATE_SCHEME = "builtin:"
+"""Before the name of a chat template that comes with this project, where a file may be named."""
+
+PLAIN_TEMPLATE = f"{BUILTIN_TEMPLATE_SCHEME}plain"
+COMPLETION_TEMPLATE = f"{BUILTIN_TEMPLATE_SCHEME}completion"
 
 MIN_TEMPERATURE = 1e-30
 """Lowest sampling temperature but 0: a logit of up to 10^8 divided by it is a float32, so probabilities are numbers."""
@@ -55,7 +70,9 @@ class ModelSpec(SpecSection):
         name: Replacement of ``{model_name}`` in prompts; None: the last part of ``source``.
         adapter: Directory or Hugging Face id of a LoRA adapter to merge into the model; None for none, or where
             ``source`` itself is an adapter, which names its model.
-        chat_template: File with the chat template to use instead of the model's; None: the model's.
+        chat_template: File with the chat template to use instead of the model's, or one of this project's:
+            ``builtin:plain`` for a model without a template, ``builtin:completion`` for texts that are to be completed
+            as they are. None: the model's.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -122,22 +139,6 @@ class PersonasSpec(SpecSection):
     roles: Selection = Selection()
     traits: Selection = Selection()
     default: DefaultSelection = DefaultSelection()
-
-
-class ConversationsSpec(SpecSection):
-    """Existing conversations, whose activations are captured instead of generating responses.
-
-    Attributes:
-        source: A ``.jsonl`` or ``.json`` file, or a directory of such files.
-        skip_invalid: Whether entries that cannot be read are left out and listed in the store; otherwise all are
-            refused.
-        prompts_only: Whether they are prompts without an answer, each of which is one row: only poolings that are
-            defined without a response can be captured, by default ``prompt_last``.
-    """
-
-    source: Annotated[str, Field(min_length=1)]
-    skip_invalid: bool = False
-    prompts_only: bool = False
 
 
 class PromptsSpec(SpecSection):

@@ -139,6 +139,21 @@ class GivenResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response of another run, by the token ids that it has there.
+
+    Attributes:
+        text: Text of the response.
+        prompt_token_ids: Token ids of everything before it.
+        content_token_ids: Token ids of its content, without the token that ends the turn; at least one.
+    """
+
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    content_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRequest:
     """Everything that a worker needs to make one rollout.
 
@@ -150,6 +165,7 @@ class RolloutRequest:
         intervention: Edits of the residual stream while the model runs; None for none.
         choices: Texts of which the response must be one, as a judge's reply; empty for any response. The built-in
             engine follows it, vLLM's refuses it. No source makes such requests.
+        stored: The existing response by its token ids; None if it is to be generated, or is ``given``.
         conversation_index: Index of the conversation in the job's input, which its rollout gets; None where the rollout
             is a single response.
         extra: Additional keys of the conversation in the input, as JSON, which its rollout gets.
@@ -165,6 +181,7 @@ class RolloutRequest:
     given: GivenResponse | None = None
     intervention: Intervention | None = None
     choices: tuple[str, ...] = ()
+    stored: StoredResponse | None = None
     conversation_index: int | None = None
     extra: str = ""
     user: UserTurn | None = None

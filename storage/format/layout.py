@@ -43,8 +43,9 @@ EDITED_LAYOUT_VERSION = 4
 they would recompute and continue it without them."""
 
 DIALOGUE_LAYOUT_VERSION = 5
-"""That of a run whose conversations are generated turn by turn, with interventions or not. Versions that know nothing
-of such runs refuse it instead of taking its record for a damaged one."""
+"""That of a run whose conversations are generated turn by turn, that reads the texts of another run, or that completes
+prefills, with interventions or not. Versions that know nothing of such runs refuse it instead of taking its record for
+a damaged one."""
 
 LAYOUT_VERSIONS = (LAYOUT_VERSION, GROWN_LAYOUT_VERSION, EDITED_LAYOUT_VERSION, DIALOGUE_LAYOUT_VERSION)
 """Those that this version reads."""

@@ -73,6 +73,9 @@ def test_the_same_world_in_another_basis_is_the_same_map():
     assert found.at.axis_cosine is None  # 48 and 60 coordinates
     assert found.at.projection_correlation == pytest.approx(1)
     assert found.at.pc1_correlation == pytest.approx(1)
+    assert found.at.similarity_correlation == pytest.approx(1, abs=1e-5)
+    assert (found.at.role_cosine, found.at.component_cosines, found.at.subspace_overlap) == (None, None, None)
+    assert all(component.cosine is None for component in found.components)
     assert [(c.component_a, c.component_b) for c in found.components] == [(k, k) for k in range(1, 5)]
     assert all(component.correlation == pytest.approx(1, abs=1e-3) for component in found.components)
     assert max(abs(role.change) for role in found.moved) < 1e-3
@@ -110,6 +113,43 @@ def test_what_moved_along_the_axis_of_the_first_is_measured_in_its_units():
     assert at.axis_cosine == pytest.approx(1, abs=1e-3)
     narrower = side(ROLES_PLD[..., :40], DEFAULT_LD[..., :40], WORLD.roles)
     assert compare(a, narrower, layer=0).at.roles_on_a is None
+
+
+def test_directions_that_were_turned_by_a_known_angle_are_measured():
+    """Of four planted components two are kept, one is flipped and one is turned by 60 degrees out of their span."""
+    planted_LKD = WORLD.components
+    outside_D = np.linalg.svd(np.concatenate([planted_LKD[0], DEFAULT_LD[:1]]))[2][-1]
+    turned_LKD = planted_LKD.copy()
+    turned_LKD[:, 0] *= -1
+    turned_LKD[:, 1] = 0.5 * planted_LKD[:, 1] + np.sqrt(0.75) * outside_D
+    scores = WORLD.scores.copy()
+    scores[:, 0] *= -1
+    b_PLD = WORLD.mean + np.einsum("pk,lkd->pld", scores, turned_LKD)
+    same = compare(side(ROLES_PLD, DEFAULT_LD, WORLD.roles), side(ROLES_PLD, DEFAULT_LD, WORLD.roles), layer=0).at
+    assert same.axis_cosine == pytest.approx(1, abs=1e-5)
+    assert (same.role_cosine, same.lowest_role_cosine) == pytest.approx((1, 1), abs=1e-5)
+    assert same.subspace_overlap == pytest.approx(1, abs=1e-5)
+    assert same.component_cosines == pytest.approx([1] * len(same.component_cosines or ()), abs=1e-5)
+    found = compare(side(ROLES_PLD, DEFAULT_LD, WORLD.roles), side(b_PLD, DEFAULT_LD, WORLD.roles), layer=0)
+    assert found.at.principal_angles is not None
+    turned = max(found.at.principal_angles[:4])
+    assert turned == pytest.approx(60, abs=0.5)
+    assert sum(angle > 1 for angle in found.at.principal_angles[:4]) == 1
+    assert found.at.similarity_correlation == pytest.approx(1, abs=1e-4)
+    cosines = {c.component_a: c.cosine for c in found.components if c.component_a <= 4}
+    assert sorted(cosines.values(), key=abs) == pytest.approx([0.5, 1, 1, 1], abs=1e-2)
+    centred_PD = ROLES_PLD[:, 0] - ROLES_PLD[:, 0].mean(axis=0), b_PLD[:, 0] - b_PLD[:, 0].mean(axis=0)
+    expected = cosine_or_nan(*centred_PD)
+    assert found.at.role_cosine == pytest.approx(expected.mean(), abs=1e-4)
+    assert found.at.lowest_role_cosine == pytest.approx(expected.min(), abs=1e-4)
+
+
+def test_roles_that_are_no_longer_alike_are_told_by_their_similarities():
+    other_PLD = WORLD.mean + np.einsum("pk,lkd->pld", WORLD.scores[::-1], WORLD.components)
+    found = compare(side(ROLES_PLD, DEFAULT_LD, WORLD.roles), side(other_PLD, DEFAULT_LD, WORLD.roles)).at
+    assert found.similarity_correlation is not None
+    assert abs(found.similarity_correlation) < 0.4
+    assert found.subspace_overlap == pytest.approx(1, abs=1e-3)
 
 
 def test_components_in_another_order_and_sign_find_their_partners():
@@ -223,7 +263,15 @@ def test_the_command_compares_two_judges_of_one_store(judged: tuple[Run, str, st
     assert found["axis_cosine"] == pytest.approx(float(cosine_or_nan(a[found["layer_a"]], b[found["layer_a"]])))
     assert "Judges differ: none and small." in found["notes"]
     printed = CliRunner().invoke(cli, arguments[:-1], catch_exceptions=False, standalone_mode=False).stdout
-    for told in ("3 common roles", "cosine of the axes", "PC1", "pirate", "Judges differ"):
+    for told in (
+        "3 common roles",
+        "cosine of the axes",
+        "cosine of role vectors",
+        "overlap of the first components",
+        "PC1",
+        "pirate",
+        "Judges differ",
+    ):
         assert told in printed
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ...jobs.errors import InputError
 from ...jobs.machine_faults import refuse_machine_fault
 from ..chat.checks import stop_token_ids
+from ..chat.completion import renderer_of
 from ..chat.renderer import ChatRenderer
 from ..engine import EngineSettings
 from ..models.adapters import merge_adapter
@@ -144,7 +145,7 @@ class LoadedModel:
         Raises:
             InputError: The tokenizer has no chat template, or the model has no list of decoder layers.
         """
-        renderer = ChatRenderer(tokenizer, chat_template)
+        renderer = renderer_of(tokenizer, chat_template)
         config: Any = model.config.get_text_config()
         return cls(
             model=model,

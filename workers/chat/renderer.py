@@ -213,9 +213,23 @@ class ChatRenderer:
     def _encoder(self) -> TextEncoder:
         return TextEncoder(offsets_encoder(self._tokenizer), self.control_tokens)
 
+    @cached_property
+    def _sequence_start(self) -> str:
+        """What the tokenizer puts before every text, such as ``<s>``; this project's own templates write it."""
+        whole, alone = (
+            self._tokenizer(_PROBE_QUESTION, add_special_tokens=adds)["input_ids"] for adds in (True, False)
+        )
+        before = next((n for n in range(len(whole)) if whole[n : n + len(alone)] == alone), 0)
+        return "".join(self._tokenizer.convert_ids_to_tokens(whole[:before]))
+
     def _applied(self, messages: Sequence[TemplateMessage], **options: Any) -> Any:
         # Templates use the options that they know and ignore the rest.
-        ours = {"chat_template": self.source.pinned, "enable_thinking": False, "date_string": PINNED_DATE}
+        ours = {
+            "chat_template": self.source.pinned,
+            "enable_thinking": False,
+            "date_string": PINNED_DATE,
+            "sequence_start": self._sequence_start,
+        }
         try:
             return self._tokenizer.apply_chat_template(messages, **(ours | options))
         except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

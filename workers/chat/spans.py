@@ -30,6 +30,7 @@ from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.messages import ChatMessage
 from ..engine import TokenisedText
 from ..own_code import refuse_own_code
+from .completion import renderer_of
 from .control_tokens import Rendered, TextEncoder
 from .offsets import Span, common_length, cut_at, offsets_encoder, token_span
 from .reasoning import open_tag
@@ -82,6 +83,12 @@ class ConversationRenderer:
     def user_spans(self) -> UserSpans:
         """Make the object that locates user messages in the same renderings."""
         return UserSpans(self._encoder, self.renderer)
+
+    def decode(self, token_ids: Sequence[int]) -> str | None:
+        """Decode tokens, control tokens included; None where one is not in the vocabulary."""
+        if any(self._encoder.id_to_token(token_id) is None for token_id in set(token_ids)):
+            return None
+        return str(self._encoder.decode(list(token_ids), skip_special_tokens=False))
 
     def count_content(self, token_ids: Sequence[int], text: str, *, has_ended: bool) -> int | None:
         """Count the content tokens of a server's response; see ``served_ids.count_content``."""
@@ -308,4 +315,4 @@ def load_renderer(directory: Path, template: str | None = None) -> ConversationR
             field="model.source",
             hint="Are the tokenizer's files there?",
         ) from error
-    return ConversationRenderer(tokenizer, ChatRenderer(tokenizer, template))
+    return ConversationRenderer(tokenizer, renderer_of(tokenizer, template))

@@ -19,6 +19,7 @@ from ...jobs.errors import InputError
 from ...jobs.files.text_files import read_text
 from ...jobs.files.user_paths import expand_home
 from ...jobs.specs.spec_parts import ModelSpec
+from .builtin_templates import builtin_template
 
 CHAT_TEMPLATE_FIELD = "model.chat_template"
 
@@ -133,10 +134,12 @@ def read_chat_template(model: ModelSpec) -> str | None:
         Its text; None if the model's own is used.
 
     Raises:
-        InputError: The file cannot be read, is empty, or is not a Jinja template.
+        InputError: The file cannot be read, is empty, or is not a Jinja template; or no built-in one has the name.
     """
     if model.chat_template is None:
         return None
+    if (builtin := builtin_template(model.chat_template, CHAT_TEMPLATE_FIELD)) is not None:
+        return builtin
     path = expand_home(model.chat_template, CHAT_TEMPLATE_FIELD)
     text = read_text(Path(path), f"a chat template ({CHAT_TEMPLATE_FIELD})")
     reason = None if text.strip() else "it is empty"

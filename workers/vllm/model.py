@@ -9,6 +9,7 @@ from typing import Any
 from ...jobs.engines import VLLM_ARCHITECTURES
 from ...jobs.errors import InputError
 from ..chat.checks import stop_token_ids
+from ..chat.completion import renderer_of
 from ..chat.renderer import ChatRenderer
 from ..engine import EngineSettings
 from ..models.checkpoints.checkpoint import ADAPTER_FOLDER, open_checkpoint
@@ -78,7 +79,7 @@ def read_model(settings: EngineSettings) -> ServedModel:
         generation: Any = GenerationConfig.from_pretrained(directory, trust_remote_code=False)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
-    renderer = ChatRenderer(tokenizer, settings.chat_template)
+    renderer = renderer_of(tokenizer, settings.chat_template)
     num_layers = int(text_config.num_hidden_layers)
     heads = int(text_config.num_attention_heads)
     head_dim = int(getattr(text_config, "head_dim", None) or text_config.hidden_size // heads)

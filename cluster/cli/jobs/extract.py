@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from ....jobs.poolings import DEFAULT_POOLING, DEFAULT_PROMPT_POOLING, POOLINGS
 from ....jobs.specs.spec import make_spec
+from ....jobs.specs.texts_spec import TextsRendering
 from ..options import endpoint_option, grow_option, join_option, json_option, set_option
 from ..work import work
 
@@ -16,9 +17,22 @@ from ..work import work
 @click.option("--model", required=True, help="A Hugging Face id, a local directory, or package://module/file.gguf.")
 @click.option(
     "--conversations",
-    required=True,
+    default=None,
     type=click.Path(),
     help="A file of JSON Lines or JSON, or a directory of such files.",
+)
+@click.option(
+    "--texts-of",
+    default=None,
+    metavar="STORE",
+    help="Store of a run whose responses are read again, by a base model for instance: a directory, s3:// or hf://.",
+)
+@click.option(
+    "--rendering",
+    default=None,
+    type=click.Choice(get_args(TextsRendering)),
+    help="How the texts of --texts-of become tokens: the stored token ids (for a model with the same vocabulary), the "
+    "chat template, or plain lines. By default template with --chat-template, else tokens.",
 )
 @click.option("--store", "store_url", required=True, help="A directory, or s3://bucket/prefix.")
 @click.option("--layers", default="all", show_default=True, help="'all', 'middle', or a list such as 3,5.")
@@ -56,7 +70,9 @@ from ..work import work
 @json_option
 def extract(
     model: str,
-    conversations: str,
+    conversations: str | None,
+    texts_of: str | None,
+    rendering: str | None,
     store_url: str,
     layers: str,
     poolings: tuple[str, ...],
@@ -75,11 +91,20 @@ def extract(
     A line of a .jsonl file is {"messages": [{"role": ..., "content": ...}, ...]}; other keys are copied into the store.
     With --prompts-only a line ends with the user's message, and is the row of its last token or another --pooling.
     A directory of the released pipeline, with one file per role, also gives role vectors and the axis.
+    With --texts-of the responses are those of a stored run; rows keep the addresses and scores that they have there.
     A run that was stopped continues with the same command. --grow reads conversations that were appended since.
     """
+    if (conversations is None) == (texts_of is None):
+        raise click.UsageError("Name either --conversations or --texts-of.")
     data: dict[str, Any] = {
         "model": {"source": model, "chat_template": chat_template},
-        "conversations": {"source": conversations, "skip_invalid": skip_invalid, "prompts_only": prompts_only},
+        "conversations": {
+            "source": conversations,
+            "skip_invalid": skip_invalid,
+            "prompts_only": prompts_only,
+            "texts_of": texts_of,
+            "rendering": rendering,
+        },
         "capture": {
             "layers": _layers(layers, "--layers"),
             "token_layers": _layers(token_layers, "--token-layers") if token_layers else None,

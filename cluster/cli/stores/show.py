@@ -47,6 +47,7 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             *_growth(contents["additions"]),
             ["driver", f"process {driver['pid']} on {driver['host']}" if driver else "none is running"],
             ["rollouts", _rollouts(contents)],
+            *_texts_of(contents["rendering"]),
             *([["server's tokens", served_text(run.served_tokens)]] if run.served_tokens else []),
             *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
             *([["user", contents["user"]["description"]]] if contents["user"] else []),
@@ -165,6 +166,14 @@ def _rollouts(contents: dict[str, Any]) -> str:
         return f"{contents['rollouts']:,}, prompts without a response"
     missed = f", {contents['not_reached']} of these not reached" if contents["not_reached"] else ""
     return f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty{missed}"
+
+
+def _texts_of(rendering: dict[str, Any]) -> list[list[str]]:
+    """Format whose responses were read again, and how they became tokens; no lines for a run of its own texts."""
+    if "texts_of" not in rendering:
+        return []
+    how = {"tokens": "as stored token ids", "template": "by a chat template", "plain": "as plain lines"}
+    return [["texts of", f"{rendering['texts_of']}, {how[rendering['texts_rendering']]}"]]
 
 
 def _interventions(run: Run, edited: dict[str, float]) -> list[list[str]]:

@@ -82,7 +82,7 @@ def rubric_names() -> tuple[str, ...]:
 
     Example:
         >>> rubric_names()
-        ('harm', 'role_adoption')
+        ('base_completion', 'harm', 'role_adoption')
     """
     return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.yaml")))
 
@@ -111,7 +111,7 @@ def load_rubric(name: str, field: str = "--rubric") -> Rubric:
             f"there is no rubric {name!r}.",
             code="no_such_rubric",
             field=field,
-            hint=f"There are {' and '.join(rubric_names())}; a file of your own ends with .yaml.",
+            hint=f"There are {', '.join(rubric_names())}; a file of your own ends with .yaml.",
         )
     text = read_text(path, "a rubric")
     read = validate(_RubricFile, parse_yaml(text, str(path)), text=text, file=str(path))

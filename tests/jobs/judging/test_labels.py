@@ -101,4 +101,4 @@ def test_a_rubric_that_cannot_be_used_is_refused_by_field(tmp_path: Path, text: 
 def test_an_unknown_rubric_names_those_there_are():
     with pytest.raises(InputError, match="there is no rubric 'harms'") as caught:
         load_rubric("harms")
-    assert "harm and role_adoption" in (caught.value.hint or "")
+    assert "harm, role_adoption" in (caught.value.hint or "")
