@@ -259,9 +259,10 @@ class JobSpec(SpecSection):
     @property
     def texts_path(self) -> str | None:
         """The user's file or directory with its texts; None where they are stored, built in, or of personas."""
-        if self.drift is not None or self.prefills is not None:
-            path = self.drift.conversations if self.drift is not None else self.prefills and self.prefills.source
-            return None if path == BUILTIN else path
+        if self.drift is not None:
+            return self.drift.conversations if self.drift.conversations != BUILTIN else None
+        if self.prefills is not None:
+            return self.prefills.source if self.prefills.source != BUILTIN else None
         given = self.conversations or self.prompts
         return None if given is None else given.source
 
