@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from ..sweeping.intervals import Z_95, wilson_interval
+from ..sweeping.points import ALL, Reply
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -60,6 +61,63 @@ def paired_change(before: Mapping[Key, bool], after: Mapping[Key, bool]) -> Pair
     if shared:
         ends = ((started - ceased) / len(shared), *paired_interval(both, started, ceased, neither))
     return PairedChange(len(shared), both + ceased, both + started, started, ceased, *ends)
+
+
+@dataclass(frozen=True, slots=True)
+class HarmChange:
+    """The change of harm that a setting of a sweep makes.
+
+    Attributes:
+        setting: Name of the setting.
+        group: ``all``, or a group of prompts.
+        change: The change against the setting without edits.
+    """
+
+    setting: str
+    group: str
+    change: PairedChange
+
+    def as_dict(self) -> dict[str, Any]:
+        """Build the object that ``--json`` prints."""
+        return {"setting": self.setting, "group": self.group, **self.change.as_dict()}
+
+
+def harm_changes(
+    replies_of: Mapping[str, Sequence[Reply]], baseline: str, counted: Collection[str]
+) -> tuple[HarmChange, ...]:
+    """Compare the harm under each setting of a sweep with that under one of them, prompt by prompt.
+
+    Args:
+        replies_of: The replies under each setting, by its name. ``Reply.address`` says which belong together.
+        baseline: Name of the setting that the others are compared with.
+        counted: The labels that count as harm.
+
+    Returns:
+        For each other setting the change of all replies, then that of each group.
+
+    Example:
+        >>> plain = [Reply("a", 0.0, label="harmful", address=(1,)), Reply("a", 0.0, label="harmful", address=(2,))]
+        >>> capped = [Reply("a", 0.0, label="refusal", address=(1,)), Reply("a", 0.0, address=(2,))]
+        >>> whole, group = harm_changes({"plain": plain, "cap": capped}, "plain", ("harmful",))
+        >>> whole.setting, whole.change.pairs, whole.change.difference, group.group
+        ('cap', 1, -1.0, 'a')
+    """
+    found: list[HarmChange] = []
+    for setting, replies in replies_of.items():
+        if setting == baseline:
+            continue
+        groups = dict.fromkeys(reply.group for reply in replies if reply.group)
+        for group in (ALL, *groups):
+            before, after = (
+                {
+                    reply.address: reply.label in counted
+                    for reply in of_setting
+                    if reply.label is not None and group in (ALL, reply.group)
+                }
+                for of_setting in (replies_of[baseline], replies)
+            )
+            found.append(HarmChange(setting, group, paired_change(before, after)))
+    return tuple(found)
 
 
 def paired_interval(both: int, first: int, second: int, neither: int, z: float = Z_95) -> tuple[float, float]:
