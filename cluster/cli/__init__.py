@@ -38,6 +38,7 @@ from .stores import (
     show,
     verify,
 )
+from .studies import trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,6 +73,7 @@ for _command in (
     export.export,
     import_vectors.import_vectors,
     project.project,
+    trajectories.trajectories,
     push.push,
     pull.pull,
     serve.serve,
