@@ -30,6 +30,7 @@ from ..files.text_files import read_text
 from ..files.user_paths import local_path
 from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
 from ..poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
+from .harm_spec import HarmSpec
 from .interventions_spec import InterventionSpec
 from .spec_parts import (
     CaptureSpec,
@@ -53,6 +54,7 @@ class JobSpec(SpecSection):
         personas: Personas, and the number of rollouts of each.
         conversations: Existing conversations to read instead; None: rollouts are generated.
         prompts: Prompts of a file to answer instead of the personas'; None: rollouts of the personas are generated.
+        harm: Roles that answer a neutral question and then a request of a file; None: as for ``prompts``.
         generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
         capture: Which activations are stored.
@@ -71,6 +73,7 @@ class JobSpec(SpecSection):
     personas: PersonasSpec = PersonasSpec()
     conversations: ConversationsSpec | None = None
     prompts: PromptsSpec | None = None
+    harm: HarmSpec | None = None
     generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
@@ -121,7 +124,7 @@ class JobSpec(SpecSection):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A spec without one of these has the bytes that it had before there were any.
         fields = write(self)
-        for name in ("interventions", "prompts"):
+        for name in ("interventions", "prompts", "harm"):
             if getattr(self, name) is None:
                 fields.pop(name, None)
         if not self.capture.before_intervention and "capture" in fields:
@@ -134,7 +137,7 @@ class JobSpec(SpecSection):
         if by_prefill != (self.capture.mode == "prefill_pass"):
             asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
             raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
-        sections = [name for name in ("conversations", "prompts") if getattr(self, name) is not None]
+        sections = [name for name in ("conversations", "prompts", "harm") if getattr(self, name) is not None]
         sections += ["personas"] if self.personas != PersonasSpec() else []
         if len(sections) > 1:
             raise ValueError(f"a job has either {' or '.join(sections)}: leave one of the two out")
@@ -194,7 +197,7 @@ class JobSpec(SpecSection):
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         if self.has_turns:
             del keep["personas"]
-            keep["prompts"] = True
+            keep["prompts" if self.harm is None else "harm"] = True
         else:
             del keep["personas"]["catalog"]
         if self.generation is not None:
@@ -204,18 +207,20 @@ class JobSpec(SpecSection):
     @property
     def has_turns(self) -> bool:
         """Whether its rollouts are turns of conversations, which exist or are generated."""
-        return self.conversations is not None or self.prompts is not None
+        return self.conversations is not None or self.prompts is not None or self.harm is not None
 
     @property
     def has_texts_in_files(self) -> bool:
         """Whether its texts are read from files of the user that are no catalog."""
-        return self.conversations is not None or self.prompts is not None
+        return self.conversations is not None or self.prompts is not None or self.harm is not None
 
     @property
     def texts_field(self) -> str:
         """The field that says where the job's texts come from, for messages about them."""
         if self.conversations is not None:
             return "conversations.source"
+        if self.harm is not None:
+            return "harm.requests"
         return "personas.catalog" if self.prompts is None else "prompts.source"
 
     @property
