@@ -38,7 +38,7 @@ from .stores import (
     show,
     verify,
 )
-from .studies import harm, trajectories
+from .studies import drift, harm, trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,6 +73,7 @@ for _command in (
     export.export,
     import_vectors.import_vectors,
     project.project,
+    drift.drift,
     trajectories.trajectories,
     harm.harm,
     push.push,
