@@ -42,7 +42,7 @@ def test_a_planted_correlation_comes_back():
     assert true == pytest.approx(-0.594, abs=0.01)
     for seed in (1, 2):
         projection_N, harm_N, roles = world(2.0, seed=seed)
-        found = correlation_over_rollouts(projection_N, harm_N, roles, samples=500)
+        found = correlation_over_rollouts(projection_N, harm_N, roles, samples=300)
         assert found.pearson.value == pytest.approx(true, abs=0.08)
         assert found.pearson.low is not None
         assert found.pearson.high is not None
@@ -56,22 +56,23 @@ def test_a_planted_correlation_comes_back():
 
 def test_without_a_relation_the_intervals_cover_zero_as_often_as_they_say():
     covered, width, naive = 0, [], []
-    for seed in range(50):
+    for seed in range(30):
         projection_N, harm_N, roles = world(0.0, num_roles=40, seed=seed)
-        found = correlation_over_rollouts(projection_N, harm_N, roles, samples=200).pearson
+        found = correlation_over_rollouts(projection_N, harm_N, roles, samples=150).pearson
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0 <= found.high
-        width.append(found.high - found.low)
-        each = [str(number) for number in range(len(roles))]
-        alone = correlation_over_rollouts(projection_N, harm_N, each, samples=200).pearson
-        naive.append((alone.high or 0) - (alone.low or 0))
-    assert covered >= 44
+        if seed < 5:
+            each = [str(number) for number in range(len(roles))]
+            alone = correlation_over_rollouts(projection_N, harm_N, each, samples=150).pearson
+            width.append(found.high - found.low)
+            naive.append((alone.high or 0) - (alone.low or 0))
+    assert covered >= 26
     # Rollouts of one role are alike, and taking them as independent would promise too much.
     assert np.mean(width) > 1.4 * np.mean(naive)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1), st.sampled_from("abcd")), min_size=4, max_size=30),
     st.integers(0, 9),
