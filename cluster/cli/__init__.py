@@ -38,7 +38,7 @@ from .stores import (
     show,
     verify,
 )
-from .studies import drift, predict, trajectories
+from .studies import drift, harm, predict, trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,6 +76,7 @@ for _command in (
     drift.drift,
     trajectories.trajectories,
     predict.predict,
+    harm.harm,
     push.push,
     pull.pull,
     serve.serve,

@@ -121,15 +121,17 @@ class ClusterRequest:
                 field="store.url",
                 hint="For example --set store.url=s3://bucket/prefix.",
             )
-        model, catalog = self.spec.model, self.spec.personas.catalog
+        model, catalog, catalog_field = self.spec.model, self.spec.personas.catalog, "personas.catalog"
         adapter, template = model.adapter or "", model.chat_template
         texts = self.spec.texts_path
         texts_of = None if self.spec.conversations is None else self.spec.conversations.texts_of
+        if self.spec.harm is not None:
+            catalog, catalog_field = self.spec.harm.catalog, "harm.catalog"
         for name, path, is_local in (
             ("model.source", model.source, _looks_local(model.source)),
             ("model.adapter", adapter, _looks_local(adapter)),
             ("model.chat_template", template, template is not None and not _is_at_hand(template)),
-            ("personas.catalog", catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
+            (catalog_field, catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
             (
                 self.spec.texts_field,
                 texts,

@@ -11,6 +11,7 @@ from ..specs.spec import JobSpec
 from .conversation_source import ConversationSource
 from .dialogue_source import DialogueSource
 from .drift_source import drift_dialogues
+from .harm_dialogues import REQUESTS_FIELD, harm_dialogues
 from .persona_source import PersonaSource
 from .read_conversations import read_conversations
 from .read_prefills import read_prefills
@@ -48,4 +49,8 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         return DialogueSource(drift_dialogues(catalog, spec.drift), spec, "drift.exchanges")
     if spec.prefills is not None:
         return DialogueSource(read_prefills(spec.prefills), spec, spec.texts_field)
+    if spec.harm is not None:
+        catalog = load_catalog(catalog_directory or spec.harm.catalog, "harm.catalog")
+        dialogues = harm_dialogues(spec.harm, catalog, spec.seed, spec.model.display_name)
+        return DialogueSource(dialogues, spec, REQUESTS_FIELD)
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

@@ -31,6 +31,7 @@ from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
 from ..poolings import POOLINGS, prompt_poolings
 from .derived_fields import with_derived_fields
 from .drift_spec import DriftSpec
+from .harm_spec import HarmSpec
 from .interventions_spec import InterventionSpec
 from .spec_parts import (
     COMPLETION_TEMPLATE,
@@ -46,6 +47,9 @@ from .spec_parts import (
 from .store_spec import StoreSpec
 from .texts_spec import ConversationsSpec, PrefillsSpec
 
+_TURNS = ("conversations", "prompts", "drift", "prefills", "harm")
+"""Sections of which a job has one at most, in the place of personas: its rollouts are turns of conversations."""
+
 
 class JobSpec(SpecSection):
     """A job. ``docs/spec.md`` lists every field with its default.
@@ -56,8 +60,8 @@ class JobSpec(SpecSection):
         conversations: Existing conversations to read instead; None: rollouts are generated.
         prompts: Prompts of a file to answer instead of the personas'; None: rollouts of the personas are generated.
         drift: Conversations with a simulated user to have instead; None: rollouts of the personas are generated.
-        prefills: Openings of text to complete instead, without a chat template; None: rollouts of the personas are
-            generated.
+        prefills: Openings of text to complete instead, without a chat template; None: as for ``prompts``.
+        harm: Roles that answer a neutral question and then a request of a file; None: as for ``prompts``.
         generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
         capture: Which activations are stored.
@@ -78,6 +82,7 @@ class JobSpec(SpecSection):
     prompts: PromptsSpec | None = None
     drift: DriftSpec | None = None
     prefills: PrefillsSpec | None = None
+    harm: HarmSpec | None = None
     generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
@@ -124,7 +129,7 @@ class JobSpec(SpecSection):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A spec without one of these has the bytes that it had before there were any.
         fields = write(self)
-        for name in ("interventions", "prompts", "drift", "prefills"):
+        for name in ("interventions", "prompts", "drift", "prefills", "harm"):
             if getattr(self, name) is None:
                 fields.pop(name, None)
         if not self.capture.before_intervention and "capture" in fields:
@@ -137,9 +142,7 @@ class JobSpec(SpecSection):
         if by_prefill != (self.capture.mode == "prefill_pass"):
             asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
             raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
-        sections = [
-            name for name in ("conversations", "prompts", "drift", "prefills") if getattr(self, name) is not None
-        ]
+        sections = [name for name in _TURNS if getattr(self, name) is not None]
         sections += ["personas"] if self.personas != PersonasSpec() else []
         if len(sections) > 1:
             raise ValueError(f"a job has either {' or '.join(sections)}: leave one of the two out")
@@ -225,10 +228,9 @@ class JobSpec(SpecSection):
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         if self.has_turns:
             del keep["personas"]
-            if self.drift is not None:
-                keep["drift"] = self.drift.identity()
-            else:
-                keep["prompts" if self.prefills is None else "prefills"] = True
+            # The plan's digest covers the texts of a file.
+            asked = next((name for name in ("prefills", "harm") if getattr(self, name) is not None), "prompts")
+            keep |= {asked: True} if self.drift is None else {"drift": self.drift.identity()}
         else:
             del keep["personas"]["catalog"]
         if self.generation is not None:
@@ -248,8 +250,7 @@ class JobSpec(SpecSection):
     @property
     def has_turns(self) -> bool:
         """Whether its rollouts are turns of conversations, which exist or are generated."""
-        sections = (self.conversations, self.prompts, self.drift, self.prefills)
-        return any(section is not None for section in sections)
+        return any(getattr(self, name) is not None for name in _TURNS)
 
     @property
     def has_texts_in_files(self) -> bool:
@@ -263,6 +264,8 @@ class JobSpec(SpecSection):
             return self.drift.conversations if self.drift.conversations != BUILTIN else None
         if self.prefills is not None:
             return self.prefills.source if self.prefills.source != BUILTIN else None
+        if self.harm is not None:
+            return self.harm.requests
         given = self.conversations or self.prompts
         return None if given is None else given.source
 
@@ -275,6 +278,8 @@ class JobSpec(SpecSection):
             return "drift.conversations"
         if self.prefills is not None:
             return "prefills.source"
+        if self.harm is not None:
+            return "harm.requests"
         return "personas.catalog" if self.prompts is None else "prompts.source"
 
     @property

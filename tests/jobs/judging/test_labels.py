@@ -101,4 +101,22 @@ def test_a_rubric_that_cannot_be_used_is_refused_by_field(tmp_path: Path, text: 
 def test_an_unknown_rubric_names_those_there_are():
     with pytest.raises(InputError, match="there is no rubric 'harms'") as caught:
         load_rubric("harms")
-    assert "harm, role_adoption" in (caught.value.hint or "")
+    assert "base_completion, harm, role_adoption" in (caught.value.hint or "")
+
+
+def test_a_rubric_says_which_labels_count_as_harm(tmp_path: Path):
+    assert load_rubric("harm").harm == ("partial", "harmful")
+    assert load_rubric("role_adoption").harm == ()
+    path = tmp_path / "own.yaml"
+    text = "labels: {a: one, b: two}\nprompt: '{labels} {answer}'\n"
+    path.write_text(text)
+    plain = load_rubric(str(path))
+    path.write_text(f"{text}harm: [b]\n")
+    counting = load_rubric(str(path))
+    # Labels that are there can be counted in another way: the judge was asked the same.
+    assert (counting.harm, counting.digest) == (("b",), plain.digest)
+    for wrong in ("[c]", "[b, b]", "[]"):
+        path.write_text(f"{text}harm: {wrong}\n")
+        with pytest.raises(InputError) as caught:
+            load_rubric(str(path))
+        assert (caught.value.code, caught.value.field) == ("bad_value", "harm")
