@@ -38,6 +38,7 @@ from .stores import (
     show,
     verify,
 )
+from .studies import lm_eval
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,6 +59,7 @@ for _command in (
     drive.drive,
     plan.plan,
     sweep.sweep,
+    lm_eval.lm_eval,
     show.show,
     query.query,
     verify.verify,
