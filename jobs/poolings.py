@@ -91,13 +91,14 @@ class Pooling:
         """Whether the user's message must be located when a conversation is rendered."""
         return self.span == "user"
 
-    def has_value(self, num_content_tokens: int) -> bool:
+    def has_value(self, num_content_tokens: int, *, is_reached: bool = True) -> bool:
         """Return whether a rollout has a value in this pooling.
 
         Args:
             num_content_tokens: Number of content tokens of its response.
+            is_reached: Whether the model was asked; False for the turns after the end of a dialogue.
         """
-        return num_content_tokens > 0 or self.defined_without_response
+        return num_content_tokens > 0 or (is_reached and self.defined_without_response)
 
 
 DEFAULT_POOLING = "response_mean"

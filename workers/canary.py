@@ -80,7 +80,9 @@ class CanaryChecks:
         draws = [canary_draw(rollout.address, rollout.seed) for rollout in rollouts]
         content = [rollout.num_content_tokens for rollout in rollouts]
         comparable = [
-            can_be_compared([pooling for _, pooling in (*row.vectors_LD, *row.tokens_KTD)], tokens)
+            can_be_compared(
+                [pooling for _, pooling in (*row.vectors_LD, *row.tokens_KTD)], tokens, row.rollout.finish_reason
+            )
             for row, tokens in zip(rows, content, strict=True)
         ]
         chosen = set(due_rows(self.rule, draws, comparable))

@@ -3,7 +3,8 @@
 The requests of several units share the responder's running batch: whenever it has room, it pulls the next request. A
 unit's result is yielded as soon as all of its rollouts are finished and its canary is compared. A finished rollout
 may lead to a follow-up request, the next turn of its conversation, which goes to the front of the queue, so that a unit
-that has been started is finished as early as possible.
+that has been started is finished as early as possible. A request that its conversation did not reach is not asked:
+its row is empty.
 
 A responder that raises loses all requests in flight, whichever of them caused the error. So each unit in flight is then
 finished in a batch of its own, and only a unit that fails there is reported as failed; a unit that was alone in the
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from ..jobs.work.unit_result import UnitResult
 from ..jobs.work.units import RolloutRequest, UnitAttempt
 from .canary import CanaryChecks
 from .engine import CapturedRollout, Responder
+from .not_reached import not_reached
 
 
 def run_units(
@@ -214,12 +216,22 @@ class _Stream:
                 f"the engine answered {request.address} under another intervention than was requested.",
                 code="rows_mixed",
             )
-        following = unit.follow(request, rollout)
-        unit.rows[rollout.address] = captured
-        self._rollouts += 1
+        following = self._record(unit, request, captured)
+        while following is not None and not following.is_reached:
+            following = self._record(unit, following, not_reached(following, captured))
         if following is not None:
             self._queue.appendleft(following)
         return unit if unit.is_complete else None
+
+    def _record(self, unit: _Unit, request: RolloutRequest, captured: CapturedRollout) -> RolloutRequest | None:
+        """Add the row of a request to its unit, and return the request that follows."""
+        of_conversation = {"conversation_index": request.conversation_index, "extra": request.extra}
+        if request.conversation_index is not None:
+            captured = replace(captured, rollout=replace(captured.rollout, **of_conversation))
+        following = unit.follow(request, captured.rollout)
+        unit.rows[request.address] = captured
+        self._rollouts += 1
+        return following
 
     def _require_all_answered(self) -> None:
         """Record a fault when the responder has ended although some requests are not answered."""

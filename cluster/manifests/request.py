@@ -123,16 +123,17 @@ class ClusterRequest:
             )
         model, catalog = self.spec.model, self.spec.personas.catalog
         adapter, template = model.adapter or "", model.chat_template
-        conversations = self.spec.conversations.source if self.spec.conversations is not None else None
+        given = self.spec.conversations or self.spec.prompts
+        texts = None if given is None else given.source
         for name, path, is_local in (
             ("model.source", model.source, _looks_local(model.source)),
             ("model.adapter", adapter, _looks_local(adapter)),
             ("model.chat_template", template, template is not None and not PurePosixPath(template).is_absolute()),
             ("personas.catalog", catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
             (
-                "conversations.source",
-                conversations,
-                conversations is not None and not PurePosixPath(conversations).is_absolute(),
+                self.spec.texts_field,
+                texts,
+                texts is not None and not PurePosixPath(texts).is_absolute(),
             ),
             *(
                 (f"interventions.{number}.axis", entry.axis, not _is_anywhere(entry.axis))

@@ -6,7 +6,7 @@ as it was when the run was begun.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,7 +179,7 @@ def _compared(plan: Plan, record: RunRecord, location: Location) -> tuple[Plan, 
     left_out = first_left_out(planned.values(), plan.units)
     if left_out is not None:
         raise _OtherRunError(
-            _field_of(left_out, plan.units),
+            _field_of(left_out, plan),
             f"leaves out {left_out}, which is planned in the run at {url}. A run may have more rollouts, not fewer.",
         )
     sized = replace(plan, rows_per_block=record.rows_per_block, tokens_per_block=record.tokens_per_block)
@@ -208,12 +208,12 @@ def _room(plan: Plan, record: RunRecord) -> BlockRoom:
     )
 
 
-def _field_of(address: RolloutAddress, asked: Iterable[WorkUnit]) -> str:
+def _field_of(address: RolloutAddress, plan: Plan) -> str:
     """Name the field that makes a spec leave out a rollout."""
     if address.turn_index is not None:
-        return "conversations.source"
+        return plan.spec.texts_field
     section = "personas.default" if address.kind == "default" else f"personas.{address.kind}s"
-    of_persona = [unit for unit in asked if (unit.kind, unit.persona) == (address.kind, address.persona)]
+    of_persona = [unit for unit in plan.units if (unit.kind, unit.persona) == (address.kind, address.persona)]
     if not of_persona:
         return f"{section}.prompts" if address.kind == "default" else f"{section}.names"
     of_prompt = [unit for unit in of_persona if unit.prompt_index == address.prompt_index]
@@ -226,9 +226,9 @@ def _field_of(address: RolloutAddress, asked: Iterable[WorkUnit]) -> str:
 def _other_texts(plan: Plan, planned: Mapping[str, WorkUnit], location: Location) -> _OtherRunError:
     """Say that a text is another than it was; of prompts and questions which one, if a committed rollout tells."""
     url = location.url
-    if plan.spec.conversations is not None:
+    if plan.spec.has_turns:
         return _OtherRunError(
-            "conversations.source",
+            plan.spec.texts_field,
             f"has another text where the run at {url} has read one. Conversations can be appended, and those that were "
             "read stay as they are.",
         )
@@ -244,7 +244,7 @@ def _without_leave(growth: Growth, record: RunRecord, plan: Plan) -> InputError:
     difference = first_difference(record.spec, plan.spec)
     if difference is None:
         # A catalog or a file has more than it had.
-        field = "personas.catalog" if plan.spec.conversations is None else "conversations.source"
+        field = plan.spec.texts_field
         message = f"has more than the run at {growth.url} was planned with."
     else:
         field, was, now = difference

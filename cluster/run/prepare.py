@@ -201,7 +201,7 @@ def sketch_plan(spec: JobSpec, progress: Progress, *, grow: bool = False) -> Ske
         raise InputError(
             f"has nothing that is not planned in the run at {location.url} already.",
             code="nothing_to_add",
-            field="personas" if spec.conversations is None else "conversations",
+            field=spec.texts_field.partition(".")[0],
             hint="Run it to do what is missing, or ask for more.",
         )
     return replace(sketch, plan=growth.added, growth=growth)

@@ -164,12 +164,11 @@ class Recomputer:
         """Choose lines of the index, in its order, among those with a stored value."""
         index = self._run.index
         poolings = self._run.record.spec.capture.poolings
+        columns = (index[name].to_pylist() for name in ("unit_id", "num_content_tokens", "finish_reason"))
         candidates = [
             place
-            for place, (unit_id, tokens) in enumerate(
-                zip(index["unit_id"].to_pylist(), index["num_content_tokens"].to_pylist(), strict=True)
-            )
-            if unit_id not in skipped_units and can_be_compared(poolings, tokens)
+            for place, (unit_id, tokens, reason) in enumerate(zip(*columns, strict=True))
+            if unit_id not in skipped_units and can_be_compared(poolings, tokens, reason)
         ]
         chosen = random.Random(seed).sample(candidates, min(count, len(candidates)))
         return index.take(pa.array(sorted(chosen), pa.int64()))

@@ -260,17 +260,19 @@ def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
 
 
 def refuse_conversations(spec: JobSpec) -> None:
-    """Refuse a job that reads conversations, because their files are not uploaded with a job yet.
+    """Refuse a job that reads conversations or prompts, because their files are not uploaded with a job yet.
 
     Raises:
-        InputError: The spec names conversations.
+        InputError: The spec names a file of them.
     """
-    if spec.conversations is not None:
+    if spec.has_texts_in_files:
+        section = spec.texts_field.partition(".")[0]
+        command = "extract" if section == "conversations" else "run SPEC"
         raise InputError(
-            "files of conversations cannot be sent to a cluster yet.",
+            f"files of {section} cannot be sent to a cluster yet.",
             code="not_yet",
-            field="conversations",
-            hint="Run persona-atlas extract --address auto on a machine of the cluster that has the files.",
+            field=section,
+            hint=f"Run persona-atlas {command} --address auto on a machine of the cluster that has the files.",
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .message_fields import reasoning_beside
 from .problems import Problem
 from .read_conversations import GivenInput
 from .source import TokenCounts
+from .unit_names import object_name
 
 ROWS_PER_UNIT = 256
 """Most rows of a unit, even where its size allows for more, so that a stopped run loses little work."""
@@ -94,7 +94,7 @@ class ConversationSource:
         names: dict[str, tuple[str, str]] = {}
         ordered = sorted(self.conversations, key=lambda g: (_design(g), g.question_index, g.sample_index))
         for (kind, persona, polarity, prompt), group in itertools.groupby(ordered, key=_design):
-            name = _file_name(kind, persona, names)
+            name = object_name(kind, persona, names)
             for number, batch in enumerate(_batches(group, sizes, max_context)):
                 rows = [(given, turn) for given in batch for turn in given.turn_indices()]
                 yield WorkUnit(
@@ -168,15 +168,6 @@ def _texts(message: Message) -> list[str]:
 def _design(given: Conversation) -> tuple[Kind, str, Polarity, int]:
     """Return the part of the address that all conversations of a unit share."""
     return given.kind, given.persona, given.polarity, given.prompt_index
-
-
-def _file_name(kind: str, persona: str, taken: dict[str, tuple[str, str]]) -> str:
-    """Make a name for objects in the store from the name of a user's file; unique for each persona."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", persona)[:80]
-    name, number = plain, 2
-    while taken.setdefault(f"{kind}.{name}".lower(), (kind, persona)) != (kind, persona):
-        name, number = f"{plain}_{number}", number + 1
-    return name
 
 
 def _batches(conversations: Iterator[Conversation], sizes: RowSizes, max_context: int) -> Iterator[list[Conversation]]:

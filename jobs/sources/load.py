@@ -1,12 +1,14 @@
-"""Open the source that a spec names: personas of a catalog, or conversations that exist. Reads files."""
+"""Open the source that a spec names: personas of a catalog, conversations that exist, or dialogues. Reads files."""
 
 from __future__ import annotations
 
 from ..catalog import load_catalog
 from ..specs.spec import JobSpec
 from .conversation_source import ConversationSource
+from .dialogue_source import DialogueSource
 from .persona_source import PersonaSource
 from .read_conversations import read_conversations
+from .read_prompts import read_prompts
 from .source import RequestSource
 
 
@@ -30,4 +32,6 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         return ConversationSource.of(
             read_conversations(asked.source, skip_invalid=asked.skip_invalid, prompts_only=asked.prompts_only)
         )
+    if spec.prompts is not None:
+        return DialogueSource(read_prompts(spec.prompts.source), spec)
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

@@ -21,6 +21,7 @@ _REASONS = {
     "generation": "All responses of a run are generated in the same way.",
     "seed": "The seeds of all rollouts of a run follow from it.",
     "conversations": "A run has either given conversations or personas, and all of it is of one sort.",
+    "prompts": "A run has either prompts of a file or personas, and all of it is of one sort.",
     "personas": "The questions of what is planned already would be others.",
 }
 """Why a field cannot change in a run that grows, by its first part."""

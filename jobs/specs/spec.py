@@ -38,6 +38,7 @@ from .spec_parts import (
     ModelSpec,
     PersonasSpec,
     PlacementSpec,
+    PromptsSpec,
     SamplingSpec,
     SpecSection,
 )
@@ -50,7 +51,8 @@ class JobSpec(SpecSection):
     Attributes:
         model: The model.
         personas: Personas, and the number of rollouts of each.
-        conversations: Existing conversations to read instead; None: rollouts of the personas are generated.
+        conversations: Existing conversations to read instead; None: rollouts are generated.
+        prompts: Prompts of a file to answer instead of the personas'; None: rollouts of the personas are generated.
         generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
         capture: Which activations are stored.
@@ -68,6 +70,7 @@ class JobSpec(SpecSection):
     model: ModelSpec
     personas: PersonasSpec = PersonasSpec()
     conversations: ConversationsSpec | None = None
+    prompts: PromptsSpec | None = None
     generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
@@ -116,10 +119,11 @@ class JobSpec(SpecSection):
 
     @model_serializer(mode="wrap")
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A spec without interventions has the bytes that it had before there were any.
+        # A spec without one of these has the bytes that it had before there were any.
         fields = write(self)
-        if self.interventions is None:
-            fields.pop("interventions", None)
+        for name in ("interventions", "prompts"):
+            if getattr(self, name) is None:
+                fields.pop(name, None)
         if not self.capture.before_intervention and "capture" in fields:
             fields["capture"].pop("before_intervention", None)
         return fields
@@ -130,11 +134,13 @@ class JobSpec(SpecSection):
         if by_prefill != (self.capture.mode == "prefill_pass"):
             asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
             raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
-        if self.conversations is not None:
-            if self.personas != PersonasSpec():
-                raise ValueError("a job has either conversations or personas: leave one of the two out")
-            if self.generation is not None:
-                raise ValueError("conversations need no generation: leave generation out")
+        sections = [name for name in ("conversations", "prompts") if getattr(self, name) is not None]
+        sections += ["personas"] if self.personas != PersonasSpec() else []
+        if len(sections) > 1:
+            raise ValueError(f"a job has either {' or '.join(sections)}: leave one of the two out")
+        if self.conversations is not None and self.generation is not None:
+            raise ValueError("conversations need no generation: leave generation out")
+        if self.has_turns:
             return self
         if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
             raise ValueError("personas selects nobody: name roles or traits, or give the default at least one prompt")
@@ -186,10 +192,31 @@ class JobSpec(SpecSection):
             prompts = {"conversations.prompts_only": True} if self.conversations.prompts_only else {}
             return keep | {"conversations": True} | prompts
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
-        del keep["personas"]["catalog"]
+        if self.has_turns:
+            del keep["personas"]
+            keep["prompts"] = True
+        else:
+            del keep["personas"]["catalog"]
         if self.generation is not None:
             keep["generation"] = {"model": self.served_model}
         return keep
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether its rollouts are turns of conversations, which exist or are generated."""
+        return self.conversations is not None or self.prompts is not None
+
+    @property
+    def has_texts_in_files(self) -> bool:
+        """Whether its texts are read from files of the user that are no catalog."""
+        return self.conversations is not None or self.prompts is not None
+
+    @property
+    def texts_field(self) -> str:
+        """The field that says where the job's texts come from, for messages about them."""
+        if self.conversations is not None:
+            return "conversations.source"
+        return "personas.catalog" if self.prompts is None else "prompts.source"
 
     @property
     def served_model(self) -> str:

@@ -140,6 +140,16 @@ class ConversationsSpec(SpecSection):
     prompts_only: bool = False
 
 
+class PromptsSpec(SpecSection):
+    """Prompts of a file that the model answers, each with one or several messages of the user.
+
+    Attributes:
+        source: A ``.jsonl`` or ``.json`` file.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+
+
 class GenerationSpec(SpecSection):
     """A server with the OpenAI protocol (vLLM, SGLang and others) that generates; a worker's prefill pass captures.
 

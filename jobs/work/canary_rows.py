@@ -32,14 +32,16 @@ def canary_draw(address: RolloutAddress, seed: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def can_be_compared(poolings: Sequence[str], num_content_tokens: int) -> bool:
+def can_be_compared(poolings: Sequence[str], num_content_tokens: int, finish_reason: str) -> bool:
     """Whether a rollout has any stored value: those of an empty response have none unless a prompt is pooled.
 
     Args:
         poolings: Names of the captured poolings.
         num_content_tokens: Number of content tokens of the response.
+        finish_reason: Why the response ended; a turn that its dialogue did not reach has no value at all.
     """
-    return any(pooling_named(name).has_value(num_content_tokens) for name in poolings)
+    is_reached = finish_reason != "not_reached"
+    return any(pooling_named(name).has_value(num_content_tokens, is_reached=is_reached) for name in poolings)
 
 
 def due_rows(rule: CanarySpec, draws: Sequence[float], comparable: Sequence[bool]) -> tuple[int, ...]:

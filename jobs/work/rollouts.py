@@ -8,7 +8,9 @@ from typing import Literal
 
 from .addresses import RolloutAddress
 
-FinishReason = Literal["stop", "length", "given"]
+FinishReason = Literal["stop", "length", "given", "not_reached"]
+"""Why a response ended; ``not_reached``: its dialogue was over before that turn, so it is empty and has no prompt."""
+
 ServedTokens = Literal["exact", "same_length", "other_length", "other_prompt", "not_counted"]
 """How the stored token ids of a server's response compare with what the server sampled.
 
@@ -81,10 +83,10 @@ class Rollout:
         response_token_ids: Token ids of the response, with the end-of-turn token if the model produced one.
         num_content_tokens: Number of content tokens of the response.
         finish_reason: ``stop``: the model ended its turn; ``length``: truncated at max_new_tokens; ``given``: an
-            existing text, for which it is not known.
+            existing text, for which it is not known; ``not_reached``: the dialogue ended before this turn.
         seed: Seed of its samples; 0 for a given text.
-        conversation_index: Index of a given conversation in the input; None for a generated rollout.
-        extra: Additional keys of a given conversation in the input, as JSON; ``""`` for a generated rollout.
+        conversation_index: Index of the conversation in the job's input; None where a rollout is a single response.
+        extra: Additional keys of the conversation in the input, as JSON; ``""`` where a rollout is a single response.
         served: How the server that generated it answered; None where no server did.
         edits: What its intervention did at each edited layer, ascending; None without an intervention. Left out of
             comparisons, because its sums are rounded differently in other batches.
@@ -108,6 +110,11 @@ class Rollout:
     def has_vector(self) -> bool:
         """Whether the response has content to pool; if not, its rows of the response poolings are NaN."""
         return self.num_content_tokens > 0
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the model was asked; if not, the row has no value in any pooling."""
+        return self.finish_reason != "not_reached"
 
 
 _SERVED_TEXTS: Mapping[ServedTokens, str] = {

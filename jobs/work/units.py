@@ -46,7 +46,7 @@ class WorkUnit:
 
     Attributes:
         unit_id: Readable id, unique in the run; also part of the names of its objects in the store.
-        kind: Kind of the persona; ``conversation`` for given texts without one.
+        kind: Kind of the persona; ``conversation`` for texts without one.
         persona: Name of the persona within its kind, or of the file of given texts.
         polarity: ``neg`` for the opposite of a trait.
         prompt_index: Index of the persona's system prompt.
@@ -54,7 +54,7 @@ class WorkUnit:
         sample_indices: The sample of each row.
         turn_indices: The turn of each row; None if every row is the single response to a question.
         conversation_indices: The conversation of each row, by its index in the job's input; rows of the same
-            conversation are adjacent. None if the rows are not given conversations.
+            conversation are adjacent. None if the rows are not turns of conversations.
     """
 
     unit_id: str
@@ -149,6 +149,11 @@ class RolloutRequest:
         intervention: Edits of the residual stream while the model runs; None for none.
         choices: Texts of which the response must be one, as a judge's reply; empty for any response. The built-in
             engine follows it, vLLM's refuses it. No source makes such requests.
+        conversation_index: Index of the conversation in the job's input, which its rollout gets; None where the rollout
+            is a single response.
+        extra: Additional keys of the conversation in the input, as JSON, which its rollout gets.
+        is_reached: Whether the conversation came so far; if not, nobody is asked, and its row is empty
+            (``not_reached``).
     """
 
     address: RolloutAddress
@@ -157,6 +162,9 @@ class RolloutRequest:
     given: GivenResponse | None = None
     intervention: Intervention | None = None
     choices: tuple[str, ...] = ()
+    conversation_index: int | None = None
+    extra: str = ""
+    is_reached: bool = True
 
     @property
     def system_prompt(self) -> str:
@@ -200,7 +208,8 @@ class UnitRequests(Protocol):
             rollout: The rollout that answered it.
 
         Returns:
-            A request whose messages include the reply; None when the conversation is over.
+            A request whose messages include the reply; None after the last row of the conversation. A conversation that
+            is over before has requests with ``is_reached`` False for the rows that are left.
         """
         ...
 

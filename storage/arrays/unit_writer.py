@@ -13,7 +13,7 @@ import numpy as np
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import pooling_named
-from ...jobs.work.rollouts import Rollout
+from ...jobs.work.rollouts import Rollout, Served
 from ...jobs.work.unit_result import UnitResult
 from ...jobs.work.unit_size import TOKENS_PER_CHUNK
 from ..format import layout
@@ -100,9 +100,11 @@ def write_unit_result(
 
 
 def _served(rollouts: Sequence[Rollout]) -> ServedUnit | None:
-    answers = [rollout.served for rollout in rollouts if rollout.served is not None]
-    if len(answers) < len(rollouts):
+    asked = [rollout for rollout in rollouts if rollout.is_reached]
+    if not asked or any(rollout.served is None for rollout in asked):
         return None
+    # Of a turn that was not reached nothing was asked, so nothing was counted.
+    answers = [rollout.served or Served("not_counted") for rollout in rollouts]
     left_out = sorted({name for answer in answers for name in answer.fields_left_out})
     return ServedUnit(tokens=tuple(answer.tokens for answer in answers), fields_left_out=tuple(left_out))
 
@@ -124,7 +126,7 @@ def _edited(rollouts: Sequence[Rollout]) -> EditedUnit | None:
 def _check_finite(result: UnitResult, values_BLD: np.ndarray, hook_point: str, pooling: str) -> None:
     """Check that each row is finite where its pooling is defined, and NaN throughout where not."""
     for row, rollout in enumerate(result.rollouts):
-        expected = pooling_named(pooling).has_value(rollout.num_content_tokens)
+        expected = pooling_named(pooling).has_value(rollout.num_content_tokens, is_reached=rollout.is_reached)
         finite_L = np.isfinite(values_BLD[row]).all(axis=1)
         if expected and not finite_L.all():
             raise UnitError(

@@ -42,7 +42,11 @@ EDITED_LAYOUT_VERSION = 4
 """That of a run with interventions, whether it has grown or not. Versions that know nothing of interventions refuse it;
 they would recompute and continue it without them."""
 
-LAYOUT_VERSIONS = (LAYOUT_VERSION, GROWN_LAYOUT_VERSION, EDITED_LAYOUT_VERSION)
+DIALOGUE_LAYOUT_VERSION = 5
+"""That of a run whose conversations are generated turn by turn, with interventions or not. Versions that know nothing
+of such runs refuse it instead of taking its record for a damaged one."""
+
+LAYOUT_VERSIONS = (LAYOUT_VERSION, GROWN_LAYOUT_VERSION, EDITED_LAYOUT_VERSION, DIALOGUE_LAYOUT_VERSION)
 """Those that this version reads."""
 
 RUN_RECORD = "run.json"

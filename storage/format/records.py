@@ -27,6 +27,7 @@ from ...jobs.work.rollouts import Canary, FinishReason
 from .additions import AdditionRecord
 from .layout import (
     COMMITS,
+    DIALOGUE_LAYOUT_VERSION,
     EDITED_LAYOUT_VERSION,
     LAYOUT_VERSION,
     LAYOUT_VERSIONS,
@@ -112,7 +113,7 @@ class RunRecord(Sealed):
     ) -> RunRecord:
         """Make the sealed record of a plan; ``interventions`` describes the plan's edits."""
         return cls.sealed(
-            layout_version=LAYOUT_VERSION if interventions is None else EDITED_LAYOUT_VERSION,
+            layout_version=_version_of(plan, is_edited=interventions is not None),
             plan_digest=plan.digest,
             spec=plan.spec,
             model=plan.facts,
@@ -166,7 +167,12 @@ class RunRecord(Sealed):
 
     @property
     def of_conversations(self) -> bool:
-        """Whether the responses were given as conversations, so that rollouts have a conversation and a turn index."""
+        """Whether rollouts are turns of conversations, given or generated, and have a conversation and a turn index."""
+        return self.spec.has_turns
+
+    @property
+    def of_given_texts(self) -> bool:
+        """Whether the responses existed before the run, so that no seed was used."""
         return self.spec.conversations is not None
 
     @property
@@ -189,6 +195,13 @@ class RunRecord(Sealed):
         """Hook point and pooling of every activation array."""
         capture = self.spec.capture
         return [(hook, pooling) for hook in capture.hook_points for pooling in capture.poolings]
+
+
+def _version_of(plan: Plan, *, is_edited: bool) -> int:
+    """Return the layout version of a new run: the lowest whose readers understand it."""
+    if plan.spec.has_turns and plan.source.generates:
+        return DIALOGUE_LAYOUT_VERSION
+    return EDITED_LAYOUT_VERSION if is_edited else LAYOUT_VERSION
 
 
 class StoredObject(Record):

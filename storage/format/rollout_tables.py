@@ -45,7 +45,8 @@ ROLLOUT_SCHEMA = pa.schema(
 """Columns of a unit's table: those of the index, and texts, seeds and token ids."""
 
 _OF_CONVERSATIONS = [("conversation_index", pa.int32()), ("turn_index", pa.int32())]
-"""Columns that only runs of given conversations have, after the others; a unit's table has ``extra`` (JSON) too."""
+"""Columns that only runs of conversations have, given or generated, after the others; a unit's table has ``extra``
+(JSON) too."""
 
 _SERVED = [("served_tokens", pa.string())]
 """The column that only the index of runs has whose responses a server generated; null in units without the record."""
@@ -73,7 +74,7 @@ def index_schema(*, of_conversations: bool, is_served: bool = False, is_edited: 
     """Return the schema of a run's index.
 
     Args:
-        of_conversations: Whether the run is one of given conversations.
+        of_conversations: Whether the rollouts are turns of conversations, given or generated.
         is_served: Whether a server generated the responses.
         is_edited: Whether the run has interventions.
     """
@@ -200,7 +201,7 @@ def index_table(
     Args:
         manifests: Manifests of the committed attempts.
         rows_per_block: Rows per shard of the pooled arrays.
-        of_conversations: Whether the run is one of given conversations.
+        of_conversations: Whether the rollouts are turns of conversations, given or generated.
         is_served: Whether a server generated the responses.
         is_edited: Whether the run has interventions.
 

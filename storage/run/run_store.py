@@ -136,8 +136,8 @@ def check_same_run(record: RunRecord, plan: Plan, url: str) -> None:
         field = "model.chat_template"
         message = f"the run at {url} was begun with another chat template."
     elif record.of_conversations:
-        field = "conversations.source"
-        message = f"the run at {url} was made from other conversations."
+        field = plan.spec.texts_field
+        message = f"the run at {url} was made from other {field.partition('.')[0]}."
     else:
         field = "personas.catalog"
         message = f"the run at {url} was made with other prompts or questions of the same names."

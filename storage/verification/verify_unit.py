@@ -108,12 +108,11 @@ class UnitCheck:
             reason = "differs from the planned unit of that id" if known else "is of a unit that was never planned"
             yield Problem("damage", "wrong_unit", path, f"the commit record {reason}.", unit_id)
         row_block = manifest.row_block
-        has_content = any(manifest.content_tokens)
         expected = {
             layout.shard_path(*array, row_block)
             for array in self._record.arrays
             # A shard without any value is not stored: that of a unit whose responses are all empty.
-            if has_content or POOLINGS[array[1]].defined_without_response
+            if any(_have_values(array[1], manifest))
         }
         named = {shard.path for shard in manifest.blocks}
         if named != expected or manifest.texts.path != layout.rollouts_path(unit_id, row_block):
@@ -144,11 +143,10 @@ class UnitCheck:
     def _due_rows(self, rule: CanarySpec, manifest: Manifest) -> tuple[int, ...]:
         """The rows that the rule of a unit's commit record chooses, whichever worker ran it."""
         spec = self._record.spec
-        seeds = (
-            0 if self._record.of_conversations else address.seed(spec.seed) for address in manifest.unit.addresses()
-        )
+        seeds = (0 if self._record.of_given_texts else address.seed(spec.seed) for address in manifest.unit.addresses())
         draws = [canary_draw(address, seed) for address, seed in zip(manifest.unit.addresses(), seeds, strict=True)]
-        comparable = [can_be_compared(spec.capture.poolings, tokens) for tokens in manifest.content_tokens]
+        ends = zip(manifest.content_tokens, manifest.finish_reasons, strict=True)
+        comparable = [can_be_compared(spec.capture.poolings, tokens, reason) for tokens, reason in ends]
         return due_rows(rule, draws, comparable)
 
     def _object(
@@ -232,4 +230,10 @@ def _filled_rows(pooling: str, manifest: Manifest) -> list[bool]:
     """For each of a shard's first rows (rollouts, or tokens of a ``tokens`` array), whether it must have values."""
     if POOLINGS[pooling].keeps_tokens:
         return [True] * manifest.num_response_tokens
-    return [POOLINGS[pooling].has_value(tokens) for tokens in manifest.content_tokens]
+    return _have_values(pooling, manifest)
+
+
+def _have_values(pooling: str, manifest: Manifest) -> list[bool]:
+    """For each rollout of a unit, whether it has a value in a pooling."""
+    ends = zip(manifest.content_tokens, manifest.finish_reasons, strict=True)
+    return [POOLINGS[pooling].has_value(tokens, is_reached=reason != "not_reached") for tokens, reason in ends]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,8 @@ from typing import NamedTuple
 import pytest
 from persona_atlas.jobs.catalog import Catalog, load_catalog
 from persona_atlas.jobs.personas import Persona
+
+from likeness import common_in_order, pairs_that_may_be_alike, runs_in_several, words
 
 DATA = Path(__file__).parent / "data"
 ROLES = (DATA / "roles.txt").read_text().split()
@@ -72,10 +73,6 @@ def plain(roles: list[Persona], traits: list[Persona]) -> list[Plain]:
     ]
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9']+", text.lower())
-
-
 def names_it(text: str, name: str) -> bool:
     """Whether a text has a name as whole words, in singular or plural."""
     spoken = name.replace("_", " ")
@@ -83,38 +80,11 @@ def names_it(text: str, name: str) -> bool:
     return any(f" {form} " in f" {' '.join(words(text))} " for form in forms)
 
 
-def common_in_order(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence; one bit a word of ``a`` (Hyyrö 2004)."""
-    places: dict[str, int] = defaultdict(int)
-    for i, word in enumerate(a):
-        places[word] |= 1 << i
-    full = (1 << len(a)) - 1
-    row = full
-    for word in b:
-        hit = row & places.get(word, 0)
-        row = ((row + hit) | (row - hit)) & full
-    return len(a) - row.bit_count()
-
-
-def pairs_that_may_be_alike(listed: Sequence[Sequence[str]]) -> Iterator[tuple[int, int]]:
-    """Pairs with enough words in common, order aside; found by the places of each word, so few are looked at."""
-    where: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for i, text in enumerate(listed):
-        shared: Counter[int] = Counter()
-        for word, count in Counter(text).items():
-            for nth in range(count):
-                shared.update(where[word, nth])
-                where[word, nth].append(i)
-        for j, count in shared.items():
-            if count > LARGEST_SHARED_PART * min(len(text), len(listed[j])):
-                yield j, i
-
-
 def test_the_measure_of_likeness_is_right():
     assert common_in_order("abcd", "bxad") == 2
     assert common_in_order("", "a") == 0
     assert common_in_order("aab", "aba") == 2
-    assert list(pairs_that_may_be_alike(["abcde", "vwxyz", "abcdz"])) == [(0, 2)]
+    assert list(pairs_that_may_be_alike(["abcde", "vwxyz", "abcdz"], LARGEST_SHARED_PART)) == [(0, 2)]
 
 
 def test_the_catalog_holds_exactly_the_listed_roles_and_traits(catalog: Catalog):
@@ -150,7 +120,7 @@ def test_no_two_prompts_share_more_than_60_percent_of_their_words_in_order(promp
     listed = [text for _, text in prompts]
     assert len(listed) == 275 * 5 + 240 * 10
     alike = {}
-    for i, j in pairs_that_may_be_alike(listed):
+    for i, j in pairs_that_may_be_alike(listed, LARGEST_SHARED_PART):
         part = common_in_order(listed[i], listed[j]) / min(len(listed[i]), len(listed[j]))
         if part > LARGEST_SHARED_PART:
             alike[prompts[i][0], prompts[j][0]] = round(part, 2)
@@ -180,12 +150,8 @@ def test_no_opening_of_two_words_begins_more_than_an_eighth_of_the_first_prompts
 
 
 def test_no_two_first_prompts_share_five_words_in_a_row(plain: list[Plain]):
-    places: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for prompt in plain:
-        text = words(prompt.text)
-        for i in range(len(text) - 4):
-            places[tuple(text[i : i + 5])].add(prompt.place)
-    assert {" ".join(run): found for run, found in places.items() if len(found) > 1} == {}
+    shared = runs_in_several([words(prompt.text) for prompt in plain], 5)
+    assert {run: [plain[i].place for i in found] for run, found in shared.items()} == {}
 
 
 def test_two_first_prompts_share_at_most_two_words_beside_names_and_common_words(

@@ -1,0 +1,1 @@
+"""Conversations whose turns are generated one after another: who plays the user, and what they talk about."""
