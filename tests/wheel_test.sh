@@ -21,8 +21,8 @@ assert {t for t in tops if not t.endswith(".dist-info")} == {"persona_atlas"}, t
 at_root = {n for n in names if n.startswith("persona_atlas/") and n.count("/") == 1}
 assert at_root == {"persona_atlas/__init__.py", "persona_atlas/py.typed"}, at_root
 yaml_files = [n for n in names if n.endswith(".yaml")]
-# Of the catalog; rubrics of sweeps; of devices and of known models.
-assert len(yaml_files) == 275 + 240 + 3 + 2 + 2, len(yaml_files)
+# Of the catalog; rubrics of sweeps; of devices and of known models; topics of drift, neutral questions, prefills.
+assert len(yaml_files) == 275 + 240 + 3 + 2 + 2 + 6, len(yaml_files)
 # Script and style of the report and of watched conversations.
 assert sum(n.endswith((".js", ".css")) for n in names) == 10, names
 CHECK
@@ -35,6 +35,6 @@ export PYTHONPATH=$work/site
 # The pages link to and name the folders of the checkout, which is not here.
 "$python" -m pytest -q -n auto -m "not ray and not model and not s3 and not slow" tests/test_docs.py tests/test_doctests.py \
   tests/test_packaging.py \
-  tests/jobs/test_catalog.py tests/jobs/test_catalog_content.py tests/jobs/test_plan.py tests/jobs/sizing \
+  tests/jobs/test_catalog.py tests/jobs/test_catalog_content.py tests/jobs/dialogues tests/jobs/test_plan.py tests/jobs/sizing \
   --deselect tests/test_docs.py::test_links_between_the_pages_lead_somewhere \
   --deselect tests/test_docs.py::test_every_file_that_a_page_names_is_there

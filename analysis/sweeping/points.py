@@ -7,7 +7,7 @@ verdict could not be read are counted beside them, so that nobody takes a missin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Reply:
         is_empty: Whether it has no content, so that there is nothing to judge.
         is_judged: Whether a judge was asked about it and has answered.
         label: The label that the judge gave; None where it gave none that can be read.
+        address: What identifies its prompt and sample under every setting, so that settings are compared in pairs.
     """
 
     group: str
@@ -39,6 +40,7 @@ class Reply:
     is_empty: bool = False
     is_judged: bool = False
     label: str | None = None
+    address: tuple[Hashable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Rate:
     low: float
     high: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Build the object that ``--json`` prints, without the label; a rate that is not known is null."""
+        return {"count": self.count, "rate": _known(self.rate), "low": self.low, "high": self.high}
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -78,6 +84,7 @@ class Point:
         degenerate: Share of these replies whose repetition is at least ``DEGENERATE``; NaN where there are none.
         cut: Share of the replies that were cut at their greatest length.
         projection: Mean projection of the replies on the axis, in axis sign; NaN where it was not captured.
+        harm: How often a label was given that counts as harm; None where the rubric names none.
     """
 
     setting: str
@@ -93,6 +100,7 @@ class Point:
     degenerate: float
     cut: float
     projection: float
+    harm: Rate | None = None
 
     @property
     def is_degenerate(self) -> bool:
@@ -101,10 +109,6 @@ class Point:
 
     def as_dict(self) -> dict[str, Any]:
         """Build the object that ``--json`` prints; what is not known is null."""
-        rates = {
-            rate.label: {"count": rate.count, "rate": _known(rate.rate), "low": rate.low, "high": rate.high}
-            for rate in self.rates
-        }
         return {
             "setting": self.setting,
             "strength": self.strength,
@@ -114,7 +118,8 @@ class Point:
             "unlabelled": self.unlabelled,
             "waiting": self.waiting,
             "empty": self.empty,
-            "rates": rates,
+            "rates": {rate.label: rate.as_dict() for rate in self.rates},
+            "harm": None if self.harm is None else self.harm.as_dict(),
             "repetition": _known(self.repetition),
             "degenerate": _known(self.degenerate),
             "is_degenerate": self.is_degenerate,
@@ -123,7 +128,13 @@ class Point:
         }
 
 
-def points_of(setting: str, strength: float | None, replies: Sequence[Reply], labels: Sequence[str]) -> list[Point]:
+def points_of(
+    setting: str,
+    strength: float | None,
+    replies: Sequence[Reply],
+    labels: Sequence[str],
+    harm: Collection[str] = (),
+) -> list[Point]:
     """Count the replies under one setting: all of them, then each group.
 
     Args:
@@ -131,6 +142,7 @@ def points_of(setting: str, strength: float | None, replies: Sequence[Reply], la
         strength: See ``Point``.
         replies: The replies.
         labels: Labels of the rubric; empty without a judge.
+        harm: Those that count as harm; empty for none.
 
     Returns:
         The point of all replies, then one for each group in the order of its first reply.
@@ -142,14 +154,21 @@ def points_of(setting: str, strength: float | None, replies: Sequence[Reply], la
         ('all', 'role pirate', [1, 2])
     """
     groups = dict.fromkeys(reply.group for reply in replies if reply.group)
-    points = [_point(setting, strength, ALL, replies, labels)]
+    points = [_point(setting, strength, ALL, replies, labels, harm)]
     return points + [
-        _point(setting, strength, group, [reply for reply in replies if reply.group == group], labels)
+        _point(setting, strength, group, [reply for reply in replies if reply.group == group], labels, harm)
         for group in groups
     ]
 
 
-def _point(setting: str, strength: float | None, group: str, replies: Sequence[Reply], labels: Sequence[str]) -> Point:
+def _point(
+    setting: str,
+    strength: float | None,
+    group: str,
+    replies: Sequence[Reply],
+    labels: Sequence[str],
+    harm: Collection[str],
+) -> Point:
     labelled = [reply.label for reply in replies if reply.label is not None]
     repetition = [reply.repetition for reply in replies if not math.isnan(reply.repetition)]
     return Point(
@@ -166,6 +185,7 @@ def _point(setting: str, strength: float | None, group: str, replies: Sequence[R
         degenerate=_mean(float(rate >= DEGENERATE) for rate in repetition),
         cut=_mean(float(reply.is_cut) for reply in replies),
         projection=_mean(reply.projection for reply in replies if not math.isnan(reply.projection)),
+        harm=_rate("harm", sum(label in harm for label in labelled), len(labelled)) if harm else None,
     )
 
 

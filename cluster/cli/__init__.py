@@ -38,7 +38,7 @@ from .stores import (
     show,
     verify,
 )
-from .studies import lm_eval
+from .studies import lm_eval, trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,6 +74,7 @@ for _command in (
     export.export,
     import_vectors.import_vectors,
     project.project,
+    trajectories.trajectories,
     push.push,
     pull.pull,
     serve.serve,

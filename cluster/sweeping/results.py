@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...analysis.axis_source import AxisSource, open_axis
+from ...analysis.harm.changes import HarmChange, harm_changes
 from ...analysis.sweeping.points import Point, Reply, points_of
 from ...analysis.sweeping.repetition import repetition_rate
 from ...jobs.errors import InputError
@@ -17,16 +18,18 @@ from ...jobs.files.store_url import is_s3
 from ...jobs.judging.rubrics import Rubric
 from ...jobs.poolings import DEFAULT_POOLING
 from ...jobs.specs.sweep_spec import SweepSpec
-from ...storage.derived.verdicts import read_verdicts
 from ...storage.format.layout import RUN_RECORD
-from ...storage.format.sweep_record import verdict_folder
-from ...storage.query.run import Run, run_at
+from ...storage.query.run import Run
+from ..labelling.replies import labels_of
+from .judge import run_of
 from .prepare import PreparedSetting, PreparedSweep
 
 GroupBy = Literal["setting", "persona", "prompt"]
-"""How replies are grouped: not at all, by persona and polarity, or by these and the system prompt."""
+"""How replies are grouped: not at all, by persona (the category of a file of prompts) and polarity, or by these and the
+system prompt."""
 
 _HOOK_POINT = "resid_post"
+_ADDRESS = ("kind", "persona", "polarity", "prompt_index", "question_index", "sample_index", "turn_index")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class SweepResults:
         axis: Where the axis of the projections is; None without one.
         layer: Layer of the projections; None without them.
         notes: Sentences about what is missing.
+        harm: Labels that count as harm; empty without a judge, or where the rubric names none.
+        changes: Change of harm against the setting without edits, prompt by prompt.
     """
 
     points: tuple[Point, ...]
@@ -50,6 +55,8 @@ class SweepResults:
     axis: str | None
     layer: int | None
     notes: tuple[str, ...] = ()
+    harm: tuple[str, ...] = ()
+    changes: tuple[HarmChange, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Build the object that ``--json`` prints."""
@@ -61,6 +68,8 @@ class SweepResults:
             "layer": self.layer,
             "notes": list(self.notes),
             "points": [point.as_dict() for point in self.points],
+            "harm_labels": list(self.harm),
+            "harm_changes": [change.as_dict() for change in self.changes],
         }
 
 
@@ -102,35 +111,40 @@ def results_of(
     Raises:
         StoreError: Something stored is damaged.
     """
-    labels = () if rubric is None or judge is None else rubric.labels
-    folder = None if rubric is None or judge is None else verdict_folder(rubric.name, judge)
+    judged = None if rubric is None or judge is None else (rubric, judge)
+    labels, harm = ((), ()) if judged is None else (judged[0].labels, judged[0].harm)
     points: list[Point] = []
+    replies_of: dict[str, list[Reply]] = {}
     for one in sweep.settings:
-        replies = _replies(sweep, one, folder, ruler, by)
-        points += points_of(one.setting.name, one.setting.strength, replies, labels)
+        replies_of[one.setting.name] = replies = _replies(sweep, one, judged, ruler, by)
+        points += points_of(one.setting.name, one.setting.strength, replies, labels, harm)
     notes = [ruler.note] if ruler.note else []
-    if folder is None:
+    if judged is None:
         notes.append("Not judged: name a judge with --model.")
+    plain = next((one.setting.name for one in sweep.settings if not one.setting.interventions), None)
+    if harm and plain is None:
+        notes.append("No change of harm is given: no setting leaves the model as it is; add plain.")
     return SweepResults(
         points=tuple(points),
         labels=labels,
-        rubric=rubric.name if rubric is not None and labels else None,
-        judge=judge if labels else None,
+        rubric=None if judged is None else judged[0].name,
+        judge=None if judged is None else judged[1],
         axis=None if ruler.axis is None else ruler.axis.name,
         layer=ruler.layer,
         notes=tuple(notes),
+        harm=harm,
+        changes=harm_changes(replies_of, plain, harm) if harm and plain is not None else (),
     )
 
 
-def _replies(sweep: PreparedSweep, one: PreparedSetting, folder: str | None, ruler: Ruler, by: GroupBy) -> list[Reply]:
+def _replies(
+    sweep: PreparedSweep, one: PreparedSetting, judged: tuple[Rubric, str] | None, ruler: Ruler, by: GroupBy
+) -> list[Reply]:
     if one.job.location.size(RUN_RECORD) is None:
         return []
-    run = run_at(one.job.location)
-    projections = ruler.projections(run)
-    verdicts: dict[int, str | None] = {}
-    if folder is not None:
-        told = read_verdicts(sweep.location, f"{folder}/{one.setting.folder}", sorted(run.committed))
-        verdicts = dict(zip(told["row"].to_pylist(), told["label"].to_pylist(), strict=True))
+    asked = run_of(one)
+    projections = ruler.projections(asked.run)
+    labels = {} if judged is None else labels_of(sweep.location, *judged, asked)
     return [
         Reply(
             group=_group(line, by),
@@ -138,24 +152,26 @@ def _replies(sweep: PreparedSweep, one: PreparedSetting, folder: str | None, rul
             projection=projections.get(line["row"], float("nan")),
             is_cut=line["finish_reason"] == "length",
             is_empty=not line["has_vector"],
-            is_judged=line["row"] in verdicts,
-            label=verdicts.get(line["row"]),
+            is_judged=line["row"] in labels,
+            label=labels.get(line["row"]),
+            address=tuple(line.get(name) for name in _ADDRESS),
         )
-        for line in _lines(run)
+        for line in _lines(asked.run)
     ]
 
 
 def _lines(run: Run) -> Sequence[Mapping[str, Any]]:
     table: pa.Table = run.rollouts()
-    columns = ["kind", "persona", "polarity", "prompt_index", "row", "finish_reason", "has_vector"]
-    return table.select([*columns, "num_content_tokens", "response_token_ids"]).to_pylist()
+    address = [name for name in _ADDRESS if name in table.column_names]
+    columns = ["row", "finish_reason", "has_vector", "num_content_tokens", "response_token_ids"]
+    return table.select([*address, *columns]).to_pylist()
 
 
 def _group(line: Mapping[str, Any], by: GroupBy) -> str:
     if by == "setting":
         return ""
     opposite = " (opposite)" if line["polarity"] == "neg" else ""
-    name = line["persona"] if line["kind"] == "default" else f"{line['kind']} {line['persona']}"
+    name = line["persona"] if line["kind"] in ("default", "conversation") else f"{line['kind']} {line['persona']}"
     prompt = f", prompt {line['prompt_index']}" if by == "prompt" else ""
     return f"{name}{opposite}{prompt}"
 

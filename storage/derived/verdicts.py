@@ -1,7 +1,7 @@
-"""Verdicts on the replies of a sweep: the label of each reply, one Parquet file per judge, setting and unit.
+"""Verdicts on replies: the label of each, one Parquet file per rubric, judge, run and unit.
 
-They lie beside the runs of the settings and not in them: a label is no score, and nothing that selects or reduces by
-scores may take one for a score.
+Those of a sweep lie in its folder beside the runs of the settings, those of a single run in its store. Neither lies
+among the scores: a label is no score, and nothing that selects or reduces by scores may take one for a score.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import pyarrow as pa
 from ...jobs.errors import StoreError
 from ...jobs.judging.outcomes import Outcome
 from ..format.judge_record import JudgeRecord, parse_judge_record
+from ..format.layout import VERDICTS, verdict_folder
 from ..format.parquet import from_parquet, to_parquet
 from ..format.records import parse_record
-from ..format.sweep_record import SWEEP_RECORD, SWEEP_VERSION, VERDICTS, SweepRecord, verdict_folder
+from ..format.sweep_record import SWEEP_RECORD, SWEEP_VERSION, SweepRecord
 from ..locations.location import Location
 
 VERDICT_SCHEMA = pa.schema(
@@ -30,7 +31,7 @@ VERDICT_SCHEMA = pa.schema(
         ("asks", pa.int32()),
     ]
 )
-"""One line per reply that was judged, by its row in the run of the setting. The label is null where the judge gave none
+"""One line per reply that was judged, by its row in its run. The label is null where the judge gave none
 that can be read; then ``reason`` says why, as for scores."""
 
 _LONGEST_REPLY = 2000
@@ -61,11 +62,11 @@ def read_sweep_record(location: Location) -> SweepRecord | None:
     return record
 
 
-def sweep_judges(location: Location, rubric: str) -> list[str]:
-    """List the judges that have judged a sweep by a rubric, sorted.
+def verdict_judges(location: Location, rubric: str) -> list[str]:
+    """List the judges that have given labels by a rubric, sorted.
 
     Args:
-        location: The folder of the sweep.
+        location: The folder of a sweep, or the store of a run.
         rubric: Name of the rubric.
     """
     paths = map(PurePosixPath, location.sizes(f"{VERDICTS}/{rubric}"))
@@ -73,7 +74,7 @@ def sweep_judges(location: Location, rubric: str) -> list[str]:
 
 
 def read_verdict_record(location: Location, rubric: str, judge: str) -> JudgeRecord | None:
-    """Read who judged a sweep by a rubric under a name; None where nobody did.
+    """Read who judged by a rubric under a name; None where nobody did.
 
     Raises:
         StoreError: The record is damaged.
@@ -84,7 +85,7 @@ def read_verdict_record(location: Location, rubric: str, judge: str) -> JudgeRec
 
 
 def write_verdict_record(location: Location, rubric: str, record: JudgeRecord) -> None:
-    """Write who judges a sweep by a rubric, and replace the earlier record of that name."""
+    """Write who judges by a rubric, and replace the earlier record of that name."""
     location.write(f"{verdict_folder(rubric, record.name)}/judge.json", record.to_bytes())
 
 
@@ -99,8 +100,8 @@ def write_verdicts(
     """Add verdicts on replies of a unit; earlier verdicts on its other replies stay.
 
     Args:
-        location: The folder of the sweep.
-        folder: Folder of a judge's verdicts on one setting.
+        location: The folder of a sweep, or the store of a run.
+        folder: Folder of a judge's verdicts on one run.
         unit_id: Id of the unit.
         outcomes: The outcomes; the score of each is the place of its label.
         labels: The labels of the rubric.
@@ -130,8 +131,8 @@ def read_verdicts(location: Location, folder: str, unit_ids: Iterable[str]) -> p
     """Read the verdicts on the replies of some units.
 
     Args:
-        location: The folder of the sweep.
-        folder: Folder of a judge's verdicts on one setting.
+        location: The folder of a sweep, or the store of a run.
+        folder: Folder of a judge's verdicts on one run.
         unit_ids: Ids of the units; those that were not judged have no lines.
 
     Returns:
@@ -152,16 +153,28 @@ def _path(folder: str, unit_id: str) -> str:
     return f"{folder}/{unit_id}.parquet"
 
 
+def parse_verdicts(data: bytes) -> pa.Table | None:
+    """Read a file of verdicts; None where it is none.
+
+    Args:
+        data: Bytes of the file.
+    """
+    try:
+        return from_parquet(data).select(VERDICT_SCHEMA.names).cast(VERDICT_SCHEMA)
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None
+
+
 def _read(location: Location, folder: str, unit_id: str) -> pa.Table:
     data = location.read(_path(folder, unit_id))
     if data is None:
         return VERDICT_SCHEMA.empty_table()
-    try:
-        return from_parquet(data).select(VERDICT_SCHEMA.names).cast(VERDICT_SCHEMA)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    verdicts = parse_verdicts(data)
+    if verdicts is None:
         raise StoreError(
             f"the verdicts on unit {unit_id} cannot be read.",
             code="bad_object",
             file=f"{location.url}/{_path(folder, unit_id)}",
             hint="Delete the file, and let the judge judge the unit again.",
-        ) from error
+        )
+    return verdicts

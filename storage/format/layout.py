@@ -17,6 +17,8 @@ sums/<hook_point>/<pooling>/<name>   counts, means and squares of one persona's 
 projections/<hook_point>/<pooling>/<name>  projections of one persona's rollouts on one axis; written once
 scores/<judge>/<unit>.parquet        a judge's scores of one unit, with its replies; replaced as more is judged
 scores/<judge>/judge.json            what the judge is: model, server, digests of its rubrics
+verdicts/<rubric>/<judge>/<unit>.parquet  labels that a judge gave the replies of one unit; replaced as more is judged
+verdicts/<rubric>/<judge>/judge.json      what the judge is, as for scores
 analysis/<reduction>-<random>/       Zarr group of one reduction
 analysis/<reduction>.json            path and checksums of a complete reduction; written once, after the group
 analysis/current.json                a copy of the newest reduction's record; written last
@@ -60,6 +62,7 @@ ACTIVATIONS = "activations"
 ROLLOUTS = "rollouts"
 RECENT = "recent"
 SCORES = "scores"
+VERDICTS = "verdicts"
 ADDITIONS = "additions"
 COMMITS = "commits"
 DRIVERS = "drivers"
@@ -121,6 +124,11 @@ def scores_path(judge: str, unit_id: str) -> str:
 def judge_path(judge: str) -> str:
     """Path of the record of a judge."""
     return f"{SCORES}/{judge}/judge.json"
+
+
+def verdict_folder(rubric: str, judge: str, part: str = "") -> str:
+    """Folder of the labels that a judge gave by a rubric; ``part`` is the setting in the folder of a sweep."""
+    return f"{VERDICTS}/{rubric}/{judge}/{part}".rstrip("/")
 
 
 def recent_path(generation: int) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 from .sealed import Record, Sealed
 
 SWEEP_RECORD = "sweep.json"
-VERDICTS = "verdicts"
 SWEEP_VERSION = 1
 """Increased when an older reader would misread a new sweep."""
 
@@ -58,8 +57,3 @@ class SweepRecord(Sealed):
         folders = {setting.folder for setting in asked}
         others = () if earlier is None else tuple(one for one in earlier.settings if one.folder not in folders)
         return cls.sealed(version=SWEEP_VERSION, settings=asked + others)
-
-
-def verdict_folder(rubric: str, judge: str) -> str:
-    """Folder of what one judge said by one rubric."""
-    return f"{VERDICTS}/{rubric}/{judge}"

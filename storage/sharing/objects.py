@@ -18,6 +18,7 @@ _FOLDERS = (
     layout.COMMITS,
     layout.ADDITIONS,
     layout.SCORES,
+    layout.VERDICTS,
     layout.SUMS,
     layout.PROJECTIONS,
     layout.ANALYSIS,
@@ -84,8 +85,10 @@ def _is_of_vectors(path: str, current: tuple[str, ...]) -> bool:
 
 
 def may_be_replaced(path: str) -> bool:
-    """Whether an object of a store may change: a cache, the current reduction, scores, the shape of an array."""
-    return path in _CACHES or path.startswith(f"{layout.SCORES}/") or path.split("/")[-1] == "zarr.json"
+    """Whether an object of a store may change: a cache, the current reduction, scores, labels, the shape of an array."""
+    return (
+        path in _CACHES or path.split("/")[0] in (layout.SCORES, layout.VERDICTS) or path.split("/")[-1] == "zarr.json"
+    )
 
 
 def is_grown(before: bytes, after: bytes) -> bool:

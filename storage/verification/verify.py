@@ -22,6 +22,7 @@ from ...jobs.work.units import WorkUnit
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import check_reduction
 from ..derived.scores import parse_scores
+from ..derived.verdicts import parse_verdicts
 from ..format import layout
 from ..format.judge_record import parse_judge_record
 from ..format.planned_units import read_units
@@ -155,6 +156,7 @@ def verify_run(
     found.problems += _edits(location, record)
     found.problems += _reduction(location)
     found.problems += _scores(location)
+    found.problems += _verdicts(location)
     garbage = find_garbage(location, [commit.manifest for commit in commits])
     found.garbage_objects, found.garbage_bytes = len(garbage), sum(found_object.num_bytes for found_object in garbage)
     return found
@@ -312,7 +314,15 @@ def _reduction(location: Location) -> Iterator[Problem]:
 
 
 def _scores(location: Location) -> Iterator[Problem]:
-    for path in location.sizes(layout.SCORES):
+    yield from _judged(location, layout.SCORES, parse_scores, "scores")
+
+
+def _verdicts(location: Location) -> Iterator[Problem]:
+    yield from _judged(location, layout.VERDICTS, parse_verdicts, "verdicts")
+
+
+def _judged(location: Location, folder: str, parse: Callable[[bytes], object | None], what: str) -> Iterator[Problem]:
+    for path in location.sizes(folder):
         data = location.read(path)
         if data is None:
             continue
@@ -321,5 +331,5 @@ def _scores(location: Location) -> Iterator[Problem]:
                 parse_judge_record(data, path)
             except StoreError as error:
                 yield Problem("damage", error.code, path, "this record of a judge cannot be read.")
-        elif parse_scores(data) is None:
-            yield Problem("damage", "bad_object", path, "these scores cannot be read.")
+        elif parse(data) is None:
+            yield Problem("damage", "bad_object", path, f"these {what} cannot be read.")

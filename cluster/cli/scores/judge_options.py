@@ -1,4 +1,4 @@
-"""The options that say who judges and within which limits; shared by ``judge`` and ``sweep``."""
+"""The options that say who judges and within which limits; shared by all commands that judge."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ class JudgeOptions:
     timeout: float
     max_tokens: int
     api_key_env: str | None
+
+    @property
+    def names_a_judge(self) -> bool:
+        """Whether a judge is asked for, rightly or not; ``--judge`` alone names one that has judged."""
+        return self.model is not None or self.engine or self.endpoint is not None
 
     def settings(self) -> JudgeSettings:
         """Check the options and make the judge's settings of them.

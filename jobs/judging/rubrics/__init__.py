@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from ...errors import InputError
 from ...files.text_files import read_text
@@ -27,6 +27,7 @@ class _RubricFile(BaseModel):
 
     labels: Annotated[dict[_Label, _Text], Field(min_length=2, max_length=40)]
     prompt: _Text
+    harm: Annotated[list[str], Field(min_length=1)] | None = None
 
     @field_validator("labels")
     @classmethod
@@ -42,6 +43,15 @@ class _RubricFile(BaseModel):
             raise ValueError("must have {answer}, where the reply is filled in; {question} and {labels} are others")
         return prompt
 
+    @field_validator("harm")
+    @classmethod
+    def _counts_labels(cls, harm: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        labels = info.data.get("labels", harm or ())
+        unknown = [label for label in harm or () if label not in labels]
+        if unknown or len(set(harm or ())) < len(harm or ()):
+            raise ValueError(f"must name labels of the rubric, each once; {', '.join(unknown) or 'one'} is not so")
+        return harm
+
 
 @dataclass(frozen=True)
 class Rubric:
@@ -51,11 +61,14 @@ class Rubric:
         name: Name of the rubric: that of its file, without the suffix.
         prompt: The question to the judge, with ``{question}`` and ``{answer}``; ``{labels}`` is filled in.
         labels: The labels, in the order of the file.
+        harm: Those that count as harm; empty for a rubric that says nothing of harm. How labels are counted is no part
+            of what the judge is asked, nor of ``digest``.
     """
 
     name: str
     prompt: str
     labels: tuple[str, ...]
+    harm: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -91,8 +104,8 @@ def load_rubric(name: str, field: str = "--rubric") -> Rubric:
     """Read a rubric.
 
     Args:
-        name: One of ``rubric_names``, or the path of a YAML file with ``labels`` (each with what it means) and
-            ``prompt``.
+        name: One of ``rubric_names``, or the path of a YAML file with ``labels`` (each with what it means),
+            ``prompt`` and perhaps ``harm``, the labels that count as harm.
         field: Option or field that names it, for errors.
 
     Raises:
@@ -115,7 +128,9 @@ def load_rubric(name: str, field: str = "--rubric") -> Rubric:
         )
     text = read_text(path, "a rubric")
     read = validate(_RubricFile, parse_yaml(text, str(path)), text=text, file=str(path))
-    return Rubric(path.stem, read.prompt.replace("{labels}", _described(read.labels)), tuple(read.labels))
+    return Rubric(
+        path.stem, read.prompt.replace("{labels}", _described(read.labels)), tuple(read.labels), tuple(read.harm or ())
+    )
 
 
 def _described(labels: Mapping[str, str]) -> str:

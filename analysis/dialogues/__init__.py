@@ -1,0 +1,1 @@
+"""Turns of stored conversations on an axis: trajectories, drops, what stood where a conversation moved."""
