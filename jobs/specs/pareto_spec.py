@@ -58,11 +58,11 @@ class HarmSection(SpecSection):
 
     Attributes:
         rubric: Name or file of the rubric by which replies are judged.
-        label: Label of that rubric whose rate is the harm.
+        label: Label of that rubric whose rate is the harm; None: all that the rubric counts as harm.
     """
 
     rubric: _Name = "harm"
-    label: _Name = "harmful"
+    label: _Name | None = None
 
 
 class CapabilitySection(SpecSection):
