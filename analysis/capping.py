@@ -103,6 +103,7 @@ def capping_settings(
     *,
     widths: Sequence[int] = WIDTHS,
     step: int | None = None,
+    windows_asked: Sequence[range] | None = None,
 ) -> list[CappingSetting]:
     """Make the capping settings of a run: every window with every percentile.
 
@@ -113,6 +114,7 @@ def capping_settings(
         n_layers: Number of layers of the model.
         widths: Widths of the windows in layers.
         step: Layers from one window to the next; None: half the width.
+        windows_asked: The windows, instead of the recommended one and those of the widths.
 
     Returns:
         Those of the recommended window first, with the recommended setting at the head, then the others by width, first
@@ -130,7 +132,7 @@ def capping_settings(
     recommended = recommended_window(n_layers)
     settings = [
         _setting(window, label, axis, at, found.cap_on_minus_axis_QL[number])
-        for window in dict.fromkeys([recommended, *windows(n_layers, widths, step)])
+        for window in dict.fromkeys(windows_asked or [recommended, *windows(n_layers, widths, step)])
         if all(layer in at for layer in window)
         for number, label in enumerate(found.labels)
     ]

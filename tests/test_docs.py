@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.specs.interventions_spec import InterventionSpec
+from persona_atlas.jobs.specs.pareto_spec import ParetoSection, load_pareto
 from persona_atlas.jobs.specs.spec import JobSpec, load_spec
 from persona_atlas.jobs.specs.sweep_spec import SweepSection, load_sweep
 from persona_atlas.storage.derived.reduction import ARRAYS
@@ -114,7 +115,8 @@ def test_every_yaml_block_of_the_readme_is_a_spec(tmp_path: Path):
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_example_is_a_plan(example: Path):
+def test_every_example_is_a_plan(example: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
     plan = small_plan(_job_of(example), facts=replace(FACTS, n_layers=30, d_model=576))
     if example.name == "full.yaml":
         assert plan.rollouts_by_kind() == {"default": 1200, "role": 330_000, "trait": 576_000}
@@ -124,10 +126,11 @@ def test_every_example_is_a_plan(example: Path):
 
 
 def _job_of(example: Path) -> JobSpec:
-    """Read an example; of a sweep the job of its first setting."""
-    if "\nsweep:" not in example.read_text():
+    """Read an example; of a sweep and of a Pareto study the job of its first setting."""
+    text = example.read_text()
+    if "\nsweep:" not in text and "\npareto:" not in text:
         return load_spec(example)
-    sweep = load_sweep(example)
+    sweep = load_sweep(example) if "\nsweep:" in text else load_pareto(example).sweep
     return sweep.job_of(sweep.settings[0])
 
 
@@ -171,7 +174,8 @@ def test_the_spec_page_names_every_field():
             found += names(info.annotation, f"{path}{name}.") if nested else [f"{path}{name}"]
         return found
 
-    for name in [*names(JobSpec), *names(InterventionSpec, "interventions[]."), *names(SweepSection, "sweep.")]:
+    studies = [*names(SweepSection, "sweep."), *names(ParetoSection, "pareto.")]
+    for name in [*names(JobSpec), *names(InterventionSpec, "interventions[]."), *studies]:
         parent, _, leaf = name.rpartition(".")
         told = f"`{name}`" in text or f"`{parent}.*`" in text or f"`.{leaf}`" in text
         assert told, name

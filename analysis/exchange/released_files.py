@@ -22,7 +22,7 @@ from ...jobs.errors import InputError
 from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
 from ...storage.format.layout import CAPPING_CONFIG
-from ..capping import capping_settings
+from ..capping import CappingSetting, capping_settings
 from ..thresholds import Thresholds
 
 AXIS_FILE = "assistant_axis.pt"
@@ -133,19 +133,46 @@ def capping_bytes(reduction: Reduction, n_layers: int) -> tuple[bytes, str] | No
         The bytes, and a sentence that says which setting is recommended, empty if none is; None if there are no
         thresholds, or no window of layers has them all.
     """
-    import torch
-
-    axis, caps, floors = reduction.axis, reduction.cap_on_minus_axis, reduction.floor_on_axis
-    if axis is None or caps is None or floors is None or not reduction.threshold_labels:
-        return None
-    found = Thresholds(reduction.threshold_labels, caps.astype(np.float64), floors.astype(np.float64))
-    settings = [
-        setting
-        for setting in capping_settings(axis, reduction.layers, found, n_layers)
-        if np.isfinite(setting.caps_L).all()
-    ]
+    settings = released_settings(reduction, n_layers)
     if not settings:
         return None
+    best = next((setting for setting in settings if setting.is_recommended), None)
+    return (
+        settings_bytes(reduction, settings),
+        f"Of the capping settings, {best.name} is the one to try first. {best.basis}" if best is not None else "",
+    )
+
+
+def released_settings(
+    reduction: Reduction, n_layers: int, windows: Sequence[range] | None = None
+) -> list[CappingSetting]:
+    """Make the capping settings of a reduction: windows of layers with every percentile.
+
+    Args:
+        reduction: The axis and its thresholds.
+        n_layers: Decoder layers of the model.
+        windows: The windows; None: the recommended one and those of the usual widths.
+
+    Returns:
+        The settings whose caps are all known; empty without thresholds.
+    """
+    axis, caps, floors = reduction.axis, reduction.cap_on_minus_axis, reduction.floor_on_axis
+    if axis is None or caps is None or floors is None or not reduction.threshold_labels:
+        return []
+    found = Thresholds(reduction.threshold_labels, caps.astype(np.float64), floors.astype(np.float64))
+    settings = capping_settings(axis, reduction.layers, found, n_layers, windows_asked=windows)
+    return [setting for setting in settings if np.isfinite(setting.caps_L).all()]
+
+
+def settings_bytes(reduction: Reduction, settings: Sequence[CappingSetting]) -> bytes:
+    """Encode capping settings as the released file.
+
+    Args:
+        reduction: The axis, by whose kind the vectors are named.
+        settings: At least one of its settings.
+    """
+    import torch
+
     vectors = {
         _vector_name(reduction, layer): {"vector": torch.from_numpy(vector_D.astype(np.float32)), "layer": layer}
         for setting in settings
@@ -163,11 +190,7 @@ def capping_bytes(reduction: Reduction, n_layers: int) -> tuple[bytes, str] | No
     ]
     # In the order of layers, whichever window came first.
     vectors = dict(sorted(vectors.items(), key=lambda entry: entry[1]["layer"]))
-    best = next((setting for setting in settings if setting.is_recommended), None)
-    return (
-        saved_bytes({"vectors": vectors, "experiments": experiments}),
-        f"Of the capping settings, {best.name} is the one to try first. {best.basis}" if best is not None else "",
-    )
+    return saved_bytes({"vectors": vectors, "experiments": experiments})
 
 
 def _vector_name(reduction: Reduction, layer: int) -> str:

@@ -38,7 +38,7 @@ from .stores import (
     show,
     verify,
 )
-from .studies import drift, harm, predict, trajectories
+from .studies import drift, harm, lm_eval, pareto, predict, trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +59,8 @@ for _command in (
     drive.drive,
     plan.plan,
     sweep.sweep,
+    pareto.pareto,
+    lm_eval.lm_eval,
     show.show,
     query.query,
     verify.verify,

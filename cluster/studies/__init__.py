@@ -1,1 +1,1 @@
-"""Studies: a job, what a judge says of its replies, and the numbers that are made of both."""
+"""Studies of several steps: what is run, judged and measured, and the numbers that are made of it."""

@@ -340,17 +340,22 @@ def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec
     return _validated(dict(data), overrides, "", "the command line")
 
 
+_STUDIES = (("sweep", "a sweep", "sweep"), ("pareto", "a Pareto study", "pareto"))
+"""Sections that make several jobs of one spec: name, in words, and the command that runs them."""
+
+
 def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> JobSpec:
     if isinstance(data, dict):
         for assignment in overrides:
             data = set_by_path(data, assignment)
-    if isinstance(data, dict) and "sweep" in data:
-        raise InputError(
-            "is a section of a sweep, and this command takes a single job.",
-            code="is_a_sweep",
-            field="sweep",
-            file=file,
-            hint="Run it with persona-atlas sweep.",
-        )
+    for section, kind, command in _STUDIES:
+        if isinstance(data, dict) and section in data:
+            raise InputError(
+                f"is a section of {kind}, and this command takes a single job.",
+                code=f"is_a_{section}",
+                field=section,
+                file=file,
+                hint=f"Run it with persona-atlas {command}.",
+            )
     spec = validate(JobSpec, data, text=text, file=file)
     return spec.replaced(store={"url": normal_store_url(spec.store.url)})

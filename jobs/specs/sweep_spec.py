@@ -154,9 +154,16 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
     return _validated(parse_yaml(text, str(file)), overrides, text, str(file))
 
 
-def make_sweep(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> SweepSpec:
-    """Validate the spec of a sweep that was built in Python; arguments and errors as for ``load_sweep``."""
-    return _validated(dict(data), overrides, "", "")
+def make_sweep(data: Mapping[str, Any], overrides: Sequence[str] = (), *, text: str = "", file: str = "") -> SweepSpec:
+    """Validate the spec of a sweep that was built in Python; arguments and errors as for ``load_sweep``.
+
+    Args:
+        data: The spec as a nested mapping.
+        overrides: See ``load_sweep``.
+        text: Text of the file from which the job's sections come, in which lines are looked up; empty for none.
+        file: Name of that file, for errors.
+    """
+    return _validated(dict(data), overrides, text, file)
 
 
 def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> SweepSpec:

@@ -1,0 +1,43 @@
+"""``persona-atlas lm-eval``: the command line of lm-evaluation-harness, where the model ``persona_atlas`` is known."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ...evaluation.edited_model import refuse_missing_lm_eval
+from ...evaluation.lm_model import MODEL_NAME, lm_class
+
+_COMMANDS = ("run", "ls", "validate")
+
+
+@click.command(
+    name="lm-eval",
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """Run lm-evaluation-harness with a model that is capped or steered.
+
+    All arguments are those of its command lm_eval. Where --model is not given, it is persona_atlas, whose --model_args
+    are store=AXIS and those of cap, steer, ablate, layers and positions that are wanted.
+    """
+    lm_class()
+    try:
+        from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise refuse_missing_lm_eval(error) from error
+    sys.argv = ["lm_eval", *_with_model(arguments)]
+    cli_evaluate()
+
+
+def _with_model(arguments: tuple[str, ...]) -> list[str]:
+    """Name the model where no other one is named."""
+    given = list(arguments)
+    is_other = not given or given[0] in _COMMANDS[1:] or {"-h", "--help"} & set(given)
+    if is_other or any(one == "--model" or one.startswith(("--model=", "-M", "--config", "-C")) for one in given):
+        return given
+    start = 1 if given[0] == "run" else 0
+    return [*given[:start], "--model", MODEL_NAME, *given[start:]]

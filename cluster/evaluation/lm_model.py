@@ -1,0 +1,145 @@
+"""The model ``persona_atlas`` of lm-evaluation-harness: its own Hugging Face model, run under edits along an axis.
+
+It is a subclass of the harness's ``hf`` model, so tokens, batches, truncation and stop strings are those of ``hf``, and
+without edits the results are, too. Only the calls of the model differ: each is made within ``intervene``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+from ...jobs.errors import InputError, closest
+from ...jobs.interventions import Intervention
+from ...workers.editing.intervene import intervene
+from ..api.progress import shown_progress
+from ..serving.edit_options import EDIT_FIELDS
+from .edited_model import EvaluatedModel, load_with_edits, refuse_missing_lm_eval
+
+MODEL_NAME = "persona_atlas"
+"""Name by which the harness knows the model."""
+
+_LOADING = ("store", "model", "reduction", "transfer", "chat_template", "dtype", "device", *EDIT_FIELDS)
+_HARNESS = (
+    "batch_size",
+    "max_batch_size",
+    "max_length",
+    "truncation",
+    "logits_cache",
+    "softmax_dtype",
+    "mixed_precision_dtype",
+    "add_bos_token",
+    "prefix_token_id",
+    "think_end_token",
+    "enable_thinking",
+    "chat_template_args",
+)
+"""Arguments of the harness's ``hf`` model that mean something for a model that is loaded already."""
+
+
+class EditedCalls:
+    """What the harness's ``hf`` model computes, under edits. A part of the class that ``lm_class`` makes.
+
+    Attributes:
+        edits: The edits; None for none. They may be changed between two evaluations.
+    """
+
+    edits: Intervention | None = None
+    _prompt_length: int = 0
+
+    def _edited(self, prompt_length: int) -> AbstractContextManager[None]:
+        if self.edits is None:
+            return nullcontext()
+        return intervene(self.model, self.edits, prompt_length=prompt_length)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _model_call(self, inps: Any, *rest: Any, **named: Any) -> Any:
+        with self._edited(self._prompt_length):
+            return super()._model_call(inps, *rest, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **named: Any) -> Any:
+        with self._edited(int(context.shape[1])):
+            return super()._model_generate(context, max_length, stop, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _loglikelihood_tokens(self, requests: list[Any], *rest: Any, **named: Any) -> list[tuple[float, bool]]:
+        """Score continuations; where only responses are edited, one by one, as each begins elsewhere in its text."""
+        scored = super()._loglikelihood_tokens  # pyright: ignore[reportAttributeAccessIssue]
+        if self.edits is None or self.edits.of_prompt() == self.edits:
+            return scored(requests, *rest, **named)
+        answers: list[tuple[float, bool]] = []
+        for request in requests:
+            _, context, continuation = request
+            # The harness cuts a text from the left to one token more than the context.
+            cut = max(0, len(context) + len(continuation) - (self.max_length + 1))  # pyright: ignore[reportAttributeAccessIssue]
+            self._prompt_length = max(0, len(context) - cut)
+            answers += scored([request], disable_tqdm=True, override_bs=1)
+        self._prompt_length = 0
+        return answers
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes about the model; the edits are in ``model_args`` beside it."""
+        info: dict[str, Any] = super().get_model_info()  # pyright: ignore[reportAttributeAccessIssue]
+        return info | {"model_edits": 0 if self.edits is None else len(self.edits.edits)}
+
+
+@lru_cache(maxsize=1)
+def lm_class() -> Any:
+    """Make the class, and register it with the harness as ``persona_atlas``.
+
+    Returns:
+        A subclass of ``lm_eval.models.huggingface.HFLM``. Its arguments are those of ``load_with_edits`` and, of the
+        ``hf`` model, those that do not concern loading, such as ``batch_size`` and ``max_length``.
+
+    Raises:
+        InputError: The harness is not installed.
+    """
+    try:
+        from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise refuse_missing_lm_eval(error) from error
+
+    @register_model(MODEL_NAME)
+    class PersonaAtlasLM(EditedCalls, HFLM):
+        def __init__(self, store: str | None = None, **arguments: Any) -> None:
+            known = set(inspect.signature(HFLM.__init__).parameters) & set(_HARNESS)
+            _refuse_unknown({"store": store, **arguments}, known)
+            assert store is not None
+            loading = {name: arguments.pop(name) for name in _LOADING if name in arguments}
+            loaded, self.edits = load_with_edits(str(store), shown_progress(True), **loading)
+            self._start(loaded, **arguments)
+
+        @classmethod
+        def of(cls, loaded: EvaluatedModel, **arguments: Any) -> Any:
+            """Make it of a model that is loaded, without edits."""
+            made = cls.__new__(cls)
+            made._start(loaded, **arguments)
+            return made
+
+        def _start(self, loaded: EvaluatedModel, **arguments: Any) -> None:
+            # Off unless it is asked for, as where activations are captured.
+            arguments.setdefault("enable_thinking", False)
+            super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, **arguments)
+
+    return PersonaAtlasLM
+
+
+def _refuse_unknown(given: dict[str, Any], of_harness: set[str]) -> None:
+    """Refuse an argument that nothing would read: a misspelt cap would leave the model as it is."""
+    if given["store"] is None:
+        raise InputError(
+            "is missing: it names the axis, and by it the model.",
+            code="missing_key",
+            field="store",
+            hint="For example --model_args store=runs/demo,cap=p0.25,layers=14:18.",
+        )
+    known = {*_LOADING, *of_harness}
+    for name in given:
+        if name not in known:
+            raise InputError(
+                "is no argument of the model persona_atlas.",
+                code="unknown_key",
+                field=name,
+                hint=closest(name, known) or f"It has {', '.join(sorted(known))}.",
+            )
