@@ -254,10 +254,17 @@ class JobSpec(SpecSection):
     @property
     def has_texts_in_files(self) -> bool:
         """Whether its texts are read from files of the user that are no catalog of personas."""
-        own_topics = self.drift is not None and self.drift.conversations != BUILTIN
-        own_prefills = self.prefills is not None and self.prefills.source != BUILTIN
-        given = self.conversations is not None and not self.replays
-        return given or self.prompts is not None or own_topics or own_prefills
+        return self.texts_path is not None
+
+    @property
+    def texts_path(self) -> str | None:
+        """The user's file or directory with its texts; None where they are of a catalog of personas, or built in."""
+        if self.drift is not None:
+            return self.drift.conversations if self.drift.conversations != BUILTIN else None
+        if self.prefills is not None:
+            return None if self.prefills.source == BUILTIN else self.prefills.source
+        given = self.conversations or self.prompts
+        return None if given is None else given.source
 
     @property
     def texts_field(self) -> str:
