@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import pyarrow.compute as pc
 
 from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
@@ -122,7 +121,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "rollouts": index.num_rows,
         "empty_responses": run.num_empty_responses,
         "prompts_only": record.of_prompts,
-        "not_reached": pc.sum(pc.equal(index["finish_reason"], "not_reached")).as_py() or 0,
+        "not_reached": index["finish_reason"].to_pylist().count("not_reached"),
         "user": _user(run),
         "served_tokens": run.served_tokens,
         "personas": personas,
