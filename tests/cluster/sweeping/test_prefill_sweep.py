@@ -117,4 +117,5 @@ def save_wider(directory: Path) -> Path:
 
     from tiny_families import SHAPE, save_tiny_model
 
-    return save_tiny_model(directory, LlamaConfig(**(SHAPE | {"hidden_size": 48, "num_hidden_layers": 3})))
+    shape: dict[str, Any] = SHAPE | {"hidden_size": 48, "num_hidden_layers": 3}
+    return save_tiny_model(directory, LlamaConfig(**shape))
