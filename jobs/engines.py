@@ -317,6 +317,8 @@ def _against_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has
         return f"it captures {VLLM_HOOK_POINT} only"
     if spec.capture.before_intervention:
         return "it captures what an edited layer returns after its edits only"
+    if spec.drift is not None and spec.drift.user.endpoint is None:
+        return "the built-in engine runs the model of the simulated user"
     if _generates(spec) and _is_raised(spec.sampling):
         return f"it samples at temperature {VLLM_MIN_TEMPERATURE} or more, or greedily"
     reason = against_model(facts)

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
-from ..jobs.work.rollouts import Rollout
+from ..jobs.work.rollouts import ArrayName, EditRecord, Rollout
 from ..jobs.work.units import RolloutRequest
 from .engine import CapturedRollout
 
+_Arrays = Mapping[ArrayName, npt.NDArray[np.float32]]
 
-def not_reached(request: RolloutRequest, like: CapturedRollout) -> CapturedRollout:
+
+def not_reached(request: RolloutRequest, vectors_LD: _Arrays, tokens_KTD: _Arrays) -> CapturedRollout:
     """Make the row of a turn that its dialogue did not reach.
 
     Args:
         request: The request that nobody was asked.
-        like: Any captured rollout of the same run, whose arrays give the shapes.
+        vectors_LD: Pooled arrays of any row of the run, which give the shapes; their values are ignored.
+        tokens_KTD: The arrays with every token, likewise.
 
     Returns:
-        A rollout without tokens, with finish reason ``not_reached``. Edits, where they are recorded, changed nothing.
+        A rollout without tokens, with finish reason ``not_reached``. Edits of its intervention changed nothing.
     """
-    edits = like.rollout.edits
+    intervention = request.intervention
+    edited = sorted(set(intervention.layers)) if intervention is not None and intervention.edits else None
     rollout = Rollout(
         address=request.address,
         system_prompt=request.system_prompt,
-        question=request.question,
+        question=request.question if request.user is None else "",
         response="",
         prompt_token_ids=(),
         response_token_ids=(),
         num_content_tokens=0,
         finish_reason="not_reached",
         seed=request.seed,
-        edits=None
-        if edits is None
-        else tuple(replace(edit, num_tokens=0, num_changed=0, mean_correction=0.0) for edit in edits),
+        edits=None if edited is None else tuple(EditRecord(layer, 0, 0, 0.0) for layer in edited),
     )
     return CapturedRollout(
         rollout,
-        {name: np.full_like(values, np.nan) for name, values in like.vectors_LD.items()},
-        {name: np.empty((len(values), 0, values.shape[2]), values.dtype) for name, values in like.tokens_KTD.items()},
-        intervention=request.intervention,
+        {name: np.full_like(values, np.nan) for name, values in vectors_LD.items()},
+        {name: np.empty((len(values), 0, values.shape[2]), values.dtype) for name, values in tokens_KTD.items()},
+        intervention=intervention,
     )

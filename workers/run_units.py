@@ -209,7 +209,9 @@ class _Stream:
             raise UnitError(f"the engine answered with {rollout.address}, which was not asked.", code="rows_mixed")
         request = unit.requests[rollout.address]
         answered = (rollout.address, rollout.system_prompt, rollout.question, rollout.seed)
-        if answered != (request.address, request.system_prompt, request.question, request.seed):
+        # What a simulated user says is known to the responder only.
+        question = request.question if request.user is None else rollout.question
+        if answered != (request.address, request.system_prompt, question, request.seed):
             raise UnitError(f"the engine answered {request.address} with another rollout's words.", code="rows_mixed")
         if captured.intervention != request.intervention:
             raise UnitError(
@@ -218,7 +220,7 @@ class _Stream:
             )
         following = self._record(unit, request, captured)
         while following is not None and not following.is_reached:
-            following = self._record(unit, following, not_reached(following, captured))
+            following = self._record(unit, following, not_reached(following, captured.vectors_LD, captured.tokens_KTD))
         if following is not None:
             self._queue.appendleft(following)
         return unit if unit.is_complete else None

@@ -38,7 +38,7 @@ from .stores import (
     show,
     verify,
 )
-from .studies import lm_eval, pareto, trajectories
+from .studies import drift, harm, lm_eval, pareto, trajectories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,7 +75,9 @@ for _command in (
     export.export,
     import_vectors.import_vectors,
     project.project,
+    drift.drift,
     trajectories.trajectories,
+    harm.harm,
     push.push,
     pull.pull,
     serve.serve,

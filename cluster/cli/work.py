@@ -1,4 +1,4 @@
-"""Shared by ``run`` and ``extract``: plan a spec, run its missing units, reduce, and print the result."""
+"""Shared by ``run``, ``extract`` and studies: plan a spec, run its missing units, reduce, and print the result."""
 
 from __future__ import annotations
 
@@ -33,6 +33,30 @@ def work(spec: JobSpec, address: str | None, *, grow: bool, as_json: bool) -> in
     Raises:
         AtlasError: See ``prepare_job``, ``worked_job`` and ``conclude``.
     """
+    outcome, conclusion, num_skipped = run_job(spec, address, grow=grow)
+    if as_json:
+        output.document(outcome_as_dict(outcome, conclusion) | {"skipped": num_skipped})
+    else:
+        print_outcome(outcome, conclusion)
+        if num_skipped:
+            output.text(f"Skipped: {num_skipped:,} that cannot be read, listed in {SKIPPED} of the store")
+    return 0 if outcome.is_complete else 1
+
+
+def run_job(spec: JobSpec, address: str | None, *, grow: bool = False) -> tuple[Outcome, Conclusion, int]:
+    """Run a job, or the missing units of one, and reduce it; the plan and progress go to stderr.
+
+    Args:
+        spec: The job.
+        address: Ray cluster to join, as ``host:port``; None: Ray is started on this machine.
+        grow: Whether the job may add to the run in its store.
+
+    Returns:
+        How it ended, what was made of it, and how many entries of its input were left out.
+
+    Raises:
+        AtlasError: See ``prepare_job``, ``worked_job`` and ``conclude``.
+    """
     progress = output.progress()
     job = prepare_job(spec, progress, grow=grow)
     shown, figures = job.plan, job.estimate
@@ -42,17 +66,16 @@ def work(spec: JobSpec, address: str | None, *, grow: bool, as_json: bool) -> in
     for what, figure in plan.lines(shown, figures):
         progress.say(f"  {what + ':':18}{figure}")
     outcome, conclusion = finish_job(job, progress, partial(open_ray_backend, address=address))
-    num_skipped = len(job.plan.source.skipped)
-    if as_json:
-        output.document(_as_dict(outcome, conclusion) | {"skipped": num_skipped})
-    else:
-        _print(outcome, conclusion)
-        if num_skipped:
-            output.text(f"Skipped: {num_skipped:,} that cannot be read, listed in {SKIPPED} of the store")
-    return 0 if outcome.is_complete else 1
+    return outcome, conclusion, len(job.plan.source.skipped)
 
 
-def _print(outcome: Outcome, conclusion: Conclusion) -> None:
+def print_outcome(outcome: Outcome, conclusion: Conclusion) -> None:
+    """Print how a job ended.
+
+    Args:
+        outcome: How it ended.
+        conclusion: What was made of it.
+    """
     if conclusion.summary is not None:
         summary_text.print_summary(conclusion.summary)
     if outcome.failures:
@@ -69,7 +92,13 @@ def _print(outcome: Outcome, conclusion: Conclusion) -> None:
         output.text(f"Report:  {conclusion.report_place}")
 
 
-def _as_dict(outcome: Outcome, conclusion: Conclusion) -> dict[str, Any]:
+def outcome_as_dict(outcome: Outcome, conclusion: Conclusion) -> dict[str, Any]:
+    """Build what ``--json`` prints of how a job ended.
+
+    Args:
+        outcome: How it ended.
+        conclusion: What was made of it.
+    """
     return {
         "state": "SUCCEEDED" if outcome.is_complete else "FAILED",
         "units_done": outcome.done,

@@ -121,15 +121,17 @@ class ClusterRequest:
                 field="store.url",
                 hint="For example --set store.url=s3://bucket/prefix.",
             )
-        model, catalog = self.spec.model, self.spec.personas.catalog
+        model, catalog, catalog_field = self.spec.model, self.spec.personas.catalog, "personas.catalog"
         adapter, template = model.adapter or "", model.chat_template
         given = self.spec.conversations or self.spec.prompts
         texts = None if given is None else given.source
+        if self.spec.harm is not None:
+            texts, catalog, catalog_field = self.spec.harm.requests, self.spec.harm.catalog, "harm.catalog"
         for name, path, is_local in (
             ("model.source", model.source, _looks_local(model.source)),
             ("model.adapter", adapter, _looks_local(adapter)),
             ("model.chat_template", template, template is not None and not PurePosixPath(template).is_absolute()),
-            ("personas.catalog", catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
+            (catalog_field, catalog, catalog != BUILTIN and not PurePosixPath(catalog).is_absolute()),
             (
                 self.spec.texts_field,
                 texts,

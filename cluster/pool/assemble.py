@@ -18,6 +18,7 @@ from ...workers.models.model_files import find_model
 from ...workers.responders.given import GivenResponder
 from ...workers.vllm.versions import installed_version, require_known_version
 from ..retry import with_retries
+from .dialogues import DialogueSetup
 from .worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Res
             or the server does not serve the model.
     """
     engine = engine_here(settings)
+    if settings.dialogues is not None:
+        setup = DialogueSetup(settings.dialogues, engine, on_wait)
+        responder = _load_responder(settings, engine, on_wait)
+        return setup.responder(responder, load_renderer(engine.directory, engine.chat_template).renderer)
+    return _load_responder(settings, engine, on_wait)
+
+
+def _load_responder(settings: WorkerSettings, engine: EngineSettings, on_wait: Callable[[str], None]) -> Responder:
+    """Load the model and make the responder that answers single requests; see ``load_engine``."""
     if not settings.reads_given and settings.generation is None:
         return _load_model(settings, engine, generates=True)
     conversations = load_renderer(engine.directory, engine.chat_template)

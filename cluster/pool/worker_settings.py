@@ -11,6 +11,7 @@ from ...jobs.specs.store_spec import S3Access
 from ...workers.engine import EngineSettings
 from ...workers.models.limits import usable_cores
 from ...workers.vllm.over_nodes.node_group import NodePlace
+from .dialogues import DialogueSettings
 from .placement import Placement
 
 
@@ -39,6 +40,7 @@ class WorkerSettings:
         engine_name: The engine that runs the model.
         intervention: Edits under which every rollout is made; sent once, and not with every request. None for none.
         num_nodes: Nodes of each replica; more than one takes vLLM.
+        dialogues: What dialogues need; None where every rollout is a single response, or the texts are given.
         place: The place of this process in its replica; None until the nodes of the replica are known, and on one node.
     """
 
@@ -61,6 +63,7 @@ class WorkerSettings:
     intervention: Intervention | None = None
     num_nodes: int = 1
     place: NodePlace | None = None
+    dialogues: DialogueSettings | None = None
 
     def on_node(self, num_cpus: float, num_gpus: float) -> WorkerSettings:
         """Return the settings of a worker that was placed on a node.

@@ -17,6 +17,7 @@ from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import load_renderer
 from ...workers.engine import EngineSettings
 from ...workers.models.memory import require_memory
+from ..pool.dialogues import DialogueSettings
 from ..pool.executor import Executor
 from ..pool.placement import Placement, place
 from ..pool.session import local_resources, ray_session
@@ -146,7 +147,16 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         engine_name=engine,
         num_nodes=placement.num_nodes,
         intervention=None if job.plan.edits is None else job.plan.edits.intervention,
+        dialogues=_dialogues(job),
     )
+
+
+def _dialogues(job: Job) -> DialogueSettings | None:
+    """Say what workers need for dialogues; None where the job has none."""
+    spec, facts = job.plan.spec, job.plan.facts
+    if not spec.has_turns or not job.plan.source.generates:
+        return None
+    return DialogueSettings(facts.d_model, facts.max_context, None if spec.drift is None else spec.drift.user)
 
 
 def rendering_of(job: Job, renderer: ChatRenderer) -> dict[str, object]:

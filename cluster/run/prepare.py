@@ -13,7 +13,7 @@ from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.load import load_source
 from ...jobs.sources.source import RequestSource
-from ...jobs.specs.endpoint_keys import refuse_key
+from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...jobs.work.run_edits import RunEdits
@@ -91,7 +91,7 @@ def plan_job(
     Raises:
         InputError: A persona, conversation, layer, model, intervention or file is wrong.
     """
-    refuse_key(spec.generation)
+    refuse_keys(spec)
     # The source first: errors in it are found in a moment, whereas the model may have to be downloaded.
     source = source or load_source(spec)
     for note in source.notes:
@@ -190,7 +190,7 @@ def sketch_plan(spec: JobSpec, progress: Progress, *, grow: bool = False) -> Ske
         InputError: A persona, conversation, layer, model or file is wrong; or the spec adds nothing, or something that
             cannot be added.
     """
-    refuse_key(spec.generation)
+    refuse_keys(spec)
     if not grow:
         return _sketch(spec, progress, None)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
@@ -248,7 +248,7 @@ def prepare_job(
         StoreError: The store is damaged.
     """
     refuse_parallel_builtin(spec.placement)
-    refuse_key(spec.generation)
+    refuse_keys(spec)
     location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
     record = run_to_grow(location) if grow else read_run_record(location)
     template = chat_template or read_chat_template(spec.model)

@@ -111,8 +111,7 @@ def require_room_for_responses(plan: Plan, renderer: ChatRenderer, progress: Pro
     sure = plan.facts.max_context - plan.spec.sampling.max_new_tokens - _MOST_TEMPLATE_TOKENS
     if plan.source.longest_prompt(plan.units, _num_bytes) <= sure:
         return
-    requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
-    chats = dict.fromkeys(request.messages for request in requests)
+    chats = dict.fromkeys(request.messages for request in _first_requests(plan))
     longest = [chat for chat in chats if sum(_num_bytes(message.content) for message in chat) > sure]
     progress.say(f"Measuring {count_of(len(longest), 'long prompt')} against the model's context.")
     for messages in longest:
@@ -189,4 +188,6 @@ def _differences(plan: Plan, directory: Path, template: str | None) -> Iterator[
 
 
 def _first_requests(plan: Plan) -> Iterator[RolloutRequest]:
-    return (request for unit in plan.units for request in plan.requests(unit).first(unit))
+    """Make the requests that depend on no reply, and on no message of a simulated user."""
+    requests = (request for unit in plan.units for request in plan.requests(unit).first(unit))
+    return (request for request in requests if request.user is None)

@@ -1,1 +1,1 @@
-"""Studies of several steps: what is run, judged and measured, and what is computed from it."""
+"""Studies: a job, what a judge says of its replies, and the numbers that are made of both."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from ...jobs.errors import InputError
-from ...jobs.specs.endpoint_keys import from_store, refuse_key, with_receiver
+from ...jobs.specs.endpoint_keys import from_store, refuse_keys, with_receiver
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.store_spec import S3Access
 from ...jobs.work.run_edits import RunEdits
@@ -64,5 +64,5 @@ def spec_of_job(job: RayJob, receiver: str | None) -> JobSpec:
 
 def _confirmed(spec: JobSpec, receiver: str | None) -> JobSpec:
     spec = with_receiver(spec, receiver)
-    refuse_key(spec.generation)
+    refuse_keys(spec)
     return spec

@@ -18,7 +18,7 @@ from ...jobs.errors import InputError
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
 from ...jobs.sizing.estimate import Estimate, estimate
-from ...jobs.specs.endpoint_keys import refuse_key
+from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from ...jobs.version import __version__
@@ -94,7 +94,7 @@ def submit_job(
     """
     refuse_parallel_builtin(spec.placement)
     refuse_conversations(spec)
-    refuse_key(spec.generation)
+    refuse_keys(spec)
     spec = resolved(spec)
     template = chat_template or read_chat_template(spec.model)
     checked = _check_store(spec, template, progress, edits, grow=grow)

@@ -114,11 +114,12 @@ class Catalog:
         )
 
 
-def load_catalog(source: str = BUILTIN) -> Catalog:
+def load_catalog(source: str = BUILTIN, field: str = "personas.catalog") -> Catalog:
     """Open a catalog: list its personas and read its questions.
 
     Args:
         source: ``builtin``, or a directory in the native layout or the released one.
+        field: Field of the spec that names it, for errors.
 
     Raises:
         InputError: The directory is missing or in neither layout, or its list of questions is invalid.
@@ -127,8 +128,8 @@ def load_catalog(source: str = BUILTIN) -> Catalog:
         >>> "pirate" in load_catalog().names("role")
         True
     """
-    root = Path(__file__).parent if source == BUILTIN else local_path(source, "personas.catalog")
-    if not is_directory(root, "personas.catalog"):
+    root = Path(__file__).parent if source == BUILTIN else local_path(source, field)
+    if not is_directory(root, field):
         raise InputError(
             "there is no such directory.", code="no_catalog", file=source, hint="Give a directory or 'builtin'."
         )

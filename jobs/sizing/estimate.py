@@ -58,6 +58,8 @@ class Estimate:
         tensor_parallel: Devices among which each decoder layer of a replica is split.
         pipeline_parallel: Stages of a replica, of ``tensor_parallel`` devices each.
         engine: Engine that is estimated.
+        user_prompt_tokens: Tokens that the model of a simulated user reads, roughly; 0 without one.
+        user_response_tokens: Tokens of its messages, at most.
         kv_heads: Key-value heads of a layer: over more devices the KV cache is copied and not split; 0 if unknown.
     """
 
@@ -79,6 +81,8 @@ class Estimate:
     engine: Engine = "builtin"
     step_bytes: int = 0
     kv_heads: int = 0
+    user_prompt_tokens: int = 0
+    user_response_tokens: int = 0
 
     @property
     def gpus_per_replica(self) -> int:
@@ -147,6 +151,8 @@ def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
         engine=engine,
         step_bytes=VLLM_MAX_NUM_BATCHED_TOKENS * len(plan.layers) * facts.d_model * width if engine == "vllm" else 0,
         kv_heads=facts.num_kv_heads,
+        user_prompt_tokens=texts.user_prompt_tokens,
+        user_response_tokens=texts.user_response_tokens,
     )
 
 

@@ -8,7 +8,8 @@ A decoding step of a batch generates one token for each of its slots. It takes a
 
 and (tokens out / slots) steps are needed. Prefill takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency),
 for the prompts and for the canaries, the rollouts that are recomputed as a check; texts that are given, or that a
-server generates, are prefilled whole and nothing is decoded. An engine is its efficiency, its ``layer_us`` and its
+server generates, are prefilled whole and nothing is decoded. The user of a dialogue counts where the model plays it
+itself; another model's time is not priced. An engine is its efficiency, its ``layer_us`` and its
 slots: vLLM's slots are as many as the memory of the device has room for, up to their number, and the sums of its
 capture are moved through memory in each step. Not modelled are the arithmetic of attention (1 % at a thousand tokens
 of a 70B model), communication between the devices of a replica (part of the efficiency), the experts that a mixture
@@ -106,8 +107,12 @@ def price(
     flops = size * _flops(plan, device) * _efficiency(figures, device)
     step_s, limit = _step(plan, figures, device, rows, size, flops)
     generates = generates_here(plan)
-    decode_hours = step_s * figures.response_tokens / rows / 3600 if generates else 0.0
+    # Where the model under study plays the user too, it reads and writes the user's part as well.
+    is_user = plan.spec.drift is not None and plan.spec.drift.user.is_same
+    written = figures.response_tokens + (figures.user_response_tokens if is_user else 0)
+    decode_hours = step_s * written / rows / 3600 if generates else 0.0
     tokens_read = figures.prompt_tokens + figures.canary_tokens + (0 if generates else figures.response_tokens)
+    tokens_read += figures.user_prompt_tokens if is_user else 0
     prefill_hours = 2 * plan.facts.num_parameters * tokens_read / flops / 3600
     gpu_hours = (prefill_hours + decode_hours) * size
     replicas = min(asked // size, len(plan.units))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..conversation import Conversation
+from ..dialogues.simulated_user import SimulatedUser, UserTurn, mirrored
 from ..errors import InputError
 from ..messages import ChatMessage
 from ..personas import Kind, Polarity
@@ -46,13 +47,15 @@ class Dialogue:
         question_index: Index of the dialogue among those of its persona.
         conversation_index: Index of the dialogue in the job, from 0.
         system_prompt: The system prompt; ``""`` for none.
-        turns: What the user says, message by message; each is answered before the next is said. At least one.
+        turns: What the user says, message by message; each is answered before the next is said. Empty where the user is
+            simulated.
         history: Messages of user and assistant between the system prompt and the first of ``turns``, which exist
             already and are no rows.
         sample_index: Counts dialogues of the same prompt and question.
         polarity: ``neg`` for the opposite of a trait.
         extra: What else belongs to it, as a JSON object in text form; every row of it has a copy. ``""`` for nothing.
         place: Where it was read, for error messages.
+        user: Who plays the user; None where the turns are scripted.
 
     Example:
         >>> Dialogue("conversation", "talks", 0, 0, 0, "", ("Who are you?", "Since when?")).turn_indices
@@ -65,17 +68,22 @@ class Dialogue:
     question_index: int
     conversation_index: int
     system_prompt: str
-    turns: tuple[str, ...]
+    turns: tuple[str, ...] = ()
     history: tuple[ChatMessage, ...] = ()
     sample_index: int = 0
     polarity: Polarity = "pos"
     extra: str = ""
     place: str = ""
+    user: SimulatedUser | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.turns) == (self.user is not None):
+            raise ValueError("a dialogue has either turns or a simulated user")
 
     @property
     def num_rows(self) -> int:
         """Number of responses, hence of rows."""
-        return len(self.turns)
+        return len(self.turns) if self.user is None else self.user.exchanges
 
     @property
     def turn_indices(self) -> tuple[int, ...]:
@@ -132,8 +140,11 @@ class DialogueRequests:
         if number == dialogue.num_rows:
             return None
         if not rollout.is_reached:
-            return replace(self._request(dialogue, number, dialogue.opening), is_reached=False)
-        return self._request(dialogue, number, (*request.messages, ChatMessage("assistant", rollout.response)))
+            return replace(self._request(dialogue, number, dialogue.opening), is_reached=False, user=None)
+        # What a simulated user said is in the rollout only.
+        asked = (ChatMessage("user", rollout.question),) if request.user is not None else ()
+        reply = ChatMessage("assistant", rollout.response)
+        return self._request(dialogue, number, (*request.messages, *asked, reply))
 
     def _request(self, dialogue: Dialogue, number: int, before: tuple[ChatMessage, ...]) -> RolloutRequest:
         """Make the request for one response.
@@ -143,13 +154,23 @@ class DialogueRequests:
             number: Which of its responses, from 0.
             before: The chat before the user's message.
         """
-        address = dialogue.address(dialogue.turn_indices[number])
+        turn_index = dialogue.turn_indices[number]
+        address = dialogue.address(turn_index)
+        user: UserTurn | None = None
+        messages = before
+        if dialogue.user is None:
+            messages = (*before, ChatMessage("user", dialogue.turns[number]))
+        else:
+            # The place of the user's message, which no response has.
+            seed = dialogue.address(turn_index - 1).seed(self.job_seed)
+            user = UserTurn(mirrored(dialogue.user.instructions, before), seed)
         return RolloutRequest(
             address,
-            (*before, ChatMessage("user", dialogue.turns[number])),
+            messages,
             address.seed(self.job_seed),
             conversation_index=dialogue.conversation_index,
             extra=dialogue.extra,
+            user=user,
         )
 
     def _of(self, address: RolloutAddress) -> Dialogue:
@@ -231,7 +252,8 @@ class DialogueSource:
         lines: list[str] = []
         for one in self._of(unit):
             history = [[message.role, message.content] for message in one.history]
-            lines.append(json.dumps([unit.unit_id, one.system_prompt, history, one.turns, one.extra]))
+            user = [] if one.user is None else [[one.user.instructions, one.user.exchanges]]
+            lines.append(json.dumps([unit.unit_id, one.system_prompt, history, one.turns, one.extra, *user]))
         return "".join(lines).encode()
 
     def most_tokens(self, unit: WorkUnit, max_context: int) -> int:
@@ -240,7 +262,7 @@ class DialogueSource:
 
     def longest_prompt(self, units: Sequence[WorkUnit], size: Callable[[str], int]) -> int:
         """Return the size of the longest first prompt: a dialogue that outgrows the context later just ends."""
-        return max((_size_before(one, size) + size(one.turns[0]) for one in self._all(units)), default=0)
+        return max((_size_before(one, size) + size("".join(one.turns[:1])) for one in self._all(units)), default=0)
 
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
         """Count prompts, each with all messages before it, and responses at their maximum length."""
@@ -248,13 +270,33 @@ class DialogueSource:
         prompts = rows = longest = 0
         for one in self._all(units):
             tokens = prompt_tokens(_size_before(one, _num_words))
-            for turn in one.turns:
-                tokens += word_tokens(_num_words(turn))
+            for said in self._message_tokens(one):
+                tokens += said
                 prompts += tokens
                 tokens += new + TEMPLATE_TOKENS
             rows += one.num_rows
             longest = max(longest, tokens)
-        return TokenCounts(prompts, rows * new, longest)
+        user = self.spec.drift.user.max_new_tokens if self.spec.drift is not None else 0
+        return TokenCounts(prompts, rows * new, longest, *self._user_tokens(units, user))
+
+    def _message_tokens(self, dialogue: Dialogue) -> list[int]:
+        """Estimate the tokens of each of the user's messages; of a simulated user's at most."""
+        if dialogue.user is not None:
+            assert self.spec.drift is not None
+            return [self.spec.drift.user.max_new_tokens] * dialogue.num_rows
+        return [word_tokens(_num_words(turn)) for turn in dialogue.turns]
+
+    def _user_tokens(self, units: Sequence[WorkUnit], most: int) -> tuple[int, int]:
+        """Estimate the tokens that the model of a simulated user reads, and those that it writes at most."""
+        read = written = 0
+        for one in self._all(units):
+            if one.user is None:
+                continue
+            first = prompt_tokens(_num_words(one.user.instructions))
+            each = self.spec.sampling.max_new_tokens + most + TEMPLATE_TOKENS
+            read += one.num_rows * first + each * (one.num_rows * (one.num_rows - 1) // 2)
+            written += one.num_rows * most
+        return read, written
 
     def _all(self, units: Iterable[WorkUnit]) -> Iterator[Dialogue]:
         return (dialogue for unit in units for dialogue in self._of(unit))

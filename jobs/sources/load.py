@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from ..catalog import load_catalog
+from ..dialogues.topics import load_conversations
 from ..specs.spec import JobSpec
 from .conversation_source import ConversationSource
 from .dialogue_source import DialogueSource
+from .drift_source import drift_dialogues
+from .harm_dialogues import REQUESTS_FIELD, harm_dialogues
 from .persona_source import PersonaSource
 from .read_conversations import read_conversations
 from .read_prompts import read_prompts
@@ -34,4 +37,11 @@ def load_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
         )
     if spec.prompts is not None:
         return DialogueSource(read_prompts(spec.prompts.source), spec)
+    if spec.drift is not None:
+        catalog = load_conversations(spec.drift.conversations)
+        return DialogueSource(drift_dialogues(catalog, spec.drift), spec, "drift.exchanges")
+    if spec.harm is not None:
+        catalog = load_catalog(catalog_directory or spec.harm.catalog, "harm.catalog")
+        dialogues = harm_dialogues(spec.harm, catalog, spec.seed, spec.model.display_name)
+        return DialogueSource(dialogues, spec, REQUESTS_FIELD)
     return PersonaSource(spec, load_catalog(catalog_directory or spec.personas.catalog))

@@ -24,7 +24,8 @@ from .problems import Problem, Refusal, input_error
 
 _HINT = 'A line is {"system": "...", "question": "..."} or {"turns": ["...", "..."]}; also category and other keys.'
 _SAID = ("question", "turns", "messages")
-_FIELD = "prompts.source"
+SOURCE_FIELD = "prompts.source"
+"""Field of a spec that names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,12 @@ class _Prompt:
     extra: str
 
 
-def read_prompts(source: str) -> tuple[Dialogue, ...]:
+def read_prompts(source: str, field: str = SOURCE_FIELD) -> tuple[Dialogue, ...]:
     """Read every prompt of a file as a dialogue, in the order of the file.
 
     Args:
         source: A file of JSON Lines or JSON.
+        field: Field of the spec that names it, for errors.
 
     Returns:
         The dialogues: kind ``conversation``, persona the category or else the file's name, question_index and
@@ -51,9 +53,9 @@ def read_prompts(source: str) -> tuple[Dialogue, ...]:
     Raises:
         InputError: An entry is no prompt, or there is none; names the file, the line and the field.
     """
-    path = local_path(source, _FIELD)
-    if is_directory(path, _FIELD):
-        raise InputError("is a directory.", code="not_a_file", field=_FIELD, file=str(path), hint="Name a file.")
+    path = local_path(source, field)
+    if is_directory(path, field):
+        raise InputError("is a directory.", code="not_a_file", field=field, file=str(path), hint="Name a file.")
     dialogues: list[Dialogue] = []
     problems: list[Problem] = []
     for position, entry in enumerate(_entries(json_values(path), str(path))):

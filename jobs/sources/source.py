@@ -25,11 +25,15 @@ class TokenCounts:
         prompt_tokens: Tokens of all prompts, roughly.
         response_tokens: Tokens of all responses: of generated ones at most, of existing ones roughly.
         row_tokens: Tokens of the rollout (prompt and response) that batches are sized by.
+        user_prompt_tokens: Tokens that the model of a simulated user reads; 0 without one.
+        user_response_tokens: Tokens of its messages, at most.
     """
 
     prompt_tokens: int
     response_tokens: int
     row_tokens: int
+    user_prompt_tokens: int = 0
+    user_response_tokens: int = 0
 
 
 class RequestSource(Protocol):

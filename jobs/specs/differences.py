@@ -22,6 +22,8 @@ _REASONS = {
     "seed": "The seeds of all rollouts of a run follow from it.",
     "conversations": "A run has either given conversations or personas, and all of it is of one sort.",
     "prompts": "A run has either prompts of a file or personas, and all of it is of one sort.",
+    "drift": "All conversations of a run are of the same length at most, and with the same user.",
+    "harm": "A run has either roles that are asked for harm or personas, and all of it is of one sort.",
     "personas": "The questions of what is planned already would be others.",
 }
 """Why a field cannot change in a run that grows, by its first part."""

@@ -20,9 +20,40 @@ SERVER_KEYS = ("OPENAI_API_KEY", "SGLANG_API_KEY", "VLLM_API_KEY")
 
 def from_store(spec: JobSpec) -> JobSpec:
     """Mark a spec as read from a store or a job."""
-    if spec.generation is None:
-        return spec
-    return spec.model_copy(update={"generation": spec.generation.marked(is_from_store=True)})
+    return _marked(spec, is_from_store=True)
+
+
+def servers_of(spec: JobSpec) -> list[tuple[str, GenerationSpec]]:
+    """Return the servers that a job sends requests to, each with the section of the spec that names it.
+
+    Args:
+        spec: The job.
+    """
+    user = None if spec.drift is None else spec.drift.user.server
+    named = (("generation", spec.generation), ("drift.user", user))
+    return [(section, server) for section, server in named if server is not None]
+
+
+def refuse_keys(spec: JobSpec) -> None:
+    """Refuse keys that a job may not send; see ``refuse_key``.
+
+    Args:
+        spec: The job.
+
+    Raises:
+        InputError: A variable may not be named, or the spec comes from a store or a job.
+    """
+    for section, server in servers_of(spec):
+        refuse_key(server, f"{section}.api_key_env")
+
+
+def _marked(spec: JobSpec, *, is_from_store: bool) -> JobSpec:
+    generation, drift = spec.generation, spec.drift
+    marked = {
+        "generation": None if generation is None else generation.marked(is_from_store=is_from_store),
+        "drift": None if drift is None else drift.marked(is_from_store=is_from_store),
+    }
+    return spec.model_copy(update={name: section for name, section in marked.items() if section is not None})
 
 
 def with_receiver(spec: JobSpec, receiver: str | None) -> JobSpec:
@@ -38,19 +69,20 @@ def with_receiver(spec: JobSpec, receiver: str | None) -> JobSpec:
     """
     if receiver is None:
         return spec
-    generation = spec.generation
-    if generation is None or generation.api_key_env is None:
+    keyed = [server for _, server in servers_of(spec) if server.api_key_env is not None]
+    if not keyed:
         raise InputError(
             "the spec sends no key to any server.", code="no_receiver", field="--send-key-to", hint="Leave it out."
         )
-    if receiver.rstrip("/") not in (generation.host, generation.endpoint):
+    others = [server for server in keyed if receiver.rstrip("/") not in (server.host, server.endpoint)]
+    if others:
         raise InputError(
-            f"is {receiver}, but the spec sends the key in {generation.api_key_env} to {generation.endpoint}.",
+            f"is {receiver}, but the spec sends the key in {others[0].api_key_env} to {others[0].endpoint}.",
             code="other_receiver",
             field="--send-key-to",
             hint="Run the job from a spec file of your own, with the server that you mean.",
         )
-    return spec.model_copy(update={"generation": generation.marked(is_from_store=False)})
+    return _marked(spec, is_from_store=False)
 
 
 def refuse_key(generation: GenerationSpec | None, field: str = "generation.api_key_env") -> None:

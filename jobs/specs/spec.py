@@ -24,12 +24,15 @@ from pydantic import (
     model_validator,
 )
 
+from ..dialogues.topics import BUILTIN
 from ..errors import InputError
 from ..files.store_url import normal_store_url
 from ..files.text_files import read_text
 from ..files.user_paths import local_path
 from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
 from ..poolings import DEFAULT_PROMPT_POOLING, POOLINGS, prompt_poolings
+from .drift_spec import DriftSpec
+from .harm_spec import HarmSpec
 from .interventions_spec import InterventionSpec
 from .spec_parts import (
     CaptureSpec,
@@ -44,6 +47,9 @@ from .spec_parts import (
 )
 from .store_spec import StoreSpec
 
+_TURNS = ("conversations", "prompts", "drift", "harm")
+"""Sections of which a job has one at most, in the place of personas: its rollouts are turns of conversations."""
+
 
 class JobSpec(SpecSection):
     """A job. ``docs/spec.md`` lists every field with its default.
@@ -53,6 +59,8 @@ class JobSpec(SpecSection):
         personas: Personas, and the number of rollouts of each.
         conversations: Existing conversations to read instead; None: rollouts are generated.
         prompts: Prompts of a file to answer instead of the personas'; None: rollouts of the personas are generated.
+        drift: Conversations with a simulated user to have instead; None: rollouts of the personas are generated.
+        harm: Roles that answer a neutral question and then a request of a file; None: as for ``prompts``.
         generation: Server that generates; None: the workers generate.
         sampling: How responses are sampled.
         capture: Which activations are stored.
@@ -71,6 +79,8 @@ class JobSpec(SpecSection):
     personas: PersonasSpec = PersonasSpec()
     conversations: ConversationsSpec | None = None
     prompts: PromptsSpec | None = None
+    drift: DriftSpec | None = None
+    harm: HarmSpec | None = None
     generation: GenerationSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     capture: CaptureSpec = CaptureSpec()
@@ -121,7 +131,7 @@ class JobSpec(SpecSection):
     def _without_what_is_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A spec without one of these has the bytes that it had before there were any.
         fields = write(self)
-        for name in ("interventions", "prompts"):
+        for name in ("interventions", "prompts", "drift", "harm"):
             if getattr(self, name) is None:
                 fields.pop(name, None)
         if not self.capture.before_intervention and "capture" in fields:
@@ -134,17 +144,31 @@ class JobSpec(SpecSection):
         if by_prefill != (self.capture.mode == "prefill_pass"):
             asks = "texts from elsewhere need prefill_pass" if by_prefill else "nothing gives it texts"
             raise ValueError(f"capture.mode is {self.capture.mode}, but {asks}; leave it out, it follows from the rest")
-        sections = [name for name in ("conversations", "prompts") if getattr(self, name) is not None]
+        sections = [name for name in _TURNS if getattr(self, name) is not None]
         sections += ["personas"] if self.personas != PersonasSpec() else []
         if len(sections) > 1:
             raise ValueError(f"a job has either {' or '.join(sections)}: leave one of the two out")
         if self.conversations is not None and self.generation is not None:
             raise ValueError("conversations need no generation: leave generation out")
+        if self.drift is not None:
+            self._require_user(self.drift)
         if self.has_turns:
             return self
         if not self.personas.roles.names and not self.personas.traits.names and self.personas.default.prompts == 0:
             raise ValueError("personas selects nobody: name roles or traits, or give the default at least one prompt")
         return self
+
+    def _require_user(self, drift: DriftSpec) -> None:
+        """Refuse a user whom the engine of the job cannot run."""
+        if drift.user.is_same and self.generation is not None:
+            raise ValueError(
+                "drift.user.model is same, but a server generates; name that server in drift.user.endpoint too"
+            )
+        if drift.user.endpoint is None and self.placement.engine == "vllm":
+            raise ValueError(
+                "placement.engine is vllm, and a simulated user without drift.user.endpoint needs the built-in engine; "
+                "serve the user's model, or set placement.engine to builtin"
+            )
 
     def replaced(self, **sections: Mapping[str, Any]) -> JobSpec:
         """Return a copy with other values of some fields, validated like a spec that was read.
@@ -163,11 +187,13 @@ class JobSpec(SpecSection):
         for section, changes in sections.items():
             data[section] = data[section] | changes
         changed = validate(JobSpec, data, text="", file="")
-        if self.generation is None or changed.generation is None:
-            return changed
         # The mark is no field, and must not be lost: it keeps keys from a server that others have written in.
-        generation = changed.generation.marked(is_from_store=self.generation.is_from_store)
-        return changed.model_copy(update={"generation": generation})
+        marked: dict[str, Any] = {}
+        if self.generation is not None and changed.generation is not None:
+            marked["generation"] = changed.generation.marked(is_from_store=self.generation.is_from_store)
+        if self.drift is not None and changed.drift is not None:
+            marked["drift"] = changed.drift.marked(is_from_store=self.drift.user.is_from_store)
+        return changed.model_copy(update=marked) if marked else changed
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the results, as JSON values; two specs of one run must agree in them."""
@@ -194,7 +220,9 @@ class JobSpec(SpecSection):
         keep |= {key: whole[key] for key in ("personas", "sampling", "seed")}
         if self.has_turns:
             del keep["personas"]
-            keep["prompts"] = True
+            # The plan's digest covers the texts of a file.
+            asked = "prompts" if self.harm is None else "harm"
+            keep |= {asked: True} if self.drift is None else {"drift": self.drift.identity()}
         else:
             del keep["personas"]["catalog"]
         if self.generation is not None:
@@ -204,18 +232,24 @@ class JobSpec(SpecSection):
     @property
     def has_turns(self) -> bool:
         """Whether its rollouts are turns of conversations, which exist or are generated."""
-        return self.conversations is not None or self.prompts is not None
+        return any(getattr(self, name) is not None for name in _TURNS)
 
     @property
     def has_texts_in_files(self) -> bool:
-        """Whether its texts are read from files of the user that are no catalog."""
-        return self.conversations is not None or self.prompts is not None
+        """Whether its texts are read from files of the user that are no catalog of personas."""
+        own_topics = self.drift is not None and self.drift.conversations != BUILTIN
+        given = (self.conversations, self.prompts, self.harm)
+        return own_topics or any(section is not None for section in given)
 
     @property
     def texts_field(self) -> str:
         """The field that says where the job's texts come from, for messages about them."""
         if self.conversations is not None:
             return "conversations.source"
+        if self.drift is not None:
+            return "drift.conversations"
+        if self.harm is not None:
+            return "harm.requests"
         return "personas.catalog" if self.prompts is None else "prompts.source"
 
     @property

@@ -185,6 +185,7 @@ def _refuse_what_is_no_sweep(job: JobSpec) -> None:
         "interventions": "Write what every setting has into each of them.",
         "generation": "A server generates without interventions: leave it out.",
         "conversations": "Ask personas; texts that exist are read under edits by extract.",
+        "harm": "Ask the requests as prompts, which may have system prompts; persona-atlas harm runs this section.",
     }
     for field, hint in hints.items():
         if getattr(job, field) is not None:

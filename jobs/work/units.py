@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Protocol
 
 from ..conversation import Conversation
+from ..dialogues.simulated_user import UserTurn
 from ..interventions import Intervention
 from ..messages import ChatMessage
 from ..personas import Kind, Polarity
@@ -152,6 +153,8 @@ class RolloutRequest:
         conversation_index: Index of the conversation in the job's input, which its rollout gets; None where the rollout
             is a single response.
         extra: Additional keys of the conversation in the input, as JSON, which its rollout gets.
+        user: What a simulated user is asked first; its message is then the last one of the chat. None where the chat is
+            complete.
         is_reached: Whether the conversation came so far; if not, nobody is asked, and its row is empty
             (``not_reached``).
     """
@@ -164,6 +167,7 @@ class RolloutRequest:
     choices: tuple[str, ...] = ()
     conversation_index: int | None = None
     extra: str = ""
+    user: UserTurn | None = None
     is_reached: bool = True
 
     @property

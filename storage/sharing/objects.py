@@ -85,7 +85,7 @@ def _is_of_vectors(path: str, current: tuple[str, ...]) -> bool:
 
 
 def may_be_replaced(path: str) -> bool:
-    """Whether an object of a store may change: a cache, the current reduction, scores, labels, the shape of an array."""
+    """Whether an object of a store may change: a cache, the current reduction, what judges said, an array's shape."""
     return (
         path in _CACHES or path.split("/")[0] in (layout.SCORES, layout.VERDICTS) or path.split("/")[-1] == "zarr.json"
     )

@@ -6,10 +6,7 @@ Requests run on an event loop in a separate thread, so that the server keeps gen
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from ...jobs.errors import InputError, UnitError
@@ -25,6 +22,7 @@ from ..engine import CapturedRollout, Reader, TokenisedText
 from .answers import Completion
 from .chat_client import CHECK_RETRIES, NEUTRAL_SAMPLING, RETRIES, ChatClient, Retries
 from .readings import Reading, read
+from .request_loop import RequestLoop
 from .served_rollouts import ServedRollouts, other_prompt
 
 
@@ -98,7 +96,7 @@ class EndpointResponder:
 
             fill()
             while requests.in_flight:
-                answered = [self._with_rollout(answer) for answer in requests.wait()]
+                answered = [self._with_rollout(answer) for answer in requests.results()]
                 # The other requests in flight did not cause the error: they are finished before it is raised.
                 refused = next((answer.error for answer in answered if answer.error is not None), refused)
                 # Fill before reading, so that the server is busy while this process captures; and after, because the
@@ -163,64 +161,29 @@ def _refuse_control_tokens(request: RolloutRequest, renderer: ChatRenderer) -> N
         )
 
 
-class _Requests:
-    """Requests in flight, on an event loop in a thread. A context manager; leaving it cancels them."""
+class _Requests(RequestLoop[_Answered]):
+    """Requests in flight for responses."""
 
     def __init__(self, client: ChatClient, renderer: ChatRenderer, sampling: SamplingSpec) -> None:
-        self._client = client
+        super().__init__(client)
         self._renderer = renderer
         self._sampling = sampling
-        self._answers: queue.SimpleQueue[_Answered] = queue.SimpleQueue()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
-        self._tasks: set[Future[None]] = set()
-        self.in_flight = 0
-
-    def __enter__(self) -> _Requests:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._client.__aenter__(), self._loop).result()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     def send(self, request: RolloutRequest) -> None:
         """Send a request without waiting for its response."""
-        self.in_flight += 1
-        task = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.start(self._answer(request))
 
-    def wait(self) -> list[_Answered]:
-        """Wait until at least one request is answered, and return all that are."""
-        answered = [self._answers.get()]
-        while not self._answers.empty():
-            answered.append(self._answers.get())
-        self.in_flight -= len(answered)
-        return answered
-
-    async def _answer(self, request: RolloutRequest) -> None:
+    async def _answer(self, request: RolloutRequest) -> _Answered:
         name = str(request.address)
         try:
             _refuse_intervention(request)
             _refuse_control_tokens(request, self._renderer)
             messages = self._renderer.for_template(request.messages)
-            answered = _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))
+            return _Answered(request, await self._client.complete(messages, self._sampling, request.seed, name))
         except UnitError as error:
-            answered = _Answered(request, None, error)
+            return _Answered(request, None, error)
         except Exception as error:  # noqa: BLE001 - passed to the caller: an error left in the task is never raised
-            answered = _Answered(request, None, UnitError(f"{name}: {error!r}.", code="endpoint_failed"))
-        self._answers.put(answered)
-
-    async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._client.__aexit__()
+            return _Answered(request, None, UnitError(f"{name}: {error!r}.", code="endpoint_failed"))
 
 
 _PROBE = (ChatMessage("user", "Hi"),)

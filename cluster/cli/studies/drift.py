@@ -1,0 +1,125 @@
+"""``persona-atlas drift``: have the conversations of a drift study, then show where they led the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ....analysis.axis_source import AxisSource, open_axis
+from ....analysis.dialogues.drift import DriftResults, DriftSettings, study_drift
+from ....analysis.dialogues.picture import write_picture
+from ....jobs.errors import InputError
+from ....jobs.sizing.estimate import estimate
+from ....jobs.specs.spec import JobSpec, load_spec
+from ....jobs.work.units import WorkUnit
+from ...run.prepare import sketch_plan
+from .. import output
+from ..jobs import plan
+from ..options import join_option, json_option, set_option, spec_argument
+from ..result_files import picture_to_write
+from ..work import outcome_as_dict, print_outcome, run_job
+from .turns_output import print_drift
+
+
+@click.command()
+@spec_argument
+@set_option
+@click.option("--axis", default=None, help="A run that was reduced, imported vectors, or a folder of published ones.")
+@click.option("--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer.")
+@click.option("--png", default=None, type=click.Path(dir_okay=False), help="File for the picture; needs --axis.")
+@click.option("--dry-run", is_flag=True, help="Only estimate what the conversations take.")
+@join_option
+@json_option
+def drift(
+    spec_file: str,
+    overrides: tuple[str, ...],
+    axis: str | None,
+    layer: int | None,
+    png: str | None,
+    dry_run: bool,
+    address: str | None,
+    as_json: bool,
+) -> int:
+    """Have the conversations of SPEC, or the missing ones, and show how they move along an axis.
+
+    SPEC is a job with a section drift: who plays the user, and about what. A study that was stopped continues with the
+    same command; committed conversations are not had again. Without --axis they are only stored, and the command
+    trajectories shows them later.
+    """
+    spec = load_spec(spec_file, overrides)
+    _require_study(spec, axis, layer, png)
+    if dry_run:
+        _show_plan(spec, as_json=as_json)
+        return 0
+    picture = picture_to_write(png)
+    opened = None if axis is None else open_axis(axis)
+    if opened is not None:
+        _require_layer(spec, opened, layer)
+    outcome, conclusion, _ = run_job(spec, address)
+    results: DriftResults | None = None
+    if opened is not None and outcome.done:
+        results = study_drift(conclusion.store, opened, DriftSettings(layer))
+        if picture is not None:
+            write_picture(results, picture)
+    if as_json:
+        output.document(
+            outcome_as_dict(outcome, conclusion)
+            | {"drift": None if results is None else results.as_dict()}
+            | {"png": None if picture is None or results is None else str(picture)}
+        )
+    else:
+        print_outcome(outcome, conclusion)
+        if results is not None:
+            print_drift(results, picture)
+        elif outcome.done:
+            output.text(f"Next:    persona-atlas trajectories {conclusion.store.url} --axis AXIS")
+    return 0 if outcome.is_complete else 1
+
+
+def _require_study(spec: JobSpec, axis: str | None, layer: int | None, png: str | None) -> None:
+    """Refuse a job that is no drift study, and options that would do nothing."""
+    if spec.drift is None:
+        raise InputError(
+            "is required and missing.",
+            code="no_drift",
+            field="drift",
+            hint="Name in it who plays the user (docs/spec.md); persona-atlas run runs other jobs.",
+        )
+    for name, value in (("--layer", layer), ("--png", png)):
+        if value is not None and axis is None:
+            raise InputError(
+                "has no effect without an axis.", code="no_axis", field=name, hint="Name one with --axis, as a run."
+            )
+
+
+def _require_layer(spec: JobSpec, axis: AxisSource, layer: int | None) -> None:
+    """Refuse, before any conversation is had, a layer that the axis lacks or that the job would not capture."""
+    if layer is None:
+        return
+    chosen = axis.chosen(layer)
+    captured = spec.capture.layers
+    if isinstance(captured, list) and not set(chosen) <= set(captured):
+        raise InputError(
+            f"is {layer}, which capture.layers leaves out.",
+            code="no_such_layer",
+            field="--layer",
+            hint=f"Capture it, or choose among {', '.join(map(str, captured))}.",
+        )
+
+
+def _show_plan(spec: JobSpec, *, as_json: bool) -> None:
+    """Print what the conversations take; nothing is run."""
+    sketch = sketch_plan(spec, output.progress())
+    figures = estimate(sketch.plan)
+    if as_json:
+        document: dict[str, Any] = plan.as_dict(sketch.plan, figures, sketch.facts_from)
+        output.document(document | {"conversations": _num_conversations(sketch.plan.units)})
+        return
+    lines = plan.lines(sketch.plan, figures)
+    output.table("Drift study", ["", ""], [["conversations", f"{_num_conversations(sketch.plan.units):,}"], *lines])
+
+
+def _num_conversations(units: Sequence[WorkUnit]) -> int:
+    return len({index for unit in units for index in unit.conversation_indices or ()})

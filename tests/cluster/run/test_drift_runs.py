@@ -1,0 +1,174 @@
+"""Conversations with a simulated user: the model itself, a model of its own, or a server; and how they end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import persona_atlas
+import pytest
+import yaml
+from persona_atlas.jobs.dialogues.simulated_user import END_MARK
+from persona_atlas.jobs.errors import InputError
+from persona_atlas.jobs.specs.spec import JobSpec, make_spec
+from persona_atlas.storage.query.run import Run
+
+from chat_server import ChatServer, serving
+from whole_run import verified
+
+PERSONS = {
+    "ada": {"description": "You are Ada.", "manner": "You write briefly.", "topics": ["Your oven.", "Your hen."]},
+    "bo": {"description": "You are Bo.", "manner": "You ramble.", "topics": ["Your boat."]},
+}
+
+
+def job(model: Path, folder: Path, user: dict[str, Any], **changes: Any) -> JobSpec:
+    topics = folder / "topics"
+    topics.mkdir(exist_ok=True)
+    for name in ("home", "sea"):
+        (topics / f"{name}.yaml").write_text(yaml.safe_dump({"personas": PERSONS}))
+    drift = {"conversations": str(topics), "per_domain": 2, "exchanges": 3, "user": {"max_new_tokens": 6} | user}
+    return make_spec(
+        {
+            "model": {"source": str(model)},
+            "drift": drift | changes.pop("drift", {}),
+            "sampling": {"max_new_tokens": 8, "temperature": 1.0},
+            "capture": {
+                "poolings": ["response_mean", "prompt_last", "tokens"],
+                "token_layers": [0],
+                "canary": {"check": "every_unit"},
+            },
+            "placement": {"device": "cpu", "engine": "builtin"},
+            "store": {"url": str(folder / "run"), "mantissa_bits": 23},
+        }
+        | changes
+    )
+
+
+def done(spec: JobSpec) -> Run:
+    result = persona_atlas.run(spec, progress=False)
+    assert result.is_complete, result.failures
+    assert verified(result.run.location).is_complete
+    return result.run
+
+
+def lines_of(run: Run) -> list[dict[str, Any]]:
+    return run.rollouts().to_pylist()
+
+
+def test_the_model_may_play_the_user_itself(tiny_model_directory: Path, tmp_path: Path):
+    lines = lines_of(done(job(tiny_model_directory, tmp_path, {"model": "same"})))
+    places = [(line["persona"], line["prompt_index"], line["question_index"], line["turn_index"]) for line in lines]
+    conversations = [("home", 0, 0), ("home", 1, 0), ("sea", 0, 0), ("sea", 1, 0)]
+    assert places == [(*one, turn) for one in conversations for turn in (1, 3, 5)]
+    assert json.loads(lines[3]["extra"]) == {"domain": "home", "topic": "Your boat.", "user_persona": "bo"}
+    assert [line["conversation_index"] for line in lines] == [index for index in range(4) for _ in range(3)]
+    # A second run of its own says the same: every message has a seed from its place.
+    again = tmp_path / "again"
+    again.mkdir()
+    other = lines_of(done(job(tiny_model_directory, again, {"model": "same"})))
+    assert [(line["question"], line["response"]) for line in other] == [
+        (line["question"], line["response"]) for line in lines
+    ]
+
+
+def test_a_model_of_its_own_may_play_the_user(tiny_model_directory: Path, tmp_path: Path):
+    lines = lines_of(done(job(tiny_model_directory, tmp_path, {"model": str(tiny_model_directory)})))
+    assert len(lines) == 12
+    reached = [line for line in lines if line["finish_reason"] != "not_reached"]
+    assert len(reached) >= 4
+    assert all(line["question"] for line in reached)
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with serving(ChatServer(model="user")) as behaviour:
+        yield behaviour
+
+
+def test_a_server_may_play_the_user_and_sees_the_chat_mirrored(
+    server: ChatServer, tiny_model_directory: Path, tmp_path: Path
+):
+    server.answer = lambda body: f"I say {len(body['messages'])}."
+    run = done(job(tiny_model_directory, tmp_path, {"model": "user", "endpoint": server.url}))
+    lines = lines_of(run)
+    assert [line["question"] for line in lines] == ["I say 2.", "I say 4.", "I say 6."] * 4
+    asked = [body for body in server.bodies if len(body["messages"]) == 6]
+    assert len(asked) == 4
+    assert {tuple(message["role"] for message in body["messages"]) for body in asked} == {
+        ("system", "user", "assistant", "user", "assistant", "user")
+    }
+    said = {tuple(message["content"] for message in body["messages"][2:]) for body in asked}
+    assert said == {
+        ("I say 2.", first["response"], "I say 4.", second["response"])
+        for first, second in zip(lines[::3], lines[1::3], strict=True)
+    }
+    seeds = [body["seed"] for body in server.bodies if body["max_tokens"] == 6]
+    assert len(set(seeds)) == len(seeds) == 12
+    assert sum("Your oven." in body["messages"][0]["content"] for body in asked) == 2
+
+
+def test_a_user_who_ends_a_conversation_leaves_rows_that_were_not_reached(
+    server: ChatServer, tiny_model_directory: Path, tmp_path: Path
+):
+
+    def answer(body: dict[str, Any]) -> str:
+        said = len(body["messages"])
+        if "Ada" in body["messages"][0]["content"]:
+            return f"Good night.\n{END_MARK}" if said == 4 else "Hm."
+        return "" if said == 2 else "Hm."
+
+    server.answer = answer
+    run = done(
+        job(tiny_model_directory, tmp_path, {"model": "user", "endpoint": server.url}, drift={"domains": ["sea"]})
+    )
+    ada, bo = lines_of(run)[:3], lines_of(run)[3:]
+    assert [line["finish_reason"] == "not_reached" for line in ada] == [False, True, True]
+    assert [line["question"] for line in ada] == ["Hm.", "Good night.", ""]
+    assert [line["response"] for line in ada[1:]] == ["", ""]
+    assert [line["finish_reason"] for line in bo] == ["not_reached"] * 3
+    assert run.index["has_vector"].to_pylist()[1:] == [False] * 5
+    # Of a prompt pooling, too, a turn that was not reached has no number.
+    stored = run.activations(pooling="prompt_last", layer="all")
+    assert stored.values.shape[0] == 1 or np.isnan(stored.values[1:]).all()
+
+
+def test_a_conversation_that_outgrows_the_context_ends(tiny_model_directory: Path, tmp_path: Path):
+    line = {"turns": ["Hi", "word " * 600, "So?"]}
+    (tmp_path / "talks.jsonl").write_text(json.dumps(line))
+    spec = make_spec(
+        {
+            "model": {"source": str(tiny_model_directory)},
+            "prompts": {"source": str(tmp_path / "talks.jsonl")},
+            "sampling": {"max_new_tokens": 8},
+            "placement": {"device": "cpu"},
+            "store": {"url": str(tmp_path / "run")},
+        }
+    )
+    lines = lines_of(done(spec))
+    assert [line["finish_reason"] == "not_reached" for line in lines] == [False, True, True]
+    assert [line["question"].strip()[:4] for line in lines] == ["Hi", "word", "So?"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user": {"model": "same", "api_key_env": "OPENAI_API_KEY"}}, "there is no endpoint"),
+        ({"user": {"endpoint": "ftp://x", "model": "m"}}, "must be an http"),
+        ({"user": {"model": "same"}, "domains": ["moon"]}, "which is no domain of"),
+        ({"user": {"model": "same"}, "per_domain": 4}, "which has 3 topics"),
+    ],
+)
+def test_a_section_that_cannot_be_run_is_refused(
+    changes: dict[str, Any], message: str, tiny_model_directory: Path, tmp_path: Path
+):
+    with pytest.raises(InputError, match=message):
+        persona_atlas.plan(job(tiny_model_directory, tmp_path, {}, drift=changes), progress=False)
+
+
+def test_vllm_is_refused_by_name_where_a_worker_would_run_the_user(tiny_model_directory: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="needs the built-in engine"):
+        job(tiny_model_directory, tmp_path, {"model": "same"}, placement={"engine": "vllm"})
