@@ -42,7 +42,9 @@ def pieces(directory: Path, scheme: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "make", [bytes_alone, lambda path: pieces(path, "first"), lambda path: pieces(path, "always")], ids=str
+    "make",
+    [bytes_alone, lambda path: pieces(path, "first"), lambda path: pieces(path, "always")],
+    ids=["bytes", "first", "always"],
 )
 def test_ids_are_those_of_the_tokenizer_alone(make: Callable[[Path], Any], tmp_path: Path):
     tokenizer = make(tmp_path)
