@@ -123,8 +123,7 @@ class ClusterRequest:
             )
         model, catalog = self.spec.model, self.spec.personas.catalog
         adapter, template = model.adapter or "", model.chat_template
-        given = self.spec.conversations or self.spec.prompts
-        texts = None if given is None else given.source
+        texts = self.spec.texts_path
         for name, path, is_local in (
             ("model.source", model.source, _looks_local(model.source)),
             ("model.adapter", adapter, _looks_local(adapter)),

@@ -229,8 +229,15 @@ class JobSpec(SpecSection):
     @property
     def has_texts_in_files(self) -> bool:
         """Whether its texts are read from files of the user that are no catalog of personas."""
-        own_topics = self.drift is not None and self.drift.conversations != BUILTIN
-        return self.conversations is not None or self.prompts is not None or own_topics
+        return self.texts_path is not None
+
+    @property
+    def texts_path(self) -> str | None:
+        """The user's file or directory with its texts; None where they are of a catalog of personas, or built in."""
+        if self.drift is not None:
+            return self.drift.conversations if self.drift.conversations != BUILTIN else None
+        given = self.conversations or self.prompts
+        return None if given is None else given.source
 
     @property
     def texts_field(self) -> str:

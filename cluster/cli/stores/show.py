@@ -48,6 +48,7 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             ["rollouts", _rollouts(contents)],
             *([["server's tokens", served_text(run.served_tokens)]] if run.served_tokens else []),
             *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
+            *([["user", contents["user"]["description"]]] if contents["user"] else []),
             *_interventions(run, contents["edited"]),
             ["arrays", ", ".join(contents["arrays"])],
             ["layers", f"{len(contents['layers'])}: {contents['layers'][0]} to {contents['layers'][-1]}"],
@@ -119,6 +120,8 @@ def _contents(run: Run) -> dict[str, Any]:
         "rollouts": index.num_rows,
         "empty_responses": run.num_empty_responses,
         "prompts_only": record.of_prompts,
+        "not_reached": index["finish_reason"].to_pylist().count("not_reached"),
+        "user": _user(run),
         "served_tokens": run.served_tokens,
         "personas": personas,
         "arrays": ["/".join(pair) for pair in record.arrays],
@@ -145,10 +148,22 @@ def _contents(run: Run) -> dict[str, Any]:
     }
 
 
+def _user(run: Run) -> dict[str, Any] | None:
+    """Describe who played the user; None where nobody did."""
+    asked = run.record.spec.drift
+    if asked is None:
+        return None
+    user = asked.user
+    where = "the model itself" if user.is_same else user.model
+    where += f" at {user.endpoint}" if user.endpoint is not None else ""
+    return {"model": user.model, "endpoint": user.endpoint, "description": f"simulated by {where}"}
+
+
 def _rollouts(contents: dict[str, Any]) -> str:
     if contents["prompts_only"]:
         return f"{contents['rollouts']:,}, prompts without a response"
-    return f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty"
+    missed = f", {contents['not_reached']} of these not reached" if contents["not_reached"] else ""
+    return f"{contents['rollouts']:,}, {contents['empty_responses']} of them empty{missed}"
 
 
 def _interventions(run: Run, edited: dict[str, float]) -> list[list[str]]:

@@ -14,6 +14,7 @@ from ....jobs.errors import InputError
 from ....jobs.sizing.estimate import estimate
 from ....jobs.specs.spec import JobSpec, load_spec
 from ....jobs.work.units import WorkUnit
+from ....workers.models.model_sketch import sketch_model
 from ...run.prepare import sketch_plan
 from .. import output
 from ..jobs import plan
@@ -56,7 +57,7 @@ def drift(
     picture = picture_to_write(png)
     opened = None if axis is None else open_axis(axis)
     if opened is not None:
-        _require_layer(spec, opened, layer)
+        _require_axis(spec, opened, layer)
     outcome, conclusion, _ = run_job(spec, address)
     results: DriftResults | None = None
     if opened is not None and outcome.done:
@@ -94,8 +95,16 @@ def _require_study(spec: JobSpec, axis: str | None, layer: int | None, png: str 
             )
 
 
-def _require_layer(spec: JobSpec, axis: AxisSource, layer: int | None) -> None:
-    """Refuse, before any conversation is had, a layer that the axis lacks or that the job would not capture."""
+def _require_axis(spec: JobSpec, axis: AxisSource, layer: int | None) -> None:
+    """Refuse, before any conversation is had, an axis of another model, and a layer that it or the job lacks."""
+    facts, _ = sketch_model(spec.model, output.progress().say)
+    axis.require_model(
+        n_layers=facts.n_layers,
+        d_model=facts.d_model,
+        source=spec.model.source,
+        fingerprint=facts.fingerprint,
+        field="--axis",
+    )
     if layer is None:
         return
     chosen = axis.chosen(layer)

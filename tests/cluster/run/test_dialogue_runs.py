@@ -40,7 +40,7 @@ def job(model: Path, folder: Path, store: str, **changes: Any) -> JobSpec:
             "prompts": {"source": prompts_file(folder)},
             "sampling": {"max_new_tokens": 8, "temperature": 1.0},
             "capture": {"poolings": ["response_mean", "prompt_last"], "canary": {"check": "every_unit"}},
-            "placement": {"device": "cpu"},
+            "placement": {"device": "cpu", "threads": 1},
             "store": {"url": store, "mantissa_bits": 23},
         }
         | changes

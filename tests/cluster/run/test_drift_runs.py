@@ -11,12 +11,15 @@ import numpy as np
 import persona_atlas
 import pytest
 import yaml
+from click.testing import CliRunner
+from persona_atlas.cluster.cli import cli
 from persona_atlas.jobs.dialogues.simulated_user import END_MARK
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import JobSpec, make_spec
 from persona_atlas.storage.query.run import Run
 
 from chat_server import ChatServer, serving
+from published_axis import save_published_axis
 from whole_run import verified
 
 PERSONS = {
@@ -41,7 +44,7 @@ def job(model: Path, folder: Path, user: dict[str, Any], **changes: Any) -> JobS
                 "token_layers": [0],
                 "canary": {"check": "every_unit"},
             },
-            "placement": {"device": "cpu", "engine": "builtin"},
+            "placement": {"device": "cpu", "engine": "builtin", "threads": 1},
             "store": {"url": str(folder / "run"), "mantissa_bits": 23},
         }
         | changes
@@ -59,20 +62,71 @@ def lines_of(run: Run) -> list[dict[str, Any]]:
     return run.rollouts().to_pylist()
 
 
-def test_the_model_may_play_the_user_itself(tiny_model_directory: Path, tmp_path: Path):
-    lines = lines_of(done(job(tiny_model_directory, tmp_path, {"model": "same"})))
+@pytest.fixture(scope="module")
+def same(tiny_model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return done(job(tiny_model_directory, tmp_path_factory.mktemp("same"), {"model": "same"}))
+
+
+def test_the_model_may_play_the_user_itself(same: Run, tiny_model_directory: Path, tmp_path: Path):
+    lines = lines_of(same)
     places = [(line["persona"], line["prompt_index"], line["question_index"], line["turn_index"]) for line in lines]
     conversations = [("home", 0, 0), ("home", 1, 0), ("sea", 0, 0), ("sea", 1, 0)]
     assert places == [(*one, turn) for one in conversations for turn in (1, 3, 5)]
     assert json.loads(lines[3]["extra"]) == {"domain": "home", "topic": "Your boat.", "user_persona": "bo"}
     assert [line["conversation_index"] for line in lines] == [index for index in range(4) for _ in range(3)]
-    # A second run of its own says the same: every message has a seed from its place.
-    again = tmp_path / "again"
-    again.mkdir()
-    other = lines_of(done(job(tiny_model_directory, again, {"model": "same"})))
-    assert [(line["question"], line["response"]) for line in other] == [
-        (line["question"], line["response"]) for line in lines
-    ]
+    # Another run says the same, whatever shares its batch: every message has a seed from its place.
+    few = job(
+        tiny_model_directory,
+        tmp_path,
+        {"model": "same"},
+        placement={"device": "cpu", "threads": 1, "batch_tokens": 2500},
+    )
+    said = [(line["question"], line["response"]) for line in lines]
+    assert [(line["question"], line["response"]) for line in lines_of(done(few))] == said
+
+
+def test_the_command_shows_where_the_conversations_led(same: Run, tiny_model_directory: Path, tmp_path: Path):
+    counts = {"prompts": 1, "questions": 2}
+    personas = {"roles": {"names": ["pirate", "poet"], **counts}, "default": counts}
+    axis = {"model": {"source": str(tiny_model_directory)}, "personas": personas, "sampling": {"max_new_tokens": 6}}
+    persona_atlas.run(axis | {"placement": {"device": "cpu"}, "store": {"url": str(tmp_path / "axis")}}, progress=False)
+    file = tmp_path / "drift.yaml"
+    file.write_text(yaml.safe_dump(same.record.spec.model_dump(mode="json")))
+    found = CliRunner().invoke(cli, ["drift", str(file), "--axis", str(tmp_path / "axis"), "--json"])
+    assert found.exit_code == 0, found.output
+    printed = json.loads(found.stdout)
+    assert (printed["units_worked"], printed["units_done"]) == (0, 4)
+    assert [one["group"] for one in printed["drift"]["trajectories"]] == ["home", "sea"]
+    planned = json.loads(CliRunner().invoke(cli, ["drift", str(file), "--dry-run", "--json"]).stdout)
+    assert (planned["conversations"], planned["rollouts"], planned["user"]["model"]) == (4, 12, "same")
+    # Of each turn all that was said before it is read again.
+    assert planned["prompt_tokens"] > 4 * (3 * 20 + 3 * 6 + 3 * 8)
+
+
+def test_an_axis_of_another_model_is_refused_before_anything_is_run(same: Run, tmp_path: Path):
+    file = tmp_path / "drift.yaml"
+    elsewhere = {"store": {"url": str(tmp_path / "new")}}
+    file.write_text(yaml.safe_dump(same.record.spec.model_dump(mode="json") | elsewhere))
+    other = save_published_axis(tmp_path / "axis", num_layers=2, d_model=4)
+    with pytest.raises(InputError) as caught:
+        CliRunner().invoke(cli, ["drift", str(file), "--axis", str(other)], catch_exceptions=False)
+    assert caught.value.field == "--axis"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [(["--png", "x.png"], "--png"), (["--set", "drift=null"], "drift"), (["--layer", "1"], "--layer")],
+)
+def test_the_command_refuses_what_is_no_study(options: list[str], field: str, same: Run, tmp_path: Path):
+    file = tmp_path / "drift.yaml"
+    file.write_text(
+        yaml.safe_dump(same.record.spec.model_dump(mode="json") | {"store": {"url": str(tmp_path / "new")}})
+    )
+    with pytest.raises(InputError) as caught:
+        CliRunner().invoke(cli, ["drift", str(file), *options], catch_exceptions=False)
+    assert caught.value.field == field
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_of_its_own_may_play_the_user(tiny_model_directory: Path, tmp_path: Path):
@@ -131,6 +185,9 @@ def test_a_user_who_ends_a_conversation_leaves_rows_that_were_not_reached(
     assert [line["response"] for line in ada[1:]] == ["", ""]
     assert [line["finish_reason"] for line in bo] == ["not_reached"] * 3
     assert run.index["has_vector"].to_pylist()[1:] == [False] * 5
+    shown = json.loads(CliRunner().invoke(cli, ["show", run.url, "--json"]).stdout)
+    assert (shown["not_reached"], shown["empty_responses"]) == (5, 5) if lines_of(run)[0]["has_vector"] else (5, 6)
+    assert (shown["user"]["model"], shown["user"]["endpoint"]) == ("user", server.url)
     # Of a prompt pooling, too, a turn that was not reached has no number.
     stored = run.activations(pooling="prompt_last", layer="all")
     assert stored.values.shape[0] == 1 or np.isnan(stored.values[1:]).all()
