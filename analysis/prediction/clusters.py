@@ -104,7 +104,8 @@ def clusters_of(
         places = np.flatnonzero(label_N == cluster)
         own, change_N = turns.take(places), changes_N[places]
         conversation_N = np.unique(own.conversation_index, return_inverse=True)[1]
-        total_C, count_C = np.bincount(conversation_N, change_N), np.bincount(conversation_N)
+        total_C: Float64 = np.bincount(conversation_N, change_N).astype(np.float64)
+        count_C = np.bincount(conversation_N)
         distance_N = ((features_NE[places] - centre_KE[cluster]) ** 2).sum(axis=1)
         near = own.user[np.argsort(distance_N, kind="stable")].tolist()
         names, sizes = np.unique(own.group.astype(str), return_counts=True)
