@@ -259,12 +259,10 @@ def _without_leave(growth: Growth, record: RunRecord, plan: Plan) -> InputError:
         field, was, now = difference
         message = f"the run at {growth.url} has {_shown(was)}, the spec says {_shown(now)}."
     more = f"{count_of(len(growth.added.units), 'unit')} with {count_of(growth.added.num_rollouts, 'rollout')}"
-    return InputError(
-        message,
-        code="other_run",
-        field=field,
-        hint=f"Pass --grow (in Python grow=True) to add {more} to it, or give this job its own store.url.",
-    )
+    hint = f"Pass --grow (in Python grow=True) to add {more} to it, or give this job its own store.url."
+    if plan.spec.replays:
+        hint = f"The run whose texts it reads has {more} more by now; give this job its own store.url."
+    return InputError(message, code="other_run", field=field, hint=hint)
 
 
 def _shown(value: Any) -> str:
