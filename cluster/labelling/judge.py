@@ -101,6 +101,6 @@ def judge_to_show(location: Location, rubric: Rubric, named: str | None, what: s
             f"the judge {shown!r} has judged this {what} by another rubric of the name {rubric.name}.",
             code="other_rubric",
             field="--judge",
-            hint="Name the file of the rubric that it judged by, or judge anew: --model, and another name with --judge.",
+            hint="Name the file of the rubric that it judged by, or judge anew: --model, and another --judge.",
         )
     return shown

@@ -121,9 +121,7 @@ def test_the_same_call_does_nothing_and_a_part_of_it_the_rest(
     assert (caught.value.code, caught.value.field) == ("other_run", "conversations.rendering")
 
 
-def test_a_judge_that_went_on_is_the_same_judge(
-    instruct: Run, replayed: persona_atlas.JobResult, tmp_path: Path
-):
+def test_a_judge_that_went_on_is_the_same_judge(instruct: Run, replayed: persona_atlas.JobResult, tmp_path: Path):
     of, to = (copied(run, tmp_path / name) for run, name in ((instruct, "of"), (replayed.run, "to")))
     went_on = JudgeRecord(name="tester", source="engine", model="somebody", rubrics={"role/bard": "one"})
     write_judge_record(of.location, went_on)
