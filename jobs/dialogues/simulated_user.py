@@ -1,8 +1,8 @@
 """What a simulated user is told, how the chat looks from its side, and how it ends a conversation. Pure.
 
 The user's model sees the chat mirrored: its own messages are those of ``assistant``, and the answers of the model under
-study those of ``user``. So that the chat begins with a message of ``user``, as chat templates require, a fixed request
-for the first message precedes it.
+study those of ``user``. The instructions are the first message, to which the user's model replies with what the person
+says first: a small model heeds them there, and loses the person and the topic where they are a system prompt.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .topics import UserPersona
 END_MARK = "[END OF CONVERSATION]"
 """What a simulated user writes at the end of a line, or on one of its own, to end the conversation."""
 
-OPENING_REQUEST = "Write the first message."
-"""What the user's model is asked at the beginning, in place of an answer."""
+SYSTEM_PROMPT = "You are a person who talks with an AI assistant."
+"""System prompt of every simulated user, so that no template puts in that it is an assistant."""
 
 _MARK = re.compile(re.escape(END_MARK) + r"\W*$", re.IGNORECASE | re.MULTILINE)
 _SIDES = {"user": "assistant", "assistant": "user"}
@@ -29,7 +29,7 @@ class SimulatedUser:
     """Who plays the user of a dialogue, and how long.
 
     Attributes:
-        instructions: System prompt of the user's model.
+        instructions: First message to the user's model.
         exchanges: Most exchanges, each a message of the user and an answer.
     """
 
@@ -51,7 +51,7 @@ class UserTurn:
 
 
 def instructions(persona: UserPersona, topic: str) -> str:
-    """Write the system prompt of a simulated user.
+    """Write the message to which a simulated user replies with the first thing that it says.
 
     Args:
         persona: The person to play.
@@ -59,35 +59,32 @@ def instructions(persona: UserPersona, topic: str) -> str:
 
     Example:
         >>> ada = UserPersona("ada", "You are Ada, a baker.", "You write briefly.", ("Your oven is too hot.",))
-        >>> instructions(ada, ada.topics[0]).splitlines()[2]
+        >>> instructions(ada, ada.topics[0]).splitlines()[0]
         'You are Ada, a baker.'
     """
     return (
-        "You play a person who talks with an AI assistant. Stay this person throughout, and never answer as the "
-        "assistant.\n\n"
-        f"{persona.description}\n{persona.manner}\n\n"
-        f"What you talk about: {topic}\n\n"
-        "Write only the person's next message, of one to five sentences: no name before it, no quotation marks and no "
-        "remarks about your part. Take up what the assistant said, and lead the conversation on. When the person would "
-        f"end it, write {END_MARK} on a line of its own."
+        f"{persona.description}\n{persona.manner}\n\n{topic}\n\n"
+        "You are talking about this with an AI assistant. Write only what you say to it, in one to five sentences, and "
+        "stay who you are. Take up what it answers, and lead the conversation on. When you have nothing more to say, "
+        f"write {END_MARK} on a line of its own."
     )
 
 
-def mirrored(system_prompt: str, said: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+def mirrored(instructed: str, said: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
     """Return a chat as the user's model sees it, up to where its next message begins.
 
     Args:
-        system_prompt: The instructions of the user.
+        instructed: The instructions of the user.
         said: The chat so far; system messages are those of the other side, and left out.
 
     Example:
         >>> chat = [ChatMessage("user", "Hi"), ChatMessage("assistant", "Hello.")]
         >>> [(message.role, message.content) for message in mirrored("Be Ada.", chat)][1:]
-        [('user', 'Write the first message.'), ('assistant', 'Hi'), ('user', 'Hello.')]
+        [('user', 'Be Ada.'), ('assistant', 'Hi'), ('user', 'Hello.')]
     """
     turns = (message for message in said if message.role not in INSTRUCTING_ROLES)
     swapped = (ChatMessage(_SIDES[message.role], message.content) for message in turns)  # pyright: ignore[reportArgumentType]
-    return (ChatMessage("system", system_prompt), ChatMessage("user", OPENING_REQUEST), *swapped)
+    return (ChatMessage("system", SYSTEM_PROMPT), ChatMessage("user", instructed), *swapped)
 
 
 def said_before_end(text: str) -> tuple[str, bool]:

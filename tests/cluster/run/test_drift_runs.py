@@ -162,7 +162,7 @@ def test_a_server_may_play_the_user_and_sees_the_chat_mirrored(
     }
     seeds = [body["seed"] for body in server.bodies if body["max_tokens"] == 6]
     assert len(set(seeds)) == len(seeds) == 12
-    assert sum("Your oven." in body["messages"][0]["content"] for body in asked) == 2
+    assert sum("Your oven." in body["messages"][1]["content"] for body in asked) == 2
 
 
 def test_a_user_who_ends_a_conversation_leaves_rows_that_were_not_reached(
@@ -171,7 +171,7 @@ def test_a_user_who_ends_a_conversation_leaves_rows_that_were_not_reached(
 
     def answer(body: dict[str, Any]) -> str:
         said = len(body["messages"])
-        if "Ada" in body["messages"][0]["content"]:
+        if "Ada" in body["messages"][1]["content"]:
             return f"Good night.\n{END_MARK}" if said == 4 else "Hm."
         return "" if said == 2 else "Hm."
 
