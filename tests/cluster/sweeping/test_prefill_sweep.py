@@ -92,7 +92,7 @@ def test_openings_are_completed_under_the_axis_of_another_model(axis: Run, base:
     steered, unsteered = (point for point in points if point.group == "all")
     assert steered.replies == 6
     assert steered.projection < unsteered.projection
-    assert {point.group for point in points} == {"all", "conversation job", "conversation wish"}
+    assert {point.group for point in points} == {"all", "job", "wish"}
 
 
 def test_what_does_not_fit_is_refused_by_field(axis: Run, base: Path, tmp_path: Path):
