@@ -119,6 +119,7 @@ def test_the_floors_are_those_of_the_axis(axis: Run):
         ({"pretrained": "gpt2"}, "pretrained"),
         ({"layers": "0:2"}, "layers"),
         ({"cap": "p0.33"}, "cap"),
+        ({"dtype": "float13"}, "dtype"),
     ],
 )
 def test_an_argument_that_would_leave_the_model_as_it_is_is_refused(axis: Run, arguments: dict[str, Any], field: str):
