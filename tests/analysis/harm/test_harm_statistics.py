@@ -168,8 +168,8 @@ def test_bins_divide_all_replies_in_order_and_never_equal_projections(rows: list
 
 
 def test_a_change_is_that_of_the_pairs():
-    before = {number: number < 6 for number in range(10)} | {99: True}
-    after = {number: number in (0, 1, 9) for number in range(10)}
+    before = {str(number): number < 6 for number in range(10)} | {"alone": True}
+    after = {str(number): number in (0, 1, 9) for number in range(10)}
     change = paired_change(before, after)
     assert (change.pairs, change.before, change.after, change.started, change.ceased) == (10, 6, 3, 1, 4)
     assert change.difference == pytest.approx(-0.3)
