@@ -182,7 +182,7 @@ def test_a_user_who_ends_a_conversation_leaves_rows_that_were_not_reached(
 
     def answer(body: dict[str, Any]) -> str:
         said = len(body["messages"])
-        if "Ada" in body["messages"][1]["content"]:
+        if any("Ada" in message["content"] for message in body["messages"]):
             return f"Good night.\n{END_MARK}" if said == 4 else "Hm."
         return "" if said == 2 else "Hm."
 
