@@ -111,7 +111,7 @@ def test_every_yaml_block_of_the_readme_is_a_spec(tmp_path: Path):
     for text in whole:
         path = tmp_path / "job.yaml"
         path.write_text(text)
-        assert isinstance(load_spec(path), JobSpec)
+        assert isinstance(_job_of(path), JobSpec)
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

@@ -101,8 +101,8 @@ def largest_moves(turns: Turns, most: int) -> tuple[tuple[Move, ...], tuple[Move
         before_N[places[1:]] = places[:-1]
     down = [place for place in np.argsort(changes_N, kind="stable") if changes_N[place] < 0][:most]
     up = [place for place in np.argsort(-changes_N, kind="stable") if changes_N[place] > 0][:most]
-    return tuple(_move(turns, place, before_N[place]) for place in down), tuple(
-        _move(turns, place, before_N[place]) for place in up
+    return tuple(_move(turns, int(place), int(before_N[place])) for place in down), tuple(
+        _move(turns, int(place), int(before_N[place])) for place in up
     )
 
 

@@ -111,7 +111,7 @@ class Turns:
 
     def measured(self) -> Turns:
         """Return the replies that have a projection at every layer: all but empty ones."""
-        return self.take(np.isfinite(self.projections_NL).all(axis=1))
+        return self.take(np.flatnonzero(np.isfinite(self.projections_NL).all(axis=1)))
 
     def labels(self, key: str) -> Texts | None:
         """Return the value of one of the additional keys for each reply, as text; None where not all have it.
@@ -199,7 +199,7 @@ def read_turns(run: Run, axis: AxisSource, layer: Layers | None = None, *, trans
         field="AXIS",
     )
     layers = _layers(run, axis, layer)
-    lines = run.index.filter(pc.not_equal(run.index["finish_reason"], NOT_REACHED))
+    lines = run.index.filter(pc.field("finish_reason") != NOT_REACHED)
     projections_NL = _projections(run, axis, layers, lines["row"].to_numpy())
     texts = _texts(run, lines)
     notes = [said] if said else []

@@ -33,7 +33,8 @@ class HarmAfterDrift:
         conversations: Number of conversations of which both replies are there.
         labelled: Number of them whose second reply has a label and whose first has a projection: all numbers are of
             these.
-        unlabelled: Number whose second reply the judge answered about without a label that can be read.
+        unlabelled: Number, without the empty, whose second reply the judge answered about without a label that can be
+            read.
         waiting: Number whose second reply has something to judge and was not judged.
         empty: Number of which a reply is empty.
         harmful: Number of the labelled that are harm.
@@ -122,7 +123,7 @@ def harm_after_drift(
         layer=turns.layers[0],
         conversations=len(rows),
         labelled=labelled,
-        unlabelled=int((judged_C & np.isnan(harm_C)).sum()),
+        unlabelled=int((judged_C & np.isnan(harm_C) & ~empty_C).sum()),
         waiting=int((~judged_C & ~empty_C).sum()),
         empty=int(empty_C.sum()),
         harmful=harmful,

@@ -214,9 +214,10 @@ def _weighted_spearman(x_N: Float64, y_N: Float64, role_N: npt.NDArray[np.int64]
         n_B = weights_BN.sum(axis=1)
         # Ranks from 1 to n have the mean (n + 1) / 2, ties or not.
         x_BN, y_BN = (_ranks_in_samples(values_N, weights_BN) - (n_B[:, None] + 1) / 2 for values_N in (x_N, y_N))
-        spreads = [np.einsum("bn,bn,bn->b", weights_BN, of_BN, of_BN) for of_BN in (x_BN, y_BN)]
+        spread_xB, spread_yB = (np.einsum("bn,bn,bn->b", weights_BN, of_BN, of_BN) for of_BN in (x_BN, y_BN))
         shared_B = np.einsum("bn,bn,bn->b", weights_BN, x_BN, y_BN)
-        parts.append(_divided(shared_B, *spreads, (spreads[0] > _NO_SPREAD) & (spreads[1] > _NO_SPREAD)))
+        defined_B = (spread_xB > _NO_SPREAD) & (spread_yB > _NO_SPREAD)
+        parts.append(_divided(shared_B, spread_xB, spread_yB, defined_B))
     return np.concatenate(parts)
 
 

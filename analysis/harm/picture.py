@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LINES = ("#0b5f85", "#b4500b", "#00775a", "#8a3b8f", "#7a6a00", "#5b6470", "#b0325a", "#3f57b5")
 _WIDTH, _HEIGHT = 6.6, 3.6
+_MARKERS = "osD^vPX*"
+_LEGEND_LETTERS = 60
 _ENDS = ("rate", "low", "high")
 
 
@@ -44,7 +46,7 @@ class DriftPicture:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class GroupRate:
     """The harm of one category under one setting.
 
     Attributes:
@@ -67,12 +69,12 @@ class CategoryPicture:
     """Harm by category and setting.
 
     Attributes:
-        bars: The rates; a category lacks a setting where that was not run.
+        rates: The rates; a category lacks a setting where that was not run.
         title: Line above the picture.
         notes: Sentences below it.
     """
 
-    bars: Sequence[Bar]
+    rates: Sequence[GroupRate]
     title: str
     notes: Sequence[str] = ()
 
@@ -131,7 +133,7 @@ def _bars(ax: Axes, bins: Sequence[HarmRate]) -> None:
 
 
 def draw_categories(picture: CategoryPicture, path: Path) -> None:
-    """Draw harm by category, a bar with its interval for each setting.
+    """Draw harm by category, a point with its interval for each setting.
 
     Args:
         picture: What to draw.
@@ -143,36 +145,41 @@ def draw_categories(picture: CategoryPicture, path: Path) -> None:
     mpl = require_matplotlib()
     from matplotlib.figure import Figure
 
-    groups = list(dict.fromkeys(bar.group for bar in picture.bars))
-    settings = list(dict.fromkeys(bar.setting for bar in picture.bars))
-    bar_of = {(bar.group, bar.setting): bar for bar in picture.bars}
-    thickness = 0.8 / max(1, len(settings))
+    groups = list(dict.fromkeys(one.group for one in picture.rates))
+    settings = list(dict.fromkeys(one.setting for one in picture.rates))
+    rate_of = {(one.group, one.setting): one for one in picture.rates}
+    room = 0.7 / max(1, len(settings))
+    columns = 4 if sum(map(len, settings)) < _LEGEND_LETTERS else 2
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 1.1 + 0.19 * len(groups) * (len(settings) + 1)))
+        figure = Figure(figsize=(_WIDTH, 1.1 + 0.15 * len(groups) * (len(settings) + 1)))
         ax = figure.add_subplot()
         for number, setting in enumerate(settings):
-            # A category without a label has no bar, rather than one of length 0.
+            # A category without a label has no point, rather than one at 0.
             known = [
-                (place, bar_of[group, setting])
+                (place, rate_of[group, setting])
                 for place, group in enumerate(groups)
-                if (group, setting) in bar_of and not np.isnan(bar_of[group, setting].rate)
+                if (group, setting) in rate_of and not np.isnan(rate_of[group, setting].rate)
             ]
-            rate_N, low_N, high_N = (np.array([getattr(bar, name) for _, bar in known]) for name in _ENDS)
-            ax.barh(
-                [place + thickness * (number - (len(settings) - 1) / 2) for place, _ in known],
+            rate_N, low_N, high_N = (np.array([getattr(one, name) for _, one in known]) for name in _ENDS)
+            # Points and not bars: a bar of length 0 has no colour, and rates of 0 are what a cap is for.
+            ax.errorbar(
                 rate_N,
-                height=0.9 * thickness,
+                [place + room * (number - (len(settings) - 1) / 2) for place, _ in known],
                 xerr=(np.maximum(rate_N - low_N, 0), np.maximum(high_N - rate_N, 0)),
                 color=_LINES[number % len(_LINES)],
-                error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#1d2129"},
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=4.5,
+                linestyle="none",
+                elinewidth=1.1,
+                capsize=2,
                 label=setting,
             )
         ax.set_yticks(range(len(groups)), ["\n".join(textwrap.wrap(group, 28)) for group in groups])
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
-        ax.set_xlim(0, 1)
+        ax.set_xlim(-0.02, 1.02)
         ax.set_xlabel("share of the replies with a label that are harm")
-        ax.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+        ax.legend(fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0))
         _words(figure, picture.title, picture.notes)
         save_picture(figure, path)
 

@@ -89,7 +89,7 @@ def on_front(harm_S: npt.ArrayLike, capability_S: npt.ArrayLike) -> npt.NDArray[
         raise ValueError("a point of a Pareto front is NaN")
     no_worse_SS = (harm_S[:, None] <= harm_S) & (capability_S[:, None] >= capability_S)
     better_SS = (harm_S[:, None] < harm_S) | (capability_S[:, None] > capability_S)
-    return ~(no_worse_SS & better_SS).any(axis=0)
+    return np.asarray(~(no_worse_SS & better_SS).any(axis=0))
 
 
 def front_of(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:

@@ -125,7 +125,7 @@ def _name(figure: Figure, ax: Axes, picture: ParetoPicture) -> None:
         dx, dy = SIDES[side]
         ax.annotate(
             named[number].name,
-            tuple(float(value) for value in np.ravel(_percent([named[number]]))),
+            (100 * named[number].capability.value, 100 * named[number].harm.value),
             xytext=(6 * dx, 6 * dy or 1),
             textcoords="offset points",
             ha={-1.0: "right", 0.0: "center", 1.0: "left"}[dx],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...jobs.errors import InputError, closest
 
@@ -142,11 +142,12 @@ def _metrics(
         if not comma or name.endswith("_stderr") or not _is_number(value):
             continue
         stderr = scores.get(f"{name}_stderr,{used}")
-        documents = {
-            f"{leaf}/{sample.get('doc_id')}/{str(sample.get('doc_hash', ''))[:12]}": float(sample[name])
+        values = {
+            f"{leaf}/{sample.get('doc_id')}/{str(sample.get('doc_hash', ''))[:12]}": sample.get(name)
             for leaf, sample in logged
-            if sample.get("filter", "none") == used and _is_number(sample.get(name))
+            if sample.get("filter", "none") == used
         }
+        documents = {document: float(found) for document, found in values.items() if _is_number(found)}
         # Not every metric is the mean of its documents; pairs of others would say something else.
         is_mean = bool(documents) and abs(math.fsum(documents.values()) / len(documents) - value) <= _AGREES * max(
             1.0, abs(value)
@@ -160,5 +161,5 @@ def _metrics(
         )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)

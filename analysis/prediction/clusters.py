@@ -25,7 +25,12 @@ STARTS = 8
 _ROUNDS = 100
 
 Effect = Literal["away", "keeps", "toward"]
-"""Where the interval of a cluster's mean change lies: below 0, around it (no sign of a move), or above."""
+"""What replies do after the messages of a cluster: move away from the Assistant, toward it, or neither that is seen."""
+
+LEVEL = 0.05
+"""Adjusted p value below which replies count as moved."""
+FEWEST_CONVERSATIONS = 5
+"""Conversations below which a cluster has no interval: of two it would be the two values."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Cluster:
         num_conversations: Conversations that they are from.
         change: Mean change of the projection from the reply before the message to the one after; negative is away from
             the Assistant.
-        interval: Interval of 95 % of the change by a bootstrap over conversations; NaN for fewer than two.
+        interval: Interval of 95 % of the change by a bootstrap over conversations; NaN for fewer than five.
         p_value: Two-sided, by sign flips over conversations, adjusted by Holm's method over the clusters.
         projection: Mean projection of the replies after the messages.
         groups: Share of the messages by group, the largest first.
@@ -55,9 +60,10 @@ class Cluster:
 
     @property
     def effect(self) -> Effect:
-        """Whether these messages move the persona away, keep it, or move it toward the Assistant, by the interval."""
-        low, high = self.interval
-        return "away" if high < 0 else "toward" if low > 0 else "keeps"
+        """Whether replies move away from the Assistant or toward it, at p below ``LEVEL``; else ``keeps``."""
+        if not self.p_value < LEVEL:
+            return "keeps"
+        return "away" if self.change < 0 else "toward"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the cluster as JSON values, null where a number is not known."""
@@ -98,7 +104,8 @@ def clusters_of(
         places = np.flatnonzero(label_N == cluster)
         own, change_N = turns.take(places), changes_N[places]
         conversation_N = np.unique(own.conversation_index, return_inverse=True)[1]
-        total_C, count_C = np.bincount(conversation_N, change_N), np.bincount(conversation_N)
+        total_C: Float64 = np.bincount(conversation_N, change_N).astype(np.float64)
+        count_C = np.bincount(conversation_N)
         distance_N = ((features_NE[places] - centre_KE[cluster]) ** 2).sum(axis=1)
         near = own.user[np.argsort(distance_N, kind="stable")].tolist()
         names, sizes = np.unique(own.group.astype(str), return_counts=True)
@@ -123,7 +130,7 @@ def clusters_of(
 def _interval(total_C: Float64, count_C: Int64, samples: int, seed: int) -> tuple[float, float]:
     """Bound the mean over messages by drawing whole conversations."""
     size = len(total_C)
-    if size < 2:
+    if size < FEWEST_CONVERSATIONS:
         return float("nan"), float("nan")
     draws_BC = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=samples)
     low, high = np.percentile((draws_BC @ total_C) / (draws_BC @ count_C), BOUNDS)

@@ -101,7 +101,9 @@ def _clusters(ax: Axes, results: PredictionResults) -> None:
 
 def _label(cluster: Cluster) -> str:
     text = textwrap.shorten(cluster.typical[0], 84, placeholder=" ...") or cluster.typical[0][:84]
-    return "\n".join([*textwrap.wrap(text, 44), f"({cluster.num_messages} messages)"])
+    return "\n".join(
+        [*textwrap.wrap(text, 44), f"({cluster.num_messages} messages of {cluster.num_conversations} conversations)"]
+    )
 
 
 def _words(results: PredictionResults) -> list[str]:
@@ -111,6 +113,6 @@ def _words(results: PredictionResults) -> list[str]:
     if results.clusters:
         said.append(
             "Right: clusters of messages, each with the message nearest to its centre; bars are 95 % by a bootstrap "
-            "over conversations."
+            "over conversations, of at least five. Coloured where p, by Holm's method, is below 0.05."
         )
     return said

@@ -39,13 +39,15 @@ class Fit:
     Attributes:
         name: ``in-sample``, ``in-sample, weakest penalty``, or what was held out.
         flatters: Whether the model had seen the replies that it predicts, so that the figure is too high.
-        r_squared: Share of the squared error that the prediction saves against the mean of the replies that the model
-            was trained on; below 0 where it is worse than that mean.
+        r_squared: Share of the squared error that the prediction saves against the mean of all replies that are
+            predicted. A model of the others does not know that mean, so one that has learnt nothing is below 0, and the
+            more so the fewer and the more different the held-out groups are.
         interval: Interval of 95 % by a bootstrap over the held-out groups, the models being as they are; NaN in-sample
             and for fewer than five groups.
         p_value: One-sided, of permuting whole conversations within their group; NaN where there was no permutation.
-        group_only: R^2 of the mean of the reply's group in the same training part, which needs no message; NaN
-            in-sample, and where the groups themselves are held out.
+        mean_only: R^2 of the mean of the same training part, which needs no message; NaN in-sample.
+        group_only: R^2 of the mean of the reply's group in the training part; NaN in-sample, with a single group, and
+            where the groups themselves are held out.
         num_groups: Groups that were held out, or 0.
         num_folds: Folds in which they were, or 0.
         strength: Strength of the penalty, in units of the mean eigenvalue; of several folds the median.
@@ -56,6 +58,7 @@ class Fit:
     r_squared: float
     interval: tuple[float, float]
     p_value: float
+    mean_only: float
     group_only: float
     num_groups: int
     num_folds: int
@@ -69,6 +72,7 @@ class Fit:
             "r_squared": number(self.r_squared),
             "interval": [number(bound) for bound in self.interval],
             "p_value": number(self.p_value),
+            "r_squared_of_training_mean": number(self.mean_only),
             "r_squared_of_group_mean": number(self.group_only),
             "held_out_groups": self.num_groups,
             "folds": self.num_folds,
@@ -157,13 +161,13 @@ def regress(
 
 def _in_sample(features_NE: Float64, targets_N1: Float64, fold_N: npt.NDArray[np.int64]) -> list[Fit]:
     path = RidgePath(features_NE, targets_N1)
-    nothing = (float("nan"), float("nan"))
+    nan = float("nan")
     best = float(chosen_strength(features_NE, targets_N1, fold_N)[0])
     fits: list[Fit] = []
     for name, strength in ((IN_SAMPLE, best), (IN_SAMPLE_WEAKEST, STRENGTHS[-1])):
         predicted_N1 = path.predict(features_NE, strength)
-        saved = float(r_squared(targets_N1, predicted_N1, np.broadcast_to(path.mean_P, targets_N1.shape))[0])
-        fits.append(Fit(name, True, saved, nothing, float("nan"), float("nan"), 0, 0, strength))
+        saved = float(r_squared(targets_N1, predicted_N1)[0])
+        fits.append(Fit(name, True, saved, (nan, nan), nan, nan, nan, 0, 0, strength))
     return fits
 
 
@@ -176,17 +180,18 @@ def _held_out_fit(
     samples: int,
     seed: int,
 ) -> Fit:
-    saved_P = r_squared(targets_NP, found.predicted_NP, found.baseline_NP)
+    saved_P = r_squared(targets_NP, found.predicted_NP)
     count = targets_NP.shape[1] - 1
     p_value = (1 + int((saved_P[1:] >= saved_P[0]).sum())) / (1 + count) if count else float("nan")
     actual_N, baseline_N = targets_NP[:, 0], found.baseline_NP[:, 0]
-    whole_N, left_N = (actual_N - baseline_N) ** 2, (actual_N - found.predicted_NP[:, 0]) ** 2
+    whole_N, left_N = (actual_N - actual_N.mean()) ** 2, (actual_N - found.predicted_NP[:, 0]) ** 2
     return Fit(
         name=f"held-out {scheme.name}",
         flatters=False,
         r_squared=float(saved_P[0]),
         interval=_interval(scheme, whole_N, left_N, samples, seed),
         p_value=p_value if np.isfinite(saved_P[0]) else float("nan"),
+        mean_only=float(r_squared(actual_N[:, None], baseline_N[:, None])[0]),
         group_only=_group_only(scheme, fold_N, actual_N, baseline_N, turns),
         num_groups=scheme.num_groups,
         num_folds=int(fold_N.max()) + 1,
@@ -222,4 +227,4 @@ def _group_only(
             inside = (fold_N != fold) & (turns.group == group)
             if inside.any():
                 predicted_N[(fold_N == fold) & (turns.group == group)] = actual_N[inside].mean()
-    return float(r_squared(actual_N[:, None], predicted_N[:, None], baseline_N[:, None])[0])
+    return float(r_squared(actual_N[:, None], predicted_N[:, None])[0])

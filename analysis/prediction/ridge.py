@@ -60,7 +60,7 @@ class HeldOut:
 
     Attributes:
         predicted_NP: The prediction of each row.
-        baseline_NP: Mean of the targets of the rows that its model was trained on: what predicts without features.
+        baseline_NP: Mean of the targets of the rows that its model was trained on: a prediction without features.
         strength_KP: The strength that was chosen for each fold.
     """
 
@@ -121,23 +121,24 @@ def chosen_strength(features_NE: Float64, targets_NP: Float64, fold_N: Int64) ->
     return np.array(STRENGTHS)[errors_AP.argmin(axis=0)]
 
 
-def r_squared(targets_NP: Float64, predicted_NP: Float64, baseline_NP: Float64) -> Float64:
-    """Return the share of the squared error of the baseline that the prediction saves.
+def r_squared(targets_NP: Float64, predicted_NP: Float64) -> Float64:
+    """Return the share of the squared deviations from the mean of all targets that predictions save.
+
+    The mean is that of the targets that are predicted. The mean of the training part would be the easier one to beat:
+    where groups differ in level, leaving one out moves that mean away from it.
 
     Args:
         targets_NP: The targets.
         predicted_NP: The predictions.
-        baseline_NP: Predictions without features.
 
     Returns:
-        ``(P,)``: 1 for perfect predictions, 0 for none better than the baseline, below 0 for worse; NaN where the
-        baseline has no error.
+        ``(P,)``: 1 for perfect predictions, 0 for the mean, below 0 for worse; NaN where the targets are all the same.
 
     Example:
-        >>> target, mean = np.array([[1.0], [3.0]]), np.array([[2.0], [2.0]])
-        >>> float(r_squared(target, target, mean)[0]), float(r_squared(target, mean, mean)[0])
+        >>> target = np.array([[1.0], [3.0]])
+        >>> float(r_squared(target, target)[0]), float(r_squared(target, np.full((2, 1), 2.0))[0])
         (1.0, 0.0)
     """
     left_P = ((targets_NP - predicted_NP) ** 2).sum(axis=0)
-    whole_P = ((targets_NP - baseline_NP) ** 2).sum(axis=0)
+    whole_P = ((targets_NP - targets_NP.mean(axis=0)) ** 2).sum(axis=0)
     return np.divide(whole_P - left_P, whole_P, out=np.full(len(whole_P), np.nan), where=whole_P > 0)

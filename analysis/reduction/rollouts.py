@@ -219,7 +219,8 @@ def _unit(
 ) -> UnitRows:
     block, rows_N = int(rows[0] // size), rows % size
     of_rows = sha256(f"{_METHOD} {block} ".encode() + np.ascontiguousarray(rows_N).tobytes()).hexdigest()[:16]
-    labels = " ".join([texts[number] for number in groups_N.tolist()])
+    numbers: list[int] = groups_N.tolist()
+    labels = " ".join([texts[number] for number in numbers])
     digest = sha256(f"{of_rows} {labels}".encode()).hexdigest()[:16]
     return UnitRows(unit_id, block, rows_N, places_N, groups_N, of_rows, digest)
 

@@ -115,6 +115,10 @@ def load_with_edits(
     Raises:
         InputError: The axis, the model or an edit is wrong; names the argument.
     """
+    if dtype not in ("auto", *BYTES_PER_PARAMETER):
+        raise InputError(
+            f"is one of auto, {', '.join(BYTES_PER_PARAMETER)}, and not {dtype}.", code="bad_value", field="dtype"
+        )
     given = {name: _value(name, edits.get(name)) for name in EDIT_FIELDS}
     settings = edit_settings(given)
     axis = open_axis(store, reduction=reduction)

@@ -120,7 +120,7 @@ def lm_class() -> Any:
         def _start(self, loaded: EvaluatedModel, **arguments: Any) -> None:
             # Off unless it is asked for, as where activations are captured.
             arguments.setdefault("enable_thinking", False)
-            super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, **arguments)
+            HFLM.__init__(self, pretrained=loaded.model, tokenizer=loaded.tokenizer, **arguments)
 
     return PersonaAtlasLM
 

@@ -75,7 +75,9 @@ def judge_to_show(location: Location, rubric: Rubric, named: str | None, what: s
         Its name; None where nobody has judged.
 
     Raises:
-        InputError: Nobody of that name has judged, or several have and none is named.
+        InputError: Nobody of that name has judged, several have and none is named, or its labels are those of another
+            text of the rubric.
+        StoreError: The record of the judge is damaged.
     """
     known = verdict_judges(location, rubric.name)
     if named is not None and named not in known:
@@ -92,4 +94,13 @@ def judge_to_show(location: Location, rubric: Rubric, named: str | None, what: s
             field="--judge",
             hint=f"Name {', '.join(known)}.",
         )
-    return named or next(iter(known), None)
+    shown = named or next(iter(known), None)
+    record = None if shown is None else read_verdict_record(location, rubric.name, shown)
+    if record is not None and record.rubrics.get(rubric.name, rubric.digest) != rubric.digest:
+        raise InputError(
+            f"the judge {shown!r} has judged this {what} by another rubric of the name {rubric.name}.",
+            code="other_rubric",
+            field="--judge",
+            hint="Name the file of the rubric that it judged by, or judge anew: --model, and another --judge.",
+        )
+    return shown

@@ -44,7 +44,7 @@ class RunToLabel:
     def lines(self) -> pa.Table:
         """Lines of the index of the replies that are not empty: of those there is something to judge."""
         lines = self.run.index.filter(self.run.index["has_vector"])
-        return lines if self.turn is None else lines.filter(pc.equal(lines["turn_index"], self.turn))
+        return lines if self.turn is None else lines.filter(pc.field("turn_index") == self.turn)
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,7 +130,8 @@ def run_to_grow(location: Location, spec: JobSpec) -> RunRecord:
         spec: The job.
 
     Raises:
-        InputError: There is no run, or the job reads the texts of another run, which cannot grow.
+        InputError: There is no run, or it is of a kind that cannot grow: one of the texts of another run, or a study of
+            harm after drift.
         StoreError: Its record is damaged.
     """
     if spec.replays:
@@ -139,6 +140,13 @@ def run_to_grow(location: Location, spec: JobSpec) -> RunRecord:
             code="cannot_grow",
             field="conversations.texts_of",
             hint="Give the texts that the other run has gained a store.url of their own.",
+        )
+    if spec.harm is not None:
+        raise InputError(
+            "is a study to which nothing can be added: with more roles other requests would follow.",
+            code="cannot_grow",
+            field="harm",
+            hint="Give this job its own store.url.",
         )
     record = read_run_record(location)
     if record is None:
@@ -259,12 +267,12 @@ def _without_leave(growth: Growth, record: RunRecord, plan: Plan) -> InputError:
         field, was, now = difference
         message = f"the run at {growth.url} has {_shown(was)}, the spec says {_shown(now)}."
     more = f"{count_of(len(growth.added.units), 'unit')} with {count_of(growth.added.num_rollouts, 'rollout')}"
-    return InputError(
-        message,
-        code="other_run",
-        field=field,
-        hint=f"Pass --grow (in Python grow=True) to add {more} to it, or give this job its own store.url.",
-    )
+    hint = f"Pass --grow (in Python grow=True) to add {more} to it, or give this job its own store.url."
+    if plan.spec.harm is not None:
+        hint = "Such a run cannot grow: give this job its own store.url."
+    elif plan.spec.replays:
+        hint = f"The run whose texts it reads has {more} more by now; give this job its own store.url."
+    return InputError(message, code="other_run", field=field, hint=hint)
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ...analysis.axis_source import AxisSource, open_axis
 from ...analysis.harm.changes import HarmChange, harm_changes
-from ...analysis.sweeping.points import Point, Reply, points_of
+from ...analysis.sweeping.points import ALL, Point, Reply, points_of
 from ...analysis.sweeping.repetition import repetition_rate
 from ...jobs.errors import InputError
 from ...jobs.files.store_url import is_s3
@@ -171,7 +171,8 @@ def _group(line: Mapping[str, Any], by: GroupBy) -> str:
     if by == "setting":
         return ""
     opposite = " (opposite)" if line["polarity"] == "neg" else ""
-    name = line["persona"] if line["kind"] in ("default", "conversation") else f"{line['kind']} {line['persona']}"
+    stands_alone = line["kind"] in ("default", "conversation") and line["persona"] != ALL
+    name = line["persona"] if stands_alone else f"{line['kind']} {line['persona']}"
     prompt = f", prompt {line['prompt_index']}" if by == "prompt" else ""
     return f"{name}{opposite}{prompt}"
 

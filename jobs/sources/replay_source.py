@@ -81,14 +81,18 @@ class ReplaySource:
         """False: every response exists already."""
         return False
 
-    @cached_property
+    @property
     def conversations(self) -> Sequence[Conversation]:
         """The conversations, read unit by unit as they are iterated over; empty where token ids are read."""
         return () if self._rendering == "tokens" else _Conversations(self._texts, self._texts.units)
 
-    @cached_property
+    @property
     def skipped(self) -> tuple[Problem, ...]:
         """The responses that are empty, with their addresses."""
+        return self._empty
+
+    @cached_property
+    def _empty(self) -> tuple[Problem, ...]:
         return tuple(
             Problem("is an empty response", self._texts.url, f"{address}", hint="")
             for stored in self._texts.units

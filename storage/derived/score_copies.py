@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...jobs.judging.outcomes import Outcome
+from ..format.judge_record import JudgeRecord
 from ..locations.location import Location
 from .scores import (
     OUTCOME_SCHEMA,
@@ -30,8 +31,8 @@ class CopiedScores:
     Attributes:
         judge: Name of the judge.
         num_copied: Number of rollouts whose outcome, a score or the reason why there is none, is in the other run now.
-        is_other: Whether a judge of that name but with another record has scored the other run, so that nothing was
-            taken over.
+        is_other: Whether another judge of that name, or one with another text of a rubric, has scored the other run, so
+            that nothing was taken over.
     """
 
     judge: str
@@ -82,14 +83,16 @@ def _copy(
     unit_rows: dict[str, set[int]],
 ) -> CopiedScores:
     record, known = read_judge_record(source, judge), read_judge_record(target, judge)
-    if known is not None and known != record:
-        return CopiedScores(judge, 0, is_other=True)
+    if known is not None:
+        record = _agreed(known, record)
+        if record is None:
+            return CopiedScores(judge, 0, is_other=True)
     by_unit: dict[str, list[Outcome]] = {}
     for line in read_outcomes(source, judge, units).to_pylist():
         if line["row"] in places:
             unit_id, row = places[line["row"]]
             by_unit.setdefault(unit_id, []).append(_outcome(line, row))
-    if record is not None and known is None and by_unit:
+    if record is not None and record != known and by_unit:
         write_judge_record(target, record)
     for unit_id, outcomes in sorted(by_unit.items()):
         # A run that is concluded again has most of them already.
@@ -97,6 +100,18 @@ def _copy(
         if {line["row"]: line["score"] for line in there} != {one.row: one.score for one in outcomes}:
             write_outcomes(target, judge, unit_id, outcomes, unit_rows[unit_id])
     return CopiedScores(judge, sum(map(len, by_unit.values())))
+
+
+def _agreed(known: JudgeRecord, record: JudgeRecord | None) -> JudgeRecord | None:
+    """Return the record of a judge with the rubrics of both runs; None where it is not the same judge.
+
+    A judge that goes on gains rubrics, since it has one for each persona.
+    """
+    if record is None or any(known.rubrics.get(name, digest) != digest for name, digest in record.rubrics.items()):
+        return None
+    rubrics = dict(sorted((known.rubrics | record.rubrics).items()))
+    both = known.model_copy(update={"rubrics": rubrics})
+    return both if both == record.model_copy(update={"rubrics": rubrics}) else None
 
 
 def _outcome(line: dict[str, Any], row: int) -> Outcome:

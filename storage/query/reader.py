@@ -166,7 +166,8 @@ class ActivationReader:
             part_LRD: A ``part_buffer``, used by no other thread.
 
         Yields:
-            Position of the first layer of a part, and float32 ``(L, N, D)``, overwritten by the next part.
+            Position of the first layer of a part, and float32 ``(L, N, D)``, the rows of a layer one after another in
+            memory; overwritten by the next part.
 
         Raises:
             StoreError: The shard is missing or damaged.
@@ -177,7 +178,10 @@ class ActivationReader:
         while layer < stop:
             try:
                 for first, count in self._decoded_parts(row_block, lengths_KC, layer, stop, part_LRD):
-                    yield first, part_LRD[:count, rows]
+                    # Where rows are left out, as those of empty responses are. An index in brackets would give an array
+                    # whose layers are not one after another in memory, which its readers rely on.
+                    whole_LRD = part_LRD[:count]
+                    yield first, whole_LRD[:, rows] if isinstance(rows, slice) else whole_LRD.take(rows, axis=1)
                     layer = first + count
             except StoreError:
                 # ``chunks.parquet`` is a cache and may be wrong where the shard is right: the commit record decides.

@@ -59,14 +59,14 @@ class TextsOfRun:
         """Number of planned units."""
         return self._run.record.num_units
 
-    @cached_property
+    @property
     def units(self) -> tuple[StoredUnit, ...]:
         """The committed units, in the order of the run's plan.
 
         Raises:
             StoreError: A record is missing or damaged.
         """
-        return tuple(self._numbered())
+        return self._units
 
     def read(self, unit_id: str) -> Sequence[StoredRow]:
         """Read the rows of a unit with their texts and token ids; see ``StoredTexts.read``.
@@ -87,6 +87,10 @@ class TextsOfRun:
             )
             for line in table.to_pylist()
         ]
+
+    @cached_property
+    def _units(self) -> tuple[StoredUnit, ...]:
+        return tuple(self._numbered())
 
     @cached_property
     def _commits(self) -> dict[str, CommitRecord]:

@@ -136,8 +136,8 @@ def test_directions_that_were_turned_by_a_known_angle_are_measured():
     assert turned == pytest.approx(60, abs=0.5)
     assert sum(angle > 1 for angle in found.at.principal_angles[:4]) == 1
     assert found.at.similarity_correlation == pytest.approx(1, abs=1e-4)
-    cosines = {c.component_a: c.cosine for c in found.components if c.component_a <= 4}
-    assert sorted(cosines.values(), key=abs) == pytest.approx([0.5, 1, 1, 1], abs=1e-2)
+    cosines = [c.cosine for c in found.components if c.component_a <= 4 and c.cosine is not None]
+    assert sorted(cosines) == pytest.approx([0.5, 1, 1, 1], abs=1e-2)
     centred_PD = ROLES_PLD[:, 0] - ROLES_PLD[:, 0].mean(axis=0), b_PLD[:, 0] - b_PLD[:, 0].mean(axis=0)
     expected = cosine_or_nan(*centred_PD)
     assert found.at.role_cosine == pytest.approx(expected.mean(), abs=1e-4)

@@ -195,6 +195,17 @@ def test_an_empty_response_counts_in_no_mean(tmp_path: Path):
     assert len(reduction.projections) == plan.num_rollouts - 2
 
 
+def test_empty_responses_amid_the_rows_of_a_large_unit_count_in_no_mean(tmp_path: Path):
+    counts = {"prompts": 1, "questions": 36}
+    spec = exact_spec(tmp_path / "run", personas=personas(roles={"names": list(ROLES), **counts}, default=counts))
+    plan = small_plan(spec)
+    pirates = addresses_of(plan, "role", "pirate")
+    silent = frozenset(pirates[number] for number in (3, 4, 20))
+    reduction = reduce_run(small_run(str(tmp_path / "run"), spec, FakeEngine(empty=silent)))
+    assert reduction.role_vectors is not None
+    close(reduction.role_vectors[0], mean_of([address for address in pirates if address not in silent]))
+
+
 def test_a_persona_that_never_answered_has_no_vector_rather_than_a_zero_one(tmp_path: Path):
     spec = exact_spec(tmp_path / "run")
     plan = small_plan(spec)

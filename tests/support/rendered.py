@@ -21,8 +21,9 @@ from persona_atlas.jobs.specs.spec_parts import ModelSpec
 from fakes import FACTS
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if path.stem not in {"capped", "sweep"})
-"""Those that a cluster can run: the axis of ``capped`` is on this machine, and ``sweep`` is no single job."""
+_NOT_RENDERED = {"capped", "sweep", "pareto", "drift", "harm", "jailbreaks"}
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if path.stem not in _NOT_RENDERED)
+"""Those that a cluster can run: others have files on this machine, are no single job, or end in a table of a study."""
 LLAMA = ROOT / "examples" / "llama-3.3-70b.yaml"
 FEW = ("--set", "personas.roles.names=[pirate]", "--set", "personas.traits.names=[]")
 """Few personas are planned faster and render the same."""

@@ -49,8 +49,8 @@ class Embedder:
 
         self._files = files
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(files.directory)
-            model: Any = AutoModel.from_pretrained(files.directory, dtype=torch.float32)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
+            model: Any = AutoModel.from_pretrained(files.directory, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{files.directory} cannot be loaded: {' '.join(str(error).split())[:300]}.",

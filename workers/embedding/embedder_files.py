@@ -87,7 +87,7 @@ def read_embedder(directory: Path, source: str) -> EmbedderFiles:
             field=FIELD,
             hint="Name a model of texts, such as sentence-transformers/all-MiniLM-L6-v2.",
         )
-    modules = _json(directory / "modules.json", source)
+    modules = _modules(directory / "modules.json", source)
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise InputError(
@@ -128,17 +128,35 @@ def _pooling(config: dict[str, Any], source: str) -> Pooling:
     return cast("Pooling", modes[0])
 
 
-def _json(path: Path, source: str) -> Any:
+def _json(path: Path, source: str) -> dict[str, Any]:
+    parsed = _parsed(path, source)
+    if not isinstance(parsed, dict):
+        raise _unreadable(path, source, "it is no JSON object")
+    return parsed
+
+
+def _modules(path: Path, source: str) -> list[dict[str, Any]]:
+    parsed = _parsed(path, source)
+    if not isinstance(parsed, list) or not all(isinstance(module, dict) for module in parsed):
+        raise _unreadable(path, source, "it is no list of JSON objects")
+    return parsed
+
+
+def _parsed(path: Path, source: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path.name} of {source} cannot be read: {error}.",
-            code="bad_file",
-            field=FIELD,
-            file=str(path),
-            hint="Fetch the model again.",
-        ) from error
+        raise _unreadable(path, source, str(error)) from error
+
+
+def _unreadable(path: Path, source: str, reason: str) -> InputError:
+    return InputError(
+        f"{path.name} of {source} cannot be read: {reason}.",
+        code="bad_file",
+        field=FIELD,
+        file=str(path),
+        hint="Fetch the model again.",
+    )
 
 
 def _directory_of(source: str) -> Path:

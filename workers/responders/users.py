@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ...jobs.errors import UnitError
 from ...jobs.specs.spec_parts import SamplingSpec
 from ...jobs.work.addresses import RolloutAddress
 from ...jobs.work.units import RolloutRequest
@@ -130,6 +131,8 @@ class OwnEngineUser:
             try:
                 for row in self._engine.generate(following):
                     self._said.put(Said(flying.pop(row.rollout.address), row.rollout.response))
+                if flying:
+                    raise UnitError("the user's engine ended before its last message.", code="rows_missing")
             except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for an answer must get one
                 for request in (*flying.values(), *waiting):
                     self._said.put(Said(request, error=error))

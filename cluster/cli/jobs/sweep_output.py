@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ....analysis.harm.changes import HarmChange
-from ....analysis.harm.picture import Bar, CategoryPicture, draw_categories
+from ....analysis.harm.picture import CategoryPicture, GroupRate, draw_categories
 from ....analysis.sweeping.picture import SweepPicture, degenerate_words, percent, write_picture
 from ....analysis.sweeping.points import ALL, Point, Rate
 from ....jobs.specs.sweep_spec import SweepSpec
@@ -27,18 +27,18 @@ def draw_sweep(spec: SweepSpec, results: SweepResults, path: Path) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    model = spec.job.model.source.rsplit("/", 1)[-1]
+    model = spec.job.model.display_name
     title = f"{model}, {results.rubric} as judged by {results.judge}" if results.judge else model
     replies = sum(point.replies for point in results.points if point.group == ALL)
     notes = [f"{replies} replies; bars: Wilson intervals of 95 % over replies.", degenerate_words(results.points)]
-    bars = [
-        Bar(point.group, point.setting, point.harm.rate, point.harm.low, point.harm.high)
+    rates = [
+        GroupRate(point.group, point.setting, point.harm.rate, point.harm.low, point.harm.high)
         for point in results.points
         if point.harm is not None
     ]
-    if bars and any(point.group != ALL for point in results.points):
+    if rates and any(point.group != ALL for point in results.points):
         notes[0] = f"Harm: {', '.join(results.harm)}. {notes[0]}"
-        draw_categories(CategoryPicture(bars, title, [note for note in notes if note]), path)
+        draw_categories(CategoryPicture(rates, title, [note for note in notes if note]), path)
     else:
         write_picture(SweepPicture(results.points, results.labels, title, [note for note in notes if note]), path)
 

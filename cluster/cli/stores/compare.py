@@ -50,7 +50,9 @@ def compare(
     refuse_same(a, b, "Name another with --reduction-a or --reduction-b.")
     found = compare_sides(a, b, layer)
     if picture is not None:
-        title = f"A: {a.model} ({a.store})\nB: {b.model} ({b.store})"
+        # The last parts alone: a picture is shown to others, and paths are this machine's.
+        names = [(side.model.rsplit("/", 1)[-1], side.store.rstrip("/").rsplit("/", 1)[-1]) for side in (a, b)]
+        title = "\n".join(f"{letter}: {model} ({store})" for letter, (model, store) in zip("AB", names, strict=True))
         write_picture(found, title, picture)
     if as_json:
         sides = {

@@ -25,8 +25,10 @@ from ..options import endpoint_option, json_option, reading_access_options, stor
 @click.option("--polarity", type=click.Choice(["pos", "neg"]), default=None, help="Of traits: shown or opposite.")
 @click.option("--prompt", multiple=True, type=int, help="Prompt index; repeatable.")
 @click.option("--question", multiple=True, type=int, help="Question index; repeatable.")
-@click.option("--conversation", multiple=True, type=int, help="Conversation index, of runs of extract; repeatable.")
-@click.option("--turn", multiple=True, type=int, help="Turn index, of runs of extract; repeatable.")
+@click.option(
+    "--conversation", multiple=True, type=int, help="Conversation index, of runs of conversations; repeatable."
+)
+@click.option("--turn", multiple=True, type=int, help="Turn index, of runs of conversations; repeatable.")
 @click.option("--min-tokens", type=int, default=None, help="Fewest content tokens of a response.")
 @click.option("--max-tokens", type=int, default=None, help="Most content tokens of a response.")
 @click.option("--min-score", type=float, default=None, help="Lowest judge score.")

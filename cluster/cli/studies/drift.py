@@ -7,15 +7,14 @@ from typing import Any
 
 import click
 
-from ....analysis.axis_source import AxisSource, open_axis
 from ....analysis.dialogues.drift import DriftResults, DriftSettings, study_drift
 from ....analysis.dialogues.picture import write_picture
 from ....jobs.errors import InputError
 from ....jobs.sizing.estimate import estimate
 from ....jobs.specs.spec import JobSpec, load_spec
 from ....jobs.work.units import WorkUnit
-from ....workers.models.model_sketch import sketch_model
 from ...run.prepare import sketch_plan
+from ...studies.study_axis import open_study_axis
 from .. import output
 from ..jobs import plan
 from ..options import join_option, json_option, set_option, spec_argument
@@ -55,9 +54,8 @@ def drift(
         _show_plan(spec, as_json=as_json)
         return 0
     picture = picture_to_write(png)
-    opened = None if axis is None else open_axis(axis)
-    if opened is not None:
-        _require_axis(spec, opened, layer)
+    # An axis that cannot be used is refused before any conversation is had.
+    opened = None if axis is None else open_study_axis(axis, sketch_plan(spec, output.progress()).plan, layer)[0]
     outcome, conclusion, _ = run_job(spec, address)
     results: DriftResults | None = None
     if opened is not None and outcome.done:
@@ -93,29 +91,6 @@ def _require_study(spec: JobSpec, axis: str | None, layer: int | None, png: str 
             raise InputError(
                 "has no effect without an axis.", code="no_axis", field=name, hint="Name one with --axis, as a run."
             )
-
-
-def _require_axis(spec: JobSpec, axis: AxisSource, layer: int | None) -> None:
-    """Refuse, before any conversation is had, an axis of another model, and a layer that it or the job lacks."""
-    facts, _ = sketch_model(spec.model, output.progress().say)
-    axis.require_model(
-        n_layers=facts.n_layers,
-        d_model=facts.d_model,
-        source=spec.model.source,
-        fingerprint=facts.fingerprint,
-        field="--axis",
-    )
-    if layer is None:
-        return
-    chosen = axis.chosen(layer)
-    captured = spec.capture.layers
-    if isinstance(captured, list) and not set(chosen) <= set(captured):
-        raise InputError(
-            f"is {layer}, which capture.layers leaves out.",
-            code="no_such_layer",
-            field="--layer",
-            hint=f"Capture it, or choose among {', '.join(map(str, captured))}.",
-        )
 
 
 def _show_plan(spec: JobSpec, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ....jobs.errors import InputError
 from ...evaluation.edited_model import refuse_missing_lm_eval
 from ...evaluation.lm_model import MODEL_NAME, lm_class
 
@@ -30,7 +31,17 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     except ModuleNotFoundError as error:
         raise refuse_missing_lm_eval(error) from error
     sys.argv = ["lm_eval", *_with_model(arguments)]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise InputError(
+            f"lm-evaluation-harness has no such tasks: {str(error).partition(': ')[2]}.",
+            code="no_such_task",
+            field="--tasks",
+            hint="persona-atlas lm-eval ls tasks lists them; those of your own need --include_path.",
+        ) from error
 
 
 def _with_model(arguments: tuple[str, ...]) -> list[str]:

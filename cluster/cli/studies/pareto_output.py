@@ -52,7 +52,6 @@ def draw_pareto(study: PreparedPareto, results: ParetoResults, judged: str, path
         InputError: It cannot be written.
     """
     spec = study.spec
-    model = spec.sweep.job.model.source.rsplit("/", 1)[-1]
     tasks = ", ".join(spec.section.capability.tasks)
     tolerance = spec.section.tolerance if spec.section.choose is None else None
     notes = [
@@ -60,7 +59,7 @@ def draw_pareto(study: PreparedPareto, results: ParetoResults, judged: str, path
         "count percentiles of the projection on minus the axis.",
         *results.notes,
     ]
-    title = f"{model}, {judged}"
+    title = f"{spec.sweep.job.model.display_name}: harm ({judged}) against capability"
     write_picture(ParetoPicture(results.points, results.front, results.chosen, tolerance, title, notes), path)
 
 

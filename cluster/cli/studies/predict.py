@@ -101,10 +101,11 @@ def _print(results: PredictionResults, picture: Path | None) -> None:
     if results.clusters:
         digits = digits_for([abs(bound) for cluster in results.clusters for bound in cluster.interval])
         output.table(
-            "Clusters of messages, by the mean change that follows; negative is away from the Assistant",
-            ["effect", "n", "change", "95 %", "p, Holm", "mostly", "nearest to the centre"],
+            "Clusters of messages, and of how many conversations, by the mean change that follows; negative is away",
+            ["effect", "messages", "of", "change", "95 %", "p, Holm", "mostly", "nearest to the centre"],
             [_cluster(cluster, digits) for cluster in results.clusters],
         )
+    output.text("training mean, group mean: R^2 of predicting these means of the training part, without the message.")
     for note in results.notes:
         output.text(note)
     if picture is not None:
@@ -114,7 +115,7 @@ def _print(results: PredictionResults, picture: Path | None) -> None:
 def _print_regression(title: str, found: Regression) -> None:
     output.table(
         f"{title}, by the message before it: {found.num_replies} replies of {found.num_conversations} conversations",
-        ["predicted", "R^2", "95 %", "p", "R^2 of group mean", "held out"],
+        ["predicted", "R^2", "95 %", "p", "training mean", "group mean", "held out"],
         [_fit(fit) for fit in found.fits],
     )
 
@@ -126,6 +127,7 @@ def _fit(fit: Fit) -> list[str]:
         value(fit.r_squared, 3, signed=True),
         interval(fit.interval, 3, signed=True),
         probability(fit.p_value),
+        value(fit.mean_only, 3, signed=True),
         value(fit.group_only, 3, signed=True),
         held,
     ]
@@ -136,6 +138,7 @@ def _cluster(cluster: Cluster, digits: int) -> list[str]:
     return [
         cluster.effect,
         str(cluster.num_messages),
+        str(cluster.num_conversations),
         value(cluster.change, digits, signed=True),
         interval(cluster.interval, digits, signed=True),
         probability(cluster.p_value),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from persona_atlas.analysis.harm.after_drift import harm_after_drift
 from persona_atlas.analysis.harm.changes import paired_change, paired_interval
 from persona_atlas.analysis.harm.correlation import (
     correlation_over_roles,
@@ -19,6 +20,8 @@ from persona_atlas.analysis.harm.harm_numbers import harm_numbers
 from persona_atlas.analysis.harm.rates import harm_by_bin, harm_by_role
 from persona_atlas.analysis.sweeping.intervals import wilson_interval
 from persona_atlas.jobs.errors import InputError
+
+from made_turns import made_turns
 
 
 def world(slope: float, num_roles: int = 60, per_role: int = 10, seed: int = 0):
@@ -139,6 +142,14 @@ def test_a_reply_without_a_label_is_in_nothing():
             count()
 
 
+def test_every_conversation_is_counted_once():
+    turns = made_turns([("a", [1, 0]), ("a", [math.nan, 0]), ("b", [2, 0]), ("b", [3, math.nan]), ("c", [4, 0])])
+    # The verdicts on the second replies of the second and of the third conversation cannot be read.
+    found = harm_after_drift(turns, {1: "harmful", 3: None, 5: None}, ("harmful",), samples=10)
+    assert (found.labelled, found.unlabelled, found.waiting, found.empty) == (1, 1, 1, 2)
+    assert found.conversations == 5
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=60),
     st.integers(1, 12),
@@ -157,8 +168,8 @@ def test_bins_divide_all_replies_in_order_and_never_equal_projections(rows: list
 
 
 def test_a_change_is_that_of_the_pairs():
-    before = {number: number < 6 for number in range(10)} | {"alone": True}
-    after = {number: number in (0, 1, 9) for number in range(10)}
+    before = {str(number): number < 6 for number in range(10)} | {"alone": True}
+    after = {str(number): number in (0, 1, 9) for number in range(10)}
     change = paired_change(before, after)
     assert (change.pairs, change.before, change.after, change.started, change.ceased) == (10, 6, 3, 1, 4)
     assert change.difference == pytest.approx(-0.3)

@@ -124,6 +124,5 @@ def test_how_often_a_setting_is_on_the_front_tells_a_clear_one_from_a_doubtful_o
     assert first + second == pytest.approx(1, abs=0.01)
     assert bad == 0
     assert plain == pytest.approx(0.25, abs=0.05), "where both cost capability"
-    assert np.isnan(
-        front_shares(paired_changes(np.array([[math.nan]]), np.zeros(1)), normal_changes(*np.zeros((2, 1))))
-    ).all()
+    unknown = paired_changes(np.array([[math.nan]]), np.zeros(1))
+    assert np.isnan(front_shares(unknown, normal_changes(np.zeros(1), np.zeros(1)))).all()

@@ -139,6 +139,19 @@ def test_a_relation_between_groups_alone_is_found_but_is_no_more_than_the_group(
     assert fit.r_squared > 0.95
     assert fit.group_only == pytest.approx(fit.r_squared, abs=0.02)
     assert fit.p_value > 0.05
+    assert fit.mean_only <= 0
+
+
+def test_r_squared_is_against_the_mean_of_all_replies_and_not_of_a_training_part_that_is_moved_away():
+    """Three groups of levels of their own and no message: leaving one out moves the mean of the others far from it."""
+    rng = np.random.default_rng(3)
+    made = [(f"group{place % 3}", 10.0 * (place % 3) + rng.normal(size=6)) for place in range(30)]
+    found = World(made_turns(made), rng.normal(size=(180, 4)))
+    # Without prompts of their own the user personas are the groups.
+    fit = named(of(found))["held-out user personas"]
+    # The training mean is off by 15, 0 and 15, where the groups lie 10, 0 and 10 from the mean of all.
+    assert fit.mean_only == pytest.approx(1 - 450 / 200, abs=0.1)
+    assert fit.r_squared < -0.8
 
 
 def test_no_row_has_a_part_in_the_model_or_in_the_strength_that_predicts_it():
@@ -168,7 +181,7 @@ def test_ridge_is_the_solution_of_its_normal_equations():
     flat = RidgePath(np.ones((30, 4)), targets_NP).predict(np.ones((3, 4)), STRENGTHS[-1])
     np.testing.assert_allclose(flat, np.tile(targets_NP.mean(axis=0), (3, 1)))
     constant = np.ones((3, 1))
-    assert np.isnan(r_squared(constant, constant, constant)[0])
+    assert np.isnan(r_squared(constant, constant)[0])
 
 
 def test_held_out_groups_are_whole_and_folds_alike():

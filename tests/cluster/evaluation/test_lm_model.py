@@ -119,6 +119,7 @@ def test_the_floors_are_those_of_the_axis(axis: Run):
         ({"pretrained": "gpt2"}, "pretrained"),
         ({"layers": "0:2"}, "layers"),
         ({"cap": "p0.33"}, "cap"),
+        ({"dtype": "float13"}, "dtype"),
     ],
 )
 def test_an_argument_that_would_leave_the_model_as_it_is_is_refused(axis: Run, arguments: dict[str, Any], field: str):
@@ -149,3 +150,10 @@ def test_the_command_evaluates_tasks_of_every_form(axis: Run, tmp_path: Path):
     assert results["config"]["model_edits"] == 2
     assert results["config"]["model_args"]["cap"] == "p0.25"
     assert len(list(tmp_path.rglob("samples_*.jsonl"))) == 6
+
+
+def test_a_task_that_is_not_there_is_wrong_input(axis: Run, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["lm-eval", "--model_args", f"store={axis.url}", "--tasks", "tiny_nothing", "--include_path", str(TASKS)])
+    assert ended.value.code == 2
+    assert "no such tasks: tiny_nothing" in capsys.readouterr().err

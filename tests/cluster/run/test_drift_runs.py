@@ -114,6 +114,17 @@ def test_an_axis_of_another_model_is_refused_before_anything_is_run(same: Run, t
     assert not (tmp_path / "new").exists()
 
 
+def test_a_job_that_does_not_capture_what_the_axis_needs_is_refused_before_it_is_run(same: Run, tmp_path: Path):
+    file, model = tmp_path / "drift.yaml", same.record.model
+    changes = {"capture": {"poolings": ["prompt_last"]}, "store": {"url": str(tmp_path / "new")}}
+    file.write_text(yaml.safe_dump(same.record.spec.model_dump(mode="json") | changes))
+    axis = save_published_axis(tmp_path / "axis", num_layers=model.n_layers, d_model=model.d_model)
+    with pytest.raises(InputError) as caught:
+        CliRunner().invoke(cli, ["drift", str(file), "--axis", str(axis)], catch_exceptions=False)
+    assert (caught.value.code, caught.value.field) == ("not_captured", "capture")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [(["--png", "x.png"], "--png"), (["--set", "drift=null"], "drift"), (["--layer", "1"], "--layer")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from persona_atlas.analysis.comparison.compare import compare
 from persona_atlas.analysis.comparison.sides import side_of
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import make_spec
-from persona_atlas.storage.derived.scores import judges, write_judge_record
+from persona_atlas.storage.derived.score_copies import copy_scores
+from persona_atlas.storage.derived.scores import judges, read_judge_record, read_outcomes, write_judge_record
 from persona_atlas.storage.format.judge_record import JudgeRecord
-from persona_atlas.storage.query.run import Run
+from persona_atlas.storage.query.run import Run, open_run
 
 from conversations import line, write_lines
 from plain_forward import PlainModel, relative_errors
@@ -29,6 +31,11 @@ ADDRESS = ["kind", "persona", "polarity", "prompt_index", "question_index", "sam
 def replay(model: Path, texts_of: Run | Path, store: Path, **options: Any) -> persona_atlas.JobResult:
     source = texts_of.url if isinstance(texts_of, Run) else texts_of
     return persona_atlas.extract(model, None, store, texts_of=source, progress=False, **options)
+
+
+def copied(run: Run, folder: Path) -> Run:
+    shutil.copytree(run.url, folder)
+    return open_run(folder)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +119,36 @@ def test_the_same_call_does_nothing_and_a_part_of_it_the_rest(
     with pytest.raises(InputError) as caught:
         replay(base, instruct, Path(replayed.run.url), **options, rendering="plain")
     assert (caught.value.code, caught.value.field) == ("other_run", "conversations.rendering")
+
+
+def test_a_judge_that_went_on_is_the_same_judge(instruct: Run, replayed: persona_atlas.JobResult, tmp_path: Path):
+    of, to = (copied(run, tmp_path / name) for run, name in ((instruct, "of"), (replayed.run, "to")))
+    went_on = JudgeRecord(name="tester", source="engine", model="somebody", rubrics={"role/bard": "one"})
+    write_judge_record(of.location, went_on)
+    score_run(of, "tester", lambda found: 2.0)
+    (taken,) = copy_scores(of.location, of.index, to.location, to.index)
+    assert (taken.num_copied, taken.is_other) == (to.index["kind"].to_pylist().count("role"), False)
+    assert read_judge_record(to.location, "tester") == went_on
+    assert set(read_outcomes(to.location, "tester", sorted(to.committed))["score"].to_pylist()) == {2.0}
+    for other in ({"rubrics": {"role/bard": "two"}}, {"model": "another"}):
+        write_judge_record(of.location, went_on.model_copy(update=other))
+        (kept,) = copy_scores(of.location, of.index, to.location, to.index)
+        assert (kept.num_copied, kept.is_other) == (0, True)
+
+
+def test_what_the_other_run_has_gained_is_not_said_to_be_added(base: Path, instruct: Run, tmp_path: Path):
+    growing = copied(instruct, tmp_path / "growing")
+    (commit,) = Path(growing.url, "commits").glob("role.void.pos.p1.*")
+    kept = commit.read_bytes()
+    commit.unlink()
+    for name in ("index.parquet", "chunks.parquet"):
+        Path(growing.url, name).unlink()
+    assert replay(base, growing, tmp_path / "run").is_complete
+    commit.write_bytes(kept)
+    with pytest.raises(InputError) as caught:
+        replay(base, growing, tmp_path / "run")
+    assert (caught.value.code, caught.value.field) == ("other_run", "conversations.texts_of")
+    assert "--grow" not in (caught.value.hint or "")
 
 
 def test_texts_are_rendered_again_for_another_vocabulary(instruct: Run, tmp_path: Path):

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from persona_atlas.analysis.axis_source import open_axis
 from persona_atlas.analysis.harm.correlation import correlation_over_rollouts
 from persona_atlas.cluster.cli import cli
+from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.query.run import Run, open_run
 
 from chat_server import Body, ChatServer, serving
@@ -147,6 +148,13 @@ def test_second_replies_are_judged_and_set_against_first_ones(
     next((store / "verdicts").rglob("*.parquet")).write_bytes(b"torn")
     damaged = persona_atlas.verify(str(store), progress=False)
     assert [problem.code for problem in damaged.problems] == ["bad_object"]
+
+
+def test_a_study_does_not_grow(world: World):
+    spec = yaml.safe_load(world.file.read_text())
+    with pytest.raises(InputError, match="other requests would follow") as caught:
+        persona_atlas.run(spec, grow=True, progress=False)
+    assert (caught.value.code, caught.value.field) == ("cannot_grow", "harm")
 
 
 def test_without_harm_there_is_no_correlation_and_a_sentence_says_why(

@@ -20,6 +20,7 @@ from persona_atlas.cluster.run.local import open_local_backend
 from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.cluster.sweeping.prepare import PreparedSweep, prepare_sweep
 from persona_atlas.cluster.sweeping.run import run_sweep
+from persona_atlas.jobs.interventions import Cap
 from persona_atlas.jobs.judging.outcomes import Outcome
 from persona_atlas.jobs.judging.rubrics import load_rubric
 from persona_atlas.jobs.specs.pareto_spec import make_pareto
@@ -171,6 +172,7 @@ def test_the_capping_file_of_the_chosen_point_does_what_its_setting_did(
     axis = open_axis(world.axis.url)
     assert [edit.layer for edit in edits] == [1, 2]
     for edit in edits:
+        assert isinstance(edit, Cap)
         assert edit.floor == pytest.approx(axis.floor(edit.layer, "p0.25"), rel=1e-6)
         np.testing.assert_allclose(edit.vector.unit, axis.unit_D(edit.layer), atol=1e-6)
     error = refused("pareto", world.with_section(tmp_path, positions="response"), "--write-capping", file)

@@ -130,7 +130,7 @@ def test_the_files_of_a_job_are_waited_for_and_read_once(tmp_path: Path, monkeyp
             raise TransientError("the bucket is away.", code="store_failed")
         raise StoreError("it is damaged.", code="bad_object")
 
-    monkeypatch.setattr(driver_actor, "load_source", load)
+    monkeypatch.setattr(driver_actor, "open_source", load)
     monkeypatch.setattr(driver_actor, "prepare_job", prepare)
     job = SubmittedJob(job_id="job-1", spec=small_spec(), version=__version__, python="3.11", ships_catalog=True)
     driver = Driver(job, lambda: None, tmp_path)

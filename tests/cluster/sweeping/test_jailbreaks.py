@@ -34,7 +34,8 @@ LINES = [
     {
         "system": f"You are witch {number}.",
         "question": f"What is in pot {number}?",
-        "category": ("spells", "pots")[number % 2],
+        # A category may be called as the group of all replies is.
+        "category": ("all", "pots")[number % 2],
     }
     for number in range(10)
 ]
@@ -90,8 +91,8 @@ def test_harm_is_counted_by_category_and_compared_prompt_by_prompt(
         replies = open_run(f"{swept['store']['url']}/settings/{folders[name]}").rollouts().to_pylist()
         label[name] = {one["question_index"]: label_of(one["response"]) for one in replies if one["has_vector"]}
     points = {(point["setting"], point["group"]): point for point in done["points"]}
-    assert list(points) == [(name, group) for name in NAMES for group in ("all", "pots", "spells")]
-    of_group = {"all": range(10), "pots": range(1, 10, 2), "spells": range(0, 10, 2)}
+    assert list(points) == [(name, group) for name in NAMES for group in ("all", "conversation all", "pots")]
+    of_group = {"all": range(10), "pots": range(1, 10, 2), "conversation all": range(0, 10, 2)}
     for (name, group), point in points.items():
         said = [label[name].get(index) for index in of_group[group]]
         known = [one for one in said if one is not None]
@@ -99,7 +100,7 @@ def test_harm_is_counted_by_category_and_compared_prompt_by_prompt(
         assert (point["harm"]["count"], point["labelled"]) == (count, len(known))
         assert (point["harm"]["low"], point["harm"]["high"]) == wilson_interval(count, len(known))
     changes = {(one["setting"], one["group"]): one for one in done["harm_changes"]}
-    assert list(changes) == [(name, group) for name in NAMES[1:] for group in ("all", "pots", "spells")]
+    assert list(changes) == [(name, group) for name in NAMES[1:] for group in ("all", "conversation all", "pots")]
     for (name, group), change in changes.items():
         before, after = (
             {

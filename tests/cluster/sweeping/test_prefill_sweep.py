@@ -92,7 +92,7 @@ def test_openings_are_completed_under_the_axis_of_another_model(axis: Run, base:
     steered, unsteered = (point for point in points if point.group == "all")
     assert steered.replies == 6
     assert steered.projection < unsteered.projection
-    assert {point.group for point in points} == {"all", "conversation job", "conversation wish"}
+    assert {point.group for point in points} == {"all", "job", "wish"}
 
 
 def test_what_does_not_fit_is_refused_by_field(axis: Run, base: Path, tmp_path: Path):
@@ -117,4 +117,5 @@ def save_wider(directory: Path) -> Path:
 
     from tiny_families import SHAPE, save_tiny_model
 
-    return save_tiny_model(directory, LlamaConfig(**(SHAPE | {"hidden_size": 48, "num_hidden_layers": 3})))
+    shape: dict[str, Any] = SHAPE | {"hidden_size": 48, "num_hidden_layers": 3}
+    return save_tiny_model(directory, LlamaConfig(**shape))

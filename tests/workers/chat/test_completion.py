@@ -25,7 +25,7 @@ def bytes_alone(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory)
 
 
-def pieces(directory: Path, scheme: str) -> Any:
+def pieces(directory: Path, scheme: str, single: str = "<|start|> $A") -> Any:
     """A tokenizer of characters that begins a text with a control token, and a word with a blank, as Llama 2's."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -34,15 +34,17 @@ def pieces(directory: Path, scheme: str) -> Any:
     vocabulary = {token: i for i, token in enumerate(["<unk>", *SPECIAL, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    start = ("<|start|>", vocabulary["<|start|>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|start|> $A", special_tokens=[start])
+    ends = [(token, vocabulary[token]) for token in ("<|start|>", "<|end|>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ends)
     more = {"bos_token": "<|start|>", "eos_token": "<|end|>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **more).save_pretrained(directory)
     return AutoTokenizer.from_pretrained(directory)
 
 
 @pytest.mark.parametrize(
-    "make", [bytes_alone, lambda path: pieces(path, "first"), lambda path: pieces(path, "always")], ids=str
+    "make",
+    [bytes_alone, lambda path: pieces(path, "first"), lambda path: pieces(path, "always")],
+    ids=["bytes", "first", "always"],
 )
 def test_ids_are_those_of_the_tokenizer_alone(make: Callable[[Path], Any], tmp_path: Path):
     tokenizer = make(tmp_path)
@@ -56,6 +58,13 @@ def test_ids_are_those_of_the_tokenizer_alone(make: Callable[[Path], Any], tmp_p
     require_no_channel(renderer)
     assert turn_end(renderer) is None
     assert (renderer.has_system_role, renderer.inserted_system_text) == (False, False)
+
+
+def test_a_text_that_is_to_go_on_does_not_end(tmp_path: Path):
+    tokenizer = pieces(tmp_path, "first", "<|start|> $A <|end|>")
+    ids = renderer_of(tokenizer, COMPLETION).render([ChatMessage("user", "My job is to")])
+    assert tokenizer("My job is to")["input_ids"] == [*ids, tokenizer.eos_token_id]
+    assert ids[0] == tokenizer.bos_token_id
 
 
 def test_a_control_token_that_a_text_spells_is_ordinary_text(tmp_path: Path):

@@ -92,10 +92,15 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path):
     assert refused(str(directory)).code == "unknown_pooling"
     (directory / "1_Pooling" / "config.json").write_text("{")
     assert refused(str(directory)).code == "bad_file"
+    (directory / "1_Pooling" / "config.json").write_text("[1]")
+    assert refused(str(directory)).code == "bad_file"
     modules = json.loads((directory / "modules.json").read_text())
     modules[2]["type"] = "sentence_transformers.models.Dense"
     (directory / "modules.json").write_text(json.dumps(modules))
     assert "Dense" in refused(str(directory)).message
+    for damaged in ({"0": "Transformer"}, ["Transformer", "Pooling"]):
+        (directory / "modules.json").write_text(json.dumps(damaged))
+        assert refused(str(directory)).code == "bad_file"
     (directory / "modules.json").unlink()
     assert refused(str(directory)).code == "no_embedder"
     assert refused("package://no_such_package_anywhere/model").code == "no_package"

@@ -26,7 +26,7 @@ def test_the_object_has_every_figure_with_what_it_was_measured_on(
 ):
     talks, axis, embedder = stores
     picture = tmp_path / "prediction.png"
-    options = ["--permutations", 9, "--clusters", 2, "--folds", 3, "--png", picture]
+    options = ["--permutations", "9", "--clusters", "2", "--folds", "3", "--png", picture]
     found = answered("predict", talks, "--axis", axis, "--embedder", embedder, *options)
     fits = {fit["on"]: fit for fit in found["projection"]["fits"]}
     assert list(fits) == ["in-sample", "in-sample, weakest penalty", "held-out conversations"]
@@ -59,4 +59,4 @@ def test_wrong_input_is_refused(stores: tuple[str, str, str], refused: Refused, 
     assert refused("predict", talks, "--axis", axis, "--embedder", tmp_path)["code"] == "no_embedder"
     assert refused("predict", axis, "--axis", axis, "--embedder", embedder)["code"] == "no_conversations"
     assert refused("predict", talks, "--axis", axis)["code"] == "usage"
-    assert refused("predict", talks, "--axis", axis, "--embedder", embedder, "--folds", 2)["code"] == "usage"
+    assert refused("predict", talks, "--axis", axis, "--embedder", embedder, "--folds", "2")["code"] == "usage"

@@ -22,7 +22,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def test_the_object_has_trajectories_drops_and_moves(stores: tuple[str, str], answered: Answered, tmp_path: Path):
     talks, axis = stores
     picture = tmp_path / "drift.png"
-    found = answered("trajectories", talks, "--axis", axis, "--layer", 1, "--last", 1, "--most", 2, "--png", picture)
+    found = answered(
+        "trajectories", talks, "--axis", axis, "--layer", "1", "--last", "1", "--most", "2", "--png", picture
+    )
     assert [(one["group"], one["conversations"]) for one in found["trajectories"]] == [("coding", 3), ("therapy", 3)]
     assert [reply["conversations"] for reply in found["trajectories"][0]["replies"]] == [3, 3, 2, 1]
     assert [drop["group"] for drop in found["drops"]] == ["coding", "therapy", "all"]
@@ -48,6 +50,6 @@ def test_wrong_input_is_refused(stores: tuple[str, str], refused: Refused):
     talks, axis = stores
     assert refused("trajectories", axis, "--axis", axis)["code"] == "no_conversations"
     assert refused("trajectories", talks, "--axis", axis, "--by", "mood")["field"] == "--by"
-    assert refused("trajectories", talks, "--axis", axis, "--layer", 9)["code"] == "no_such_layer"
+    assert refused("trajectories", talks, "--axis", axis, "--layer", "9")["code"] == "no_such_layer"
     assert refused("trajectories", talks, "--axis", talks)["code"] == "not_reduced"
     assert refused("trajectories", talks, "--axis", axis, "--png", "drift.text")["code"] == "bad_format"
