@@ -7,7 +7,7 @@ Knows nothing of models.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from ..conversation import Conversation
 from ..errors import InputError
 from ..files.user_paths import local_path
 from ..personas import Kind, Polarity
+from .entries import Entry, entries_of
 from .input_files import conversation_files, persona_name
 from .json_values import JsonValue, json_values
-from .layouts import Chat, is_message, parse_chat, require_answer, require_prompt
+from .layouts import Chat, parse_chat, require_answer, require_prompt
 from .problems import LAYOUT_HINT, PROMPT_HINT, Problem, Refusal, input_error
 from .released_lines import FileLabels, ReleasedLine, parse_address
 
@@ -53,7 +54,7 @@ def read_conversations(source: str, *, skip_invalid: bool = False, prompts_only:
     files = conversation_files(local_path(source, "conversations.source"))
     reader = _Reader(prompts_only)
     for path in files:
-        reader.read(path, persona_name(path), _entries(json_values(path), str(path)))
+        reader.read(path, persona_name(path), entries_of(json_values(path), str(path)))
     return reader.result(source, skip_invalid=skip_invalid)
 
 
@@ -85,34 +86,8 @@ def parse_conversations(
             f"is not what JSON can hold: {error}.", code="not_json", field="conversations", hint=LAYOUT_HINT
         ) from None
     reader = _Reader(prompts_only)
-    reader.read(Path(name), name, _entries([JsonValue(whole, None)], name))
+    reader.read(Path(name), name, entries_of([JsonValue(whole, None)], name))
     return reader.result(name, skip_invalid=skip_invalid)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One conversation of a file, not parsed yet, with its place for errors."""
-
-    value: Any
-    place: str
-
-
-def _entries(values: Iterable[JsonValue | Problem], file: str) -> Iterator[_Entry | Problem]:
-    """Yield the entries of a file's values, each of which is one conversation or a list of them."""
-    for found in values:
-        if isinstance(found, Problem):
-            yield found
-            continue
-        place = file if found.line is None else f"{file}, line {found.line}"
-        value = found.value
-        if not isinstance(value, list):
-            yield _Entry(value, place)
-        elif not value or is_message(value[0]):
-            yield _Entry({"messages": value}, place)
-        else:
-            for number, entry in enumerate(value, start=1):
-                messages = {"messages": entry} if isinstance(entry, list) else entry
-                yield _Entry(messages, f"{place}, entry {number}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +111,7 @@ class _Reader:
     num_entries: int = 0
     samples: dict[tuple[Kind, str, Polarity, int, int], int] = field(default_factory=dict)
 
-    def read(self, path: Path, name: str, entries: Iterator[_Entry | Problem]) -> None:
+    def read(self, path: Path, name: str, entries: Iterator[Entry | Problem]) -> None:
         """Read the entries of one file."""
         labels = FileLabels(name)
         read: list[_Read] = []
@@ -144,7 +119,7 @@ class _Reader:
         is_released: bool | None = None
         for position, entry in enumerate(entries, start=1):
             parsed = entry
-            if isinstance(parsed, _Entry):
+            if isinstance(parsed, Entry):
                 parsed = _parse(parsed, str(path), position - 1, is_released, prompts_only=self.prompts_only)
             if isinstance(parsed, _Read) and parsed.address is not None:
                 parsed = labels.add(parsed.address, str(path), parsed.place) or parsed
@@ -198,7 +173,7 @@ class _Reader:
         return GivenInput(tuple(self.found), tuple(problems), notes)
 
 
-def _parse(entry: _Entry, file: str, position: int, is_released: bool | None, *, prompts_only: bool) -> _Read | Problem:
+def _parse(entry: Entry, file: str, position: int, is_released: bool | None, *, prompts_only: bool) -> _Read | Problem:
     try:
         chat = parse_chat(entry.value, prompts_only=prompts_only)
         address = parse_address(entry.value, is_released)

@@ -7,7 +7,7 @@ rows. Every entry is read before anything is refused. Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from ..errors import InputError
 from ..files.user_paths import is_directory, local_path
 from ..messages import ChatMessage
 from .dialogue_source import Dialogue
+from .entries import Entry, entries_of
 from .input_files import persona_name
-from .json_values import JsonValue, json_values
-from .layouts import is_message
+from .json_values import json_values
 from .message_fields import as_json, parse_messages, require_whole_text
 from .problems import Problem, Refusal, input_error
 
@@ -58,7 +58,7 @@ def read_prompts(source: str, field: str = SOURCE_FIELD) -> tuple[Dialogue, ...]
         raise InputError("is a directory.", code="not_a_file", field=field, file=str(path), hint="Name a file.")
     dialogues: list[Dialogue] = []
     problems: list[Problem] = []
-    for position, entry in enumerate(_entries(json_values(path), str(path))):
+    for position, entry in enumerate(entries_of(json_values(path), str(path))):
         parsed = entry if isinstance(entry, Problem) else _parse(entry, str(path), position)
         (problems if isinstance(parsed, Problem) else dialogues).append(parsed)  # pyright: ignore[reportArgumentType]
     if problems:
@@ -68,31 +68,7 @@ def read_prompts(source: str, field: str = SOURCE_FIELD) -> tuple[Dialogue, ...]
     return tuple(dialogues)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One value of the file, not parsed yet, with its place for errors."""
-
-    value: Any
-    place: str
-
-
-def _entries(values: Iterable[JsonValue | Problem], file: str) -> Iterator[_Entry | Problem]:
-    """Yield the entries of a file's values, each of which is one prompt or a list of them."""
-    for found in values:
-        if isinstance(found, Problem):
-            yield found
-            continue
-        place = file if found.line is None else f"{file}, line {found.line}"
-        value = found.value
-        if isinstance(value, list) and value and is_message(value[0]):
-            yield _Entry({"messages": value}, place)
-        elif isinstance(value, list):
-            yield from (_Entry(entry, f"{place}, entry {number}") for number, entry in enumerate(value, start=1))
-        else:
-            yield _Entry(value, place)
-
-
-def _parse(entry: _Entry, file: str, position: int) -> Dialogue | Problem:
+def _parse(entry: Entry, file: str, position: int) -> Dialogue | Problem:
     try:
         prompt = _prompt(entry.value)
     except Refusal as refusal:
