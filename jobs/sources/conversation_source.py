@@ -6,7 +6,6 @@ units, because all of its turns are captured in one forward pass.
 
 from __future__ import annotations
 
-import itertools
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from ..conversation import Conversation, Message
 from ..errors import InputError
 from ..messages import ChatMessage
-from ..personas import Kind, Polarity
 from ..text_tokens import TEMPLATE_TOKENS, prompt_tokens, word_tokens
 from ..work.rollouts import Rollout
 from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
@@ -24,7 +22,7 @@ from .message_fields import reasoning_beside
 from .problems import Problem
 from .read_conversations import GivenInput
 from .source import TokenCounts
-from .unit_names import object_name
+from .turn_units import turn_units
 
 ROWS_PER_UNIT = 256
 """Most rows of a unit, even where its size allows for more, so that a stopped run loses little work."""
@@ -91,23 +89,9 @@ class ConversationSource:
         """
         for given in self.conversations:
             _refuse_too_long(given, sizes, max_context)
-        names: dict[str, tuple[str, str]] = {}
-        ordered = sorted(self.conversations, key=lambda g: (_design(g), g.question_index, g.sample_index))
-        for (kind, persona, polarity, prompt), group in itertools.groupby(ordered, key=_design):
-            name = object_name(kind, persona, names)
-            for number, batch in enumerate(_batches(group, sizes, max_context)):
-                rows = [(given, turn) for given in batch for turn in given.turn_indices()]
-                yield WorkUnit(
-                    unit_id=f"{kind}.{name}.{polarity}.p{prompt}.b{number}",
-                    kind=kind,
-                    persona=persona,
-                    polarity=polarity,
-                    prompt_index=prompt,
-                    question_indices=tuple(given.question_index for given, _ in rows),
-                    sample_indices=tuple(given.sample_index for given, _ in rows),
-                    turn_indices=tuple(turn for _, turn in rows),
-                    conversation_indices=tuple(given.conversation_index for given, _ in rows),
-                )
+        yield from turn_units(
+            self.conversations, lambda one: one.turn_indices(), lambda group: _batches(group, sizes, max_context)
+        )
 
     def requests(self, unit: WorkUnit) -> ConversationRequests:
         """Return the conversations of a unit."""
@@ -163,11 +147,6 @@ def _texts(message: Message) -> list[str]:
         return texts
     beside = reasoning_beside(json.loads(message.extra or "{}"))
     return texts if beside is not None and beside[1] == message.reasoning else [*texts, message.reasoning]
-
-
-def _design(given: Conversation) -> tuple[Kind, str, Polarity, int]:
-    """Return the part of the address that all conversations of a unit share."""
-    return given.kind, given.persona, given.polarity, given.prompt_index
 
 
 def _batches(conversations: Iterator[Conversation], sizes: RowSizes, max_context: int) -> Iterator[list[Conversation]]:

@@ -6,7 +6,6 @@ whose address has the response's turn, and its seed follows from that address.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..work.units import RolloutRequest, WorkUnit
 from .problems import Problem
 from .source import TokenCounts
-from .unit_names import object_name
+from .turn_units import turn_units
 
 ROWS_PER_UNIT = 64
 """Most rows of a unit of several dialogues, so that a stopped run loses little work: a dialogue is slow, because its
@@ -225,23 +224,7 @@ class DialogueSource:
         """
         for dialogue in self.dialogues:
             self._refuse_too_long(dialogue, sizes)
-        names: dict[str, tuple[str, str]] = {}
-        ordered = sorted(self.dialogues, key=lambda one: (_design(one), one.question_index, one.sample_index))
-        for (kind, persona, polarity, prompt), group in itertools.groupby(ordered, key=_design):
-            name = object_name(kind, persona, names)
-            for number, batch in enumerate(self._batches(group, sizes)):
-                rows = [(dialogue, turn) for dialogue in batch for turn in dialogue.turn_indices]
-                yield WorkUnit(
-                    unit_id=f"{kind}.{name}.{polarity}.p{prompt}.b{number}",
-                    kind=kind,
-                    persona=persona,
-                    polarity=polarity,
-                    prompt_index=prompt,
-                    question_indices=tuple(dialogue.question_index for dialogue, _ in rows),
-                    sample_indices=tuple(dialogue.sample_index for dialogue, _ in rows),
-                    turn_indices=tuple(turn for _, turn in rows),
-                    conversation_indices=tuple(dialogue.conversation_index for dialogue, _ in rows),
-                )
+        yield from turn_units(self.dialogues, lambda one: one.turn_indices, lambda group: self._batches(group, sizes))
 
     def requests(self, unit: WorkUnit) -> DialogueRequests:
         """Return the dialogues of a unit."""
@@ -339,11 +322,6 @@ class DialogueSource:
         if tokens > sizes.most_tokens:
             what = f"{rows} responses of up to {self._longest_response} tokens in one conversation{place}"
             raise sizes.refuse_tokens(tokens, what, "ask for fewer turns, or lower sampling.max_new_tokens")
-
-
-def _design(dialogue: Dialogue) -> tuple[Kind, str, Polarity, int]:
-    """Return the part of the address that all dialogues of a unit share."""
-    return dialogue.kind, dialogue.persona, dialogue.polarity, dialogue.prompt_index
 
 
 def _size_before(dialogue: Dialogue, size: Callable[[str], int]) -> int:
