@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
+from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
 from .results import ComparedLayer, Comparison
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ def write_picture(found: Comparison, title: str, path: Path) -> None:
         for ax, (name, lines) in zip(axes, panels, strict=True):
             _draw(ax, name, found.layers, lines)
         axes[-1].set_xlabel("layer of A")
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
         notes = [line for note in found.notes for line in textwrap.wrap(note, 118)]
-        figure.text(0.01, 0, "\n".join(notes), fontsize=7, color=QUIET, va="top")
+        caption(figure, title, notes)
         save_picture(figure, path)
 
 

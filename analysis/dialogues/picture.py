@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
+from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
 from ..watching.picture import LINES
 from .drift import DriftResults
 from .trajectories import ALL, Drop, Trajectory, longest
@@ -48,13 +48,8 @@ def write_picture(results: DriftResults, path: Path) -> None:
         _counts(figure.add_subplot(grid[1, 0], sharex=upper), drawn)
         _drops(figure.add_subplot(grid[:, 1]), drops, drawn, results)
         model = results.model.rsplit("/", 1)[-1]
-        figure.suptitle(
-            f"{model}: projection of replies on the Assistant Axis, layer {results.scale.layer}",
-            fontsize=9.5,
-            x=0.01,
-            ha="left",
-        )
-        figure.text(0.01, 0, "\n".join(_words(results, drawn)), fontsize=7, color=QUIET, va="top")
+        title = f"{model}: projection of replies on the Assistant Axis, layer {results.scale.layer}"
+        caption(figure, title, _words(results, drawn))
         save_picture(figure, path)
 
 

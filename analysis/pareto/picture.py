@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
+from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
 from ..report.labels import SIDES, place_labels
 from .front import ParetoPoint
 
@@ -61,9 +61,8 @@ def write_picture(picture: ParetoPicture, path: Path) -> None:
         figure = Figure(figsize=(_WIDTH, _HEIGHT))
         ax = figure.subplots()
         _draw(ax, picture)
-        figure.suptitle(picture.title, fontsize=9.5, x=0.01, ha="left")
         notes = [line for note in picture.notes for line in textwrap.wrap(note, 118)]
-        figure.text(0.01, 0, "\n".join(notes), fontsize=7, color=QUIET, va="top")
+        caption(figure, picture.title, notes)
         _name(figure, ax, picture)
         save_picture(figure, path)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
+from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
 from ..watching.picture import LINES
 from .clusters import Cluster
 from .predict import PredictionResults
@@ -46,14 +46,9 @@ def write_picture(results: PredictionResults, path: Path) -> None:
         if has_clusters:
             _clusters(panels[1], results)
         model = results.model.rsplit("/", 1)[-1]
-        figure.suptitle(
-            f"{model}: the next reply on the Assistant Axis, layer {results.scale.layer}, by the message before it",
-            fontsize=9.5,
-            x=0.01,
-            ha="left",
-        )
+        title = f"{model}: the next reply on the Assistant Axis, layer {results.scale.layer}, by the message before it"
         lines = [line for note in _words(results) for line in textwrap.wrap(note, 175 if has_clusters else 90)]
-        figure.text(0.01, 0, "\n".join(lines), fontsize=7, color=QUIET, va="top")
+        caption(figure, title, lines)
         save_picture(figure, path)
 
 

@@ -99,6 +99,18 @@ def require_format(path: Path) -> None:
         )
 
 
+def caption(figure: Figure, title: str, lines: Sequence[str]) -> None:
+    """Write a title above a figure and lines of small print below it.
+
+    Args:
+        figure: The figure.
+        title: The title.
+        lines: The lines, as wide as the figure.
+    """
+    figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+    figure.text(0.01, 0, "\n".join(lines), fontsize=7, color=QUIET, va="top")
+
+
 def save_picture(figure: Figure, path: Path) -> None:
     """Write one figure to a file.
 

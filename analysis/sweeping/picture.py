@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
+from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
 from .points import ALL, Point
 from .repetition import DEGENERATE, NGRAM
 
@@ -69,9 +69,8 @@ def write_picture(picture: SweepPicture, path: Path) -> None:
             _rates(panels[0], picture)
         _repetition(panels[-1], picture)
         _places(panels[-1], picture)
-        figure.suptitle(picture.title, fontsize=9.5, x=0.01, ha="left")
         notes = [line for note in picture.notes for line in textwrap.wrap(note, 118)]
-        figure.text(0.01, 0, "\n".join(notes), fontsize=7, color=QUIET, va="top")
+        caption(figure, picture.title, notes)
         save_picture(figure, path)
 
 

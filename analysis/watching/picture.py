@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, require_matplotlib, save_picture
+from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
 from .page import compared_words
 from .scores import Scale, ScoredConversation, ScoredTurn, Watched
 
@@ -53,8 +53,7 @@ def write_picture(watched: Watched, path: Path) -> None:
         for panel in panels[len(places) :]:
             panel.set_visible(False)
         _legend(panels[0])
-        figure.suptitle(_title(watched), fontsize=9.5, x=0.01, ha="left")
-        figure.text(0.01, 0, "\n".join(_wrapped(watched)), fontsize=7, color=QUIET, va="top")
+        caption(figure, _title(watched), _wrapped(watched))
         save_picture(figure, path)
 
 
