@@ -170,6 +170,7 @@ class DialogueRequests:
             conversation_index=dialogue.conversation_index,
             extra=dialogue.extra,
             user=user,
+            is_follow_up=number > 0,
         )
 
     def _of(self, address: RolloutAddress) -> Dialogue:

@@ -1,8 +1,9 @@
 """A responder for dialogues: it has a simulated user say what a chat lacks, and ends those that outgrow the context.
 
 A dialogue ends before the turn to which the simulated user said nothing or its end mark, and before one whose prompt
-and longest response are beyond the model's context, or, where the same engine plays the user, whose user's message
-would be. The rest of its rows is not reached. Wraps any responder, which sees complete requests only.
+and longest response are beyond the model's context, or, where an engine plays the user, whose user's message would be.
+The rest of its rows is not reached. A first turn is never cut off like that: where it does not fit, it is refused. Wraps
+any responder, which sees complete requests only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...jobs.dialogues.simulated_user import said_before_end
+from ...jobs.errors import UnitError
 from ...jobs.messages import ChatMessage
 from ...jobs.poolings import keeps_tokens
 from ...jobs.work.rollouts import ArrayName
@@ -44,7 +46,29 @@ class ChatRoom:
         Args:
             messages: The chat up to where the model goes on.
         """
-        return len(self.renderer.render(messages)) + self.max_new_tokens <= self.max_context
+        return self._prompt_tokens(messages) + self.max_new_tokens <= self.max_context
+
+    def refusal_of_user(self, request: RolloutRequest) -> UnitError:
+        """Make the error of a first message of the user for which there is no room.
+
+        Args:
+            request: The request that lacks the message.
+        """
+        assert request.user is not None
+        prompt = self._prompt_tokens(request.user.messages)
+        room = self.max_context - prompt
+        shorter = "shorten the description, the manner or the topic"
+        return UnitError(
+            f"{request.address}: {prompt} prompt tokens and {self.max_new_tokens} new ones of the user's first message "
+            f"exceed the context of {self.max_context} of the user's model.",
+            code="too_long",
+            hint=f"Set drift.user.max_new_tokens to at most {room}, or {shorter}."
+            if room > 0
+            else f"{shorter.capitalize()} to fewer than {self.max_context} tokens together.",
+        )
+
+    def _prompt_tokens(self, messages: Sequence[ChatMessage]) -> int:
+        return len(self.renderer.render(messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +200,13 @@ class _Talk:
         """Ask the user for what a request lacks; a complete one is ready, unless it is beyond the context."""
         if request.user is None:
             self._add(request)
-        elif self._user_room is not None and not self._user_room.fits(request.user.messages):
-            self._ended.append(self._shape.not_reached(request))
-        else:
+        elif self._user_room is None or self._user_room.fits(request.user.messages):
             assert self._user is not None, "a request for a simulated user, and there is none"
             self._user.ask(request)
+        elif request.is_follow_up:
+            self._ended.append(self._shape.not_reached(request))
+        else:
+            self._refusal = self._refusal or self._user_room.refusal_of_user(request)
 
     def _take_messages(self, *, wait: bool) -> bool:
         """Take what the user has said since; return whether there was anything."""
@@ -204,8 +230,7 @@ class _Talk:
 
     def _add(self, request: RolloutRequest) -> None:
         # The first turn of a dialogue is not cut off: where it does not fit, the engine says what would.
-        is_first = not any(message.role == "assistant" for message in request.messages)
-        if is_first or self._room.fits(request.messages):
+        if not request.is_follow_up or self._room.fits(request.messages):
             self._complete.append(request)
         else:
             self._ended.append(self._shape.not_reached(request))

@@ -221,6 +221,18 @@ def test_a_conversation_that_outgrows_the_context_ends(tiny_model_directory: Pat
     assert [line["question"].strip()[:4] for line in lines] == ["Hi", "word", "So?"]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_person_for_whom_the_user_has_no_room_is_refused(own: bool, tiny_model_directory: Path, tmp_path: Path):
+    spec = job(
+        tiny_model_directory,
+        tmp_path,
+        {"model": str(tiny_model_directory) if own else "same", "max_new_tokens": 2040},
+        drift={"domains": ["sea"], "per_domain": 1},
+    )
+    (failure,) = persona_atlas.run(spec, progress=False).failures
+    assert "of the user's first message exceed the context of 2048 of the user's model" in failure.message
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
