@@ -8,8 +8,12 @@ from ...jobs.sources.load import load_source
 from ...jobs.sources.replay_source import ReplaySource
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.spec import JobSpec
+from ...jobs.work.units import WorkUnit
+from ...storage.format.planned_units import read_units
+from ...storage.locations.location import open_location
 from ...storage.query.run import Run, open_run
 from ...storage.query.stored_texts import FIELD, TextsOfRun
+from ...storage.run.run_store import read_run_record
 
 
 def open_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestSource:
@@ -27,7 +31,17 @@ def open_source(spec: JobSpec, catalog_directory: str | None = None) -> RequestS
     if run is None:
         return load_source(spec, catalog_directory)
     assert spec.conversations is not None
-    return ReplaySource(TextsOfRun(run), spec.conversations.rendering or "tokens")
+    return ReplaySource(TextsOfRun(run, _planned(spec)), spec.conversations.rendering or "tokens")
+
+
+def _planned(spec: JobSpec) -> dict[str, WorkUnit] | None:
+    """Read the units of a job that was planned already, so that it can be finished though the other run has grown."""
+    location = open_location(spec.store.url, spec.store.endpoint_url, spec.store.access)
+    record = read_run_record(location)
+    begun = None if record is None else record.spec.conversations
+    if record is None or begun is None or spec.conversations is None or begun.texts_of != spec.conversations.texts_of:
+        return None
+    return read_units(location, record)
 
 
 def replayed_run(spec: JobSpec) -> Run | None:

@@ -39,12 +39,17 @@ class StoredTexts(Protocol):
 
     @property
     def units(self) -> Sequence[StoredUnit]:
-        """The committed units, in the order of the run's plan."""
+        """The units to be read, in the order of the run's plan."""
         ...
 
     @property
     def num_planned(self) -> int:
         """Number of planned units."""
+        ...
+
+    @property
+    def num_gained(self) -> int:
+        """Number of committed units that are not read, because the job was planned before they were there."""
         ...
 
     def read(self, unit_id: str) -> Sequence[StoredRow]:
@@ -102,7 +107,13 @@ class ReplaySource:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Say that the run is not complete, where it is not."""
+        """Say that units of the run are left out, because they are not committed or were not when this was planned."""
+        gained = self._texts.num_gained
+        if gained:
+            return (
+                f"The run at {self._texts.url} has {count_of(gained, 'unit')} more than when this run was planned, and "
+                "they are left out. Another --store (store.url) reads the whole of it.",
+            )
         num_units = len(self._texts.units)
         if num_units == self._texts.num_planned:
             return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import persona_atlas
 import pytest
 from persona_atlas.analysis.comparison.compare import compare
 from persona_atlas.analysis.comparison.sides import side_of
+from persona_atlas.cluster.run.open_source import open_source
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import make_spec
 from persona_atlas.storage.derived.score_copies import copy_scores
@@ -136,19 +138,31 @@ def test_a_judge_that_went_on_is_the_same_judge(instruct: Run, replayed: persona
         assert (kept.num_copied, kept.is_other) == (0, True)
 
 
-def test_what_the_other_run_has_gained_is_not_said_to_be_added(base: Path, instruct: Run, tmp_path: Path):
+def test_what_was_begun_is_finished_although_the_other_run_has_grown(base: Path, instruct: Run, tmp_path: Path):
     growing = copied(instruct, tmp_path / "growing")
-    (commit,) = Path(growing.url, "commits").glob("role.void.pos.p1.*")
+    # Every unit after it is numbered from another row on.
+    put_back = taken_out(growing, "role.bard.pos.p0.*")
+    whole = replay(base, growing, tmp_path / "run").run
+    before = whole.rollouts()
+    taken_out(whole, "role.pirate.pos.p1.*")
+    put_back()
+    finished = replay(base, growing, tmp_path / "run")
+    assert (finished.worked, finished.is_complete) == (1, True)
+    same = [*ADDRESS, "conversation_index", "turn_index", "response", "prompt_token_ids", "response_token_ids"]
+    assert finished.run.rollouts().select(same).equals(before.select(same))
+    (note,) = open_source(finished.run.record.spec).notes
+    assert "has 1 unit more than when this run was planned" in note
+    assert replay(base, growing, tmp_path / "other").run.index.num_rows > before.num_rows
+
+
+def taken_out(run: Run, pattern: str) -> Callable[[], object]:
+    """Take the commit record of a unit out of a store; return what puts it back."""
+    (commit,) = Path(run.url, "commits").glob(pattern)
     kept = commit.read_bytes()
     commit.unlink()
     for name in ("index.parquet", "chunks.parquet"):
-        Path(growing.url, name).unlink()
-    assert replay(base, growing, tmp_path / "run").is_complete
-    commit.write_bytes(kept)
-    with pytest.raises(InputError) as caught:
-        replay(base, growing, tmp_path / "run")
-    assert (caught.value.code, caught.value.field) == ("other_run", "conversations.texts_of")
-    assert "--grow" not in (caught.value.hint or "")
+        Path(run.url, name).unlink()
+    return lambda: commit.write_bytes(kept)
 
 
 def test_texts_are_rendered_again_for_another_vocabulary(instruct: Run, tmp_path: Path):
