@@ -11,32 +11,19 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
-from ...jobs.errors import InputError, closest
+from ...jobs.errors import InputError
 from ...jobs.interventions import Intervention
 from ...workers.editing.intervene import intervene
 from ..api.progress import shown_progress
-from ..serving.edit_options import EDIT_FIELDS
 from .edited_model import EvaluatedModel, load_with_edits, refuse_missing_lm_eval
+from .lm_arguments import LOADING, OF_HARNESS, merged, refuse_other_types, refuse_unknown
+from .made_with import model_info
 
 MODEL_NAME = "persona_atlas"
 """Name by which the harness knows the model."""
 
-_LOADING = ("store", "model", "reduction", "transfer", "chat_template", "dtype", "device", *EDIT_FIELDS)
-_HARNESS = (
-    "batch_size",
-    "max_batch_size",
-    "max_length",
-    "truncation",
-    "logits_cache",
-    "softmax_dtype",
-    "mixed_precision_dtype",
-    "add_bos_token",
-    "prefix_token_id",
-    "think_end_token",
-    "enable_thinking",
-    "chat_template_args",
-)
-"""Arguments of the harness's ``hf`` model that mean something for a model that is loaded already."""
+_MADE_WITH = "persona_atlas made with"
+"""Key of a cache of answers, beside hashes, that says whose they are."""
 
 
 class EditedCalls:
@@ -44,9 +31,11 @@ class EditedCalls:
 
     Attributes:
         edits: The edits; None for none. They may be changed between two evaluations.
+        fingerprint: Fingerprint of the model's files.
     """
 
     edits: Intervention | None = None
+    fingerprint: str = ""
     _prompt_length: int = 0
 
     def _edited(self, prompt_length: int) -> AbstractContextManager[None]:
@@ -78,9 +67,29 @@ class EditedCalls:
         return answers
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the harness writes about the model; the edits are in ``model_args`` beside it."""
+        """Return what the harness writes about the model, its edits included."""
         info: dict[str, Any] = super().get_model_info()  # pyright: ignore[reportAttributeAccessIssue]
-        return info | {"model_edits": 0 if self.edits is None else len(self.edits.edits)}
+        return info | model_info(self.fingerprint, self.edits)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take a cache of answers, which the harness keeps by the texts alone; see ``--use_cache``.
+
+        Raises:
+            InputError: The answers in it are another model's, or were made under other edits.
+        """
+        answers = cache_hook.dbdict
+        made = {**model_info(self.fingerprint, self.edits), "dtype": str(self.model.dtype)}  # pyright: ignore[reportAttributeAccessIssue]
+        if answers is not None:
+            if len(answers) and answers.get(_MADE_WITH) != made:
+                raise InputError(
+                    "has the answers of another model, or of this one under other edits.",
+                    code="other_cache",
+                    field="use_cache",
+                    hint="Give each model and each cap or steering a cache of its own.",
+                )
+            answers[_MADE_WITH] = made
+            answers.commit()
+        super().set_cache_hook(cache_hook)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @lru_cache(maxsize=1)
@@ -97,18 +106,30 @@ def lm_class() -> Any:
     try:
         from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+        from lm_eval.utils import simple_parse_args_string  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise refuse_missing_lm_eval(error) from error
 
     @register_model(MODEL_NAME)
     class PersonaAtlasLM(EditedCalls, HFLM):
         def __init__(self, store: str | None = None, **arguments: Any) -> None:
-            known = set(inspect.signature(HFLM.__init__).parameters) & set(_HARNESS)
-            _refuse_unknown({"store": store, **arguments}, known)
+            known = set(inspect.signature(HFLM.__init__).parameters) & set(OF_HARNESS)
+            refuse_unknown({"store": store, **arguments}, known)
+            refuse_other_types(arguments)
             assert store is not None
-            loading = {name: arguments.pop(name) for name in _LOADING if name in arguments}
+            loading = {name: arguments.pop(name) for name in LOADING if name in arguments}
             loaded, self.edits = load_with_edits(str(store), shown_progress(True), **loading)
             self._start(loaded, **arguments)
+
+        @classmethod
+        def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Any:
+            """Make it of its arguments, of which the harness's command has some as options too."""
+            return cls(**merged(arg_dict, additional_config or {}))
+
+        @classmethod
+        def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
+            """Make it of its arguments as ``name=value,...``; see ``create_from_arg_obj``."""
+            return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
         @classmethod
         def of(cls, loaded: EvaluatedModel, **arguments: Any) -> Any:
@@ -118,28 +139,9 @@ def lm_class() -> Any:
             return made
 
         def _start(self, loaded: EvaluatedModel, **arguments: Any) -> None:
+            self.fingerprint = loaded.facts.fingerprint
             # Off unless it is asked for, as where activations are captured.
             arguments.setdefault("enable_thinking", False)
             HFLM.__init__(self, pretrained=loaded.model, tokenizer=loaded.tokenizer, **arguments)
 
     return PersonaAtlasLM
-
-
-def _refuse_unknown(given: dict[str, Any], of_harness: set[str]) -> None:
-    """Refuse an argument that nothing would read: a misspelt cap would leave the model as it is."""
-    if given["store"] is None:
-        raise InputError(
-            "is missing: it names the axis, and by it the model.",
-            code="missing_key",
-            field="store",
-            hint="For example --model_args store=runs/demo,cap=p0.25,layers=14:18.",
-        )
-    known = {*_LOADING, *of_harness}
-    for name in given:
-        if name not in known:
-            raise InputError(
-                "is no argument of the model persona_atlas.",
-                code="unknown_key",
-                field=name,
-                hint=closest(name, known) or f"It has {', '.join(sorted(known))}.",
-            )

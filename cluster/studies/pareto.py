@@ -26,7 +26,8 @@ from ...storage.derived.capability import read_capability, write_capability
 from ...storage.format.capability_record import CapabilityRecord, StoredMetric
 from ..evaluation.edited_model import EvaluatedModel, load_evaluated
 from ..evaluation.harness import Harness
-from ..evaluation.result_files import read_results
+from ..evaluation.made_with import SettingMade, model_info
+from ..evaluation.result_files import GivenResults, read_results
 from ..labelling.replies import labels_of
 from ..run.progress import Progress
 from ..sweeping.judge import run_of
@@ -47,13 +48,13 @@ class PreparedPareto:
         spec: The study.
         sweep: Its sweep.
         harness: What runs the tasks; None where their results are read from files.
-        given: Results from files, by setting and task; empty where they are run.
+        given: Results from files, by setting; empty where they are run.
     """
 
     spec: ParetoSpec
     sweep: PreparedSweep
     harness: Harness | None
-    given: Mapping[str, Mapping[str, TaskResult]]
+    given: Mapping[str, GivenResults]
 
 
 def harm_labels(spec: ParetoSpec, rubric: Rubric) -> tuple[str, ...]:
@@ -87,7 +88,8 @@ def prepare_pareto(spec: ParetoSpec, progress: Progress) -> PreparedPareto:
         progress: Prints a line before something that takes long.
 
     Raises:
-        InputError: As for ``prepare_sweep``; or a task or the results of one are missing, or the harness is.
+        InputError: As for ``prepare_sweep``; a task or the results of one are missing, or the harness is; or results
+            were made with another model or under other edits than the name of their folder says.
         StoreError: A store is damaged.
     """
     try:
@@ -98,10 +100,12 @@ def prepare_pareto(spec: ParetoSpec, progress: Progress) -> PreparedPareto:
     if capability.results is None:
         plain = sweep.settings[0]
         return PreparedPareto(spec, sweep, Harness(capability, lambda: _loaded(plain, progress)), {})
-    given = {
-        one.setting.name: read_results(capability.results, (one.setting.name, one.setting.folder), capability.tasks)
-        for one in sweep.settings
-    }
+    given: dict[str, GivenResults] = {}
+    for one in sweep.settings:
+        name, plan = one.setting.name, one.job.plan
+        info = model_info(plan.facts.fingerprint, None if plan.edits is None else plan.edits.intervention)
+        made = SettingMade(name, plan.spec.model.source, info, spec.cap_of(one.setting))
+        given[name] = read_results(capability.results, (name, one.setting.folder), capability.tasks, made)
     return PreparedPareto(spec, sweep, None, given)
 
 
@@ -182,7 +186,7 @@ def task_results(study: PreparedPareto) -> dict[str, dict[str, TaskResult]]:
         StoreError: A record is damaged.
     """
     if study.harness is None:
-        return {name: dict(of_setting) for name, of_setting in study.given.items()}
+        return {name: of_setting.tasks for name, of_setting in study.given.items()}
     results: dict[str, dict[str, TaskResult]] = {}
     for one in study.sweep.settings:
         of_setting = results.setdefault(one.setting.name, {})
@@ -333,10 +337,17 @@ def _notes(study: PreparedPareto, capability: CapabilityChanges, chosen: ParetoP
     notes: list[str] = []
     if capability.unpaired:
         notes.append(f"Not paired document by document, so their intervals are wide: {', '.join(capability.unpaired)}.")
+    unknown = [name for name, given in study.given.items() if not given.is_known]
+    if unknown:
+        whose = "any setting" if len(unknown) == len(study.given) else ", ".join(unknown)
+        notes.append(f"Not in the files: under which edits the results for {whose} were made. The folders are trusted.")
     limit = study.spec.section.capability.limit
     if limit is not None and study.harness is not None:
         notes.append(f"At most {limit:g} documents of each task." if limit >= 1 else f"{limit:.0%} of each task.")
-    if chosen is None:
+    named = study.spec.section.choose
+    if chosen is None and named is not None:
+        notes.append(f"{named} is named and cannot be chosen: it has no point.")
+    elif chosen is None:
         tolerance = 100 * study.spec.section.tolerance
         notes.append(f"None is chosen: no setting lowers harm at a cost of at most {tolerance:g} points of capability.")
     return notes

@@ -5,7 +5,7 @@ They are resolved once, when a job is prepared; from then on the run has these e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -76,12 +76,17 @@ class RunEdits:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what is done: layers, tokens, vectors, floors and coefficients, and not where they came from."""
-        return digest_of([terms_of(edit) for edit in self.intervention.edits])
+        return digest_of_edits(self.intervention.edits)
 
     @property
     def lines(self) -> list[str]:
         """What each entry does, a line each, for people."""
         return [str(entry) for entry in self.entries]
+
+
+def digest_of_edits(edits: Iterable[Edit]) -> str:
+    """Return the SHA-256 over what edits do; see ``RunEdits.digest``."""
+    return digest_of([terms_of(edit) for edit in edits])
 
 
 EditKind = Literal["add", "ablate", "cap"]

@@ -2,7 +2,7 @@
 
 A dialogue ends before the turn to which the simulated user said nothing or its end mark, and before one whose prompt
 and longest response are beyond the model's context, or, where an engine plays the user, whose user's message would be.
-The rest of its rows is not reached. A first turn is never cut off like that: where it does not fit, it is refused. Wraps
+The rest of its rows is not reached. A first turn is never cut off like that: one that does not fit is refused. Wraps
 any responder, which sees complete requests only.
 """
 

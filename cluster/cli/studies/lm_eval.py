@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import click
 
@@ -33,15 +34,32 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     sys.argv = ["lm_eval", *_with_model(arguments)]
     try:
         cli_evaluate()
-    except ValueError as error:
-        if not str(error).startswith("Tasks not found"):
+    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+        if _was_asking(error):
             raise
-        raise InputError(
-            f"lm-evaluation-harness has no such tasks: {str(error).partition(': ')[2]}.",
+        raise _refused(error) from error
+
+
+def _was_asking(error: BaseException) -> bool:
+    """Whether questions were asked already, so that the error is not one of the arguments."""
+    return any(frame.name == "evaluate" for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _refused(error: Exception) -> InputError:
+    """Map what the harness raises before it asks anything: it checks its arguments by using them."""
+    text = " ".join(str(error).split())
+    if text.startswith("Tasks not found"):
+        return InputError(
+            f"lm-evaluation-harness has no such tasks: {text.partition(': ')[2]}.",
             code="no_such_task",
             field="--tasks",
             hint="persona-atlas lm-eval ls tasks lists them; those of your own need --include_path.",
-        ) from error
+        )
+    return InputError(
+        f"lm-evaluation-harness cannot begin with these arguments: {type(error).__name__}: {text[:300]}",
+        code="harness_refused",
+        hint="persona-atlas lm-eval run --help lists them. Public tasks fetch their data from the hub.",
+    )
 
 
 def _with_model(arguments: tuple[str, ...]) -> list[str]:

@@ -11,8 +11,10 @@ import torch
 from persona_atlas import intervene, open_axis
 from persona_atlas.cluster.cli import main
 from persona_atlas.cluster.evaluation.lm_model import lm_class
+from persona_atlas.cluster.evaluation.made_with import model_info
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.query.run import Run
+from persona_atlas.workers.models.model_files import read_facts
 
 from tiny_axes import tiny_run
 
@@ -120,6 +122,10 @@ def test_the_floors_are_those_of_the_axis(axis: Run):
         ({"layers": "0:2"}, "layers"),
         ({"cap": "p0.33"}, "cap"),
         ({"dtype": "float13"}, "dtype"),
+        ({"max_length": "x"}, "max_length"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"truncation": "yes"}, "truncation"),
+        ({"softmax_dtype": "float13"}, "softmax_dtype"),
     ],
 )
 def test_an_argument_that_would_leave_the_model_as_it_is_is_refused(axis: Run, arguments: dict[str, Any], field: str):
@@ -133,11 +139,10 @@ def test_an_argument_that_would_leave_the_model_as_it_is_is_refused(axis: Run, a
 def test_the_command_evaluates_tasks_of_every_form(axis: Run, tmp_path: Path):
     names = ["arithmetic", "choices", "letters", "instructions", "feelings", "perplexity"]
     options = {
-        "--model_args": f"store={axis.url},cap=p0.25,layers=0:2",
+        "--model_args": f"store={axis.url},cap=p0.25,layers=0:2,batch_size=2,device=cpu",
         "--tasks": ",".join(f"tiny_{name}" for name in names),
         "--include_path": str(TASKS),
         "--limit": "2",
-        "--batch_size": "2",
         "--output_path": str(tmp_path),
     }
     given = [part for option in options.items() for part in option]
@@ -147,13 +152,44 @@ def test_the_command_evaluates_tasks_of_every_form(axis: Run, tmp_path: Path):
     (file,) = tmp_path.rglob("results_*.json")
     results = json.loads(file.read_text())
     assert set(results["results"]) == {f"tiny_{name}" for name in names}
-    assert results["config"]["model_edits"] == 2
+    made = model_info(read_facts(Path(axis.model_name)).fingerprint, model(axis, **CAP).edits)
+    assert results["config"].items() >= made.items()
     assert results["config"]["model_args"]["cap"] == "p0.25"
     assert len(list(tmp_path.rglob("samples_*.jsonl"))) == 6
 
 
-def test_a_task_that_is_not_there_is_wrong_input(axis: Run, capsys: pytest.CaptureFixture[str]):
+def evaluate(axis: Run, arguments: str, *options: str, tasks: str = "tiny_choices") -> object:
+    """Run the command on a question; return its exit status."""
+    given = ["--model_args", f"store={axis.url}{arguments}", "--tasks", tasks, "--include_path", str(TASKS)]
     with pytest.raises(SystemExit) as ended:
-        main(["lm-eval", "--model_args", f"store={axis.url}", "--tasks", "tiny_nothing", "--include_path", str(TASKS)])
-    assert ended.value.code == 2
-    assert "no such tasks: tiny_nothing" in capsys.readouterr().err
+        main(["lm-eval", *given, "--limit", "1", *options])
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ("", ["--tasks", "tiny_nothing"], "no such tasks: tiny_nothing"),
+        (",max_length=x", [], "max_length: is 'x', which is not a whole number"),
+        (",batch_size=2", ["--batch_size", "4"], "batch_size: is 2 in --model_args and 4 in --batch_size"),
+        ("", ["--log_samples"], "output_path"),
+        ("", ["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_arguments_that_are_wrong_are_said_to_be(
+    axis: Run, capsys: pytest.CaptureFixture[str], arguments: str, options: list[str], message: str
+):
+    assert evaluate(axis, arguments, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_cache_of_answers_is_of_one_model_under_one_setting(axis: Run, tmp_path: Path):
+    from lm_eval.api.model import CachingLM  # pyright: ignore[reportMissingImports]
+
+    asking = ([("Who are you?", {"until": ["\n"], "do_sample": False, "max_gen_toks": 4})],)
+    cache = str(tmp_path / "answers.db")
+    for _ in range(2):
+        CachingLM(model(axis), cache).generate_until(asked("generate_until", *asking[0]))
+    with pytest.raises(InputError, match="under other edits") as refused:
+        CachingLM(model(axis, **CAP), cache)
+    assert refused.value.field == "use_cache"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,13 @@ from persona_atlas.analysis.intervening.resolve import resolve_released
 from persona_atlas.cluster.cli import cli
 from persona_atlas.cluster.run.local import open_local_backend
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.studies.pareto import harm_rates, pareto_results, prepare_pareto, task_results
 from persona_atlas.cluster.sweeping.prepare import PreparedSweep, prepare_sweep
 from persona_atlas.cluster.sweeping.run import run_sweep
 from persona_atlas.jobs.interventions import Cap
 from persona_atlas.jobs.judging.outcomes import Outcome
 from persona_atlas.jobs.judging.rubrics import load_rubric
-from persona_atlas.jobs.specs.pareto_spec import make_pareto
+from persona_atlas.jobs.specs.pareto_spec import load_pareto, make_pareto
 from persona_atlas.storage.derived.verdicts import write_verdict_record, write_verdicts
 from persona_atlas.storage.format.judge_record import JudgeRecord
 from persona_atlas.storage.format.layout import verdict_folder
@@ -155,7 +158,10 @@ def test_the_planted_front_comes_back_named_and_drawn(world: World, answered: An
         assert 0 <= point["front_share"] <= 1
     widths = [point["tasks"]["sums"]["change"] for point in found["points"][1:]]
     assert widths[1] == {"value": 0, "low": 0, "high": 0}, "the same documents are right, so pairs do not differ"
-    assert found["notes"] == ["Not paired document by document, so their intervals are wide: feelings."]
+    assert found["notes"] == [
+        "Not paired document by document, so their intervals are wide: feelings.",
+        "Not in the files: under which edits the results for any setting were made. The folders are trusted.",
+    ]
     shown = CliRunner().invoke(cli, ["pareto", str(world.file)], env={"COLUMNS": "240"})
     assert shown.exit_code == 0
     assert "Chosen: layers_0:2-p0.5, at a cost of at most 1 points." in shown.output
@@ -177,6 +183,31 @@ def test_the_capping_file_of_the_chosen_point_does_what_its_setting_did(
         np.testing.assert_allclose(edit.vector.unit, axis.unit_D(edit.layer), atol=1e-6)
     error = refused("pareto", world.with_section(tmp_path, positions="response"), "--write-capping", file)
     assert error["field"] == "--write-capping"
+
+
+def test_results_of_another_setting_than_their_folder_says_are_refused_by_name(
+    world: World, refused: Refused, tmp_path: Path
+):
+    results = shutil.copytree(world.file.parent / "results", tmp_path / "results")
+    (file,) = results.glob("layers_0-2-p0.25/tiny/results*.json")
+    config = {"model": "persona_atlas", "model_edits": 0, "model_args": {"store": "runs/axis"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config": config}))
+    error = refused("pareto", world.file, "--set", f"pareto.capability.results={results}")
+    assert (error["code"], error["field"], error["file"]) == (
+        "other_results", "pareto.capability.results", str(file)
+    )  # fmt: skip
+    assert "layers_0:2-p0.25" in error["error"]
+
+
+def test_a_named_setting_without_labels_is_said_to_have_none(world: World, tmp_path: Path):
+    named = "layers_0:2-p0.25"
+    study = prepare_pareto(load_pareto(world.with_section(tmp_path, choose=named)), Progress(Console(quiet=True)))
+    harm = harm_rates(study.sweep, load_rubric("harm", "rubric"), "planted", ("harmful",))
+    unlabelled = dataclasses.replace(harm, of_prompt={**harm.of_prompt, named: {}})
+    found = pareto_results(study, task_results(study), unlabelled)
+    assert found.chosen is None
+    assert f"{named} is named and cannot be chosen: it has no point." in found.notes
+    assert not any("no setting lowers harm" in note for note in found.notes)
 
 
 def test_a_larger_tolerance_and_another_metric_choose_another_point(world: World, answered: Answered, tmp_path: Path):
