@@ -17,6 +17,7 @@ import pyarrow as pa
 from ...jobs.errors import InputError, StoreError
 from ...jobs.poolings import DEFAULT_POOLING
 from ...jobs.specs.store_spec import S3Access
+from ...jobs.wording import count_of
 from ..arrays.geometry import geometry_of
 from ..derived.reductions import Reduction, read_current_reduction
 from ..derived.scores import with_scores
@@ -182,10 +183,10 @@ class Run:
             >>> open_run("runs/demo").query(kind="role", layer="10:20").shape
             (24, 10, 576)
         """
-        chosen = self._select(filters)
-        chosen = self.with_vector(chosen)
+        matching = self._select(filters)
+        chosen = self.with_vector(matching)
         reader = self.reader(hook_point, pooling)
-        note = self._note(filters, chosen.num_rows)
+        note = self._note(filters, matching, chosen.num_rows)
         return Query(self.record, self.index, reader, chosen, layer, self.completeness, note)
 
     def activations(
@@ -334,13 +335,21 @@ class Run:
             index = with_scores(self.location, select(index, unbounded), filters.get("judge"), asking)
         return select(index, filters)
 
-    def _note(self, filters: Filters, num_found: int) -> str:
-        notes = [] if num_found else ["No rollout matches."]
+    def _note(self, filters: Filters, matching: pa.Table, num_found: int) -> str:
+        notes = [] if num_found else ["No rollout matches.", *_why_without_vector(matching)]
         unknown = unknown_personas(self.index, filters.get("persona"))
         notes += [unknown] if unknown else []
         if notes and not self.completeness.is_complete:
             notes.append(f"The run has {self.completeness} so far.")
         return " ".join(notes)
+
+
+def _why_without_vector(lines: pa.Table) -> list[str]:
+    """Say why no rollout has activations of those that the filters name."""
+    not_reached = lines["finish_reason"].to_pylist().count("not_reached")
+    empty = lines.num_rows - not_reached
+    reasons = [f"{count_of(not_reached, 'turn')} not reached: the conversation ended before."] if not_reached else []
+    return [*reasons, f"{count_of(empty, 'response')} empty, without activations."] if empty else reasons
 
 
 def open_run(url: str | os.PathLike[str], endpoint_url: str | None = None, access: S3Access | None = None) -> Run:

@@ -112,7 +112,7 @@ def query(
     if found.note:
         output.text(found.note)
     if out and not written:
-        output.text("No rollout matches; nothing was written.")
+        output.text("Nothing was written.")
     for path in written:
         output.text(f"Wrote {path}")
     if not out and shape[0]:

@@ -48,7 +48,8 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             ["rollouts", _rollouts(contents)],
             *_texts_of(contents["rendering"]),
             *([["server's tokens", served_text(run.served_tokens)]] if run.served_tokens else []),
-            *[[f"{kind}s" if kind != "default" else kind, _names(names)] for kind, names in personas.items()],
+            *([["conversations", f"{contents['conversations']:,}"]] if contents["conversations"] else []),
+            *[[_heading(run, kind), _names(names)] for kind, names in personas.items()],
             *([["user", contents["user"]["description"]]] if contents["user"] else []),
             *_interventions(run, contents["edited"]),
             ["arrays", ", ".join(contents["arrays"])],
@@ -124,6 +125,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "not_reached": index["finish_reason"].to_pylist().count("not_reached"),
         "user": _user(run),
         "served_tokens": run.served_tokens,
+        "conversations": _num_conversations(run),
         "personas": personas,
         "arrays": ["/".join(pair) for pair in record.arrays],
         "layers": list(run.layers),
@@ -147,6 +149,23 @@ def _contents(run: Run) -> dict[str, Any]:
         "engine": record.engine,
         "versions": record.versions,
     }
+
+
+def _num_conversations(run: Run) -> int | None:
+    """Count the conversations; None where every row is a single response to a question."""
+    if not run.record.of_conversations:
+        return None
+    return len(run.index["conversation_index"].unique())
+
+
+def _heading(run: Run, kind: str) -> str:
+    """Name what the personas of a kind are; those of conversations are what their rows are grouped by."""
+    if kind != "conversation":
+        return kind if kind == "default" else f"{kind}s"
+    spec = run.record.spec
+    asked = {"domains": spec.drift, "categories": spec.prompts, "groups": spec.prefills}
+    named = next((name for name, section in asked.items() if section is not None), "files")
+    return "names" if spec.replays else named
 
 
 def _user(run: Run) -> dict[str, Any] | None:

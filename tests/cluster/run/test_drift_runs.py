@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,10 @@ def test_a_user_who_ends_a_conversation_leaves_rows_that_were_not_reached(
     shown = json.loads(CliRunner().invoke(cli, ["show", run.url, "--json"]).stdout)
     assert (shown["not_reached"], shown["empty_responses"]) == (5, 5) if lines_of(run)[0]["has_vector"] else (5, 6)
     assert (shown["user"]["model"], shown["user"]["endpoint"]) == ("user", server.url)
+    assert shown["conversations"] == 2
+    assert re.search(r"conversations\W+2\W+domains\W+1: sea", CliRunner().invoke(cli, ["show", run.url]).stdout)
+    note = run.query(conversation=0, turn=5).note
+    assert note == "No rollout matches. 1 turn not reached: the conversation ended before."
     # Of a prompt pooling, too, a turn that was not reached has no number.
     stored = run.activations(pooling="prompt_last", layer="all")
     assert stored.values.shape[0] == 1 or np.isnan(stored.values[1:]).all()

@@ -241,6 +241,8 @@ def test_a_run_is_opened_by_a_path_too(run: Run):
 def test_an_answer_notes_what_the_asker_may_not_have_meant(run: Run, store_of_all: Run):
     assert store_of_all.activations(persona="pirate").note == ""
     assert store_of_all.activations(kind="default", persona="pirate").note == "No rollout matches."
+    empty = run.activations(kind=EMPTY.kind, persona=EMPTY.persona, prompt=0, question=EMPTY.question_index)
+    assert empty.note == "No rollout matches. 1 response empty, without activations. The run has 10 of 12 units so far."
     some = store_of_all.query(persona=["pirate", "poett", "z*"])
     assert some.shape == (6, 16)
     assert some.note == "There is no persona 'poett'. Did you mean 'poet'? There is no persona 'z*'."
