@@ -34,7 +34,10 @@ from .not_reached import not_reached
 
 
 def run_units(
-    responder: Responder, next_attempt: Callable[[], UnitAttempt | None], canaries: CanaryChecks | None = None
+    responder: Responder,
+    next_attempt: Callable[[], UnitAttempt | None],
+    canaries: CanaryChecks | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> Iterator[UnitResult | Failure]:
     """Run attempts at units.
 
@@ -43,6 +46,7 @@ def run_units(
         next_attempt: Called when the responder has room for more; returns None when no unit is available at the moment.
         canaries: The checks of this worker, which remember over several calls whether it has passed one; None: those
             of a new worker.
+        on_rows: Called after every rollout with the number that are finished of the units in flight.
 
     Yields:
         A result or a failure for every unit, as soon as it is known. Ends when no unit is in flight and
@@ -53,7 +57,7 @@ def run_units(
     """
     canaries = canaries or CanaryChecks()
     while True:
-        stream = _Stream(responder, next_attempt, canaries)
+        stream = _Stream(responder, next_attempt, canaries, on_rows)
         yield from stream.results()
         if stream.fault is None:
             return
@@ -65,7 +69,7 @@ def run_units(
             alone = stream
             # A unit without requests is the one at fault: they could not be made.
             if len(units) > 1 and unit.requests:
-                alone = _Stream(responder, lambda: None, canaries, unit)
+                alone = _Stream(responder, lambda: None, canaries, on_rows, unit)
                 yield from alone.results()
             if alone.fault is not None:
                 yield _failure(unit.attempt, alone.fault)
@@ -146,10 +150,12 @@ class _Stream:
         responder: Responder,
         next_attempt: Callable[[], UnitAttempt | None],
         canaries: CanaryChecks,
+        on_rows: Callable[[int], None],
         unit: _Unit | None = None,
     ) -> None:
         self._responder = responder
         self._canaries = canaries
+        self._on_rows = on_rows
         self._next_attempt = next_attempt
         self.under_way: list[_Unit] = [] if unit is None else [unit]
         self.fault: _Fault | None = None
@@ -175,6 +181,7 @@ class _Stream:
             self._seconds += time.perf_counter() - started
             if captured is not None:
                 answered += 1
+                self._on_rows(sum(len(one.rows) for one in self.under_way))
                 if unit is not None:
                     self.under_way.remove(unit)
                     yield self._finish(unit)

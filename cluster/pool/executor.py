@@ -58,6 +58,7 @@ class WorkerView:
         units: Ids of the units that it holds.
         since: When it last changed its state, was assigned units or answered; seconds since the epoch.
         wait: What it waits for while it tries again; None when it is not held up.
+        num_rows: Rollouts that are finished of these units, as it last reported.
     """
 
     name: str
@@ -66,6 +67,7 @@ class WorkerView:
     units: tuple[str, ...]
     since: float
     wait: Wait | None = None
+    num_rows: int = 0
 
 
 class Executor(Protocol):

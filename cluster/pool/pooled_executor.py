@@ -35,6 +35,7 @@ class PooledExecutor(ABC):
         self._clock = clock
         self.passes = ""
         self._waits: dict[str, Wait] = {}
+        self._num_rows: dict[str, int] = {}
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Wait until a worker is ready; the others join when they are.
@@ -88,6 +89,7 @@ class PooledExecutor(ABC):
                 tuple(attempt.unit.unit_id for attempt in worker.load.attempts),
                 worker.since + to_epoch,
                 self._waits.get(worker.name),
+                self._num_rows.get(worker.name, 0),
             )
             for worker in self._pool.workers.by_name.values()
         ]
@@ -133,6 +135,11 @@ class PooledExecutor(ABC):
         elif held_up_by is not None:
             began = self._waits.get(worker)
             self._waits[worker] = Wait(held_up_by, began.since if began else time.time())
+
+    def _note_rows(self, worker: str, num_rows: int | None) -> None:
+        """Record how far a worker is with its units; see ``WorkerReport.num_rows``."""
+        if num_rows is not None:
+            self._num_rows[worker] = num_rows
 
     @abstractmethod
     def _launch(self, worker: str, avoid: tuple[str, ...]) -> None:

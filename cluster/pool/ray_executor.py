@@ -139,6 +139,7 @@ class RayExecutor(PooledExecutor):
             if result.ended is None:
                 self._call(name, "next_report")
             self._note_wait(name, result.held_up_by)
+            self._note_rows(name, result.num_rows)
             answers = self._carry_out(pool.reported(name, result.results, result.work_request, now))
             if result.ended is None:
                 return answers

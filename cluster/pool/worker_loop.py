@@ -32,6 +32,7 @@ from ...workers.engine import Responder
 from ...workers.run_units import failure_of, run_units
 from ..retry import with_retries
 from .assemble import engine_label, load_engine, require_same_store
+from .row_count import RowCount
 from .worker_settings import WorkerSettings
 
 _BLOCKS_WAITING = 2
@@ -48,12 +49,21 @@ class WorkerReport:
         work_request: The worker's request for work; None if it made none.
         held_up_by: What the worker waits for while it tries again; empty: nothing any more; None: as before.
         ended: Why the engine has ended, so that the worker answers nothing any more; None while it runs.
+        num_rows: Rollouts that are finished of the units that it holds; None: as before.
     """
 
     results: tuple[Manifest | Failure, ...]
     work_request: WorkRequest | None = None
     held_up_by: str | None = None
     ended: EngineDied | None = None
+    num_rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """So many rollouts are finished of the units that the worker holds."""
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,8 @@ class WorkerLoop:
         self._loading = threading.Lock()
         self._released = threading.Event()
         self._write_slots = threading.BoundedSemaphore(_BLOCKS_WAITING)
-        self._events: SimpleQueue[Manifest | Failure | WorkRequest | _HeldUp | EngineDied] = SimpleQueue()
+        self._rows = RowCount()
+        self._events: SimpleQueue[Manifest | Failure | WorkRequest | _HeldUp | EngineDied | _Rows] = SimpleQueue()
         # The lock guards everything below.
         self._lock = threading.Lock()
         self._inbox: deque[UnitAttempt] = deque()
@@ -168,12 +179,14 @@ class WorkerLoop:
         requests = [event for event in events if isinstance(event, WorkRequest)]
         held_up = [event.reason for event in events if isinstance(event, _HeldUp)]
         ends = [event for event in events if isinstance(event, EngineDied)]
+        rows = [event.count for event in events if isinstance(event, _Rows)]
         results = tuple(event for event in events if isinstance(event, Manifest | Failure))
         return WorkerReport(
             results,
             requests[-1] if requests else None,
             held_up[-1] if held_up else None,
             ends[-1] if ends else None,
+            rows[-1] if rows else None,
         )
 
     def _generate(self, engine: Responder) -> None:
@@ -195,7 +208,7 @@ class WorkerLoop:
             while True:
                 try:
                     next_attempt = partial(self._next_attempt, under_way, engine.prefetch)
-                    for result in run_units(engine, next_attempt, self._canaries):
+                    for result in run_units(engine, next_attempt, self._canaries, self._note_rows):
                         self._settle(result, under_way, writer)
                 except EngineDied:
                     # What is finished is still written; the rest has no answer, as if the whole worker had died.
@@ -217,6 +230,7 @@ class WorkerLoop:
             del under_way[next(own)]
             self._events.put(result)
             return
+        self._rows.to_write(len(result.rollouts))
         self._write_slots.acquire()
         try:
             writer.submit(self._write, result)
@@ -246,8 +260,14 @@ class WorkerLoop:
     def _note_wait(self, reason: str) -> None:
         self._events.put(_HeldUp(reason))
 
+    def _note_rows(self, under_way: int) -> None:
+        count = self._rows.in_model(under_way)
+        if count is not None:
+            self._events.put(_Rows(count))
+
     def _write(self, result: UnitResult) -> None:
         waits: list[str] = []
+        end: Manifest | Failure
 
         def note(error: AtlasError) -> None:
             if error.message not in waits[-1:]:
@@ -256,15 +276,18 @@ class WorkerLoop:
 
         try:
             # A unit took the model minutes, so writing it is retried as long as any other request to the store.
-            self._events.put(with_retries(partial(self._write_once, result), stop=self._released, on_failure=note))
+            end = with_retries(partial(self._write_once, result), stop=self._released, on_failure=note)
         except TransientError as error:
-            self._events.put(replace(failure_of(result.attempt, error), is_store_fault=True))
+            end = replace(failure_of(result.attempt, error), is_store_fault=True)
         except Exception as error:  # noqa: BLE001 - whatever the error, only this unit fails
-            self._events.put(failure_of(result.attempt, error))
-        finally:
-            if waits:
-                self._note_wait("")
-            self._write_slots.release()
+            end = failure_of(result.attempt, error)
+        count = self._rows.written(len(result.rollouts))
+        if count is not None:
+            self._events.put(_Rows(count))
+        self._events.put(end)
+        if waits:
+            self._note_wait("")
+        self._write_slots.release()
 
     def _write_once(self, result: UnitResult) -> Manifest:
         return write_unit_result(

@@ -188,6 +188,7 @@ def _work_under_lease(
 
             def on_turn(ledger: Ledger, executor: Executor) -> None:
                 reporter.update(ledger, executor)
+                progress.rollouts(ledger, reporter.rollouts_finished)
                 progress.show_waits(reporter.waits)
 
             reporter.set_phase("working")

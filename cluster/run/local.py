@@ -87,6 +87,7 @@ class InProcessExecutor:
         self._load = WorkerLoad()
         self._is_ready = False
         self._wait: Wait | None = None
+        self._num_rows = 0
         self._ended: EngineDied | None = None
         self._since = time.time()
 
@@ -127,7 +128,7 @@ class InProcessExecutor:
         """The state of this process, and the units that it holds."""
         doing = "loading" if not self._is_ready else "idle" if self._load.is_empty else "working"
         units = tuple(attempt.unit.unit_id for attempt in self._load.attempts)
-        return [WorkerView(_NAME, _NAME, doing, units, self._since, self._wait)]
+        return [WorkerView(_NAME, _NAME, doing, units, self._since, self._wait, self._num_rows)]
 
     @property
     def nodes_left_out(self) -> dict[str, str]:
@@ -157,6 +158,8 @@ class InProcessExecutor:
         if report.held_up_by is not None:
             began = self._wait.since if self._wait else time.time()
             self._wait = Wait(report.held_up_by, began) if report.held_up_by else None
+        if report.num_rows is not None:
+            self._num_rows = report.num_rows
         if report.work_request is not None:
             self._load.note_request(report.work_request)
         results = tuple(result for result in report.results if self._load.answered(result.unit_id) is not None)

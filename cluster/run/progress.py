@@ -20,6 +20,7 @@ from ...storage.run.status import WaitStatus
 _LINE_EVERY_S = 10.0
 
 
+_ROLLOUTS_LINE_EVERY_S = 30.0
 _WAIT_LINE_EVERY_S = 60.0
 
 
@@ -46,6 +47,7 @@ class Progress:
         self._last_line = 0.0
         self._first_done: int | None = None
         self._tokens = 0
+        self._finished = 0
         self._waits: dict[str, _ShownWait] = {}
 
     def say(self, text: str) -> None:
@@ -115,6 +117,24 @@ class Progress:
             self._last_line = now
             failed = f", {len(ledger.failed)} failed" if ledger.failed else ""
             self.say(f"{done} of {planned} units{failed}{', ' + pace if pace else ''}")
+
+    def rollouts(self, ledger: Ledger, finished: int) -> None:
+        """Show that units get on that take long: on a terminal at once, elsewhere where no unit ended for a while.
+
+        Args:
+            ledger: State of the units.
+            finished: Rollouts that are finished, those of units that are not committed included.
+        """
+        if finished <= max(self._finished, ledger.rollouts_done):
+            return
+        planned = ledger.plan.num_rollouts
+        if self._bar is not None and self._task is not None:
+            self._finished = finished
+            self._bar.update(self._task, pace=f"{finished:,} of {planned:,} rollouts")
+        elif time.monotonic() - self._last_line >= _ROLLOUTS_LINE_EVERY_S:
+            self._finished, self._last_line = finished, time.monotonic()
+            units = f"{ledger.num_done} of {len(ledger.plan.units)} units"
+            self.say(f"{units}; {finished:,} of {planned:,} rollouts are finished")
 
     def failed(self, failure: Failure, *, again: bool) -> None:
         """Print a failed attempt.

@@ -141,6 +141,8 @@ class StatusReporter:
             units_in_flight=ledger.in_flight,
             rollouts_per_second=rollouts_per_second,
             tokens_per_second=tokens_per_second,
+            rollouts_finished=ledger.rollouts_done + sum(view.num_rows for view in executor.views),
+            rollouts_planned=ledger.plan.num_rollouts,
             # While something holds the job up, the pace of the last minutes says nothing about the time left.
             seconds_left=left / rollouts_per_second if rollouts_per_second and not self.waits else None,
             failures=_failures(ledger),
@@ -214,6 +216,11 @@ class StatusReporter:
     def waits(self) -> tuple[WaitStatus, ...]:
         """What holds the job up, as of the last update."""
         return self._status.waits
+
+    @property
+    def rollouts_finished(self) -> int:
+        """Rollouts that are finished, in units that are not committed too, as of the last update."""
+        return self._status.rollouts_finished or 0
 
     def _note_waits(self, executor: Executor) -> None:
         views = executor.views

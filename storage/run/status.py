@@ -105,6 +105,9 @@ class RunStatus(_StatusModel):
         units_in_flight: Number of units that were sent to a worker and are not finished.
         rollouts_per_second: Committed rollouts per second over the last minutes; None until it is measured.
         tokens_per_second: Response tokens per second over the last minutes; None until it is measured.
+        rollouts_finished: Rollouts of committed units and, as workers last reported, those that are finished of the
+            units in flight; None in the status of an earlier version.
+        rollouts_planned: Rollouts of all units; None likewise.
         seconds_left: Estimated time until all rollouts are committed, in seconds; None until it is measured.
         workers: State of each worker.
         failures: Units whose last attempt failed.
@@ -123,6 +126,8 @@ class RunStatus(_StatusModel):
     units_in_flight: int = 0
     rollouts_per_second: float | None = None
     tokens_per_second: float | None = None
+    rollouts_finished: int | None = None
+    rollouts_planned: int | None = None
     seconds_left: float | None = None
     workers: tuple[WorkerStatus, ...] = ()
     failures: tuple[UnitFailure, ...] = ()

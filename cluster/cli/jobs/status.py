@@ -67,8 +67,9 @@ def _is_fresh(status: RunStatus) -> bool:
 
 
 def _line(view: JobView) -> str:
-    parts = [f"{view.state}: {view.done} of {view.planned} units" if view.planned else str(view.state)]
     status = view.status
+    rollouts = _rollouts(view)
+    parts = [f"{view.state}: {view.done} of {view.planned} units{rollouts}" if view.planned else str(view.state)]
     if status is not None and view.state is JobState.RUNNING:
         parts.append(status.doing)
         if status.units_failed:
@@ -88,11 +89,22 @@ def _line(view: JobView) -> str:
     return ", ".join(parts)
 
 
+def _rollouts(view: JobView) -> str:
+    """Say how many rollouts are finished, while units are that take long; empty for what is not running."""
+    status = view.status
+    if status is None or view.state is not JobState.RUNNING or not status.rollouts_planned:
+        return ""
+    return f", {status.rollouts_finished or 0:,} of {status.rollouts_planned:,} rollouts"
+
+
 def _print(view: JobView) -> None:
     status = view.status
     lines = [["state", f"{view.state}: {view.reason}"]]
     lines += [
-        [stage.name, f"{stage.done} of {stage.planned}{' units' if stage.name == 'rollouts' else ''}"]
+        [
+            stage.name,
+            f"{stage.done} of {stage.planned}" + (f" units{_rollouts(view)}" if stage.name == "rollouts" else ""),
+        ]
         for stage in view.stages
         if stage.planned
     ]

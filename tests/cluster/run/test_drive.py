@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from persona_atlas.cluster import retry
-from persona_atlas.cluster.pool import assemble
+from persona_atlas.cluster.pool import assemble, row_count
 from persona_atlas.cluster.pool.placement import Placement, Resources, place
 from persona_atlas.cluster.pool.worker_loop import WorkerLoop, WorkerReport
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.run.drive import drive
+from persona_atlas.cluster.run.local import InProcessExecutor
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.run.status_reporter import StatusReporter
 from persona_atlas.jobs.errors import InputError, TransientError
 from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
@@ -315,6 +318,47 @@ def test_an_engine_that_prefetches_has_its_next_units_before_it_has_finished_the
     assert loop.next_report() == WorkerReport((), WorkRequest(1))
     engine.gate.set()
     assert [result.unit_id for result in results_of(loop, 1)] == [unit.unit_id]
+
+
+class _Halfway(FakeEngine):
+    """Answers one request, and the others when the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def generate(self, next_request: Callable[[], RolloutRequest | None]) -> Iterator[CapturedRollout]:
+        for number, request in enumerate(iter(next_request, None)):
+            assert number == 0 or self.gate.wait(30)
+            yield self._answer(request)
+
+
+def test_a_unit_that_takes_long_is_seen_to_get_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_count, "TELL_EVERY_S", 0.0)
+    plan = small_plan(small_spec(str(tmp_path)))
+    engine = _Halfway()
+    unused = EngineSettings(Path("none"), "float32", "cpu", 1, 64, plan.layers, plan.spec.sampling, plan.spec.capture)
+    executor = InProcessExecutor(WorkerSettings(unused, 0, str(tmp_path), None, 3, 10), load=lambda *_: engine)
+    ledger = Ledger(plan, set(), iter(range(100)), rollouts_per_assignment=1)
+    executor.start()
+    executor.assign("local", ledger.next_assignment()[:1])
+    while executor.views[0].num_rows == 0:
+        assert executor.wait(10.0) == []
+    assert executor.views[0].num_rows == 1
+    shown = io.StringIO()
+    progress = Progress(Console(file=shown, width=200))
+    progress.rollouts(ledger, 1)
+    progress.rollouts(ledger, 1)
+    assert shown.getvalue() == "0 of 12 units; 1 of 36 rollouts are finished\n"
+    reporter = StatusReporter()
+    reporter.update(ledger, executor)
+    assert reporter.rollouts_finished == 1
+    engine.gate.set()
+    while not (answers := executor.wait(10.0)):
+        pass
+    assert len(answers[0].manifests) == 1
+    assert executor.views[0].num_rows == 0
+    executor.close()
 
 
 class _Reading(FakeEngine):

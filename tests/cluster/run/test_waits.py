@@ -230,10 +230,13 @@ def test_status_shows_waits_and_the_pace_only_of_fresh_news(tmp_path: Path, age_
             started_at=now - 90,
             rollouts_per_second=2.0,
             seconds_left=77.0,
+            rollouts_finished=7,
+            rollouts_planned=36,
             waits=(WaitStatus(who="worker-0", reason="the disk is full.", since=now - 65),),
         )
         write_status(location, lease.generation, status)
         shown = CliRunner().invoke(cli, ["status", url]).output
     assert "the disk is full." in shown
+    assert "0 of 12 units, 7 of 36 rollouts" in shown
     assert ("77 s" in shown) == is_shown
     assert ("no news" in shown) == (not is_shown)
