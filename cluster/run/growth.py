@@ -194,6 +194,8 @@ def _compared(plan: Plan, record: RunRecord, location: Location) -> tuple[Plan, 
         )
     planned = read_units(location, record)
     left_out = first_left_out(planned.values(), plan.units)
+    if left_out is not None and any(left_out in set(unit.addresses()) for unit in plan.units):
+        raise _renumbered(plan, begun, left_out, url)
     if left_out is not None:
         raise _OtherRunError(
             _field_of(left_out, plan),
@@ -215,6 +217,19 @@ def _compared(plan: Plan, record: RunRecord, location: Location) -> tuple[Plan, 
     raise _OtherRunError(
         field, f"adds nothing to the run at {url}: {_shown(was)} and {_shown(now)} are the same rollouts."
     )
+
+
+def _renumbered(plan: Plan, begun: JobSpec, first: RolloutAddress, url: str) -> _OtherRunError:
+    """Say that conversations of a run would have other numbers, as where some are inserted before them."""
+    field, how = plan.spec.texts_field, "Conversations can be appended."
+    if plan.spec.drift is not None and begun.drift is not None:
+        was, now = begun.drift.per_domain, plan.spec.drift.per_domain
+        field = "drift.domains" if was == now else "drift.per_domain"
+        how = (
+            "They are numbered domain by domain and person by person, so more topics of a person would come between "
+            "those that are planned. Domains can be appended; more topics are another run, with its own store.url."
+        )
+    return _OtherRunError(field, f"would give another number to the conversation of {first} in the run at {url}. {how}")
 
 
 def _room(plan: Plan, record: RunRecord) -> BlockRoom:

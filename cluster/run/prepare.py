@@ -14,6 +14,7 @@ from ...jobs.sizing.estimate import Estimate, estimate
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
+from ...jobs.specs.spec_parts import ModelSpec
 from ...jobs.wording import count_of
 from ...jobs.work.run_edits import RunEdits
 from ...storage.format.layout import SKIPPED
@@ -205,6 +206,26 @@ def sketch_plan(spec: JobSpec, progress: Progress, *, grow: bool = False) -> Ske
             hint="Run it to do what is missing, or ask for more.",
         )
     return replace(sketch, plan=growth.added, growth=growth)
+
+
+def sketch_user(spec: JobSpec, progress: Progress) -> ModelFacts | None:
+    """Read what pricing needs to know of a model of the user's own; no weights are downloaded.
+
+    Args:
+        spec: The job.
+        progress: Prints a line where the model is not known here, so that its time cannot be told.
+
+    Returns:
+        Its facts; None where nobody plays the user, a server or the model under study does, or it is not known here.
+    """
+    user = spec.drift.user if spec.drift is not None else None
+    if user is None or user.is_same or user.server is not None:
+        return None
+    try:
+        return sketch_model(ModelSpec(source=user.model), progress.say)[0]
+    except InputError as error:
+        progress.say(f"The time of the user's model is not in the price: {error.message}")
+        return None
 
 
 def _sketch(spec: JobSpec, progress: Progress, record: RunRecord | None, recorded: RunEdits | None = None) -> Sketch:

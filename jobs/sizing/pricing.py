@@ -8,9 +8,9 @@ A decoding step of a batch generates one token for each of its slots. It takes a
 
 and (tokens out / slots) steps are needed. Prefill takes 2 x parameters x tokens read / (devices x FLOP/s x efficiency),
 for the prompts and for the canaries, the rollouts that are recomputed as a check; texts that are given, or that a
-server generates, are prefilled whole and nothing is decoded. The user of a dialogue counts where the model plays it
-itself; another model's time is not priced. An engine is its efficiency, its ``layer_us`` and its
-slots: vLLM's slots are as many as the memory of the device has room for, up to their number, and the sums of its
+server generates, are prefilled whole and nothing is decoded. The user of a dialogue counts where the workers run it:
+the model itself, or a model of the user's own, on one device by the same formulas. An engine is its efficiency, its
+``layer_us`` and its slots: vLLM's slots are as many as the memory of the device has room for, up to their number, and the sums of its
 capture are moved through memory in each step. Not modelled are the arithmetic of attention (1 % at a thousand tokens
 of a 70B model), communication between the devices of a replica (part of the efficiency), the experts that a mixture
 leaves out, loading the model, and waiting for machines. Every response counts at full length; many end earlier.
@@ -23,9 +23,19 @@ from typing import Literal
 
 from ..engines import Engine
 from ..errors import InputError
+from ..model_facts import ModelFacts
 from ..plan import Plan
 from .devices import Device
-from .estimate import HEADROOM, Estimate, cache_parts, captured_bytes, generates_here, parameter_bytes
+from .estimate import (
+    BYTES_PER_PARAMETER,
+    HEADROOM,
+    Estimate,
+    cache_parts,
+    captured_bytes,
+    generates_here,
+    parameter_bytes,
+    resolved_dtype,
+)
 
 MAX_DEVICES = 100_000
 """Most devices that a plan is priced on: no cluster has more, and a larger number is a slip of the hand."""
@@ -78,7 +88,14 @@ class Price:
 
 
 def price(
-    plan: Plan, figures: Estimate, name: str, device: Device, *, tensor_parallel: int, gpus: int | None = None
+    plan: Plan,
+    figures: Estimate,
+    name: str,
+    device: Device,
+    *,
+    tensor_parallel: int,
+    gpus: int | None = None,
+    user: ModelFacts | None = None,
 ) -> Price:
     """Price a plan on a device by the formulas above.
 
@@ -89,6 +106,7 @@ def price(
         device: The device.
         tensor_parallel: Devices among which each decoder layer of a replica is split.
         gpus: Number of devices; None: those of ``placement.replicas`` replicas, or of one.
+        user: The model that plays the user where the workers run one of its own; None: its time is not counted.
 
     Raises:
         InputError: There are fewer devices than one replica needs, or more than ``MAX_DEVICES``.
@@ -114,6 +132,9 @@ def price(
     tokens_read = figures.prompt_tokens + figures.canary_tokens + (0 if generates else figures.response_tokens)
     tokens_read += figures.user_prompt_tokens if is_user else 0
     prefill_hours = 2 * plan.facts.num_parameters * tokens_read / flops / 3600
+    if user is not None:
+        read_hours, written_hours = _user_hours(plan, figures, device, user, rows)
+        prefill_hours, decode_hours = prefill_hours + read_hours, decode_hours + written_hours
     gpu_hours = (prefill_hours + decode_hours) * size
     replicas = min(asked // size, len(plan.units))
     return Price(
@@ -132,6 +153,22 @@ def price(
         days=gpu_hours / (replicas * size) / 24,
         money=gpu_hours * device.price_per_hour,
     )
+
+
+def _user_hours(plan: Plan, figures: Estimate, device: Device, user: ModelFacts, rows: int) -> tuple[float, float]:
+    """Compute the hours in which a model of the user's own reads and writes, on one device, for so many at a time."""
+    assert plan.spec.drift is not None
+    num_bytes = BYTES_PER_PARAMETER[resolved_dtype("auto", user.dtype)]
+    flops = 1e12 * (device.float32_tflops if num_bytes == 4 else device.tflops) * device.efficiency
+    context = figures.user_prompt_tokens / plan.num_rollouts + plan.spec.drift.user.max_new_tokens / 2
+    moved = num_bytes * (user.num_parameters + rows * context * user.kv_values_per_token)
+    step_s = max(
+        moved / (device.bandwidth_gb_s * 1e9 * device.efficiency),
+        2 * user.num_parameters * rows / flops,
+        user.n_layers * device.layer_us * 1e-6,
+    )
+    read_s = 2 * user.num_parameters * figures.user_prompt_tokens / flops
+    return read_s / 3600, step_s * figures.user_response_tokens / rows / 3600
 
 
 def _check_gpus(asked: int, size: int, name: str, field: str) -> None:

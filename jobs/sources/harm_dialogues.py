@@ -22,6 +22,10 @@ REQUESTS_FIELD = "harm.requests"
 """Field of a spec that names the file of requests."""
 
 
+_INDEX = "request_index"
+"""Key of ``extra`` beside those of the file; ``category`` is one of the file's own."""
+
+
 def read_requests(source: str) -> tuple[Dialogue, ...]:
     """Read the requests of a file, each as a dialogue of its own; persona is its category.
 
@@ -30,10 +34,18 @@ def read_requests(source: str) -> tuple[Dialogue, ...]:
 
     Raises:
         InputError: The file or an entry is wrong, or an entry has a system prompt or several messages, which the role
-            and the neutral question take the place of.
+            and the neutral question take the place of, or a key that rows have.
     """
     requests = read_prompts(source, REQUESTS_FIELD)
     for one in requests:
+        if one.extra and _INDEX in json.loads(one.extra):
+            raise InputError(
+                f"has a key {_INDEX!r}, which is the number of the request in the file in every row.",
+                code="bad_request",
+                field=REQUESTS_FIELD,
+                file=one.place,
+                hint="Rename it, or leave it out.",
+            )
         if one.system_prompt or one.history or len(one.turns) != 1:
             raise InputError(
                 f"has {'a system prompt' if one.system_prompt else 'several messages'}, and a request is a single "
@@ -176,4 +188,4 @@ def _prompts(asked: HarmSpec, persona: Persona) -> range:
 
 def _extra(request: Dialogue, request_index: int) -> str:
     others = json.loads(request.extra) if request.extra else {}
-    return json.dumps({"category": request.persona, "request_index": request_index} | others, ensure_ascii=False)
+    return json.dumps({"category": request.persona, _INDEX: request_index} | others, ensure_ascii=False)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ....jobs.engines import VLLM_READING_SLOTS, Engine, possible_engines
+from ....jobs.model_facts import ModelFacts
 from ....jobs.plan import Plan
 from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate, estimate, runs_texts_alone
@@ -19,7 +20,7 @@ from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom
 from ...run.check_model import check_job, lines_of
 from ...run.growth import Growth
-from ...run.prepare import sketch_plan
+from ...run.prepare import sketch_plan, sketch_user
 from .. import output
 from ..options import device_options, grow_option, json_option, set_option, spec_argument
 
@@ -71,7 +72,7 @@ def plan(
     estimates = estimate_engines(planned)
     figures = main_figures(estimates, table)
     require_fit(planned, figures, table)
-    prices = price_all(planned, estimates, table, gpus)
+    prices = price_all(planned, estimates, table, gpus, sketch_user(planned.spec, output.progress()))
     if as_json:
         document = as_dict(planned, figures, facts_from) | {"rows_concerned": sketch.rows_concerned}
         if sketch.growth is not None:
@@ -126,7 +127,11 @@ def main_figures(estimates: dict[Engine, Estimate], table: DeviceTable) -> Estim
 
 
 def price_all(
-    planned: Plan, estimates: dict[Engine, Estimate], table: DeviceTable, gpus: int | None
+    planned: Plan,
+    estimates: dict[Engine, Estimate],
+    table: DeviceTable,
+    gpus: int | None,
+    user: ModelFacts | None = None,
 ) -> dict[tuple[str, Engine], Price]:
     """Price a plan on every device of a table that its replicas fit, for each engine.
 
@@ -135,6 +140,7 @@ def price_all(
         estimates: Estimate of each engine that a run may use.
         table: The devices.
         gpus: Number of devices; None: those of the spec's replicas.
+        user: The model that plays the user where the workers run one of its own; None for none.
 
     Returns:
         The prices, by name of the device and engine.
@@ -144,7 +150,9 @@ def price_all(
     """
     asked = planned.spec.placement.engine
     return {
-        (name, engine): price(planned, figures, name, device, tensor_parallel=figures.tensor_parallel, gpus=gpus)
+        (name, engine): price(
+            planned, figures, name, device, tensor_parallel=figures.tensor_parallel, gpus=gpus, user=user
+        )
         for name, device in table.devices.items()
         for engine, figures in estimates.items()
         # ``auto`` takes vLLM on GPUs only.

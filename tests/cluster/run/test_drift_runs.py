@@ -104,6 +104,22 @@ def test_the_command_shows_where_the_conversations_led(same: Run, tiny_model_dir
     assert planned["prompt_tokens"] > 4 * (3 * 20 + 3 * 6 + 3 * 8)
 
 
+def test_a_study_grows_by_domains_and_says_why_it_does_not_by_topics(tiny_model_directory: Path, tmp_path: Path):
+    few = {"domains": ["sea"], "exchanges": 1}
+
+    def asked(**changes: Any) -> JobSpec:
+        return job(tiny_model_directory, tmp_path, {"model": "same"}, drift=few | changes)
+
+    before = done(asked(per_domain=2)).rollouts()
+    with pytest.raises(InputError, match="would give another number to the conversation of") as refused:
+        persona_atlas.run(asked(per_domain=3), grow=True, progress=False)
+    assert (refused.value.code, refused.value.field) == ("cannot_grow", "drift.per_domain")
+    grown = persona_atlas.run(asked(per_domain=2, domains=["sea", "home"]), grow=True, progress=False).run
+    assert verified(grown.location).is_complete
+    assert grown.rollouts(persona="sea")["response"].equals(before["response"])
+    assert grown.index["conversation_index"].to_pylist() == [2, 3, 0, 1]
+
+
 def test_an_axis_of_another_model_is_refused_before_anything_is_run(same: Run, tmp_path: Path):
     file = tmp_path / "drift.yaml"
     elsewhere = {"store": {"url": str(tmp_path / "new")}}

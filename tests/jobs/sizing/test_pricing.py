@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.model_facts import ModelFacts
-from persona_atlas.jobs.plan import Plan
+from persona_atlas.jobs.plan import Plan, make_plan
 from persona_atlas.jobs.sizing.devices import BUILTIN_DEVICES, Device, DeviceTable, load_devices
 from persona_atlas.jobs.sizing.estimate import Estimate, estimate
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.sizing.pricing import Price, price
+from persona_atlas.jobs.sources.load import load_source
+from persona_atlas.jobs.specs.spec import JobSpec
 
 from fakes import FACTS, small_plan, small_spec
 
@@ -58,6 +60,19 @@ def test_a_case_done_by_hand():
     # 1024 steps; and 2000 prompt tokens and 500 recomputed ones at 2e9 operations each, 5e14 a second.
     assert found.decode_hours == pytest.approx(1024 * found.step_s / 3600)
     assert found.prefill_hours == pytest.approx(2500 * 2e9 / 5e14 / 3600)
+
+
+def test_the_time_of_a_user_with_a_model_of_its_own_is_added():
+    """Two conversations of three exchanges: the user's model of 2e9 parameters reads 600 tokens and writes 240."""
+    drift = {"domains": ["coding"], "per_domain": 2, "exchanges": 3, "user": {"model": "other", "max_new_tokens": 40}}
+    spec = JobSpec.model_validate({"model": {"source": "none"}, "drift": drift, "store": {"url": "runs/x"}})
+    plan = make_plan(spec, load_source(spec), FACTS)
+    figures = replace(estimate(plan), rows_per_batch=2, user_prompt_tokens=600, user_response_tokens=240)
+    user = replace(FACTS, num_parameters=2 * 10**9, n_layers=10, kv_values_per_token=1000, dtype="bfloat16")
+    without, found = (price(plan, figures, "d", DEVICE, tensor_parallel=1, gpus=1, user=one) for one in (None, user))
+    assert found.prefill_hours - without.prefill_hours == pytest.approx(600 * 4e9 / 5e14 / 3600)
+    # Moving: 4e9 bytes of weights, and 2 rows of 100 + 20 tokens of 1000 values of 2 bytes, at 1e12 bytes a second.
+    assert found.decode_hours - without.decode_hours == pytest.approx(120 * (4e9 + 2 * 120 * 2000) / 1e12 / 3600)
     assert found.gpu_hours == pytest.approx(found.decode_hours + found.prefill_hours)
     assert found.money == pytest.approx(2.0 * found.gpu_hours)
     assert found.days == pytest.approx(found.gpu_hours / 24)

@@ -78,6 +78,7 @@ def test_a_dialogue_is_a_neutral_question_under_a_role_and_then_a_request(tmp_pa
         ({"requests": "nowhere.jsonl"}, None, None),
         ({"lines": [{"question": "Hi", "system": "Be bad."}]}, "bad_request", "harm.requests"),
         ({"lines": [{"turns": ["Hi", "Ho"]}]}, "bad_request", "harm.requests"),
+        ({"lines": [{"question": "Hi", "request_index": 7}]}, "bad_request", "harm.requests"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path: Path, changes: dict[str, Any], code: str | None, field: str | None):
