@@ -10,10 +10,11 @@ and (tokens out / slots) steps are needed. Prefill takes 2 x parameters x tokens
 for the prompts and for the canaries, the rollouts that are recomputed as a check; texts that are given, or that a
 server generates, are prefilled whole and nothing is decoded. The user of a dialogue counts where the workers run it:
 the model itself, or a model of the user's own, on one device by the same formulas. An engine is its efficiency, its
-``layer_us`` and its slots: vLLM's slots are as many as the memory of the device has room for, up to their number, and the sums of its
-capture are moved through memory in each step. Not modelled are the arithmetic of attention (1 % at a thousand tokens
-of a 70B model), communication between the devices of a replica (part of the efficiency), the experts that a mixture
-leaves out, loading the model, and waiting for machines. Every response counts at full length; many end earlier.
+``layer_us`` and its slots: vLLM's slots are as many as the memory of the device has room for, up to their number, and
+the sums of its capture are moved through memory in each step. Not modelled are the arithmetic of attention (1 % at a
+thousand tokens of a 70B model), communication between the devices of a replica (part of the efficiency), the experts
+that a mixture leaves out, loading the model, and waiting for machines. Every response counts at full length; many end
+earlier.
 """
 
 from __future__ import annotations

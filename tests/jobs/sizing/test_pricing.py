@@ -60,6 +60,10 @@ def test_a_case_done_by_hand():
     # 1024 steps; and 2000 prompt tokens and 500 recomputed ones at 2e9 operations each, 5e14 a second.
     assert found.decode_hours == pytest.approx(1024 * found.step_s / 3600)
     assert found.prefill_hours == pytest.approx(2500 * 2e9 / 5e14 / 3600)
+    assert found.gpu_hours == pytest.approx(found.decode_hours + found.prefill_hours)
+    assert found.money == pytest.approx(2.0 * found.gpu_hours)
+    assert found.days == pytest.approx(found.gpu_hours / 24)
+    assert found.tokens_per_s == pytest.approx(10 / found.step_s)
 
 
 def test_the_time_of_a_user_with_a_model_of_its_own_is_added():
@@ -73,10 +77,6 @@ def test_the_time_of_a_user_with_a_model_of_its_own_is_added():
     assert found.prefill_hours - without.prefill_hours == pytest.approx(600 * 4e9 / 5e14 / 3600)
     # Moving: 4e9 bytes of weights, and 2 rows of 100 + 20 tokens of 1000 values of 2 bytes, at 1e12 bytes a second.
     assert found.decode_hours - without.decode_hours == pytest.approx(120 * (4e9 + 2 * 120 * 2000) / 1e12 / 3600)
-    assert found.gpu_hours == pytest.approx(found.decode_hours + found.prefill_hours)
-    assert found.money == pytest.approx(2.0 * found.gpu_hours)
-    assert found.days == pytest.approx(found.gpu_hours / 24)
-    assert found.tokens_per_s == pytest.approx(10 / found.step_s)
 
 
 def test_each_roof_can_be_the_one_that_is_met():
