@@ -157,3 +157,27 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="FILE",
         help="Your own table of devices and prices.",
     )(command)
+
+
+def axis_option(*, required: bool) -> Decorator:
+    """Make the option ``--axis`` of a command that projects on an axis.
+
+    Args:
+        required: Whether the command needs one.
+    """
+    what = "A run that was reduced, imported vectors, or a folder of published ones."
+    return click.option("--axis", required=required, help=what)
+
+
+layer_option: Decorator = click.option(
+    "--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer."
+)
+reduction_option: Decorator = click.option(
+    "--reduction", default=None, metavar="ID", help="A stored reduction of the axis's run; by default the current."
+)
+transfer_option: Decorator = click.option(
+    "--transfer", is_flag=True, help="Another model than the axis's is meant; every output says so."
+)
+by_option: Decorator = click.option(
+    "--by", default=None, metavar="KEY", help="Group by this key of the conversations; by default by persona or file."
+)

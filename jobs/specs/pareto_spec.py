@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..errors import InputError, closest
-from ..files.text_files import read_text
-from ..files.user_paths import local_path
-from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
+from ..files.spec_file import GivenSpec, read_spec
+from ..files.yaml_file import NO_BOOLEAN, validate
 from ..interventions import Positions
 from .interventions_spec import parse_cap, parse_layers
 from .spec_parts import MAX_COUNT, SpecSection
-from .sweep_spec import PLAIN, SweepSetting, SweepSpec, make_sweep
+from .sweep_spec import PLAIN, SweepSetting, SweepSpec, sweep_of
 
 _Name = Annotated[str, Field(min_length=1)]
 
@@ -226,31 +225,26 @@ def load_pareto(path: str | Path, overrides: Sequence[str] = ()) -> ParetoSpec:
     Raises:
         InputError: The file, a field or an override is wrong; names file, line and field.
     """
-    file = local_path(path, "SPEC")
-    text = read_text(file, "the spec of a Pareto study")
-    return _validated(parse_yaml(text, str(file)), overrides, text, str(file))
+    return _validated(read_spec(path, "the spec of a Pareto study").overridden(overrides))
 
 
 def make_pareto(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> ParetoSpec:
     """Validate the spec of a Pareto study that was built in Python; arguments and errors as for ``load_pareto``."""
-    return _validated(dict(data), overrides, "", "")
+    return _validated(GivenSpec(dict(data)).overridden(overrides))
 
 
-def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> ParetoSpec:
-    if isinstance(data, dict):
-        for assignment in overrides:
-            data = set_by_path(data, assignment)
-    section = validate(_ParetoFile, data, text=text, file=file).pareto
-    if "sweep" in data:
+def _validated(given: GivenSpec) -> ParetoSpec:
+    section = validate(_ParetoFile, given.data, text=given.text, file=given.file).pareto
+    if "sweep" in given.data:
         raise InputError(
             "has no place beside pareto, which is a sweep of its own.",
             code="not_in_a_sweep",
             field="sweep",
-            file=file,
+            file=given.file,
             hint="Leave one of them out.",
         )
-    job = {key: value for key, value in data.items() if key != "pareto"}
-    return ParetoSpec(make_sweep(job | {"sweep": _sweep(section)}, text=text, file=file), section)
+    job = {key: value for key, value in given.data.items() if key != "pareto"}
+    return ParetoSpec(sweep_of(replace(given, data=job | {"sweep": _sweep(section)})), section)
 
 
 def _sweep(section: ParetoSection) -> dict[str, Any]:

@@ -24,10 +24,9 @@ from pydantic import (
 
 from ..dialogues.topics import BUILTIN
 from ..errors import InputError
+from ..files.spec_file import GivenSpec, read_spec
 from ..files.store_url import normal_store_url
-from ..files.text_files import read_text
-from ..files.user_paths import local_path
-from ..files.yaml_file import NO_BOOLEAN, parse_yaml, set_by_path, validate
+from ..files.yaml_file import NO_BOOLEAN, validate
 from ..poolings import POOLINGS, prompt_poolings
 from .derived_fields import with_derived_fields
 from .drift_spec import DriftSpec
@@ -317,9 +316,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         >>> load_spec("examples/demo.yaml", ["seed=7"]).seed
         7
     """
-    file = local_path(path, "SPEC")
-    text = read_text(file, "a job spec")
-    return _validated(parse_yaml(text, str(file)), overrides, text, str(file))
+    return _validated(read_spec(path, "a job spec").overridden(overrides))
 
 
 def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec:
@@ -337,25 +334,22 @@ def make_spec(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobSpec
         >>> spec.sampling.temperature
         0.7
     """
-    return _validated(dict(data), overrides, "", "the command line")
+    return _validated(GivenSpec(dict(data), file="the command line").overridden(overrides))
 
 
 _STUDIES = (("sweep", "a sweep", "sweep"), ("pareto", "a Pareto study", "pareto"))
 """Sections that make several jobs of one spec: name, in words, and the command that runs them."""
 
 
-def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> JobSpec:
-    if isinstance(data, dict):
-        for assignment in overrides:
-            data = set_by_path(data, assignment)
+def _validated(given: GivenSpec) -> JobSpec:
     for section, kind, command in _STUDIES:
-        if isinstance(data, dict) and section in data:
+        if isinstance(given.data, dict) and section in given.data:
             raise InputError(
                 f"is a section of {kind}, and this command takes a single job.",
                 code=f"is_a_{section}",
                 field=section,
-                file=file,
+                file=given.file,
                 hint=f"Run it with persona-atlas {command}.",
             )
-    spec = validate(JobSpec, data, text=text, file=file)
+    spec = validate(JobSpec, given.data, text=given.text, file=given.file)
     return spec.replaced(store={"url": normal_store_url(spec.store.url)})

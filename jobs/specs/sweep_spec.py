@@ -15,10 +15,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..errors import InputError
+from ..files.spec_file import GivenSpec, read_spec
 from ..files.store_url import normal_store_url
-from ..files.text_files import read_text
-from ..files.user_paths import local_path
-from ..files.yaml_file import parse_yaml, set_by_path, validate
+from ..files.yaml_file import validate
 from ..interventions import Positions
 from .interventions_spec import AbsoluteStrength, InterventionSpec, LayersAsked, parse_layers
 from .spec import JobSpec
@@ -149,30 +148,31 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
     Raises:
         InputError: The file, a field or an override is wrong; names file, line and field.
     """
-    file = local_path(path, "SPEC")
-    text = read_text(file, "the spec of a sweep")
-    return _validated(parse_yaml(text, str(file)), overrides, text, str(file))
+    return sweep_of(read_spec(path, "the spec of a sweep").overridden(overrides))
 
 
-def make_sweep(data: Mapping[str, Any], overrides: Sequence[str] = (), *, text: str = "", file: str = "") -> SweepSpec:
+def make_sweep(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> SweepSpec:
     """Validate the spec of a sweep that was built in Python; arguments and errors as for ``load_sweep``.
 
     Args:
         data: The spec as a nested mapping.
         overrides: See ``load_sweep``.
-        text: Text of the file from which the job's sections come, in which lines are looked up; empty for none.
-        file: Name of that file, for errors.
     """
-    return _validated(dict(data), overrides, text, file)
+    return sweep_of(GivenSpec(dict(data)).overridden(overrides))
 
 
-def _validated(data: Any, overrides: Sequence[str], text: str, file: str) -> SweepSpec:
-    if isinstance(data, dict):
-        for assignment in overrides:
-            data = set_by_path(data, assignment)
-    section = validate(_SweepFile, data, text=text, file=file).sweep
-    rest = {key: value for key, value in data.items() if key != "sweep"}
-    job = validate(JobSpec, rest, text=text, file=file)
+def sweep_of(given: GivenSpec) -> SweepSpec:
+    """Validate the spec of a sweep.
+
+    Args:
+        given: A job spec with a section ``sweep``.
+
+    Raises:
+        InputError: A field is wrong; names file, line and field.
+    """
+    section = validate(_SweepFile, given.data, text=given.text, file=given.file).sweep
+    rest = {key: value for key, value in given.data.items() if key != "sweep"}
+    job = validate(JobSpec, rest, text=given.text, file=given.file)
     _refuse_what_is_no_sweep(job)
     _refuse_equal_names(section.settings)
     job = job.replaced(store={"url": normal_store_url(job.store.url)})

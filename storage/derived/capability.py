@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...jobs.errors import StoreError
 from ...jobs.specs.spec import digest_of
 from ..format.capability_record import CAPABILITY_VERSION, CapabilityRecord, StoredMetric, capability_path
-from ..format.records import parse_record
+from ..format.versioned import read_versioned
 from ..locations.location import Location
 
 
@@ -27,19 +26,7 @@ def read_capability(
         StoreError: The record is damaged, or of a newer version.
     """
     path = capability_path(setting_folder, task, digest_of(dict(asked)))
-    data = location.read(path)
-    if data is None:
-        return None
-    url = f"{location.url}/{path}"
-    record = parse_record(CapabilityRecord, data, url)
-    if record.version != CAPABILITY_VERSION:
-        raise StoreError(
-            f"the results have version {record.version}; this Persona Atlas reads {CAPABILITY_VERSION}.",
-            code="newer_layout",
-            file=url,
-            hint="Upgrade persona-atlas.",
-        )
-    return record
+    return read_versioned(location, path, CapabilityRecord, CAPABILITY_VERSION, "the results have")
 
 
 def write_capability(

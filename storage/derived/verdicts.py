@@ -17,8 +17,8 @@ from ...jobs.judging.outcomes import Outcome
 from ..format.judge_record import JudgeRecord, parse_judge_record
 from ..format.layout import VERDICTS, verdict_folder
 from ..format.parquet import from_parquet, to_parquet
-from ..format.records import parse_record
 from ..format.sweep_record import SWEEP_RECORD, SWEEP_VERSION, SweepRecord
+from ..format.versioned import read_versioned
 from ..locations.location import Location
 
 VERDICT_SCHEMA = pa.schema(
@@ -47,19 +47,7 @@ def read_sweep_record(location: Location) -> SweepRecord | None:
     Raises:
         StoreError: The record is damaged, or of a newer version.
     """
-    data = location.read(SWEEP_RECORD)
-    if data is None:
-        return None
-    url = f"{location.url}/{SWEEP_RECORD}"
-    record = parse_record(SweepRecord, data, url)
-    if record.version != SWEEP_VERSION:
-        raise StoreError(
-            f"the sweep has version {record.version}; this Persona Atlas reads {SWEEP_VERSION}.",
-            code="newer_layout",
-            file=url,
-            hint="Upgrade persona-atlas.",
-        )
-    return record
+    return read_versioned(location, SWEEP_RECORD, SweepRecord, SWEEP_VERSION, "the sweep has")
 
 
 def verdict_judges(location: Location, rubric: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from .sealed import Record, Sealed
+from .sealed import Record, VersionedRecord
 
 CAPABILITY = "capability"
 CAPABILITY_VERSION = 1
@@ -37,18 +37,16 @@ class StoredMetric(Record):
     documents: dict[str, float] = Field(default_factory=dict)
 
 
-class CapabilityRecord(Sealed):
+class CapabilityRecord(VersionedRecord):
     """The results of one task under one setting.
 
     Attributes:
-        version: ``CAPABILITY_VERSION``.
         task: Name of the task or group.
         asked: All that the numbers depend on: the edits and the model, the harness and its options, the task's files.
         num_documents: Number of documents that were asked.
         metrics: The metrics, in the order of the harness.
     """
 
-    version: int
     task: str
     asked: dict[str, Any]
     num_documents: int

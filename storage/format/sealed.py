@@ -36,3 +36,13 @@ class Sealed(Record):
         """Whether the seal matches the stored bytes; not those of the model, so that fields may be added later."""
         body = json.loads(data)
         return body.pop("seal", None) == digest_of(body)
+
+
+class VersionedRecord(Sealed):
+    """A sealed record whose form has a version.
+
+    Attributes:
+        version: Version of the form; increased when an older reader would misread a new record.
+    """
+
+    version: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .sealed import Record, Sealed
+from .sealed import Record, VersionedRecord
 
 SWEEP_RECORD = "sweep.json"
 SWEEP_VERSION = 1
@@ -34,15 +34,13 @@ class StoredSetting(Record):
     interventions: tuple[dict[str, Any], ...] = ()
 
 
-class SweepRecord(Sealed):
+class SweepRecord(VersionedRecord):
     """The record of a sweep. Every setting that was ever begun stays in it.
 
     Attributes:
-        version: ``SWEEP_VERSION``.
         settings: The settings.
     """
 
-    version: int
     settings: tuple[StoredSetting, ...]
 
     @classmethod

@@ -19,7 +19,7 @@ from ...sweeping.prepare import PreparedSweep, prepare_sweep
 from ...sweeping.results import GroupBy, SweepResults, open_ruler, results_of
 from ...sweeping.run import SweepOutcome, run_sweep
 from .. import output
-from ..options import join_option, json_option, set_option, spec_argument
+from ..options import join_option, json_option, layer_option, set_option, spec_argument
 from ..result_files import picture_to_write
 from ..scores.judge_options import JudgeOptions, judge_options
 from .sweep_output import draw_sweep, print_sweep
@@ -45,7 +45,7 @@ _DEFAULT_RUBRIC = "role_adoption"
     show_default=True,
     help="Also count the replies of each persona, or of each system prompt.",
 )
-@click.option("--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer.")
+@layer_option
 @click.option(
     "--dry-run", is_flag=True, help="Only resolve and plan every setting; nothing is made, judged or written."
 )

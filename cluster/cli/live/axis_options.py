@@ -17,7 +17,7 @@ from ...run.progress import Progress
 from ...serving.edit_options import EDIT_FIELDS, as_field, edit_settings
 from ...serving.live_model import LiveModel
 from ...serving.load import load_live_model
-from ..options import Decorator, endpoint_option, reading_access_options
+from ..options import Decorator, endpoint_option, reading_access_options, reduction_option, transfer_option
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,8 @@ _OPTIONS: list[Decorator] = [
         default=None,
         help="Layer at which replies are projected on the axis; by default the middle one.",
     ),
-    click.option(
-        "--reduction", default=None, metavar="ID", help="A stored reduction of the run; by default the current."
-    ),
-    click.option("--transfer", is_flag=True, help="Another model than the axis's is meant; every output says so."),
+    reduction_option,
+    transfer_option,
     click.option(
         "--chat-template",
         default=None,

@@ -16,7 +16,7 @@ from ....jobs.specs.store_spec import S3Access
 from ....workers.chat.turn_spans import TurnPart, TurnRole
 from ...watching.watcher import Watcher, WatchSettings
 from .. import output
-from ..options import endpoint_option, json_option, reading_access_options
+from ..options import endpoint_option, json_option, reading_access_options, reduction_option, transfer_option
 from ..result_files import file_to_write, picture_to_write, write_page
 
 
@@ -63,8 +63,8 @@ from ..result_files import file_to_write, picture_to_write, write_page
     metavar="LABEL",
     help="Threshold to show: a percentile on minus the axis, by default p0.25 if the axis has it.",
 )
-@click.option("--reduction", default=None, metavar="ID", help="A stored reduction of the run; by default the current.")
-@click.option("--transfer", is_flag=True, help="Another model than the axis's is meant; every output says so.")
+@reduction_option
+@transfer_option
 @click.option(
     "--chat-template",
     default=None,

@@ -17,7 +17,7 @@ from ...run.prepare import sketch_plan
 from ...studies.study_axis import open_study_axis
 from .. import output
 from ..jobs import plan
-from ..options import join_option, json_option, set_option, spec_argument
+from ..options import axis_option, join_option, json_option, layer_option, set_option, spec_argument
 from ..result_files import picture_to_write
 from ..work import outcome_as_dict, print_outcome, run_job
 from .turns_output import print_drift
@@ -26,8 +26,8 @@ from .turns_output import print_drift
 @click.command()
 @spec_argument
 @set_option
-@click.option("--axis", default=None, help="A run that was reduced, imported vectors, or a folder of published ones.")
-@click.option("--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer.")
+@axis_option(required=False)
+@layer_option
 @click.option("--png", default=None, type=click.Path(dir_okay=False), help="File for the picture; needs --axis.")
 @click.option("--dry-run", is_flag=True, help="Only estimate what the conversations take.")
 @join_option

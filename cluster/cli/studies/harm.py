@@ -24,7 +24,16 @@ from ...studies.harm import HarmPlan, HarmResults, HarmStudy, harm_plan, require
 from ...studies.study_axis import open_study_axis
 from .. import output
 from ..jobs import plan
-from ..options import join_option, json_option, set_option, spec_argument
+from ..options import (
+    axis_option,
+    join_option,
+    json_option,
+    layer_option,
+    reduction_option,
+    set_option,
+    spec_argument,
+    transfer_option,
+)
 from ..result_files import picture_to_write
 from ..scores.judge_options import JudgeOptions, judge_options, print_judging
 
@@ -33,10 +42,10 @@ from ..scores.judge_options import JudgeOptions, judge_options, print_judging
 @spec_argument
 @set_option
 @join_option
-@click.option("--axis", required=True, help="A run that was reduced, imported vectors, or a folder of published ones.")
-@click.option("--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer.")
-@click.option("--reduction", default=None, metavar="ID", help="A stored reduction of AXIS; by default the current.")
-@click.option("--transfer", is_flag=True, help="Another model than the axis's is meant; every output says so.")
+@axis_option(required=True)
+@layer_option
+@reduction_option
+@transfer_option
 @click.option(
     "--rubric",
     default="harm",

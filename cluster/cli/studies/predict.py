@@ -16,25 +16,33 @@ from ....jobs.specs.store_spec import S3Access
 from ....storage.query.run import open_run
 from ...studies.prediction import PredictionStudy, study_prediction
 from .. import output
-from ..options import endpoint_option, json_option, reading_access_options, store_argument
+from ..options import (
+    axis_option,
+    by_option,
+    endpoint_option,
+    json_option,
+    layer_option,
+    reading_access_options,
+    reduction_option,
+    store_argument,
+    transfer_option,
+)
 from ..result_files import picture_to_write
 from .turns_output import digits_for, interval, probability, shortened, value
 
 
 @click.command()
 @store_argument
-@click.option("--axis", required=True, help="A run that was reduced, imported vectors, or a folder of published ones.")
+@axis_option(required=True)
 @click.option(
     "--embedder",
     required=True,
     metavar="NAME",
     help="A model of sentence-transformers: a Hugging Face id, a directory, or package://module/folder.",
 )
-@click.option("--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer.")
-@click.option("--reduction", default=None, metavar="ID", help="A stored reduction of AXIS; by default the current.")
-@click.option(
-    "--by", default=None, metavar="KEY", help="Group by this key of the conversations; by default by persona or file."
-)
+@layer_option
+@reduction_option
+@by_option
 @click.option(
     "--folds",
     type=click.IntRange(min=FEWEST),
@@ -53,7 +61,7 @@ from .turns_output import digits_for, interval, probability, shortened, value
     "--clusters", type=click.IntRange(min=2), default=None, help="Clusters of messages; by default at most 8."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of folds and resampling.")
-@click.option("--transfer", is_flag=True, help="Another model than the axis's is meant; every output says so.")
+@transfer_option
 @click.option("--png", default=None, type=click.Path(dir_okay=False), help="File for the picture.")
 @endpoint_option
 @reading_access_options
@@ -102,9 +110,13 @@ def _print(results: PredictionResults, picture: Path | None) -> None:
         digits = digits_for([abs(bound) for cluster in results.clusters for bound in cluster.interval])
         output.table(
             "Clusters of messages, and of how many conversations, by the mean change that follows; negative is away",
-            ["effect", "messages", "of", "change", "95 %", "p, Holm", "mostly", "nearest to the centre"],
-            [_cluster(cluster, digits) for cluster in results.clusters],
+            ["", "effect", "messages", "of", "change", "95 %", "p, Holm", "mostly"],
+            [[str(number), *_cluster(cluster, digits)] for number, cluster in enumerate(results.clusters, start=1)],
         )
+        output.text("Messages that are nearest to the centre of each cluster:")
+        for number, cluster in enumerate(results.clusters, start=1):
+            for text in cluster.typical:
+                output.text(f"  {number}  {shortened(text)}")
     output.text("training mean, group mean: R^2 of predicting these means of the training part, without the message.")
     for note in results.notes:
         output.text(note)
@@ -143,5 +155,4 @@ def _cluster(cluster: Cluster, digits: int) -> list[str]:
         interval(cluster.interval, digits, signed=True),
         probability(cluster.p_value),
         f"{group} {share:.0%}",
-        "\n".join(shortened(text) for text in cluster.typical),
     ]

@@ -11,19 +11,27 @@ from ....analysis.dialogues.trajectories import Window
 from ....jobs.specs.store_spec import S3Access
 from ....storage.query.run import open_run
 from .. import output
-from ..options import endpoint_option, json_option, reading_access_options, store_argument
+from ..options import (
+    axis_option,
+    by_option,
+    endpoint_option,
+    json_option,
+    layer_option,
+    reading_access_options,
+    reduction_option,
+    store_argument,
+    transfer_option,
+)
 from ..result_files import picture_to_write
 from .turns_output import print_drift
 
 
 @click.command()
 @store_argument
-@click.option("--axis", required=True, help="A run that was reduced, imported vectors, or a folder of published ones.")
-@click.option("--layer", type=int, default=None, help="Layer of the projections; by default the axis's middle layer.")
-@click.option("--reduction", default=None, metavar="ID", help="A stored reduction of AXIS; by default the current.")
-@click.option(
-    "--by", default=None, metavar="KEY", help="Group by this key of the conversations; by default by persona or file."
-)
+@axis_option(required=True)
+@layer_option
+@reduction_option
+@by_option
 @click.option(
     "--first",
     type=click.IntRange(min=1),
@@ -42,7 +50,7 @@ from .turns_output import print_drift
     help="Replies to show among those that moved most, in each direction.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the resampling.")
-@click.option("--transfer", is_flag=True, help="Another model than the axis's is meant; every output says so.")
+@transfer_option
 @click.option("--png", default=None, type=click.Path(dir_okay=False), help="File for the picture.")
 @endpoint_option
 @reading_access_options
