@@ -12,7 +12,7 @@ from ...analysis.summary import Summary
 from ...jobs.plan import Plan
 from ...jobs.scheduling.ledger import Failure
 from ...jobs.sources.conversation_source import ConversationSource
-from ...jobs.sources.read_conversations import parse_conversations
+from ...jobs.sources.reading.read_conversations import parse_conversations
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.spec import JobSpec, load_spec, make_spec
 from ...jobs.specs.texts_spec import TextsRendering

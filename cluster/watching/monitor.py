@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...analysis.axis_source import AxisSource, Layers, open_axis
 from ...analysis.watching.scores import ReadTurn, ScoredTurn, score_turns
 from ...jobs.errors import InputError
-from ...jobs.sources.read_conversations import parse_conversations
+from ...jobs.sources.reading.read_conversations import parse_conversations
 from ...workers.chat.turn_spans import TurnPart, TurnRole
 from ..api.progress import shown_progress
 from .watcher import Watcher, WatchSettings

@@ -18,9 +18,9 @@ from ..text_tokens import TEMPLATE_TOKENS, prompt_tokens, word_tokens
 from ..work.rollouts import Rollout
 from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..work.units import GivenResponse, RolloutRequest, WorkUnit
-from .message_fields import reasoning_beside
-from .problems import Problem
-from .read_conversations import GivenInput
+from .reading.message_fields import reasoning_beside
+from .reading.problems import Problem
+from .reading.read_conversations import GivenInput
 from .source import TokenCounts
 from .turn_units import turn_units
 

@@ -22,7 +22,7 @@ from ..work.addresses import RolloutAddress
 from ..work.rollouts import Rollout
 from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..work.units import RolloutRequest, WorkUnit
-from .problems import Problem
+from .reading.problems import Problem
 from .source import TokenCounts
 from .turn_units import turn_units
 

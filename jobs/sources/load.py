@@ -13,9 +13,9 @@ from .dialogue_source import DialogueSource
 from .drift_source import drift_dialogues
 from .harm_dialogues import REQUESTS_FIELD, harm_dialogues
 from .persona_source import PersonaSource
-from .read_conversations import read_conversations
 from .read_prefills import read_prefills
 from .read_prompts import read_prompts
+from .reading.read_conversations import read_conversations
 from .source import RequestSource
 
 

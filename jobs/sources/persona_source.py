@@ -23,7 +23,7 @@ from ..text_tokens import prompt_tokens
 from ..work.rollouts import Rollout
 from ..work.unit_size import BLOCK_BYTES_LIMIT, RowSizes
 from ..work.units import RolloutRequest, WorkUnit
-from .problems import Problem
+from .reading.problems import Problem
 from .source import TokenCounts
 
 _RETOKENISED = 2

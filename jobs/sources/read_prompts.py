@@ -16,11 +16,11 @@ from ..errors import InputError
 from ..files.user_paths import is_directory, local_path
 from ..messages import ChatMessage
 from .dialogue_source import Dialogue
-from .entries import Entry, entries_of
-from .input_files import persona_name
-from .json_values import json_values
-from .message_fields import as_json, parse_messages, require_whole_text
-from .problems import Problem, Refusal, input_error
+from .reading.entries import Entry, entries_of
+from .reading.input_files import persona_name
+from .reading.json_values import json_values
+from .reading.message_fields import as_json, parse_messages, require_whole_text
+from .reading.problems import Problem, Refusal, input_error
 
 _HINT = 'A line is {"system": "...", "question": "..."} or {"turns": ["...", "..."]}; also category and other keys.'
 _SAID = ("question", "turns", "messages")

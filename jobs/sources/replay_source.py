@@ -20,7 +20,7 @@ from ..specs.texts_spec import TextsRendering
 from ..wording import count_of
 from ..work.unit_size import RowSizes
 from ..work.units import WorkUnit
-from .problems import Problem
+from .reading.problems import Problem
 from .replay_requests import StoredTextRequests, StoredTokenRequests
 from .source import TokenCounts
 from .stored_conversations import StoredRow, StoredUnit, whole_conversations

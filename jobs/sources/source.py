@@ -14,7 +14,7 @@ from typing import Protocol
 from ..conversation import Conversation
 from ..work.unit_size import RowSizes
 from ..work.units import UnitRequests, WorkUnit
-from .problems import Problem
+from .reading.problems import Problem
 
 
 @dataclass(frozen=True, slots=True)

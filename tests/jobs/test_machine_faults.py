@@ -14,7 +14,7 @@ import pytest
 from persona_atlas.jobs.errors import AtlasError, InputError, TransientError
 from persona_atlas.jobs.files.text_files import read_text
 from persona_atlas.jobs.machine_faults import machine_fault, refuse_machine_fault
-from persona_atlas.jobs.sources.read_conversations import read_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import read_conversations
 from persona_atlas.workers.chat.spans import load_renderer
 from persona_atlas.workers.models.checkpoints.checkpoint import open_checkpoint
 

@@ -11,7 +11,7 @@ from ....analysis.axis_source import open_axis
 from ....analysis.watching.lines import lines_of
 from ....analysis.watching.page import render_page
 from ....analysis.watching.picture import write_picture
-from ....jobs.sources.read_conversations import read_conversations
+from ....jobs.sources.reading.read_conversations import read_conversations
 from ....jobs.specs.store_spec import S3Access
 from ....workers.chat.turn_spans import TurnPart, TurnRole
 from ...watching.watcher import Watcher, WatchSettings

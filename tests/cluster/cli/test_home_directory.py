@@ -12,7 +12,7 @@ from persona_atlas.cluster.submission.submit import resolved
 from persona_atlas.jobs.catalog import load_catalog
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.files.user_paths import expand_home
-from persona_atlas.jobs.sources.read_conversations import read_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import read_conversations
 from persona_atlas.jobs.specs.spec import load_spec
 from persona_atlas.jobs.specs.spec_parts import ModelSpec
 from persona_atlas.storage.locations.location import open_location

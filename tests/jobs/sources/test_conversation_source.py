@@ -13,7 +13,7 @@ from persona_atlas.jobs.conversation import Conversation, Message
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sources.conversation_source import ROWS_PER_UNIT
-from persona_atlas.jobs.sources.read_conversations import parse_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import parse_conversations
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.unit_size import TOKENS_PER_CHUNK
 

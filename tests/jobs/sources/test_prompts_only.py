@@ -12,7 +12,7 @@ from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.poolings import POOLINGS
 from persona_atlas.jobs.sizing.estimate import estimate
 from persona_atlas.jobs.sources.load import load_source
-from persona_atlas.jobs.sources.read_conversations import parse_conversations, read_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import parse_conversations, read_conversations
 from persona_atlas.jobs.specs.spec import JobSpec, load_spec, make_spec
 from persona_atlas.storage.format.stored_units import stored_unit
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..conversation import Message
+from ...conversation import Message
 from .message_fields import as_json, parse_messages, require_whole_text
 from .problems import LAYOUT_HINT, Refusal
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..conversation import Message
-from ..messages import ChatRole
+from ...conversation import Message
+from ...messages import ChatRole
 from .problems import LAYOUT_HINT, Refusal
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from persona_atlas.jobs.conversation import Conversation
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.sources.read_conversations import read_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import read_conversations
 
 USER = {"role": "user", "content": "Who are you?"}
 ASSISTANT = {"role": "assistant", "content": "Nobody."}

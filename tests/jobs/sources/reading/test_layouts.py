@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.sources.read_conversations import GivenInput, parse_conversations, read_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import GivenInput, parse_conversations, read_conversations
 
 USER = {"role": "user", "content": "Who are you?"}
 ASSISTANT = {"role": "assistant", "content": "Nobody."}

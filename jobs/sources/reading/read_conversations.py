@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..conversation import Conversation
-from ..errors import InputError
-from ..files.user_paths import local_path
-from ..personas import Kind, Polarity
+from ...conversation import Conversation
+from ...errors import InputError
+from ...files.user_paths import local_path
+from ...personas import Kind, Polarity
 from .entries import Entry, entries_of
 from .input_files import conversation_files, persona_name
 from .json_values import JsonValue, json_values

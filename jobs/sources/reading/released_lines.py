@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..personas import DEFAULT_PERSONA, Kind, Polarity
+from ...personas import DEFAULT_PERSONA, Kind, Polarity
 from .input_files import names_the_default
 from .problems import Problem, Refusal
 

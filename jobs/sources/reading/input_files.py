@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import InputError
-from ..files.names import folded
-from ..files.user_paths import is_directory
-from ..machine_faults import refuse_machine_fault
-from ..personas import DEFAULT_PERSONA
+from ...errors import InputError
+from ...files.names import folded
+from ...files.user_paths import is_directory
+from ...machine_faults import refuse_machine_fault
+from ...personas import DEFAULT_PERSONA
 
 _FIELD = "conversations.source"
 _SUFFIXES = (".jsonl", ".json")

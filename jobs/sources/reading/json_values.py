@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ..errors import InputError
-from ..files.text_files import UTF8_BOM, refuse_other_encoding, refuse_special_file
-from ..machine_faults import refuse_machine_fault
+from ...errors import InputError
+from ...files.text_files import UTF8_BOM, refuse_other_encoding, refuse_special_file
+from ...machine_faults import refuse_machine_fault
 from .input_files import is_json_document
 from .problems import LAYOUT_HINT, Problem
 

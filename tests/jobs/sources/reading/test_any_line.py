@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.conversation import Conversation
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.sources.read_conversations import read_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import read_conversations
 
 MESSAGE_KEYS = ["role", "content", "from", "value", "text", "type", "reasoning", "thinking", "name", "tool_calls"]
 ENTRY_KEYS = ["conversation", "conversations", "tools", "label", "prompt_index", "question_index", "system_prompt"]

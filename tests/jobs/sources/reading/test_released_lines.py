@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.jobs.sources.read_conversations import read_conversations
+from persona_atlas.jobs.sources.reading.read_conversations import read_conversations
 
 
 def line(prompt: Any, question: Any, label: Any = "pos") -> dict[str, Any]:
