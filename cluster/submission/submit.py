@@ -9,9 +9,8 @@ import shlex
 import tempfile
 from base64 import b64encode
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...jobs.engines import possible_engines, refuse_parallel_builtin
 from ...jobs.errors import InputError
@@ -19,13 +18,11 @@ from ...jobs.files.hub_url import is_hub
 from ...jobs.files.store_url import is_s3
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
-from ...jobs.sizing.estimate import Estimate, estimate
+from ...jobs.sizing.estimate import estimate
 from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import BUILTIN_TEMPLATE_SCHEME, PACKAGE_SCHEME
 from ...jobs.version import __version__
-from ...jobs.vllm.replica_nodes import nodes_of_replica, spread
-from ...jobs.wording import count_of
 from ...jobs.work.run_edits import RunEdits
 from ...storage.format.stored_edits import stored_edits
 from ...storage.locations.location import open_location
@@ -38,33 +35,12 @@ from ..run.engine_choice import require_engine
 from ..run.growth import fit_to_run, run_to_grow
 from ..run.prepare import edits_for, plan_job
 from ..run.progress import Progress
-from .ray_cluster import Cluster, ClusterInfo, metadata_of
+from .cluster_fit import SubmitOptions, minor_version, refuse_cluster, refuse_what_fits_no_node
+from .ray_cluster import Cluster, metadata_of
 from .shipping import is_shipped_catalog, stage_code, stage_job
 from .submitted_job import SubmittedJob
 
-Code = Literal["ship", "installed"]
-
-_OLDEST_RAY = (2, 50)
-"""The lower bound in ``pyproject.toml``."""
-
 _COMMAND = ["python", "-m", "persona_atlas.cluster.cli", "drive"]
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitOptions:
-    """Where a job's code comes from and where its driver runs.
-
-    Attributes:
-        code: ``ship`` uploads this package with the job; ``installed`` uses the package that the nodes have.
-        image: Container image for the job's processes, which has the package; None: they run on the nodes as they are.
-        driver_resource: Name of a Ray resource that the driver's node must have; empty: the head.
-        may_scale_up: Whether an autoscaler will add nodes that the cluster does not have yet.
-    """
-
-    code: Code = "ship"
-    image: str | None = None
-    driver_resource: str = ""
-    may_scale_up: bool = False
 
 
 def submit_job(
@@ -119,7 +95,7 @@ def submit_job(
         job_id=_new_id(spec),
         spec=spec,
         version=__version__,
-        python=_python(platform.python_version()),
+        python=minor_version(platform.python_version()),
         ships_catalog=is_shipped_catalog(spec.personas.catalog),
         chat_template=template,
         driver_resource=options.driver_resource,
@@ -151,116 +127,6 @@ def resolved(spec: JobSpec) -> JobSpec:
     return spec.replaced(**changes)
 
 
-def refuse_cluster(info: ClusterInfo, spec: JobSpec, options: SubmitOptions) -> None:
-    """Refuse a cluster that cannot run a spec.
-
-    Args:
-        info: The cluster.
-        spec: The job.
-        options: Where its code comes from; an image brings its own Python.
-
-    Raises:
-        InputError: Ray is too old, Python differs, or there is no GPU for a spec that needs one; names both sides.
-    """
-    if tuple(map(int, re.findall(r"\d+", info.ray_version)[:2])) < _OLDEST_RAY:
-        raise InputError(
-            f"Ray must be {'.'.join(map(str, _OLDEST_RAY))} or later, but the cluster has {info.ray_version}.",
-            code="other_ray",
-            field="--address",
-            hint=f"Update Ray on the cluster; {version('ray')}, the version installed here, works.",
-        )
-    here, there = _python(platform.python_version()), _python(info.python_version)
-    if here != there and options.image is None:
-        raise InputError(
-            f"the minor version of Python must be the same, but this machine has {here} and the cluster "
-            f"{info.python_version}.",
-            code="other_python",
-            field="--address",
-            hint=f"Submit from Python {there}, or give an --image that has Python {here} and this package.",
-        )
-    if spec.placement.device == "cuda" and not info.num_gpus and not (options.may_scale_up and spec.placement.replicas):
-        raise InputError(
-            "is cuda, but the cluster has no GPU.",
-            code="no_gpu",
-            field="placement.device",
-            hint="Use auto or cpu; or, if an autoscaler adds GPUs, set placement.replicas and give --scale-up.",
-        )
-
-
-def refuse_what_fits_no_node(info: ClusterInfo, spec: JobSpec, figures: Estimate | None) -> None:
-    """Refuse a job of which no node of the cluster could hold a replica.
-
-    Workers check the memory of their own machine again before they load the model.
-
-    Args:
-        info: The cluster.
-        spec: The job.
-        figures: Estimate of its plan; None when it could not be planned on this machine.
-
-    Raises:
-        InputError: Names what one replica needs and what the largest node has.
-    """
-    threads = spec.placement.threads or 1
-    if threads > info.cores:
-        raise InputError(
-            f"is {threads} cores on one node, but the largest node has {info.cores}.",
-            code="does_not_fit",
-            field="placement.threads",
-            hint="Lower it, or start a node with more --num-cpus; give --scale-up if an autoscaler adds such nodes.",
-        )
-    uses_gpu = spec.placement.device == "cuda" or (spec.placement.device == "auto" and info.num_gpus > 0)
-    if uses_gpu:
-        _refuse_too_few_gpus(info, spec)
-    available_bytes = info.gpu_bytes if uses_gpu else info.memory_bytes
-    if figures is None or available_bytes is None:
-        return
-    needed_bytes = figures.device_bytes if uses_gpu else figures.machine_bytes
-    if needed_bytes > available_bytes:
-        what = "GPU" if uses_gpu else "node"
-        raise InputError(
-            f"one replica of {spec.model.source!r} needs {needed_bytes / 1e9:.1f} GB"
-            f"{' on each GPU' if uses_gpu and figures.gpus_per_replica > 1 else ''}, but the largest {what} of the "
-            f"cluster has {available_bytes / 1e9:.1f} GB.",
-            code="does_not_fit",
-            field="model.source",
-            hint="Try a narrower model.dtype, a smaller placement.batch_tokens or fewer capture.layers; `persona-atlas "
-            "plan` shows what fits which device.",
-        )
-
-
-def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
-    """Refuse replicas of several GPUs for which the cluster's nodes have no place: a stage of a replica is on one node.
-
-    Raises:
-        InputError: Not one replica, or fewer than the spec asks for, have a place.
-    """
-    placement = spec.placement
-    size, asked = placement.gpus_per_replica, placement.replicas or 1
-    _, places = spread(
-        info.gpus_by_node,
-        tensor_parallel=placement.tensor_parallel,
-        pipeline_parallel=placement.pipeline_parallel,
-        replicas=asked,
-    )
-    # Nodes that have not reported their GPUs are not held against the job; replicas of one GPU wait for one.
-    if not info.gpus_by_node or size == 1 or places >= asked:
-        return
-    has = ", ".join(map(str, sorted(info.gpus_by_node, reverse=True)))
-    most = max(info.gpus_by_node)
-    over = nodes_of_replica(placement.tensor_parallel, placement.pipeline_parallel, most) or 1
-    wider = "pipeline_parallel" if placement.pipeline_parallel > 1 else "tensor_parallel"
-    takes = f"{size} GPUs of one node" if over == 1 else f"{size // over} GPUs of each of {over} nodes"
-    raise InputError(
-        f"a replica takes {takes}, so the cluster's nodes ({has} GPUs) hold "
-        f"{count_of(places, 'replica')}, and the job asks for {asked}.",
-        code="does_not_fit",
-        field="placement.replicas" if places else f"placement.{wider}",
-        hint=f"Ask for at most {places}; give --scale-up if an autoscaler adds nodes."
-        if places
-        else f"Ask for at most {most}; give --scale-up if an autoscaler adds larger nodes.",
-    )
-
-
 def refuse_conversations(spec: JobSpec) -> None:
     """Refuse a job that reads conversations or prompts, because their files are not uploaded with a job yet.
 
@@ -284,10 +150,6 @@ def refuse_conversations(spec: JobSpec) -> None:
             field=section,
             hint=f"Run persona-atlas {command} --address auto on a machine of the cluster that has the files.",
         )
-
-
-def _python(version: str) -> str:
-    return ".".join(version.split(".")[:2])
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class LoadingHealth:
     _refusals: int = 0
     _deaths: int = 0
     _unplaced_deaths: int = 0
+    _had_room_at: float | None = None
 
     def placed(self) -> None:
         """Record that a worker has reported its node."""
@@ -105,3 +106,19 @@ class LoadingHealth:
         self._unplaced_deaths += 1
         # The exponent is bounded, too, because deaths may continue for days.
         return min(2.0 ** min(self._unplaced_deaths, 10), LONGEST_PAUSE_S)
+
+    def waits_in_vain(self, now: float, *, has_room: bool, timeout_s: float) -> bool:
+        """Record whether a worker has a place or could have one.
+
+        Args:
+            now: Seconds.
+            has_room: Whether a worker is placed, or any node has room for one. Resources in use by other jobs count as
+                room, because they will be freed; resources that no node has do not.
+            timeout_s: Seconds that the job waits for room before any worker was ready.
+
+        Returns:
+            Whether to give the job up.
+        """
+        if self._had_room_at is None or has_room:
+            self._had_room_at = now
+        return now - self._had_room_at > timeout_s and not self.any_was_ready

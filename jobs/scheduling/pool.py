@@ -58,7 +58,6 @@ class WorkerPool(Generic[R]):
         self._longest_silence_s = 0.0
         self._num_launched = 0
         self._num_wanted = 1
-        self._had_room_at: float | None = None
         self.last_refusal: tuple[AtlasError, float] | None = None
         self._commands: list[Command[R]] = []
 
@@ -325,10 +324,8 @@ class WorkerPool(Generic[R]):
 
     def _require_room(self, now: float) -> None:
         """Give up the job if, before any worker was ready, no node has had room for one for too long."""
-        # Resources in use by other jobs count as room, because they will be freed; resources that no node has do not.
-        if self._had_room_at is None or self.workers.is_any_placed or self._nodes.num_places():
-            self._had_room_at = now
-        elif now - self._had_room_at > self._load_timeout_s and not self._loading.any_was_ready:
+        has_room = self.workers.is_any_placed or bool(self._nodes.num_places())
+        if self._loading.waits_in_vain(now, has_room=has_room, timeout_s=self._load_timeout_s):
             self._give_up(no_room(self._load_timeout_s))
 
     def _answered(

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from ....jobs.specs.store_spec import S3Access
+from ...submission.cluster_fit import SubmitOptions
 from ...submission.ray_cluster import Cluster
 from ...submission.resumed_spec import spec_of_job, spec_of_store
-from ...submission.submit import SubmitOptions, submit_job
+from ...submission.submit import submit_job
 from .. import output
 from ..options import access_options, address_option, code_options, endpoint_option, grow_option, is_store, json_option
 from .submit import print_submitted

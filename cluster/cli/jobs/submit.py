@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from ....jobs.specs.spec import load_spec
+from ...submission.cluster_fit import SubmitOptions
 from ...submission.ray_cluster import Cluster
-from ...submission.submit import SubmitOptions, submit_job
+from ...submission.submit import submit_job
 from .. import output
 from ..options import address_option, code_options, grow_option, json_option, set_option, spec_argument
 

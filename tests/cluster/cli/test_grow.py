@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from persona_atlas import InputError, open_run
 from persona_atlas.cluster.cli import cli
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.submission.cluster_fit import SubmitOptions
 from persona_atlas.cluster.submission.ray_cluster import Cluster
-from persona_atlas.cluster.submission.submit import SubmitOptions, submit_job
+from persona_atlas.cluster.submission.submit import submit_job
 from persona_atlas.cluster.submission.submitted_job import SubmittedJob
 from persona_atlas.jobs.specs.spec import load_spec
 from rich.console import Console

@@ -24,9 +24,10 @@ from persona_atlas.cluster.run.backend import worker_settings
 from persona_atlas.cluster.run.growth import fit_to_run
 from persona_atlas.cluster.run.prepare import prepare_job
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.submission.cluster_fit import SubmitOptions
 from persona_atlas.cluster.submission.ray_cluster import ClusterInfo, RayJob
 from persona_atlas.cluster.submission.resumed_spec import spec_of_store
-from persona_atlas.cluster.submission.submit import SubmitOptions, submit_job
+from persona_atlas.cluster.submission.submit import submit_job
 from persona_atlas.cluster.submission.submitted_job import SubmittedJob
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import make_spec

@@ -16,17 +16,12 @@ from click.testing import CliRunner
 from persona_atlas import __version__
 from persona_atlas.cluster.cli import cli
 from persona_atlas.cluster.run.progress import Progress
+from persona_atlas.cluster.submission.cluster_fit import SubmitOptions, refuse_cluster, refuse_what_fits_no_node
 from persona_atlas.cluster.submission.follow import refuse_other_versions
 from persona_atlas.cluster.submission.ray_cluster import Cluster, ClusterInfo, RayJob
 from persona_atlas.cluster.submission.resumed_spec import spec_of_job, spec_of_store
 from persona_atlas.cluster.submission.shipping import stage_code, stage_job
-from persona_atlas.cluster.submission.submit import (
-    SubmitOptions,
-    refuse_cluster,
-    refuse_what_fits_no_node,
-    resolved,
-    submit_job,
-)
+from persona_atlas.cluster.submission.submit import resolved, submit_job
 from persona_atlas.cluster.submission.submitted_job import SubmittedJob
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.scheduling.job_state import JobState, RayState
