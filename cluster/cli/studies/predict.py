@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import click
@@ -29,6 +30,9 @@ from ..options import (
 )
 from ..result_files import picture_to_write
 from .turns_output import digits_for, interval, probability, shortened, value
+
+_GROUP = 40
+"""Characters of a group's name that a table shows."""
 
 
 @click.command()
@@ -154,5 +158,6 @@ def _cluster(cluster: Cluster, digits: int) -> list[str]:
         value(cluster.change, digits, signed=True),
         interval(cluster.interval, digits, signed=True),
         probability(cluster.p_value),
-        f"{group} {share:.0%}",
+        # A topic is a sentence or two.
+        f"{textwrap.shorten(group, _GROUP, placeholder=' ...')} {share:.0%}",
     ]
