@@ -25,6 +25,12 @@ class PrefixKV:
     keys_KTD: list[torch.Tensor]
     values_KTD: list[torch.Tensor]
 
+    def first(self, length: int) -> PrefixKV:
+        """Return the keys and values of the first tokens, as views."""
+        return PrefixKV(
+            [keys[:, :length] for keys in self.keys_KTD], [values[:, :length] for values in self.values_KTD]
+        )
+
 
 class KVCache:
     """Keys and values of slots times positions, within a budget of tokens; a single slot is always allowed.
