@@ -307,8 +307,8 @@ class Generation:
 
     def _keep(self, slot: int, ended: RunningRollout) -> None:
         """Keep the keys and values of a conversation that may go on."""
-        # The token that ends the response was sampled and never fed, so it has none.
-        token_ids = [*ended.prompt_ids, *ended.token_ids[: ended.num_content]]
+        # The token that was sampled last has none: it was not fed, or in a pass that may have ended at the top layer.
+        token_ids = [*ended.prompt_ids, *ended.token_ids[:-1]]
         if self._kept_turns is not None and self._kept_turns.may_keep(ended.request, len(token_ids)):
             self._kept_turns.keep(ended.request, token_ids, self._cache.copy_prefix(slot, len(token_ids)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,28 +28,40 @@ SCRIPTS = [[f"Why {number}? " * (1 + number), "And then what?", "Tell me more.",
 TURNS = ("response_mean", "response_last", "prompt_last", "user_mean")
 
 
-def keeping(directory: Path, poolings: tuple[str, ...] = TURNS, *, keeps: bool = True, **options: Any) -> BuiltinEngine:
-    settings = engine_settings(directory, layers=range(N_LAYERS), max_new_tokens=10, poolings=poolings, **options)
+def keeping(
+    directory: Path,
+    poolings: tuple[str, ...] = TURNS,
+    *,
+    keeps: bool = True,
+    layers: Sequence[int] = range(N_LAYERS),
+    **options: Any,
+) -> BuiltinEngine:
+    settings = engine_settings(directory, layers=layers, max_new_tokens=10, poolings=poolings, **options)
     return BuiltinEngine(replace(settings, keeps_turns=keeps))
 
 
-def converse(engine: BuiltinEngine, intervention: Intervention | None = None) -> list[CapturedRollout]:
-    """Have all conversations at once; the rows by conversation and turn."""
-    attempt = dialogue_attempt("pirate", SCRIPTS)
+def converse(
+    engine: BuiltinEngine, scripts: Sequence[Sequence[str]] = SCRIPTS, *, turn_by_turn: bool = False
+) -> list[CapturedRollout]:
+    """Have all conversations at once, or each turn in a stream of its own; the rows by conversation and turn."""
+    attempt = dialogue_attempt("pirate", scripts)
     requests = {request.address: request for request in attempt.first_requests()}
-    waiting = deque(requests.values())
+    waiting, later = deque(requests.values()), deque[RolloutRequest]()
     rows: list[CapturedRollout] = []
 
     def following() -> RolloutRequest | None:
-        return replace(waiting.popleft(), intervention=intervention) if waiting else None
+        return waiting.popleft() if waiting else None
 
-    for row in engine.generate(following):
-        rows.append(row)
-        after = attempt.requests.following(requests[row.rollout.address], row.rollout)
-        if after is not None:
-            requests[after.address] = after
-            waiting.append(after)
-    assert len(rows) == sum(map(len, SCRIPTS))
+    while waiting:
+        for row in engine.generate(following):
+            rows.append(row)
+            after = attempt.requests.following(requests[row.rollout.address], row.rollout)
+            if after is not None:
+                requests[after.address] = after
+                (later if turn_by_turn else waiting).append(after)
+        waiting += later
+        later.clear()
+    assert len(rows) == sum(map(len, scripts))
     return sorted(rows, key=lambda row: (row.rollout.address.question_index, row.rollout.address.turn_index))
 
 
@@ -98,6 +111,32 @@ def test_a_later_turn_computes_its_new_tokens_alone(tmp_path: Path, monkeypatch:
     assert counts[True] <= once + 3 * 4 * len(SCRIPTS) < 0.7 * counts[False]
 
 
+@pytest.mark.parametrize("turn_by_turn", [False, True], ids=["one stream", "a stream for each turn"])
+def test_what_is_kept_equals_the_keys_and_values_of_a_plain_pass(
+    turn_by_turn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where no other is running, the last pass over a response ends at the top captured layer, here the first."""
+    engine = keeping(save_tiny_family(tmp_path, "llama"), layers=(0,))
+    kept: list[tuple[list[int], PrefixKV]] = []
+    keep = KeptTurns.keep
+
+    def noting(turns: KeptTurns, request: RolloutRequest, token_ids: Sequence[int], values: PrefixKV) -> None:
+        kept.append((list(token_ids), values))
+        keep(turns, request, token_ids, values)
+
+    monkeypatch.setattr(KeptTurns, "keep", noting)
+    rows = [row for script in SCRIPTS[:2] for row in converse(engine, [script], turn_by_turn=turn_by_turn)]
+    assert len(kept) == len(rows) == 8
+    plain = PlainModel(tmp_path).model
+    for token_ids, values in kept:
+        with torch.no_grad():
+            cache = plain(input_ids=torch.tensor([token_ids]), use_cache=True).past_key_values
+        for layer, pair in zip(cache.layers, values.layers, strict=True):
+            assert pair is not None
+            torch.testing.assert_close(pair[0], layer.keys[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(pair[1], layer.values[0], rtol=1e-3, atol=1e-4)
+
+
 def test_a_mean_over_prompts_has_every_token(tmp_path: Path):
     directory = save_tiny_family(tmp_path, "llama")
     plain = PlainModel(directory)
@@ -108,7 +147,7 @@ def test_a_mean_over_prompts_has_every_token(tmp_path: Path):
 
 
 def kept_of(num_tokens: int) -> PrefixKV:
-    return PrefixKV([torch.arange(float(num_tokens))[None, :, None]], [torch.zeros(1, num_tokens, 1)])
+    return PrefixKV([(torch.arange(float(num_tokens))[None, :, None], torch.zeros(1, num_tokens, 1))])
 
 
 def request_of(conversation: int, turn: int | None = 1, system_prompt: str = "Be.") -> RolloutRequest:
@@ -124,7 +163,9 @@ def test_a_prefix_ends_where_the_tokens_differ_and_is_taken_once():
     assert prefix is not None
     assert prefix.length == 20
     assert prefix.kept is not None
-    assert prefix.kept.keys_KTD[0].ravel().tolist() == list(np.arange(20.0))
+    (pair,) = prefix.kept.layers
+    assert pair is not None
+    assert pair[0].ravel().tolist() == list(np.arange(20.0))
     assert kept.take(request_of(0, 3), list(range(20)), 19) is None
     assert kept.num_tokens == 0
 
