@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from ...jobs.engines import Engine
-from ...jobs.sizing.estimate import batch_tokens, resolved_dtype
+from ...jobs.sizing.estimate import batch_tokens, estimate, resolved_dtype
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.layout import driver_path
@@ -128,6 +128,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             tensor_parallel=spec.placement.tensor_parallel,
             pipeline_parallel=spec.placement.pipeline_parallel,
             edited_layers=() if job.plan.edits is None else job.plan.edits.intervention.layers,
+            keeps_turns=estimate(job.plan, engine).caches_turns,
         ),
         needed_bytes=(job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes)
         // placement.num_nodes,

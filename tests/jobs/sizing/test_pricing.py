@@ -67,14 +67,15 @@ def test_a_case_done_by_hand():
 
 
 def test_the_time_of_a_user_with_a_model_of_its_own_is_added():
-    """Two conversations of three exchanges: the user's model of 2e9 parameters reads 600 tokens and writes 240."""
+    """Two conversations of three exchanges: the user's model of 2e9 parameters reads 500 tokens and writes 240."""
     drift = {"domains": ["coding"], "per_domain": 2, "exchanges": 3, "user": {"model": "other", "max_new_tokens": 40}}
     spec = JobSpec.model_validate({"model": {"source": "none"}, "drift": drift, "store": {"url": "runs/x"}})
     plan = make_plan(spec, load_source(spec), FACTS)
     figures = replace(estimate(plan), rows_per_batch=2, user_prompt_tokens=600, user_response_tokens=240)
+    figures = replace(figures, user_cached_tokens=100)
     user = replace(FACTS, num_parameters=2 * 10**9, n_layers=10, kv_values_per_token=1000, dtype="bfloat16")
     without, found = (price(plan, figures, "d", DEVICE, tensor_parallel=1, gpus=1, user=one) for one in (None, user))
-    assert found.prefill_hours - without.prefill_hours == pytest.approx(600 * 4e9 / 5e14 / 3600)
+    assert found.prefill_hours - without.prefill_hours == pytest.approx(500 * 4e9 / 5e14 / 3600)
     # Moving: 4e9 bytes of weights, and 2 rows of 100 + 20 tokens of 1000 values of 2 bytes, at 1e12 bytes a second.
     assert found.decode_hours - without.decode_hours == pytest.approx(120 * (4e9 + 2 * 120 * 2000) / 1e12 / 3600)
 
