@@ -241,11 +241,27 @@ class CanarySpec(SpecSection):
         one_in: The share of all rollouts that is checked, as 1 in this number; 1 is every rollout. A check costs about
             as much as two or three short rollouts.
         tolerance: Largest relative error of a vector; None: 1e-3 in float32, 5e-2 in bfloat16 and float16.
+        action: What an error above ``tolerance`` does: ``fail``: the unit fails; ``warn``: it is kept, recorded and
+            warned of, unless no rounding explains the error, which fails it under both. None: ``fail`` in float32,
+            ``warn`` in bfloat16 and float16.
     """
 
     check: Literal["sample", "every_unit", "none"] = "sample"
     one_in: _Count = 256
     tolerance: Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN] | None = None
+    action: Literal["fail", "warn"] | None = None
+
+    def resolved(self, dtype: str) -> CanarySpec:
+        """Return the rule with the action that it has for a parameter type.
+
+        Args:
+            dtype: Type of the model's parameters, such as ``bfloat16``.
+
+        Example:
+            >>> CanarySpec().resolved("bfloat16").action, CanarySpec().resolved("float32").action
+            ('warn', 'fail')
+        """
+        return self.model_copy(update={"action": self.action or ("fail" if dtype == "float32" else "warn")})
 
 
 class CaptureSpec(SpecSection):
