@@ -337,7 +337,7 @@ class PlacementSpec(SpecSection):
         tensor_parallel: GPUs among which each decoder layer of a replica is split; more than 1 takes vLLM.
         pipeline_parallel: Stages of a replica, each with ``tensor_parallel`` GPUs and a part of the decoder layers;
             more than 1 takes vLLM.
-        device: ``auto`` uses GPUs if the cluster has any.
+        device: ``auto`` uses GPUs if the cluster has any; Apple's (MPS) are refused, and not taken by ``auto``.
         batch_tokens: Most tokens of one batch, prompts and responses together; None: 12288 on a CPU, and on a GPU what
             its memory has room for beside the model; vLLM's own there.
         threads: CPU threads of each replica; None: the machine's cores are divided among the replicas.
@@ -355,3 +355,10 @@ class PlacementSpec(SpecSection):
     def gpus_per_replica(self) -> int:
         """GPUs of one replica, if it runs on GPUs: tensor parallel times pipeline parallel."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _runs_on_no_apple_gpu(cls, value: object) -> object:
+        if value == "mps":
+            raise ValueError("is mps, and no engine here was ever run on Apple's GPUs; use cpu, which auto takes there")
+        return value
