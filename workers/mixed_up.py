@@ -59,7 +59,7 @@ def taken_for(captured: Arrays, plain: Arrays, others: Sequence[Arrays] = ()) ->
         plain_LD, got_LD = _by_layer(expected), _by_layer(captured[array])
         own_L = np.linalg.norm(got_LD - plain_LD, axis=1)
         wrong = np.flatnonzero(own_L > _NEGLIGIBLE * np.linalg.norm(plain_LD, axis=1))
-        if any(_is_of_another_layer(got_LD[layer], plain_LD, layer, own_L[layer]) for layer in wrong):
+        if any(_is_of_another_layer(got_LD[layer], plain_LD, layer, own_L[layer]) for layer in map(int, wrong)):
             return "the vector of another layer"
         if wrong.size and any(
             _is_of_another_rollout(got_LD[wrong], plain_LD[wrong], other_LD[wrong], own_L[wrong])
