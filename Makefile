@@ -63,6 +63,7 @@ bench: setup
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/interventions.py
 	$(BIN)/python benchmarks/canary.py
+	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/scale.py --out build/scale.html
 
 # What only a GPU can tell, in under eight minutes; without one it runs at small sizes, and its figures mean nothing.

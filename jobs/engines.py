@@ -93,7 +93,8 @@ FAMILIES_RUN_ALONE = frozenset(
     }
 )
 """``model_type`` of families that are known to have a forward pass for every text in the built-in engine. It finds that
-out by trial when it loads a model; plans know it for these only."""
+out by trial when it loads a model; plans know it for these, and for models whose configuration names layers other than
+attention (``ModelFacts.other_layers``)."""
 
 
 def vllm_architecture(facts: ModelFacts) -> VllmArchitecture | None:

@@ -34,6 +34,8 @@ class ModelFacts:
         has_adapter: Whether an adapter is to be merged into its weights.
         quantization: Method with which its weights are quantised, as its configuration names it; empty for plain ones.
         quantized_bytes: Bytes of the checkpoint's tensors where its weights are quantised; 0 for plain ones.
+        other_layers: Kinds of its decoder layers that are not attention, such as ``linear_attention``, as its
+            configuration names them; empty if it names none.
     """
 
     n_layers: int
@@ -52,3 +54,4 @@ class ModelFacts:
     has_adapter: Annotated[bool, _NOT_KEPT] = field(default=False, compare=False)
     quantization: Annotated[str, _NOT_KEPT] = field(default="", compare=False)
     quantized_bytes: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    other_layers: Annotated[tuple[str, ...], _NOT_KEPT] = field(default=(), compare=False)

@@ -215,11 +215,12 @@ class Reader(Protocol):
         """
         ...
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
         """Recompute a rollout in a plain forward pass of its own, and compare the captured vectors with the result.
 
         Args:
             captured: A rollout that was captured with this reader's model.
+            others: Other rollouts that were captured beside it, with one of which it might have been mixed up.
 
         Returns:
             The errors by layer; None when the rollout has no value in any array.

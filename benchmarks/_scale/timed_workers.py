@@ -86,7 +86,7 @@ class TimedEngine:
         """Not used here."""
         raise NotImplementedError
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
         """Find nothing wrong."""
         del captured
         return Canary(1, (0.0,) * len(self.layers), (1.0,) * len(self.layers))

@@ -87,6 +87,11 @@ def print_outcome(outcome: Outcome, conclusion: Conclusion) -> None:
             f"Checked: {count_of(outcome.canary_rollouts, 'rollout')} compared with a plain forward pass, relative "
             f"error at most {outcome.worst_relative_error:.1e}"
         )
+    if outcome.canaries_above:
+        output.text(
+            f"Warning: {count_of(outcome.canaries_above, 'rollout')} of these above the limit, kept because rounding "
+            "can explain it (capture.canary.action: warn)"
+        )
     output.text(f"Store:   {conclusion.store.url}")
     if conclusion.report_place is not None:
         output.text(f"Report:  {conclusion.report_place}")
@@ -109,6 +114,7 @@ def outcome_as_dict(outcome: Outcome, conclusion: Conclusion) -> dict[str, Any]:
             for f in outcome.failures
         ],
         "canary_rollouts": outcome.canary_rollouts,
+        "canaries_above": outcome.canaries_above,
         "worst_relative_error": outcome.worst_relative_error,
         "store": conclusion.store.url,
         "report": conclusion.report_place,

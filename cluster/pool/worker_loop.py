@@ -91,7 +91,7 @@ class WorkerLoop:
         self._name = name
         self._load = load
         self._engine: Responder | None = None
-        self._canaries = CanaryChecks(settings.canary)
+        self._canaries = CanaryChecks(settings.canary.resolved(settings.engine.dtype))
         self._location = open_location(settings.store_url, settings.endpoint_url, settings.access)
         self._loading = threading.Lock()
         self._released = threading.Event()

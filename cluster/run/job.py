@@ -13,6 +13,7 @@ from ...jobs.engines import Engine
 from ...jobs.errors import StoreError
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...jobs.sizing.estimate import estimate
+from ...jobs.work.rollouts import Canary
 from ...storage.format.planned_units import encode_units
 from ...storage.format.records import Manifest, RunRecord
 from ...storage.format.stored_edits import stored_edits
@@ -45,6 +46,7 @@ class Outcome:
         failures: Units that were given up, each with its last error.
         canary_rollouts: Number of rollouts of the ``worked`` units that were compared with a plain forward pass.
         worst_relative_error: Largest relative error of these; None when none was compared.
+        canaries_above: How many of them were above the limit and kept with a warning (``capture.canary.action``).
     """
 
     planned: int
@@ -53,6 +55,7 @@ class Outcome:
     failures: tuple[Failure, ...]
     canary_rollouts: int = 0
     worst_relative_error: float | None = None
+    canaries_above: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -175,7 +178,7 @@ def _work_under_lease(
         )
         done_before = ledger.num_done
         # Appended to by several threads.
-        canaries: list[tuple[int, float]] = []
+        canaries: list[Canary] = []
         with IndexKeeper(job.location, record, progress.say, lease.generation) as keeper, progress.working():
 
             def commit(manifest: Manifest) -> None:
@@ -184,7 +187,7 @@ def _work_under_lease(
                 reporter.count_commit(manifest)
                 canary = record_of_unit.manifest.canary
                 if canary is not None:
-                    canaries.append((canary.num_rollouts, canary.worst_relative_error))
+                    canaries.append(canary)
 
             def on_turn(ledger: Ledger, executor: Executor) -> None:
                 reporter.update(ledger, executor)
@@ -207,8 +210,9 @@ def _work_under_lease(
         done,
         done - done_before,
         failures,
-        sum(num_rollouts for num_rollouts, _ in canaries),
-        max((error for _, error in canaries), default=None),
+        sum(canary.num_rollouts for canary in canaries),
+        max((canary.worst_relative_error for canary in canaries), default=None),
+        sum(canary.num_above for canary in canaries),
     )
 
 

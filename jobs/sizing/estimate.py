@@ -188,7 +188,8 @@ def runs_texts_alone(plan: Plan, engine: Engine) -> bool:
         plan: The plan.
         engine: The engine; only the built-in one has such models.
     """
-    return engine == "builtin" and plan.facts.family in FAMILIES_RUN_ALONE
+    facts = plan.facts
+    return engine == "builtin" and (facts.family in FAMILIES_RUN_ALONE or bool(facts.other_layers))
 
 
 def _weight_bytes(plan: Plan, engine: Engine) -> int:

@@ -241,11 +241,27 @@ class CanarySpec(SpecSection):
         one_in: The share of all rollouts that is checked, as 1 in this number; 1 is every rollout. A check costs about
             as much as two or three short rollouts.
         tolerance: Largest relative error of a vector; None: 1e-3 in float32, 5e-2 in bfloat16 and float16.
+        action: What an error above ``tolerance`` does: ``fail``: the unit fails; ``warn``: it is kept, recorded and
+            warned of, unless no rounding explains the error, which fails it under both. None: ``fail`` in float32,
+            ``warn`` in bfloat16 and float16.
     """
 
     check: Literal["sample", "every_unit", "none"] = "sample"
     one_in: _Count = 256
     tolerance: Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN] | None = None
+    action: Literal["fail", "warn"] | None = None
+
+    def resolved(self, dtype: str) -> CanarySpec:
+        """Return the rule with the action that it has for a parameter type.
+
+        Args:
+            dtype: Type of the model's parameters, such as ``bfloat16``.
+
+        Example:
+            >>> CanarySpec().resolved("bfloat16").action, CanarySpec().resolved("float32").action
+            ('warn', 'fail')
+        """
+        return self.model_copy(update={"action": self.action or ("fail" if dtype == "float32" else "warn")})
 
 
 class CaptureSpec(SpecSection):
@@ -321,7 +337,7 @@ class PlacementSpec(SpecSection):
         tensor_parallel: GPUs among which each decoder layer of a replica is split; more than 1 takes vLLM.
         pipeline_parallel: Stages of a replica, each with ``tensor_parallel`` GPUs and a part of the decoder layers;
             more than 1 takes vLLM.
-        device: ``auto`` uses GPUs if the cluster has any.
+        device: ``auto`` uses GPUs if the cluster has any; Apple's (MPS) are refused, and not taken by ``auto``.
         batch_tokens: Most tokens of one batch, prompts and responses together; None: 12288 on a CPU, and on a GPU what
             its memory has room for beside the model; vLLM's own there.
         threads: CPU threads of each replica; None: the machine's cores are divided among the replicas.
@@ -339,3 +355,10 @@ class PlacementSpec(SpecSection):
     def gpus_per_replica(self) -> int:
         """GPUs of one replica, if it runs on GPUs: tensor parallel times pipeline parallel."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _runs_on_no_apple_gpu(cls, value: object) -> object:
+        if value == "mps":
+            raise ValueError("is mps, and no engine here was ever run on Apple's GPUs; use cpu, which auto takes there")
+        return value

@@ -148,12 +148,18 @@ class Canary:
         relative_error_L: Largest ``|captured - plain| / |plain|`` per captured layer, over rollouts and arrays.
         cosine_L: Smallest cosine of captured and plain vector per captured layer.
         rows: Indices of these rollouts among the unit's rows, ascending; empty in records that did not list them.
+        num_above: How many of them were above the limit of the job and kept, with a warning, because
+            ``capture.canary.action`` is ``warn``; 0, and not stored, in most.
+        taken_for: What a rollout's vectors are nearer to than to its own plain ones, such as another layer's; empty,
+            and never stored, unless the comparison has failed.
     """
 
     num_rollouts: int
     relative_error_L: tuple[float, ...]
     cosine_L: tuple[float, ...]
     rows: tuple[int, ...] = ()
+    num_above: int = 0
+    taken_for: str = ""
 
     @property
     def worst_relative_error(self) -> float:
@@ -169,11 +175,12 @@ class Canary:
 
         Example:
             >>> Canary.merged([Canary(1, (0.1,), (1.0,), (0,)), Canary(1, (0.2,), (0.9,), (3,))])
-            Canary(num_rollouts=2, relative_error_L=(0.2,), cosine_L=(0.9,), rows=(0, 3))
+            Canary(num_rollouts=2, relative_error_L=(0.2,), cosine_L=(0.9,), rows=(0, 3), num_above=0, taken_for='')
         """
         return Canary(
             sum(one.num_rollouts for one in canaries),
             tuple(max(errors) for errors in zip(*(one.relative_error_L for one in canaries), strict=True)),
             tuple(min(cosines) for cosines in zip(*(one.cosine_L for one in canaries), strict=True)),
             tuple(sorted(row for one in canaries for row in one.rows)),
+            sum(one.num_above for one in canaries),
         )

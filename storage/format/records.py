@@ -281,8 +281,8 @@ class Manifest(Record):
 
     @model_serializer(mode="wrap")
     def _without_what_is_usual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records of units that no server generated, that the built-in engine captured and that nothing edited have the
-        # bytes that they had before these fields existed.
+        # Records of units that no server generated, that the built-in engine captured, that nothing edited and whose
+        # canary was within its limit have the bytes that they had before these fields existed.
         fields = write(self)
         if self.served is None:
             del fields["served"]
@@ -290,6 +290,12 @@ class Manifest(Record):
             del fields["engine"]
         if self.edited is None:
             del fields["edited"]
+        if self.canary is not None:
+            del fields["canary"]["taken_for"]
+            if not self.canary.num_above:
+                del fields["canary"]["num_above"]
+        if self.canary_rule is not None and self.canary_rule.action != "warn":
+            del fields["canary_rule"]["action"]
         return fields
 
     @model_validator(mode="after")

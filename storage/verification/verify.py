@@ -57,6 +57,8 @@ class Verification:
         bytes_read: Bytes of shards and tables that were read.
         canaries: Number of committed units with a rollout that was compared with a plain forward pass.
         canary_rollouts: Number of rollouts that were compared.
+        canaries_above: How many of these were above the limit of their job and kept, because ``capture.canary.action``
+            was ``warn``.
         unchecked_units: Number of committed units whose job compared none, because ``capture.canary.check`` was
             ``none``.
         worst_relative_error: Largest relative error over all canaries and layers; None without canaries.
@@ -74,6 +76,7 @@ class Verification:
     bytes_read: int = 0
     canaries: int = 0
     canary_rollouts: int = 0
+    canaries_above: int = 0
     unchecked_units: int = 0
     worst_relative_error: float | None = None
     engines: dict[str, int] = field(default_factory=dict)
@@ -180,6 +183,7 @@ def _add_totals(found: Verification, commits: Iterable[CommitRecord]) -> None:
         if canary is not None:
             found.canaries += 1
             found.canary_rollouts += canary.num_rollouts
+            found.canaries_above += canary.num_above
             found.worst_relative_error = max(canary.worst_relative_error, found.worst_relative_error or 0.0)
 
 

@@ -66,6 +66,7 @@ class FakeEngine:
         passes: What it tells of its forward passes.
         canary_error: What every canary shows.
         canary_errors: What the canaries of these addresses show instead.
+        canary_taken_for: What every canary takes the captured vectors for.
         compared: Addresses of which a canary was asked, in that order.
         prefetch: Units that it wants to have waiting.
         calls: What was asked, call by call; a call with nothing to do is none.
@@ -82,6 +83,7 @@ class FakeEngine:
     more: str = ""
     canary_error: float = 1e-6
     canary_errors: dict[RolloutAddress, float] = field(default_factory=dict)
+    canary_taken_for: str = ""
     compared: list[RolloutAddress] = field(default_factory=list)
     canary_limit: float = 1e-3
     passes: str = ""
@@ -109,13 +111,13 @@ class FakeEngine:
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         raise NotImplementedError
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
         if not captured.rollout.has_vector:
             return None
         address = captured.rollout.address
         self.compared.append(address)
         error = self.canary_errors.get(address, self.canary_error)
-        return Canary(1, (error,) * len(self.layers), (1.0,) * len(self.layers))
+        return Canary(1, (error,) * len(self.layers), (1.0,) * len(self.layers), taken_for=self.canary_taken_for)
 
     def close(self) -> None:
         self.num_closed += 1

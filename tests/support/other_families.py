@@ -181,6 +181,32 @@ def _recurrent_gemma() -> Any:
     return RecurrentGemmaConfig(**shape, lru_width=D_MODEL, attention_window_size=16)
 
 
+def _qwen3_next() -> Any:
+    from transformers import Qwen3NextConfig
+
+    linear: dict[str, Any] = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    experts: dict[str, Any] = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    }
+    kinds = ["linear_attention", "full_attention"] * (N_LAYERS // 2)
+    return Qwen3NextConfig(**SHAPE, **linear, **experts, head_dim=16, layer_types=kinds)
+
+
+def _falcon_h1() -> Any:
+    from transformers import FalconH1Config
+
+    own: dict[str, Any] = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+    return FalconH1Config(**SHAPE, **own, mamba_chunk_size=8, head_dim=16)
+
+
 ALONE_FAMILIES: dict[str, Callable[[], Any]] = {
     "bloom": _bloom,
     "falcon": _falcon,
@@ -198,6 +224,8 @@ ALONE_FAMILIES: dict[str, Callable[[], Any]] = {
     "doge": _doge,
     "lfm2": _lfm2,
     "recurrent_gemma": _recurrent_gemma,
+    "qwen3_next": _qwen3_next,
+    "falcon_h1": _falcon_h1,
 }
 """Every text has a forward pass of its own."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from persona_atlas.jobs.work.rollouts import Canary
 from persona_atlas.jobs.work.unit_result import UnitResult
 from persona_atlas.jobs.work.units import UnitAttempt
 from persona_atlas.workers.canary import LIMITS, CanaryChecks, compare, require_close
+from persona_atlas.workers.mixed_up import others_of, taken_for
 from persona_atlas.workers.run_units import run_units
 
 from fakes import FakeEngine, small_plan, small_spec
@@ -167,3 +170,71 @@ def test_the_tolerance_of_the_job_replaces_that_of_the_parameter_type():
     engine = FakeEngine(canary_error=0.1)
     assert all(isinstance(result, UnitResult) for result in worked(engine, CanarySpec(tolerance=0.2)))
     assert isinstance(worked(engine, CanarySpec(tolerance=0.05))[0], Failure)
+
+
+@pytest.mark.parametrize(("dtype", "is_kept"), [("bfloat16", True), ("float16", True), ("float32", False)])
+def test_what_rounding_explains_is_kept_in_16_bits_counted_and_warned_of(
+    dtype: str, is_kept: bool, caplog: pytest.LogCaptureFixture
+):
+    rule = CanarySpec(one_in=4).resolved(dtype)
+    engine = FakeEngine(canary_error=0.1)
+    results = worked(engine, rule)
+    assert all(isinstance(result, UnitResult) == is_kept for result in results)
+    if is_kept:
+        canaries = [result.canary for result in results if isinstance(result, UnitResult) and result.canary]
+        assert sum(canary.num_above for canary in canaries) == sum(one.num_rollouts for one in canaries) > 2
+        assert "by 1.0e-01 of its norm, which is above 1e-03; it is kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [FakeEngine(canary_error=0.1, canary_taken_for="the vector of another layer"), FakeEngine(canary_error=1.1)],
+    ids=["another layer", "longer than the vector"],
+)
+def test_what_no_rounding_explains_fails_a_unit_whatever_the_job_does_about_rounding(engine: FakeEngine):
+    (first, *_) = worked(engine, CanarySpec(action="warn"))
+    assert isinstance(first, Failure)
+    assert engine.canary_taken_for in first.message
+
+
+@given(size=st.floats(1e-3, 1.5), seed=st.integers(0, 2**32))
+def test_noise_of_any_size_is_not_taken_for_another_layer_or_rollout(size: float, seed: int):
+    rng = np.random.default_rng(seed)
+    first_LD, second_LD = rng.standard_normal((2, 3, 64))
+    noise_LD = size * rng.standard_normal((3, 64))
+    assert taken_for({MEAN: first_LD + noise_LD}, {MEAN: first_LD}, [{MEAN: second_LD}]) == ""
+
+
+def test_vectors_of_another_layer_or_rollout_are_known_as_such():
+    rng = np.random.default_rng(0)
+    first_LD, second_LD = rng.standard_normal((2, 3, 64))
+    rounding_LD = 0.02 * rng.standard_normal((3, 64))
+    plain = {MEAN: first_LD}
+    assert taken_for({MEAN: first_LD[[0, 2, 1]] + rounding_LD}, plain) == "the vector of another layer"
+    other = "the vectors of another rollout"
+    exchanged = [{MEAN: first_LD + rounding_LD}]
+    copied = [{MEAN: second_LD + rounding_LD}]
+    assert taken_for({MEAN: second_LD}, plain, exchanged) == taken_for({MEAN: second_LD}, plain, copied) == other
+    # One whose neighbours have no vector, and one of which every token is kept.
+    assert taken_for({MEAN: second_LD}, plain, [{MEAN: np.full((3, 64), np.nan)}]) == ""
+    tokens = ("resid_post", "tokens")
+    kept_KTD = np.repeat(second_LD[:, None], 4, axis=1)
+    assert (
+        taken_for({tokens: kept_KTD}, {tokens: np.repeat(first_LD[:, None], 4, axis=1)}, [{tokens: kept_KTD}]) == other
+    )
+
+
+def test_a_rollout_with_the_same_text_and_prompt_poolings_of_the_same_prompt_are_not_others():
+    requests = iter([*PLAN.requests(PLAN.units[0]).first(PLAN.units[0])][:2])
+    prompt = ("resid_post", "prompt_mean")
+    rows = FakeEngine().generate(lambda: next(requests, None))
+    first, second = (replace(row, vectors_LD=row.vectors_LD | {prompt: np.ones((4, 8), np.float32)}) for row in rows)
+    ids = first.rollout.prompt_token_ids
+    assert second.rollout.prompt_token_ids == ids
+    assert others_of(first, [second]) == []
+    second = replace(second, rollout=replace(second.rollout, response_token_ids=(8, 2)))
+    (other,) = others_of(first, [first, second])
+    assert prompt not in other
+    assert MEAN in other
+    elsewhere = replace(second, rollout=replace(second.rollout, prompt_token_ids=(*ids, 9)))
+    assert prompt in others_of(first, [elsewhere])[0]

@@ -66,7 +66,7 @@ class _Dies(FakeEngine):
                 raise EngineDied("a process ended.", code="engine_died")
             yield captured
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
         raise EngineDied("a process ended.", code="engine_died")
 
 

@@ -22,6 +22,7 @@ from ..chat.offsets import offsets_encoder
 from ..chat.user_span import UserSpans
 from ..editing.interventions import Interventions
 from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequest, TokenisedText
+from ..mixed_up import others_of
 from ..models.hook_points import Tap, find_taps
 from .batching.batch_size import sized
 from .batching.exhaustion import stream_in_memory
@@ -164,7 +165,7 @@ class BuiltinEngine:
     def close(self) -> None:
         """Do nothing: the model has no processes, and its memory is free when nobody holds it any more."""
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
         """Recompute a rollout; see ``Reader.canary``."""
         content = captured.rollout.num_content_tokens
         captured_values = captured.vectors_LD | captured.tokens_KTD
@@ -176,7 +177,7 @@ class BuiltinEngine:
             return None
         with plain_attention(self.model, self.loaded.own_attention):
             plain = self._plain.vectors(captured, list(arrays))
-        return compare(arrays, plain, self._settings.token_positions)
+        return compare(arrays, plain, self._settings.token_positions, others_of(captured, others))
 
 
 def _kept_turns(settings: EngineSettings) -> KeptTurns | None:

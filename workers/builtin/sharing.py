@@ -20,6 +20,7 @@ import torch
 
 from ...jobs.errors import InputError, UnitError
 from ...jobs.machine_faults import refuse_machine_fault
+from ..models.checkpoints.architecture import other_layer_kinds
 from ..models.hook_points import Tap
 from .loaded_model import LoadedModel, Sharing
 from .passes.kv_cache import KVCache
@@ -39,8 +40,6 @@ single tokens that are compared here by more."""
 _EXACT = 0.2
 """Part of the canary's limit within which passes of one shape must agree, or within the same difference if that is
 larger."""
-
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 _FIXED_ROPES = {"default", "linear", "yarn", "llama3", "proportional"}
 """Types of rotary embeddings whose frequencies are the same in every pass."""
@@ -111,9 +110,9 @@ class _Probe:
     def why_not_together(self) -> str:
         """Return why the model's texts must not share passes; ``""`` if they may."""
         model: Any = self._loaded.model
-        other_layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_LAYERS
+        other_layers = other_layer_kinds(model.config)
         if other_layers:
-            return f"it has layers of type {', '.join(sorted(other_layers))}"
+            return f"it has layers of type {', '.join(other_layers)}"
         if not getattr(model, "_can_set_attn_implementation", lambda: True)():
             return "its attention is not transformers' attention interface"
         try:

@@ -119,7 +119,9 @@ def _hook_points(config: Any) -> tuple[HookPoint, ...] | None:
         layers = find_decoder_layers(model, _NARROW["num_hidden_layers"])
         probe = partial(_run, model)
         return tuple(point for point in get_args(HookPoint) if _has(layers, point, probe))
-    except InputError:
+    # Sizes that are not in ``_NARROW`` may not go with its own, and what a family then raises is of many types.
+    except Exception as error:  # noqa: BLE001 - the hook points are found when the model is loaded
+        refuse_machine_fault(error)
         return None
     finally:
         torch.random.set_rng_state(torch_state)

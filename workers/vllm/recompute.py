@@ -7,7 +7,7 @@ it was generated with. That finds rows, spans and batches that were mixed up, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...jobs.poolings import pooling_named
 from ...jobs.work.rollouts import Canary
 from ..canary import compare
 from ..engine import CapturedRollout, EngineSettings, TokenisedText
+from ..mixed_up import others_of
 from ..models.checkpoints.checkpoint import facts_of, open_checkpoint
 from ..models.checkpoints.quantization import method_of, quantization_of
 from ..models.limits import free_memory_bytes
@@ -48,7 +49,7 @@ class Recompute:
         self._settings = settings
         self._vllm = vllm
         self._reader = reader
-        self._plain: Callable[[CapturedRollout], Canary | None] | None = None
+        self._plain: Callable[[CapturedRollout, Sequence[CapturedRollout]], Canary | None] | None = None
         against = _against_plain(settings)
         self.is_plain = against is None
         self.summary = (
@@ -57,7 +58,7 @@ class Recompute:
             else f"Canaries are compared with vLLM's own prefill of the finished text, because {against}."
         )
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
         """Recompute a rollout; see ``Reader.canary``."""
         content = captured.rollout.num_content_tokens
         values = captured.vectors_LD | captured.tokens_KTD
@@ -65,18 +66,18 @@ class Recompute:
         if not arrays:
             return None
         if self.is_plain:
-            return self._plain_canary(captured)
+            return self._plain_canary(captured, others)
         text = TokenisedText.of(captured.rollout, captured.user_span, captured.intervention)
         (again,) = self._reader.read([text], is_cached=False)
         read = again.vectors_LD[0] | again.tokens_KTD[0]
         expected = {array: read[array].astype(np.float64) for array in arrays}
-        return compare(arrays, expected, self._settings.token_positions)
+        return compare(arrays, expected, self._settings.token_positions, others_of(captured, others))
 
     def forget_vllm(self) -> None:
         """Let go of vLLM's engine."""
         self._vllm = None
 
-    def _plain_canary(self, captured: CapturedRollout) -> Canary | None:
+    def _plain_canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout]) -> Canary | None:
         if self._plain is None:
             # Loaded for the first canary: an engine that only generates for a benchmark needs no second model.
             from ..builtin.builtin_engine import BuiltinEngine
@@ -84,7 +85,7 @@ class Recompute:
             settings = replace(self._settings, device="cpu", tensor_parallel=1, pipeline_parallel=1)
             with beside_vllm(self._vllm):
                 self._plain = BuiltinEngine(settings).canary
-        return self._plain(captured)
+        return self._plain(captured, others)
 
 
 def _against_plain(settings: EngineSettings) -> str | None:

@@ -146,9 +146,9 @@ class VllmEngine:
         """Capture existing texts; see ``Reader.capture``."""
         return self._reader.read(texts)
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
         """Recompute a rollout; see ``Reader.canary``."""
-        return self._recompute.canary(captured)
+        return self._recompute.canary(captured, others)
 
     def close(self) -> None:
         """End vLLM and its processes; every later call raises ``EngineDied``. May be called twice."""

@@ -215,7 +215,9 @@ def _alone_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
     """Tell that each text has a pass of its own; no lines for a model of which this is not known."""
     if not runs_texts_alone(planned, figures.engine):
         return []
-    return [["passes", f"texts of a {planned.facts.family} model do not share passes: one rollout at a time"]]
+    kinds = ", ".join(planned.facts.other_layers)
+    because = f", because it has layers of type {kinds}" if kinds else ""
+    return [["passes", f"texts of a {planned.facts.family} model do not share passes{because}: one rollout at a time"]]
 
 
 def _reduction_lines(planned: Plan) -> list[list[str]]:

@@ -135,6 +135,11 @@ def _print(found: Verification, *, quick: bool) -> None:
             f"{count_of(found.canary_rollouts, 'rollout')} of {count_of(found.canaries, 'unit')} compared with a plain "
             f"forward pass: relative error at most {found.worst_relative_error:.1e}"
         )
+    if found.canaries_above:
+        output.text(
+            f"{count_of(found.canaries_above, 'rollout')} of these above the limit and kept with a warning "
+            "(capture.canary.action: warn)"
+        )
     if set(found.engines) - {BUILTIN_ENGINE}:
         by_engine = [f"{name} ({count_of(units, 'unit')})" for name, units in sorted(found.engines.items())]
         output.text(f"captured by {', '.join(by_engine)}")
@@ -183,6 +188,7 @@ def _as_dict(found: Verification) -> dict[str, Any]:
         "bytes_read": found.bytes_read,
         "canaries": found.canaries,
         "canary_rollouts": found.canary_rollouts,
+        "canaries_above": found.canaries_above,
         "unchecked_units": found.unchecked_units,
         "worst_relative_error": found.worst_relative_error,
         "dead_objects": found.garbage_objects,

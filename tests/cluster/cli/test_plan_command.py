@@ -17,6 +17,8 @@ from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.workers.models.model_files import read_facts
 
 from hub_server import HubServer, running_hub
+from other_families import ALONE_FAMILIES
+from tiny_models import save_tokenizer
 
 LLAMA = Path(__file__).parents[3] / "examples" / "llama-3.3-70b.yaml"
 FEW = ("--set", "personas.roles.names=[pirate]", "--set", "personas.traits.names=[]")
@@ -53,6 +55,21 @@ def test_the_server_that_generates_and_its_key_stand_in_the_plan(tiny_spec: Path
     assert planned(spec=tiny_spec)["endpoint"] is None
     with pytest.raises(InputError, match=r"generation\.api_key_env"):
         planned(*server, "--set", "generation.api_key_env=AWS_SECRET_ACCESS_KEY", spec=tiny_spec)
+
+
+@pytest.mark.parametrize(("family", "kinds"), [("mamba", "linear_attention"), ("falcon_h1", "hybrid")])
+def test_a_model_with_layers_other_than_attention_is_planned_text_by_text_and_names_them(
+    tmp_path: Path, tiny_spec: Path, family: str, kinds: str
+):
+    save_tokenizer(tmp_path)
+    ALONE_FAMILIES[family]().save_pretrained(tmp_path)
+    index = {"metadata": {"total_size": 40_000}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = ("--set", f"model.source={tmp_path}", "--set", "sampling.max_new_tokens=16")
+    found = planned(*model, spec=tiny_spec)
+    assert (found["runs_texts_alone"], found["facts_from"]) == (True, "configuration")
+    text = " ".join(invoke("plan", tiny_spec, *FEW, *model).stdout.replace("│", " ").split())
+    assert f"do not share passes, because it has layers of type {kinds}: one rollout at a time" in text
 
 
 def test_a_70b_model_is_planned_from_the_table_and_the_output_says_so():

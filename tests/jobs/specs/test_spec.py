@@ -393,3 +393,9 @@ def test_a_section_that_is_no_mapping_is_told_its_fields(tmp_path: Path, text: s
         load(tmp_path, text)
     assert (caught.value.code, caught.value.field) == ("bad_value", field)
     assert fields in str(caught.value.hint)
+
+
+def test_apple_s_gpus_are_refused_by_name_with_the_device_that_works():
+    with pytest.raises(InputError, match=r"placement\.device: is mps, .* Apple's GPUs; use cpu") as caught:
+        make_spec({"model": {"source": "m"}, "store": {"url": "runs/x"}, "placement": {"device": "mps"}})
+    assert caught.value.field == "placement.device"

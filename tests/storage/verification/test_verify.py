@@ -582,6 +582,16 @@ def test_the_tolerance_of_a_job_is_that_of_its_units(run: Stored):
     assert told(run.verify(quick=True)) == [("bad_canary", COMMIT, UNIT)]
 
 
+def test_canaries_above_the_limit_that_the_job_kept_are_counted_and_are_no_damage(run: Stored):
+    canary = Canary(3, (1e-4, 2e-1, 1e-5, 0.0), (1.0,) * 4, (0, 1, 2), num_above=2)
+    with_canary(run, UNIT, canary, CanarySpec(action="warn"))
+    found = run.verify(quick=True)
+    assert (told(found), found.canaries_above) == ([], 2)
+    assert run.manifest(UNIT).canary == canary
+    with_canary(run, UNIT, canary, CanarySpec(action="fail"))
+    assert told(run.verify(quick=True)) == [("bad_canary", COMMIT, UNIT)]
+
+
 @pytest.mark.parametrize(
     ("errors", "what"),
     [((1e-4, 2e-1, 1e-5, 0.0), "by 2.0e-01 of its norm"), ((1e-4, 1e-4, 1e-4), "not of the run's layers")],

@@ -207,12 +207,15 @@ def test_the_canary_sees_what_is_right_and_what_is_wrong(directory_of: Callable[
     assert len(canary.relative_error_L) == len(canary.cosine_L) == N_LAYERS
     assert max(canary.relative_error_L) < TOLERANCE
     assert min(canary.cosine_L) > 0.9999
-    mixed = engine.canary(replace(first, vectors_LD=second.vectors_LD))
+    assert canary.taken_for == ""
+    mixed = engine.canary(replace(first, vectors_LD=second.vectors_LD), [second])
     assert mixed is not None
+    assert mixed.taken_for == "the vectors of another rollout"
     assert min(mixed.relative_error_L) > engine.canary_limit
     shifted = {array: np.roll(vector_LD, 1, axis=0) for array, vector_LD in first.vectors_LD.items()}
     wrong_layer = engine.canary(replace(first, vectors_LD=shifted))
     assert wrong_layer is not None
+    assert wrong_layer.taken_for == "the vector of another layer"
     assert min(wrong_layer.relative_error_L) > engine.canary_limit
 
 

@@ -41,6 +41,9 @@ def test_what_is_counted_without_weights_is_what_the_model_has(family: str):
 def test_inner_hook_points_are_told_only_of_families_that_have_them():
     assert check_model(ALONE_FAMILIES["gptj"]()).hook_points in (("resid_pre", "resid_post"), None)
     assert check_model(ALONE_FAMILIES["falcon"]()).hook_points == ("resid_pre", "resid_post")
+    # Of these no narrow copy can be made or run.
+    assert check_model(ALONE_FAMILIES["mamba2"]()).hook_points is None
+    assert check_model(ALONE_FAMILIES["recurrent_gemma"]()).hook_points is None
     assert check_model(SHARING_FAMILIES["gpt_oss"]()).hook_points == EVERY
 
 

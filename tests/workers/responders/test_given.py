@@ -47,8 +47,8 @@ class _Counting:
         self.calls.append(len(texts))
         return self.inner.capture(texts)
 
-    def canary(self, captured: CapturedRollout) -> Canary | None:
-        return self.inner.canary(captured)
+    def canary(self, captured: CapturedRollout, others: Sequence[CapturedRollout] = ()) -> Canary | None:
+        return self.inner.canary(captured, others)
 
     def close(self) -> None:
         self.inner.close()

@@ -230,9 +230,10 @@ def products(
     # Few queries and many keys: computing keys @ queries avoids transposing the keys, which dominates on a CPU.
     few = query.shape[-2] <= _FEW_QUERIES and query.device.type == "cpu"
     scores = (key @ query.mT).mT.contiguous() if few else query @ key.mT
+    # In place: nothing else has the scores, and copies of them are most of the memory that this takes.
     if scoring.softcap is not None:
-        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
-    scores = scores + mask
+        scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    scores += mask
     # Torch accumulates a softmax in float32, whatever the dtype of its input.
     if sinks is None:
         return scores.softmax(dim=-1) @ value

@@ -45,6 +45,10 @@ _FEW_SCORES_BYTES = 2 * 2**20
 kernel guards against queries that may attend to nothing, which do not occur here: every token attends to itself. Above
 this size the scores exceed the CPU's cache, and the kernel, which never holds all of them, is faster."""
 
+_MOST_SCORES_BYTES = 64 * 2**20
+"""Size of a segment's scores up to which they, or its mask, are held at once. A text of 8,192 tokens has 4 GiB of
+scores in a layer of 16 heads in float32, and a soft cap keeps more than one copy of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -253,15 +257,45 @@ class PackedPass:
         # Causal and without a prefix: torch's kernel then needs no mask, and skips the masked half. Not after a prefix,
         # where there are more keys than queries: torch's causal flag aligns both at their starts, not at their ends.
         plain = segment.start == 0 and (rule.reach is None or length <= rule.reach) and not scoring.needs_scores
-        output_1HSD = attention(
-            query_HSD[None],
-            key_KTD.repeat_interleave(groups, dim=0)[None],
-            value_KTD.repeat_interleave(groups, dim=0)[None],
-            None if plain else self._segment_mask(rule, segment, query_HSD.dtype, 1),
-            scoring,
-            scoring.sinks_of(heads, 1),
-        )
+        key_HTD, value_HTD = key_KTD.repeat_interleave(groups, dim=0), value_KTD.repeat_interleave(groups, dim=0)
+        # What is held: the scores of all heads, or where torch's kernel computes them, the mask.
+        held_bytes = scores_bytes if scoring.needs_scores else scores_bytes // heads
+        if not plain and held_bytes > _MOST_SCORES_BYTES:
+            size = max(1, length * _MOST_SCORES_BYTES // held_bytes)
+            return self._attend_in_parts(size, segment, query_HSD, key_HTD, value_HTD, rule, scoring)
+        mask_ST = None if plain else self._segment_mask(rule, segment, query_HSD.dtype, 1)
+        sinks = scoring.sinks_of(heads, 1)
+        output_1HSD = attention(query_HSD[None], key_HTD[None], value_HTD[None], mask_ST, scoring, sinks)
         return output_1HSD[0].transpose(0, 1)
+
+    def _attend_in_parts(
+        self,
+        size: int,
+        segment: Segment,
+        query_HSD: torch.Tensor,
+        key_HTD: torch.Tensor,
+        value_HTD: torch.Tensor,
+        rule: Rule,
+        scoring: Scoring,
+    ) -> torch.Tensor:
+        """Compute the attention of a long segment for ``size`` queries at a time, with keys up to the last of them."""
+        heads = len(query_HSD)
+        parts_SHD: list[torch.Tensor] = []
+        for first in range(0, segment.length, size):
+            part = Segment(segment.start + first, min(size, segment.length - first))
+            queries, keys = slice(first, first + part.length), slice(0, part.start + part.length)
+            # Not kept for the other layers: together the masks of a long text are as large as the scores of a head.
+            mask_ST = self._mask_of(rule, part, query_HSD.dtype)
+            output_1HSD = attention(
+                query_HSD[None, :, queries],
+                key_HTD[None, :, keys],
+                value_HTD[None, :, keys],
+                mask_ST,
+                scoring,
+                scoring.sinks_of(heads, 1),
+            )
+            parts_SHD.append(output_1HSD[0].transpose(0, 1))
+        return torch.cat(parts_SHD)
 
     def _attend_decoded(
         self,
@@ -301,11 +335,14 @@ class PackedPass:
         # Segments with the same positions share a mask, as prompts after the same system prompt often do.
         key = (self._rules.index(rule), segment.start, segment.length, times)
         if key not in self._masks:
-            keys_T = torch.arange(segment.start + segment.length, device=self._device)
-            queries_11S1 = keys_T[segment.start :][None, None, :, None]
-            zero = torch.zeros_like(queries_11S1)
-            self._masks[key] = additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0].repeat(times, 1)
+            self._masks[key] = self._mask_of(rule, segment, dtype).repeat(times, 1)
         return self._masks[key]
+
+    def _mask_of(self, rule: Rule, segment: Segment, dtype: torch.dtype) -> torch.Tensor:
+        keys_T = torch.arange(segment.start + segment.length, device=self._device)
+        queries_11S1 = keys_T[segment.start :][None, None, :, None]
+        zero = torch.zeros_like(queries_11S1)
+        return additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0]
 
     def forget_masks(self) -> None:
         """Build the masks of the next run from the positions of then."""

@@ -18,6 +18,8 @@ _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "CausalL
 _SIZES = ("num_hidden_layers", "hidden_size")
 _OPTIONAL_SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "vocab_size")
 
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
 _CODE = "unknown_model"
 _CHOOSE = "Choose a decoder model that generates text, such as an instruction-tuned Llama, Qwen, Gemma or Mistral."
 _FIX_CONFIG = "Restore config.json from the model's source."
@@ -83,6 +85,18 @@ def text_config(config: Any) -> Any:
         config: The configuration, as ``read_auto_config`` returns it.
     """
     return config.get_text_config(decoder=True)
+
+
+def other_layer_kinds(config: Any) -> tuple[str, ...]:
+    """Return the kinds of a model's decoder layers that are not attention, such as linear attention or a state space.
+
+    Such layers carry a state from token to token, so a pass over several texts would mix them.
+
+    Args:
+        config: The configuration, as ``read_auto_config`` returns it.
+    """
+    kinds = getattr(text_config(config), "layer_types", None) or ()
+    return tuple(sorted({str(kind) for kind in kinds} - _ATTENTION_LAYERS))
 
 
 def auto_model_class(config: Any) -> Any:

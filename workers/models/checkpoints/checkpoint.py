@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ....jobs.model_facts import ModelFacts
-from .architecture import architecture_problems, declared_dtype, read_auto_config, text_config, unreadable
+from .architecture import (
+    architecture_problems,
+    declared_dtype,
+    other_layer_kinds,
+    read_auto_config,
+    text_config,
+    unreadable,
+)
 from .listing import DirectoryListing, Listing, read_json
 from .problems import Problem, refuse
 from .quantization import method_of, packed_problems, quantization_of, quantization_problems, restored_parameters
@@ -256,6 +263,7 @@ def _facts(checkpoint: Checkpoint, num_parameters: int, dtype: str, fingerprint:
         num_kv_heads=kv_heads,
         mlp_width=_mlp_width(config),
         quantization=method_of(quantization) if quantization is not None else "",
+        other_layers=other_layer_kinds(checkpoint.config),
     )
 
 
