@@ -34,6 +34,8 @@ class ModelFacts:
         has_adapter: Whether an adapter is to be merged into its weights.
         quantization: Method with which its weights are quantised, as its configuration names it; empty for plain ones.
         quantized_bytes: Bytes of the checkpoint's tensors where its weights are quantised; 0 for plain ones.
+        layer_parameters: Parameters of the largest decoder layer; 0 if unknown.
+        outside_parameters: Parameters outside of the decoder layers: embeddings, LM head and final norm; 0 if unknown.
     """
 
     n_layers: int
@@ -52,3 +54,5 @@ class ModelFacts:
     has_adapter: Annotated[bool, _NOT_KEPT] = field(default=False, compare=False)
     quantization: Annotated[str, _NOT_KEPT] = field(default="", compare=False)
     quantized_bytes: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    layer_parameters: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    outside_parameters: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
