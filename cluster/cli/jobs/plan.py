@@ -203,8 +203,8 @@ def _streamed_lines(planned: Plan, figures: Estimate, table: DeviceTable) -> lis
         "placement.weights is streamed"
         if planned.spec.placement.weights == "streamed"
         else (
-            f"all of them ({whole}) fit no device with what a replica needs besides; a machine with vLLM takes that all "
-            "the same, unless placement.engine is builtin"
+            f"all of them ({whole}) fit no device with what a replica needs besides; where vLLM is installed, it runs "
+            "the job all the same unless placement.engine is builtin"
         )
     )
     found = [["weights", f"loaded layer by layer, the next while one is computed: {why}"]]

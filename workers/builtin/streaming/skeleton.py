@@ -6,6 +6,7 @@ The LM head is not: no logits are needed, and of a large vocabulary it is as lar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ....jobs.errors import InputError
 from ....jobs.machine_faults import refuse_machine_fault
@@ -25,6 +27,9 @@ from ...own_code import refuse_own_code
 from ..loaded_model import attention_options, stays_float32
 from .files import MappedFiles, TensorSource
 from .weights import Recipe, by_layer, recipes_of, require_all
+
+_LARGE_VALUES = 2**16
+"""Values from which a tensor without values is made on the meta device from the start."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -99,7 +104,7 @@ def open_skeleton(directory: Path, dtype: str, device: str) -> Skeleton:
         raise _unstreamable(what, "Restore plain weights and save them first")
     config = checkpoint.config
     try:
-        with _parameters_on_meta():
+        with parameters_on_meta():
             model = auto_model_class(config).from_config(
                 config, dtype=getattr(torch, dtype), trust_remote_code=False, **attention_options(config)
             )
@@ -134,6 +139,9 @@ def make_skeleton(model: Any, source: TensorSource, device: str, place: str) -> 
         if stays_float32(model, name, model.dtype):
             parameter.data = parameter.data.to(torch.float32)
     paths = {module: name for name, module in model.named_modules()}
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise _unstreamable(f"{name} of a {type(model).__name__} is made without values", "Choose another family")
     layer_of = {
         f"{paths[layer]}.{name}": number for number, layer in enumerate(layers) for name, _ in layer.named_parameters()
     }
@@ -159,7 +167,7 @@ def _unstreamable(why: str, fix: str) -> InputError:
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Put every parameter that a module registers on the meta device; buffers get their values as always."""
     register = nn.Module.register_parameter
 
@@ -171,9 +179,28 @@ def _parameters_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = register_on_meta
     try:
-        yield
+        with _EmptyOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Makes large tensors without values on the meta device.
+
+    They are parameters before they are registered. On the CPU they would be freed at once, but leave holes behind that
+    a limit of the process counts.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.empty and named.get("device") is None:
+            shape = named.get("size", args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+            if math.prod(shape) >= _LARGE_VALUES:
+                named = named | {"device": "meta"}
+        return func(*args, **named)
 
 
 class _NoHead(nn.Module):
