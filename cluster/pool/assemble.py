@@ -151,7 +151,7 @@ def _load_reader(settings: WorkerSettings, engine: EngineSettings) -> Reader:
         return _load_model(settings, engine, generates=False)
     from ...workers.builtin.streaming.reader import StreamedReader
 
-    return StreamedReader(replace(engine, batch_tokens=settings.walk_tokens))
+    return StreamedReader(replace(engine, batch_tokens=settings.walk_tokens), rule=settings.canary)
 
 
 def _load_model(settings: WorkerSettings, engine: EngineSettings, *, generates: bool) -> BuiltinEngine | VllmEngine:

@@ -14,6 +14,7 @@ from ...models.memory import free_bytes
 from ..loaded_model import LoadedModel
 from ..passes.packed import PackedPass, Segment
 from .layer_stream import LayerStream
+from .recording import record
 from .walking import Walked, Walker
 
 _PROBED = {"cpu": 1024, "cuda": 16_384}
@@ -67,12 +68,11 @@ def measure_walk_tokens(walker: Walker, stream: LayerStream, loaded: LoadedModel
     if loaded.sharing.up_to:
         lengths = [_SEGMENT] * (tokens // _SEGMENT) or [tokens]
         layout = PackedPass(device, [Segment(0, length) for length in lengths])
-        resid, calls = walker.record(partial(layout.run, loaded.model, ids, None), 0)
-        walked = Walked(resid, calls, layout.running)
+        recorded = record(loaded, stream, partial(layout.run, loaded.model, ids, None), 0)
+        walked = Walked(recorded, layout.running)
     else:
-        resid, calls = walker.record(partial(loaded.run_alone, ids), 0)
-        walked = Walked(resid, calls)
-    token_bytes = _held_bytes(walked) / tokens
+        walked = Walked(record(loaded, stream, partial(loaded.run_alone, ids), 0))
+    resid, token_bytes = walked.recorded.resid, _held_bytes(walked) / tokens
     seconds = min(_timed(walker, walked, resid, device) for _ in range(3))
     done = stream.loads
     load_s = done.seconds / max(1, done.layers)
@@ -83,7 +83,7 @@ def measure_walk_tokens(walker: Walker, stream: LayerStream, loaded: LoadedModel
 
 
 def _timed(walker: Walker, walked: Walked, resid: torch.Tensor, device: str) -> float:
-    walked.resid = resid
+    walked.recorded.resid = resid
     _finish(device)
     began = time.perf_counter()
     walker.through([0], [walked])
@@ -109,6 +109,6 @@ def _held_bytes(walked: Walked) -> int:
         elif isinstance(value, dict):
             count(list(value.values()))
 
-    for call in walked.calls:
+    for call in walked.recorded.calls:
         count([call.args, dict(call.named)])
-    return sum(held.values()) + 2 * walked.resid.nbytes
+    return sum(held.values()) + 2 * walked.recorded.resid.nbytes

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ....jobs.poolings import pooling_named
-from ....jobs.specs.spec_parts import HookPoint
+from ....jobs.specs.spec_parts import CanarySpec, HookPoint
 from ....jobs.work.rollouts import Canary
 from ...canary import LIMITS, compare
 from ...editing.interventions import Interventions
@@ -31,8 +31,10 @@ from ..reading_pass import RanPass, ReadingPass
 from ..sharing import find_sharing
 from .layer_stream import LayerStream
 from .pace import measure_walk_tokens
+from .plain_texts import PlainTexts
+from .recording import not_walked, record
 from .skeleton import Skeleton, open_skeleton
-from .walking import Walked, Walker, not_walked
+from .walking import Walked, Walker
 
 _UNEVEN = 1.25
 """Part of a walk's tokens up to which one walk takes them: a walk of what little is left over would load all weights
@@ -69,6 +71,8 @@ class StreamedReader:
         settings: What to load and how to run it. ``batch_tokens`` are those of a walk; None: as many as are needed for
             loading to take no time of its own, which is measured.
         open_model: Builds the model without the weights of its layers, and loads its tokenizer.
+        rule: Which rollouts are going to be compared; those that it chooses are recomputed while they are read. None:
+            each comparison loads all weights.
 
     Raises:
         InputError: The model cannot be loaded layer by layer, or its layers lack a requested hook point.
@@ -83,7 +87,9 @@ class StreamedReader:
         weight_bytes: Bytes of weights that are held: what lies outside of the layers, and two layers.
     """
 
-    def __init__(self, settings: EngineSettings, open_model: OpenModel = open_streamed) -> None:
+    def __init__(
+        self, settings: EngineSettings, open_model: OpenModel = open_streamed, rule: CanarySpec | None = None
+    ) -> None:
         torch.set_num_threads(settings.threads)
         self.layers = settings.layers
         self.canary_limit = LIMITS[settings.dtype]
@@ -104,7 +110,9 @@ class StreamedReader:
             before_edits=settings.capture.before_intervention,
         )
         self._interventions = Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
-        self._walker = Walker(loaded, self.stream, capture, self._interventions)
+        self._one_in = rule.one_in if rule is not None and rule.check != "none" else 0
+        self._beside = PlainTexts(loaded, self.stream, self._taps, settings, self._interventions)
+        self._walker = Walker(loaded, self.stream, capture, self._interventions, self._beside)
         with torch.inference_mode():
             self._require_walkable()
         if loaded.sharing.up_to:
@@ -130,15 +138,23 @@ class StreamedReader:
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Capture existing texts; see ``Reader.capture``."""
+        if self._one_in:
+            self._beside.expect(texts, self._one_in)
         return self._text_reader.read(texts)
 
     def canary(self, captured: CapturedRollout) -> Canary | None:
-        """Recompute a rollout; see ``Reader.canary``. It loads every captured layer once."""
+        """Recompute a rollout; see ``Reader.canary``.
+
+        One that the rule chooses was recomputed when it was read; any other loads every captured layer once.
+        """
         content = captured.rollout.num_content_tokens
         values = captured.vectors_LD | captured.tokens_KTD
         arrays = {array: value for array, value in values.items() if pooling_named(array[1]).has_value(content)}
         if not arrays:
             return None
+        recomputed = self._beside.take(captured, list(arrays))
+        if recomputed is not None:
+            return compare(arrays, recomputed, self._settings.token_positions)
         used = range(max(self.layers) + 1)
         with plain_attention(self.loaded.model, self.loaded.own_attention), self.stream.only(used):
             plain = self._plain.vectors(captured, list(arrays))
@@ -182,11 +198,10 @@ class StreamedReader:
             for handle in handles:
                 handle.remove()
         # Up to the last layer: what is done between layers is seen without weights.
-        resid, calls = self._walker.record(run, loaded.num_layers - 1)
-        walked = Walked(resid, calls)
+        walked = Walked(record(loaded, self.stream, run, loaded.num_layers - 1))
         for layer, plain in zip(kinds, seen, strict=True):
             self._walker.through([layer], [walked])
-            off, norm = float((walked.resid - plain).float().norm()), float(plain.float().norm())
+            off, norm = float((walked.recorded.resid - plain).float().norm()), float(plain.float().norm())
             # A model whose numbers are not finite fails where it is captured.
             if off > _EXACT * self.canary_limit * norm:
                 raise not_walked(type(loaded.model).__name__, f"computes layer {layer} from more than it is given")

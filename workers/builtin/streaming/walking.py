@@ -1,68 +1,27 @@
 """Walk many passes through a model together: all of them through one decoder layer, then through the next.
 
-What a model does before its first layer, and what it gives every layer besides the stream (masks, rotary embeddings,
-positions), is recorded from its own forward pass, in which the layers hand on the stream as it comes. Then the layers
-are called with what was recorded. A model that does anything to the stream between two layers is refused, because that
-would be left out.
-
-Axes: N tokens of a pass, D d_model.
+What the model gives its layers is recorded from its own forward pass (``recording``), a pass at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import torch
-
-from ....jobs.errors import InputError
 from ...editing.edited_pass import EditedPass
 from ...editing.interventions import Interventions
-from ...models.hook_points import first_tensor, tensor_of
 from ..loaded_model import LoadedModel
 from ..passes.capture import Capture, Observing
 from ..passes.packed import PackedPass
 from ..reading_pass import RanPass, ReadingPass
-from .layer_stream import Forward, LayerStream
+from .layer_stream import LayerStream
+from .plain_texts import PlainTexts
+from .recording import Recorded, record
 
 _MOST_MASK_BYTES = 16 * 2**20
 """Bytes of the masks of a pass up to which they are kept from one layer to the next. Many passes are held at a time."""
-
-
-class _Recorded(Exception):  # noqa: N818 - not an error: ends a forward pass whose layers' arguments are all known
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCall:
-    """What a model calls a decoder layer with, besides the stream.
-
-    Attributes:
-        args: Positional arguments after the stream.
-        named: Arguments by name.
-        stream_name: Name under which the stream is passed; None where it is the first positional argument.
-    """
-
-    args: tuple[Any, ...]
-    named: Mapping[str, Any]
-    stream_name: str | None
-
-    def run(self, layer: Any, resid: torch.Tensor) -> torch.Tensor:
-        """Call a layer.
-
-        Args:
-            layer: The module.
-            resid: Its input.
-
-        Returns:
-            Its output, as the hooks on it have left it.
-        """
-        if self.stream_name is None:
-            return tensor_of(layer(resid, *self.args, **self.named))
-        return tensor_of(layer(*self.args, **self.named, **{self.stream_name: resid}))
 
 
 @dataclass(eq=False, slots=True)
@@ -70,16 +29,14 @@ class Walked:
     """A pass on its way through the layers.
 
     Attributes:
-        resid: Its stream, ``(1, N, D)``: the input of the next layer.
-        calls: What each layer is called with.
+        recorded: Its stream, and what each layer is called with.
         context: Makes the context in which layers are called.
         observing: What is observed of it; None for nothing.
         edits: What is edited; None for nothing.
         layout: Its layout; None for a text alone.
     """
 
-    resid: torch.Tensor
-    calls: Sequence[LayerCall]
+    recorded: Recorded
     context: Callable[[], AbstractContextManager[None]] = nullcontext
     observing: Observing | None = None
     edits: EditedPass | None = None
@@ -94,11 +51,18 @@ class Walker:
         stream: Gives the layers their weights.
         capture: Hooks at the captured layers.
         interventions: Applies interventions to the model.
+        beside: Texts that are recomputed beside the passes.
     """
 
     def __init__(
-        self, loaded: LoadedModel, stream: LayerStream, capture: Capture, interventions: Interventions
+        self,
+        loaded: LoadedModel,
+        stream: LayerStream,
+        capture: Capture,
+        interventions: Interventions,
+        beside: PlainTexts,
     ) -> None:
+        self._beside = beside
         self._loaded = loaded
         self._stream = stream
         self._capture = capture
@@ -116,7 +80,11 @@ class Walker:
         planned = [(one, self._interventions.planned(one.edits)) for one in passes]
         top = max([*self._capture.layers, *(layer for _, edits in planned for layer in edits.layers)])
         begun = [self._begun(one, edits, top) if one.token_ids else None for one, edits in planned]
-        self.through(range(top + 1), [walked for walked in begun if walked is not None])
+        walking = [walked for walked in begun if walked is not None]
+        if walking:
+            self._beside.begin(top)
+            self.through(range(top + 1), walking)
+            self._beside.end()
         for (one, edits), walked in zip(planned, begun, strict=True):
             observed = {} if walked is None or walked.observing is None else walked.observing.observed()
             yield RanPass(one, observed, edits)
@@ -131,45 +99,22 @@ class Walker:
         for number in layers:
             for walked in passes:
                 self._step(number, walked)
+            self._beside.step(number)
             if number in self._capture.layers:
                 position = self._capture.layers.index(number)
                 for walked in passes:
                     if walked.observing is not None:
                         walked.observing.move_to_host(position)
 
-    def record(self, run: Callable[[], object], top: int) -> tuple[torch.Tensor, list[LayerCall]]:
-        """Record what a forward pass of the model gives its layers.
-
-        Args:
-            run: Runs the model.
-            top: The last layer of interest.
-
-        Returns:
-            The input of the first layer, and the arguments of all layers up to ``top``.
-
-        Raises:
-            InputError: The model changes the stream between two layers, or calls them in another sequence.
-        """
-        recorder = _Recorder(type(self._loaded.model).__name__, top)
-        with self._stream.replaced(range(self._loaded.num_layers), recorder.forward):
-            try:
-                run()
-            except _Recorded:
-                pass
-            else:
-                raise recorder.refusal(f"ends a forward pass without calling layer {top}")
-        assert recorder.entry is not None
-        return recorder.entry, recorder.calls
-
     def _begun(self, one: ReadingPass, edits: EditedPass, top: int) -> Walked:
         """Bring a pass before the first layer."""
         observing = self._capture.begin(one.stretches.wanted, num_tokens=len(one.token_ids), device=self._loaded.device)
         if one.is_alone:
-            resid, calls = self.record(partial(self._loaded.run_alone, one.token_ids), top)
-            return Walked(resid, calls, observing=observing, edits=edits)
+            recorded = record(self._loaded, self._stream, partial(self._loaded.run_alone, one.token_ids), top)
+            return Walked(recorded, observing=observing, edits=edits)
         layout = PackedPass(self._loaded.device, one.segments)
-        resid, calls = self.record(partial(layout.run, self._loaded.model, one.token_ids, None), top)
-        return Walked(resid, calls, layout.running, observing, edits, layout)
+        run = partial(layout.run, self._loaded.model, one.token_ids, None)
+        return Walked(record(self._loaded, self._stream, run, top), layout.running, observing, edits, layout)
 
     def _step(self, number: int, walked: Walked) -> None:
         captured = self._capture.layers
@@ -181,58 +126,6 @@ class Walker:
             if observing is not None and number in captured
             else nullcontext(),
         ):
-            walked.resid = walked.calls[number].run(self._loaded.decoder_layers[number], walked.resid)
+            walked.recorded.step(number, self._loaded.decoder_layers[number])
         if walked.layout is not None and walked.layout.mask_bytes > _MOST_MASK_BYTES:
             walked.layout.drop_masks()
-
-
-class _Recorder:
-    """Takes the place of all decoder layers in one forward pass."""
-
-    def __init__(self, name: str, top: int) -> None:
-        self._name = name
-        self._top = top
-        self._returned: torch.Tensor | None = None
-        self.entry: torch.Tensor | None = None
-        self.calls: list[LayerCall] = []
-
-    def forward(self, number: int, wrap: Forward) -> Forward:
-        def record(*args: Any, **named: Any) -> Any:
-            resid = first_tensor(args, named)
-            if number != len(self.calls):
-                raise self.refusal(f"calls layer {number} after layer {len(self.calls) - 1}")
-            if self._returned is not None and resid is not self._returned:
-                raise self.refusal(f"changes the stream between layers {number - 1} and {number}")
-            if args and args[0] is resid:
-                self.calls.append(LayerCall(args[1:], named, None))
-            else:
-                name = next((key for key, value in named.items() if value is resid), None)
-                if name is None:
-                    raise self.refusal(f"calls layer {number} in a way that is not known here")
-                self.calls.append(LayerCall(args, {key: named[key] for key in named if key != name}, name))
-            if self.entry is None:
-                self.entry = resid
-            if number == self._top:
-                raise _Recorded
-            self._returned = resid
-            return wrap(resid)
-
-        return record
-
-    def refusal(self, what: str) -> InputError:
-        return not_walked(self._name, what)
-
-
-def not_walked(name: str, what: str) -> InputError:
-    """Make the error about a model that cannot be read layer by layer.
-
-    Args:
-        name: The model's class.
-        what: What it does.
-    """
-    return InputError(
-        f"is streamed, but a {name} {what}, so its layers cannot be run one after another.",
-        code="not_streamed",
-        field="placement.weights",
-        hint="Set placement.weights to resident, which needs the memory for all weights.",
-    )
