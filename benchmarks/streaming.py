@@ -4,10 +4,10 @@
 
 All models are random, of Llama's shape, in float32 on the CPU, and saved in a temporary directory. Memory: processes of
 their own load the same model of 3 GB (0.3 GB with ``--quick``) in both ways and read the same few texts, and report how
-far their resident memory rose at most since before loading, mapped files included. Speed: both readers capture the same texts in turns, with
-as many tokens at a time as the streamed one has measured that it needs. The limit: both processes again, with half the
-model's bytes as ``RLIMIT_DATA``, which counts what a process has asked for and not the pages of files that it maps to
-read; not with ``--quick``, where the limit would be less than Python and torch take.
+far their resident memory rose at most since before loading, mapped files included. Speed: both readers capture the same
+texts in turns, with as many tokens at a time as the streamed one has measured that it needs. The limit: both processes
+again, with half the model's bytes as ``RLIMIT_DATA``, which counts what a process has asked for and not the pages of
+files that it maps to read; not with ``--quick``, where the limit would be less than Python and torch take.
 """
 
 from __future__ import annotations

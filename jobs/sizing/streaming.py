@@ -135,7 +135,9 @@ def estimates_of(plan: Plan, table: DeviceTable) -> dict[Engine, Estimate]:
     fit = any(
         fits(figures, device, figures.tensor_parallel) for figures in held.values() for device in table.devices.values()
     )
-    return held if fit or not can_stream(plan) else {"builtin": estimate(plan, "builtin", "streamed")}
+    if fit or not can_stream(plan):
+        return held
+    return {"builtin": estimate(plan, "builtin", "streamed")}
 
 
 def planned_weights(plan: Plan) -> Weights:

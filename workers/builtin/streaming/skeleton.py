@@ -51,7 +51,7 @@ class Place:
             value: The value; ``empty`` to take the weights away.
         """
         for module, name in self.owners:
-            module._parameters[name] = value
+            setattr(module, name, value)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -171,11 +171,11 @@ def parameters_on_meta() -> Iterator[None]:
     """Put every parameter that a module registers on the meta device; buffers get their values as always."""
     register = nn.Module.register_parameter
 
-    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         # One that is there already is tied to another module's, and must stay the same object.
         if param is not None and not param.is_meta:
             param = nn.Parameter(param.to("meta"), requires_grad=False)
-        register(module, name, param)
+        register(self, name, param)
 
     nn.Module.register_parameter = register_on_meta
     try:
@@ -254,5 +254,5 @@ def _load_resident(
         source.let_go(recipe.tensors)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(device)
+            setattr(module, name, buffer.to(device))
     return sum(place.empty.nbytes for place in places.values()) + sum(buffer.nbytes for buffer in buffers.values())

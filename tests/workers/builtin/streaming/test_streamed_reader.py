@@ -27,7 +27,7 @@ from plain_forward import ALL_POOLINGS, POINTS
 from requests_of import engine_settings
 from tiny_families import D_MODEL, FAMILIES, N_LAYERS, SHAPE, save_tiny_family, save_tiny_model
 
-_EVERY = {
+_EVERY: dict[str, Any] = {
     "layers": range(N_LAYERS),
     "hook_points": POINTS,
     "poolings": ALL_POOLINGS,
@@ -204,6 +204,7 @@ def test_how_many_tokens_are_walked_is_measured_where_nobody_says_it(llama: Path
 def test_a_model_that_changes_the_stream_between_layers_is_refused_by_name(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    from transformers.modeling_outputs import BaseModelOutputWithPast
     from transformers.models.llama import modeling_llama
 
     def forward(self: Any, input_ids: Any = None, **named: Any) -> Any:
@@ -212,7 +213,7 @@ def test_a_model_that_changes_the_stream_between_layers_is_refused_by_name(
         rotary = self.rotary_emb(resid, position_ids=positions)
         for layer in self.layers:
             resid = 2 * layer(resid, position_embeddings=rotary, attention_mask=None)
-        return modeling_llama.BaseModelOutputWithPast(last_hidden_state=self.norm(resid))
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(resid))
 
     monkeypatch.setattr(modeling_llama.LlamaModel, "forward", forward)
     with pytest.raises(InputError, match="LlamaForCausalLM changes the stream between layers 0 and 1") as caught:
@@ -238,7 +239,8 @@ def test_adapters_and_quantised_weights_are_refused_by_name(llama: Path, tmp_pat
 def test_weights_that_lack_a_tensor_are_refused(llama: Path, tmp_path: Path):
     for path in llama.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": 3})).save_pretrained(tmp_path / "less")
+    less: dict[str, Any] = SHAPE | {"num_hidden_layers": 3}
+    LlamaForCausalLM(LlamaConfig(**less)).save_pretrained(tmp_path / "less")
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "less" / "model.safetensors")
     with pytest.raises(InputError, match=r"lack model\.layers\.3"):
