@@ -199,8 +199,10 @@ def streamed_bytes(plan: Plan) -> int:
     Args:
         plan: The plan.
     """
-    # The LM head is counted although it is not loaded, because the facts do not tell it from the embeddings.
-    outside = plan.facts.outside_parameters * parameter_bytes(plan)
+    # The LM head is counted although it is not loaded, because the facts do not tell it from the embeddings. Where they
+    # tell nothing, embeddings are taken to be as large as two layers.
+    is_known = plan.facts.layer_parameters > 0
+    outside = plan.facts.outside_parameters * parameter_bytes(plan) if is_known else 2 * layer_bytes(plan)
     tokens = plan.spec.placement.batch_tokens or ASSUMED_WALK_TOKENS
     # The stream of a token, once more while a layer makes the next, and as much for rotary embeddings and positions.
     return outside + 2 * layer_bytes(plan) + 3 * tokens * plan.facts.d_model * parameter_bytes(plan)

@@ -46,7 +46,8 @@ def test_two_layers_and_what_lies_outside_of_them_are_counted():
 
 def test_layers_of_unknown_size_are_taken_for_equal_parts_of_the_model():
     facts = replace(LLAMA_70B, layer_parameters=0, outside_parameters=0)
-    assert estimate(plan_of(facts), "builtin", "streamed").weight_bytes < 8e9
+    known = estimate(plan_of(), "builtin", "streamed").weight_bytes
+    assert known / 1.1 < estimate(plan_of(facts), "builtin", "streamed").weight_bytes < 1.1 * known
 
 
 @pytest.mark.parametrize(("device", "tokens"), [("H100", 59_392), ("L4", 8192), ("cpu", 4096)])

@@ -20,6 +20,9 @@ from .walking import Walked, Walker
 _PROBED = {"cpu": 1024, "cuda": 16_384}
 """Tokens of the pass that is timed."""
 
+_ALONE = 1024
+"""Tokens of that pass where its text has to be alone."""
+
 _SEGMENT = 256
 """Tokens of each text of that pass."""
 
@@ -64,6 +67,9 @@ def measure_walk_tokens(walker: Walker, stream: LayerStream, loaded: LoadedModel
     device: Any = loaded.device
     tokens = min(_PROBED[device], loaded.max_context) // _SEGMENT * _SEGMENT or min(_SEGMENT, loaded.max_context)
     size = int(loaded.model.get_input_embeddings().weight.shape[0])
+    if not loaded.sharing.up_to:
+        # One text, whose attention should not be all of its time.
+        tokens = min(tokens, _ALONE)
     ids = [(17 + 31 * place) % size for place in range(tokens)]
     if loaded.sharing.up_to:
         lengths = [_SEGMENT] * (tokens // _SEGMENT) or [tokens]
