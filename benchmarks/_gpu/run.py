@@ -55,7 +55,7 @@ PARTS: Mapping[str, Part] = {
     "decode": Part(decode, 60),
     "canary": Part(canary, 20),
     "memory": Part(memory, 40),
-    "streaming": Part(streaming, 60),
+    "streaming": Part(streaming, 90),
     "slots": Part(slots, 15),
 }
 """All parts, in the order in which they run."""

