@@ -131,7 +131,9 @@ def estimates_of(plan: Plan, table: DeviceTable) -> dict[Engine, Estimate]:
     require_streamed(plan)
     if plan.spec.placement.weights == "streamed":
         return {"builtin": estimate(plan, "builtin", "streamed")}
-    held = {engine: estimate(plan, engine) for engine in possible_engines(plan.spec, plan.facts)}
+    held: dict[Engine, Estimate] = {
+        engine: estimate(plan, engine) for engine in possible_engines(plan.spec, plan.facts)
+    }
     fit = any(
         fits(figures, device, figures.tensor_parallel) for figures in held.values() for device in table.devices.values()
     )

@@ -10,11 +10,11 @@ import click
 from ....jobs.engines import VLLM_READING_SLOTS, Engine, possible_engines
 from ....jobs.plan import Plan
 from ....jobs.sizing.devices import DeviceTable, load_devices
-from ....jobs.sizing.estimate import Estimate, parameter_bytes, runs_texts_alone
+from ....jobs.sizing.estimate import Estimate, runs_texts_alone
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
 from ....jobs.sizing.reduction_time import reduction_time
-from ....jobs.sizing.streaming import HOST_GB_S, estimates_of, streamed_walk
+from ....jobs.sizing.streaming import estimates_of
 from ....jobs.specs.spec import load_spec
 from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom
@@ -23,6 +23,7 @@ from ...run.growth import Growth
 from ...run.prepare import sketch_plan
 from .. import output
 from ..options import device_options, grow_option, json_option, set_option, spec_argument
+from .streamed_lines import streamed_lines, streamed_walks
 
 _FACTS_FROM = {
     "files": "the model's files",
@@ -87,7 +88,7 @@ def plan(
         ["", ""],
         [
             *lines(planned, figures),
-            *_streamed_lines(planned, figures, table),
+            *streamed_lines(planned, figures, table),
             ["model's facts", f"from {_FACTS_FROM[facts_from]}"],
         ],
     )
@@ -189,40 +190,6 @@ def _memory_line(planned: Plan, figures: Estimate) -> str:
         layers = f"two of {planned.facts.n_layers} layers"
         return f"{weights} for {layers}, what lies outside of them and {rows} at a time, captured {captured}"
     return f"weights {weights}, KV cache {cache} for {rows} at a time, captured {captured}"
-
-
-def _streamed_lines(planned: Plan, figures: Estimate, table: DeviceTable) -> list[list[str]]:
-    """Explain why weights are loaded layer by layer, and how many tokens are then read at a time on each device.
-
-    No lines where weights are held.
-    """
-    if figures.weights == "resident":
-        return []
-    whole = output.size(planned.facts.num_parameters * parameter_bytes(planned))
-    why = (
-        "placement.weights is streamed"
-        if planned.spec.placement.weights == "streamed"
-        else (
-            f"all of them ({whole}) fit no device with what a replica needs besides; where vLLM is installed, it runs "
-            "the job all the same unless placement.engine is builtin"
-        )
-    )
-    found = [["weights", f"loaded layer by layer, the next while one is computed: {why}"]]
-    for name, device in table.devices.items():
-        if not fits(figures, device, 1):
-            continue
-        walk = streamed_walk(planned, device)
-        tokens = f"{walk.tokens:,} tokens at a time" + (" (placement.batch_tokens)" if walk.is_asked else "")
-        found.append(
-            [
-                f"  on {name}",
-                f"{tokens}: a layer of {output.size(walk.layer_bytes)} loads in {walk.load_s * 1e3:.0f} ms at "
-                f"{HOST_GB_S:g} GB/s and computes in {walk.token_s * 1e6:.2g} us a token, about "
-                f"{walk.share_of_resident:.0%} of the speed of weights that are held",
-            ]
-        )
-    assumed = "the bandwidth is assumed, the arithmetic is the device table's; a worker measures both when it starts"
-    return [*found, ["", assumed]]
 
 
 def _intervention_lines(planned: Plan) -> list[list[str]]:
@@ -369,11 +336,7 @@ def _prices_as_dict(
         "prices_as_of": table.prices_as_of.isoformat(),
         "currency": table.currency,
         "devices": {name: device.model_dump() for name, device in table.devices.items()},
-        "walks": {
-            name: asdict(streamed_walk(planned, device))
-            for name, device in table.devices.items()
-            if figures.weights == "streamed" and fits(figures, device, 1)
-        },
+        "walks": streamed_walks(planned, figures, table),
         "prices": [asdict(found) | {"replicas": found.replicas} for found in prices.values()],
         "does_not_fit": [
             {"device": name, "smallest_tensor_parallel": smallest_tensor_parallel(planned, figures, device)}
