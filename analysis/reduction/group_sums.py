@@ -1,12 +1,14 @@
 """Sums and sums of squares of rollouts by group, in few passes over the values.
 
 Decoding is what a pass over all rollouts should cost, so that what is done besides has to be little: each value is read
-four times while it is in the processor's cache, and nothing of its size is allocated.
+four times while it is in the processor's cache, nothing of its size is allocated, and what does not depend on the
+values is found out once for a unit.
 Axes: N rollouts of a unit, G groups, L layers of a part, D d_model, R repeats of a row.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
@@ -28,6 +30,21 @@ _LEAST_COLUMNS, _MOST_COLUMNS = 128, 1024
 """Columns of a product of matrices, at least and at most."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Membership:
+    """Which group each rollout of a unit belongs to; ``membership`` makes it.
+
+    Attributes:
+        present: The groups that occur.
+        weights_GN: For each of these, 1 for its rollouts and 0 for others.
+        counts_G: Number of its rollouts.
+    """
+
+    present: Places
+    weights_GN: Float32
+    counts_G: npt.NDArray[np.int64]
+
+
 class GroupSums:
     """Sums of rollouts by group at some layers, added part by part.
 
@@ -44,47 +61,48 @@ class GroupSums:
         # Side by side as often as makes a long row, because a short one costs mostly what each begins with.
         self._repeats = next((number for number in _REPEATS if number * d_model >= _ROW_VALUES), _REPEATS[-1])
         self._shift_LRD = np.zeros((num_layers, self._repeats, d_model), dtype=np.float32)
+        self._shift_L1D = self._shift_LRD.reshape(num_layers, 1, -1)
         self._has_shift = np.zeros(num_layers, dtype=bool)
         # Sums, and sums of squares.
         self._sums_2LGD = np.zeros((2, num_layers, num_groups, d_model))
         self._counts_G = np.zeros(num_groups, dtype=np.int64)
-        self._membership = lru_cache(maxsize=16)(_membership)
 
-    def add(self, first: int, values_LND: Float32, groups_N: npt.NDArray[np.int64]) -> bool:
+    def add(self, first: int, values_LND: Float32, groups: Membership) -> bool:
         """Add rollouts at adjacent layers, with sums over them in float32.
 
         Args:
             first: Position of the first layer.
             values_LND: Vectors, those of a layer one after another in memory; overwritten, because a copy would cost
                 as much as the sums.
-            groups_N: Number of the group of each rollout.
+            groups: The group of each rollout.
 
         Returns:
             False, and nothing is added, if a value is not finite or a square is beyond float32; see ``add_wide``.
         """
-        layers = slice(first, first + len(values_LND))
+        num_layers, _, d_model = values_LND.shape
+        layers = slice(first, first + num_layers)
         if not self._has_shift[first]:
             if not np.isfinite(values_LND[:, 0]).all():
                 return False
             self._set_shift(layers, values_LND[:, 0])
-        present, weights_GN = self._membership(groups_N.tobytes())
         self._subtract_shift(layers, values_LND)
-        sums_2LGD = np.empty((2, len(values_LND), len(weights_GN), values_LND.shape[2]), dtype=np.float32)
-        _sum_groups(weights_GN, values_LND, sums_2LGD[0])
-        _sum_groups(weights_GN, np.square(values_LND, out=values_LND), sums_2LGD[1])
+        sums_2LGD = np.empty((2, num_layers, len(groups.weights_GN), d_model), dtype=np.float32)
+        _sum_groups(groups.weights_GN, values_LND, sums_2LGD[0])
+        np.square(values_LND, out=values_LND)
+        _sum_groups(groups.weights_GN, values_LND, sums_2LGD[1])
         # Of squares, so that one that is infinite or no number is the largest.
         if not sums_2LGD[1].max() < np.inf:
             return False
-        self._accumulate(layers, present, sums_2LGD, weights_GN)
+        self._accumulate(layers, groups, sums_2LGD)
         return True
 
-    def add_wide(self, first: int, values_LND: Float32, groups_N: npt.NDArray[np.int64]) -> bool:
+    def add_wide(self, first: int, values_LND: Float32, groups: Membership) -> bool:
         """Add rollouts with sums over them in float64, several times slower.
 
         Args:
             first: Position of the first layer.
             values_LND: Vectors.
-            groups_N: Number of the group of each rollout.
+            groups: The group of each rollout.
 
         Returns:
             False, and nothing is added, if a value is not finite.
@@ -94,9 +112,9 @@ class GroupSums:
             return False
         if not self._has_shift[first]:
             self._set_shift(layers, values_LND[:, 0])
-        present, weights_GN = self._membership(groups_N.tobytes())
         wide_LND = values_LND.astype(np.float64) - self._shift_LRD[layers, :1]
-        self._accumulate(layers, present, np.stack([weights_GN @ wide_LND, weights_GN @ wide_LND**2]), weights_GN)
+        weights_GN = groups.weights_GN
+        self._accumulate(layers, groups, np.stack([weights_GN @ wide_LND, weights_GN @ wide_LND**2]))
         return True
 
     def _set_shift(self, layers: slice, values_LD: Float32) -> None:
@@ -104,20 +122,19 @@ class GroupSums:
 
     def _subtract_shift(self, layers: slice, values_LND: Float32) -> None:
         num_layers, num_rows, d_model = values_LND.shape
-        whole = num_rows - num_rows % self._repeats
-        long_LRD = values_LND[:, :whole].reshape(num_layers, -1, self._repeats * d_model)
-        shift_L1D = self._shift_LRD[layers].reshape(num_layers, 1, -1)
-        # Else it would be subtracted from a copy.
-        assert not whole or np.may_share_memory(long_LRD, values_LND)
-        np.subtract(long_LRD, shift_L1D, out=long_LRD)
-        if whole < num_rows:
-            rest_LRD = values_LND[:, whole:]
+        rest = num_rows % self._repeats
+        whole_LND = values_LND[:, : num_rows - rest] if rest else values_LND
+        # Raises where it would be a copy, from which the shift would be subtracted in vain.
+        long_LRD = whole_LND.reshape(num_layers, -1, self._repeats * d_model, copy=False)
+        np.subtract(long_LRD, self._shift_L1D[layers], out=long_LRD)
+        if rest:
+            rest_LRD = values_LND[:, num_rows - rest :]
             np.subtract(rest_LRD, self._shift_LRD[layers, :1], out=rest_LRD)
 
-    def _accumulate(self, layers: slice, present: Places, sums_2LGD: npt.NDArray[Any], weights_GN: Float32) -> None:
-        self._sums_2LGD[:, layers, present] += sums_2LGD
+    def _accumulate(self, layers: slice, groups: Membership, sums_2LGD: npt.NDArray[Any]) -> None:
+        self._sums_2LGD[:, layers, groups.present] += sums_2LGD
         if layers.start == 0:
-            self._counts_G[present] += weights_GN.sum(axis=1).astype(np.int64)
+            self._counts_G[groups.present] += groups.counts_G
 
     def moments(self) -> list[Moments]:
         """Return count, mean and squared deviations of each group."""
@@ -134,23 +151,33 @@ class GroupSums:
         return found
 
 
-def _membership(groups: bytes) -> tuple[Places, Float32]:
-    """Return the groups that occur and, for each, 1 for its rollouts and 0 for others.
+def membership(groups_N: npt.NDArray[np.int64]) -> Membership:
+    """Return which group each rollout of a unit belongs to.
 
     Args:
-        groups: Number of the group of each rollout, int64.
+        groups_N: Number of the group of each rollout.
     """
+    return _membership(groups_N.tobytes())
+
+
+@lru_cache(maxsize=256)
+def _membership(groups: bytes) -> Membership:
+    """Cached, because most units of a run have the same questions, and so the same groups."""
     groups_N = np.frombuffer(groups, dtype=np.int64)
-    present = np.unique(groups_N)
+    present, counts_G = np.unique(groups_N, return_counts=True)
     weights_GN = (groups_N == present[:, None]).astype(np.float32)
     is_range = present[-1] - present[0] + 1 == len(present)
-    return slice(int(present[0]), int(present[-1]) + 1) if is_range else present, weights_GN
+    places = slice(int(present[0]), int(present[-1]) + 1) if is_range else present
+    return Membership(places, weights_GN, counts_G.astype(np.int64))
 
 
 def _sum_groups(weights_GN: Float32, values_LND: Float32, into_LGD: Float32) -> None:
     """Sum rollouts by group, a piece of the coordinates at a time: all at once take twice as long for ten groups."""
     num_layers, num_rows, d_model = values_LND.shape
     num_pieces = _pieces(d_model)
+    if num_pieces == 1:
+        np.matmul(weights_GN, values_LND, out=into_LGD)
+        return
     pieces_LPND = values_LND.reshape(num_layers, num_rows, num_pieces, -1).swapaxes(1, 2)
     into_LPGD = into_LGD.reshape(num_layers, len(weights_GN), num_pieces, -1).swapaxes(1, 2)
     np.matmul(weights_GN, pieces_LPND, out=into_LPGD)

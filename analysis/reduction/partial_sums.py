@@ -20,7 +20,7 @@ from ...storage.locations.location import Location
 from ...storage.query.reader import ActivationReader
 from ..moments import Moments
 from .budget import layers_per_read
-from .group_sums import GroupSums
+from .group_sums import GroupSums, membership
 from .mapping import Mapper
 from .rollouts import Group, Persona, UnitRows
 from .stored_partials import PartialWork, StoredPartials, store_partial
@@ -88,14 +88,15 @@ def _add_unit(
     sums: GroupSums, reader: ActivationReader, unit: UnitRows, start: int, stop: int, part_LRD: Float32
 ) -> None:
     """Add a unit at the layers ``start`` to ``stop``; from a layer on at which float32 is too narrow, in float64."""
+    groups = membership(unit.groups_N)
     with np.errstate(over="ignore", invalid="ignore"):
         for first, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop, part_LRD):
-            if not sums.add(first - start, values_LND, unit.groups_N):
+            if not sums.add(first - start, values_LND, groups):
                 break
         else:
             return
     for again, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, first, stop, part_LRD):
-        if not sums.add_wide(again - start, values_LND, unit.groups_N):
+        if not sums.add_wide(again - start, values_LND, groups):
             raise reader.no_numbers(unit.row_block, unit.unit_id)
 
 

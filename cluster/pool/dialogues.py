@@ -146,5 +146,6 @@ def _load_user(user: SimulatedUserSpec, engine: EngineSettings) -> BuiltinEngine
             layers=(0,),
             sampling=user.sampling,
             capture=CaptureSpec(layers=[0]),
+            keeps_turns=True,
         )
     )

@@ -130,6 +130,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             tensor_parallel=spec.placement.tensor_parallel,
             pipeline_parallel=spec.placement.pipeline_parallel,
             edited_layers=() if job.plan.edits is None else job.plan.edits.intervention.layers,
+            keeps_turns=estimate(job.plan, engine).caches_turns,
         ),
         needed_bytes=_bytes_on(placement, job.estimate) // placement.num_nodes,
         store_url=job.location.url,

@@ -112,7 +112,8 @@ def price(
     written = figures.response_tokens + (figures.user_response_tokens if is_user else 0)
     decode_hours = step_s * written / rows / 3600 if generates else 0.0
     tokens_read = figures.prompt_tokens + figures.canary_tokens + (0 if generates else figures.response_tokens)
-    tokens_read += figures.user_prompt_tokens if is_user else 0
+    tokens_read -= figures.cached_tokens
+    tokens_read += figures.user_prompt_tokens - figures.user_cached_tokens if is_user else 0
     prefill_hours = 2 * plan.facts.num_parameters * tokens_read / flops / 3600
     gpu_hours = (prefill_hours + decode_hours) * size
     replicas = min(asked // size, len(plan.units))

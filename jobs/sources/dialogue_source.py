@@ -250,17 +250,19 @@ class DialogueSource:
     def token_counts(self, units: Sequence[WorkUnit]) -> TokenCounts:
         """Count prompts, each with all messages before it, and responses at their maximum length."""
         new = self.spec.sampling.max_new_tokens
-        prompts = rows = longest = 0
+        prompts = repeated = rows = longest = 0
         for one in self._all(units):
             tokens = prompt_tokens(_size_before(one, _num_words))
-            for said in self._message_tokens(one):
+            for place, said in enumerate(self._message_tokens(one)):
+                repeated += tokens if place else 0
                 tokens += said
                 prompts += tokens
                 tokens += new + TEMPLATE_TOKENS
             rows += one.num_rows
             longest = max(longest, tokens)
         user = self.spec.drift.user.max_new_tokens if self.spec.drift is not None else 0
-        return TokenCounts(prompts, rows * new, longest, *self._user_tokens(units, user))
+        read, written, read_again = self._user_tokens(units, user)
+        return TokenCounts(prompts, rows * new, longest, read, written, repeated, read_again)
 
     def _message_tokens(self, dialogue: Dialogue) -> list[int]:
         """Estimate the tokens of each of the user's messages; of a simulated user's at most."""
@@ -269,9 +271,9 @@ class DialogueSource:
             return [self.spec.drift.user.max_new_tokens] * dialogue.num_rows
         return [word_tokens(_num_words(turn)) for turn in dialogue.turns]
 
-    def _user_tokens(self, units: Sequence[WorkUnit], most: int) -> tuple[int, int]:
-        """Estimate the tokens that the model of a simulated user reads, and those that it writes at most."""
-        read = written = 0
+    def _user_tokens(self, units: Sequence[WorkUnit], most: int) -> tuple[int, int, int]:
+        """Estimate the tokens that the model of a simulated user reads, writes at most, and reads again."""
+        read = written = repeated = 0
         for one in self._all(units):
             if one.user is None:
                 continue
@@ -279,7 +281,9 @@ class DialogueSource:
             each = self.spec.sampling.max_new_tokens + most + TEMPLATE_TOKENS
             read += one.num_rows * first + each * (one.num_rows * (one.num_rows - 1) // 2)
             written += one.num_rows * most
-        return read, written
+            # Each prompt but the last is the beginning of the next.
+            repeated += (one.num_rows - 1) * first + each * ((one.num_rows - 1) * (one.num_rows - 2) // 2)
+        return read, written, repeated
 
     def _all(self, units: Iterable[WorkUnit]) -> Iterator[Dialogue]:
         return (dialogue for unit in units for dialogue in self._of(unit))

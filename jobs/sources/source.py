@@ -27,6 +27,8 @@ class TokenCounts:
         row_tokens: Tokens of the rollout (prompt and response) that batches are sized by.
         user_prompt_tokens: Tokens that the model of a simulated user reads; 0 without one.
         user_response_tokens: Tokens of its messages, at most.
+        repeated_tokens: Of ``prompt_tokens``, those that repeat earlier turns of a conversation that is generated.
+        user_repeated_tokens: The same of ``user_prompt_tokens``.
     """
 
     prompt_tokens: int
@@ -34,6 +36,8 @@ class TokenCounts:
     row_tokens: int
     user_prompt_tokens: int = 0
     user_response_tokens: int = 0
+    repeated_tokens: int = 0
+    user_repeated_tokens: int = 0
 
 
 class RequestSource(Protocol):

@@ -33,8 +33,8 @@ PARALLEL_REQUESTS = 32
 _BYTES_IN_FLIGHT = 256 * 2**20
 """Bound on the bytes of all requests in flight: a shard of per-token activations may have tens of megabytes."""
 
-_PART_VALUES = 2**19
-"""Values of a part that ``of_unit`` yields, 2 MiB: with smaller ones, threads mostly wait for Python's lock."""
+_PART_VALUES = 2**20
+"""Values of a part that ``of_unit`` yields, 4 MiB: with smaller ones, threads mostly wait for Python's lock."""
 
 _HINT = "Run verify, which lists all damage; verify --repair lets the next run make damaged units again."
 

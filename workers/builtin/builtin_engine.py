@@ -25,6 +25,7 @@ from ..engine import CapturedRollout, CapturedText, EngineSettings, StreamedRequ
 from ..models.hook_points import Tap, find_taps
 from .batching.batch_size import sized
 from .batching.exhaustion import stream_in_memory
+from .batching.kept_turns import KeptTurns
 from .generation import Generation
 from .kept_reading import KeptReader
 from .loaded_model import LoadedModel, load_model
@@ -79,6 +80,7 @@ class BuiltinEngine:
         loaded = self.loaded = replace(loaded, sharing=find_sharing(loaded, places, self.canary_limit))
         self.passes = loaded.sharing.summary
         settings = self._settings = sized(settings, loaded)
+        self._kept_turns = _kept_turns(settings)
         most = _PASS_TOKENS_HELD if settings.token_layers else PASS_TOKENS[settings.device] * _PASSES_PER_CAPTURE
         self.tokens_per_capture = _PASSES_PER_CAPTURE * min(settings.batch_size, most)
         if loaded.sharing.up_to:
@@ -125,7 +127,7 @@ class BuiltinEngine:
     def stream(self, next_request: Callable[[], StreamedRequest | None]) -> Iterator[CapturedRollout]:
         """Generate and capture, each request in its own way; see ``StreamingResponder.stream``."""
         return stream_in_memory(
-            lambda tokens: self.generation(replace(self._settings, batch_tokens=tokens)),
+            lambda tokens: self._generation(replace(self._settings, batch_tokens=tokens)),
             self.batch_tokens,
             next_request,
             self._shrink,
@@ -133,6 +135,10 @@ class BuiltinEngine:
 
     def _shrink(self, batch_tokens: int) -> None:
         self._settings = replace(self._settings, batch_tokens=batch_tokens)
+        self._kept_turns = _kept_turns(self._settings)
+
+    def _generation(self, settings: EngineSettings) -> Generation:
+        return Generation(self.loaded, self._capture, settings, self._interventions, self._user_spans, self._kept_turns)
 
     def generation(
         self, settings: EngineSettings, capture: Capture | None = None, loaded: LoadedModel | None = None
@@ -171,6 +177,10 @@ class BuiltinEngine:
         with plain_attention(self.model, self.loaded.own_attention):
             plain = self._plain.vectors(captured, list(arrays))
         return compare(arrays, plain, self._settings.token_positions)
+
+
+def _kept_turns(settings: EngineSettings) -> KeptTurns | None:
+    return KeptTurns(settings.batch_size // 2) if settings.keeps_turns else None
 
 
 def _run_probe(loaded: LoadedModel) -> None:

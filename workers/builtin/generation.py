@@ -34,6 +34,7 @@ from ..observation import Observed, Wanted
 from ..pooling import Shape
 from .alone import AloneGeneration
 from .batching.admission import Admission, RunningRollout
+from .batching.kept_turns import KeptTurns
 from .loaded_model import LoadedModel
 from .passes import decoding
 from .passes.capture import Capture, require_finite
@@ -54,6 +55,7 @@ class Generation:
         settings: Sampling, batch size, captured layers and poolings.
         interventions: Applies interventions to the model; None: made here.
         user_spans: Locates user messages; None where no pooling needs them.
+        kept_turns: What is kept of conversations that go on, in tokens of the batch; None: nothing is kept.
     """
 
     def __init__(
@@ -63,19 +65,29 @@ class Generation:
         settings: EngineSettings,
         interventions: Interventions | None = None,
         user_spans: UserSpans | None = None,
+        kept_turns: KeptTurns | None = None,
     ) -> None:
         self._loaded = loaded
         self._capture = capture
         self._settings = settings
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
-        self._cache = KVCache(loaded.num_layers, settings.batch_size)
+        # Of the tokens that are not computed again, a mean over the prompt would need the sums too.
+        needs_sums = "prompt_mean" in settings.capture.poolings
+        self._kept_turns = None if needs_sums else kept_turns
+        kept_tokens = self._kept_turns.budget_tokens if self._kept_turns else 0
+        self._cache = KVCache(loaded.num_layers, settings.batch_size - kept_tokens)
         self._steps = (
             DecodingSteps(loaded, capture, len(settings.layers), self._cache, settings.sampling, self._interventions)
             if settings.device in decoding.DEVICES
             else None
         )
         self._admission = Admission(
-            loaded, self._cache, self._interventions, user_spans, in_groups=self._steps is not None
+            loaded,
+            self._cache,
+            self._interventions,
+            user_spans,
+            self._kept_turns,
+            in_groups=self._steps is not None,
         )
         reader = TextReader(loaded, capture, settings, self._interventions)
         self._alone = AloneGeneration(loaded, self._interventions, reader)
@@ -228,7 +240,11 @@ class Generation:
             else:
                 self._edit_totals.add_prefix(slot, prefix.edited)
             for _, array, accumulator in self._accumulators.arrays("prompt"):
-                accumulator.add([slot], prefix.parts[array])
+                # A turn that was kept has none: its prompt's last token is never part of the prefix.
+                if array in prefix.parts:
+                    accumulator.add([slot], prefix.parts[array])
+            # Its keys and values are in the slot now; those of a turn are of no use to others.
+            rollout.prefix = None
         # After the prefixes, because the contributions to a slot must be added in the order of its tokens.
         line.stretches.add(observed)
 
@@ -284,9 +300,17 @@ class Generation:
                 value = (tokens if pooling.keeps_tokens else vectors)[point, pooling.name]
                 layers = self._settings.token_layers if pooling.keeps_tokens else self._settings.layers
                 require_finite(torch.from_numpy(value), layers, f"{point}/{pooling.name} of {rollout.address}")
+        self._keep(slot, running)
         intervention = running.request.intervention
         edits = self._edit_totals.finish(slot, intervention, start, running.num_content)
         return CapturedRollout(replace(rollout, edits=edits), vectors, tokens, running.user_span, intervention)
+
+    def _keep(self, slot: int, ended: RunningRollout) -> None:
+        """Keep the keys and values of a conversation that may go on."""
+        # The token that was sampled last has none: it was not fed, or in a pass that may have ended at the top layer.
+        token_ids = [*ended.prompt_ids, *ended.token_ids[:-1]]
+        if self._kept_turns is not None and self._kept_turns.may_keep(ended.request, len(token_ids)):
+            self._kept_turns.keep(ended.request, token_ids, self._cache.copy_prefix(slot, len(token_ids)))
 
 
 class _Line:

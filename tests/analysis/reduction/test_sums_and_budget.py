@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.analysis.moments import Moments
 from persona_atlas.analysis.reduction import budget
-from persona_atlas.analysis.reduction.group_sums import GroupSums
+from persona_atlas.analysis.reduction.group_sums import GroupSums, membership
 
 
 @settings(deadline=None, max_examples=30)
@@ -20,7 +20,7 @@ def test_sums_of_shuffled_parts_equal_those_of_all_at_once(seed: int, num_parts:
     sums = GroupSums(3, 3, 8)
     for rows in np.array_split(rng.permutation(24), num_parts):
         members = groups_N[rows]
-        assert sums.add(0, values_NLD[rows].transpose(1, 0, 2).copy(), members)
+        assert sums.add(0, values_NLD[rows].transpose(1, 0, 2).copy(), membership(members))
     for number, found in enumerate(sums.moments()):
         expected = Moments.of(values_NLD[groups_N == number])
         assert found.count == expected.count
@@ -37,7 +37,7 @@ def test_sums_are_right_whatever_the_width_and_the_number_of_rows(d_model: int, 
     groups_N = rng.integers(0, 4, num_rows)
     sums = GroupSums(4, 2, d_model)
     # The rows of a unit that have a vector: a part of a row block.
-    assert sums.add(0, whole_LRD.copy()[:, 1 : num_rows + 1], groups_N)
+    assert sums.add(0, whole_LRD.copy()[:, 1 : num_rows + 1], membership(groups_N))
     for number, found in enumerate(sums.moments()):
         expected = Moments.of(whole_LRD[:, 1 : num_rows + 1][:, groups_N == number].transpose(1, 0, 2))
         assert found.count == expected.count
@@ -49,7 +49,7 @@ def test_equal_vectors_have_their_mean_exactly_and_no_variance():
     values_LND = np.repeat(np.linspace(-9000, 7, 8, dtype=np.float32)[None, None], 12, axis=1)
     sums = GroupSums(1, 1, 8)
     for _ in range(3):
-        assert sums.add(0, values_LND.copy(), np.zeros(12, dtype=np.int64))
+        assert sums.add(0, values_LND.copy(), membership(np.zeros(12, dtype=np.int64)))
     (found,) = sums.moments()
     assert found.count == 36
     np.testing.assert_array_equal(found.mean_LD, values_LND[:, 0])
@@ -59,7 +59,7 @@ def test_equal_vectors_have_their_mean_exactly_and_no_variance():
 def test_nothing_that_is_no_number_is_added():
     values_LND = np.ones((1, 4, 8), dtype=np.float32)
     values_LND[0, 2, 5] = np.nan
-    sums, groups = GroupSums(1, 1, 8), np.zeros(4, dtype=np.int64)
+    sums, groups = GroupSums(1, 1, 8), membership(np.zeros(4, dtype=np.int64))
     with np.errstate(invalid="ignore"):
         assert not sums.add(0, values_LND.copy(), groups)
     assert not sums.add_wide(0, values_LND, groups)

@@ -21,6 +21,7 @@ from ...engine import StreamedRequest
 from ..loaded_model import LoadedModel
 from ..passes.kv_cache import KVCache
 from ..sampling.sampling import uniforms
+from .kept_turns import KeptTurns
 from .prefixes import PrefixCache, SharedPrefix
 
 _JOINING_TOKENS = {"cpu": 4096, "cuda": 16_384}
@@ -43,7 +44,8 @@ class RunningRollout:
         user_span: Token range of the user's message in the prompt; None where no pooling needs it.
         intervention: Intervention that is applied to its tokens only; None for none.
         is_alone: Whether it must not share a pass with others.
-        prefix: Prefix that its prompt shares with other prompts; None for none.
+        prefix: Prefix that its prompt shares with other prompts, or with the turn before it; None for none, and once it
+            has joined the batch.
         leads: Whether this rollout computes the prefix for the others.
         on_token: Told of each content token; returns whether the response ends with it. None: nobody is told.
         token_ids: Token ids sampled so far, the end-of-turn token included.
@@ -127,6 +129,7 @@ class Admission:
         cache: The KV cache, whose budget limits the batch.
         interventions: Prepares the requests' interventions for the model.
         user_spans: Locates user messages; None where no pooling needs them.
+        kept_turns: What is kept of conversations that go on; None where nothing is.
         in_groups: Whether rollouts join a running batch only when there is room for a group of them, because a pass in
             which any joins takes much longer than one in which none does.
 
@@ -140,6 +143,7 @@ class Admission:
         cache: KVCache,
         interventions: Interventions,
         user_spans: UserSpans | None,
+        kept_turns: KeptTurns | None = None,
         *,
         in_groups: bool = False,
     ) -> None:
@@ -148,6 +152,7 @@ class Admission:
         self._in_groups = in_groups
         self._interventions = interventions
         self._user_spans = user_spans
+        self._kept_turns = kept_turns
         self._prefixes = PrefixCache(loaded.renderer.shared_prefix)
         self._waiting: list[RunningRollout] = []
         self._held: RunningRollout | None = None
@@ -234,6 +239,10 @@ class Admission:
             # The prefix must end before the user's message: its contribution is kept for the prompt poolings only, so
             # the tokens of a user pooling have to be computed by the rollout itself.
             most = min(most, rollout.user_span[0])
+        kept = self._kept_turns and self._kept_turns.take(rollout.request, rollout.prompt_ids, most)
+        if kept:
+            rollout.prefix, rollout.leads = kept, False
+            return
         # Only the opening is worth sharing: later turns contain replies that no other conversation has.
         rollout.prefix, rollout.leads = self._prefixes.find(
             rollout.request.opening, rollout.prompt_ids, most, prompt_edits(rollout.intervention)

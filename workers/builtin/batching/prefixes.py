@@ -28,7 +28,7 @@ from ...editing.interventions import AppliedIntervention, prompt_edits
 from ...engine import TokenisedText
 from ..passes.kv_cache import PrefixKV
 
-_LEAST_TOKENS = 8
+LEAST_TOKENS = 8
 """Length from which a prefix is shared; for a shorter one, copying keys and values or an extra mask costs more."""
 
 _REMEMBERED = 8
@@ -89,7 +89,7 @@ class PrefixCache:
             _forget_oldest(self._token_ids)
         ids = self._token_ids[opening]
         # The tokenizer may merge the start of a question with the text before it, so the tokens must be compared.
-        if not _LEAST_TOKENS <= len(ids) <= most or list(prompt_ids[: len(ids)]) != ids:
+        if not LEAST_TOKENS <= len(ids) <= most or list(prompt_ids[: len(ids)]) != ids:
             return None, False
         key = (tuple(ids), edits)
         known = self._prefixes.get(key)
@@ -201,4 +201,4 @@ def _num_shared(leader: TextInPass, text: TokenisedText, intervention: AppliedIn
     most = min((one.responses[0][0] - 1 if one.responses else 0) for one in (leader.text, text))
     pairs = zip(leader.text.token_ids[:most], text.token_ids[:most], strict=True)
     shared = next((place for place, (one, other) in enumerate(pairs) if one != other), most)
-    return shared if shared >= _LEAST_TOKENS else 0
+    return shared if shared >= LEAST_TOKENS else 0

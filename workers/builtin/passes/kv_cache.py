@@ -20,10 +20,17 @@ _ROUND = 32
 
 @dataclass(frozen=True, slots=True)
 class PrefixKV:
-    """Keys and values of a shared prefix, stored outside the cache: ``(K, T, D)`` per layer."""
+    """Keys and values of a shared prefix, stored outside the cache.
 
-    keys_KTD: list[torch.Tensor]
-    values_KTD: list[torch.Tensor]
+    Attributes:
+        layers: Keys and values of each layer, ``(K, T, D)`` both; None for a layer that has none of its own.
+    """
+
+    layers: list[tuple[torch.Tensor, torch.Tensor] | None]
+
+    def first(self, length: int) -> PrefixKV:
+        """Return the keys and values of the first tokens, as views."""
+        return PrefixKV([None if one is None else (one[0][:, :length], one[1][:, :length]) for one in self.layers])
 
 
 class KVCache:
@@ -149,18 +156,24 @@ class KVCache:
 
     def copy_prefix(self, slot: int, length: int) -> PrefixKV:
         """Return a copy of a slot's first positions, which stays valid when the slot is reused."""
-        keys, values = (
-            [tensor_BKTD[slot, :, :length].clone() for tensor_BKTD in tensors if tensor_BKTD is not None]
-            for tensors in (self._keys_BKTD, self._values_BKTD)
+        pairs = zip(self._keys_BKTD, self._values_BKTD, strict=True)
+        return PrefixKV(
+            [
+                None
+                if keys is None or values is None
+                else (keys[slot, :, :length].clone(), values[slot, :, :length].clone())
+                for keys, values in pairs
+            ]
         )
-        return PrefixKV(keys, values)
 
     def put_prefix(self, slots: Sequence[int], prefix: PrefixKV) -> None:
-        """Copy a prefix into the first positions of slots."""
-        kept = [*prefix.keys_KTD, *prefix.values_KTD]
-        for tensor_BKTD, kept_KTD in zip(self._made(), kept, strict=True):
-            for slot in slots:
-                tensor_BKTD[slot, :, : kept_KTD.shape[1]] = kept_KTD
+        """Copy a prefix into the first positions of slots; it may be from a cache of the same model before this one."""
+        for layer, pair in enumerate(prefix.layers):
+            if pair is None:
+                continue
+            for tensor_BKTD, kept_KTD in zip(self._layer(layer, *pair), pair, strict=True):
+                for slot in slots:
+                    tensor_BKTD[slot, :, : kept_KTD.shape[1]] = kept_KTD
 
     def _made(self) -> list[torch.Tensor]:
         return [tensor for tensor in (*self._keys_BKTD, *self._values_BKTD) if tensor is not None]
