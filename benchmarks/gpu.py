@@ -5,10 +5,11 @@
 The parts, in the order in which they run: ``ceilings`` (copy bandwidth, bf16 matrix rate), ``conformance`` (every
 family, both modes, every hook point and interventions against plain passes, float32 and bf16), ``prefill``,
 ``generation``, ``decode`` and ``canary`` (a random model of the shape of Mistral 7B, made on the device), ``memory``
-(planned against measured, and running out of it), ``slots`` (the sums of the vLLM engine, without vLLM). Layer
-streaming is not built, so no part measures it. A part that fails prints its error and stops no other; one for which no
-time is left is named as skipped. Without a GPU, or with ``--cpu``, the same code runs at small sizes: that shows that
-the script works, and its figures mean nothing.
+(planned against measured, and running out of it), ``streaming`` (weights that are loaded layer by layer from the host's
+memory: the shape of a model of 32B parameters in a third of the device's memory, and one block of a model of 70B),
+``slots`` (the sums of the vLLM engine, without vLLM). A part that fails prints its error and stops no other; one for
+which no time is left is named as skipped. Without a GPU, or with ``--cpu``, the same code runs at small sizes: that
+shows that the script works, and its figures mean nothing.
 
 It needs no network, no Ray, no store and no installed package of this project: torch, transformers, tokenizers,
 safetensors, numpy, jinja2, psutil, pyyaml, rich and pydantic are enough. Of these, an image made for torch may lack

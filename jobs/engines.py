@@ -314,6 +314,8 @@ def _require_split(placement: PlacementSpec, facts: ModelFacts) -> None:
 
 def _against_vllm(spec: JobSpec, facts: ModelFacts, *, vllm_installed: bool, has_gpu: bool) -> str | None:
     """Say why ``auto`` does not choose vLLM; None if it does."""
+    if spec.placement.weights == "streamed":
+        return "it holds its weights, and placement.weights is streamed"
     if _other_hook_points(spec.capture):
         return f"it captures {VLLM_HOOK_POINT} only"
     if spec.capture.before_intervention:

@@ -36,6 +36,8 @@ class ModelFacts:
         quantized_bytes: Bytes of the checkpoint's tensors where its weights are quantised; 0 for plain ones.
         other_layers: Kinds of its decoder layers that are not attention, such as ``linear_attention``, as its
             configuration names them; empty if it names none.
+        layer_parameters: Parameters of the largest decoder layer; 0 if unknown.
+        outside_parameters: Parameters outside of the decoder layers: embeddings, LM head and final norm; 0 if unknown.
     """
 
     n_layers: int
@@ -55,3 +57,5 @@ class ModelFacts:
     quantization: Annotated[str, _NOT_KEPT] = field(default="", compare=False)
     quantized_bytes: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
     other_layers: Annotated[tuple[str, ...], _NOT_KEPT] = field(default=(), compare=False)
+    layer_parameters: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)
+    outside_parameters: Annotated[int, _NOT_KEPT] = field(default=0, compare=False)

@@ -25,7 +25,7 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 
 def test_it_needs_no_store_no_ray_and_no_vllm(tmp_path: Path):
     file = tmp_path / "figures.json"
-    options = ["--cpu", "--only", "ceilings,conformance", "--families", "llama", "--json", str(file)]
+    options = ["--cpu", "--only", "ceilings,conformance,streaming", "--families", "llama", "--json", str(file)]
     # As from a bare checkout: without the path that tests are given.
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, *options], cwd=tmp_path, env={"OMP_NUM_THREADS": "1"}, capture_output=True
@@ -36,6 +36,7 @@ def test_it_needs_no_store_no_ray_and_no_vllm(tmp_path: Path):
     assert {name: part["status"] for name, part in found["parts"].items()} == {
         "ceilings": "done",
         "conformance": "done",
+        "streaming": "done",
     }
     figures = {line["name"]: line for line in found["figures"]}
     assert figures["copy bandwidth, read and written"]["value"] > 0

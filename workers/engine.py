@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..jobs.interventions import Intervention
 from ..jobs.poolings import TokenRange, TokenSpans
 from ..jobs.specs.spec_parts import CaptureSpec, SamplingSpec
+from ..jobs.work.canary_rows import canary_draw
 from ..jobs.work.rollouts import ArrayName, Canary, EditRecord, Rollout
 from ..jobs.work.units import RolloutRequest
 
@@ -59,6 +60,8 @@ class TokenisedText:
         user_spans: For each response, the token range of the last user message before it; empty where no pooling needs
             it.
         intervention: Intervention to apply while it is read; None for none.
+        draws: For each response, the number of its rollout by which canaries are chosen (``canary_draw``); empty where
+            it is not known. A reader may recompute what is chosen while it reads the text.
     """
 
     name: str
@@ -66,6 +69,7 @@ class TokenisedText:
     responses: tuple[TokenRange, ...]
     user_spans: tuple[TokenRange, ...] = ()
     intervention: Intervention | None = None
+    draws: tuple[float, ...] = ()
 
     @property
     def spans(self) -> tuple[TokenSpans, ...]:
@@ -91,6 +95,7 @@ class TokenisedText:
             responses=((start, start + rollout.num_content_tokens),),
             user_spans=() if user_span is None else (user_span,),
             intervention=intervention,
+            draws=(canary_draw(rollout.address, rollout.seed),),
         )
 
 

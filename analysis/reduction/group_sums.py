@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,12 @@ _REPEATS = (1, 2, 4, 8, 16)
 
 _LEAST_COLUMNS, _MOST_COLUMNS = 128, 1024
 """Columns of a product of matrices, at least and at most."""
+
+_UNITS_IN_FLOAT32 = 8
+"""Units whose sums are added in float32, before these are added in float64, which takes several times as long."""
+
+_LARGEST = float(np.finfo(np.float32).max) / _UNITS_IN_FLOAT32
+"""Largest sum of squares of a unit of which that many can be added in float32."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,7 +54,8 @@ class GroupSums:
     """Sums of rollouts by group at some layers, added part by part.
 
     Products are taken in float32 of the differences from the first rollout: these are as small as the rollouts' spread,
-    so that a long mean costs no digits, and equal rollouts have no variance at all. Sums over units are float64.
+    so that a long mean costs no digits, and equal rollouts have no variance at all. Sums over units are float64, of
+    float32 sums over a few.
 
     Args:
         num_groups: G.
@@ -65,6 +71,9 @@ class GroupSums:
         self._has_shift = np.zeros(num_layers, dtype=bool)
         # Sums, and sums of squares.
         self._sums_2LGD = np.zeros((2, num_layers, num_groups, d_model))
+        # Those of the last few units, and how many these are.
+        self._recent_2LGD = np.zeros((2, num_layers, num_groups, d_model), dtype=np.float32)
+        self._num_recent_L = np.zeros(num_layers, dtype=np.int64)
         self._counts_G = np.zeros(num_groups, dtype=np.int64)
 
     def add(self, first: int, values_LND: Float32, groups: Membership) -> bool:
@@ -77,7 +86,8 @@ class GroupSums:
             groups: The group of each rollout.
 
         Returns:
-            False, and nothing is added, if a value is not finite or a square is beyond float32; see ``add_wide``.
+            False, and nothing is added, if a value is not finite or squares are too large for float32; see
+            ``add_wide``.
         """
         num_layers, _, d_model = values_LND.shape
         layers = slice(first, first + num_layers)
@@ -91,9 +101,13 @@ class GroupSums:
         np.square(values_LND, out=values_LND)
         _sum_groups(groups.weights_GN, values_LND, sums_2LGD[1])
         # Of squares, so that one that is infinite or no number is the largest.
-        if not sums_2LGD[1].max() < np.inf:
+        if not sums_2LGD[1].max() < _LARGEST:
             return False
-        self._accumulate(layers, groups, sums_2LGD)
+        self._recent_2LGD[:, layers, groups.present] += sums_2LGD
+        self._num_recent_L[layers] += 1
+        if self._num_recent_L[first] == _UNITS_IN_FLOAT32:
+            self._add_recent(layers)
+        self._count(layers, groups)
         return True
 
     def add_wide(self, first: int, values_LND: Float32, groups: Membership) -> bool:
@@ -113,8 +127,9 @@ class GroupSums:
         if not self._has_shift[first]:
             self._set_shift(layers, values_LND[:, 0])
         wide_LND = values_LND.astype(np.float64) - self._shift_LRD[layers, :1]
-        weights_GN = groups.weights_GN
-        self._accumulate(layers, groups, np.stack([weights_GN @ wide_LND, weights_GN @ wide_LND**2]))
+        sums_2LGD = np.stack([groups.weights_GN @ wide_LND, groups.weights_GN @ wide_LND**2])
+        self._sums_2LGD[:, layers, groups.present] += sums_2LGD
+        self._count(layers, groups)
         return True
 
     def _set_shift(self, layers: slice, values_LD: Float32) -> None:
@@ -131,13 +146,17 @@ class GroupSums:
             rest_LRD = values_LND[:, num_rows - rest :]
             np.subtract(rest_LRD, self._shift_LRD[layers, :1], out=rest_LRD)
 
-    def _accumulate(self, layers: slice, groups: Membership, sums_2LGD: npt.NDArray[Any]) -> None:
-        self._sums_2LGD[:, layers, groups.present] += sums_2LGD
+    def _add_recent(self, layers: slice) -> None:
+        self._sums_2LGD[:, layers] += self._recent_2LGD[:, layers]
+        self._recent_2LGD[:, layers], self._num_recent_L[layers] = 0, 0
+
+    def _count(self, layers: slice, groups: Membership) -> None:
         if layers.start == 0:
             self._counts_G[groups.present] += groups.counts_G
 
     def moments(self) -> list[Moments]:
         """Return count, mean and squared deviations of each group."""
+        self._add_recent(slice(None))
         found: list[Moments] = []
         shift_LD = self._shift_LRD[:, 0]
         for number, count in enumerate(self._counts_G.tolist()):
@@ -160,7 +179,7 @@ def membership(groups_N: npt.NDArray[np.int64]) -> Membership:
     return _membership(groups_N.tobytes())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _membership(groups: bytes) -> Membership:
     """Cached, because most units of a run have the same questions, and so the same groups."""
     groups_N = np.frombuffer(groups, dtype=np.int64)

@@ -39,6 +39,8 @@ class Sizes:
         slot_layers: Layers of the slot table.
         slot_width: Width of its vectors.
         slot_prompt_tokens: Prompt tokens of one of its passes.
+        streamed_model: Shape of the model whose weights are loaded layer by layer.
+        streamed_block: Shape of the layers that are measured alone.
     """
 
     model: ModelSize
@@ -54,6 +56,8 @@ class Sizes:
     slot_layers: int
     slot_width: int
     slot_prompt_tokens: int
+    streamed_model: ModelSize
+    streamed_block: ModelSize
 
 
 GPU_SIZES = Sizes(
@@ -71,6 +75,9 @@ GPU_SIZES = Sizes(
     slot_layers=80,
     slot_width=8192,
     slot_prompt_tokens=8192,
+    # Qwen 3 32B's and Llama 3 70B's; a large vocabulary would only take memory.
+    streamed_model=ModelSize("bfloat16", 64, 5120, 25_600, 40, 8, 32_000),
+    streamed_block=ModelSize("bfloat16", 4, 8192, 28_672, 64, 8, 32_000),
 )
 
 CPU_SIZES = Sizes(
@@ -87,6 +94,8 @@ CPU_SIZES = Sizes(
     slot_layers=4,
     slot_width=64,
     slot_prompt_tokens=128,
+    streamed_model=ModelSize("float32", 4, 64, 128, 4, 2, 512),
+    streamed_block=ModelSize("float32", 4, 64, 128, 4, 2, 512),
 )
 
 

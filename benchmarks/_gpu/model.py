@@ -119,10 +119,29 @@ def make_engine(size: ModelSize, settings: EngineSettings) -> BuiltinEngine:
 
 
 def _random_model(size: ModelSize, settings: EngineSettings) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.directory, trust_remote_code=False)
-    config = LlamaConfig(
+    torch.manual_seed(0)
+    # On the device and in its type from the start: a float32 model on the way there would take twice the memory.
+    with torch.device(settings.device):
+        model: Any = AutoModelForCausalLM.from_config(
+            config_of(size), dtype=getattr(torch, settings.dtype), trust_remote_code=False
+        )
+    with torch.no_grad():
+        model.lm_head.weight.mul_(_HEAD_SCALE)
+    return model.eval(), tokenizer
+
+
+def config_of(size: ModelSize) -> Any:
+    """Make the configuration of a Llama of a shape, for transformers.
+
+    Args:
+        size: Shape of the model.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=size.vocabulary,
         hidden_size=size.width,
         intermediate_size=size.mlp_width,
@@ -134,15 +153,6 @@ def _random_model(size: ModelSize, settings: EngineSettings) -> tuple[Any, Any]:
         eos_token_id=SPECIAL.index("<|end|>"),
         pad_token_id=0,
     )
-    torch.manual_seed(0)
-    # On the device and in its type from the start: a float32 model on the way there would take twice the memory.
-    with torch.device(settings.device):
-        model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, settings.dtype), trust_remote_code=False
-        )
-    with torch.no_grad():
-        model.lm_head.weight.mul_(_HEAD_SCALE)
-    return model.eval(), tokenizer
 
 
 def make_requests(renderer: ChatRenderer, count: int, prompt_tokens: int) -> list[RolloutRequest]:

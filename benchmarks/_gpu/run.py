@@ -30,6 +30,7 @@ from _gpu.decode import canary, decode, generation
 from _gpu.memory import memory
 from _gpu.prefill import prefill
 from _gpu.slots import slots
+from _gpu.streaming import streaming
 from _report import Line, Report
 
 
@@ -54,6 +55,7 @@ PARTS: Mapping[str, Part] = {
     "decode": Part(decode, 60),
     "canary": Part(canary, 20),
     "memory": Part(memory, 40),
+    "streaming": Part(streaming, 90),
     "slots": Part(slots, 15),
 }
 """All parts, in the order in which they run."""

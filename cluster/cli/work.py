@@ -62,7 +62,7 @@ def run_job(spec: JobSpec, address: str | None, *, grow: bool = False) -> tuple[
     shown, figures = job.plan, job.estimate
     if job.growth is not None:
         progress.say(str(job.growth))
-        shown, figures = job.growth.added, estimate(job.growth.added, job.estimate.engine)
+        shown, figures = job.growth.added, estimate(job.growth.added, job.estimate.engine, job.estimate.weights)
     for what, figure in plan.lines(shown, figures):
         progress.say(f"  {what + ':':18}{figure}")
     outcome, conclusion = finish_job(job, progress, partial(open_ray_backend, address=address))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ...jobs.errors import InputError
 from ...storage.locations.location import Location
 from ...workers.chat.spans import load_renderer
-from ...workers.engine import EngineSettings, Responder
-from ...workers.models.memory import require_memory
+from ...workers.engine import EngineSettings, Reader, Responder
+from ...workers.models.memory import free_bytes, require_memory
 from ...workers.models.model_files import find_model
 from ...workers.responders.given import GivenResponder
 from ...workers.responders.stored import StoredResponder
@@ -25,6 +26,8 @@ from .worker_settings import WorkerSettings
 if TYPE_CHECKING:
     from ...workers.builtin.builtin_engine import BuiltinEngine
     from ...workers.vllm.vllm_engine import VllmEngine
+
+_log = logging.getLogger(__name__)
 
 _SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
 """Pauses between checks for the sentinel: a shared file system may show a new file with a delay."""
@@ -45,6 +48,7 @@ def load_engine(settings: WorkerSettings, on_wait: Callable[[str], None]) -> Res
         InputError: The model does not fit the memory or cannot be loaded, vLLM is not here in a version that is known,
             or the server does not serve the model.
     """
+    settings = replace(settings, weights=_weights_here(settings))
     engine = engine_here(settings)
     if settings.dialogues is not None:
         setup = DialogueSetup(settings.dialogues, engine, on_wait)
@@ -60,16 +64,17 @@ def _load_responder(settings: WorkerSettings, engine: EngineSettings, on_wait: C
     conversations = load_renderer(engine.directory, engine.chat_template)
     user_spans = conversations.user_spans() if engine.capture.needs_user_spans else None
     if settings.reads_stored:
-        return StoredResponder(_load_model(settings, engine, generates=False), conversations.decode)
+        return StoredResponder(_load_reader(settings, engine), conversations.decode)
     if settings.generation is None:
-        return GivenResponder(_load_model(settings, engine, generates=False), conversations, user_spans)
+        return GivenResponder(_load_reader(settings, engine), conversations, user_spans)
     # The HTTP client is imported only if a server generates.
     from ...workers.responders.endpoint import EndpointResponder, check_endpoint
 
     # The server is checked first, because the model may take minutes to load.
     left_out = check_endpoint(settings.generation, settings.served_model, conversations.renderer)
+    reader = _load_reader(settings, engine)
     return EndpointResponder(
-        _load_model(settings, engine, generates=False),
+        reader,
         conversations,
         settings.generation,
         settings.served_model,
@@ -77,6 +82,8 @@ def _load_responder(settings: WorkerSettings, engine: EngineSettings, on_wait: C
         user_spans=user_spans,
         left_out=left_out,
         on_wait=on_wait,
+        # Reading few tokens takes loading all weights, too.
+        held_tokens=reader.tokens_per_capture if settings.weights == "streamed" else 0,
     )
 
 
@@ -96,9 +103,7 @@ def engine_here(settings: WorkerSettings) -> EngineSettings:
     if settings.engine_name == "vllm":
         require_known_version(settings.engine.device)
     if settings.engine.device == "cuda":
-        if settings.engine_name != "vllm":
-            # A KV cache that grows would leave holes otherwise. Read when torch first takes memory of the GPU.
-            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        _set_allocator(settings)
         import torch
 
         if not torch.cuda.is_available():
@@ -110,16 +115,43 @@ def engine_here(settings: WorkerSettings) -> EngineSettings:
             )
     if settings.engine_name != "vllm" or settings.engine.device == "cpu":
         # vLLM counts the memory of its GPUs itself; asking for it here would take some of the first.
-        require_memory(settings.needed_bytes, 1, settings.engine.device)
+        needed = settings.streamed_bytes if settings.weights == "streamed" else settings.needed_bytes
+        require_memory(needed, 1, settings.engine.device)
     engine = settings.engine
     if settings.model is not None and not engine.directory.is_dir():
         engine = replace(engine, directory=find_model(settings.model, lambda _: None))
     return engine
 
 
+def _weights_here(settings: WorkerSettings) -> Literal["resident", "streamed"]:
+    """Decide by the memory of this machine where the settings leave it open."""
+    if settings.weights != "auto":
+        return settings.weights
+    _set_allocator(settings)
+    if settings.needed_bytes <= free_bytes(settings.engine.device):
+        return "resident"
+    _log.info("the weights do not fit the memory here, so they are loaded layer by layer")
+    return "streamed"
+
+
+def _set_allocator(settings: WorkerSettings) -> None:
+    if settings.engine.device == "cuda" and settings.engine_name != "vllm":
+        # A KV cache that grows would leave holes otherwise. Read when torch first takes memory of the GPU.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 def engine_label(settings: WorkerSettings) -> str:
     """Name the engine of a worker on this machine as commit records do: ``builtin``, or ``vllm`` and its version."""
     return "builtin" if settings.engine_name == "builtin" else f"vllm {installed_version()}"
+
+
+def _load_reader(settings: WorkerSettings, engine: EngineSettings) -> Reader:
+    """Load a model that only reads texts."""
+    if settings.weights != "streamed":
+        return _load_model(settings, engine, generates=False)
+    from ...workers.builtin.streaming.reader import StreamedReader
+
+    return StreamedReader(replace(engine, batch_tokens=settings.walk_tokens), rule=settings.canary)
 
 
 def _load_model(settings: WorkerSettings, engine: EngineSettings, *, generates: bool) -> BuiltinEngine | VllmEngine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ...jobs.engines import Engine
 from ...jobs.interventions import Intervention
@@ -42,6 +43,10 @@ class WorkerSettings:
         intervention: Edits under which every rollout is made; sent once, and not with every request. None for none.
         num_nodes: Nodes of each replica; more than one takes vLLM.
         dialogues: What dialogues need; None where every rollout is a single response, or the texts are given.
+        weights: Whether a replica of the built-in engine holds all its weights, streams them, or decides by the memory
+            of its machine.
+        streamed_bytes: Bytes of memory that one replica needs that streams its weights.
+        walk_tokens: Tokens that such a replica reads each time its weights are; None: it measures how many it needs.
         place: The place of this process in its replica; None until the nodes of the replica are known, and on one node.
     """
 
@@ -66,6 +71,9 @@ class WorkerSettings:
     num_nodes: int = 1
     place: NodePlace | None = None
     dialogues: DialogueSettings | None = None
+    weights: Literal["auto", "resident", "streamed"] = "resident"
+    streamed_bytes: int = 0
+    walk_tokens: int | None = None
 
     def on_node(self, num_cpus: float, num_gpus: float) -> WorkerSettings:
         """Return the settings of a worker that was placed on a node.

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from ...jobs.engines import Engine
-from ...jobs.sizing.estimate import batch_tokens, estimate, resolved_dtype
+from ...jobs.sizing.estimate import Estimate, batch_tokens, estimate, resolved_dtype
+from ...jobs.sizing.streaming import can_stream, least_estimate
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.layout import driver_path
@@ -110,6 +111,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         engine: The engine of every worker.
     """
     spec = job.plan.spec
+    streams = engine == "builtin" and can_stream(job.plan)
     return WorkerSettings(
         engine=EngineSettings(
             directory=job.model_directory,
@@ -130,8 +132,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             edited_layers=() if job.plan.edits is None else job.plan.edits.intervention.layers,
             keeps_turns=estimate(job.plan, engine).caches_turns,
         ),
-        needed_bytes=(job.estimate.machine_bytes if placement.device == "cpu" else job.estimate.replica_bytes)
-        // placement.num_nodes,
+        needed_bytes=_bytes_on(placement, job.estimate) // placement.num_nodes,
         store_url=job.location.url,
         endpoint_url=job.location.endpoint_url,
         rows_per_block=job.plan.rows_per_block,
@@ -150,7 +151,15 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         num_nodes=placement.num_nodes,
         intervention=None if job.plan.edits is None else job.plan.edits.intervention,
         dialogues=_dialogues(job),
+        weights=spec.placement.weights if streams else "resident",
+        streamed_bytes=_bytes_on(placement, estimate(job.plan, "builtin", "streamed")) if streams else 0,
+        walk_tokens=spec.placement.batch_tokens,
     )
+
+
+def _bytes_on(placement: Placement, figures: Estimate) -> int:
+    """Return the bytes of memory that one replica needs where it is placed."""
+    return figures.machine_bytes if placement.device == "cpu" else figures.replica_bytes
 
 
 def _dialogues(job: Job) -> DialogueSettings | None:
@@ -207,5 +216,15 @@ def _refuse_what_cannot_run(job: Job, progress: Progress) -> Engine:
     placement = place(job.plan.spec.placement, local_resources())
     engine = engine_for(job.plan, placement, lambda: vllm_here(placement), progress)
     if placement.device == "cpu":
-        require_memory(job.estimate.machine_bytes, placement.replicas, "cpu")
+        require_memory(needed_here(job, engine), placement.replicas, "cpu")
     return engine
+
+
+def needed_here(job: Job, engine: Engine) -> int:
+    """Return the bytes that a replica needs at least on a machine without GPUs, where it may stream its weights.
+
+    Args:
+        job: The prepared job.
+        engine: Engine of the replicas.
+    """
+    return (least_estimate(job.plan) if engine == "builtin" else job.estimate).machine_bytes

@@ -13,6 +13,7 @@ from ...jobs.engines import Engine
 from ...jobs.errors import StoreError
 from ...jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from ...jobs.sizing.estimate import estimate
+from ...jobs.sizing.streaming import planned_weights
 from ...jobs.work.rollouts import Canary
 from ...storage.format.planned_units import encode_units
 from ...storage.format.records import Manifest, RunRecord
@@ -173,9 +174,8 @@ def _work_under_lease(
                 file=job.location.url,
                 hint="Start it again.",
             )
-        ledger = Ledger(
-            job.plan, committed, iter(lease.row_blocks), estimate(job.plan, backend.engine).rows_per_assignment
-        )
+        figures = estimate(job.plan, backend.engine, planned_weights(job.plan))
+        ledger = Ledger(job.plan, committed, iter(lease.row_blocks), figures.rows_per_assignment)
         done_before = ledger.num_done
         # Appended to by several threads.
         canaries: list[Canary] = []

@@ -28,7 +28,7 @@ from ..pool.session import local_resources
 from ..pool.vllm_nodes import vllm_here
 from ..pool.worker_loop import Load, WorkerLoop
 from ..pool.worker_settings import WorkerSettings
-from .backend import Backend, describe_server, rendering_of, worker_settings
+from .backend import Backend, describe_server, needed_here, rendering_of, worker_settings
 from .engine_choice import ENGINE_NAMES, engine_for
 from .prepare import Job
 from .progress import Progress
@@ -56,7 +56,7 @@ def open_local_backend(job: Job, progress: Progress) -> Iterator[Backend]:
     placement = place(spec.placement.model_copy(update={"replicas": 1}), local_resources())
     engine = engine_for(job.plan, placement, lambda: vllm_here(placement), progress)
     if placement.device == "cpu":
-        require_memory(job.estimate.machine_bytes, 1, "cpu")
+        require_memory(needed_here(job, engine), 1, "cpu")
     rendering = rendering_of(job, renderer) | describe_server(spec, renderer, is_checked=True)
 
     def make_executor(lease: HeldLease) -> InProcessExecutor:

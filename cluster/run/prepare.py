@@ -11,6 +11,7 @@ from ...jobs.errors import InputError, StoreError
 from ...jobs.model_facts import ModelFacts
 from ...jobs.plan import Plan, make_plan
 from ...jobs.sizing.estimate import Estimate, estimate
+from ...jobs.sizing.streaming import planned_weights, require_streamed
 from ...jobs.sources.source import RequestSource
 from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
@@ -275,11 +276,12 @@ def prepare_job(
     template = chat_template or read_chat_template(spec.model)
     recorded = None if record is None else read_edits(location, record)
     plan, directory = plan_job(spec, progress, source, record, template, edits, recorded)
+    require_streamed(plan)
     growth: Growth | None = None
     if record is not None:
         plan, growth = fit_to_run(plan, record, location, grow=grow)
     # Where it depends on the machines which engine runs, this is the built-in one.
-    figures = estimate(plan, possible_engines(spec, plan.facts)[0])
+    figures = estimate(plan, possible_engines(spec, plan.facts)[0], planned_weights(plan))
     if record is None:
         concerned = require_readable(plan, directory, progress, template)
         return Job(plan, figures, directory, location, None, frozenset(), template, concerned)

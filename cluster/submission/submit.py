@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...jobs.engines import possible_engines, refuse_parallel_builtin
+from ...jobs.engines import refuse_parallel_builtin
 from ...jobs.errors import InputError
 from ...jobs.files.hub_url import is_hub
 from ...jobs.files.store_url import is_s3
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
-from ...jobs.sizing.estimate import estimate
+from ...jobs.sizing.streaming import least_estimate
 from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import BUILTIN_TEMPLATE_SCHEME, PACKAGE_SCHEME
@@ -80,9 +80,8 @@ def submit_job(
     info = cluster.info()
     refuse_cluster(info, spec, options)
     if not options.may_scale_up:
-        engines = possible_engines(spec, plan.facts) if plan else []
-        # Where it depends on the nodes which engine runs, the built-in one is estimated, which is the smaller.
-        refuse_what_fits_no_node(info, spec, estimate(plan, engines[0]) if plan else None)
+        # Where it depends on the nodes which engine runs, and how it holds its weights, the least is what counts.
+        refuse_what_fits_no_node(info, spec, least_estimate(plan) if plan else None)
     if info.is_open:
         progress.say(
             f"Warning: {cluster.address} accepts jobs from anybody who can reach it, without a token. Set "

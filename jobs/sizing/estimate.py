@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..engines import (
     FAMILIES_RUN_ALONE,
@@ -23,6 +24,13 @@ HEADROOM = 1.2
 
 UNITS_HELD = 4
 """Units that are held in memory because some of their rollouts are unfinished or they are not written yet."""
+
+Weights = Literal["resident", "streamed"]
+"""Whether a replica holds the weights of all layers, or loads them layer by layer."""
+
+ASSUMED_WALK_TOKENS = 32_768
+"""Tokens that are read each time streamed weights are, for planning memory and assignments. A worker measures how many
+it needs; ``streaming`` computes it for a device."""
 
 DEFAULT_BATCH_TOKENS = 12_288
 """Tokens of a batch by default: about 90 short rollouts, beyond which decoding on a CPU gains little."""
@@ -65,6 +73,7 @@ class Estimate:
         cached_tokens: Of ``prompt_tokens``, those that are not computed again, because keys and values of earlier turns
             are cached; see ``caches_turns``.
         user_cached_tokens: The same of ``user_prompt_tokens``.
+        weights: Whether the weights of all layers are held, or those of two at a time.
     """
 
     prompt_tokens: int
@@ -89,6 +98,7 @@ class Estimate:
     user_response_tokens: int = 0
     cached_tokens: int = 0
     user_cached_tokens: int = 0
+    weights: Weights = "resident"
 
     @property
     def caches_turns(self) -> bool:
@@ -120,12 +130,13 @@ class Estimate:
         return self.replica_bytes + self.held_token_bytes
 
 
-def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
+def estimate(plan: Plan, engine: Engine = "builtin", weights: Weights = "resident") -> Estimate:
     """Estimate the size of a plan.
 
     Args:
         plan: The plan.
         engine: Engine that runs it.
+        weights: Whether it holds the weights of all layers; only the built-in engine can do without.
 
     Example:
         >>> from persona_atlas import estimate, plan
@@ -145,7 +156,7 @@ def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
     # vLLM's KV cache on GPUs is as large as the memory that is left; what a batch must have is the default's.
     budget = batch_tokens(spec.placement)
     cached, user_cached = _cached_tokens(plan, texts, engine)
-    rows = _rows_per_batch(plan, texts.row_tokens, engine)
+    rows = _rows_per_batch(plan, texts.row_tokens, engine, weights)
     if cached or user_cached:
         rows = max(1, rows // 2)
     slots = rows + VLLM_READING_SLOTS if engine == "vllm" else rows
@@ -157,7 +168,7 @@ def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
         stored_bytes=int(rollouts * vector_values * bytes_per_value) + token_bytes,
         stored_token_bytes=token_bytes,
         objects=len(plan.units) * (arrays + 2),
-        weight_bytes=_weight_bytes(plan, engine),
+        weight_bytes=_weight_bytes(plan, engine) if weights == "resident" else streamed_bytes(plan),
         cache_bytes=budget * facts.kv_values_per_token * width if generates_here(plan) else 0,
         rows_per_batch=rows,
         row_tokens=texts.row_tokens,
@@ -173,6 +184,7 @@ def estimate(plan: Plan, engine: Engine = "builtin") -> Estimate:
         user_response_tokens=texts.user_response_tokens,
         cached_tokens=cached,
         user_cached_tokens=user_cached,
+        weights=weights,
     )
 
 
@@ -192,6 +204,31 @@ def runs_texts_alone(plan: Plan, engine: Engine) -> bool:
     return engine == "builtin" and (facts.family in FAMILIES_RUN_ALONE or bool(facts.other_layers))
 
 
+def layer_bytes(plan: Plan) -> int:
+    """Return the bytes of the largest decoder layer, in the type that is computed in.
+
+    Args:
+        plan: The plan. Where the facts of its model do not tell, all parameters are divided among the layers.
+    """
+    facts = plan.facts
+    return (facts.layer_parameters or facts.num_parameters // facts.n_layers) * parameter_bytes(plan)
+
+
+def streamed_bytes(plan: Plan) -> int:
+    """Return the bytes of weights that are held where layers are loaded in turn, and of the tokens of a walk.
+
+    Args:
+        plan: The plan.
+    """
+    # The LM head is counted although it is not loaded, because the facts do not tell it from the embeddings. Where they
+    # tell nothing, embeddings are taken to be as large as two layers.
+    is_known = plan.facts.layer_parameters > 0
+    outside = plan.facts.outside_parameters * parameter_bytes(plan) if is_known else 2 * layer_bytes(plan)
+    tokens = plan.spec.placement.batch_tokens or ASSUMED_WALK_TOKENS
+    # The stream of a token, once more while a layer makes the next, and as much for rotary embeddings and positions.
+    return outside + 2 * layer_bytes(plan) + 3 * tokens * plan.facts.d_model * parameter_bytes(plan)
+
+
 def _weight_bytes(plan: Plan, engine: Engine) -> int:
     """Return the bytes of the weights: vLLM computes with quantised ones, the built-in engine with plain ones."""
     if engine == "vllm" and plan.facts.quantized_bytes:
@@ -208,7 +245,10 @@ def _cached_tokens(plan: Plan, texts: TokenCounts, engine: Engine) -> tuple[int,
     return texts.repeated_tokens if plan.edits is None else 0, texts.user_repeated_tokens if is_user else 0
 
 
-def _rows_per_batch(plan: Plan, row_tokens: int, engine: Engine) -> int:
+def _rows_per_batch(plan: Plan, row_tokens: int, engine: Engine, weights: Weights) -> int:
+    if weights == "streamed":
+        # Texts that are read alone are walked together, too.
+        return max(1, (plan.spec.placement.batch_tokens or ASSUMED_WALK_TOKENS) // max(1, row_tokens))
     if runs_texts_alone(plan, engine):
         return 1
     if engine == "vllm":

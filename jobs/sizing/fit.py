@@ -27,8 +27,8 @@ from .estimate import (
 
 _NOTHING_FITS = (
     "Not even one rollout fits on a whole machine: use a smaller model, devices with more memory (--device, --devices "
-    "FILE), or more placement.pipeline_parallel, whose stages may be on several machines. Streaming the model layer by "
-    "layer would need less, but a run cannot do that yet."
+    "FILE), or more placement.pipeline_parallel, whose stages may be on several machines. Texts that exist, or that a "
+    "server generates, can be read with weights that are loaded layer by layer: placement.weights=streamed."
 )
 
 

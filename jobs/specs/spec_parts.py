@@ -338,8 +338,11 @@ class PlacementSpec(SpecSection):
         pipeline_parallel: Stages of a replica, each with ``tensor_parallel`` GPUs and a part of the decoder layers;
             more than 1 takes vLLM.
         device: ``auto`` uses GPUs if the cluster has any; Apple's (MPS) are refused, and not taken by ``auto``.
+        weights: Whether a replica holds the weights of all layers (``resident``), or loads them layer by layer while it
+            reads texts (``streamed``); ``auto`` streams what does not fit a replica's memory and is only read.
         batch_tokens: Most tokens of one batch, prompts and responses together; None: 12288 on a CPU, and on a GPU what
-            its memory has room for beside the model; vLLM's own there.
+            its memory has room for beside the model; vLLM's own there. Of streamed weights the tokens that are read
+            each time the weights are; None: as many as are needed for loading to take no time of its own.
         threads: CPU threads of each replica; None: the machine's cores are divided among the replicas.
     """
 
@@ -348,6 +351,7 @@ class PlacementSpec(SpecSection):
     tensor_parallel: _Count = 1
     pipeline_parallel: _Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    weights: Literal["auto", "resident", "streamed"] = "auto"
     batch_tokens: Annotated[int, Field(ge=64, le=MAX_COUNT), NO_BOOLEAN] | None = None
     threads: _Count | None = None
 

@@ -204,7 +204,7 @@ def _falcon_h1() -> Any:
     from transformers import FalconH1Config
 
     own: dict[str, Any] = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
-    return FalconH1Config(**SHAPE, **own, mamba_chunk_size=8, head_dim=16)
+    return FalconH1Config(**SHAPE, **own, mamba_chunk_size=8)
 
 
 ALONE_FAMILIES: dict[str, Callable[[], Any]] = {

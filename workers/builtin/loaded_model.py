@@ -188,7 +188,7 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            **_attention(checkpoint.config),
+            **attention_options(checkpoint.config),
             **restoring,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
@@ -210,10 +210,16 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _attention(config: Any) -> dict[str, str]:
+def attention_options(config: Any) -> dict[str, str]:
     """Choose the attention of a model where transformers' own choice would compute something else than the model.
 
     Some versions choose ``sdpa`` for Gemma 2, which has no soft cap of the scores and leaves it out without an error.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        Arguments for loading it; empty where transformers' own choice is right.
     """
     softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return {} if softcap is None else {"attn_implementation": "eager"}
@@ -226,14 +232,27 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> None:
         model: A model whose parameters transformers did not leave in that type.
         dtype: Type of its parameters.
     """
-    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype == torch.float16:
-        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, parameter in model.named_parameters():
-        if not any(part in name.split(".") for part in kept):
+        if not stays_float32(model, name, dtype):
             parameter.data = parameter.data.to(dtype)
     for config in (model.config, model.config.get_text_config()):
         config.dtype = dtype
+
+
+def stays_float32(model: Any, name: str, dtype: torch.dtype) -> bool:
+    """Whether transformers keeps a parameter in float32 although the model is loaded in another type.
+
+    Args:
+        model: The model, whose class names such modules.
+        name: Name of the parameter.
+        dtype: Type of the model's parameters.
+    """
+    if dtype == torch.float32:
+        return False
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return any(part in name.split(".") for part in kept)
 
 
 def _refuse_missing(directory: Path, found: Any) -> None:

@@ -12,31 +12,29 @@ text's own. Sums are copied from the device once per pass and combined on the CP
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
 
 from ...jobs.errors import UnitError
 from ...jobs.machine_faults import is_out_of_memory
-from ...jobs.poolings import TokenRange
 from ...jobs.specs.spec_parts import CaptureSpec, HookPoint
 from ...jobs.work.rollouts import EditRecord
-from ..accumulator_set import AccumulatorSet, PassStretches
+from ..accumulator_set import AccumulatorSet
 from ..editing.edit_totals import record_of
-from ..editing.edited_pass import EditedPass, EditedStretch
+from ..editing.edited_pass import EditedPass
 from ..editing.interventions import AppliedIntervention, Interventions
 from ..engine import CapturedText, EngineSettings, TokenisedText
-from ..observation import Observed, Wanted
+from ..observation import Observed
 from ..pooling import Shape
 from .batching.exhaustion import LEAST_TOKENS, free_memory
 from .batching.prefixes import TextInPass, in_passes, length_of
 from .loaded_model import LoadedModel
 from .passes.capture import Capture, require_finite
-from .passes.packed import PackedPass, Segment
 from .passes.registration import plain_attention
+from .reading_pass import PassRunner, RanPass, ReadingPass, ResidentRunner
 
 PASS_TOKENS = {"cpu": 4096, "cuda": 16_384}
 """Most tokens of one pass, unless a single text is longer. On a CPU larger passes are not faster; on a GPU they are, as
@@ -54,13 +52,20 @@ class TextReader:
         capture: Hooks at the captured layers of that model.
         settings: Captured layers, poolings and batch size.
         interventions: Applies interventions to the model.
+        runner: Runs the passes; None: one after another, with weights that are all on the device.
     """
 
     def __init__(
-        self, loaded: LoadedModel, capture: Capture, settings: EngineSettings, interventions: Interventions
+        self,
+        loaded: LoadedModel,
+        capture: Capture,
+        settings: EngineSettings,
+        interventions: Interventions,
+        runner: PassRunner | None = None,
     ) -> None:
         self._loaded = loaded
-        self._capture = capture
+        top = max(settings.layers)
+        self._runner: PassRunner = runner or ResidentRunner(loaded, capture, interventions, top)
         self._settings = settings
         self._interventions = interventions
         self._pass_tokens = min(settings.batch_size, PASS_TOKENS[settings.device])
@@ -74,7 +79,7 @@ class TextReader:
         halves = [self._halves(part) for parts in apart for part in parts]
         with torch.inference_mode():
             shared = self._read_in_memory([shared for shared, _ in halves])
-            alone = [self._read_alone(text) if text.responses else CapturedText((), ()) for _, text in halves]
+            alone = self._read_alone([text for _, text in halves])
         captured = iter([_joined(pair) for pair in zip(shared, alone, strict=True)])
         return [_joined([next(captured) for _ in parts]) for parts in apart]
 
@@ -102,24 +107,40 @@ class TextReader:
                     raise
             # Not before the handler has ended, because until then the error holds the tensors of the pass.
             self._pass_tokens = smaller
+            self._runner.shrink()
             free_memory()
             _log.warning("the memory was exhausted: going on with passes of at most %d tokens", smaller)
 
     def _read_together(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         interventions = [self._ready(text) for text in texts]
+        passes = (
+            ReadingPass(readings, self._accumulators())
+            for readings in in_passes(texts, interventions, self._pass_tokens)
+        )
         captured: dict[int, CapturedText] = {}
-        before: _StartedPass | None = None
-        for readings in in_passes(texts, interventions, self._pass_tokens):
-            started = self._start(readings)
+        before: RanPass | None = None
+        for ran in self._runner.run(passes):
             # A GPU computes a pass while the results of the one before are fetched.
             captured |= self._finished(before)
-            before = started
+            before = ran
         captured |= self._finished(before)
         return [captured[index] for index in range(len(texts))]
 
-    def _read_alone(self, text: TokenisedText) -> CapturedText:
-        with plain_attention(self._loaded.model, self._loaded.own_attention):
-            return self._finished(self._start([TextInPass(0, text, self._ready(text))], is_alone=True))[0]
+    def _read_alone(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
+        captured = {index: CapturedText((), ()) for index in range(len(texts))}
+        passes = (
+            ReadingPass([TextInPass(index, text, self._ready(text))], self._accumulators(), is_alone=True)
+            for index, text in enumerate(texts)
+            if text.responses
+        )
+        if any(text.responses for text in texts):
+            with plain_attention(self._loaded.model, self._loaded.own_attention):
+                for ran in self._runner.run(passes):
+                    captured |= self._finished(ran)
+        return [captured[index] for index in range(len(texts))]
+
+    def _accumulators(self) -> AccumulatorSet:
+        return AccumulatorSet(self._settings.capture, self._shape)
 
     def _ready(self, text: TokenisedText) -> AppliedIntervention | None:
         try:
@@ -127,41 +148,19 @@ class TextReader:
         except UnitError as error:
             raise UnitError(f"{text.name}: {error.message}", code=error.code, hint=error.hint) from None
 
-    def _start(self, readings: Sequence[TextInPass], *, is_alone: bool = False) -> _StartedPass:
-        """Start a pass over the given texts, or one alone; a GPU may still be computing it afterwards."""
-        accumulators = AccumulatorSet(self._settings.capture, self._shape)
-        line = _Line(readings, accumulators)
-        subject = readings[0].text.name + ("" if is_alone else " or another text of its pass")
-        if not line.token_ids:
-            return _StartedPass(readings, line, accumulators, {}, self._interventions.planned(()), subject)
-        if is_alone:
-            run = partial(self._logits_alone, line.token_ids)
-        else:
-            layout = PackedPass(self._settings.device, line.segments)
-            run = partial(layout.run, self._loaded.model, line.token_ids, None)
-        with self._interventions.applied(line.edits) as edits:
-            _, observed = self._capture.observe(
-                run,
-                line.stretches.wanted,
-                num_tokens=len(line.token_ids),
-                device=self._settings.device,
-                stop_at_top=True,
-                top=self._interventions.top(edits, max(self._settings.layers)),
-            )
-        return _StartedPass(readings, line, accumulators, observed, edits, subject)
-
-    def _finished(self, started: _StartedPass | None) -> dict[int, CapturedText]:
+    def _finished(self, started: RanPass | None) -> dict[int, CapturedText]:
         """Pool each response of a pass that was started, and return the texts by their index."""
         if started is None:
             return {}
-        readings, line, accumulators = started.readings, started.line, started.accumulators
+        line = started.ran
+        readings, accumulators, subject = line.readings, line.accumulators, line.subject
         if not line.token_ids:
             return {reading.index: CapturedText((), ()) for reading in readings}
         observed: dict[HookPoint, Observed] = {point: shown.cpu() for point, shown in started.observed.items()}
         for point, shown in observed.items():
-            require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {started.subject}")
-            require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {started.subject}")
-            require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {started.subject}")
+            require_finite(shown.tokens_LED, self._settings.layers, f"{point} of a token of {subject}")
+            require_finite(shown.sums_LPD, self._settings.layers, f"{point} of a span of {subject}")
+            require_finite(shown.every_KWD, self._settings.token_layers, f"{point} of a token of {subject}")
         accumulators.start(slice(0, line.num_slots))
         line.stretches.add(observed)
         records = self._records(readings, line, started.edits)
@@ -175,7 +174,7 @@ class TextReader:
         return captured
 
     def _records(
-        self, readings: Sequence[TextInPass], line: _Line, edits: EditedPass
+        self, readings: Sequence[TextInPass], line: ReadingPass, edits: EditedPass
     ) -> list[tuple[EditRecord, ...] | None]:
         """Record what the pass did to each response's rollout; None where it has no intervention."""
         changes_EN = edits.changes_EN(len(line.token_ids)).cpu() if edits.layers else torch.zeros(0, 0)
@@ -185,19 +184,6 @@ class TextReader:
             None if applied is None else record_of(applied.intervention, changes, places, span)
             for (applied, span), places in zip(responses, line.conversations, strict=True)
         ]
-
-    def _logits_alone(self, token_ids: Sequence[int]) -> torch.Tensor:
-        return self._loaded.run_alone(token_ids).logits[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _StartedPass:
-    readings: Sequence[TextInPass]
-    line: _Line
-    accumulators: AccumulatorSet
-    observed: Mapping[HookPoint, Observed]
-    edits: EditedPass
-    subject: str
 
 
 def _apart(text: TokenisedText) -> list[TokenisedText]:
@@ -265,50 +251,3 @@ def _check_users(text: TokenisedText) -> None:
                 f"{first}.",
                 code="bad_span",
             )
-
-
-class _Line:
-    """The packed sequence of one pass: each text, without the prefix that it shares with an earlier one.
-
-    Args:
-        readings: The texts of the pass.
-        accumulators: Accumulators of the pass; a slot per response, text after text.
-
-    Attributes:
-        token_ids: Token ids of the whole sequence.
-        segments: One segment per text, without its shared prefix.
-        edits: Ranges of the sequence that are edited, with their edits.
-        conversations: For each response, where the conversation up to its end is in the sequence.
-        stretches: Ranges of the sequence that are pooled.
-        num_slots: Number of responses of all texts.
-    """
-
-    def __init__(self, readings: Sequence[TextInPass], accumulators: AccumulatorSet) -> None:
-        self.token_ids: list[int] = []
-        self.segments: list[Segment] = []
-        self.edits: list[EditedStretch] = []
-        self.conversations: list[list[TokenRange]] = []
-        self.stretches = PassStretches(accumulators, Wanted())
-        self.num_slots = 0
-        begins: list[int] = []
-        for reading in readings:
-            begin = len(self.token_ids)
-            begins.append(begin)
-            leader_begin = begins[reading.leader]
-            if reading.num_tokens:
-                self.segments.append(Segment(reading.shared, reading.num_tokens, prefix_at=leader_begin))
-                self.token_ids += reading.text.token_ids[reading.shared : reading.shared + reading.num_tokens]
-                self._edit(reading, begin)
-            for spans in reading.text.spans:
-                for span in accumulators.spans:
-                    for start, stop in reading.in_line(begin, leader_begin, spans.of(span)):
-                        self.stretches.claim(self.num_slots, span, start, stop)
-                self.conversations.append(list(reading.in_line(begin, leader_begin, (0, spans.response[1]))))
-                self.num_slots += 1
-
-    def _edit(self, reading: TextInPass, begin: int) -> None:
-        """Claim the edits of a text's own tokens, from the index ``begin`` on."""
-        text = reading.text
-        if reading.intervention is not None and text.responses:
-            # Where edits differ between prompt and response, the text has one response.
-            self.edits += reading.intervention.stretches(begin, reading.shared, length_of(text), text.responses[0][0])

@@ -134,9 +134,21 @@ class Interventions:
             The edits, which know after the pass how far each token was moved.
         """
         edits = self.planned(stretches)
-        handles = [self._decoder_layers[layer].register_forward_hook(_hook(edits, layer)) for layer in edits.layers]
-        try:
+        with self.attached(edits):
             yield edits
+
+    @contextmanager
+    def attached(self, edits: EditedPass, layer: int | None = None) -> Iterator[None]:
+        """Apply the edits of a pass to what the model runs within the context.
+
+        Args:
+            edits: The edits of the pass, as ``planned`` made them.
+            layer: The only decoder layer that runs; None: all of them.
+        """
+        layers = [edited for edited in edits.layers if layer is None or edited == layer]
+        handles = [self._decoder_layers[edited].register_forward_hook(_hook(edits, edited)) for edited in layers]
+        try:
+            yield
         finally:
             for handle in handles:
                 handle.remove()

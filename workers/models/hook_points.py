@@ -52,7 +52,7 @@ class Tap:
         """
         if self.of_input:
             return self.module.register_forward_pre_hook(
-                lambda _module, args, named: observe(_first_tensor(args, named)), with_kwargs=True
+                lambda _module, args, named: observe(first_tensor(args, named)), with_kwargs=True
             )
         return self.module.register_forward_hook(
             lambda _module, _args, output: observe(tensor_of(output)), prepend=first
@@ -186,5 +186,6 @@ def tensor_of(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _first_tensor(args: Any, named: Any) -> torch.Tensor:
+def first_tensor(args: Any, named: Any) -> torch.Tensor:
+    """Return the stream that a decoder layer or a part of it is called with: its first argument that is a tensor."""
     return next(value for value in (*args, *named.values()) if isinstance(value, torch.Tensor))

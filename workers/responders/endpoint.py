@@ -48,6 +48,7 @@ class EndpointResponder:
         left_out: Fields of a request that the server does not take, as ``check_endpoint`` found.
         on_wait: Called with a sentence when the server does not answer and requests are retried, and with ``""`` once
             it answers; in another thread.
+        held_tokens: Tokens of answers to wait for, as long as others are in flight, before they are read.
 
     Attributes:
         prefetch: 1, because the requests of a whole unit are sent at once.
@@ -64,8 +65,10 @@ class EndpointResponder:
         user_spans: UserSpans | None = None,
         left_out: Sequence[str] = (),
         on_wait: Callable[[str], None] = lambda _: None,
+        held_tokens: int = 0,
     ) -> None:
         self.reader = reader
+        self._held_tokens = held_tokens
         self._on_wait = on_wait
         self.prefetch = 1
         self._left_out = tuple(left_out)
@@ -86,6 +89,7 @@ class EndpointResponder:
         )
         with _Requests(client, renderer, self._sampling) as requests:
             refused: BaseException | None = None
+            held: list[_Answered] = []
 
             def fill() -> None:
                 while refused is None and requests.in_flight < self._generation.concurrency:
@@ -102,7 +106,11 @@ class EndpointResponder:
                 # Fill before reading, so that the server is busy while this process captures; and after, because the
                 # captured replies may lead to further requests.
                 fill()
-                yield from self._read([answer for answer in answered if answer.error is None])
+                held += [answer for answer in answered if answer.error is None]
+                if requests.in_flight and _num_tokens(held) < self._held_tokens:
+                    continue
+                yield from self._read(held)
+                held = []
                 fill()
             if refused is not None:
                 raise refused
@@ -131,6 +139,11 @@ class EndpointResponder:
     def _without_end(self, text: str) -> str:
         """Remove the token that ends a turn, which some servers leave at the end of the text."""
         return text.removesuffix(self._turn_end) if self._turn_end else text
+
+
+def _num_tokens(answered: Sequence[_Answered]) -> int:
+    rollouts = [answer.rollout for answer in answered if answer.rollout is not None]
+    return sum(len(rollout.prompt_token_ids) + len(rollout.response_token_ids) for rollout in rollouts)
 
 
 def _refuse_intervention(request: RolloutRequest) -> None:

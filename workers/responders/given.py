@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ...jobs.errors import UnitError
 from ...jobs.poolings import TokenRange
+from ...jobs.work.canary_rows import canary_draw
 from ...jobs.work.rollouts import Rollout
 from ...jobs.work.units import RolloutRequest
 from ..chat.spans import ConversationRenderer
@@ -76,7 +77,9 @@ class GivenResponder:
         rollouts = tuple(
             _rollout(request, text, spans[turn], contents[turn]) for request, turn in zip(requests, turns, strict=True)
         )
-        return Reading(TokenisedText(text.name, text.token_ids, requested, users, requests[0].intervention), rollouts)
+        draws = tuple(canary_draw(rollout.address, rollout.seed) for rollout in rollouts)
+        intervention = requests[0].intervention
+        return Reading(TokenisedText(text.name, text.token_ids, requested, users, intervention, draws), rollouts)
 
 
 def _may_share_a_pass(first: RolloutRequest, request: RolloutRequest) -> bool:

@@ -12,6 +12,7 @@ from ....jobs.errors import InputError
 from ....jobs.sizing.devices import DeviceTable, load_devices
 from ....jobs.sizing.estimate import Estimate
 from ....jobs.sizing.fit import fits, require_fit
+from ....jobs.sizing.streaming import estimates_of
 from ....jobs.specs.spec import JobSpec, load_spec
 from ....jobs.vllm.replica_nodes import nodes_of_replica
 from ...manifests.dockerfile import dockerfile
@@ -21,7 +22,7 @@ from ...manifests.request import DEFAULT_IMAGE, ClusterRequest, pair
 from ...run.prepare import sketch_plan
 from .. import output
 from ..options import json_option, set_option
-from .plan import estimate_engines, main_figures
+from .plan import main_figures
 
 _KINDS = ("rayjob", "raycluster", "ray-vm", "dockerfile")
 
@@ -118,7 +119,7 @@ def _request(
     table = table if gpu_type is None else table.only(gpu_type, "--gpu-type")
     # Sizes do not depend on interventions, whose axis only the cluster may be able to read.
     planned = sketch_plan(spec.model_copy(update={"interventions": None}), output.progress()).plan
-    figures = main_figures(estimate_engines(planned), table)
+    figures = main_figures(estimates_of(planned, table), table)
     require_fit(planned, figures, table)
     if named["image"] == DEFAULT_IMAGE:
         say(f"The image {DEFAULT_IMAGE} exists only where you built it. Push it, and give its full name with --image.")

@@ -11,10 +11,11 @@ from ....jobs.engines import VLLM_READING_SLOTS, Engine, possible_engines
 from ....jobs.model_facts import ModelFacts
 from ....jobs.plan import Plan
 from ....jobs.sizing.devices import DeviceTable, load_devices
-from ....jobs.sizing.estimate import Estimate, estimate, runs_texts_alone
+from ....jobs.sizing.estimate import Estimate, runs_texts_alone
 from ....jobs.sizing.fit import fits, require_fit, smallest_tensor_parallel
 from ....jobs.sizing.pricing import Price, price
 from ....jobs.sizing.reduction_time import reduction_time
+from ....jobs.sizing.streaming import estimates_of
 from ....jobs.specs.spec import load_spec
 from ....jobs.wording import count_of
 from ....workers.models.model_sketch import FactsFrom
@@ -23,6 +24,7 @@ from ...run.growth import Growth
 from ...run.prepare import sketch_plan, sketch_user
 from .. import output
 from ..options import device_options, grow_option, json_option, set_option, spec_argument
+from .streamed_lines import streamed_lines, streamed_walks
 
 _FACTS_FROM = {
     "files": "the model's files",
@@ -69,7 +71,7 @@ def plan(
     sketch = sketch_plan(spec, output.progress(), grow=grow)
     planned, facts_from = sketch.plan, sketch.facts_from
     checked = check_job(planned, output.progress()) if check_model else None
-    estimates = estimate_engines(planned)
+    estimates = estimates_of(planned, table)
     figures = main_figures(estimates, table)
     require_fit(planned, figures, table)
     prices = price_all(planned, estimates, table, gpus, sketch_user(planned.spec, output.progress()))
@@ -85,7 +87,11 @@ def plan(
     output.table(
         "Plan" if sketch.growth is None else "Added",
         ["", ""],
-        [*lines(planned, figures), ["model's facts", f"from {_FACTS_FROM[facts_from]}"]],
+        [
+            *lines(planned, figures),
+            *streamed_lines(planned, figures, table),
+            ["model's facts", f"from {_FACTS_FROM[facts_from]}"],
+        ],
     )
     if checked is not None:
         output.table("Model, checked without weights", ["", ""], lines_of(checked))
@@ -95,20 +101,6 @@ def plan(
         columns,
         [line for name in table.devices for line in _price_lines(planned, name, table, figures, prices)],
     )
-
-
-def estimate_engines(planned: Plan) -> dict[Engine, Estimate]:
-    """Estimate a plan for each engine that a run of it may use, the built-in one first.
-
-    Args:
-        planned: The plan.
-
-    Raises:
-        InputError: No engine can run it.
-    """
-    spec = planned.spec
-    engines = possible_engines(spec, planned.facts)
-    return {engine: estimate(planned, engine) for engine in engines}
 
 
 def main_figures(estimates: dict[Engine, Estimate], table: DeviceTable) -> Estimate:
@@ -183,7 +175,7 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
         ["stored", f"about {output.size(figures.stored_bytes)} in {count_of(figures.objects, 'object')}"],
         *_token_lines(planned, figures),
         ["replica memory", f"about {whole}{split} ({_ENGINE_NAMES[figures.engine]})"],
-        ["  of that", _memory_line(figures)],
+        ["  of that", _memory_line(planned, figures)],
         *_alone_lines(planned, figures),
         *_reduction_lines(planned),
     ]
@@ -192,7 +184,7 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
 _ENGINE_NAMES = {"builtin": "built-in engine", "vllm": "vLLM"}
 
 
-def _memory_line(figures: Estimate) -> str:
+def _memory_line(planned: Plan, figures: Estimate) -> str:
     weights, cache = output.size(figures.weight_bytes), output.size(figures.cache_bytes)
     captured = output.size(figures.capture_bytes)
     if figures.engine == "vllm":
@@ -202,6 +194,9 @@ def _memory_line(figures: Estimate) -> str:
             f"{output.size(figures.step_bytes)}"
         )
     rows = count_of(figures.rows_per_batch, "rollout")
+    if figures.weights == "streamed":
+        layers = f"two of {planned.facts.n_layers} layers"
+        return f"{weights} for {layers}, what lies outside of them and {rows} at a time, captured {captured}"
     return f"weights {weights}, KV cache {cache} for {rows} at a time, captured {captured}"
 
 
@@ -335,6 +330,7 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "tensor_parallel": figures.tensor_parallel,
         "pipeline_parallel": figures.pipeline_parallel,
         "gpus_per_replica": figures.gpus_per_replica,
+        "weights": figures.weights,
         "weight_bytes": figures.weight_bytes,
         "cache_bytes": figures.cache_bytes,
         "capture_bytes": figures.capture_bytes,
@@ -357,6 +353,7 @@ def _prices_as_dict(
         "prices_as_of": table.prices_as_of.isoformat(),
         "currency": table.currency,
         "devices": {name: device.model_dump() for name, device in table.devices.items()},
+        "walks": streamed_walks(planned, figures, table),
         "prices": [asdict(found) | {"replicas": found.replicas} for found in prices.values()],
         "does_not_fit": [
             {"device": name, "smallest_tensor_parallel": smallest_tensor_parallel(planned, figures, device)}

@@ -89,7 +89,7 @@ def test_when_nothing_helps_it_says_so():
     with pytest.raises(InputError) as caught:
         require_fit(plan, estimate(plan), TABLE.only("cpu"))
     assert "smaller model" in str(caught.value.hint)
-    assert "Streaming" in str(caught.value.hint)
+    assert "placement.weights=streamed" in str(caught.value.hint)
 
 
 def test_a_batch_that_is_too_large_is_cut_before_more_gpus_are_the_only_word():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,6 +52,12 @@ class Capture:
         top: The module of the highest captured decoder layer.
         token_positions: Indices among ``layers`` of the K layers at which every token may be requested.
         before_edits: Whether the values at a layer are those before the edits of the same layer.
+
+    Attributes:
+        taps: For every hook point, one tap per captured layer.
+        layers: The captured layers.
+        token_positions: Indices among ``layers`` of the K layers at which every token may be requested.
+        before_edits: Whether the values at a layer are those before the edits of the same layer.
     """
 
     def __init__(
@@ -63,11 +69,11 @@ class Capture:
         *,
         before_edits: bool = False,
     ) -> None:
-        self._taps = taps
-        self._before_edits = before_edits
-        self._layers = list(layers)
+        self.taps = taps
+        self.before_edits = before_edits
+        self.layers = list(layers)
         self._top = top
-        self._token_positions = frozenset(token_positions)
+        self.token_positions = frozenset(token_positions)
 
     def observe(
         self,
@@ -95,20 +101,8 @@ class Capture:
         Raises:
             UnitError: A hook did not fire exactly once.
         """
-        tokens_E = to_device(wanted.tokens, device)
-        sums_of = _summing(wanted.spans, num_tokens, device) if wanted.spans else None
-        every_W = to_device(wanted.every, device) if wanted.every else None
-        kept: dict[tuple[HookPoint, int], list[_LayerObservation]] = {}
-
-        def observe(point: HookPoint, position: int, resid: torch.Tensor) -> None:
-            resid_ND = resid.reshape(num_tokens, -1)
-            sums_PD = None if sums_of is None else sums_of(resid_ND)
-            is_kept = every_W is not None and position in self._token_positions
-            every_WD = resid_ND[every_W].float().cpu() if is_kept else None
-            # Indexing by a tensor copies, so this keeps no reference to the layer's full output.
-            kept.setdefault((point, position), []).append(_LayerObservation(resid_ND[tokens_E], sums_PD, every_WD))
-
-        with self._attached(observe):
+        observing = self.begin(wanted, num_tokens=num_tokens, device=device)
+        with observing.attached():
             # Attached last: the hooks that edit and observe the top layer run before this one ends the pass.
             ending = (top or self._top).register_forward_hook(_stop) if stop_at_top else None
             try:
@@ -118,12 +112,22 @@ class Capture:
             finally:
                 if ending is not None:
                     ending.remove()
-        return output, {point: self._observed(point, kept) for point in self._taps}
+        return output, observing.observed()
+
+    def begin(self, wanted: Wanted, *, num_tokens: int, device: str) -> Observing:
+        """Begin to observe a pass that somebody else runs, all at once or layer by layer.
+
+        Args:
+            wanted: Which tokens and spans to observe.
+            num_tokens: N, the tokens of the pass.
+            device: ``cpu`` or ``cuda``: where the model is.
+        """
+        return Observing(self, wanted, num_tokens, device)
 
     @property
     def hook_points(self) -> list[HookPoint]:
         """The hook points that are observed."""
-        return list(self._taps)
+        return list(self.taps)
 
     def observe_all(
         self, run: Callable[[], torch.Tensor], tokens_LND: Mapping[HookPoint, torch.Tensor]
@@ -147,30 +151,77 @@ class Capture:
             kept_ND = tokens_LND[point][position]
             kept_ND.copy_(resid.reshape(kept_ND.shape))
 
-        with self._attached(observe):
+        with _attached(self.taps, observe, first=self.before_edits):
             output = run()
-        for point in self._taps:
-            for position, layer in enumerate(self._layers):
+        for point in self.taps:
+            for position, layer in enumerate(self.layers):
                 _require_once(point, layer, times[point, position])
         return output
 
-    @contextmanager
-    def _attached(self, observe: Callable[[HookPoint, int, torch.Tensor], None]) -> Iterator[None]:
-        handles = [
-            tap.attach(partial(observe, point, position), first=self._before_edits)
-            for point, taps in self._taps.items()
-            for position, tap in enumerate(taps)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _observed(self, point: HookPoint, kept: Mapping[tuple[HookPoint, int], list[_LayerObservation]]) -> Observed:
+class Observing:
+    """Observes one pass; ``Capture.begin`` makes it.
+
+    Args:
+        capture: Where to observe.
+        wanted: Which tokens and spans to observe.
+        num_tokens: N.
+        device: Where the model is.
+    """
+
+    def __init__(self, capture: Capture, wanted: Wanted, num_tokens: int, device: str) -> None:
+        self._taps = capture.taps
+        self._layers = capture.layers
+        self._token_positions = capture.token_positions
+        self._before_edits = capture.before_edits
+        self._num_tokens = num_tokens
+        self._tokens_E = to_device(wanted.tokens, device)
+        self._sums_of = _summing(wanted.spans, num_tokens, device) if wanted.spans else None
+        self._every_W = to_device(wanted.every, device) if wanted.every else None
+        self._kept: dict[tuple[HookPoint, int], list[_LayerObservation]] = {}
+
+    def attached(self, position: int | None = None) -> AbstractContextManager[None]:
+        """Observe what the model runs within the context.
+
+        Args:
+            position: Index among the captured layers of the only one that runs; None: all of them.
+        """
+        return _attached(self._taps, self._observe, position, first=self._before_edits)
+
+    def move_to_host(self, position: int) -> None:
+        """Move what was observed of a layer to main memory, so that the device need not hold it until the pass ends.
+
+        Args:
+            position: Index of the layer among the captured ones.
+        """
+        for point in self._taps:
+            kept = self._kept.get((point, position), [])
+            kept[:] = [
+                _LayerObservation(one.tokens_ED.cpu(), None if one.sums_PD is None else one.sums_PD.cpu(), one.every_WD)
+                for one in kept
+            ]
+
+    def observed(self) -> dict[HookPoint, Observed]:
+        """Return the observed values at each hook point, once the pass has run.
+
+        Raises:
+            UnitError: A hook did not fire exactly once.
+        """
+        return {point: self._at(point) for point in self._taps}
+
+    def _observe(self, point: HookPoint, position: int, resid: torch.Tensor) -> None:
+        resid_ND = resid.reshape(self._num_tokens, -1)
+        sums_PD = None if self._sums_of is None else self._sums_of(resid_ND)
+        is_kept = self._every_W is not None and position in self._token_positions
+        every_WD = resid_ND[self._every_W].float().cpu() if is_kept else None
+        # Indexing by a tensor copies, so this keeps no reference to the layer's full output.
+        found = _LayerObservation(resid_ND[self._tokens_E], sums_PD, every_WD)
+        self._kept.setdefault((point, position), []).append(found)
+
+    def _at(self, point: HookPoint) -> Observed:
         observations: list[_LayerObservation] = []
         for position, layer in enumerate(self._layers):
-            of_layer = kept.get((point, position), [])
+            of_layer = self._kept.get((point, position), [])
             _require_once(point, layer, len(of_layer))
             observations += of_layer
         tokens_LED = torch.stack([one.tokens_ED for one in observations]).float()
@@ -179,6 +230,28 @@ class Capture:
         sums_LPD = torch.stack(sums) if sums else tokens_LED.new_empty(len(observations), 0, 0)
         every_KWD = torch.stack(every) if every else torch.empty(len(self._token_positions), 0, tokens_LED.shape[2])
         return Observed(tokens_LED, sums_LPD, every_KWD)
+
+
+@contextmanager
+def _attached(
+    taps: Mapping[HookPoint, Sequence[Tap]],
+    observe: Callable[[HookPoint, int, torch.Tensor], None],
+    position: int | None = None,
+    *,
+    first: bool,
+) -> Iterator[None]:
+    """Attach hooks at all captured layers, or at one."""
+    handles = [
+        tap.attach(partial(observe, point, place), first=first)
+        for point, places in taps.items()
+        for place, tap in enumerate(places)
+        if position is None or place == position
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _require_once(point: HookPoint, layer: int, times: int) -> None:

@@ -21,6 +21,7 @@ conversation, H query heads, K key heads, G = H / K, D head size, Q = G * S.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,8 +140,7 @@ class PackedPass:
     def _logits(
         self, model: Any, token_ids_N: torch.Tensor, positions_N: torch.Tensor, kept: torch.Tensor | int
     ) -> torch.Tensor:
-        token = running_pass.set(self)
-        try:
+        with self.running():
             output = model(
                 input_ids=token_ids_N[None],
                 position_ids=positions_N[None],
@@ -150,9 +150,16 @@ class PackedPass:
                 use_cache=True,
                 logits_to_keep=kept,
             )
+        return output.logits[0]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Make the attention of decoder layers that run within the context that of this pass."""
+        token = running_pass.set(self)
+        try:
+            yield
         finally:
             running_pass.reset(token)
-        return output.logits[0]
 
     def attend(
         self,
@@ -343,6 +350,15 @@ class PackedPass:
         queries_11S1 = keys_T[segment.start :][None, None, :, None]
         zero = torch.zeros_like(queries_11S1)
         return additive(rule.allows(zero, zero, queries_11S1, keys_T), dtype)[0, 0]
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of the masks that were built so far."""
+        return sum(mask.nbytes for mask in self._masks.values())
+
+    def drop_masks(self) -> None:
+        """Free the masks, which the next layer that needs them builds again."""
+        self._masks.clear()
 
     def forget_masks(self) -> None:
         """Build the masks of the next run from the positions of then."""

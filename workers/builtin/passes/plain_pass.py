@@ -77,7 +77,7 @@ class PlainPass:
         # Pooled where the model is: copying whole streams off a GPU would take longer than the pass.
         return {
             (point, name): torch.stack(
-                [_pooled(streams[point, i], captured.spans, pooling_named(name)) for i in self._positions(name)]
+                [pooled(streams[point, i], captured.spans, pooling_named(name)) for i in self._positions(name)]
             )
             .cpu()
             .numpy()
@@ -154,8 +154,17 @@ class PlainPass:
         return states[0]
 
 
-def _pooled(states_TD: torch.Tensor, spans: TokenSpans, pooling: Pooling) -> torch.Tensor:
-    """Pool one layer in float64: ``(D,)``, or every token ``(N, D)``."""
+def pooled(states_TD: torch.Tensor, spans: TokenSpans, pooling: Pooling) -> torch.Tensor:
+    """Pool one layer of a whole conversation in float64.
+
+    Args:
+        states_TD: The stream at a hook point.
+        spans: Token ranges of its response and of the user's message.
+        pooling: The pooling.
+
+    Returns:
+        ``(D,)``, or every token of the response, ``(N, D)``.
+    """
     start, stop = spans.of(pooling.span)
     span_TD = states_TD[start:stop].double()
     if pooling.combine == "every":

@@ -24,7 +24,16 @@ from .architecture import (
 from .listing import DirectoryListing, Listing, read_json
 from .problems import Problem, refuse
 from .quantization import method_of, packed_problems, quantization_of, quantization_problems, restored_parameters
-from .weight_files import DTYPES, WeightFiles, choose_weights, count_parameters, no_weights, num_bytes, read_tensors
+from .weight_files import (
+    DTYPES,
+    WeightFiles,
+    choose_weights,
+    count_parameters,
+    no_weights,
+    num_bytes,
+    parameters_by_layer,
+    read_tensors,
+)
 
 ADAPTER_FOLDER = "adapter"
 """Folder, in a directory that ``link_checkpoint`` made, with the adapter to apply to the model beside it."""
@@ -108,7 +117,11 @@ def facts_of(checkpoint: Checkpoint, *, fingerprint: str) -> ModelFacts:
         facts = _facts(checkpoint, restored_parameters(checkpoint.config), _plain_dtype(checkpoint), fingerprint)
         return replace(facts, quantized_bytes=sum(num_bytes(entry) for entry in tensors.values()))
     most = max(counts, key=lambda dtype: counts[dtype])
-    return _facts(checkpoint, sum(counts.values()), DTYPES[most], fingerprint)
+    facts = _facts(checkpoint, sum(counts.values()), DTYPES[most], fingerprint)
+    layers = parameters_by_layer(tensors, facts.n_layers)
+    if not layers:
+        return facts
+    return replace(facts, layer_parameters=max(layers), outside_parameters=facts.num_parameters - sum(layers))
 
 
 def facts_of_index(checkpoint: Checkpoint) -> ModelFacts:

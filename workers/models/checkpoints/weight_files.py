@@ -30,6 +30,9 @@ _INDEXES = re.compile(r"model(\.\w+)?\.safetensors\.index(\.\w+)?\.json")
 _PARTS = re.compile(r"model.*-\d+-of-\d+(\.\w+)?\.safetensors")
 """The second group of letters is a variant, such as fp16."""
 
+_NUMBERED = re.compile(r"(.*?)\.(\d+)\.")
+"""The beginning of a tensor's name up to the first number in it."""
+
 _READERS = 8
 
 _FETCH_AGAIN = "Fetch what is missing or damaged again (git lfs pull, or hf download)."
@@ -129,6 +132,33 @@ def count_parameters(tensors: Sequence[dict[str, Any]]) -> dict[str, int]:
         if tensor["dtype"] in DTYPES:
             counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + prod(tensor["shape"])
     return counts
+
+
+def parameters_by_layer(tensors: Mapping[str, Mapping[str, Any]], num_layers: int) -> list[int]:
+    """Count the parameters of each decoder layer, by the numbers in the tensors' names.
+
+    Args:
+        tensors: Entries of safetensors headers by tensor.
+        num_layers: Number of decoder layers.
+
+    Returns:
+        The parameters of each layer; empty where no list of modules has as many. Of several, the largest counts: a
+        model that takes images may have as many layers that look at them.
+
+    Example:
+        >>> entry = {"dtype": "F32", "shape": [2, 3]}
+        >>> parameters_by_layer({"model.layers.0.w": entry, "model.layers.1.w": entry, "lm_head.w": entry}, 2)
+        [6, 6]
+    """
+    lists: dict[str, dict[int, int]] = {}
+    for name, tensor in tensors.items():
+        found = _NUMBERED.match(name)
+        if found is not None and tensor["dtype"] in DTYPES:
+            layers = lists.setdefault(found[1], {})
+            layers[int(found[2])] = layers.get(int(found[2]), 0) + prod(tensor["shape"])
+    whole = [layers for layers in lists.values() if sorted(layers) == list(range(num_layers))]
+    largest = max(whole, key=lambda layers: sum(layers.values()), default={})
+    return [largest[layer] for layer in sorted(largest)]
 
 
 def num_bytes(tensor: Mapping[str, Any]) -> int:
