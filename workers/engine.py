@@ -138,8 +138,8 @@ class EngineSettings:
         edited_layers: Decoder layers that interventions may edit, each as often as one request edits it. vLLM's engine
             fixes them when it loads the model; empty: none. None: any layer, up to twice, which costs a few operations
             a layer in compiled graphs. The built-in engine edits any layer whatever this says.
-        keeps_turns: Whether requests are turns of conversations, one after another: the built-in engine then keeps keys
-            and values from one to the next, in half of ``batch_tokens``.
+        kept_turns: Share of ``batch_tokens`` in which the built-in engine keeps keys and values of conversations from
+            one turn to the next; 0: none are kept.
     """
 
     directory: Path
@@ -155,7 +155,7 @@ class EngineSettings:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     edited_layers: tuple[int, ...] | None = None
-    keeps_turns: bool = False
+    kept_turns: float = 0.0
 
     @property
     def batch_size(self) -> int:

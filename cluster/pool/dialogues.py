@@ -32,11 +32,13 @@ class DialogueSettings:
         d_model: Width of the model's residual stream.
         max_context: Longest sequence that it takes, in tokens.
         user: Who plays the user; None where all turns are scripted.
+        user_kept_turns: ``EngineSettings.kept_turns`` of an engine of the user's own.
     """
 
     d_model: int
     max_context: int
     user: SimulatedUserSpec | None = None
+    user_kept_turns: float = 0.0
 
 
 class DialogueSetup:
@@ -64,7 +66,7 @@ class DialogueSetup:
         if user is not None and user.server is not None:
             self._left_out = check_user(user)
         elif user is not None and not user.is_same:
-            self._own = _load_user(user, engine)
+            self._own = _load_user(user, engine, settings.user_kept_turns)
 
     def responder(self, responder: Responder, renderer: ChatRenderer) -> DialogueResponder:
         """Wrap the responder of the model under study.
@@ -124,7 +126,7 @@ def check_user(user: SimulatedUserSpec) -> tuple[str, ...]:
         raise InputError(error.message, code=error.code, field=field or None, hint=error.hint) from None
 
 
-def _load_user(user: SimulatedUserSpec, engine: EngineSettings) -> BuiltinEngine:
+def _load_user(user: SimulatedUserSpec, engine: EngineSettings, kept_turns: float) -> BuiltinEngine:
     """Load the user's own model, on the device of the model under study."""
     from ...workers.builtin.builtin_engine import BuiltinEngine
 
@@ -146,6 +148,6 @@ def _load_user(user: SimulatedUserSpec, engine: EngineSettings) -> BuiltinEngine
             layers=(0,),
             sampling=user.sampling,
             capture=CaptureSpec(layers=[0]),
-            keeps_turns=True,
+            kept_turns=kept_turns,
         )
     )

@@ -112,6 +112,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
     """
     spec = job.plan.spec
     streams = engine == "builtin" and can_stream(job.plan)
+    figures = job.estimate if job.estimate.engine == engine else estimate(job.plan, engine)
     return WorkerSettings(
         engine=EngineSettings(
             directory=job.model_directory,
@@ -130,7 +131,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
             tensor_parallel=spec.placement.tensor_parallel,
             pipeline_parallel=spec.placement.pipeline_parallel,
             edited_layers=() if job.plan.edits is None else job.plan.edits.intervention.layers,
-            keeps_turns=estimate(job.plan, engine).caches_turns,
+            kept_turns=figures.turns.share,
         ),
         needed_bytes=_bytes_on(placement, job.estimate) // placement.num_nodes,
         store_url=job.location.url,
@@ -150,7 +151,7 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         engine_name=engine,
         num_nodes=placement.num_nodes,
         intervention=None if job.plan.edits is None else job.plan.edits.intervention,
-        dialogues=_dialogues(job),
+        dialogues=_dialogues(job, figures.turns.user_share),
         weights=spec.placement.weights if streams else "resident",
         streamed_bytes=_bytes_on(placement, estimate(job.plan, "builtin", "streamed")) if streams else 0,
         walk_tokens=spec.placement.batch_tokens,
@@ -162,12 +163,14 @@ def _bytes_on(placement: Placement, figures: Estimate) -> int:
     return figures.machine_bytes if placement.device == "cpu" else figures.replica_bytes
 
 
-def _dialogues(job: Job) -> DialogueSettings | None:
+def _dialogues(job: Job, kept_turns: float) -> DialogueSettings | None:
     """Say what workers need for dialogues; None where the job has none."""
     spec, facts = job.plan.spec, job.plan.facts
     if not spec.has_turns or not job.plan.source.generates:
         return None
-    return DialogueSettings(facts.d_model, facts.max_context, None if spec.drift is None else spec.drift.user)
+    return DialogueSettings(
+        facts.d_model, facts.max_context, None if spec.drift is None else spec.drift.user, kept_turns
+    )
 
 
 def rendering_of(job: Job, renderer: ChatRenderer) -> dict[str, object]:

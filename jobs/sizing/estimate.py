@@ -16,6 +16,7 @@ from ..plan import Plan
 from ..sources.source import TokenCounts
 from ..specs.spec_parts import PlacementSpec
 from ..work.unit_size import stored_bytes_per_value
+from .turn_cache import NOTHING_KEPT, TurnCache, turn_cache
 
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -70,9 +71,7 @@ class Estimate:
         user_prompt_tokens: Tokens that the model of a simulated user reads, roughly; 0 without one.
         user_response_tokens: Tokens of its messages, at most.
         kv_heads: Key-value heads of a layer: over more devices the KV cache is copied and not split; 0 if unknown.
-        cached_tokens: Of ``prompt_tokens``, those that are not computed again, because keys and values of earlier turns
-            are cached; see ``caches_turns``.
-        user_cached_tokens: The same of ``user_prompt_tokens``.
+        turns: What is kept of conversations from one turn to the next.
         weights: Whether the weights of all layers are held, or those of two at a time.
     """
 
@@ -96,18 +95,8 @@ class Estimate:
     kv_heads: int = 0
     user_prompt_tokens: int = 0
     user_response_tokens: int = 0
-    cached_tokens: int = 0
-    user_cached_tokens: int = 0
+    turns: TurnCache = NOTHING_KEPT
     weights: Weights = "resident"
-
-    @property
-    def caches_turns(self) -> bool:
-        """Whether keys and values of conversations are kept from one turn to the next, in half of the batch's tokens.
-
-        The built-in engine does where it generates conversations of several turns. Those of turns under an intervention
-        are not kept, and none where the mean over prompts is captured, to which every token contributes.
-        """
-        return self.cached_tokens + self.user_cached_tokens > 0
 
     @property
     def gpus_per_replica(self) -> int:
@@ -155,10 +144,9 @@ def estimate(plan: Plan, engine: Engine = "builtin", weights: Weights = "residen
     width = parameter_bytes(plan)
     # vLLM's KV cache on GPUs is as large as the memory that is left; what a batch must have is the default's.
     budget = batch_tokens(spec.placement)
-    cached, user_cached = _cached_tokens(plan, texts, engine)
+    turns = _turn_cache(plan, texts, engine)
     rows = _rows_per_batch(plan, texts.row_tokens, engine, weights)
-    if cached or user_cached:
-        rows = max(1, rows // 2)
+    rows = max(1, int(rows * (1 - turns.share)))
     slots = rows + VLLM_READING_SLOTS if engine == "vllm" else rows
     held = rows + UNITS_HELD * plan.rows_per_block
     return Estimate(
@@ -182,8 +170,7 @@ def estimate(plan: Plan, engine: Engine = "builtin", weights: Weights = "residen
         kv_heads=facts.num_kv_heads,
         user_prompt_tokens=texts.user_prompt_tokens,
         user_response_tokens=texts.user_response_tokens,
-        cached_tokens=cached,
-        user_cached_tokens=user_cached,
+        turns=turns,
         weights=weights,
     )
 
@@ -236,13 +223,10 @@ def _weight_bytes(plan: Plan, engine: Engine) -> int:
     return plan.facts.num_parameters * parameter_bytes(plan)
 
 
-def _cached_tokens(plan: Plan, texts: TokenCounts, engine: Engine) -> tuple[int, int]:
-    """Count the tokens of prompts that are cached: the model's, and those of a simulated user's model."""
-    spec = plan.spec
-    if engine != "builtin" or not generates_here(plan) or "prompt_mean" in spec.capture.poolings:
-        return 0, 0
-    is_user = spec.drift is not None and not spec.drift.user.server
-    return texts.repeated_tokens if plan.edits is None else 0, texts.user_repeated_tokens if is_user else 0
+def _turn_cache(plan: Plan, texts: TokenCounts, engine: Engine) -> TurnCache:
+    """Decide what is kept between turns: vLLM has a prefix cache of its own, which is not counted."""
+    is_possible = engine == "builtin" and generates_here(plan) and not runs_texts_alone(plan, engine)
+    return turn_cache(plan, texts) if is_possible else NOTHING_KEPT
 
 
 def _rows_per_batch(plan: Plan, row_tokens: int, engine: Engine, weights: Weights) -> int:

@@ -131,8 +131,8 @@ def price(
     written = figures.response_tokens + (figures.user_response_tokens if is_user else 0)
     decode_hours = step_s * written / rows / 3600 if generates else 0.0
     tokens_read = figures.prompt_tokens + figures.canary_tokens + (0 if generates else figures.response_tokens)
-    tokens_read -= figures.cached_tokens
-    tokens_read += figures.user_prompt_tokens - figures.user_cached_tokens if is_user else 0
+    tokens_read -= figures.turns.tokens
+    tokens_read += figures.user_prompt_tokens - figures.turns.user_tokens if is_user else 0
     prefill_hours = 2 * plan.facts.num_parameters * tokens_read / flops / 3600
     if user is not None:
         read_hours, written_hours = _user_hours(plan, figures, device, user, rows)
@@ -169,7 +169,7 @@ def _user_hours(plan: Plan, figures: Estimate, device: Device, user: ModelFacts,
         2 * user.num_parameters * rows / flops,
         user.n_layers * device.layer_us * 1e-6,
     )
-    read_s = 2 * user.num_parameters * (figures.user_prompt_tokens - figures.user_cached_tokens) / flops
+    read_s = 2 * user.num_parameters * (figures.user_prompt_tokens - figures.turns.user_tokens) / flops
     return read_s / 3600, step_s * figures.user_response_tokens / rows / 3600
 
 

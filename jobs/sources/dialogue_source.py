@@ -171,6 +171,7 @@ class DialogueRequests:
             extra=dialogue.extra,
             user=user,
             is_follow_up=number > 0,
+            goes_on=number + 1 < dialogue.num_rows,
         )
 
     def _of(self, address: RolloutAddress) -> Dialogue:
@@ -282,8 +283,8 @@ class DialogueSource:
             each = self.spec.sampling.max_new_tokens + most + TEMPLATE_TOKENS
             read += one.num_rows * first + each * (one.num_rows * (one.num_rows - 1) // 2)
             written += one.num_rows * most
-            # Each prompt but the last is the beginning of the next.
-            repeated += (one.num_rows - 1) * first + each * ((one.num_rows - 1) * (one.num_rows - 2) // 2)
+            # Each prompt but the last, with the message that follows, is the beginning of the next.
+            repeated += (one.num_rows - 1) * (first + most) + each * ((one.num_rows - 1) * (one.num_rows - 2) // 2)
         return read, written, repeated
 
     def _all(self, units: Iterable[WorkUnit]) -> Iterator[Dialogue]:

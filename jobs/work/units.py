@@ -173,6 +173,7 @@ class RolloutRequest:
             complete.
         is_reached: Whether the conversation came so far; if not, nobody is asked, and its row is empty
             (``not_reached``).
+        goes_on: Whether another turn of its conversation is to follow.
         is_follow_up: Whether a reply of this job goes before it in its conversation. Such a conversation may end where
             the turn does not fit the context; a first turn that does not fit is refused, whatever history it has.
     """
@@ -189,6 +190,7 @@ class RolloutRequest:
     user: UserTurn | None = None
     is_reached: bool = True
     is_follow_up: bool = False
+    goes_on: bool = False
 
     @property
     def system_prompt(self) -> str:

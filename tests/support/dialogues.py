@@ -31,7 +31,9 @@ class Dialogues:
         for address in unit.addresses():
             if address.turn_index == 1:
                 opening = chat(self.system_prompt, self.scripts[address.question_index][0])
-                yield RolloutRequest(address, opening, address.seed(0))
+                yield RolloutRequest(
+                    address, opening, address.seed(0), goes_on=len(self.scripts[address.question_index]) > 1
+                )
 
     def following(self, request: RolloutRequest, rollout: Rollout) -> RolloutRequest | None:
         assert (request.address, request.question) == (rollout.address, rollout.question)
@@ -43,7 +45,8 @@ class Dialogues:
             return None
         address = replace(request.address, turn_index=turn + 2)
         reply = ChatMessage("assistant", rollout.response)
-        return RolloutRequest(address, (*request.messages, reply, ChatMessage("user", script[number])), address.seed(0))
+        messages = (*request.messages, reply, ChatMessage("user", script[number]))
+        return RolloutRequest(address, messages, address.seed(0), goes_on=number + 1 < len(script))
 
 
 def dialogue_attempt(

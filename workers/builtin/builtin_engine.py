@@ -81,7 +81,7 @@ class BuiltinEngine:
         loaded = self.loaded = replace(loaded, sharing=find_sharing(loaded, places, self.canary_limit))
         self.passes = loaded.sharing.summary
         settings = self._settings = sized(settings, loaded)
-        self._kept_turns = _kept_turns(settings)
+        self._kept_turns = KeptTurns(_kept_tokens(settings)) if settings.kept_turns else None
         most = _PASS_TOKENS_HELD if settings.token_layers else PASS_TOKENS[settings.device] * _PASSES_PER_CAPTURE
         self.tokens_per_capture = _PASSES_PER_CAPTURE * min(settings.batch_size, most)
         if loaded.sharing.up_to:
@@ -132,11 +132,13 @@ class BuiltinEngine:
             self.batch_tokens,
             next_request,
             self._shrink,
+            self._kept_turns.clear if self._kept_turns else lambda: False,
         )
 
     def _shrink(self, batch_tokens: int) -> None:
         self._settings = replace(self._settings, batch_tokens=batch_tokens)
-        self._kept_turns = _kept_turns(self._settings)
+        if self._kept_turns is not None:
+            self._kept_turns.budget_tokens = _kept_tokens(self._settings)
 
     def _generation(self, settings: EngineSettings) -> Generation:
         return Generation(self.loaded, self._capture, settings, self._interventions, self._user_spans, self._kept_turns)
@@ -180,8 +182,8 @@ class BuiltinEngine:
         return compare(arrays, plain, self._settings.token_positions, others_of(captured, others))
 
 
-def _kept_turns(settings: EngineSettings) -> KeptTurns | None:
-    return KeptTurns(settings.batch_size // 2) if settings.keeps_turns else None
+def _kept_tokens(settings: EngineSettings) -> int:
+    return int(settings.kept_turns * settings.batch_size)
 
 
 def _run_probe(loaded: LoadedModel) -> None:

@@ -21,7 +21,7 @@ from dataclasses import replace
 import torch
 
 from ...jobs.errors import UnitError
-from ...jobs.poolings import TokenSpans
+from ...jobs.poolings import TokenSpans, pooling_named
 from ...jobs.specs.spec_parts import HookPoint
 from ...jobs.work.units import RolloutRequest
 from ..accumulator_set import AccumulatorSet, PassStretches
@@ -71,8 +71,9 @@ class Generation:
         self._capture = capture
         self._settings = settings
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
-        # Of the tokens that are not computed again, a mean over the prompt would need the sums too.
-        needs_sums = "prompt_mean" in settings.capture.poolings
+        # Of tokens that are not computed again, a pooling of more than the last would need the sums too.
+        poolings = map(pooling_named, settings.capture.poolings)
+        needs_sums = any(pooling.span == "prompt" and pooling.combine != "last" for pooling in poolings)
         self._kept_turns = None if needs_sums else kept_turns
         kept_tokens = self._kept_turns.budget_tokens if self._kept_turns else 0
         self._cache = KVCache(loaded.num_layers, settings.batch_size - kept_tokens)
@@ -240,7 +241,7 @@ class Generation:
             else:
                 self._edit_totals.add_prefix(slot, prefix.edited)
             for _, array, accumulator in self._accumulators.arrays("prompt"):
-                # A turn that was kept has none: its prompt's last token is never part of the prefix.
+                # A turn that was kept has none, and poolings that would need them are not captured with such turns.
                 if array in prefix.parts:
                     accumulator.add([slot], prefix.parts[array])
             # Its keys and values are in the slot now; those of a turn are of no use to others.
@@ -306,10 +307,10 @@ class Generation:
         return CapturedRollout(replace(rollout, edits=edits), vectors, tokens, running.user_span, intervention)
 
     def _keep(self, slot: int, ended: RunningRollout) -> None:
-        """Keep the keys and values of a conversation that may go on."""
+        """Keep the keys and values of a conversation that goes on."""
         # The token that was sampled last has none: it was not fed, or in a pass that may have ended at the top layer.
         token_ids = [*ended.prompt_ids, *ended.token_ids[:-1]]
-        if self._kept_turns is not None and self._kept_turns.may_keep(ended.request, len(token_ids)):
+        if self._kept_turns is not None and self._kept_turns.has_room(ended.request, len(token_ids)):
             self._kept_turns.keep(ended.request, token_ids, self._cache.copy_prefix(slot, len(token_ids)))
 
 

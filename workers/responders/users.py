@@ -211,4 +211,4 @@ def as_request(request: RolloutRequest) -> RolloutRequest:
     assert turn is not None
     assert request.address.turn_index is not None
     address = replace(request.address, turn_index=request.address.turn_index - 1)
-    return RolloutRequest(address, turn.messages, turn.seed)
+    return RolloutRequest(address, turn.messages, turn.seed, goes_on=request.goes_on)

@@ -167,7 +167,7 @@ def lines(planned: Plan, figures: Estimate) -> list[list[str]]:
         *_server_lines(planned),
         ["units", f"{len(planned.units):,} of at most {count_of(planned.rows_per_block, 'rollout')} each"],
         ["rollouts", f"{planned.num_rollouts:,} ({by_kind})"],
-        ["tokens in", f"about {figures.prompt_tokens:,}{_cached(figures.cached_tokens)}"],
+        ["tokens in", f"about {figures.prompt_tokens:,}{_cached(figures.turns.tokens)}"],
         ["tokens out", f"at most {figures.response_tokens:,}"],
         *_user_lines(planned, figures),
         ["layers", f"{len(planned.layers)} of {facts.n_layers}"],
@@ -260,12 +260,12 @@ def _user_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
     if server is not None:
         where = f"{user.model} on {server.host} ({server.endpoint}{f', with the key in {key}' if key else ''})"
     read, written = figures.user_prompt_tokens, figures.user_response_tokens
-    cached = _cached(figures.user_cached_tokens)
+    cached = _cached(figures.turns.user_tokens)
     return [["user", where], ["  its tokens", f"about {read:,} in{cached}, at most {written:,} out"]]
 
 
 def _cached(tokens: int) -> str:
-    return f" ({tokens:,} of them cached from earlier turns)" if tokens else ""
+    return f" (up to {tokens:,} of them cached from earlier turns)" if tokens else ""
 
 
 def _growth_as_dict(growth: Growth) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def _user_as_dict(planned: Plan, figures: Estimate) -> dict[str, Any]:
             "endpoint": user.endpoint,
             "endpoint_key": user.api_key_env,
             "prompt_tokens": figures.user_prompt_tokens,
-            "cached_tokens": figures.user_cached_tokens,
+            "cached_tokens": figures.turns.user_tokens,
             "response_tokens_at_most": figures.user_response_tokens,
         }
     }
@@ -316,7 +316,7 @@ def as_dict(planned: Plan, figures: Estimate, facts_from: FactsFrom) -> dict[str
         "d_model": planned.facts.d_model,
         "num_parameters": planned.facts.num_parameters,
         "prompt_tokens": figures.prompt_tokens,
-        "cached_tokens": figures.cached_tokens,
+        "cached_tokens": figures.turns.tokens,
         "response_tokens_at_most": figures.response_tokens,
         "canary_tokens_at_most": figures.canary_tokens,
         **_user_as_dict(planned, figures),

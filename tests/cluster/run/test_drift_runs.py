@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,10 +15,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from persona_atlas.cluster.cli import cli
+from persona_atlas.cluster.pool.placement import Placement
+from persona_atlas.cluster.run.backend import worker_settings
+from persona_atlas.cluster.run.prepare import prepare_job
+from persona_atlas.cluster.run.progress import Progress
 from persona_atlas.jobs.dialogues.simulated_user import END_MARK
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import JobSpec, make_spec
 from persona_atlas.storage.query.run import Run
+from rich.console import Console
 
 from chat_server import ChatServer, serving
 from published_axis import save_published_axis
@@ -273,3 +279,18 @@ def test_a_section_that_cannot_be_run_is_refused(
 def test_vllm_is_refused_by_name_where_a_worker_would_run_the_user(tiny_model_directory: Path, tmp_path: Path):
     with pytest.raises(InputError, match="needs the built-in engine"):
         job(tiny_model_directory, tmp_path, {"model": "same"}, placement={"engine": "vllm"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "share", "user_share"),
+    [({"model": "same"}, 0.5, 0.0), ({"model": "other"}, 0.5, 0.5)],
+    ids=["the model itself plays the user", "another model does"],
+)
+def test_workers_are_told_what_to_keep_between_turns(
+    asked: dict[str, Any], share: float, user_share: float, tiny_model_directory: Path, tmp_path: Path
+):
+    asked = {name: str(tiny_model_directory) if value == "other" else value for name, value in asked.items()}
+    found = prepare_job(job(tiny_model_directory, tmp_path, asked), Progress(Console(file=io.StringIO())))
+    settings = worker_settings(found, Placement(1, "cpu", 1, 0), "sentinel")
+    assert settings.dialogues is not None
+    assert (settings.engine.kept_turns, settings.dialogues.user_kept_turns) == (share, user_share)

@@ -7,11 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.jobs.engines import Engine
-from persona_atlas.jobs.plan import make_plan
 from persona_atlas.jobs.sizing.estimate import estimate, resolved_dtype
-from persona_atlas.jobs.sources.load import load_source
-from persona_atlas.jobs.specs.spec import JobSpec
 
 from fakes import FACTS, small_plan, small_spec
 
@@ -95,28 +91,3 @@ def test_every_token_of_every_layer_of_a_large_run_comes_to_what_nobody_wants():
     found = estimate(small_plan(spec, facts=replace(FACTS, n_layers=80, d_model=8192)))
     # 275 roles x 5 prompts x 240 questions x 512 tokens x 8 layers x 8192 x 2 bytes.
     assert found.stored_token_bytes == 330_000 * 512 * 8 * 8192 * 2
-
-
-def test_earlier_turns_are_cached_by_the_built_in_engine_alone_and_not_where_every_token_counts():
-    def of(engine: Engine = "builtin", exchanges: int = 4, **sections: object):
-        drift = {"per_domain": 5, "exchanges": exchanges, "user": {"model": "same", "max_new_tokens": 20}}
-        asked = {
-            "model": {"source": "none"},
-            "drift": drift,
-            "placement": {"batch_tokens": 16_384},
-            "store": {"url": "x"},
-        }
-        spec = JobSpec.model_validate(asked | sections)
-        return estimate(make_plan(spec, load_source(spec), replace(FACTS, max_context=100_000)), engine)
-
-    found = of()
-    # All but the first prompt repeat what was said before, and the messages are new.
-    messages = 20 * 4 * 20
-    assert 0 < found.cached_tokens < found.prompt_tokens - messages
-    assert 0 < found.user_cached_tokens < found.user_prompt_tokens
-    assert of(exchanges=1).cached_tokens == of(exchanges=1).user_cached_tokens == 0
-    every = of(capture={"poolings": ["response_mean", "prompt_mean"]})
-    assert every.cached_tokens == every.user_cached_tokens == of("vllm").cached_tokens == 0
-    # Half of the batch is for conversations that wait.
-    assert found.rows_per_batch == 16_384 // 2 // found.row_tokens
-    assert every.rows_per_batch == 16_384 // every.row_tokens

@@ -16,6 +16,7 @@ from persona_atlas.jobs.sizing.devices import BUILTIN_DEVICES, Device, DeviceTab
 from persona_atlas.jobs.sizing.estimate import Estimate, estimate
 from persona_atlas.jobs.sizing.known_models import known_models
 from persona_atlas.jobs.sizing.pricing import Price, price
+from persona_atlas.jobs.sizing.turn_cache import TurnCache
 from persona_atlas.jobs.sources.load import load_source
 from persona_atlas.jobs.specs.spec import JobSpec
 
@@ -72,7 +73,7 @@ def test_the_time_of_a_user_with_a_model_of_its_own_is_added():
     spec = JobSpec.model_validate({"model": {"source": "none"}, "drift": drift, "store": {"url": "runs/x"}})
     plan = make_plan(spec, load_source(spec), FACTS)
     figures = replace(estimate(plan), rows_per_batch=2, user_prompt_tokens=600, user_response_tokens=240)
-    figures = replace(figures, user_cached_tokens=100)
+    figures = replace(figures, turns=TurnCache(user_tokens=100))
     user = replace(FACTS, num_parameters=2 * 10**9, n_layers=10, kv_values_per_token=1000, dtype="bfloat16")
     without, found = (price(plan, figures, "d", DEVICE, tensor_parallel=1, gpus=1, user=one) for one in (None, user))
     assert found.prefill_hours - without.prefill_hours == pytest.approx(500 * 4e9 / 5e14 / 3600)

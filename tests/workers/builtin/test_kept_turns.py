@@ -16,7 +16,7 @@ from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.batching.kept_turns import KeptTurns
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
-from persona_atlas.workers.builtin.passes.kv_cache import PrefixKV
+from persona_atlas.workers.builtin.passes.kv_cache import KVCache, PrefixKV
 from persona_atlas.workers.engine import CapturedRollout
 
 from dialogues import dialogue_attempt
@@ -37,7 +37,7 @@ def keeping(
     **options: Any,
 ) -> BuiltinEngine:
     settings = engine_settings(directory, layers=layers, max_new_tokens=10, poolings=poolings, **options)
-    return BuiltinEngine(replace(settings, keeps_turns=keeps))
+    return BuiltinEngine(replace(settings, kept_turns=0.5 if keeps else 0.0))
 
 
 def converse(
@@ -126,7 +126,7 @@ def test_what_is_kept_equals_the_keys_and_values_of_a_plain_pass(
 
     monkeypatch.setattr(KeptTurns, "keep", noting)
     rows = [row for script in SCRIPTS[:2] for row in converse(engine, [script], turn_by_turn=turn_by_turn)]
-    assert len(kept) == len(rows) == 8
+    assert (len(rows), len(kept)) == (8, 6)
     plain = PlainModel(tmp_path).model
     for token_ids, values in kept:
         with torch.no_grad():
@@ -151,9 +151,8 @@ def kept_of(num_tokens: int) -> PrefixKV:
 
 
 def request_of(conversation: int, turn: int | None = 1, system_prompt: str = "Be.") -> RolloutRequest:
-    return RolloutRequest(
-        RolloutAddress("role", "pirate", "pos", 0, conversation, 0, turn), chat(system_prompt, "?"), 0
-    )
+    address = RolloutAddress("role", "pirate", "pos", 0, conversation, 0, turn)
+    return RolloutRequest(address, chat(system_prompt, "?"), 0, goes_on=True)
 
 
 def test_a_prefix_ends_where_the_tokens_differ_and_is_taken_once():
@@ -175,10 +174,8 @@ def test_a_prefix_ends_where_the_tokens_differ_and_is_taken_once():
     [
         request_of(1, 3),
         request_of(0, 3, "Be another."),
-        request_of(0, None),
-        replace(request_of(0, 3), intervention=Intervention()),
     ],
-    ids=["another conversation", "the side of the user", "no turn", "under an intervention"],
+    ids=["another conversation", "the side of the user"],
 )
 def test_another_request_gets_nothing(other: RolloutRequest):
     kept = KeptTurns(100)
@@ -187,18 +184,61 @@ def test_another_request_gets_nothing(other: RolloutRequest):
     assert kept.num_tokens == 20
 
 
-def test_what_was_kept_first_is_forgotten_first():
+def test_what_finds_no_room_is_not_kept_and_what_is_there_stays():
     kept = KeptTurns(50)
     for number in range(3):
-        kept.keep(request_of(number), list(range(20)), kept_of(20))
+        if kept.has_room(request_of(number), 20):
+            kept.keep(request_of(number), list(range(20)), kept_of(20))
     assert kept.num_tokens == 40
     found = [kept.take(request_of(number, 3), list(range(30)), 29) for number in range(3)]
-    assert [one is not None for one in found] == [False, True, True]
+    assert [one is not None for one in found] == [True, True, False]
 
 
-def test_what_cannot_go_on_is_not_kept():
+def test_what_nobody_asks_for_gives_way_in_the_end():
     kept = KeptTurns(50)
-    assert kept.may_keep(request_of(0), 50)
-    assert not kept.may_keep(request_of(0), 51)
-    assert not kept.may_keep(request_of(0, None), 20)
-    assert not kept.may_keep(replace(request_of(0), intervention=Intervention()), 20)
+    kept.keep(request_of(0), list(range(40)), kept_of(40))
+    found = [kept.has_room(request_of(1), 40) for _ in range(20)]
+    assert found[:16] == [False] * 16
+    assert found[16]
+    assert kept.num_tokens == 0
+
+
+def test_what_does_not_go_on_is_not_kept():
+    kept = KeptTurns(50)
+    assert kept.has_room(request_of(0), 50)
+    assert not kept.has_room(request_of(0), 51)
+    assert not kept.has_room(replace(request_of(0), goes_on=False), 20)
+    assert not kept.has_room(replace(request_of(0), intervention=Intervention()), 20)
+
+
+@pytest.mark.parametrize("at_once", [2, 6])
+def test_memory_that_kept_turns_take_is_given_up_before_anything_fails(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a device that has room for less than half of the batch's tokens."""
+    directory = save_tiny_family(tmp_path, "llama")
+    engine = keeping(directory, batch_tokens=4000)
+    most = 900
+    reserve, keep = KVCache.reserve, KeptTurns.keep
+    running: list[KVCache] = []
+
+    def require_room(kept: KeptTurns | None) -> None:
+        cache = running[-1]
+        if cache.num_slots * cache.num_positions + (0 if kept is None else kept.num_tokens) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def reserving(cache: KVCache, *sizes: int) -> None:
+        reserve(cache, *sizes)
+        running[:] = [cache]
+        require_room(engine._kept_turns)  # pyright: ignore[reportPrivateUsage]
+
+    def keeping_turn(kept: KeptTurns, *turn: Any) -> None:
+        keep(kept, *turn)
+        require_room(kept)
+
+    monkeypatch.setattr(KVCache, "reserve", reserving)
+    monkeypatch.setattr(KeptTurns, "keep", keeping_turn)
+    scripts = [[f"{number} why? " * 4] * 6 for number in range(6)]
+    rows = [row for first in range(0, 6, at_once) for row in converse(engine, scripts[first : first + at_once])]
+    assert len(rows) == 36
+    assert engine.batch_tokens < 4000

@@ -189,6 +189,9 @@ class Admission:
                 self._held = rollout
                 break
             self._held = None
+            if self._kept_turns is not None and not is_batch and positions > self._cache.budget_tokens:
+                # It is longer than what rollouts have in common: it takes the room of conversations that wait.
+                self._kept_turns.clear()
             if rollout.is_alone:
                 return [rollout]
             # Only now and not when the request was pulled: a held rollout must not become the leader of others.

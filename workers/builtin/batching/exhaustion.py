@@ -41,7 +41,11 @@ class Batch(Protocol):
 
 
 def stream_in_memory(
-    start: Callable[[int], Batch], batch_tokens: int, next_request: NextRequest, on_smaller: Callable[[int], None]
+    start: Callable[[int], Batch],
+    batch_tokens: int,
+    next_request: NextRequest,
+    on_smaller: Callable[[int], None],
+    forget: Callable[[], bool] = lambda: False,
 ) -> Iterator[CapturedRollout]:
     """Generate, with ever smaller batches as long as the memory is exhausted.
 
@@ -50,6 +54,7 @@ def stream_in_memory(
         batch_tokens: Tokens of the first batch.
         next_request: See ``StreamingResponder.stream``.
         on_smaller: Called with the tokens of a batch when it becomes smaller.
+        forget: Frees what is only kept to save time, and returns whether there was any.
 
     Yields:
         The captured rollout of each request.
@@ -74,9 +79,15 @@ def stream_in_memory(
                 yield row
             return
         except (RuntimeError, MemoryError) as error:
-            batch_tokens = min(batch_tokens, batch.tokens_in_use) // 2
-            if not is_out_of_memory(error) or len(flying) < 2 or batch_tokens < LEAST_TOKENS:
+            if not is_out_of_memory(error):
                 raise
+            if forget():
+                # The rest of the memory was enough for the rollouts, be it for one alone.
+                batch_tokens = max(LEAST_TOKENS, batch_tokens // 2)
+            else:
+                batch_tokens = min(batch_tokens, batch.tokens_in_use) // 2
+                if len(flying) < 2 or batch_tokens < LEAST_TOKENS:
+                    raise
         # Not before the handler has ended, because until then the error holds the tensors of the pass.
         del batch
         again.extend(map(_resumed, flying.values()))

@@ -5,6 +5,10 @@ response ends, and is the prefix of the next prompt of the same conversation, as
 a template may write the last tokens otherwise once a message follows. Keys and values of a response come from decoding
 and not from one pass over the prompt, so the next turn's vectors differ from those of such a pass by rounding; the
 canary compares them with it.
+
+Conversations take turns, so where there is not room for all, the one that was kept first is the one that goes on first.
+Hence what is there stays, and what finds no room is not kept. Only what nobody has asked for in a long time gives way:
+its conversation has ended before its time.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from ...chat.offsets import common_length
 from ..passes.kv_cache import PrefixKV
 from .prefixes import LEAST_TOKENS, SharedPrefix
 
+_LONG, _LEAST_LONG = 8, 16
+"""Turns that end while a conversation waits, for each that is kept and at least, after which it has ended itself."""
+
 _Key = tuple[RolloutAddress, tuple[ChatMessage, ...]]
 """The conversation, and its opening: a model that plays the user, too, has another one there."""
 
@@ -28,13 +35,14 @@ _Key = tuple[RolloutAddress, tuple[ChatMessage, ...]]
 class _KeptTurn:
     token_ids: Sequence[int]
     kept: PrefixKV
+    number: int
 
 
 class KeptTurns:
-    """The conversations of one model that may go on, each as of its last turn.
+    """The conversations of one model that are to go on, each as of its last turn.
 
     Args:
-        budget_tokens: Most tokens that are kept; the conversations that were kept first are forgotten first.
+        budget_tokens: Most tokens that are kept.
 
     Attributes:
         budget_tokens: The same.
@@ -45,9 +53,10 @@ class KeptTurns:
         self.budget_tokens = budget_tokens
         self.num_tokens = 0
         self._turns: OrderedDict[_Key, _KeptTurn] = OrderedDict()
+        self._num_ended = 0
 
-    def may_keep(self, request: RolloutRequest, num_tokens: int) -> bool:
-        """Return whether a conversation can be kept.
+    def has_room(self, request: RolloutRequest, num_tokens: int) -> bool:
+        """Return whether a conversation can be kept; asked once for each turn that has ended.
 
         One under an intervention is not: its responses were computed under the edits of responses, and would get those
         of prompts as part of the next prompt.
@@ -56,22 +65,27 @@ class KeptTurns:
             request: Request of the turn that has ended.
             num_tokens: Tokens of its prompt and its response.
         """
-        is_turn = request.address.turn_index is not None
-        return is_turn and request.intervention is None and num_tokens <= self.budget_tokens
+        if not request.goes_on or request.intervention is not None or num_tokens > self.budget_tokens:
+            return False
+        self._num_ended += 1
+        while self._turns and self.num_tokens + num_tokens > self.budget_tokens:
+            oldest = next(iter(self._turns))
+            if self._num_ended - self._turns[oldest].number <= max(_LEAST_LONG, _LONG * len(self._turns)):
+                return False
+            self._take(oldest)
+        return True
 
     def keep(self, request: RolloutRequest, token_ids: Sequence[int], kept: PrefixKV) -> None:
-        """Keep a conversation.
+        """Keep a conversation for which there is room.
 
         Args:
             request: Request of the turn that has ended.
             token_ids: Tokens of its prompt and its response.
             kept: Their keys and values.
         """
-        self._forget(_key(request))
-        self._turns[_key(request)] = _KeptTurn(token_ids, kept)
+        self.forget(request)
+        self._turns[_key(request)] = _KeptTurn(token_ids, kept, self._num_ended)
         self.num_tokens += len(token_ids)
-        while self.num_tokens > self.budget_tokens:
-            self._forget(next(iter(self._turns)))
 
     def take(self, request: RolloutRequest, prompt_ids: Sequence[int], most: int) -> SharedPrefix | None:
         """Take out what is kept of a conversation; None where the prompt does not begin with it.
@@ -81,15 +95,24 @@ class KeptTurns:
             prompt_ids: Tokens of its prompt.
             most: Maximum length of the prefix in tokens; see ``PrefixCache.find``.
         """
-        if request.address.turn_index is None or request.intervention is not None:
-            return None
-        turn = self._forget(_key(request))
-        if turn is None:
+        turn = self._take(_key(request))
+        if turn is None or request.intervention is not None:
             return None
         length = min(common_length(turn.token_ids, prompt_ids), most)
         return SharedPrefix(length, turn.kept.first(length)) if length >= LEAST_TOKENS else None
 
-    def _forget(self, key: _Key) -> _KeptTurn | None:
+    def forget(self, request: RolloutRequest) -> None:
+        """Forget the conversation of a request."""
+        self._take(_key(request))
+
+    def clear(self) -> bool:
+        """Forget all conversations; return whether there were any."""
+        was_any = bool(self._turns)
+        self._turns.clear()
+        self.num_tokens = 0
+        return was_any
+
+    def _take(self, key: _Key) -> _KeptTurn | None:
         turn = self._turns.pop(key, None)
         if turn is not None:
             self.num_tokens -= len(turn.token_ids)

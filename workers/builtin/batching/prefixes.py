@@ -32,7 +32,7 @@ LEAST_TOKENS = 8
 """Length from which a prefix is shared; for a shorter one, copying keys and values or an extra mask costs more."""
 
 _REMEMBERED = 8
-"""Number of prefixes kept for future rollouts. Rollouts in the batch hold references to theirs, which stay as well."""
+"""Number of prefixes kept for future rollouts. Rollouts that wait for their leader hold theirs, which stays as well."""
 
 
 @dataclass(eq=False)

@@ -45,11 +45,12 @@ class KVCache:
         budget_tokens: Most slots times positions.
 
     Attributes:
+        budget_tokens: The same.
         version: Changes whenever the tensors are replaced by others.
     """
 
     def __init__(self, num_layers: int, budget_tokens: int) -> None:
-        self._budget = budget_tokens
+        self.budget_tokens = budget_tokens
         self._keys_BKTD: list[torch.Tensor | None] = [None] * num_layers
         self._values_BKTD: list[torch.Tensor | None] = [None] * num_layers
         self._num_slots = self._num_positions = 0
@@ -57,11 +58,11 @@ class KVCache:
 
     def fits(self, num_slots: int, num_positions: int) -> bool:
         """Return whether a number of slots with a number of positions each is within the budget."""
-        return num_slots <= 1 or num_slots * num_positions <= self._budget
+        return num_slots <= 1 or num_slots * num_positions <= self.budget_tokens
 
     def most_slots(self, num_positions: int) -> int:
         """Return the most slots of a number of positions that are within the budget."""
-        return max(1, self._budget // num_positions)
+        return max(1, self.budget_tokens // num_positions)
 
     def reserve(self, used: int, num_slots: int, num_positions: int) -> None:
         """Resize the tensors if they are too small; the contents of the slots in use are kept.
@@ -80,7 +81,7 @@ class KVCache:
         # Double the slots when they run out, so that a batch that fills slot by slot is copied a few times only. Not
         # all slots of the budget at once, which would be more than a short job ever uses.
         wanted = self._num_slots if num_slots <= self._num_slots else 2 * self._num_slots
-        self._num_slots = max(num_slots, min(wanted, self._budget // self._num_positions))
+        self._num_slots = max(num_slots, min(wanted, self.budget_tokens // self._num_positions))
         for tensors in (self._keys_BKTD, self._values_BKTD):
             for layer, old in enumerate(tensors):
                 if old is not None:
