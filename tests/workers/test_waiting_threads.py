@@ -32,7 +32,7 @@ def _read_by_openmp(**environment: str) -> str:
 
 
 def test_threads_of_torch_wait_passively_wherever_a_model_may_be_loaded() -> None:
-    assert "GOMP_SPINCOUNT = '1000'" in _read_by_openmp()
+    assert "GOMP_SPINCOUNT = '4000'" in _read_by_openmp()
 
 
 def test_a_user_s_own_way_of_waiting_is_kept() -> None:
