@@ -9,6 +9,6 @@ import os
 # imported this package. It is inherited by processes that are started from here, and a user's own choice is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
-    # Of GNU's OpenMP, which torch brings on Linux: some two hundred microseconds of spinning before a thread sleeps. Threads
-    # that run beside each other wait for less, and to be woken each time would cost them a few per cent.
+    # Of GNU's OpenMP, which torch brings on Linux: some two hundred microseconds of spinning before a thread sleeps.
+    # Threads that run beside each other wait for less, and to be woken each time would cost them a few per cent.
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
