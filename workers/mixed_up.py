@@ -23,6 +23,12 @@ _NEARER = 0.5
 _NEGLIGIBLE = 1e-4
 """Relative error below which a layer is right."""
 
+_OF_WORST = 0.25
+"""Share of the worst layer's relative error below which a layer is not the one that is wrong."""
+
+_LEAST_TOKENS = 3
+"""Tokens of a response from which on a shift is told from chance."""
+
 Arrays = Mapping[ArrayName, npt.NDArray[Any]]
 """Values of one rollout by array: ``(L, D)``, or ``(K, T, D)`` where every token is kept."""
 
@@ -58,7 +64,14 @@ def taken_for(captured: Arrays, plain: Arrays, others: Sequence[Arrays] = ()) ->
     for array, expected in plain.items():
         plain_LD, got_LD = _by_layer(expected), _by_layer(captured[array])
         own_L = np.linalg.norm(got_LD - plain_LD, axis=1)
-        wrong = np.flatnonzero(own_L > _NEGLIGIBLE * np.linalg.norm(plain_LD, axis=1))
+        norms_L = np.linalg.norm(plain_LD, axis=1)
+        error_L = np.divide(own_L, norms_L, out=np.zeros_like(own_L), where=norms_L > 0)
+        # Not the layers that are off by rounding alone where others are off by much more.
+        wrong = np.flatnonzero(error_L > max(_NEGLIGIBLE, _OF_WORST * error_L.max(initial=0.0)))
+        if expected.ndim == 3 and _is_shifted(
+            np.asarray(captured[array], np.float64), np.asarray(expected, np.float64)
+        ):
+            return "the vectors of the tokens beside them"
         if any(_is_of_another_layer(got_LD[layer], plain_LD, layer, own_L[layer]) for layer in map(int, wrong)):
             return "the vector of another layer"
         if wrong.size and any(
@@ -67,6 +80,18 @@ def taken_for(captured: Arrays, plain: Arrays, others: Sequence[Arrays] = ()) ->
         ):
             return "the vectors of another rollout"
     return ""
+
+
+def _is_shifted(got_KTD: npt.NDArray[np.float64], plain_KTD: npt.NDArray[np.float64]) -> bool:
+    """Whether every token has what belongs to the one before it, or to the one after it."""
+    if got_KTD.shape[1] < _LEAST_TOKENS or np.allclose(got_KTD, plain_KTD, rtol=_NEGLIGIBLE, atol=0):
+        return False
+    for own, beside in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        own_KT = np.linalg.norm(got_KTD[:, own] - plain_KTD[:, own], axis=2)
+        beside_KT = np.linalg.norm(got_KTD[:, own] - plain_KTD[:, beside], axis=2)
+        if (beside_KT < _NEARER * own_KT).all():
+            return True
+    return False
 
 
 def _same_array(array: ArrayName, others: Sequence[Arrays]) -> Iterator[npt.NDArray[np.float64]]:

@@ -89,8 +89,8 @@ def print_outcome(outcome: Outcome, conclusion: Conclusion) -> None:
         )
     if outcome.canaries_above:
         output.text(
-            f"Warning: {count_of(outcome.canaries_above, 'rollout')} of these above the limit, kept because rounding "
-            "can explain it (capture.canary.action: warn)"
+            f"Warning: {count_of(outcome.canaries_above, 'rollout')} of these above the limit, or as near to another, "
+            "and kept (capture.canary.action: warn)"
         )
     output.text(f"Store:   {conclusion.store.url}")
     if conclusion.report_place is not None:

@@ -83,7 +83,7 @@ def merged(arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
     """
     given = {name: value for name, value in options.items() if value is not None}
     for name in sorted(given.keys() & arguments.keys()):
-        if given[name] not in _DEFAULTS[name] and str(given[name]) != str(arguments[name]):
+        if given[name] not in _DEFAULTS.get(name, ()) and str(given[name]) != str(arguments[name]):
             raise InputError(
                 f"is {arguments[name]} in --model_args and {given[name]} in --{name}.",
                 code="bad_value",

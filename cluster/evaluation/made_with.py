@@ -49,12 +49,14 @@ class SettingMade:
         source: The model, as the study names it.
         info: Its ``model_info``.
         cap: The cap; None for the model as it is.
+        positions: Tokens that are capped.
     """
 
     name: str
     source: str
     info: Mapping[str, Any]
     cap: CapSetting | None
+    positions: str = "all"
 
     def check(self, config: Mapping[str, Any], file: str) -> bool:
         """Compare what a file says of its model.
@@ -80,7 +82,9 @@ class SettingMade:
         if config.get("model") in _NEVER_EDITED:
             if self.cap is not None:
                 raise self._refusal(f"were made by {config['model']}, which is not capped", config, file)
-            return True
+            # The fingerprint is not there, and the same model may lie in several places.
+            made = _arguments(config.get("model_args"))
+            return made.get("pretrained") == self.source and not made.keys() & {"peft", "delta"}
         return self._check_requests(_arguments(config.get("gen_kwargs")), config, file)
 
     def _check_requests(self, asked: Mapping[str, Any], config: Mapping[str, Any], file: str) -> bool:
@@ -88,7 +92,14 @@ class SettingMade:
         given = {name: str(asked[name]) for name in EDIT_FIELDS if name in asked}
         if not given:
             return False
+        # With null a request asks for nothing.
+        is_plain = given.get("cap") in ("None", "null")
+        given = {name: value for name, value in given.items() if value not in ("None", "null")}
+        if is_plain and self.cap is None and not given:
+            return True
         expected = {} if self.cap is None else {"cap": self.cap.percentile, "layers": self.cap.window}
+        if given.get("positions", self.positions) != self.positions:
+            raise self._refusal(f"were asked of a server at other positions than {self.positions}", config, file)
         # Without layers the server takes those that are usual for a cap.
         wanted = {name: value for name, value in expected.items() if name == "cap" or name in given}
         if {name: value for name, value in given.items() if name != "positions"} != wanted:

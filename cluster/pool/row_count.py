@@ -52,6 +52,16 @@ class RowCount:
             self._in_model = max(0, self._in_model - rows)
             self._to_write += rows
 
+    def failed(self) -> int | None:
+        """Note that units failed in the model; those that go on there are counted again with the next rollout.
+
+        Returns:
+            The count to tell with it; None where none was told.
+        """
+        with self._lock:
+            self._in_model = 0
+            return self._to_write if self._was_told else None
+
     def written(self, rows: int) -> int | None:
         """Note that a unit was written, or could not be; whoever hears of that counts its rollouts.
 

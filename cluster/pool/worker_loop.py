@@ -214,6 +214,7 @@ class WorkerLoop:
                     # What is finished is still written; the rest has no answer, as if the whole worker had died.
                     raise
                 except Exception as error:  # noqa: BLE001 - every unit in flight needs an answer, whatever the error
+                    self._tell_rows(self._rows.failed())
                     for attempt in under_way.values():
                         self._events.put(failure_of(attempt, error))
                     under_way.clear()
@@ -228,6 +229,7 @@ class WorkerLoop:
         if isinstance(result, Failure):
             own = (row_block for row_block, attempt in under_way.items() if _is_of(attempt, result))
             del under_way[next(own)]
+            self._tell_rows(self._rows.failed())
             self._events.put(result)
             return
         self._rows.to_write(len(result.rollouts))
@@ -261,7 +263,9 @@ class WorkerLoop:
         self._events.put(_HeldUp(reason))
 
     def _note_rows(self, under_way: int) -> None:
-        count = self._rows.in_model(under_way)
+        self._tell_rows(self._rows.in_model(under_way))
+
+    def _tell_rows(self, count: int | None) -> None:
         if count is not None:
             self._events.put(_Rows(count))
 
@@ -281,9 +285,7 @@ class WorkerLoop:
             end = replace(failure_of(result.attempt, error), is_store_fault=True)
         except Exception as error:  # noqa: BLE001 - whatever the error, only this unit fails
             end = failure_of(result.attempt, error)
-        count = self._rows.written(len(result.rollouts))
-        if count is not None:
-            self._events.put(_Rows(count))
+        self._tell_rows(self._rows.written(len(result.rollouts)))
         self._events.put(end)
         if waits:
             self._note_wait("")

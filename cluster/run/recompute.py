@@ -8,7 +8,7 @@ import Ray.
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ...jobs.sizing.estimate import BYTES_PER_PARAMETER, HEADROOM, batch_tokens,
 from ...jobs.specs.spec_parts import PlacementSpec
 from ...jobs.wording import count_of
 from ...jobs.work.addresses import RolloutAddress
-from ...jobs.work.canary_rows import can_be_compared
+from ...jobs.work.canary_rows import MOST_ROUNDING, can_be_compared
 from ...jobs.work.rollouts import ArrayName, Rollout
 from ...storage.locations.location import Location
 from ...storage.query.query import Query
@@ -43,6 +43,9 @@ from ..pool.session import local_resources
 from ..pool.worker_settings import WorkerSettings
 from .prepare import facts_of_run
 from .progress import Progress
+
+_OTHERS = 16
+"""Rollouts that one is held against, as having been mixed up with."""
 
 
 def verify_and_recompute(
@@ -108,6 +111,8 @@ class Recomputer:
         self._chat_template: str | None = run.record.rendering.get("chat_template")
         edits = read_edits(run.location, run.record)
         self._intervention = None if edits is None else edits.intervention
+        # Those that were compared last: one may have the vectors of another.
+        self._compared: deque[CapturedRollout] = deque(maxlen=_OTHERS)
         if self._facts.fingerprint != run.record.model.fingerprint:
             raise InputError(
                 f"the model {self._model.source} is not the one that the run at {run.url} was made with: its files "
@@ -142,13 +147,20 @@ class Recomputer:
                     line = lines.slice(number, 1)
                     found.append(self._compare(line, reader, user_span, left_out))
                     show(number + 1, lines.num_rows)
+        is_warned_of = self._run.record.spec.capture.canary.resolved(self._dtype).action == "warn"
         beyond = [one for one in found if not one.relative_error <= tolerance]
+        explained = [
+            one for one in beyond if is_warned_of and not one.taken_for and one.relative_error <= MOST_ROUNDING
+        ]
         return Recomputation(
             rollouts=len(found),
             tolerance=tolerance,
             worst_relative_error=max((one.relative_error for one in found), default=None),
-            deviations=tuple(sorted(beyond, key=lambda one: -one.relative_error)),
+            deviations=tuple(
+                sorted((one for one in beyond if one not in explained), key=lambda one: -one.relative_error)
+            ),
             left_out=dict(left_out),
+            above=len(explained),
         )
 
     def _tolerance(self) -> float:
@@ -209,11 +221,14 @@ class Recomputer:
                 left_out[pooling] += hook_point == self._run.record.arrays[0][0]
                 continue
             self._add_stored(captured, line, (hook_point, pooling))
-        canary = reader.canary(captured)
+        canary = reader.canary(captured, list(self._compared))
+        self._compared.append(captured)
         # None where nothing but a pooling over the user's words is stored, and their tokens are not known.
         errors = canary.relative_error_L if canary is not None else (0.0,)
         worst = int(np.argmax(errors))
-        return Deviation(str(rollout.address), line["unit_id"][0].as_py(), self._run.layers[worst], errors[worst])
+        taken_for = canary.taken_for if canary is not None else ""
+        unit_id = line["unit_id"][0].as_py()
+        return Deviation(str(rollout.address), unit_id, self._run.layers[worst], errors[worst], taken_for)
 
     def _add_stored(self, captured: CapturedRollout, line: pa.Table, array: ArrayName) -> None:
         # Not ``Run.query``, which leaves out what is stored of empty responses.

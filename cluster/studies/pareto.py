@@ -104,7 +104,7 @@ def prepare_pareto(spec: ParetoSpec, progress: Progress) -> PreparedPareto:
     for one in sweep.settings:
         name, plan = one.setting.name, one.job.plan
         info = model_info(plan.facts.fingerprint, None if plan.edits is None else plan.edits.intervention)
-        made = SettingMade(name, plan.spec.model.source, info, spec.cap_of(one.setting))
+        made = SettingMade(name, plan.spec.model.source, info, spec.cap_of(one.setting), spec.section.positions)
         given[name] = read_results(capability.results, (name, one.setting.folder), capability.tasks, made)
     return PreparedPareto(spec, sweep, None, given)
 

@@ -133,6 +133,8 @@ class JobSpec(SpecSection):
                 fields.pop(name, None)
         if not self.capture.before_intervention and "capture" in fields:
             fields["capture"].pop("before_intervention", None)
+        if self.capture.canary.action is None and "canary" in fields.get("capture", {}):
+            fields["capture"]["canary"].pop("action", None)
         if self.placement.weights == "auto" and "placement" in fields:
             fields["placement"].pop("weights", None)
         return fields

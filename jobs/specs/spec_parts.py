@@ -242,8 +242,8 @@ class CanarySpec(SpecSection):
             as much as two or three short rollouts.
         tolerance: Largest relative error of a vector; None: 1e-3 in float32, 5e-2 in bfloat16 and float16.
         action: What an error above ``tolerance`` does: ``fail``: the unit fails; ``warn``: it is kept, recorded and
-            warned of, unless no rounding explains the error, which fails it under both. None: ``fail`` in float32,
-            ``warn`` in bfloat16 and float16.
+            warned of, unless no rounding explains the error, which fails it under both. None: ``fail`` in float32 and
+            where ``tolerance`` is given, else ``warn``.
     """
 
     check: Literal["sample", "every_unit", "none"] = "sample"
@@ -261,7 +261,8 @@ class CanarySpec(SpecSection):
             >>> CanarySpec().resolved("bfloat16").action, CanarySpec().resolved("float32").action
             ('warn', 'fail')
         """
-        return self.model_copy(update={"action": self.action or ("fail" if dtype == "float32" else "warn")})
+        is_strict = dtype == "float32" or self.tolerance is not None
+        return self.model_copy(update={"action": self.action or ("fail" if is_strict else "warn")})
 
 
 class CaptureSpec(SpecSection):

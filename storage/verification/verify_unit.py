@@ -16,7 +16,8 @@ import pyarrow as pa
 from ...jobs.errors import StoreError
 from ...jobs.poolings import POOLINGS
 from ...jobs.specs.spec_parts import CanarySpec
-from ...jobs.work.canary_rows import can_be_compared, canary_draw, due_rows
+from ...jobs.work.canary_rows import MOST_ROUNDING, can_be_compared, canary_draw, due_rows
+from ...jobs.work.rollouts import Canary
 from ...jobs.work.units import WorkUnit
 from ..arrays.codec import decode_chunk, decode_chunk_lengths
 from ..arrays.geometry import geometry_of
@@ -28,8 +29,12 @@ from ..locations.location import Location
 from ..run.commits import read_commit
 
 _WORST_CANARY = 5e-2
-"""Largest relative error of a canary, unless the job allowed another. Engines allow no more at any dtype; a wrong
-rollout or layer gives 1e-1 or more."""
+"""Largest relative error of a canary, unless the job allowed another or kept it with a warning. Engines allow no more
+at any dtype."""
+
+
+def _is_warned_of(canary: Canary, rule: CanarySpec | None) -> bool:
+    return canary.num_above > 0 and rule is not None and rule.action == "warn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ class UnitCheck:
         limit = (rule.tolerance if rule else None) or _WORST_CANARY
         if len(canary.relative_error_L) != len(self._record.layers):
             yield Problem("damage", "bad_canary", path, "its canary is not of the run's layers.", unit_id)
-        elif not canary.worst_relative_error <= limit and not (canary.num_above and rule and rule.action == "warn"):
+        elif not canary.worst_relative_error <= (MOST_ROUNDING if _is_warned_of(canary, rule) else limit):
             message = f"it differs from a plain forward pass by {canary.worst_relative_error:.1e} of its norm."
             yield Problem("damage", "bad_canary", path, message, unit_id)
 

@@ -170,6 +170,8 @@ def _print_recomputation(found: Recomputation) -> None:
     )
     for pooling, rollouts in found.left_out.items():
         output.text(f"{pooling} of {count_of(rollouts, 'rollout')} was left out: the message's tokens are not stored.")
+    if found.above:
+        output.text(f"{count_of(found.above, 'rollout')} of these above it, which rounding may explain in 16 bits.")
     if found.deviations:
         lines = [[one.rollout, str(one.layer), f"{one.relative_error:.1e}"] for one in found.deviations]
         output.table("Rollouts that differ from a plain forward pass", ["rollout", "worst layer", "error"], lines)

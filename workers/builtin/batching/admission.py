@@ -189,13 +189,15 @@ class Admission:
                 self._held = rollout
                 break
             self._held = None
-            if self._kept_turns is not None and not is_batch and positions > self._cache.budget_tokens:
-                # It is longer than what rollouts have in common: it takes the room of conversations that wait.
-                self._kept_turns.clear()
             if rollout.is_alone:
+                if self._kept_turns is not None:
+                    self._kept_turns.forget(rollout.request)
                 return [rollout]
             # Only now and not when the request was pulled: a held rollout must not become the leader of others.
             self._share_prefix(rollout)
+            if self._kept_turns is not None and not is_batch and positions > self._cache.budget_tokens:
+                # It is longer than what rollouts have in common: it takes the room of conversations that wait.
+                self._kept_turns.clear()
             if rollout.waits:
                 self._waiting.append(rollout)
                 continue
