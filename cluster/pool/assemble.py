@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -26,8 +25,6 @@ from .worker_settings import WorkerSettings
 if TYPE_CHECKING:
     from ...workers.builtin.builtin_engine import BuiltinEngine
     from ...workers.vllm.vllm_engine import VllmEngine
-
-_log = logging.getLogger(__name__)
 
 _SENTINEL_PAUSES_S = (0.5, 1.0, 2.0)
 """Pauses between checks for the sentinel: a shared file system may show a new file with a delay."""
@@ -102,17 +99,7 @@ def engine_here(settings: WorkerSettings) -> EngineSettings:
     """
     if settings.engine_name == "vllm":
         require_known_version(settings.engine.device)
-    if settings.engine.device == "cuda":
-        _set_allocator(settings)
-        import torch
-
-        if not torch.cuda.is_available():
-            raise InputError(
-                "the worker's machine has a GPU, but its torch cannot use it.",
-                code="no_gpu",
-                field="placement.device",
-                hint="Install a CUDA build of torch there, or use placement.device: cpu.",
-            )
+    _require_gpu(settings)
     if settings.engine_name != "vllm" or settings.engine.device == "cpu":
         # vLLM counts the memory of its GPUs itself; asking for it here would take some of the first.
         needed = settings.streamed_bytes if settings.weights == "streamed" else settings.needed_bytes
@@ -127,17 +114,27 @@ def _weights_here(settings: WorkerSettings) -> Literal["resident", "streamed"]:
     """Decide by the memory of this machine where the settings leave it open."""
     if settings.weights != "auto":
         return settings.weights
-    _set_allocator(settings)
-    if settings.needed_bytes <= free_bytes(settings.engine.device):
-        return "resident"
-    _log.info("the weights do not fit the memory here, so they are loaded layer by layer")
-    return "streamed"
+    _require_gpu(settings)
+    fit = settings.copies * settings.needed_bytes <= free_bytes(settings.engine.device)
+    return "resident" if fit else "streamed"
 
 
-def _set_allocator(settings: WorkerSettings) -> None:
-    if settings.engine.device == "cuda" and settings.engine_name != "vllm":
+def _require_gpu(settings: WorkerSettings) -> None:
+    """Check that torch can use the GPU, if there has to be one, before its memory is asked for."""
+    if settings.engine.device != "cuda":
+        return
+    if settings.engine_name != "vllm":
         # A KV cache that grows would leave holes otherwise. Read when torch first takes memory of the GPU.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "the worker's machine has a GPU, but its torch cannot use it.",
+            code="no_gpu",
+            field="placement.device",
+            hint="Install a CUDA build of torch there, or use placement.device: cpu.",
+        )
 
 
 def engine_label(settings: WorkerSettings) -> str:
@@ -151,7 +148,11 @@ def _load_reader(settings: WorkerSettings, engine: EngineSettings) -> Reader:
         return _load_model(settings, engine, generates=False)
     from ...workers.builtin.streaming.reader import StreamedReader
 
-    return StreamedReader(replace(engine, batch_tokens=settings.walk_tokens), rule=settings.canary)
+    reader = StreamedReader(replace(engine, batch_tokens=settings.walk_tokens), rule=settings.canary)
+    # Said when the model is loaded, and kept in the run's record.
+    told = f"Weights are loaded layer by layer, once for every {reader.tokens_per_capture:,} tokens."
+    reader.passes = f"{reader.passes} {told}".lstrip()
+    return reader
 
 
 def _load_model(settings: WorkerSettings, engine: EngineSettings, *, generates: bool) -> BuiltinEngine | VllmEngine:

@@ -35,7 +35,8 @@ class WorkerSettings:
         served_model: Name of the model on that server; empty without a server.
         sentinel: Path of an object in the store that the driver has written. A worker that cannot find it is connected
             to another store and refuses to start. Empty: not checked.
-        placement: Resources of a worker whose node decides its threads; None: ``engine.threads`` holds on any node.
+        placement: Resources of a worker of which its node decides something: its threads, or how many replicas share
+            its memory; None: nothing.
         tokens_per_block: Rows per row block of the ``tokens`` arrays; 0 in a run without them.
         canary: Which rollouts are compared with a plain forward pass.
         access: How requests to the store's bucket are made.
@@ -45,6 +46,8 @@ class WorkerSettings:
         dialogues: What dialogues need; None where every rollout is a single response, or the texts are given.
         weights: Whether a replica of the built-in engine holds all its weights, streams them, or decides by the memory
             of its machine.
+        copies: Replicas that may share the memory of its node: where ``weights`` is ``auto``, they are held only if
+            there is room for all of them.
         streamed_bytes: Bytes of memory that one replica needs that streams its weights.
         walk_tokens: Tokens that such a replica reads each time its weights are; None: it measures how many it needs.
         place: The place of this process in its replica; None until the nodes of the replica are known, and on one node.
@@ -73,6 +76,7 @@ class WorkerSettings:
     dialogues: DialogueSettings | None = None
     weights: Literal["auto", "resident", "streamed"] = "resident"
     streamed_bytes: int = 0
+    copies: int = 1
     walk_tokens: int | None = None
 
     def on_node(self, num_cpus: float, num_gpus: float) -> WorkerSettings:
@@ -84,6 +88,11 @@ class WorkerSettings:
         """
         if self.placement is None:
             return self
+        # Replicas with GPUs share none. On a CPU none of them can tell which of the others have taken their memory yet.
+        places = 1 if self.placement.num_gpus else self.placement.places_on(num_cpus, num_gpus)
+        placed = replace(self, copies=max(1, min(self.placement.replicas, places)))
+        if not self.placement.node_decides:
+            return placed
         # The cluster may count cores that the worker's container must not use.
         threads = min(self.placement.threads_on(num_cpus, num_gpus), usable_cores())
-        return replace(self, engine=replace(self.engine, threads=threads))
+        return replace(placed, engine=replace(self.engine, threads=threads))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from ...jobs.engines import Engine
 from ...jobs.sizing.estimate import Estimate, batch_tokens, estimate, resolved_dtype
-from ...jobs.sizing.streaming import can_stream, least_estimate
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.format.layout import driver_path
@@ -17,7 +16,6 @@ from ...storage.run.lease import HeldLease
 from ...workers.chat.renderer import ChatRenderer
 from ...workers.chat.spans import load_renderer
 from ...workers.engine import EngineSettings
-from ...workers.models.memory import require_memory
 from ..pool.dialogues import DialogueSettings
 from ..pool.executor import Executor
 from ..pool.placement import Placement, place
@@ -25,6 +23,7 @@ from ..pool.session import local_resources, ray_session
 from ..pool.vllm_nodes import vllm_here, vllm_on_cluster
 from ..pool.worker_settings import WorkerSettings
 from .engine_choice import ENGINE_NAMES, engine_for
+from .held_weights import HeldWeights, described_weights, weights_asked, weights_here
 from .prepare import Job
 from .progress import Progress
 from .rendering import RENDERING_RULES
@@ -72,18 +71,20 @@ def open_ray_backend(job: Job, progress: Progress, address: str | None = None) -
     renderer = load_renderer(job.model_directory, job.chat_template).renderer
     rendering = rendering_of(job, renderer)
     engine: Engine | None = None
+    settled: HeldWeights | None = None
     if address is None:
-        engine = _refuse_what_cannot_run(job, progress)
+        engine, settled = _refuse_what_cannot_run(job, progress)
     # On a cluster the workers check the server, which need not be reachable from here.
     rendering |= describe_server(job.plan.spec, renderer, is_checked=address is None)
     progress.say("Starting Ray on this machine." if address is None else f"Joining the Ray cluster at {address}.")
     with ray_session(address) as resources:
         placement = place(job.plan.spec.placement, resources, may_grow=address is not None)
         runs = engine or engine_for(job.plan, placement, lambda: vllm_on_cluster(placement), progress)
+        weights = settled or weights_asked(job, runs)
 
         def make_executor(lease: HeldLease) -> Executor:
-            progress.say(f"Loading the model: {_described(placement, runs)}.")
-            settings = worker_settings(job, placement, driver_path(lease.generation), runs)
+            progress.say(f"Loading the model: {_described(placement, runs)}{described_weights(job, weights)}.")
+            settings = worker_settings(job, placement, driver_path(lease.generation), runs, weights)
             return RayExecutor(settings, placement, replicas=job.plan.spec.placement.replicas)
 
         yield Backend(rendering, make_executor, runs)
@@ -101,7 +102,13 @@ def _described(placement: Placement, engine: Engine) -> str:
     return f"{count_of(placement.replicas, 'replica')} on {device}, {threads}, {ENGINE_NAMES[engine]}"
 
 
-def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engine = "builtin") -> WorkerSettings:
+def worker_settings(
+    job: Job,
+    placement: Placement,
+    sentinel: str,
+    engine: Engine = "builtin",
+    weights: HeldWeights | None = None,
+) -> WorkerSettings:
     """Make the settings of all workers of a job.
 
     Args:
@@ -109,9 +116,10 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         placement: Device and threads of each worker.
         sentinel: Path of an object that the driver has written and workers check for.
         engine: The engine of every worker.
+        weights: How its weights are held; None: as the spec says.
     """
     spec = job.plan.spec
-    streams = engine == "builtin" and can_stream(job.plan)
+    weights = weights or weights_asked(job, engine)
     figures = job.estimate if job.estimate.engine == engine else estimate(job.plan, engine)
     return WorkerSettings(
         engine=EngineSettings(
@@ -146,14 +154,14 @@ def worker_settings(job: Job, placement: Placement, sentinel: str, engine: Engin
         sentinel=sentinel,
         tokens_per_block=job.plan.tokens_per_block,
         canary=spec.capture.canary,
-        placement=placement if placement.node_decides else None,
+        placement=placement if placement.node_decides or weights == "auto" else None,
         access=resolved_access(spec.store),
         engine_name=engine,
         num_nodes=placement.num_nodes,
         intervention=None if job.plan.edits is None else job.plan.edits.intervention,
         dialogues=_dialogues(job, figures.turns.user_share),
-        weights=spec.placement.weights if streams else "resident",
-        streamed_bytes=_bytes_on(placement, estimate(job.plan, "builtin", "streamed")) if streams else 0,
+        weights=weights,
+        streamed_bytes=0 if weights == "resident" else _bytes_on(placement, estimate(job.plan, "builtin", "streamed")),
         walk_tokens=spec.placement.batch_tokens,
     )
 
@@ -210,24 +218,12 @@ def describe_server(spec: JobSpec, renderer: ChatRenderer, *, is_checked: bool) 
     return {"server_requests": describe_requests(spec.sampling, left_out)}
 
 
-def _refuse_what_cannot_run(job: Job, progress: Progress) -> Engine:
+def _refuse_what_cannot_run(job: Job, progress: Progress) -> tuple[Engine, HeldWeights]:
     """Check, before Ray is started on this machine, that it has cores, GPUs and memory for all replicas, and an engine.
 
     Returns:
-        The engine.
+        The engine, and how the replicas hold their weights.
     """
     placement = place(job.plan.spec.placement, local_resources())
     engine = engine_for(job.plan, placement, lambda: vllm_here(placement), progress)
-    if placement.device == "cpu":
-        require_memory(needed_here(job, engine), placement.replicas, "cpu")
-    return engine
-
-
-def needed_here(job: Job, engine: Engine) -> int:
-    """Return the bytes that a replica needs at least on a machine without GPUs, where it may stream its weights.
-
-    Args:
-        job: The prepared job.
-        engine: Engine of the replicas.
-    """
-    return (least_estimate(job.plan) if engine == "builtin" else job.estimate).machine_bytes
+    return engine, weights_here(job, engine, placement)

@@ -20,7 +20,6 @@ from ...storage.format.layout import driver_path
 from ...storage.run.lease import HeldLease
 from ...workers.chat.spans import load_renderer
 from ...workers.engine import CapturedRollout, Reader, Responder
-from ...workers.models.memory import require_memory
 from ..pool.assemble import load_engine
 from ..pool.executor import Answer, Wait, WorkerView
 from ..pool.placement import place
@@ -28,8 +27,9 @@ from ..pool.session import local_resources
 from ..pool.vllm_nodes import vllm_here
 from ..pool.worker_loop import Load, WorkerLoop
 from ..pool.worker_settings import WorkerSettings
-from .backend import Backend, describe_server, needed_here, rendering_of, worker_settings
+from .backend import Backend, describe_server, rendering_of, worker_settings
 from .engine_choice import ENGINE_NAMES, engine_for
+from .held_weights import described_weights, weights_here
 from .prepare import Job
 from .progress import Progress
 
@@ -55,16 +55,15 @@ def open_local_backend(job: Job, progress: Progress) -> Iterator[Backend]:
     renderer = load_renderer(job.model_directory, job.chat_template).renderer
     placement = place(spec.placement.model_copy(update={"replicas": 1}), local_resources())
     engine = engine_for(job.plan, placement, lambda: vllm_here(placement), progress)
-    if placement.device == "cpu":
-        require_memory(needed_here(job, engine), 1, "cpu")
+    weights = weights_here(job, engine, placement)
     rendering = rendering_of(job, renderer) | describe_server(spec, renderer, is_checked=True)
 
     def make_executor(lease: HeldLease) -> InProcessExecutor:
         progress.say(
             f"Loading the model in this process: {placement.device}, {count_of(placement.threads, 'thread')}, "
-            f"{ENGINE_NAMES[engine]}."
+            f"{ENGINE_NAMES[engine]}{described_weights(job, weights)}."
         )
-        return InProcessExecutor(worker_settings(job, placement, driver_path(lease.generation), engine))
+        return InProcessExecutor(worker_settings(job, placement, driver_path(lease.generation), engine, weights))
 
     yield Backend(rendering, make_executor, engine)
 

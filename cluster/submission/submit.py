@@ -18,7 +18,7 @@ from ...jobs.files.hub_url import is_hub
 from ...jobs.files.store_url import is_s3
 from ...jobs.files.user_paths import expand_home, is_directory
 from ...jobs.plan import Plan
-from ...jobs.sizing.streaming import least_estimate
+from ...jobs.sizing.streaming import least_estimate, require_streamed
 from ...jobs.specs.endpoint_keys import refuse_keys
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import BUILTIN_TEMPLATE_SCHEME, PACKAGE_SCHEME
@@ -185,6 +185,7 @@ def _check_store(
         grows_from = record.plan_digest if record is not None and grow else ""
         return _Checked(None, grows_from, edits or recorded or _edits_without_model(spec, progress))
     require_engine(plan)
+    require_streamed(plan)
     if record is None:
         return _Checked(plan, "", plan.edits)
     plan, growth = fit_to_run(plan, record, location, grow=grow)

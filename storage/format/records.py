@@ -58,7 +58,8 @@ class RunRecord(Sealed):
         rows_per_block: Rows per shard of the pooled arrays.
         token_layers: Decoder layers along the second axis of ``tokens`` arrays; empty in a run without them.
         tokens_per_block: Rows per shard of the ``tokens`` arrays; 0 in a run without them.
-        passes: Which texts have a forward pass of their own, and why, in a sentence; empty where all share passes.
+        passes: Which texts have a forward pass of their own, and why, and whether weights are loaded layer by layer, in
+            sentences; empty where all share passes of a model that is held.
         rendering: How prompts become tokens: hash of the chat template, and what it does with a system prompt.
         versions: Software that started the run, by name of the package.
         created_at: ISO 8601, in UTC.

@@ -10,13 +10,15 @@ import click
 from ....analysis.dialogues.drift import DriftResults, DriftSettings, study_drift
 from ....analysis.dialogues.picture import write_picture
 from ....jobs.errors import InputError
-from ....jobs.sizing.estimate import estimate
+from ....jobs.sizing.devices import load_devices
+from ....jobs.sizing.streaming import estimates_of
 from ....jobs.specs.spec import JobSpec, load_spec
 from ....jobs.work.units import WorkUnit
 from ...run.prepare import sketch_plan
 from ...studies.study_axis import open_study_axis
 from .. import output
 from ..jobs import plan
+from ..jobs.streamed_lines import streamed_lines
 from ..options import axis_option, join_option, json_option, layer_option, set_option, spec_argument
 from ..result_files import picture_to_write
 from ..work import outcome_as_dict, print_outcome, run_job
@@ -96,12 +98,13 @@ def _require_study(spec: JobSpec, axis: str | None, layer: int | None, png: str 
 def _show_plan(spec: JobSpec, *, as_json: bool) -> None:
     """Print what the conversations take; nothing is run."""
     sketch = sketch_plan(spec, output.progress())
-    figures = estimate(sketch.plan)
+    table = load_devices().of_kind(spec.placement.device)
+    figures = plan.main_figures(estimates_of(sketch.plan, table), table)
     if as_json:
         document: dict[str, Any] = plan.as_dict(sketch.plan, figures, sketch.facts_from)
         output.document(document | {"conversations": _num_conversations(sketch.plan.units)})
         return
-    lines = plan.lines(sketch.plan, figures)
+    lines = [*plan.lines(sketch.plan, figures), *streamed_lines(sketch.plan, figures, table)]
     output.table("Drift study", ["", ""], [["conversations", f"{_num_conversations(sketch.plan.units):,}"], *lines])
 
 

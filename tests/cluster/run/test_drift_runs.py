@@ -110,6 +110,24 @@ def test_the_command_shows_where_the_conversations_led(same: Run, tiny_model_dir
     assert planned["prompt_tokens"] > 4 * (3 * 20 + 3 * 6 + 3 * 8)
 
 
+def test_a_dry_run_refuses_what_cannot_be_streamed_and_counts_what_can(tiny_model_directory: Path, tmp_path: Path):
+    def planned(**changes: Any) -> dict[str, Any]:
+        spec = job(tiny_model_directory, tmp_path, changes.pop("user", {"model": "same"}), **changes)
+        file = tmp_path / "drift.yaml"
+        file.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+        shown = CliRunner().invoke(cli, ["drift", str(file), "--dry-run", "--json"], standalone_mode=False)
+        if shown.exception is not None:
+            raise shown.exception
+        return json.loads(shown.stdout)
+
+    placement = {"device": "cpu", "weights": "streamed"}
+    with pytest.raises(InputError, match="its workers generate") as refused:
+        planned(placement=placement)
+    assert refused.value.code == "not_streamed"
+    served = {"endpoint": "http://nowhere.test/v1", "model": "tiny"}
+    assert planned(placement=placement, generation=served)["weights"] == "streamed"
+
+
 def test_a_study_grows_by_domains_and_says_why_it_does_not_by_topics(tiny_model_directory: Path, tmp_path: Path):
     few = {"domains": ["sea"], "exchanges": 1}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from persona_atlas import run
 from persona_atlas.cluster.cli import cli
-from persona_atlas.cluster.pool import assemble
+from persona_atlas.cluster.run import held_weights
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 
@@ -41,7 +42,7 @@ def no_engine(*_: Any) -> None:
 
 
 def test_given_texts_are_read_by_it_where_asked_and_where_the_memory_has_no_room(
-    conversations: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    conversations: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     expected = stored(conversations, tmp_path / "held")
     monkeypatch.setattr(BuiltinEngine, "__init__", no_engine)
@@ -50,8 +51,16 @@ def test_given_texts_are_read_by_it_where_asked_and_where_the_memory_has_no_room
     assert run(
         conversations | {"store": {"url": str(tmp_path / "held")}, "placement": {"weights": "streamed"}}, progress=False
     ).is_complete
-    monkeypatch.setattr(assemble, "free_bytes", lambda _: 0)
-    np.testing.assert_array_equal(stored(conversations, tmp_path / "auto"), expected)
+    monkeypatch.setattr(held_weights, "free_bytes", lambda _: 0)
+    capsys.readouterr()
+    result = run(conversations | {"store": {"url": str(tmp_path / "auto")}})
+    np.testing.assert_array_equal(result.run.activations(layer="all").values, expected)
+    # Nobody asked for it, so it is said, and kept in the run's record.
+    said = " ".join(capsys.readouterr().err.split())
+    assert "weights that are loaded layer by layer, because they do not fit the memory." in said
+    told = re.search(r"Weights are loaded layer by layer, once for every [\d,]+ tokens\.", result.run.record.passes)
+    assert told is not None
+    assert told[0] in said
 
 
 def test_what_a_server_generated_is_read_by_it(

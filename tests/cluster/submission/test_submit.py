@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import subprocess
 import sys
@@ -29,10 +30,12 @@ from persona_atlas.jobs.sizing.estimate import HEADROOM, Estimate, estimate
 from persona_atlas.jobs.specs.spec import JobSpec, make_spec
 from persona_atlas.jobs.specs.store_spec import S3Access
 from persona_atlas.storage.run.status import RunStatus, read_status, write_status
+from rich.console import Console
 
 from fakes import small_plan, small_spec
 from stored_runs import small_run
 
+QUIET = Progress(Console(file=io.StringIO()))
 PYTHON = ".".join(platform.python_version_tuple()[:2])
 
 
@@ -194,6 +197,17 @@ def test_what_cannot_be_submitted_is_refused_before_the_store_or_cluster_is_read
     with pytest.raises(InputError) as caught:
         submit_job(spec, cast(Cluster, None), SubmitOptions(), cast(Progress, None))
     assert (caught.value.code, caught.value.field) == (code, field)
+
+
+def test_a_job_that_generates_with_weights_it_asks_to_stream_is_refused_before_the_cluster_is_read(
+    tiny_model_directory: Path, tmp_path: Path
+):
+    asked = {"model": {"source": str(tiny_model_directory)}, "store": {"url": str(tmp_path / "run")}}
+    with pytest.raises(InputError, match="its workers generate") as caught:
+        submit_job(
+            make_spec(asked | {"placement": {"weights": "streamed"}}), cast(Cluster, None), SubmitOptions(), QUIET
+        )
+    assert (caught.value.code, caught.value.field) == ("not_streamed", "placement.weights")
 
 
 @pytest.mark.parametrize(
