@@ -125,7 +125,7 @@ def test_a_dry_run_refuses_what_cannot_be_streamed_and_counts_what_can(tiny_mode
         planned(placement=placement)
     assert refused.value.code == "not_streamed"
     served = {"endpoint": "http://nowhere.test/v1", "model": "tiny"}
-    assert planned(placement=placement, generation=served)["weights"] == "streamed"
+    assert planned(placement=placement, generation=served, user=served)["weights"] == "streamed"
 
 
 def test_a_study_grows_by_domains_and_says_why_it_does_not_by_topics(tiny_model_directory: Path, tmp_path: Path):

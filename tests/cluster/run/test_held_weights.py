@@ -27,7 +27,7 @@ TWO = Placement(2, "cpu", 4, 0)
 
 
 def job_of(folder: Path, weights: str = "auto", **changes: Any) -> Job:
-    asked = {"model": {"source": NAME}, "generation": {"endpoint": "http://gpu:8000/v1"}} | changes
+    asked: dict[str, Any] = {"model": {"source": NAME}, "generation": {"endpoint": "http://gpu:8000/v1"}} | changes
     plan = small_plan(small_spec(placement={"weights": weights, "replicas": 2}, **asked), facts=FACTS)
     return Job(plan, estimate(plan), folder, open_location(str(folder)), None, frozenset())
 
