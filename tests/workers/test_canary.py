@@ -209,7 +209,10 @@ def test_what_is_as_near_to_another_rollout_is_warned_of_within_the_limit(caplog
 @pytest.mark.parametrize(
     ("engine", "told"),
     [
-        (FakeEngine(canary_error=0.1, canary_taken_for="the vector of another layer"), "is the vector of another layer"),
+        (
+            FakeEngine(canary_error=0.1, canary_taken_for="the vector of another layer"),
+            "is the vector of another layer",
+        ),
         (FakeEngine(canary_error=1.1), "by 1.1e+00 of its norm"),
     ],
     ids=["another layer", "longer than the vector"],
