@@ -186,15 +186,41 @@ def test_what_rounding_explains_is_kept_in_16_bits_counted_and_warned_of(
         assert "by 1.0e-01 of its norm, which is above 1e-03; it is kept" in caplog.text
 
 
+def test_a_worker_whose_rollouts_are_kept_with_a_warning_is_not_trusted():
+    engine, checks = FakeEngine(canary_error=0.1), CanaryChecks(CanarySpec(one_in=10**9, action="warn"))
+    results = worked(engine, checks=checks)
+    assert len(results) > 1
+    assert all(isinstance(result, UnitResult) for result in results)
+    # Two of each unit, the first and those that follow.
+    assert len(engine.compared) == 2 * len(results)
+
+
+def test_what_is_as_near_to_another_rollout_is_warned_of_within_the_limit(caplog: pytest.LogCaptureFixture):
+    engine = FakeEngine(canary_error=5e-4, canary_taken_for="the vectors of another rollout")
+    (first, *_) = worked(engine, CanarySpec(action="warn"))
+    assert isinstance(first, UnitResult)
+    assert first.canary is not None
+    assert first.canary.num_above == first.canary.num_rollouts
+    assert "as near to the vectors of another rollout" in caplog.text
+    (first, *_) = worked(engine, CanarySpec(action="fail"))
+    assert isinstance(first, UnitResult), "within the limit of a strict rule"
+
+
 @pytest.mark.parametrize(
-    "engine",
-    [FakeEngine(canary_error=0.1, canary_taken_for="the vector of another layer"), FakeEngine(canary_error=1.1)],
+    ("engine", "told"),
+    [
+        (
+            FakeEngine(canary_error=0.1, canary_taken_for="the vector of another layer"),
+            "is the vector of another layer",
+        ),
+        (FakeEngine(canary_error=1.1), "by 1.1e+00 of its norm"),
+    ],
     ids=["another layer", "longer than the vector"],
 )
-def test_what_no_rounding_explains_fails_a_unit_whatever_the_job_does_about_rounding(engine: FakeEngine):
+def test_what_no_rounding_explains_fails_a_unit_whatever_the_job_does_about_rounding(engine: FakeEngine, told: str):
     (first, *_) = worked(engine, CanarySpec(action="warn"))
     assert isinstance(first, Failure)
-    assert engine.canary_taken_for in first.message
+    assert told in first.message
 
 
 @given(size=st.floats(1e-3, 1.5), seed=st.integers(0, 2**32))
@@ -238,3 +264,23 @@ def test_a_rollout_with_the_same_text_and_prompt_poolings_of_the_same_prompt_are
     assert MEAN in other
     elsewhere = replace(second, rollout=replace(second.rollout, prompt_token_ids=(*ids, 9)))
     assert prompt in others_of(first, [elsewhere])[0]
+
+
+@pytest.mark.parametrize("layers", [[1], [0, 2], [0, 1, 2]], ids=["one layer", "two layers", "all layers"])
+def test_layers_of_another_rollout_are_known_beside_layers_that_are_right(layers: list[int]):
+    rng = np.random.default_rng(1)
+    first_LD, second_LD = rng.standard_normal((2, 3, 64))
+    mixed_LD = first_LD + 0.005 * rng.standard_normal((3, 64))
+    mixed_LD[layers] = second_LD[layers]
+    assert taken_for({MEAN: mixed_LD}, {MEAN: first_LD}, [{MEAN: second_LD}]) == "the vectors of another rollout"
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_kept_tokens_that_are_shifted_are_known_as_such(by: int):
+    rng = np.random.default_rng(2)
+    plain_KTD = rng.standard_normal((2, 9, 64))
+    name = ("resid_post", "tokens")
+    rounding_KTD = 0.02 * rng.standard_normal(plain_KTD.shape)
+    assert taken_for({name: plain_KTD + rounding_KTD}, {name: plain_KTD}) == ""
+    shifted = np.roll(plain_KTD, by, axis=1) + rounding_KTD
+    assert taken_for({name: shifted}, {name: plain_KTD}) == "the vectors of the tokens beside them"

@@ -29,6 +29,11 @@ CAPPED = SettingMade(CAP.name, "models/tiny", model_info("a", EDITS), CAP)
         (CAPPED, {"model": "local-completions", "gen_kwargs": "cap=p0.25"}, False),
         (CAPPED, {"model": "local-completions", "gen_kwargs": {"temperature": 0}}, False),
         (PLAIN, {}, False),
+        (PLAIN, {"model": "hf", "model_args": "pretrained=elsewhere/tiny"}, False),
+        (PLAIN, {"model": "hf", "model_args": "pretrained=models/tiny,peft=adapter"}, False),
+        (PLAIN, {"model": "local-completions", "gen_kwargs": {"cap": None}}, True),
+        (PLAIN, {"model": "local-completions", "gen_kwargs": "cap=null"}, True),
+        (CAPPED, {"model": "local-completions", "gen_kwargs": "cap=p0.25,layers=0:2,positions=all"}, True),
     ],
 )
 def test_what_fits_is_taken_and_what_is_not_known_is_told(made: SettingMade, config: dict[str, Any], is_known: bool):
@@ -47,6 +52,8 @@ def test_what_fits_is_taken_and_what_is_not_known_is_told(made: SettingMade, con
         (CAPPED, {"model": "local-completions", "gen_kwargs": {"cap": "p0.5"}}, "of a server with other edits"),
         (CAPPED, {"model": "local-completions", "gen_kwargs": {"cap": "p0.25", "steer": 0.1}}, "other edits"),
         (PLAIN, {"model": "local-completions", "gen_kwargs": "cap=p0.25"}, "of a server with other edits"),
+        (CAPPED, {"model": "x", "gen_kwargs": "cap=p0.25,layers=0:2,positions=prompt"}, "at other positions than all"),
+        (CAPPED, {"model": "x", "gen_kwargs": "cap=null"}, "of a server with other edits"),
     ],
 )
 def test_results_of_another_model_or_setting_are_refused(made: SettingMade, config: dict[str, Any], message: str):

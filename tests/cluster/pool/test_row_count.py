@@ -27,3 +27,13 @@ def test_the_rollouts_of_a_unit_that_is_written_are_counted_until_it_is():
     now[0] += TELL_EVERY_S
     assert count.in_model(2) == 6
     assert count.written(4) == 2
+
+
+def test_rollouts_of_a_unit_that_failed_are_counted_no_longer():
+    now = [TELL_EVERY_S]
+    count = RowCount(lambda: now[0])
+    now[0] += TELL_EVERY_S
+    assert count.in_model(7) == 7
+    count.to_write(4)
+    assert count.failed() == 4
+    assert count.written(4) == 0

@@ -399,3 +399,26 @@ def test_apple_s_gpus_are_refused_by_name_with_the_device_that_works():
     with pytest.raises(InputError, match=r"placement\.device: is mps, .* Apple's GPUs; use cpu") as caught:
         make_spec({"model": {"source": "m"}, "store": {"url": "runs/x"}, "placement": {"device": "mps"}})
     assert caught.value.field == "placement.device"
+
+
+@pytest.mark.parametrize(
+    ("canary", "dtype", "action"),
+    [
+        ("{}", "float32", "fail"),
+        ("{}", "bfloat16", "warn"),
+        ("{tolerance: 0.01}", "bfloat16", "fail"),
+        ("{tolerance: 0.01, action: warn}", "float16", "warn"),
+        ("{action: fail}", "bfloat16", "fail"),
+    ],
+)
+def test_a_deviation_is_warned_of_in_16_bits_unless_the_job_says_what_is_allowed(
+    tmp_path: Path, canary: str, dtype: str, action: str
+):
+    spec = load(tmp_path, GOOD + f"capture: {{canary: {canary}}}\n")
+    assert spec.capture.canary.resolved(dtype).action == action
+
+
+def test_a_spec_without_an_action_is_written_as_it_was_before_there_was_one(tmp_path: Path):
+    assert "action" not in load(tmp_path, GOOD).model_dump()["capture"]["canary"]
+    warning = load(tmp_path, GOOD + "capture: {canary: {action: warn}}\n")
+    assert warning.model_dump()["capture"]["canary"]["action"] == "warn"

@@ -588,6 +588,8 @@ def test_canaries_above_the_limit_that_the_job_kept_are_counted_and_are_no_damag
     found = run.verify(quick=True)
     assert (told(found), found.canaries_above) == ([], 2)
     assert run.manifest(UNIT).canary == canary
+    with_canary(run, UNIT, replace(canary, relative_error_L=(1e-4, 5.0, 1e-5, 0.0)), CanarySpec(action="warn"))
+    assert told(run.verify(quick=True)) == [("bad_canary", COMMIT, UNIT)]
     with_canary(run, UNIT, canary, CanarySpec(action="fail"))
     assert told(run.verify(quick=True)) == [("bad_canary", COMMIT, UNIT)]
 

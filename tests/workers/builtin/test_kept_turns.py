@@ -242,3 +242,26 @@ def test_memory_that_kept_turns_take_is_given_up_before_anything_fails(
     rows = [row for first in range(0, 6, at_once) for row in converse(engine, scripts[first : first + at_once])]
     assert len(rows) == 36
     assert engine.batch_tokens < 4000
+
+
+def test_what_runs_and_what_is_kept_stay_within_the_tokens_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = keeping(save_tiny_family(tmp_path, "llama"), batch_tokens=1200)
+    reserve, keep = KVCache.reserve, KeptTurns.keep
+    held = {"running": 0, "kept": 0}
+    sums: list[int] = []
+
+    def reserving(cache: KVCache, *sizes: int) -> None:
+        reserve(cache, *sizes)
+        held["running"] = cache.num_slots * cache.num_positions
+        sums.append(sum(held.values()))
+
+    def keeping_turn(kept: KeptTurns, *turn: Any) -> None:
+        keep(kept, *turn)
+        held["kept"] = kept.num_tokens
+        sums.append(sum(held.values()))
+
+    monkeypatch.setattr(KVCache, "reserve", reserving)
+    monkeypatch.setattr(KeptTurns, "keep", keeping_turn)
+    converse(engine)
+    assert max(sums) <= 1200
+    assert held["kept"] > 0
