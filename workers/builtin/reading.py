@@ -12,7 +12,7 @@ text's own. Sums are copied from the device once per pass and combined on the CP
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -78,8 +78,8 @@ class TextReader:
         apart = [_apart(text) for text in texts]
         halves = [self._halves(part) for parts in apart for part in parts]
         with torch.inference_mode():
-            shared = self._read_in_memory([shared for shared, _ in halves])
-            alone = self._read_alone([text for _, text in halves])
+            shared = self._read_in_memory([shared for shared, _ in halves], self._read_together, divides=True)
+            alone = self._read_in_memory([text for _, text in halves], self._read_alone, divides=False)
         captured = iter([_joined(pair) for pair in zip(shared, alone, strict=True)])
         return [_joined([next(captured) for _ in parts]) for parts in apart]
 
@@ -96,20 +96,43 @@ class TextReader:
             replace(text, responses=text.responses[rest], user_spans=text.user_spans[rest]),
         )
 
-    def _read_in_memory(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
-        """Read texts together, in smaller passes once the memory was exhausted."""
+    def _read_in_memory(
+        self,
+        texts: Sequence[TokenisedText],
+        read_all: Callable[[Sequence[TokenisedText]], list[CapturedText]],
+        *,
+        divides: bool,
+    ) -> list[CapturedText]:
+        """Read texts, with fewer or smaller passes at a time once the memory was exhausted.
+
+        Args:
+            texts: The texts.
+            read_all: Reads them.
+            divides: Whether it puts them into passes of at most so many tokens, which may be smaller.
+        """
         while True:
             try:
-                return self._read_together(texts)
+                return read_all(texts)
             except (RuntimeError, MemoryError) as error:
-                smaller = min(self._pass_tokens, sum(map(length_of, texts))) // 2
-                if not is_out_of_memory(error) or smaller < max(LEAST_TOKENS, max(map(length_of, texts))):
+                if not is_out_of_memory(error):
+                    raise
+                if self._runner.shrink():
+                    smaller = "fewer passes at a time"
+                elif divides and self._shrink_passes(texts):
+                    smaller = f"passes of at most {self._pass_tokens} tokens"
+                else:
                     raise
             # Not before the handler has ended, because until then the error holds the tensors of the pass.
-            self._pass_tokens = smaller
-            self._runner.shrink()
             free_memory()
-            _log.warning("the memory was exhausted: going on with passes of at most %d tokens", smaller)
+            _log.warning("the memory was exhausted: going on with %s", smaller)
+
+    def _shrink_passes(self, texts: Sequence[TokenisedText]) -> bool:
+        """Halve the passes; False where a text would not fit into one, or there is no sense in smaller ones."""
+        smaller = min(self._pass_tokens, sum(map(length_of, texts))) // 2
+        if smaller < max(LEAST_TOKENS, *map(length_of, texts)):
+            return False
+        self._pass_tokens = smaller
+        return True
 
     def _read_together(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         interventions = [self._ready(text) for text in texts]

@@ -113,8 +113,12 @@ class PassRunner(Protocol):
         """
         ...
 
-    def shrink(self) -> None:
-        """Hold fewer tokens at a time from now on, because the memory was exhausted."""
+    def shrink(self) -> bool:
+        """Hold fewer passes at a time from now on, because the memory was exhausted in the last run.
+
+        Returns:
+            Whether that makes a difference; False where a single pass exhausted the memory.
+        """
         ...
 
 
@@ -139,8 +143,9 @@ class ResidentRunner:
         for one in passes:
             yield self._start(one)
 
-    def shrink(self) -> None:
+    def shrink(self) -> bool:
         """Do nothing: only one pass is held, whose size is the reader's."""
+        return False
 
     def _start(self, one: ReadingPass) -> RanPass:
         device = self._loaded.device

@@ -39,6 +39,12 @@ class HostCopies:
         self._stream: Any = torch.cuda.Stream() if self._is_gpu else None
         self._pool = ThreadPoolExecutor(_THREADS, "layer-copies") if self._is_gpu else None
 
+    def close(self) -> None:
+        """End the threads, and let go of the pinned memory."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pinned = None
+
     def mark(self) -> Any:
         """Return a mark of what the device was given to do so far; None on a CPU, which has done it."""
         if not self._is_gpu:

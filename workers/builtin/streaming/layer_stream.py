@@ -87,7 +87,7 @@ class LayerStream:
         loads: What loading took so far.
         num_used: Number of layers that are called in turn.
         first_of_kind: The first layer of every kind: by class, type of attention and shapes of its parameters.
-        slot_bytes: Bytes of the room for one layer; there are two.
+        slot_bytes: Bytes of the room for one layer, whichever it is; there are two.
     """
 
     def __init__(self, skeleton: Skeleton, device: str, num_used: int) -> None:
@@ -99,8 +99,8 @@ class LayerStream:
         self.first_of_kind = sorted({self._kinds.index(kind) for kind in self._kinds})
         self._forms = _Forms()
         self._layouts: dict[int, dict[str, int]] = {}
-        sizes = [self._layout_bytes(layer) for layer in range(num_used)]
-        self.slot_bytes = max(sizes)
+        # Not only of those called in turn: trials run the first of each kind, and edits may be above captured layers.
+        self.slot_bytes = max(self._layout_bytes(layer) for layer in range(len(skeleton.layers)))
         self._slots = [_Slot(torch.empty(self.slot_bytes, dtype=torch.uint8, device=device)) for _ in range(2)]
         self._copies = HostCopies(device, self.slot_bytes)
         self._loader = ThreadPoolExecutor(1, "layer-weights")
@@ -162,8 +162,12 @@ class LayerStream:
         return sum(self._skeleton.layer_bytes(number) for number in range(self.num_used))
 
     def close(self) -> None:
-        """End the thread that loads."""
+        """End the threads, and let go of all weights of layers; the model cannot be run after that."""
         self._loader.shutdown(wait=True, cancel_futures=True)
+        self._copies.close()
+        self._take_weights(self._current)
+        self._current, self._ahead = _Slot(torch.empty(0, dtype=torch.uint8)), None
+        self._slots.clear()
 
     def _learn(self, number: int, _module: nn.Module, _args: Any, output: Any) -> None:
         if number not in self._skipped:
@@ -178,9 +182,7 @@ class LayerStream:
         if slot.layer != number:
             self._loader.submit(self._load, slot, number).result()
         self.loads.waited_s += time.perf_counter() - began
-        if before.layer is not None:
-            for name in self._layout(before.layer):
-                self._skeleton.places[name].put(self._skeleton.places[name].empty)
+        self._take_weights(before)
         for name, offset in self._layout(number).items():
             place = self._skeleton.places[name]
             place.put(nn.Parameter(_view(slot.flat, offset, place.empty), requires_grad=False))
@@ -189,6 +191,12 @@ class LayerStream:
         following = self._following(number)
         if following not in (number, before.layer):
             self._ahead = self._loader.submit(self._load, before, following)
+
+    def _take_weights(self, slot: _Slot) -> None:
+        """Take its weights from the layer whose they are in a slot."""
+        if slot.layer is not None:
+            for name in self._layout(slot.layer):
+                self._skeleton.places[name].put(self._skeleton.places[name].empty)
 
     def _free_slot(self) -> _Slot:
         """Return the slot whose layer is not called now, once nothing is being loaded into it."""

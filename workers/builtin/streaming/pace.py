@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ....jobs.poolings import pooling_named
 from ....jobs.sizing.walks import walk_tokens
+from ...engine import EngineSettings
 from ...models.memory import free_bytes
 from ..loaded_model import LoadedModel
 from ..passes.packed import PackedPass, Segment
@@ -28,6 +30,18 @@ _SEGMENT = 256
 
 _USED_PART = 0.5
 """Part of the free memory that the tokens of a walk may take; the rest is for computing a pass and for results."""
+
+_RESULT_COPIES = 3
+"""Copies of a result that are in main memory at a time: as observed, side by side with other layers, and pooled."""
+
+_RECOMPUTED_COPIES = 4
+"""Copies of what is recomputed of a rollout, in float32: two in float64."""
+
+_LEAST_HELD = 1024
+"""Tokens whose results are held at least."""
+
+_RESPONSE_TOKENS = 64
+"""Assumed tokens of a conversation for each of its responses, which has a vector in every pooling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +70,42 @@ class Pace:
         )
 
 
-def measure_walk_tokens(walker: Walker, stream: LayerStream, loaded: LoadedModel) -> Pace:
+def result_bytes(settings: EngineSettings, d_model: int, one_in: int) -> float:
+    """Return the bytes of main memory that what is captured of a token takes.
+
+    Args:
+        settings: Captured layers, hook points and poolings.
+        d_model: Width of the stream.
+        one_in: One rollout in so many is recomputed while it is read; 0: none.
+    """
+    poolings = [pooling_named(name) for name in settings.capture.poolings]
+    num_kept = sum(pooling.keeps_tokens for pooling in poolings)
+    kept = num_kept * len(settings.token_layers)
+    vectors = (len(poolings) - num_kept) * len(settings.layers) / _RESPONSE_TOKENS
+    copies = _RESULT_COPIES + (_RECOMPUTED_COPIES / one_in if one_in else 0)
+    return copies * len(settings.capture.hook_points) * (kept + vectors) * d_model * 4
+
+
+def held_tokens(token_results: float) -> int:
+    """Compute for how many tokens the main memory has room for what is captured of them.
+
+    Args:
+        token_results: Bytes of what is captured of a token.
+
+    Returns:
+        Tokens, at least 1024.
+    """
+    return max(_LEAST_HELD, int(_USED_PART * free_bytes("cpu") / token_results))
+
+
+def measure_walk_tokens(walker: Walker, stream: LayerStream, loaded: LoadedModel, token_results: float) -> Pace:
     """Time the first layer, and compute how many tokens should be walked at a time.
 
     Args:
         walker: Walks passes through the model, which is in the attention in which it reads.
         stream: Loads its layers.
         loaded: The model.
+        token_results: Bytes of main memory that what is captured of a token takes.
     """
     device: Any = loaded.device
     tokens = min(_PROBED[device], loaded.max_context) // _SEGMENT * _SEGMENT or min(_SEGMENT, loaded.max_context)
@@ -85,7 +128,11 @@ def measure_walk_tokens(walker: Walker, stream: LayerStream, loaded: LoadedModel
     # Where the page cache has room for all layers, only the first walk reads from the disk.
     load_s = again_s if stream.all_bytes <= free_bytes("cpu") else first_s
     layer_bytes = stream.all_bytes // stream.num_used
-    most = _USED_PART * free_bytes(device) / token_bytes
+    if device == "cpu":
+        most = _USED_PART * free_bytes(device) / (token_bytes + token_results)
+    else:
+        # Sums of finished layers are in main memory.
+        most = min(_USED_PART * free_bytes(device) / token_bytes, held_tokens(token_results))
     chosen = walk_tokens(load_s, seconds / tokens, device, most)
     return Pace(layer_bytes, load_s, seconds / tokens, token_bytes, chosen)
 

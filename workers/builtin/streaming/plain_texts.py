@@ -9,11 +9,12 @@ Axes: T tokens of a conversation, D d_model.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,8 @@ from ..passes.registration import plain_attention
 from .layer_stream import LayerStream
 from .recording import Recorded, record
 
-_MOST_KEPT = 256
-"""Recomputed rollouts that are kept until they are asked for; of a unit that fails, nobody asks."""
+_MOST_BYTES = 2**30
+"""Bytes of recomputed rollouts beyond which those of earlier calls are dropped; of a unit that fails, nobody asks."""
 
 Float64 = npt.NDArray[np.float64]
 
@@ -63,6 +64,26 @@ class PlainText:
         rollout = captured.rollout
         content = rollout.response_token_ids[: rollout.num_content_tokens]
         return cls((*rollout.prompt_token_ids, *content), len(rollout.prompt_token_ids), captured.intervention)
+
+
+@dataclass(eq=False, slots=True)
+class _Kept:
+    """What was found of a text.
+
+    Attributes:
+        values: Its arrays.
+        times: How often it is going to be asked for: several rollouts may have the same text.
+        call: Number of the call that it was read in.
+    """
+
+    values: dict[ArrayName, Float64]
+    times: int
+    call: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(value.nbytes for value in self.values.values())
 
 
 @dataclass(eq=False, slots=True)
@@ -103,9 +124,11 @@ class PlainTexts:
         self._poolings = [pooling_named(name) for name in settings.capture.poolings]
         self._before_edits = settings.capture.before_intervention
         self._interventions = interventions
-        self._waiting: list[tuple[PlainText, TokenSpans]] = []
+        self._waiting: dict[PlainText, TokenSpans] = {}
+        self._times: Counter[PlainText] = Counter()
+        self._call = 0
         self._walking: list[_Walking] = []
-        self._found: OrderedDict[PlainText, dict[ArrayName, Float64]] = OrderedDict()
+        self._found: dict[PlainText, _Kept] = {}
 
     def expect(self, texts: Sequence[TokenisedText], one_in: int) -> None:
         """Note which responses are going to be compared; the next walk recomputes them.
@@ -114,32 +137,42 @@ class PlainTexts:
             texts: The texts that are read next.
             one_in: One rollout in so many is compared; see ``due_rows``.
         """
-        self._waiting = [
+        due = [
             (PlainText(text.token_ids[: spans.response[1]], spans.response[0], text.intervention), spans)
             for text in texts
             for draw, spans in zip(text.draws, text.spans, strict=False)
             if draw * one_in < 1
         ]
+        self._waiting, self._times = dict(due), Counter(text for text, _ in due)
+        self._call += 1
 
     def take(self, captured: CapturedRollout, arrays: Sequence[ArrayName]) -> dict[ArrayName, Float64] | None:
-        """Return the recomputed values of a rollout, once; None where it was not recomputed.
+        """Return the recomputed values of a rollout, once for each rollout of its text; None where there are none.
 
         Args:
             captured: The rollout, of which only tokens, spans and intervention are read.
             arrays: The arrays that are asked for.
         """
-        found = self._found.pop(PlainText.of(captured), None)
-        return None if found is None else {array: found[array] for array in arrays}
+        text = PlainText.of(captured)
+        found = self._found.get(text)
+        if found is None:
+            return None
+        found.times -= 1
+        if not found.times:
+            del self._found[text]
+        return {array: found.values[array] for array in arrays}
 
-    def begin(self, top: int) -> None:
-        """Bring the expected texts before the first layer of a walk.
+    def begin(self, top: int, walks_left: int) -> None:
+        """Bring this walk's share of the expected texts before the first layer.
 
         Args:
             top: The last layer of the walk.
+            walks_left: Number of walks that there are still, this one included.
         """
         self._walking = []
+        share = -(-len(self._waiting) // walks_left)
         with plain_attention(self._loaded.model, self._loaded.own_attention):
-            for text, spans in self._waiting:
+            for text, spans in islice(self._waiting.items(), share):
                 applied = self._interventions.ready(text.intervention)
                 stretches = [] if applied is None else applied.stretches(0, 0, len(text.token_ids), text.response)
                 edits = self._interventions.planned(stretches) if stretches else None
@@ -161,10 +194,22 @@ class PlainTexts:
     def end(self) -> None:
         """Keep what was found in a walk."""
         for walking in self._walking:
-            self._found[walking.text] = {array: torch.stack(layers).numpy() for array, layers in walking.found.items()}
-            if len(self._found) > _MOST_KEPT:
-                self._found.popitem(last=False)
-        self._walking, self._waiting = [], []
+            text = walking.text
+            del self._waiting[text]
+            values = {array: torch.stack(layers).numpy() for array, layers in walking.found.items()}
+            earlier = self._found.pop(text, None)
+            times = self._times[text] + (0 if earlier is None else earlier.times)
+            self._found[text] = _Kept(values, times, self._call)
+        over = sum(kept.nbytes for kept in self._found.values()) - _MOST_BYTES
+        # Those of this call stay, however many: each that is missing takes loading all weights.
+        for text in [text for text, kept in self._found.items() if kept.call < self._call]:
+            if over <= 0:
+                break
+            over -= self._found.pop(text).nbytes
+
+    def leave(self) -> None:
+        """Let go of the texts on their way, whether or not they have arrived."""
+        self._walking = []
 
     def _compute(self, number: int, walking: _Walking) -> None:
         seen: dict[HookPoint, torch.Tensor] = {}

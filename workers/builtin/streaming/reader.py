@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from ..reading import TextReader
 from ..reading_pass import RanPass, ReadingPass
 from ..sharing import find_sharing
 from .layer_stream import LayerStream
-from .pace import measure_walk_tokens
+from .pace import held_tokens, measure_walk_tokens, result_bytes
 from .plain_texts import PlainTexts
 from .recording import not_walked, record
 from .skeleton import Skeleton, open_skeleton
@@ -82,7 +83,8 @@ class StreamedReader:
         loaded: The model with its tokenizer, chat template and limits.
         layers: The captured layers, 0-based, ascending.
         canary_limit: Largest relative error of a canary.
-        tokens_per_capture: Tokens that one call of ``capture`` should bring: those of a walk.
+        tokens_per_capture: Tokens that one call of ``capture`` should bring: those of a walk, or as many as the main
+            memory has room for what is captured of them.
         passes: Which texts have a forward pass of their own, and why.
         stream: Loads the layers.
         weight_bytes: Bytes of weights that are held: what lies outside of the layers, and two layers.
@@ -98,44 +100,48 @@ class StreamedReader:
         top = max(settings.layers)
         # An edit may be above the captured layers; then more layers are called than in turn, and loaded on demand.
         self.stream = LayerStream(skeleton, settings.device, top + 1)
-        self.weight_bytes = skeleton.resident_bytes + 2 * self.stream.slot_bytes
-        loaded = LoadedModel.of(skeleton.model, tokenizer, settings.device, settings.chat_template)
-        self._taps = self._find_taps(loaded, settings)
-        loaded = self.loaded = replace(loaded, sharing=self._find_sharing(loaded))
-        self.passes = loaded.sharing.summary
-        capture = Capture(
-            self._taps,
-            settings.layers,
-            loaded.decoder_layers[top],
-            settings.token_positions,
-            before_edits=settings.capture.before_intervention,
-        )
-        self._interventions = Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
-        self._one_in = rule.one_in if rule is not None and rule.check != "none" else 0
-        self._beside = PlainTexts(loaded, self.stream, self._taps, settings, self._interventions)
-        self._walker = Walker(loaded, self.stream, capture, self._interventions, self._beside)
-        with torch.inference_mode():
-            self._require_walkable()
-        if loaded.sharing.up_to:
-            loaded.model.set_attn_implementation(ATTENTION)
-        if settings.batch_tokens is None:
+        with ExitStack() as failing:
+            failing.callback(self.stream.close)
+            self.weight_bytes = skeleton.resident_bytes + 2 * self.stream.slot_bytes
+            loaded = LoadedModel.of(skeleton.model, tokenizer, settings.device, settings.chat_template)
+            self._taps = self._find_taps(loaded, settings)
+            loaded = self.loaded = replace(loaded, sharing=self._find_sharing(loaded))
+            self.passes = loaded.sharing.summary
+            capture = Capture(
+                self._taps,
+                settings.layers,
+                loaded.decoder_layers[top],
+                settings.token_positions,
+                before_edits=settings.capture.before_intervention,
+            )
+            self._interventions = Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
+            self._one_in = rule.one_in if rule is not None and rule.check != "none" else 0
+            self._beside = PlainTexts(loaded, self.stream, self._taps, settings, self._interventions)
+            self._walker = Walker(loaded, self.stream, capture, self._interventions, self._beside)
             with torch.inference_mode():
-                found = measure_walk_tokens(self._walker, self.stream, loaded)
-            _log.info("%s", found)
-            settings = replace(settings, batch_tokens=found.tokens)
-        self._settings = settings
-        self.tokens_per_capture = settings.batch_size
-        runner = StreamedRunner(self._walker, self._interventions, settings.batch_size)
-        self._text_reader = TextReader(loaded, capture, settings, self._interventions, runner)
-        self._plain = PlainPass(
-            loaded.model,
-            self._taps,
-            settings.layers,
-            settings.token_positions,
-            self._interventions,
-            loaded.decoder_layers[0],
-            before_edits=settings.capture.before_intervention,
-        )
+                self._require_walkable()
+            if loaded.sharing.up_to:
+                loaded.model.set_attn_implementation(ATTENTION)
+            token_results = result_bytes(settings, loaded.d_model, self._one_in)
+            if settings.batch_tokens is None:
+                with torch.inference_mode():
+                    found = measure_walk_tokens(self._walker, self.stream, loaded, token_results)
+                _log.info("%s", found)
+                settings = replace(settings, batch_tokens=found.tokens)
+            self._settings = settings
+            self.tokens_per_capture = min(settings.batch_size, held_tokens(token_results))
+            runner = StreamedRunner(self._walker, self._interventions, settings.batch_size)
+            self._text_reader = TextReader(loaded, capture, settings, self._interventions, runner)
+            self._plain = PlainPass(
+                loaded.model,
+                self._taps,
+                settings.layers,
+                settings.token_positions,
+                self._interventions,
+                loaded.decoder_layers[0],
+                before_edits=settings.capture.before_intervention,
+            )
+            failing.pop_all()
 
     def capture(self, texts: Sequence[TokenisedText]) -> list[CapturedText]:
         """Capture existing texts; see ``Reader.capture``."""
@@ -162,12 +168,14 @@ class StreamedReader:
         return compare(arrays, plain, self._settings.token_positions, others_of(captured, others))
 
     def close(self) -> None:
-        """End the thread that loads layers."""
+        """End the threads that load layers, and let go of their weights."""
         self.stream.close()
 
     def _find_taps(self, loaded: LoadedModel, settings: EngineSettings) -> dict[HookPoint, list[Tap]]:
         def run_probe() -> None:
-            with torch.inference_mode(), self.stream.only(range(max(settings.layers) + 1)):
+            # The first layer of each kind shows what those that hand on the stream have to return.
+            used = {*range(max(settings.layers) + 1), *self.stream.first_of_kind}
+            with torch.inference_mode(), self.stream.only(used):
                 loaded.run_alone(range(3, 9))
 
         return find_taps(loaded.decoder_layers, settings.layers, settings.capture.hook_points, run_probe)
@@ -221,15 +229,22 @@ class StreamedRunner:
         self._walker = walker
         self._interventions = interventions
         self._walk_tokens = walk_tokens
+        self._last: list[int] = []
 
     def run(self, passes: Iterable[ReadingPass]) -> Iterator[RanPass]:
         """Walk the passes; see ``PassRunner.run``."""
-        for together in self._walks(list(passes)):
-            yield from self._walker.walk(together)
+        self._last = []
+        walks = list(self._walks(list(passes)))
+        for number, together in enumerate(walks):
+            self._last = [len(one.token_ids) for one in together if one.token_ids]
+            yield from self._walker.walk(together, len(walks) - number)
 
-    def shrink(self) -> None:
-        """Walk half as many tokens at a time from now on."""
-        self._walk_tokens = max(1, self._walk_tokens // 2)
+    def shrink(self) -> bool:
+        """Walk half as many tokens at a time as in the last walk from now on; False where that was one pass."""
+        if len(self._last) < 2:
+            return False
+        self._walk_tokens = max(1, min(self._walk_tokens, sum(self._last)) // 2)
+        return True
 
     def _walks(self, passes: Sequence[ReadingPass]) -> Iterator[list[ReadingPass]]:
         """Divide passes into walks of about the same number of tokens."""

@@ -68,11 +68,12 @@ class Walker:
         self._capture = capture
         self._interventions = interventions
 
-    def walk(self, passes: Iterable[ReadingPass]) -> Iterator[RanPass]:
+    def walk(self, passes: Iterable[ReadingPass], walks_left: int = 1) -> Iterator[RanPass]:
         """Walk passes through the layers up to the highest one that is captured or edited.
 
         Args:
             passes: The passes.
+            walks_left: Number of walks of this run that there are still, this one included.
 
         Yields:
             Each pass with what was observed, in the same order, once all have arrived.
@@ -82,9 +83,13 @@ class Walker:
         begun = [self._begun(one, edits, top) if one.token_ids else None for one, edits in planned]
         walking = [walked for walked in begun if walked is not None]
         if walking:
-            self._beside.begin(top)
-            self.through(range(top + 1), walking)
-            self._beside.end()
+            try:
+                self._beside.begin(top, walks_left)
+                self.through(range(top + 1), walking)
+                self._beside.end()
+            finally:
+                # Where the memory was exhausted, what they hold is needed for the next try.
+                self._beside.leave()
         for (one, edits), walked in zip(planned, begun, strict=True):
             observed = {} if walked is None or walked.observing is None else walked.observing.observed()
             yield RanPass(one, observed, edits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,13 @@ import torch
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.interventions import AddVector, Cap, Direction, Intervention
 from persona_atlas.jobs.specs.spec_parts import CanarySpec
-from persona_atlas.jobs.work.addresses import RolloutAddress
-from persona_atlas.jobs.work.rollouts import Rollout
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.builtin.streaming.reader import StreamedReader
 from persona_atlas.workers.builtin.streaming.skeleton import open_skeleton
-from persona_atlas.workers.engine import CapturedRollout, CapturedText, EngineSettings, TokenisedText
+from persona_atlas.workers.engine import CapturedText, EngineSettings, TokenisedText
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from captured_texts import assert_same, rollout_of, texts
 from other_families import ALONE_FAMILIES, LONGROPE_BORDER, LONGROPE_FAMILIES
 from plain_forward import ALL_POOLINGS, POINTS
 from requests_of import engine_settings
@@ -42,18 +40,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_family(tmp_path_factory.mktemp("llama"), "llama")
 
 
-def texts(count: int = 6, intervention: Intervention | None = None) -> list[TokenisedText]:
-    """Texts of two turns, an empty response among them; the first two begin alike."""
-    rng = random.Random(0)
-    alike = tuple(rng.randrange(40, 200) for _ in range(20))
-    made: list[TokenisedText] = []
-    for number in range(count):
-        ids = (*alike[: 20 * (number < 2)], *(rng.randrange(40, 200) for _ in range(50 + 7 * number)))
-        responses = ((25, 25 + 2 * number), (45, len(ids)))
-        made.append(TokenisedText(f"text {number}", ids, responses, ((22, 24), (42, 44)), intervention))
-    return made
-
-
 def read_by(settings: EngineSettings, asked: Sequence[TokenisedText]) -> list[CapturedText]:
     reader = StreamedReader(settings)
     try:
@@ -62,21 +48,26 @@ def read_by(settings: EngineSettings, asked: Sequence[TokenisedText]) -> list[Ca
         reader.close()
 
 
-def assert_same(got: Sequence[CapturedText], expected: Sequence[CapturedText]) -> None:
-    assert len(got) == len(expected)
-    for one, other in zip(got, expected, strict=True):
-        assert one.edits == other.edits
-        for arrays, others in ((one.vectors_LD, other.vectors_LD), (one.tokens_KTD, other.tokens_KTD)):
-            for values, same in zip(arrays, others, strict=True):
-                assert list(values) == list(same)
-                for array in same:
-                    np.testing.assert_array_equal(values[array], same[array])
-
-
 @pytest.mark.parametrize("family", [*sorted(FAMILIES), "qwen2_5_vl"])
 def test_every_hook_point_and_pooling_is_that_of_the_resident_engine_in_every_family(tmp_path: Path, family: str):
     settings = engine_settings(save_tiny_family(tmp_path, family), **_EVERY)
     assert_same(read_by(settings, texts()), BuiltinEngine(settings).capture(texts()))
+
+
+@pytest.mark.parametrize("family", [*sorted(FAMILIES), "qwen2_5_vl"])
+def test_layers_above_the_only_captured_one_need_not_be_of_its_kind(tmp_path: Path, family: str):
+    lowest: dict[str, Any] = _EVERY | {"layers": (0,), "token_layers": (0,)}
+    settings = engine_settings(save_tiny_family(tmp_path, family), **lowest)
+    assert_same(read_by(settings, texts(2)), BuiltinEngine(settings).capture(texts(2)))
+
+
+def test_layers_above_the_captured_ones_may_be_larger(tmp_path: Path):
+    config = FAMILIES["qwen3_moe"]()
+    config.mlp_only_layers = [0, 1]
+    edits = Intervention((AddVector(3, Direction.of([1.0] * D_MODEL), 0.7),))
+    settings = engine_settings(save_tiny_model(tmp_path, config), layers=(0,), batch_tokens=150)
+    asked = [*texts(2), *texts(2, edits)]
+    assert_same(read_by(settings, asked), BuiltinEngine(settings).capture(asked))
 
 
 @pytest.mark.parametrize("family", ["bloom", "mamba", "lfm2", "phi3"])
@@ -110,22 +101,6 @@ def test_in_bfloat16_and_of_a_checkpoint_in_several_files(tmp_path: Path, llama:
     for dtype in ("bfloat16", "float32"):
         settings = engine_settings(tmp_path, layers=range(N_LAYERS), batch_tokens=150, dtype=dtype)
         assert_same(read_by(settings, texts()), BuiltinEngine(settings).capture(texts()))
-
-
-def rollout_of(text: TokenisedText, captured: CapturedText) -> CapturedRollout:
-    start, stop = text.responses[1]
-    rollout = Rollout(
-        address=RolloutAddress("role", "pirate", "pos", 0, 0, 0),
-        system_prompt="",
-        question="",
-        response="",
-        prompt_token_ids=text.token_ids[:start],
-        response_token_ids=text.token_ids[start:stop],
-        num_content_tokens=stop - start,
-        finish_reason="given",
-        seed=0,
-    )
-    return CapturedRollout(rollout, captured.vectors_LD[1], captured.tokens_KTD[1], text.user_spans[1])
 
 
 def test_the_canary_is_a_plain_pass_whose_layers_are_loaded_as_they_are_called(llama: Path):
