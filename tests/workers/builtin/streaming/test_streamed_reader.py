@@ -115,7 +115,8 @@ def test_the_canary_is_a_plain_pass_whose_layers_are_loaded_as_they_are_called(l
     assert mixed is not None
     assert max(canary.relative_error_L) < 1e-4
     assert min(mixed.relative_error_L) > reader.canary_limit
-    assert reader.stream.loads.layers - before <= 2 * N_LAYERS
+    # And one that was being loaded ahead when the texts had been read.
+    assert reader.stream.loads.layers - before <= 2 * N_LAYERS + 1
 
 
 def test_rollouts_that_the_rule_chooses_are_recomputed_while_they_are_read(llama: Path):
