@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from _gpu.model import ModelSize
-from tiny_models import SPECIAL, save_tokenizer
+from _gpu.model import ModelSize, config_of
+from tiny_models import save_tokenizer
 
 _DEVIATION = 0.02
 
@@ -24,22 +24,8 @@ def save_random_llama(directory: Path, size: ModelSize) -> Path:
         directory: An empty directory.
         size: Shape of the model.
     """
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.mlp_width,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=8192,
-        bos_token_id=None,
-        eos_token_id=SPECIAL.index("<|end|>"),
-        pad_token_id=0,
-        architectures=["LlamaForCausalLM"],
-        dtype=size.dtype,
-    )
+    config = config_of(size)
+    config.update({"architectures": ["LlamaForCausalLM"], "dtype": size.dtype})
     config.save_pretrained(directory)
     save_tokenizer(directory)
     generator = torch.Generator().manual_seed(0)

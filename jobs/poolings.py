@@ -87,6 +87,11 @@ class Pooling:
         return self.span != "response"
 
     @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether it needs every token of the prompt, and not the last alone."""
+        return self.span == "prompt" and self.combine != "last"
+
+    @property
     def needs_user_span(self) -> bool:
         """Whether the user's message must be located when a conversation is rendered."""
         return self.span == "user"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import COLOURS, QUIET, STYLE, require_matplotlib, save_picture
+from ..plotting import COLOURS, QUIET, STYLE, require_matplotlib, save_picture
 from .rates import HarmRate
 
 if TYPE_CHECKING:

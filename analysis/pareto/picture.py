@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
+from ..plotting import QUIET, STYLE, caption, require_matplotlib, save_picture
 from ..report.labels import SIDES, place_labels
 from .front import ParetoPoint
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
+from ..plotting import QUIET, STYLE, caption, require_matplotlib, save_picture
 from ..watching.picture import LINES
 from .clusters import Cluster
 from .predict import PredictionResults

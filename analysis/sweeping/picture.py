@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
+from ..plotting import QUIET, STYLE, caption, require_matplotlib, save_picture
 from .points import ALL, Point
 from .repetition import DEGENERATE, NGRAM
 

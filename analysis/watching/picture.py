@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.figures import QUIET, STYLE, caption, require_matplotlib, save_picture
+from ..plotting import QUIET, STYLE, caption, require_matplotlib, save_picture
 from .page import compared_words
 from .scores import Scale, ScoredConversation, ScoredTurn, Watched
 

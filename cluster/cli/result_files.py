@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...analysis.report.figures import require_format
+from ...analysis.plotting import require_format
 from ...jobs.errors import InputError
 from ...jobs.files.user_paths import local_path
 from ...jobs.machine_faults import refuse_machine_fault

@@ -72,8 +72,7 @@ class Generation:
         self._settings = settings
         self._interventions = interventions or Interventions(loaded.decoder_layers, loaded.d_model, settings.device)
         # Of tokens that are not computed again, a pooling of more than the last would need the sums too.
-        poolings = map(pooling_named, settings.capture.poolings)
-        needs_sums = any(pooling.span == "prompt" and pooling.combine != "last" for pooling in poolings)
+        needs_sums = any(pooling_named(name).reads_whole_prompt for name in settings.capture.poolings)
         self._kept_turns = None if needs_sums else kept_turns
         kept_tokens = self._kept_turns.budget_tokens if self._kept_turns else 0
         self._cache = KVCache(loaded.num_layers, settings.batch_size - kept_tokens)

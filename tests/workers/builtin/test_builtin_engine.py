@@ -7,7 +7,6 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from persona_atlas.jobs.work.units import RolloutRequest
 from persona_atlas.workers.builtin.builtin_engine import BuiltinEngine
 from persona_atlas.workers.engine import TokenisedText
 
+from fed_tokens import count_tokens
 from plain_forward import PlainModel, conversation_ids, pool, relative_errors
 from requests_of import chat, engine_settings, generate, requests_of
 from tiny_families import N_LAYERS, STOP_IDS, save_tiny_family
@@ -196,19 +196,6 @@ def test_a_pause_in_the_requests_is_no_end_while_rollouts_are_under_way(engine: 
     requests: list[RolloutRequest | None] = [*requests_of(2), None, *requests_of(5)[2:]]
     rows = list(engine.generate(lambda: requests.pop(0) if requests else None))
     assert len(rows) == 5
-
-
-def count_tokens(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have a list grow by the tokens of each pass."""
-    seen: list[int] = []
-    forward = engine.model.forward
-
-    def counting(*args: Any, **options: Any) -> Any:
-        seen.append(options["input_ids"].numel())
-        return forward(*args, **options)
-
-    monkeypatch.setattr(engine.model, "forward", counting)
-    return seen
 
 
 def test_rollouts_that_share_a_system_prompt_read_it_once(directory: Path, monkeypatch: pytest.MonkeyPatch):

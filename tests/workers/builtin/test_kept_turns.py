@@ -20,6 +20,7 @@ from persona_atlas.workers.builtin.passes.kv_cache import KVCache, PrefixKV
 from persona_atlas.workers.engine import CapturedRollout
 
 from dialogues import dialogue_attempt
+from fed_tokens import count_tokens
 from plain_forward import PlainModel, conversation_ids, pool, relative_errors
 from requests_of import chat, engine_settings
 from tiny_families import N_LAYERS, save_tiny_family
@@ -65,19 +66,6 @@ def converse(
     return sorted(rows, key=lambda row: (row.rollout.address.question_index, row.rollout.address.turn_index))
 
 
-def tokens_fed(engine: BuiltinEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each pass from now on."""
-    seen: list[int] = []
-    forward = engine.model.forward
-
-    def counting(*args: Any, **options: Any) -> Any:
-        seen.append(options["input_ids"].numel())
-        return forward(*args, **options)
-
-    monkeypatch.setattr(engine.model, "forward", counting)
-    return seen
-
-
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt2"])
 @pytest.mark.parametrize("batch_tokens", [100_000, 700], ids=["room for all", "some forgotten"])
 def test_vectors_of_later_turns_equal_plain_passes_over_the_whole_conversation(
@@ -101,7 +89,7 @@ def test_a_later_turn_computes_its_new_tokens_alone(tmp_path: Path, monkeypatch:
     rows: dict[bool, list[CapturedRollout]] = {}
     for keeps in (False, True):
         engine = keeping(directory, keeps=keeps)
-        seen = tokens_fed(engine, monkeypatch)
+        seen = count_tokens(engine, monkeypatch)
         rows[keeps] = converse(engine)
         counts[keeps] = sum(seen)
     assert [row.rollout for row in rows[True]] == [row.rollout for row in rows[False]]

@@ -13,7 +13,6 @@ its conversation has ended before its time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,7 +51,7 @@ class KeptTurns:
     def __init__(self, budget_tokens: int) -> None:
         self.budget_tokens = budget_tokens
         self.num_tokens = 0
-        self._turns: OrderedDict[_Key, _KeptTurn] = OrderedDict()
+        self._turns: dict[_Key, _KeptTurn] = {}
         self._num_ended = 0
 
     def has_room(self, request: RolloutRequest, num_tokens: int) -> bool:
