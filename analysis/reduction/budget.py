@@ -16,8 +16,8 @@ PROJECTION_BYTES = 128 * 2**20
 """Memory of the projections of one group of layers."""
 
 _THREAD_BYTES = 96 * 2**20
-_SUM_BYTES = 40
-"""Bytes per value of a group of sums: the running sums, those of the last units, and mean and squares in the end."""
+_SUM_BYTES = 48
+"""Bytes per value of a group of sums: the running sums, then mean and squares, and these side by side."""
 
 
 def layers_per_read(num_layers: int, rows_per_block: int, d_model: int, num_groups: int) -> int:
@@ -31,7 +31,7 @@ def layers_per_read(num_layers: int, rows_per_block: int, d_model: int, num_grou
 
     Example:
         >>> layers_per_read(30, 48, 576, 2), layers_per_read(80, 48, 8192, 10)
-        (30, 20)
+        (30, 18)
     """
     per_layer = d_model * (4 * rows_per_block + _SUM_BYTES * num_groups)
     return max(1, min(num_layers, _THREAD_BYTES // per_layer))

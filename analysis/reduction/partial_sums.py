@@ -20,7 +20,7 @@ from ...storage.locations.location import Location
 from ...storage.query.reader import ActivationReader
 from ..moments import Moments
 from .budget import layers_per_read
-from .group_sums import GroupSums, membership
+from .group_sums import GroupSums, Membership, membership
 from .mapping import Mapper
 from .rollouts import Group, Persona, UnitRows
 from .stored_partials import PartialWork, StoredPartials, store_partial
@@ -66,17 +66,15 @@ def _sums(location: Location, work: SumsWork) -> bytes:
         stop = min(array.num_layers, start + step)
         sums = GroupSums(len(work.groups), stop - start, array.d_model)
         for unit in units:
-            _add_unit(sums, reader, unit, start, stop, part_LRD)
+            groups = membership(unit.rows_N, unit.groups_N, len(work.groups))
+            _add_unit(sums, reader, unit, groups, range(start, stop), part_LRD)
         found = sums.moments()
         if work.base is not None:
             _merge(found, work.groups, groups_of(work.base, location, start, stop))
+        mean_LGD = np.stack([moments.mean_LD for moments in found], axis=1)
+        m2_LGD = np.stack([moments.m2_LD for moments in found], axis=1)
         for layer in range(stop - start):
-            writer.add(
-                {
-                    "mean": np.stack([moments.mean_LD[layer] for moments in found]),
-                    "m2": np.stack([moments.m2_LD[layer] for moments in found]),
-                }
-            )
+            writer.add({"mean": mean_LGD[layer], "m2": m2_LGD[layer]})
     content = {
         "units": [[unit.unit_id, unit.row_block, unit.digest] for unit in work.to_read.units],
         "groups": [[name, half, count] for (name, half), count in zip(work.groups, work.counts, strict=True)],
@@ -85,18 +83,11 @@ def _sums(location: Location, work: SumsWork) -> bytes:
 
 
 def _add_unit(
-    sums: GroupSums, reader: ActivationReader, unit: UnitRows, start: int, stop: int, part_LRD: Float32
+    sums: GroupSums, reader: ActivationReader, unit: UnitRows, groups: Membership, layers: range, part_LRD: Float32
 ) -> None:
-    """Add a unit at the layers ``start`` to ``stop``; from a layer on at which float32 is too narrow, in float64."""
-    groups = membership(unit.groups_N)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for first, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, start, stop, part_LRD):
-            if not sums.add(first - start, values_LND, groups):
-                break
-        else:
-            return
-    for again, values_LND in reader.of_unit(unit.row_block, unit.unit_id, unit.rows_N, first, stop, part_LRD):
-        if not sums.add_wide(again - start, values_LND, groups):
+    parts = reader.of_unit(unit.row_block, unit.unit_id, layers.start, layers.stop, part_LRD)
+    for first, values_LND in parts:
+        if not sums.add(first - layers.start, values_LND, groups):
             raise reader.no_numbers(unit.row_block, unit.unit_id)
 
 

@@ -42,6 +42,7 @@ Float32 = npt.NDArray[np.float32]
 _LEVEL = 9
 _BLOSC = Blosc(cname="lz4", clevel=_LEVEL, shuffle=Blosc.BITSHUFFLE)
 _CHECKSUM_BYTES = 4
+_BAD_CHECKSUM = "its checksum does not match its bytes"
 _MISSING_CHUNK = np.uint64(2**64 - 1)
 """Offset and length that the shard index has for an inner chunk that is not stored; it reads as the fill value."""
 
@@ -146,19 +147,16 @@ def _index(chunk_bytes: Sequence[int], num_layers: int, chunks_per_block: int) -
     return _with_checksum(index_CL2.tobytes())
 
 
-def decode_chunk(
-    data: bytes | memoryview, rows_per_chunk: int, d_model: int, into_RD: Float32 | None = None
-) -> Float32:
+def decode_chunk(data: bytes | memoryview, rows_per_chunk: int, d_model: int) -> Float32:
     """Decode one inner chunk.
 
     Args:
         data: Its bytes in the shard, checksum included.
         rows_per_chunk: R.
         d_model: D.
-        into_RD: Contiguous array to decode into; None: a new one.
 
     Returns:
-        float32 ``(R, D)``: ``into_RD`` if given, else read-only.
+        float32 ``(R, D)``, read-only.
 
     Raises:
         ValueError: The checksum does not match, or the bytes do not decode to that shape.
@@ -166,15 +164,40 @@ def decode_chunk(
     # An array over the bytes, because the checksum takes no memoryview; nothing is copied.
     body = np.frombuffer(data, dtype=np.uint8)[:-_CHECKSUM_BYTES]
     if google_crc32c.value(body) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
-        raise ValueError("its checksum does not match its bytes")
+        raise ValueError(_BAD_CHECKSUM)
     try:
-        if into_RD is not None:
-            decompress(body, into_RD)
-            return into_RD
         values = np.frombuffer(decompress(body), dtype="<f4")
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     return values.reshape(rows_per_chunk, d_model)
+
+
+def decode_chunks(data: bytes | memoryview, lengths: Sequence[int], into_LRD: Float32) -> None:
+    """Decode inner chunks that follow one another, one of each layer.
+
+    Args:
+        data: Their bytes in the shard.
+        lengths: Length of each in bytes, checksum included.
+        into_LRD: Contiguous array to decode into; what it holds after an error is of no use.
+
+    Raises:
+        ValueError: A checksum does not match, or the bytes do not decode to that shape.
+    """
+    # Threads that decode take turns at Python's lock between chunks, so that little is done there.
+    frames, end = np.frombuffer(data, dtype=np.uint8), 0
+    num_bytes = into_LRD[0].nbytes
+    try:
+        for into_RD, length in zip(into_LRD, lengths, strict=True):
+            begin, end = end, end + length
+            body = frames[begin : end - _CHECKSUM_BYTES]
+            if google_crc32c.value(body) != int.from_bytes(data[end - _CHECKSUM_BYTES : end], "little"):
+                raise ValueError(_BAD_CHECKSUM)
+            # Of fewer values than there is room for, blosc writes those and says nothing.
+            if int.from_bytes(data[begin + 4 : begin + 8], "little") != num_bytes:
+                raise ValueError("it does not have the number of values of a chunk")
+            decompress(body, into_RD)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def decode_chunk_lengths(shard: bytes, num_layers: int, chunks_per_block: int = 1) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import StoreError
-from ..arrays.codec import Float32, decode_chunk
+from ..arrays.codec import Float32, decode_chunk, decode_chunks
 from ..arrays.geometry import geometry_of
 from ..format import layout
 from ..format.records import RunRecord
@@ -144,44 +144,32 @@ class ActivationReader:
         return np.empty((step, rows_in_block, d_model), dtype=np.float32)
 
     def of_unit(
-        self,
-        row_block: int,
-        unit_id: str,
-        rows_N: npt.NDArray[np.int64],
-        start: int,
-        stop: int,
-        part_LRD: Float32,
+        self, row_block: int, unit_id: str, start: int, stop: int, part_LRD: Float32
     ) -> Iterator[tuple[int, Float32]]:
-        """Read rows of one unit at adjacent layers with one request, and decode a few layers at a time.
+        """Read all rows of one unit at adjacent layers with one request, and decode a few layers at a time.
 
         The parts are about as large as a processor's cache, so that what is computed of each costs little beside
-        decoding it. Values are not looked at: a damaged row may be NaN, and a sum over it too.
+        decoding it. Values are not looked at: rows that are not filled are NaN, and a damaged one may be.
 
         Args:
             row_block: The unit's row block.
             unit_id: The unit.
-            rows_N: Rows in the row block.
             start: Position of the first layer.
             stop: Position after the last.
             part_LRD: A ``part_buffer``, used by no other thread.
 
         Yields:
-            Position of the first layer of a part, and float32 ``(L, N, D)``, the rows of a layer one after another in
-            memory; overwritten by the next part.
+            Position of the first layer of a part, and float32 ``(L, R, D)``, contiguous; overwritten by the next part.
 
         Raises:
             StoreError: The shard is missing or damaged.
         """
         (lengths_KC,) = self._lengths.lengths_of([row_block], [unit_id])
-        rows = _as_slice(rows_N)
         layer, is_reread = start, False
         while layer < stop:
             try:
                 for first, count in self._decoded_parts(row_block, lengths_KC, layer, stop, part_LRD):
-                    # Where rows are left out, as those of empty responses are. An index in brackets would give an array
-                    # whose layers are not one after another in memory, which its readers rely on.
-                    whole_LRD = part_LRD[:count]
-                    yield first, whole_LRD[:, rows] if isinstance(rows, slice) else whole_LRD.take(rows, axis=1)
+                    yield first, part_LRD[:count]
                     layer = first + count
             except StoreError:
                 # ``chunks.parquet`` is a cache and may be wrong where the shard is right: the commit record decides.
@@ -194,22 +182,20 @@ class ActivationReader:
         self, row_block: int, lengths_KC: npt.NDArray[np.int64], start: int, stop: int, part_LRD: Float32
     ) -> Iterator[tuple[int, int]]:
         """Fetch the layers ``start`` to ``stop``, and decode them part by part; yields first layer and their number."""
-        lengths_K = lengths_KC[:, 0]
+        lengths: list[int] = lengths_KC[:, 0].tolist()
         path = layout.shard_path(self.hook_point, self.pooling, row_block)
-        offset = int(lengths_K[:start].sum())
-        data = self._location.read_range(path, offset, int(lengths_K[start:stop].sum()))
+        data = self._location.read_range(path, sum(lengths[:start]), sum(lengths[start:stop]))
         if data is None:
             raise self._error(row_block, "it is missing", "missing_object")
         view, end = memoryview(data), 0
         for first in range(start, stop, len(part_LRD)):
-            count = min(len(part_LRD), stop - first)
-            for place in range(count):
-                begin, end = end, end + int(lengths_K[first + place])
-                try:
-                    decode_chunk(view[begin:end], *part_LRD.shape[1:], into_RD=part_LRD[place])
-                except ValueError as error:
-                    raise self._error(row_block, f"it is damaged: {error}", "bad_object") from error
-            yield first, count
+            of_part = lengths[first : min(first + len(part_LRD), stop)]
+            begin, end = end, end + sum(of_part)
+            try:
+                decode_chunks(view[begin:end], of_part, part_LRD[: len(of_part)])
+            except ValueError as error:
+                raise self._error(row_block, f"it is damaged: {error}", "bad_object") from error
+            yield first, len(of_part)
 
     def no_numbers(self, row_block: int, unit_id: str) -> StoreError:
         """Make the error for a committed row that has no numbers: this is not what was committed."""

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_atlas.analysis.moments import Moments
 from persona_atlas.analysis.reduction import budget
-from persona_atlas.analysis.reduction.group_sums import GroupSums, membership
+from persona_atlas.analysis.reduction.group_sums import GroupSums, Membership, membership
+from persona_atlas.analysis.reduction.projections import along
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([0.0, 1e4, -3e6]))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([0.0, 1e4, -3e6, 2e19]))
 def test_sums_of_shuffled_parts_equal_those_of_all_at_once(seed: int, num_parts: int, mean: float):
     rng = np.random.default_rng(seed)
-    values_NLD = (mean + rng.standard_normal((24, 3, 8))).astype(np.float32)
+    values_NLD = (mean + max(1, mean / 2**20) * rng.standard_normal((24, 3, 8))).astype(np.float32)
     groups_N = rng.integers(0, 3, 24)
     sums = GroupSums(3, 3, 8)
     for rows in np.array_split(rng.permutation(24), num_parts):
-        members = groups_N[rows]
-        assert sums.add(0, values_NLD[rows].transpose(1, 0, 2).copy(), membership(members))
+        assert sums.add(0, values_NLD[rows].transpose(1, 0, 2).copy(), _membership(groups_N[rows], 3))
     for number, found in enumerate(sums.moments()):
         expected = Moments.of(values_NLD[groups_N == number])
         assert found.count == expected.count
-        np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-6, atol=1e-5)
-        # Differences of neighbouring float32 of this mean are exact; the rest is rounding of float32 sums.
-        np.testing.assert_allclose(found.m2_LD, expected.m2_LD, rtol=1e-4, atol=1e-4)
+        # Differences and sums are float64; those of neighbouring float32 are exact.
+        np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found.m2_LD, expected.m2_LD, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("d_model", [8, 577, 576, 4099, 3072])
@@ -34,36 +35,77 @@ def test_sums_of_shuffled_parts_equal_those_of_all_at_once(seed: int, num_parts:
 def test_sums_are_right_whatever_the_width_and_the_number_of_rows(d_model: int, num_rows: int):
     rng = np.random.default_rng(d_model + num_rows)
     whole_LRD = (1e3 + rng.standard_normal((2, 50, d_model))).astype(np.float32)
-    groups_N = rng.integers(0, 4, num_rows)
-    sums = GroupSums(4, 2, d_model)
-    # The rows of a unit that have a vector: a part of a row block.
-    assert sums.add(0, whole_LRD.copy()[:, 1 : num_rows + 1], membership(groups_N))
+    # The rows of a unit that have a vector are some of a row block; the others are not looked at.
+    rows_N, groups_N = np.sort(rng.permutation(50)[:num_rows]), rng.integers(0, 4, num_rows)
+    whole_LRD[:, np.setdiff1d(np.arange(50), rows_N)] = np.nan
+    before_LRD, sums = whole_LRD.copy(), GroupSums(4, 2, d_model)
+    for first in range(2):
+        assert sums.add(first, whole_LRD[first : first + 1], membership(rows_N, groups_N, 4))
+    np.testing.assert_array_equal(whole_LRD, before_LRD)
     for number, found in enumerate(sums.moments()):
-        expected = Moments.of(whole_LRD[:, 1 : num_rows + 1][:, groups_N == number].transpose(1, 0, 2))
+        expected = Moments.of(whole_LRD[:, rows_N[groups_N == number]].transpose(1, 0, 2))
         assert found.count == expected.count
-        np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-7)
-        np.testing.assert_allclose(found.m2_LD, expected.m2_LD, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-12)
+        np.testing.assert_allclose(found.m2_LD, expected.m2_LD, rtol=1e-9, atol=1e-12)
 
 
 def test_equal_vectors_have_their_mean_exactly_and_no_variance():
-    values_LND = np.repeat(np.linspace(-9000, 7, 8, dtype=np.float32)[None, None], 12, axis=1)
+    values_LRD = np.repeat(np.linspace(-9000, 7, 8, dtype=np.float32)[None, None], 12, axis=1)
     sums = GroupSums(1, 1, 8)
     for _ in range(3):
-        assert sums.add(0, values_LND.copy(), membership(np.zeros(12, dtype=np.int64)))
+        assert sums.add(0, values_LRD, _membership(np.zeros(12, dtype=np.int64), 1))
     (found,) = sums.moments()
     assert found.count == 36
-    np.testing.assert_array_equal(found.mean_LD, values_LND[:, 0])
+    np.testing.assert_array_equal(found.mean_LD, values_LRD[:, 0])
     np.testing.assert_array_equal(found.m2_LD, np.zeros((1, 8)))
 
 
-def test_nothing_that_is_no_number_is_added():
-    values_LND = np.ones((1, 4, 8), dtype=np.float32)
-    values_LND[0, 2, 5] = np.nan
-    sums, groups = GroupSums(1, 1, 8), membership(np.zeros(4, dtype=np.int64))
-    with np.errstate(invalid="ignore"):
-        assert not sums.add(0, values_LND.copy(), groups)
-    assert not sums.add_wide(0, values_LND, groups)
-    assert sums.moments()[0].count == 0
+def test_the_largest_values_of_float32_have_a_mean_and_a_variance():
+    largest = np.finfo(np.float32).max
+    values_LRD = np.array([[[largest], [-largest]]], dtype=np.float32)
+    sums = GroupSums(1, 1, 1)
+    assert sums.add(0, values_LRD, _membership(np.zeros(2, dtype=np.int64), 1))
+    (found,) = sums.moments()
+    assert found.mean_LD.item() == 0
+    assert found.m2_LD.item() == pytest.approx(2 * float(largest) ** 2)
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 9])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_told_of_wherever_it_is(num_rows: int, value: float):
+    groups = _membership(np.zeros(num_rows, dtype=np.int64), 2)
+    for row in range(num_rows):
+        for layer in range(2):
+            values_LRD = np.ones((2, num_rows, 8), dtype=np.float32)
+            values_LRD[layer, row, 5] = value
+            assert not GroupSums(2, 2, 8).add(0, values_LRD, groups)
+
+
+def test_values_that_are_not_contiguous_are_refused():
+    values_LRD = np.ones((2, 8, 4), dtype=np.float32)
+    with pytest.raises(TypeError):
+        GroupSums(1, 2, 4).add(0, values_LRD[:, ::2], _membership(np.zeros(4, dtype=np.int64), 1))
+
+
+def _membership(groups_N: npt.NDArray[np.int64], num_groups: int) -> Membership:
+    return membership(np.arange(len(groups_N)), groups_N, num_groups)
+
+
+@pytest.mark.parametrize("d_model", [1, 8, 1024, 1025, 2048, 2304])
+@pytest.mark.parametrize("num_columns", [1, 4])
+def test_products_are_right_whatever_the_width(d_model: int, num_columns: int):
+    rng = np.random.default_rng(d_model)
+    values_LND = rng.standard_normal((2, 5, d_model), dtype=np.float32)
+    weights_LDK = rng.standard_normal((2, d_model, num_columns), dtype=np.float32)
+    found_LNK = along(values_LND, weights_LDK)
+    assert found_LNK.dtype == np.float32
+    scale_LNK = np.abs(values_LND).astype(np.float64) @ np.abs(weights_LDK)
+    assert (np.abs(found_LNK - values_LND.astype(np.float64) @ weights_LDK) <= 1e-6 * scale_LNK).all()
+    # A row that is not filled spoils its own products only.
+    values_LND[:, 3] = np.nan
+    spoilt_LNK = along(values_LND, weights_LDK)
+    assert np.isnan(spoilt_LNK[:, 3]).all()
+    np.testing.assert_array_equal(np.delete(spoilt_LNK, 3, axis=1), np.delete(found_LNK, 3, axis=1))
 
 
 MODELS = [(30, 576, 48), (46, 4608, 48), (64, 5120, 48), (80, 8192, 48), (126, 16384, 255), (4, 16, 3)]
@@ -78,7 +120,7 @@ def test_the_passes_over_rollouts_stay_within_half_a_gibibyte(
     threads = budget.threads(num_layers, rows, d_model, num_groups, num_cores=64)
     encoded = 16 * num_groups * num_layers * d_model
     # Rows as they are stored and as float32, sums, and what they are encoded to.
-    per_thread = step * d_model * (4 * rows + 32 * num_groups) + encoded
+    per_thread = step * d_model * (4 * rows + 48 * num_groups) + encoded
     assert threads >= 1
     assert step >= 1
     assert threads * per_thread <= budget.ROW_PASS_BYTES or threads == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from persona_atlas.storage.arrays.codec import (
     create_array,
     decode_chunk,
     decode_chunk_lengths,
+    decode_chunks,
     encode_shard,
     round_mantissa,
 )
@@ -218,25 +221,50 @@ def flips(data: bytes) -> list[bytes]:
     ]
 
 
-def test_a_chunk_with_any_bit_flipped_or_any_byte_missing_is_refused():
+def decode_as_one_of_several(data: bytes, rows_per_chunk: int, d_model: int) -> npt.NDArray[np.float32]:
+    into_LRD = np.empty((1, rows_per_chunk, d_model), dtype=np.float32)
+    decode_chunks(data, [len(data)], into_LRD)
+    return into_LRD[0]
+
+
+DECODERS = pytest.mark.parametrize("decode", [decode_chunk, decode_as_one_of_several])
+Decode = Callable[[bytes, int, int], npt.NDArray[np.float32]]
+
+
+def test_adjacent_chunks_decode_to_what_each_alone_does():
+    block = encoded(normal_block(6, 5, 8), 6, 10)
+    ends = np.cumsum([0, *block.chunk_bytes]).tolist()
+    into_LRD = np.empty((3, 6, 8), dtype=np.float32)
+    decode_chunks(memoryview(block.data)[ends[1] : ends[4]], block.chunk_bytes[1:4], into_LRD)
+    for layer, found_RD in enumerate(into_LRD, start=1):
+        np.testing.assert_array_equal(found_RD, decode_chunk(block.data[ends[layer] : ends[layer + 1]], 6, 8))
+    with pytest.raises(ValueError):
+        decode_chunks(block.data[ends[1] : ends[4]], block.chunk_bytes[:3], into_LRD)
+
+
+@DECODERS
+def test_a_chunk_with_any_bit_flipped_or_any_byte_missing_is_refused(decode: Decode):
     block = encoded(normal_block(2, 1, 8), 2, 10)
     chunk = block.data[: block.chunk_bytes[0]]
-    assert decode_chunk(chunk, 2, 8).shape == (2, 8)
+    np.testing.assert_array_equal(decode(chunk, 2, 8), decode_chunk(chunk, 2, 8))
     for damaged in [*flips(chunk), *(chunk[:length] for length in range(len(chunk))), chunk + b"x"]:
         with pytest.raises(ValueError):
-            decode_chunk(damaged, 2, 8)
+            decode(damaged, 2, 8)
 
 
+@DECODERS
 @pytest.mark.parametrize("body", [b"", b"x", b"no blosc frame at all, and yet its checksum is right"])
-def test_bytes_that_are_no_chunk_are_refused_though_their_checksum_is_right(body: bytes):
+def test_bytes_that_are_no_chunk_are_refused_though_their_checksum_is_right(decode: Decode, body: bytes):
     with pytest.raises(ValueError):
-        decode_chunk(body + google_crc32c.value(body).to_bytes(4, "little"), 2, 8)
+        decode(body + google_crc32c.value(body).to_bytes(4, "little"), 2, 8)
 
 
-def test_a_chunk_of_another_shape_is_refused():
+@DECODERS
+@pytest.mark.parametrize("d_model", [7, 9])
+def test_a_chunk_of_another_shape_is_refused(decode: Decode, d_model: int):
     block = encoded(normal_block(2, 1, 8), 2, 10)
     with pytest.raises(ValueError):
-        decode_chunk(block.data[: block.chunk_bytes[0]], 2, 9)
+        decode(block.data[: block.chunk_bytes[0]], 2, d_model)
 
 
 def test_an_index_with_any_bit_flipped_or_any_byte_missing_is_refused():
