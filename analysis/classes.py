@@ -36,7 +36,7 @@ SEVENTY = frozenset({"pair70", "single70"})
 ALL = frozenset({DEFAULT, UNSCORED, *ROLE_SCORES, *TRAIT_SCORES})
 """Every class: rollouts whatever their scores."""
 HALVES = ("even", "odd")
-"""The halves into which questions are divided for the split-half reliability."""
+"""The halves into which questions are divided for the split-half reliability, by index: even, odd, even, and so on."""
 
 PAIR_DIFFERENCE = 50.0
 """A pair shows the trait if its scores differ by more than this, in the direction of the trait."""
@@ -44,22 +44,6 @@ SHOWS_TRAIT = 70.0
 """The least score that counts as showing the trait."""
 
 _HIGHEST = {"role": 3.0, "trait": 100.0}
-
-
-def half_of(question_index: int) -> str:
-    """Return the half that a question belongs to.
-
-    Args:
-        question_index: Index of the question in the list of its run.
-
-    Returns:
-        ``even`` or ``odd``.
-
-    Example:
-        >>> half_of(4), half_of(7)
-        ('even', 'odd')
-    """
-    return HALVES[question_index % 2]
 
 
 def at_least(min_score: float) -> frozenset[str]:

@@ -299,8 +299,9 @@ def main() -> int:
             if name == "narrow":
                 (folder / "files").mkdir()
                 usual_way(report, made, folder / "files", min(repeats, 3))
-        # Long, because a reduction takes half a second, whatever it reads, to write its arrays.
-        long = replace(wide, units=20 if options.quick else 160)
+        # Long, because a reduction takes half a second, whatever it reads, to write its arrays. The whole catalog has
+        # two and a half times as many rollouts, of more layers.
+        long = replace(wide, units=20 if options.quick else 240)
         again(report, PersonaRun(str(folder / "long"), long, spare=16), None if options.quick else _AGAIN_LIMIT)
         layers = 24 if options.quick else 80
         memory(report, folder / "large", replace(wide, roles=4, traits=2, units=2, layers=layers, d_model=8192))

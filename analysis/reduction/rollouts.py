@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..classes import DEFAULT, UNSCORED, half_of, score_classes
+from ..classes import DEFAULT, HALVES, UNSCORED, score_classes
 
 Group = tuple[str, str]
 """Class and half; the half is empty where rollouts have no question."""
@@ -165,48 +165,53 @@ def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
         name: column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
         for name, column in table.items()
     }
-    halves = _halves(lines)
+    halves_N = lines["question_index"].to_numpy(zero_copy_only=False) % 2 if has_halves(lines) else None
     rows = lines["row"].to_numpy()
     found: list[Persona] = []
     for start, stop in _runs([codes["kind"], codes["persona"]]):
         # Both polarities of a trait at once, because its pairs are made of both.
-        classes = _classes(lines.slice(start, stop - start))
+        names, classes_N = np.unique(_classes(lines.slice(start, stop - start)), return_inverse=True)
+        # Number of class and half together, so that those numbers are in the order of the groups.
+        labels_N = classes_N if halves_N is None else classes_N * len(HALVES) + halves_N[start:stop]
+        halves = HALVES if halves_N is not None else ("",)
         for first, last in _runs([codes["polarity"][start:stop]]):
-            labels = list(zip(classes[first:last], halves[start + first : start + last], strict=True))
-            groups = tuple(sorted(set(labels)))
-            number = {group: place for place, group in enumerate(groups)}
-            groups_N = np.array([number[label] for label in labels], dtype=np.int64)
-            texts = [f"{name}.{half}" for name, half in groups]
+            numbers, groups_N, counts = np.unique(labels_N[first:last], return_inverse=True, return_counts=True)
             at = start + first
-            units = tuple(
-                _unit(
-                    table["unit_id"][at + int(places_N[0])].as_py(),
-                    rows[at + places_N],
-                    places_N,
-                    groups_N[places_N],
-                    texts,
-                    rows_per_block,
-                )
-                for places_N in _places(codes["unit_id"][at : start + last])
-            )
             kind, name, polarity = (str(table[column][at].as_py()) for column in ("kind", "persona", "polarity"))
-            counts = tuple(np.bincount(groups_N, minlength=len(groups)).tolist())
-            found.append(Persona(kind, name, polarity, at, groups, counts, units))
+            groups = tuple((str(names[n // len(halves)]), halves[n % len(halves)]) for n in numbers.tolist())
+            units = _units(
+                table["unit_id"].slice(at, last - first),
+                codes["unit_id"][at : start + last],
+                rows[at : start + last],
+                groups_N.astype(np.int64),
+                [f"{name}.{half}" for name, half in groups],
+                rows_per_block,
+            )
+            found.append(Persona(kind, name, polarity, at, groups, tuple(counts.tolist()), units))
     return tuple(found)
 
 
-def _halves(lines: pa.Table) -> list[str]:
-    """Return the half that each rollout's question belongs to; empty texts where rollouts have no question."""
-    if not has_halves(lines):
-        return [""] * lines.num_rows
-    parity_N = lines["question_index"].to_numpy(zero_copy_only=False) % 2
-    return np.array([half_of(0), half_of(1)], dtype=object)[parity_N].tolist()
-
-
-def _classes(lines: pa.Table) -> list[str]:
+def _classes(lines: pa.Table) -> npt.NDArray[np.str_]:
     if "score" in lines.column_names:
-        return score_classes(lines)
-    return [DEFAULT if lines["kind"][0].as_py() == "default" else UNSCORED] * lines.num_rows
+        return np.array(score_classes(lines))
+    return np.full(lines.num_rows, DEFAULT if lines["kind"][0].as_py() == "default" else UNSCORED)
+
+
+def _units(
+    unit_ids_N: pa.ChunkedArray,
+    codes_N: npt.NDArray[np.integer],
+    rows_N: npt.NDArray[np.int64],
+    groups_N: npt.NDArray[np.int64],
+    texts: Sequence[str],
+    size: int,
+) -> tuple[UnitRows, ...]:
+    """Divide the rollouts of one persona and polarity by unit; ``texts`` are the names of its groups."""
+    places = list(_places(codes_N))
+    ids = unit_ids_N.take(pa.array([int(places_N[0]) for places_N in places])).to_pylist()
+    return tuple(
+        _unit(unit_id, rows_N[places_N], places_N, groups_N[places_N], texts, size)
+        for unit_id, places_N in zip(ids, places, strict=True)
+    )
 
 
 def _unit(

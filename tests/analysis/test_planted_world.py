@@ -19,7 +19,7 @@ from persona_atlas.analysis.axis import (
 )
 from persona_atlas.analysis.bootstrap import bootstrap_axis
 from persona_atlas.analysis.capping import capping_settings, ceiling_on_minus_axis
-from persona_atlas.analysis.classes import ALL, FULLY, HALVES, SOMEWHAT, half_of, score_classes
+from persona_atlas.analysis.classes import ALL, FULLY, HALVES, SOMEWHAT, score_classes
 from persona_atlas.analysis.moments import Moments
 from persona_atlas.analysis.pca import components_for, default_distance, fit_pca, rollout_variance_share
 from persona_atlas.analysis.reliability import question_intervals
@@ -49,7 +49,7 @@ def groups(world: World) -> Groups:
         lines = world.lines.take(rows)
         members: dict[tuple[str, str, str], list[int]] = defaultdict(list)
         for row, name, line in zip(rows, score_classes(lines), lines.to_pylist(), strict=True):
-            members[line["polarity"], name, half_of(line["question_index"])].append(row)
+            members[line["polarity"], name, HALVES[line["question_index"] % 2]].append(row)
         for (polarity, name, half), chosen in members.items():
             found[kind, persona, polarity][name, half] = Moments.of(world.values[chosen])
     return found

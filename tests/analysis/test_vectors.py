@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.analysis.classes import ALL, FULLY, SEVENTY, at_least, half_of, score_classes
+from persona_atlas.analysis.classes import ALL, FULLY, HALVES, SEVENTY, at_least, score_classes
 from persona_atlas.analysis.moments import Moments
 from persona_atlas.analysis.vectors import trait_kinds, union
 from persona_atlas.jobs.errors import InputError
@@ -97,8 +97,7 @@ def test_a_score_out_of_range_is_refused(lines: pa.Table, told: str):
         score_classes(lines)
 
 
-def test_halves_and_least_scores():
-    assert [half_of(question) for question in range(4)] == ["even", "odd", "even", "odd"]
+def test_least_scores():
     assert at_least(3) == FULLY
     assert at_least(1.5) == {"2", "3"}
     assert at_least(0) == {"0", "1", "2", "3"}
@@ -110,7 +109,7 @@ SCORES = st.one_of(st.none(), st.sampled_from([0.0, 10.0, 25.0, 60.0, 70.0, 80.0
 def grouped(lines: pa.Table, values_NLD: np.ndarray) -> dict[str, dict[tuple[str, str], Moments]]:
     members: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for row, (name, line) in enumerate(zip(score_classes(lines), lines.to_pylist(), strict=True)):
-        members[line["polarity"], name, half_of(line["question_index"])].append(row)
+        members[line["polarity"], name, HALVES[line["question_index"] % 2]].append(row)
     found: dict[str, dict[tuple[str, str], Moments]] = {"pos": {}, "neg": {}}
     for (polarity, name, half), rows in members.items():
         found[polarity][name, half] = Moments.of(values_NLD[rows])
