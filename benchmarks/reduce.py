@@ -43,6 +43,8 @@ from _report import Report, Timed, interleaved, median_ratio
 
 _PASS_FLOOR = 0.7
 _AGAIN_LIMIT = 0.05
+_ADDITIONS = 3
+"""How often units are added and the run reduced again; the median counts."""
 
 
 class Passes:
@@ -136,7 +138,7 @@ def passes(report: Report, url: str, shape: PersonaShape, repeats: int) -> None:
 
 
 def again(report: Report, made: PersonaRun, limit: float | None) -> None:
-    """Reduce, add one per cent of units, and reduce again.
+    """Reduce, add one per cent of units, and reduce again, some times.
 
     New units of traits cost what is new. New units of roles change the axis, and with it the projection of every
     rollout, by its product with the difference of the axes. That difference comes from the new rollouts and has any
@@ -159,21 +161,24 @@ def again(report: Report, made: PersonaRun, limit: float | None) -> None:
     one_per_cent = max(1, round(0.01 * shape.units * len(shape.personas)))
     for what in ("trait", "role"):
         numbers = [number for number, address in enumerate(shape.personas) if address[0] == what]
-        for place in range(one_per_cent):
+        up_to_pca_s, rest_s, all_s = [], [], []
+        for place in range(_ADDITIONS * one_per_cent):
             unit = shape.units + place // len(numbers)
             made.add(numbers[place % len(numbers)], range(unit, unit + 1))
-        steps = _Steps()
-        total_s = _seconds(lambda steps=steps: reduce_run(open_run(url), say=steps.say))
+            if (place + 1) % one_per_cent:
+                continue
+            steps = _Steps()
+            all_s.append(_seconds(lambda steps=steps: reduce_run(open_run(url), say=steps.say)))
+            up_to_pca_s.append(steps.before("Projecting"))
+            rest_s.append(all_s[-1] - steps.between("Projecting", "Computing thresholds"))
         name = f"reducing again after {one_per_cent} new units of {what}s, {shape}"
-        report.most(
-            f"{name}: up to axis and PCA, of the first time", steps.before("Projecting") / first_s, "ratio", 0.05
-        )
-        of_all = None if what == "role" else limit
-        report.most(f"{name}: all of it, of the first time", total_s / first_s, "ratio", of_all)
+        share = statistics.median(up_to_pca_s) / first_s
+        report.most(f"{name}: up to axis and PCA, of the first time", share, "ratio", limit)
+        share = statistics.median(all_s) / first_s
+        report.most(f"{name}: all of it, of the first time", share, "ratio", None if what == "role" else limit)
         if what == "role":
-            rest_s = total_s - steps.between("Projecting", "Computing thresholds")
-            rest = f"{name}: all but projecting every rollout, of the first time"
-            report.most(rest, rest_s / first_s, "ratio", limit)
+            share = statistics.median(rest_s) / first_s
+            report.most(f"{name}: all but projecting every rollout, of the first time", share, "ratio", limit)
     alone_s = _seconds(passes.decode)
     report.say(
         f"The first time: {first_s:.2f} s. Of that, reading and decoding every rollout once is {alone_s / first_s:.2f}."
@@ -302,7 +307,7 @@ def main() -> int:
         # Long, because a reduction takes half a second, whatever it reads, to write its arrays. The whole catalog has
         # two and a half times as many rollouts, of more layers.
         long = replace(wide, units=20 if options.quick else 240)
-        again(report, PersonaRun(str(folder / "long"), long, spare=16), None if options.quick else _AGAIN_LIMIT)
+        again(report, PersonaRun(str(folder / "long"), long, spare=32), None if options.quick else _AGAIN_LIMIT)
         layers = 24 if options.quick else 80
         memory(report, folder / "large", replace(wide, roles=4, traits=2, units=2, layers=layers, d_model=8192))
     return report.finish()

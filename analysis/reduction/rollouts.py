@@ -170,31 +170,34 @@ def personas_of(lines: pa.Table, rows_per_block: int) -> tuple[Persona, ...]:
     found: list[Persona] = []
     for start, stop in _runs([codes["kind"], codes["persona"]]):
         # Both polarities of a trait at once, because its pairs are made of both.
-        names, classes_N = np.unique(_classes(lines.slice(start, stop - start)), return_inverse=True)
+        names, classes_N = _classes(lines.slice(start, stop - start))
         # Number of class and half together, so that those numbers are in the order of the groups.
         labels_N = classes_N if halves_N is None else classes_N * len(HALVES) + halves_N[start:stop]
         halves = HALVES if halves_N is not None else ("",)
         for first, last in _runs([codes["polarity"][start:stop]]):
-            numbers, groups_N, counts = np.unique(labels_N[first:last], return_inverse=True, return_counts=True)
             at = start + first
             kind, name, polarity = (str(table[column][at].as_py()) for column in ("kind", "persona", "polarity"))
-            groups = tuple((str(names[n // len(halves)]), halves[n % len(halves)]) for n in numbers.tolist())
+            counts = np.bincount(labels_N[first:last])
+            numbers = np.flatnonzero(counts).tolist()
+            groups = tuple((names[number // len(halves)], halves[number % len(halves)]) for number in numbers)
             units = _units(
                 table["unit_id"].slice(at, last - first),
                 codes["unit_id"][at : start + last],
                 rows[at : start + last],
-                groups_N.astype(np.int64),
+                np.searchsorted(numbers, labels_N[first:last]),
                 [f"{name}.{half}" for name, half in groups],
                 rows_per_block,
             )
-            found.append(Persona(kind, name, polarity, at, groups, tuple(counts.tolist()), units))
+            found.append(Persona(kind, name, polarity, at, groups, tuple(counts[numbers].tolist()), units))
     return tuple(found)
 
 
-def _classes(lines: pa.Table) -> npt.NDArray[np.str_]:
-    if "score" in lines.column_names:
-        return np.array(score_classes(lines))
-    return np.full(lines.num_rows, DEFAULT if lines["kind"][0].as_py() == "default" else UNSCORED)
+def _classes(lines: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return the classes that occur, sorted, and the number of each line's."""
+    if "score" not in lines.column_names:
+        return [DEFAULT if lines["kind"][0].as_py() == "default" else UNSCORED], np.zeros(lines.num_rows, np.int64)
+    names, classes_N = np.unique(score_classes(lines), return_inverse=True)
+    return names.tolist(), classes_N
 
 
 def _units(
@@ -208,10 +211,16 @@ def _units(
     """Divide the rollouts of one persona and polarity by unit; ``texts`` are the names of its groups."""
     places = list(_places(codes_N))
     ids = unit_ids_N.take(pa.array([int(places_N[0]) for places_N in places])).to_pylist()
-    return tuple(
-        _unit(unit_id, rows_N[places_N], places_N, groups_N[places_N], texts, size)
-        for unit_id, places_N in zip(ids, places, strict=True)
-    )
+    # Most units have the same questions, and so the same groups.
+    labels: dict[bytes, str] = {}
+    found: list[UnitRows] = []
+    for unit_id, places_N in zip(ids, places, strict=True):
+        of_unit_N, groups_of_unit_N = rows_N[places_N], groups_N[places_N]
+        key = groups_of_unit_N.tobytes()
+        if key not in labels:
+            labels[key] = " ".join([texts[number] for number in groups_of_unit_N.tolist()])
+        found.append(_unit(unit_id, of_unit_N, places_N, groups_of_unit_N, labels[key], size))
+    return tuple(found)
 
 
 def _unit(
@@ -219,23 +228,22 @@ def _unit(
     rows: npt.NDArray[np.int64],
     places_N: npt.NDArray[np.int64],
     groups_N: npt.NDArray[np.int64],
-    texts: Sequence[str],
+    labels: str,
     size: int,
 ) -> UnitRows:
     block, rows_N = int(rows[0] // size), rows % size
-    of_rows = sha256(f"{_METHOD} {block} ".encode() + np.ascontiguousarray(rows_N).tobytes()).hexdigest()[:16]
-    numbers: list[int] = groups_N.tolist()
-    labels = " ".join([texts[number] for number in numbers])
+    of_rows = sha256(f"{_METHOD} {block} ".encode() + rows_N.tobytes()).hexdigest()[:16]
     digest = sha256(f"{of_rows} {labels}".encode()).hexdigest()[:16]
     return UnitRows(unit_id, block, rows_N, places_N, groups_N, of_rows, digest)
 
 
 def _places(codes_N: npt.NDArray[np.integer]) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the places of the lines of each unit, which need not be neighbours, by the first of them."""
-    _, first_U, units_N = np.unique(codes_N, return_index=True, return_inverse=True)
-    order_N = np.argsort(first_U[units_N], kind="stable")
-    edges = np.flatnonzero(np.diff(first_U[units_N][order_N])) + 1
-    yield from np.split(order_N, edges)
+    order_N = np.arange(len(codes_N))
+    if (np.diff(codes_N) < 0).any():
+        _, first_U, units_N = np.unique(codes_N, return_index=True, return_inverse=True)
+        order_N = np.argsort(first_U[units_N], kind="stable")
+    yield from np.split(order_N, np.flatnonzero(np.diff(codes_N[order_N])) + 1)
 
 
 def _runs(columns: list[npt.NDArray[np.integer]]) -> Iterator[tuple[int, int]]:
