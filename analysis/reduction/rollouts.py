@@ -218,7 +218,8 @@ def _units(
         of_unit_N, groups_of_unit_N = rows_N[places_N], groups_N[places_N]
         key = groups_of_unit_N.tobytes()
         if key not in labels:
-            labels[key] = " ".join([texts[number] for number in groups_of_unit_N.tolist()])
+            numbers: list[int] = groups_of_unit_N.tolist()
+            labels[key] = " ".join([texts[number] for number in numbers])
         found.append(_unit(unit_id, of_unit_N, places_N, groups_of_unit_N, labels[key], size))
     return tuple(found)
 
