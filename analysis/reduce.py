@@ -47,7 +47,7 @@ from .thresholds import label_of
 _ALL_ROLLOUTS = {"judge": NO_JUDGE, "min_score": None, "min_count": None}
 
 _METHOD = 3
-"""Part of a reduction's id; raised whenever the same activations would give other results."""
+"""Part of a reduction's id; raised whenever the same activations would give other results by more than rounding."""
 
 Say = Callable[[str], None]
 

@@ -158,20 +158,19 @@ def again(report: Report, made: PersonaRun, limit: float | None) -> None:
     first_s = _seconds(lambda: reduce_run(open_run(url)))
     unchanged_s = _seconds(lambda: reduce_run(open_run(url)))
     report.most("reducing again with nothing new, of the first time", unchanged_s / first_s, "ratio", _AGAIN_LIMIT)
-    one_per_cent = max(1, round(0.01 * shape.units * len(shape.personas)))
     for what in ("trait", "role"):
         numbers = [number for number, address in enumerate(shape.personas) if address[0] == what]
+        each = max(1, round(0.01 * shape.units * len(shape.personas) / len(numbers)))
         up_to_pca_s, rest_s, all_s = [], [], []
-        for place in range(_ADDITIONS * one_per_cent):
-            unit = shape.units + place // len(numbers)
-            made.add(numbers[place % len(numbers)], range(unit, unit + 1))
-            if (place + 1) % one_per_cent:
-                continue
+        for addition in range(_ADDITIONS):
+            begin = shape.units + addition * each
+            for number in numbers:
+                made.add(number, range(begin, begin + each))
             steps = _Steps()
             all_s.append(_seconds(lambda steps=steps: reduce_run(open_run(url), say=steps.say)))
             up_to_pca_s.append(steps.before("Projecting"))
             rest_s.append(all_s[-1] - steps.between("Projecting", "Computing thresholds"))
-        name = f"reducing again after {one_per_cent} new units of {what}s, {shape}"
+        name = f"reducing again after {each * len(numbers)} new units of {what}s, {shape}"
         share = statistics.median(up_to_pca_s) / first_s
         report.most(f"{name}: up to axis and PCA, of the first time", share, "ratio", limit)
         share = statistics.median(all_s) / first_s
@@ -304,10 +303,10 @@ def main() -> int:
             if name == "narrow":
                 (folder / "files").mkdir()
                 usual_way(report, made, folder / "files", min(repeats, 3))
-        # Long, because a reduction takes half a second, whatever it reads, to write its arrays. The whole catalog has
-        # two and a half times as many rollouts, of more layers.
-        long = replace(wide, units=20 if options.quick else 240)
-        again(report, PersonaRun(str(folder / "long"), long, spare=32), None if options.quick else _AGAIN_LIMIT)
+        # Of as many rollouts as the whole catalog has, nearly: a reduction takes the better part of a second, whatever
+        # it reads, to write its arrays.
+        long = replace(wide, units=20 if options.quick else 480)
+        again(report, PersonaRun(str(folder / "long"), long, spare=48), None if options.quick else _AGAIN_LIMIT)
         layers = 24 if options.quick else 80
         memory(report, folder / "large", replace(wide, roles=4, traits=2, units=2, layers=layers, d_model=8192))
     return report.finish()

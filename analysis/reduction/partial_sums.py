@@ -3,12 +3,12 @@
 Of a persona whose units are the same as before nothing is read. Of one that has more, only the new units are, and their
 sums are merged with those of the old ones (Chan's rule). If a judge's scores put rollouts into other groups, all units
 of that persona are read again.
-Axes: N rollouts of a unit, G groups, L layers of a part, D d_model.
+Axes: N rollouts of a unit, R rows of its block, G groups, L layers, D d_model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,9 @@ from ...storage.locations.location import Location
 from ...storage.query.reader import ActivationReader
 from ..moments import Moments
 from .budget import layers_per_read
-from .group_sums import GroupSums, Membership, membership
+from .group_sums import GroupSums, membership
 from .mapping import Mapper
-from .rollouts import Group, Persona, UnitRows
+from .rollouts import Group, Persona
 from .stored_partials import PartialWork, StoredPartials, store_partial
 from .unit_work import ArrayOfRun, UnitKey, UnitLengths, unit_keys
 
@@ -58,23 +58,11 @@ def compute_sums(location: Location, work: SumsWork) -> None:
 
 def _sums(location: Location, work: SumsWork) -> bytes:
     array, reader = work.to_read.array, work.to_read.reader(location)
-    known = {unit for unit, _, _ in unit_keys(work.base)} if work.base is not None else set()
-    units = [unit for unit in work.to_read.units if unit.unit_id not in known]
     step = layers_per_read(array.num_layers, array.rows_per_block, array.d_model, len(work.groups))
     writer, part_LRD = PartialWriter(), reader.part_buffer(step)
     for start in range(0, array.num_layers, step):
-        stop = min(array.num_layers, start + step)
-        sums = GroupSums(len(work.groups), stop - start, array.d_model)
-        for unit in units:
-            groups = membership(unit.rows_N, unit.groups_N, len(work.groups))
-            _add_unit(sums, reader, unit, groups, range(start, stop), part_LRD)
-        found = sums.moments()
-        if work.base is not None:
-            _merge(found, work.groups, groups_of(work.base, location, start, stop))
-        mean_LGD = np.stack([moments.mean_LD for moments in found], axis=1)
-        m2_LGD = np.stack([moments.m2_LD for moments in found], axis=1)
-        for layer in range(stop - start):
-            writer.add({"mean": mean_LGD[layer], "m2": m2_LGD[layer]})
+        layers = range(start, min(array.num_layers, start + step))
+        _add_layers(writer, *_at_layers(location, work, reader, layers, part_LRD))
     content = {
         "units": [[unit.unit_id, unit.row_block, unit.digest] for unit in work.to_read.units],
         "groups": [[name, half, count] for (name, half), count in zip(work.groups, work.counts, strict=True)],
@@ -82,19 +70,35 @@ def _sums(location: Location, work: SumsWork) -> bytes:
     return writer.finish(content)
 
 
-def _add_unit(
-    sums: GroupSums, reader: ActivationReader, unit: UnitRows, groups: Membership, layers: range, part_LRD: Float32
-) -> None:
-    parts = reader.of_unit(unit.row_block, unit.unit_id, layers.start, layers.stop, part_LRD)
-    for first, values_LND in parts:
-        if not sums.add(first - layers.start, values_LND, groups):
-            raise reader.no_numbers(unit.row_block, unit.unit_id)
+def _add_layers(writer: PartialWriter, mean_LGD: Float64, m2_LGD: Float64) -> None:
+    # A function, so that nothing refers to these arrays when those of the next layers are made.
+    for mean_GD, m2_GD in zip(mean_LGD, m2_LGD, strict=True):
+        writer.add({"mean": mean_GD, "m2": m2_GD})
 
 
-def _merge(found: list[Moments], groups: Sequence[Group], earlier: dict[Group, Moments]) -> None:
-    for number, group in enumerate(groups):
-        if group in earlier:
-            found[number] = earlier[group].merge(found[number])
+def _at_layers(
+    location: Location, work: SumsWork, reader: ActivationReader, layers: range, part_LRD: Float32
+) -> tuple[Float64, Float64]:
+    """Return means and squared deviations at some layers, ``(L, G, D)``, merged with those of the base."""
+    known = {unit for unit, _, _ in unit_keys(work.base)} if work.base is not None else set()
+    sums = GroupSums(len(work.groups), len(layers), work.to_read.array.d_model)
+    for unit in work.to_read.units:
+        if unit.unit_id in known:
+            continue
+        groups = membership(unit.rows_N, unit.groups_N, len(work.groups))
+        parts = reader.of_unit(unit.row_block, unit.unit_id, layers.start, layers.stop, part_LRD)
+        for first, values_LRD in parts:
+            if not sums.add(first - layers.start, values_LRD, groups):
+                raise reader.no_numbers(unit.row_block, unit.unit_id)
+    counts_G, mean_LGD, m2_LGD = sums.finish()
+    if work.base is not None:
+        earlier = groups_of(work.base, location, layers.start, layers.stop)
+        for number, group in enumerate(work.groups):
+            if group in earlier:
+                new = Moments(int(counts_G[number]), mean_LGD[:, number], m2_LGD[:, number])
+                merged = earlier[group].merge(new)
+                mean_LGD[:, number], m2_LGD[:, number] = merged.mean_LD, merged.m2_LD
+    return mean_LGD, m2_LGD
 
 
 def groups_of(partial: Partial, location: Location, start: int, stop: int) -> dict[Group, Moments]:

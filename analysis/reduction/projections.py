@@ -3,7 +3,7 @@
 A new rollout of the default or of a role that counts changes the axis, and then every rollout is projected again. One
 of a trait, or of a role whose score does not count, changes nothing but its own persona.
 While a role's rollouts are read, their spread along the principal components of the role vectors is taken too.
-Axes: N rollouts, L layers, D d_model, K components.
+Axes: N rollouts, R rows of a block, L layers, D d_model, P pieces of it, K components.
 """
 
 from __future__ import annotations
@@ -83,12 +83,10 @@ def _projections(location: Location, work: ProjectionWork) -> bytes:
     writer, part_LRD = PartialWriter(), reader.part_buffer(step)
     for start in range(0, array.num_layers, step):
         stop = min(array.num_layers, start + step)
-        weights_LDK = _weights(location, work.group, start, stop)
-        if not work.with_spread:
-            weights_LDK = np.ascontiguousarray(weights_LDK[..., :1])
+        weights = _weights(location, work.group, start, stop)
         earlier = work.base.read(location, start, stop) if work.base is not None else None
         pieces = _pieces(earlier, work.base)
-        spread = Spread(stop - start, weights_LDK.shape[2] - 1)
+        spread = Spread(stop - start, weights.components_LDK.shape[2] if work.with_spread else 0)
         if earlier is not None and work.base is not None:
             count = sum(len(piece) for piece in pieces.values())
             spread.merge(count, earlier["along_mean"], earlier["along_m2"])
@@ -96,13 +94,14 @@ def _projections(location: Location, work: ProjectionWork) -> bytes:
             pieces[_key(unit)] = np.empty((len(unit.rows_N), stop - start), dtype=np.float32)
             for first, values_LRD in reader.of_unit(unit.row_block, unit.unit_id, start, stop, part_LRD):
                 at = slice(first - start, first - start + len(values_LRD))
-                along_LNK = along(values_LRD, weights_LDK[at]).take(unit.rows_N, axis=1)
+                # Not in one product with the components: with other columns beside it, it is rounded in another way.
+                along_LN = along(values_LRD, weights.axis_LD1[at])[:, unit.rows_N, 0]
                 # A product may be beyond float32, and is NaN where there is no axis; a committed value is a number.
-                if not np.isfinite(along_LNK[..., 0]).all() and not np.isfinite(values_LRD[:, unit.rows_N]).all():
+                if not np.isfinite(along_LN).all() and not np.isfinite(values_LRD[:, unit.rows_N]).all():
                     raise reader.no_numbers(unit.row_block, unit.unit_id)
-                pieces[_key(unit)][:, at] = along_LNK[..., 0].T
+                pieces[_key(unit)][:, at] = along_LN.T
                 if work.with_spread:
-                    spread.add(first - start, along_LNK[..., 1:])
+                    spread.add(first - start, along(values_LRD, weights.components_LDK[at])[:, unit.rows_N])
         whole_NL = np.concatenate([pieces[_key(unit)] for unit in units])
         for layer in range(stop - start):
             writer.add({"projection": whole_NL[:, layer]} | spread.at(layer))
@@ -126,31 +125,31 @@ def _pieces(earlier: dict[str, Any] | None, base: Partial | None) -> dict[UnitKe
     return found
 
 
-def along(values_LND: Float32, weights_LDK: Float32) -> Float32:
+def along(values_LRD: Float32, weights_LDK: Float32) -> Float32:
     """Multiply vectors with the columns of a matrix, layer by layer.
 
     Args:
-        values_LND: Vectors; a sum beyond float32 is infinite.
+        values_LRD: Vectors; a sum beyond float32 is infinite.
         weights_LDK: One matrix for each layer.
 
     Returns:
-        float32 ``(L, N, K)``, summed in float64 over pieces of 1,024 coordinates.
+        float32 ``(L, R, K)``: float32 sums over pieces of 1,024 coordinates, added in float64.
 
     Example:
         >>> along(np.ones((1, 2, 1500), np.float32), np.ones((1, 1500, 1), np.float32)).ravel()
         array([1500., 1500.], dtype=float32)
     """
-    num_layers, num_rows, d_model = values_LND.shape
+    num_layers, num_rows, d_model = values_LRD.shape
     with np.errstate(over="ignore", invalid="ignore"):
         if d_model <= _PIECE:
-            return values_LND @ weights_LDK
+            return values_LRD @ weights_LDK
         rest = d_model % _PIECE
-        pieces_LPND = values_LND[..., : d_model - rest].reshape(num_layers, num_rows, -1, _PIECE).swapaxes(1, 2)
+        pieces_LPRD = values_LRD[..., : d_model - rest].reshape(num_layers, num_rows, -1, _PIECE).swapaxes(1, 2)
         weights_LPDK = weights_LDK[:, : d_model - rest].reshape(num_layers, -1, _PIECE, weights_LDK.shape[2])
-        total_LNK = (pieces_LPND @ weights_LPDK).sum(axis=1, dtype=np.float64)
+        total_LRK = (pieces_LPRD @ weights_LPDK).sum(axis=1, dtype=np.float64)
         if rest:
-            total_LNK += values_LND[..., d_model - rest :] @ weights_LDK[:, d_model - rest :]
-        return total_LNK.astype(np.float32)
+            total_LRK += values_LRD[..., d_model - rest :] @ weights_LDK[:, d_model - rest :]
+        return total_LRK.astype(np.float32)
 
 
 class Spread:
@@ -189,11 +188,19 @@ class Spread:
         return {"along_mean": self._mean_LK[layer], "along_m2": self._m2_LK[layer]}
 
 
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """What vectors are multiplied with: the axis of unit length ``(L, D, 1)``, and the components ``(L, D, K)``."""
+
+    axis_LD1: Float32
+    components_LDK: Float32
+
+
 _LOADING = Lock()
 
 
-def _weights(location: Location, group: str, start: int, stop: int) -> Float32:
-    """Read the axis of unit length and the components, ``(L, D, 1 + K)``, once for all threads."""
+def _weights(location: Location, group: str, start: int, stop: int) -> _Weights:
+    """Read axis and components, once for all threads."""
     with _LOADING:
         return _load_weights(_ByUrl(location.url, location), group, start, stop)
 
@@ -212,7 +219,7 @@ class _ByUrl:
 
 
 @lru_cache(maxsize=1)
-def _load_weights(key: _ByUrl, group: str, start: int, stop: int) -> Float32:
+def _load_weights(key: _ByUrl, group: str, start: int, stop: int) -> _Weights:
     with key.location.errors():
         opened: Any = zarr.open_group(key.location.zarr(read_only=True), path=group, mode="r")
         axis_LD = np.asarray(opened["axis"][start:stop], dtype=np.float64)
@@ -220,9 +227,9 @@ def _load_weights(key: _ByUrl, group: str, start: int, stop: int) -> Float32:
         if "pca_components" in opened:
             components_LKD = np.asarray(opened["pca_components"][start:stop], dtype=np.float32)
     unit_LD = axis_LD / np.linalg.norm(axis_LD, axis=1, keepdims=True)
-    rows_LKD = np.concatenate([unit_LD.astype(np.float32)[:, None], components_LKD], axis=1)
     # Contiguous along K, which the product needs to be fast. A component without variance is NaN: so is its spread.
-    return np.ascontiguousarray(rows_LKD.transpose(0, 2, 1))
+    components_LDK = np.ascontiguousarray(components_LKD.transpose(0, 2, 1))
+    return _Weights(unit_LD.astype(np.float32)[..., None], components_LDK)
 
 
 @dataclass(frozen=True)

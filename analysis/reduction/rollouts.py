@@ -29,7 +29,8 @@ KINDS = ("default", "role", "trait")
 
 
 _METHOD = 1
-"""Part of the digest of every partial result; raised when the same rollouts would give other sums or projections."""
+"""Part of the digest of every partial result; raised when the same rollouts would give other sums or projections, by
+more than rounding."""
 
 
 @dataclass(frozen=True, eq=False)

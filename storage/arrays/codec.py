@@ -42,7 +42,10 @@ Float32 = npt.NDArray[np.float32]
 _LEVEL = 9
 _BLOSC = Blosc(cname="lz4", clevel=_LEVEL, shuffle=Blosc.BITSHUFFLE)
 _CHECKSUM_BYTES = 4
+_HEADER_BYTES = 16
+"""Header of a blosc frame; its bytes 4 to 8 are the number of bytes that it decodes to."""
 _BAD_CHECKSUM = "its checksum does not match its bytes"
+_NO_FRAME = "it does not decode to the values of a chunk"
 _MISSING_CHUNK = np.uint64(2**64 - 1)
 """Offset and length that the shard index has for an inner chunk that is not stored; it reads as the fill value."""
 
@@ -165,6 +168,8 @@ def decode_chunk(data: bytes | memoryview, rows_per_chunk: int, d_model: int) ->
     body = np.frombuffer(data, dtype=np.uint8)[:-_CHECKSUM_BYTES]
     if google_crc32c.value(body) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
         raise ValueError(_BAD_CHECKSUM)
+    if len(body) < _HEADER_BYTES:
+        raise ValueError(_NO_FRAME)
     try:
         values = np.frombuffer(decompress(body), dtype="<f4")
     except RuntimeError as error:
@@ -193,8 +198,8 @@ def decode_chunks(data: bytes | memoryview, lengths: Sequence[int], into_LRD: Fl
             if google_crc32c.value(body) != int.from_bytes(data[end - _CHECKSUM_BYTES : end], "little"):
                 raise ValueError(_BAD_CHECKSUM)
             # Of fewer values than there is room for, blosc writes those and says nothing.
-            if int.from_bytes(data[begin + 4 : begin + 8], "little") != num_bytes:
-                raise ValueError("it does not have the number of values of a chunk")
+            if len(body) < _HEADER_BYTES or int.from_bytes(data[begin + 4 : begin + 8], "little") != num_bytes:
+                raise ValueError(_NO_FRAME)
             decompress(body, into_RD)
     except RuntimeError as error:
         raise ValueError(str(error)) from error

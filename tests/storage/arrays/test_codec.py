@@ -253,7 +253,7 @@ def test_a_chunk_with_any_bit_flipped_or_any_byte_missing_is_refused(decode: Dec
 
 
 @DECODERS
-@pytest.mark.parametrize("body", [b"", b"x", b"no blosc frame at all, and yet its checksum is right"])
+@pytest.mark.parametrize("body", [b"", b"x", b"four", b"no blosc frame at all, and yet its checksum is right"])
 def test_bytes_that_are_no_chunk_are_refused_though_their_checksum_is_right(decode: Decode, body: bytes):
     with pytest.raises(ValueError):
         decode(body + google_crc32c.value(body).to_bytes(4, "little"), 2, 8)
