@@ -128,6 +128,21 @@ def reduce_again(
     return _reduce(run, asked, taken, say, mapper)
 
 
+def without_scores_if_too_few(run: Run, error: InputError, *, say: Say, mapper: Mapper = map_in_threads) -> Reduction:
+    """Reduce without scores, and warn, after an error which says that they leave no role enough rollouts.
+
+    Args:
+        run: The run.
+        error: What a reduction raised; any other error is raised again.
+        say: Called with the warning and lines of progress.
+        mapper: Spreads the work on personas.
+    """
+    if error.code != "too_few_rollouts":
+        raise error
+    say(f"Warning: scores are ignored, because {error.message} Run reduce with other options. {error.hint}")
+    return reduce_again(run, ignore_scores=True, say=say, mapper=mapper)
+
+
 def _reduce(run: Run, asked: dict[str, Any], taken: dict[str, Any], say: Say | None, mapper: Mapper) -> Reduction:
     """Reduce by what is taken, and note what was asked for."""
     settings = make_settings(run, **taken)
@@ -139,8 +154,9 @@ def _reduce(run: Run, asked: dict[str, Any], taken: dict[str, Any], say: Say | N
     if settings.judge is not None:
         lines = with_scores(run.location, lines, settings.judge)
     given = {name: value for name, value in asked.items() if value is not None}
-    # One that takes the place of another is not the same as one that was asked for: the next run asks what it was.
-    reduction_id = _id_of(run, settings, lines, *([] if taken is asked else [given]))
+    # What was asked for is part of a reduction, though it may change nothing yet: it is asked again when scores arrive.
+    # One without requests has the id that it always had.
+    reduction_id = _id_of(run, settings, lines, *([given] if given or taken is not asked else []))
     if make_current(run.location, reduction_id):
         stored = read_current_reduction(run.location)
         if stored is not None:
@@ -247,7 +263,8 @@ class _Reducing:
     def _write_vectors(self, cast: Cast, sums: StoredSums, writer: ReductionWriter) -> bool:
         """Write what follows from the sums, a group of layers at a time; return whether there is an axis."""
         num_layers, d_model = self._array.num_layers, self._array.d_model
-        step = layers_of_vectors(num_layers, d_model, len(cast.all_roles), len(cast.all_traits))
+        groups = max((len(persona.groups) for persona in cast.personas), default=1)
+        step = layers_of_vectors(num_layers, d_model, len(cast.all_roles), len(cast.all_traits), groups)
         for start, stop in self._groups_of_layers(step, "Computing vectors, axis and PCA"):
             vectors = LayerVectors(cast, stop - start, d_model)
             vectors.collect(lambda persona, start=start, stop=stop: sums.read(persona, start, stop))

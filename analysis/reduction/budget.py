@@ -15,6 +15,9 @@ VECTOR_BYTES = 256 * 2**20
 PROJECTION_BYTES = 128 * 2**20
 """Memory of the projections of one group of layers."""
 
+SUMS_AHEAD = 8
+"""Personas whose sums are read before they are used: each costs a round trip to the store."""
+
 _THREAD_BYTES = 96 * 2**20
 _SUM_BYTES = 40
 """Bytes per value of a group of sums: the sums, the earlier ones that they are merged with, and an intermediate."""
@@ -66,7 +69,7 @@ def threads(
     return max(1, min((2 if waits else 1) * num_cores, ROW_PASS_BYTES // per_thread))
 
 
-def layers_of_vectors(num_layers: int, d_model: int, num_roles: int, num_traits: int) -> int:
+def layers_of_vectors(num_layers: int, d_model: int, num_roles: int, num_traits: int, num_groups: int) -> int:
     """Return for how many layers vectors are computed at a time: a power of two, or all.
 
     Args:
@@ -74,14 +77,18 @@ def layers_of_vectors(num_layers: int, d_model: int, num_roles: int, num_traits:
         d_model: D.
         num_roles: Number of roles.
         num_traits: Number of traits.
+        num_groups: Groups of sums of one persona.
 
     Example:
-        >>> layers_of_vectors(30, 576, 3, 1), layers_of_vectors(80, 8192, 275, 240)
+        >>> layers_of_vectors(30, 576, 3, 1, 2), layers_of_vectors(80, 8192, 275, 240, 10)
         (30, 1)
     """
     # Per role: mean, variance, fully and somewhat in float32, and vector, both halves and a centred copy in float64.
     # Per trait: mean and variance of both polarities, four kinds of vectors, and the one that PCA takes.
-    per_layer = d_model * (num_roles * (4 * 4 + 4 * 8) + num_traits * (4 * 4 + 4 * 4 + 2 * 8) + 64)
+    vectors = num_roles * (4 * 4 + 4 * 8) + num_traits * (4 * 4 + 4 * 4 + 2 * 8) + 64
+    # The sums of a few personas that are read ahead: mean and squares, in float64 and as they are encoded.
+    read_ahead = SUMS_AHEAD * num_groups * 4 * 8
+    per_layer = d_model * (vectors + read_ahead)
     return _power_of_two(VECTOR_BYTES // per_layer, num_layers)
 
 

@@ -28,14 +28,13 @@ from ..massive import massive_coordinates
 from ..moments import Moments
 from ..pca import default_distance, fit_pca
 from ..vectors import TRAIT_KINDS, trait_kinds, union
+from .budget import SUMS_AHEAD
 from .cast import Cast
 from .rollouts import Group, Persona
 
 Arrays = dict[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
 ReadSums = Callable[[Persona], dict[Group, Moments]]
-
-_PARALLEL_READS = 16
 
 OVERFLOW = "a value is beyond the range of float32"
 _SAME_AS_ROLES = "the default Assistant and the mean of the roles have the same vector"
@@ -90,7 +89,7 @@ class LayerVectors:
         Args:
             read: Reads the sums of a persona at these layers.
         """
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        with ThreadPoolExecutor(SUMS_AHEAD) as pool:
             default = self._cast.default
             if default is not None:
                 self._add_default(default, read(default))
@@ -290,5 +289,5 @@ def _in_order(
     waiting: deque[Future[dict[Group, Moments]]] = deque()
     ahead = iter(personas)
     for persona in personas:
-        waiting.extend(pool.submit(read, other) for other in islice(ahead, _PARALLEL_READS - len(waiting)))
+        waiting.extend(pool.submit(read, other) for other in islice(ahead, SUMS_AHEAD - len(waiting)))
         yield persona, waiting.popleft().result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...analysis.reduce import reduce_again, reduce_run
+from ...analysis.reduce import reduce_again, reduce_run, without_scores_if_too_few
 from ...analysis.report import write_report
 from ...analysis.summary import Summary, summarise
 from ...jobs.errors import InputError
@@ -76,10 +76,7 @@ def _reduce(store: Run, progress: Progress, reporter: StatusReporter, asked: dic
             return reduce_run(store, **asked, say=say, mapper=mapper_here())
         return reduce_again(store, say=say, mapper=mapper_here())
     except InputError as error:
-        if error.code != "too_few_rollouts":
-            raise
-        say(f"Warning: scores are ignored, because {error.message} Run reduce with other options. {error.hint}")
-        return reduce_again(store, ignore_scores=True, say=say, mapper=mapper_here())
+        return without_scores_if_too_few(store, error, say=say, mapper=mapper_here())
 
 
 def _can_be_reduced(store: Run) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ....analysis.reduce import reduce_again
+from ....analysis.reduce import reduce_again, without_scores_if_too_few
 from ....analysis.report import Origin, origin_of_run, origin_of_vectors, render_page
 from ....analysis.report.figures import write_figures
 from ....jobs.errors import InputError
@@ -84,5 +84,9 @@ def _numbers(store: Run | VectorSet) -> tuple[Origin, Reduction]:
             store.reduction, record.model, store.url, n_layers=record.n_layers, lines=lines, notes=record.notes
         )
         return origin, store.reduction
-    reduction = reduce_again(store, say=output.progress().say)
+    say = output.progress().say
+    try:
+        reduction = reduce_again(store, say=say)
+    except InputError as error:
+        reduction = without_scores_if_too_few(store, error, say=say)
     return origin_of_run(store, reduction), reduction

@@ -113,7 +113,7 @@ def test_a_judge_changes_only_what_depends_on_scores(judged: tuple[Run, Reductio
     assert found.projections is not None
     assert len(found.projections) == run.index.num_rows
     without = reduce_run(run, judge="none")
-    assert without.reduction_id == plain.reduction_id
+    close(without.axis, np.asarray(plain.axis))
 
 
 def test_a_lower_score_and_another_count_let_more_in(judged: tuple[Run, Reduction, Reduction]):
@@ -130,6 +130,34 @@ def test_reducing_again_asks_for_the_same(judged: tuple[Run, Reduction, Reductio
     run, _, found = judged
     reduce_run(run, min_count=2)
     assert reduce_again(run).reduction_id == found.reduction_id
+
+
+@pytest.mark.parametrize(
+    "given", [{"judge": "none"}, {"judge": "none", "min_count": 1}, {"percentiles": [1, 25, 50, 75]}]
+)
+def test_what_was_asked_for_is_asked_again_though_it_changed_nothing_then(tmp_path: Path, given: dict[str, Any]):
+    run = small_run(str(tmp_path))
+    plain = reduce_run(run)
+    asked = reduce_run(run, **given)
+    close(asked.axis, np.asarray(plain.axis))
+    assert asked.facts["asked"] == given
+    score_run(run, "strict", by_question)
+    if "judge" in given:
+        assert reduce_again(run).reduction_id == asked.reduction_id
+    else:
+        # The judge is asked for what roles need by default, 10 rollouts, and no role has them.
+        with pytest.raises(InputError, match="10 rollouts"):
+            reduce_again(run)
+    # Without requests it is as it was: the default's id has not changed.
+    assert reduce_run(run, min_count=2).facts["judge"] == "strict"
+
+
+def test_a_least_count_that_changed_nothing_without_a_judge_holds_with_one(tmp_path: Path):
+    run = small_run(str(tmp_path))
+    reduce_run(run)
+    reduce_run(run, min_count=1)
+    score_run(run, "strict", by_question)
+    assert reduce_again(run).facts["min_count"] == 1
 
 
 def test_too_few_rollouts_are_refused_with_the_counts_that_would_do(judged: tuple[Run, Reduction, Reduction]):

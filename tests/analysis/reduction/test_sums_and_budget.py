@@ -198,7 +198,7 @@ def test_the_passes_over_rollouts_stay_within_half_a_gibibyte(
 
 @pytest.mark.parametrize(("num_layers", "d_model", "rows"), MODELS)
 def test_vectors_and_projections_of_a_group_of_layers_stay_within_their_share(num_layers: int, d_model: int, rows: int):
-    step = budget.layers_of_vectors(num_layers, d_model, 275, 240)
+    step = budget.layers_of_vectors(num_layers, d_model, 275, 240, 10)
     assert step == num_layers or step & (step - 1) == 0
     assert step == 1 or step * d_model * (275 * 48 + 240 * 48) <= budget.VECTOR_BYTES
     at_a_time = budget.layers_of_projections(num_layers, 908_400)

@@ -22,6 +22,7 @@ from persona_atlas.storage.run.lease import acquire
 from command_line import Answered, Refused
 from counted import refusing_server
 from fakes import FakeEngine, small_plan, small_spec
+from scored_runs import score_run
 from stored_runs import begin, small_run, store_run, write_unit
 
 UNIT = "role.pirate.pos.p0.b0"
@@ -377,6 +378,15 @@ def test_a_layer_without_an_axis_is_refused_by_name_once_the_others_are_stored(
     assert (found["roles"], found["pc1_variance"]) == ([], None)
     assert "There is no axis at layers 0, 1, 2, 3" in found["notes"][0]
     assert answered("report", tmp_path / "run")["report"]
+
+
+def test_a_report_of_a_run_whose_scores_leave_no_role_ignores_them_and_says_so(answered: Answered, tmp_path: Path):
+    run = small_run(str(tmp_path / "run"))
+    score_run(run, "strict", lambda line: 1)
+    assert answered("report", tmp_path / "run")["report"]
+    reduction = run.refresh().reduction
+    assert reduction is not None
+    assert reduction.facts["judge"] is None
 
 
 def test_scores_that_are_not_there_are_refused_by_the_option_that_was_given(refused: Refused, store: Path):
