@@ -132,7 +132,7 @@ def _that_count(run: Run, reduction: Reduction) -> pa.Table:
         return index
     # By class as the reduction does, not by the score itself: an average of 2.6 counts as 3.
     counted = at_least(float(least))
-    roles_N = pc.equal(index["kind"], "role").to_numpy(zero_copy_only=False)
+    roles_N = np.array([kind == "role" for kind in index["kind"].to_pylist()], dtype=bool)
     counts_N = ~roles_N
     counts_N[roles_N] = [name in counted for name in score_classes(index.filter(pa.array(roles_N)))]
     return index.filter(pa.array(counts_N))
