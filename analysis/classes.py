@@ -47,7 +47,7 @@ _HIGHEST = {"role": 3.0, "trait": 100.0}
 
 
 def at_least(min_score: float) -> frozenset[str]:
-    """Return the classes of a role's rollouts that are scored ``min_score`` or more.
+    """Return the classes of a role's rollouts that are scored ``min_score`` or more, after rounding.
 
     Args:
         min_score: Least score that counts.

@@ -74,7 +74,7 @@ def reduce_run(
         pooling: Pooling to reduce; None: ``response_mean`` if it was captured, else the first captured one.
         judge: Judge whose scores decide which rollouts of roles count, and which pairs of traits; ``none``: all count;
             None: the only judge that has scored the run, if there is one.
-        min_score: Least score of a role's rollout that counts, 0 to 3; None: 3. Refused without a judge.
+        min_score: Least score of a role's rollout that counts, 0, 1, 2 or 3; None: 3. Refused without a judge.
         min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector; None: 10 with a
             judge, 1 without.
         percentiles: Percentiles of the thresholds, 0 to 100; None: 1, 25, 50 and 75.
@@ -83,8 +83,8 @@ def reduce_run(
 
     Raises:
         InputError: Nothing is committed, the pooling was not captured or is ``tokens``, the run has no personas, there
-            is no such judge, several have scored the run and none is named, ``min_score`` is given without a judge, or
-            no role has enough rollouts that count.
+            is no such judge, several have scored the run and none is named, ``min_score`` is given without a judge or
+            is not a whole number, or no role has enough rollouts that count.
         StoreError: A committed value is missing or damaged.
     """
     refuse_unused_min_score(run, judge, min_score)

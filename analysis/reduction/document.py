@@ -10,12 +10,16 @@ import numpy as np
 from ...storage.derived.reductions import Reduction
 from ..pca import components_for
 
+VARIANCE_RATIOS = 5
+"""Number of components whose share of the variance is given."""
 SHARES = (0.7, 0.8, 0.9)
 """Shares of the variance for which components are counted."""
 
 
 def as_document(reduction: Reduction) -> dict[str, Any]:
     """Build the part of ``reduce --json`` that has a value for every layer; None where it is undefined.
+
+    Intervals have the lower end at every layer, then the upper end. Values of components are a list for every layer.
 
     Args:
         reduction: The reduction.
@@ -28,14 +32,18 @@ def as_document(reduction: Reduction) -> dict[str, Any]:
         "min_count": reduction.facts.get("min_count"),
         "axis": {
             "pc1_cosine": _plain(reduction.pc1_axis_cosine),
+            "pc1_cosine_interval": _rows(reduction.pc1_axis_cosine_interval),
+            "pc1_z_cosine": _plain(reduction.pc1_z_axis_cosine),
             "split_half": _plain(reduction.axis_split_half),
-            "interval": None if reduction.axis_interval is None else [_plain(b) for b in reduction.axis_interval],
+            "interval": _rows(reduction.axis_interval),
         },
         "pca": {
+            "variance_ratio": None if ratio_LM is None else _rows(ratio_LM[:, :VARIANCE_RATIOS]),
+            "default_distance": _rows(reduction.pca_default_distance),
             "components_for": {
                 f"{share:g}": None if ratio_LM is None else [_components(row, share) for row in ratio_LM]
                 for share in SHARES
-            }
+            },
         },
         "thresholds": {
             "axis_sign": _by_label(reduction.threshold_labels, reduction.floor_on_axis),
@@ -49,7 +57,15 @@ def _by_label(labels: Sequence[str], values_QL: np.ndarray | None) -> dict[str, 
 
 
 def _plain(values: np.ndarray | None) -> list[float | None] | None:
-    return None if values is None else [float(value) if np.isfinite(value) else None for value in values]
+    return None if values is None else _numbers(values)
+
+
+def _rows(values: np.ndarray | None) -> list[list[float | None]] | None:
+    return None if values is None else [_numbers(row) for row in values]
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def _components(ratio_M: np.ndarray, share: float) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class Settings:
         hook_point: Hook point of the array.
         pooling: Pooling of the array.
         judge: Judge whose scores decide which rollouts of a role count; None: every rollout counts.
-        min_score: Least score of a rollout that counts, 0 to 3; has no meaning without a judge.
+        min_score: Least score of a rollout that counts, 0, 1, 2 or 3; has no meaning without a judge.
         min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector.
         percentiles: Percentiles of the thresholds, 0 to 100.
     """
@@ -65,13 +66,13 @@ def make_settings(
         hook_point: Hook point to reduce; None: ``resid_post`` if it was captured, else the first captured one.
         pooling: Pooling to reduce; None: ``response_mean`` if it was captured, else the first captured one.
         judge: Name of a judge; ``none`` for no scores; None: the only judge that has scored the run, if there is one.
-        min_score: Least score of a role's rollout that counts; None: 3.
+        min_score: Least score of a role's rollout that counts, a whole number; None: 3.
         min_count: Least number of rollouts behind a role vector; None: 10 with a judge, 1 without.
         percentiles: Percentiles of the thresholds; None: 1, 25, 50 and 75.
 
     Raises:
         InputError: The pooling is ``tokens``, there is no such judge, several judges have scored the run and none is
-            named, or a number is out of its range.
+            named, or a number is out of its range or ``min_score`` not a whole one.
     """
     capture = run.record.spec.capture
     _refuse_tokens(capture, pooling)
@@ -79,6 +80,13 @@ def make_settings(
     least = MIN_SCORE if min_score is None else float(min_score)
     if not 0 <= least <= _HIGHEST_SCORE:
         raise _out_of_range("min_score", f"{least:g}", "from 0 to 3, the scores of a role's rollouts")
+    if not least.is_integer():
+        raise InputError(
+            f"must be a whole number, because scores are rounded before they are compared, but is {least:g}.",
+            code="not_whole",
+            field="min_score",
+            hint=f"Choose 0, 1, 2 or 3; with {math.ceil(least)} a rollout scored {math.ceil(least) - 0.4:g} counts.",
+        )
     count = (1 if chosen is None else MIN_COUNT) if min_count is None else min_count
     if count < 1:
         raise _out_of_range("min_count", f"{count}", "at least 1")
@@ -128,10 +136,30 @@ def asked_again(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
         run: The run.
         facts: Facts of the earlier reduction; empty if there is none.
     """
-    asked = dict(facts.get("asked", {}))
+    asked = asked_of(facts)
     if asked.get("judge") is None and len(judges(run.location)) > 1:
         # Another judge has come since; which one counts is not for this to decide.
         asked["judge"] = facts.get("judge") or NO_JUDGE
+    return asked
+
+
+def asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stored reduction was asked for, with its least score as a whole number.
+
+    Earlier versions took any least score and counted as if it were the next whole number.
+
+    Args:
+        facts: Facts of the reduction; empty if there is none.
+
+    Example:
+        >>> asked_of({"asked": {"judge": "mine", "min_score": 2.5}})
+        {'judge': 'mine', 'min_score': 3}
+    """
+    asked = dict(facts.get("asked", {}))
+    least = asked.get("min_score")
+    # A whole number stays as it was written, because what was asked for is part of some reductions' ids.
+    if least is not None and not float(least).is_integer():
+        asked["min_score"] = math.ceil(least)
     return asked
 
 

@@ -23,6 +23,7 @@ from ...storage.derived.reductions import Reduction
 from ...storage.derived.scores import with_scores
 from ...storage.query.run import Run
 from ...storage.run.commits import PARALLEL_READS, read_commit, read_rollouts
+from ..classes import at_least, score_classes
 
 PER_PERSONA = 2
 _LETTERS = {"system_prompt": 400, "question": 240, "response": 360}
@@ -67,6 +68,7 @@ def samples_of(run: Run, reduction: Reduction) -> dict[Key, list[Sample]]:
         Samples by kind and name; of a persona without a committed response there is no entry.
 
     Raises:
+        InputError: A score of a role is out of range.
         StoreError: A committed table is missing or damaged.
     """
     index = _that_count(run, reduction)
@@ -128,8 +130,12 @@ def _that_count(run: Run, reduction: Reduction) -> pa.Table:
     least = reduction.facts.get("min_score")
     if least is None:
         return index
-    # Null, of a role without a score, is dropped like false.
-    return index.filter((pc.field("kind") != "role") | (pc.field("score") >= float(least)))
+    # By class as the reduction does, not by the score itself: an average of 2.6 counts as 3.
+    counted = at_least(float(least))
+    roles_N = np.array([kind == "role" for kind in index["kind"].to_pylist()], dtype=bool)
+    counts_N = ~roles_N
+    counts_N[roles_N] = [name in counted for name in score_classes(index.filter(pa.array(roles_N)))]
+    return index.filter(pa.array(counts_N))
 
 
 def _by_persona(index: pa.Table) -> dict[Key, pa.Table]:

@@ -42,7 +42,8 @@ def reduce(
         pooling: Pooling to reduce; None: ``response_mean``, or the first that was captured.
         judge: Judge whose scores decide which rollouts of roles count, and which pairs of traits; ``"none"``: all
             count; None: the only judge that has scored the run, if there is one.
-        min_score: Least score of a role's rollout that counts, 0 to 3; None: 3. Refused without a judge.
+        min_score: Least score of a role's rollout that counts, 0, 1, 2 or 3; None: 3. Scores are rounded before
+            they are compared, a half to the even number. Refused without a judge.
         min_count: Least number of rollouts behind a role vector, and of pairs behind a trait vector; None: 10 with a
             judge, 1 without.
         percentiles: Percentiles of the thresholds, 0 to 100; None: 1, 25, 50 and 75.

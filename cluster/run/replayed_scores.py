@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...analysis.reduction.settings import asked_of
 from ...jobs.specs.spec import JobSpec
 from ...jobs.wording import count_of
 from ...storage.derived.reductions import read_current_reduction
@@ -42,6 +43,6 @@ def take_scores(spec: JobSpec, store: Run, progress: Progress) -> dict[str, Any]
     reduction = read_current_reduction(read.location)
     if reduction is None:
         return {}
-    asked = {name: value for name, value in reduction.facts.get("asked", {}).items() if name in _ASKED}
+    asked = {name: value for name, value in asked_of(reduction.facts).items() if name in _ASKED}
     # Another judge may have come since; the one whose scores it was made by is meant.
     return asked | {"judge": reduction.facts.get("judge") or "none"}

@@ -31,8 +31,8 @@ class Filters(TypedDict, total=False):
         turn: Turn indices in a run of given conversations: user 0, assistant 1, and so on.
         min_tokens: Minimum number of content tokens of the response, inclusive.
         max_tokens: Maximum number of content tokens, inclusive.
-        min_score: Minimum of the judge's score, inclusive. Roles and traits without a score do not match; rollouts of
-            the default, which are not judged by design, always do.
+        min_score: Minimum of the judge's score, inclusive and without rounding. Roles and traits without a score do not
+            match; rollouts of the default, which are not judged by design, always do.
         max_score: Maximum of the judge's score, inclusive; likewise.
         judge: Name of the judge; may be omitted when only one has scored the run.
     """

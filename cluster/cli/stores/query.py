@@ -31,8 +31,8 @@ from ..options import endpoint_option, json_option, reading_access_options, stor
 @click.option("--turn", multiple=True, type=int, help="Turn index, of runs of conversations; repeatable.")
 @click.option("--min-tokens", type=int, default=None, help="Fewest content tokens of a response.")
 @click.option("--max-tokens", type=int, default=None, help="Most content tokens of a response.")
-@click.option("--min-score", type=float, default=None, help="Lowest judge score.")
-@click.option("--max-score", type=float, default=None, help="Highest judge score.")
+@click.option("--min-score", type=float, default=None, help="Lowest judge score, compared without rounding.")
+@click.option("--max-score", type=float, default=None, help="Highest judge score, likewise.")
 @click.option("--judge", default=None, help="Name of the judge, if the run has scores of several.")
 @click.option(
     "--layer", default="middle", show_default=True, help="A layer, 'middle', 'all', a list 3,5 or a range 10:20."

@@ -31,7 +31,8 @@ from ..options import access_options, endpoint_option, json_option, store_argume
     "--min-score",
     type=float,
     default=None,
-    help=f"Least score of a role's rollout that counts, 0 to 3; with a judge {MIN_SCORE:g} by default.",
+    help=f"Least score of a role's rollout that counts, 0, 1, 2 or 3; with a judge {MIN_SCORE:g} by default. Scores "
+    "such as 2.6 are rounded first, a half to the even number.",
 )
 @click.option(
     "--min-count",

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from persona_atlas.analysis.reduce import reduce_again, reduce_run
+from persona_atlas.analysis.reduction.settings import asked_again, make_settings
+from persona_atlas.analysis.report.samples import samples_of
 from persona_atlas.analysis.summary import summarise
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.addresses import RolloutAddress
+from persona_atlas.storage.derived.reduction import ARRAYS
 from persona_atlas.storage.derived.reductions import Reduction
-from persona_atlas.storage.query.run import Run
+from persona_atlas.storage.query.run import Run, open_run
 
 from fakes import small_plan, small_spec, vector_of
 from scored_runs import score_run
@@ -126,6 +129,32 @@ def test_a_lower_score_and_another_count_let_more_in(judged: tuple[Run, Reductio
     assert found.pca_components is not None
 
 
+@pytest.mark.parametrize(
+    ("least", "averages", "counted"),
+    [(3, (2.4, 2.5, 2.6, 3.0), (2, 3)), (2, (0.5, 1.4, 1.5, 1.6), (2, 3)), (1, (0.6, 0.4, 1.0, 0.5), (0, 2))],
+)
+def test_of_averaged_scores_the_samples_are_the_rollouts_that_count(
+    tmp_path: Path, least: float, averages: tuple[float, ...], counted: tuple[int, int]
+):
+    counts = {"prompts": 1, "questions": 4}
+    personas = {"roles": {"names": ["pirate", "poet"], **counts}, "default": counts}
+    run = small_run(str(tmp_path), exact_spec(tmp_path, personas=personas))
+    score_run(run, "mean", lambda line: averages[line["question_index"]])
+    found = reduce_run(run, min_score=least, min_count=1)
+    assert found.role_counts is not None
+    assert found.role_counts.tolist() == [2, 2]
+    # Of two rollouts of a unit that count, both are shown.
+    samples = samples_of(run, found)
+    shown = [{sample.row for sample in samples["role", name]} for name in found.role_names]
+    question_of = {line["row"]: line["question_index"] for line in run.index.to_pylist()}
+    assert [sorted(question_of[row] for row in rows) for rows in shown] == [list(counted)] * 2
+    of_shown = [
+        [vectors(run, persona=name, question_index=question) for question in counted] for name in found.role_names
+    ]
+    close(found.role_vectors, np.stack([np.concatenate(of_role).mean(axis=0) for of_role in of_shown]))
+    assert len(samples["default", "assistant_default"]) == 2, "the default is not filtered"
+
+
 def test_reducing_again_asks_for_the_same(judged: tuple[Run, Reduction, Reduction]):
     run, _, found = judged
     reduce_run(run, min_count=2)
@@ -178,6 +207,7 @@ def test_wrong_settings_are_refused(judged: tuple[Run, Reduction, Reduction]):
     settings: tuple[tuple[dict[str, Any], str], ...] = (
         ({"judge": "strikt"}, "no_such_judge"),
         ({"min_score": 4}, "out_of_range"),
+        ({"min_score": 2.5}, "not_whole"),
         ({"min_count": 0}, "out_of_range"),
         ({"percentiles": [1, 101]}, "out_of_range"),
         ({"percentiles": [5, 5]}, "out_of_range"),
@@ -188,6 +218,23 @@ def test_wrong_settings_are_refused(judged: tuple[Run, Reduction, Reduction]):
         with pytest.raises(InputError) as refused:
             reduce_run(run, **wrong)
         assert refused.value.code == code
+
+
+def test_a_least_score_that_is_not_whole_is_refused_with_those_that_are(judged: tuple[Run, Reduction, Reduction]):
+    run, _, _ = judged
+    with pytest.raises(InputError, match="whole number") as refused:
+        reduce_run(run, min_score=2.5)
+    assert refused.value.field == "min_score"
+    assert refused.value.hint == "Choose 0, 1, 2 or 3; with 3 a rollout scored 2.6 counts."
+
+
+@pytest.mark.parametrize(("stored", "least"), [(1.5, 2), (2.0, 2), (2.5, 3)])
+def test_an_earlier_version_s_least_score_is_asked_again_as_what_it_meant(
+    judged: tuple[Run, Reduction, Reduction], stored: float, least: float
+):
+    run, _, _ = judged
+    asked = asked_again(run, {"asked": {"judge": "strict", "min_score": stored}})
+    assert make_settings(run, **asked).min_score == least
 
 
 def test_a_least_score_without_a_judge_is_refused(tmp_path: Path):
@@ -207,6 +254,23 @@ def test_of_two_judges_one_has_to_be_named(tmp_path: Path):
     assert reduce_run(run, judge="b", min_count=1).role_names == ("pirate",)
     # What is said of a single role says so, and a report can be brought up to date without naming the judge again.
     assert reduce_again(run).facts["judge"] == "b"
+
+
+def test_scores_of_another_judge_leave_a_reduction_as_it_is(tmp_path: Path, units_read: list[str]):
+    run = small_run(str(tmp_path))
+    score_run(run, "a", by_question)
+    first = reduce_run(run, judge="a", min_count=2)
+    arrays = {name: getattr(first, name) for name in ARRAYS}
+    arrays = {name: None if values is None else np.array(values) for name, values in arrays.items()}
+    units_read.clear()
+    score_run(run, "b", lambda line: 3 - by_question(line) if line["kind"] == "role" else 50)
+    again = reduce_run(open_run(tmp_path), judge="a", min_count=2)
+    assert again.reduction_id == first.reduction_id
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(getattr(again, name), values, err_msg=name)
+    # Without a judge named, it goes on with the one that it was made by.
+    assert reduce_again(open_run(tmp_path)).reduction_id == first.reduction_id
+    assert units_read == []
 
 
 def test_new_scores_and_new_units_together_are_as_from_scratch(tmp_path: Path):

@@ -14,7 +14,6 @@ from persona_atlas.storage.derived.reduction import ARRAYS
 from persona_atlas.storage.derived.reductions import Reduction, ReductionWriter, sums_in_use
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.locations.location import open_location
-from persona_atlas.storage.query.reader import ActivationReader
 from persona_atlas.storage.query.run import open_run
 from persona_atlas.storage.run.commits import committed_units, read_commits
 from persona_atlas.storage.verification.garbage import find_garbage, remove_garbage
@@ -29,20 +28,6 @@ LATE_TRAIT, LATE_ROLE = "trait.anxious.pos.p1.b0", "role.teacher.pos.p1.b0"
 
 def exact_spec(url: Path) -> JobSpec:
     return small_spec(store={"url": str(url), "mantissa_bits": 23})
-
-
-@pytest.fixture
-def units_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The units whose activations are read, each as often as it is."""
-    read: list[str] = []
-    of_unit = ActivationReader.of_unit
-
-    def noting(self: ActivationReader, row_block: int, unit_id: str, *rest: object) -> object:
-        read.append(unit_id)
-        return of_unit(self, row_block, unit_id, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ActivationReader, "of_unit", noting)
-    return read
 
 
 def assert_close(found: Reduction, expected: Reduction, leave_out: tuple[str, ...] = ()) -> None:
