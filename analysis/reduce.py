@@ -46,7 +46,7 @@ from .thresholds import label_of
 
 _ALL_ROLLOUTS = {"judge": NO_JUDGE, "min_score": None, "min_count": None}
 
-_METHOD = 3
+_METHOD = 4
 """Part of a reduction's id; raised whenever the same activations would give other results by more than rounding."""
 
 Say = Callable[[str], None]

@@ -248,6 +248,7 @@ def notes_of(reduction: Reduction) -> tuple[str, ...]:
     undefined = {
         "There is no axis": reduction.undefined("axis"),
         "There are no principal components": reduction.undefined("pca"),
+        "There are no principal components of traits": reduction.undefined("trait_pca"),
     }
     for subject, reasons in undefined.items():
         by_reason: dict[str, list[int]] = {}

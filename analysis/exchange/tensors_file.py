@@ -78,6 +78,11 @@ SHAPES = {
     "trait_pca_mean": "LD",
     "trait_pca_components": "LJD",
     "trait_pca_variance_ratio": "LN",
+    "trait_pc1_axis_cosine": "L",
+    "trait_pca_z_scale": "LD",
+    "trait_pca_z_components": "LJD",
+    "trait_pca_z_variance_ratio": "LN",
+    "trait_pc1_z_axis_cosine": "L",
     "cap_on_minus_axis": "QL",
     "floor_on_axis": "QL",
 }

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from ..bootstrap import bootstrap_axis
 from ..classes import ALL, FULLY, HALVES, PASSING_PAIRS, SEVENTY, SOMEWHAT
 from ..massive import massive_coordinates
 from ..moments import Moments
-from ..pca import default_distance, fit_pca
+from ..pca import Pca, default_distance, fit_pca
 from ..vectors import TRAIT_KINDS, trait_kinds, union
 from .budget import SUMS_AHEAD
 from .cast import Cast
@@ -162,16 +162,18 @@ class LayerVectors:
             rows = [cast.all_traits.index(name) for name in cast.traits]
             arrays["trait_vectors"] = arrays[f"trait_vectors_{cast.trait_kind}"][rows]
         massive: list[list[int]] = [[] for _ in range(self._shape[0])]
+        axis_LD: Float64 | None = None
         if cast.roles:
             arrays["role_vectors"] = narrow(self.roles_PLD)
             axis_LD = self._axis()
             massive = massive_coordinates(self.roles_PLD.mean(axis=0))
             if len(cast.roles) >= 3:
-                self._add_pca(axis_LD)
+                pca = self._add_pca("role", self.roles_PLD, axis_LD)
+                # Not for traits: their vectors are differences of means, and the default is a mean.
+                if self.default_LD is not None:
+                    arrays["pca_default_distance"] = default_distance(pca, self.roles_PLD, self.default_LD)
         if len(cast.traits) >= 3:
-            pca = fit_pca(arrays["trait_vectors"].astype(np.float64), arrays.get("axis"))
-            arrays["trait_pca_mean"], arrays["trait_pca_components"] = pca.mean_LD, pca.components_LKD
-            arrays["trait_pca_variance_ratio"] = pca.variance_ratio_LM
+            self._add_pca("trait", arrays["trait_vectors"], axis_LD)
         beyond_L = np.isinf(arrays["variance"]).any(axis=(0, 2)) if len(cast.personas) else np.zeros(0, dtype=bool)
         for position in np.flatnonzero(beyond_L).tolist():
             self.undefined.setdefault("variance", {})[position] = OVERFLOW
@@ -212,23 +214,28 @@ class LayerVectors:
         for position in np.flatnonzero(is_missing_L).tolist():
             self.undefined.setdefault(what, {}).setdefault(position, reason)
 
-    def _add_pca(self, axis_LD: Float64 | None) -> None:
-        arrays, roles_PLD = self.arrays, self.roles_PLD
-        pca = fit_pca(roles_PLD, axis_LD)
-        arrays["pca_mean"], arrays["pca_components"] = pca.mean_LD, pca.components_LKD
-        arrays["pca_variance_ratio"] = pca.variance_ratio_LM
+    def _add_pca(
+        self, kind: Literal["role", "trait"], vectors_PLD: npt.NDArray[np.floating], axis_LD: Float64 | None
+    ) -> Pca:
+        """Compute the centred and the z-scored PCA of role or trait vectors; return the centred one."""
+        arrays, prefix = self.arrays, "" if kind == "role" else "trait_"
+        pca = fit_pca(vectors_PLD, axis_LD)
+        arrays[f"{prefix}pca_mean"], arrays[f"{prefix}pca_components"] = pca.mean_LD, pca.components_LKD
+        arrays[f"{prefix}pca_variance_ratio"] = pca.variance_ratio_LM
         for position in np.flatnonzero(~pca.defined_L).tolist():
-            self.undefined.setdefault("pca", {})[position] = "the role vectors are all the same"
-        scaled = fit_pca(roles_PLD, axis_LD, standardised=True)
+            # Vectors that were narrowed already are NaN where they are beyond float32.
+            is_known = np.isfinite(vectors_PLD[:, position]).all()
+            reason = f"the {kind} vectors are all the same" if is_known else OVERFLOW
+            self.undefined.setdefault(f"{prefix}pca", {})[position] = reason
+        scaled = fit_pca(vectors_PLD, axis_LD, standardised=True)
         assert scaled.scale_LD is not None
-        arrays["pca_z_scale"], arrays["pca_z_components"] = scaled.scale_LD, scaled.components_LKD
-        arrays["pca_z_variance_ratio"] = scaled.variance_ratio_LM
-        if self.default_LD is not None:
-            arrays["pca_default_distance"] = default_distance(pca, roles_PLD, self.default_LD)
+        arrays[f"{prefix}pca_z_scale"], arrays[f"{prefix}pca_z_components"] = scaled.scale_LD, scaled.components_LKD
+        arrays[f"{prefix}pca_z_variance_ratio"] = scaled.variance_ratio_LM
         if axis_LD is not None:
-            arrays["pc1_axis_cosine"] = cosine_or_nan(pca.components_LKD[:, 0], axis_LD)
+            arrays[f"{prefix}pc1_axis_cosine"] = cosine_or_nan(pca.components_LKD[:, 0], axis_LD)
             scaled_axis_LD = axis_LD / scaled.scale_LD
-            arrays["pc1_z_axis_cosine"] = cosine_or_nan(scaled.components_LKD[:, 0], scaled_axis_LD)
+            arrays[f"{prefix}pc1_z_axis_cosine"] = cosine_or_nan(scaled.components_LKD[:, 0], scaled_axis_LD)
+        return pca
 
 
 def narrow(values: Float64) -> npt.NDArray[np.float32]:

@@ -101,6 +101,11 @@ class Reduction:
         trait_pca_mean: ``(L, D)``, mean of ``trait_vectors``.
         trait_pca_components: ``(L, K, D)``.
         trait_pca_variance_ratio: ``(L, M)``.
+        trait_pc1_axis_cosine: ``(L,)``, cosine between the first component of the trait vectors and the axis.
+        trait_pca_z_scale: ``(L, D)``, standard deviation of ``trait_vectors``.
+        trait_pca_z_components: ``(L, K, D)``, components of the z-scored trait vectors, in z-scores.
+        trait_pca_z_variance_ratio: ``(L, M)``.
+        trait_pc1_z_axis_cosine: ``(L,)``, cosine between the first of them and the axis divided by the scale.
         projections: ``(N, L)``, projection of every rollout that has a vector.
         projection_rows: ``(N,)`` int64, rows of those rollouts in the activation arrays.
         threshold_labels: ``p0.01``, ``p0.25`` and so on: percentiles of the projection on -axis, as fractions.
@@ -162,6 +167,11 @@ class Reduction:
     trait_pca_mean: Float32 | None = None
     trait_pca_components: Float32 | None = None
     trait_pca_variance_ratio: Float32 | None = None
+    trait_pc1_axis_cosine: Float32 | None = None
+    trait_pca_z_scale: Float32 | None = None
+    trait_pca_z_components: Float32 | None = None
+    trait_pca_z_variance_ratio: Float32 | None = None
+    trait_pc1_z_axis_cosine: Float32 | None = None
     projections: Float32 | None = None
     projection_rows: npt.NDArray[np.int64] | None = None
     threshold_labels: tuple[str, ...] = ()
@@ -211,14 +221,14 @@ class Reduction:
         """
         return self.layers.index(layer)
 
-    def undefined(self, what: Literal["axis", "pca", "variance", "projections"]) -> dict[int, str]:
+    def undefined(self, what: Literal["axis", "pca", "trait_pca", "variance", "projections"]) -> dict[int, str]:
         """Return the layers without an axis, or without components, each with the reason; empty for most runs.
 
         Args:
             what: ``axis``: ``axis``, projections and thresholds are NaN there. ``pca``: components and their shares
-                are. ``pc1_axis_cosine`` is NaN where either is undefined. ``variance`` and ``projections``: single
-                values of ``variance``, or all projections, are NaN although there is an axis, because one is beyond the
-                range of float32.
+                are. ``pc1_axis_cosine`` is NaN where either is undefined. ``trait_pca``: the same for trait vectors.
+                ``variance`` and ``projections``: single values of ``variance``, or all projections, are NaN although
+                there is an axis, because one is beyond the range of float32.
         """
         reasons = self.facts.get("undefined", {}).get(what, {})
         return {int(layer): str(reason) for layer, reason in reasons.items()}
@@ -293,6 +303,11 @@ _LAYERS_FIRST = (
     "trait_pca_mean",
     "trait_pca_components",
     "trait_pca_variance_ratio",
+    "trait_pc1_axis_cosine",
+    "trait_pca_z_scale",
+    "trait_pca_z_components",
+    "trait_pca_z_variance_ratio",
+    "trait_pc1_z_axis_cosine",
 )
 LAYER_AXIS: dict[str, int] = (
     dict.fromkeys(_LAYERS_FIRST, 0) | dict.fromkeys(_LAYERS_SECOND, 1) | {"role_projection_interval": 2}

@@ -370,6 +370,33 @@ def test_a_layer_where_every_rollout_has_the_same_vector_has_no_axis_and_no_comp
     assert reduce_run(open_run(run.url)).undefined("axis") == reduction.undefined("axis")
 
 
+def test_a_layer_where_the_traits_are_all_the_same_has_no_components_of_traits(tmp_path: Path):
+    counts = {"prompts": 1, "questions": 2}
+    chosen = personas(
+        roles={"names": list(ROLES), **counts},
+        traits={"names": ["anxious", "calm", "patient"], **counts},
+        default=counts,
+    )
+    run = small_run(str(tmp_path / "run"), exact_spec(tmp_path / "run", personas=chosen), engine=same_at("trait"))
+    reduction = reduce_run(run)
+    assert reduction.undefined("pca") == {}
+    assert reduction.undefined("trait_pca") == {0: "the trait vectors are all the same"}
+    for name in (
+        "trait_pca_components",
+        "trait_pca_variance_ratio",
+        "trait_pc1_axis_cosine",
+        "trait_pca_z_components",
+        "trait_pca_z_variance_ratio",
+        "trait_pc1_z_axis_cosine",
+    ):
+        values = getattr(reduction, name)
+        assert np.isnan(values[0]).all(), name
+        assert np.isfinite(values[1:]).all(), name
+    note = "There are no principal components of traits at layer 0: the trait vectors are all the same."
+    assert note in summarise(run, reduction).notes
+    render_report(run, reduction)
+
+
 def test_the_report_and_the_summary_of_such_a_layer_say_so(tmp_path: Path):
     run = small_run(str(tmp_path / "run"), engine=same_at("role", "default", "trait"))
     reduction = reduce_run(run)

@@ -150,6 +150,9 @@ def _components(
     scale = roles.std(axis=0, ddof=1)
     _, z_directions, z_ratio = _pca((roles - mean) / scale)
     trait_mean, trait_directions, trait_ratio = _pca(vectors)
+    trait_scale = vectors.std(axis=0, ddof=1)
+    _, trait_z_directions, trait_z_ratio = _pca((vectors - trait_mean) / trait_scale)
+    trait_pc1_L = np.abs(np.einsum("ld,ld->l", trait_directions[:, 0], unit_LD))
     pc1_L = np.abs(np.einsum("ld,ld->l", directions[:, 0], unit_LD))
     return {
         "pca_mean": mean,
@@ -161,6 +164,11 @@ def _components(
         "trait_pca_mean": trait_mean,
         "trait_pca_components": trait_directions,
         "trait_pca_variance_ratio": trait_ratio,
+        "trait_pc1_axis_cosine": trait_pc1_L,
+        "trait_pca_z_scale": trait_scale,
+        "trait_pca_z_components": trait_z_directions,
+        "trait_pca_z_variance_ratio": trait_z_ratio,
+        "trait_pc1_z_axis_cosine": trait_pc1_L * 0.9,
         "pc1_axis_cosine": pc1_L,
         "pc1_axis_cosine_interval": np.stack([pc1_L - 0.05, np.minimum(1, pc1_L + 0.05)]),
         "pc1_z_axis_cosine": pc1_L * 0.9,

@@ -23,6 +23,7 @@ from stored_runs import small_run, store_run
 
 D, LAYERS, RANK = 16, 4, 3
 NUM_ROLES, QUESTIONS = 30, 6
+TRAITS = ("anxious", "calm", "patient", "curious", "assertive")
 
 
 @dataclass
@@ -67,7 +68,7 @@ def planted_spec(url: Path) -> JobSpec:
     counts = {"prompts": 1, "questions": QUESTIONS}
     personas = {
         "roles": {"names": sorted(planted().loadings), **counts},
-        "traits": {"names": ["anxious"], **counts},
+        "traits": {"names": list(TRAITS), **counts},
         "default": {"prompts": 2, "questions": QUESTIONS},
     }
     return small_spec(personas=personas, store={"url": str(url), "mantissa_bits": 23})
@@ -126,6 +127,35 @@ def test_projections_thresholds_and_spread_equal_numpy_over_every_rollout(world:
     np.testing.assert_allclose(
         found.variance[0], values_NLD[[kind == "default" for kind in kinds]].var(axis=0, ddof=1), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(("prefix", "vectors"), [("", "role_vectors"), ("trait_", "trait_vectors")])
+def test_both_variants_of_the_components_equal_the_singular_vectors(
+    world: tuple[Run, Reduction, PlantedEngine], prefix: str, vectors: str
+):
+    _, found, _ = world
+    vectors_PLD = getattr(found, vectors).astype(np.float64)
+    mean_LD, scale_LD = vectors_PLD.mean(axis=0), vectors_PLD.std(axis=0, ddof=1)
+    assert found.axis is not None
+    axis_LD = found.axis.astype(np.float64)
+    np.testing.assert_allclose(getattr(found, f"{prefix}pca_mean"), mean_LD, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(getattr(found, f"{prefix}pca_z_scale"), scale_LD, rtol=1e-5)
+    for z, divisor_LD in (("", np.ones_like(scale_LD)), ("z_", scale_LD)):
+        components_LKD = getattr(found, f"{prefix}pca_{z}components")
+        for layer in range(LAYERS):
+            centred_PD = (vectors_PLD[:, layer] - mean_LD[layer]) / divisor_LD[layer]
+            _, singular_M, right_MD = np.linalg.svd(centred_PD, full_matrices=False)
+            num_components = min(len(vectors_PLD) - 1, D)
+            # A component and a singular vector agree but for their sign.
+            agreement_K = (components_LKD[layer] * right_MD[:num_components]).sum(axis=1)
+            np.testing.assert_allclose(np.abs(agreement_K), 1, atol=1e-4)
+            share_M = singular_M[:num_components] ** 2 / (singular_M**2).sum()
+            ratio_LM = getattr(found, f"{prefix}pca_{z}variance_ratio")
+            np.testing.assert_allclose(ratio_LM[layer], share_M, rtol=1e-4, atol=1e-6)
+            along_D = axis_LD[layer] / divisor_LD[layer]
+            expected = abs(right_MD[0] @ along_D) / np.linalg.norm(along_D)
+            cosine_L = getattr(found, f"{prefix}pc1_{z}axis_cosine")
+            assert cosine_L[layer] == pytest.approx(expected, abs=1e-4)
 
 
 def test_neither_the_places_of_rows_nor_the_order_of_work_changes_anything(
