@@ -32,6 +32,7 @@ from ..storage.derived.reductions import (
 from ..storage.derived.scores import NO_JUDGE, with_scores
 from ..storage.query.run import Run
 from ..workers.models.limits import usable_cores
+from .reduction.allocator import share_arenas
 from .reduction.budget import layers_of_projections, layers_of_vectors
 from .reduction.by_layer import LayerVectors, counts_of
 from .reduction.cast import Cast, left_out_note, require_roles
@@ -145,6 +146,8 @@ def without_scores_if_too_few(run: Run, error: InputError, *, say: Say, mapper: 
 
 def _reduce(run: Run, asked: dict[str, Any], taken: dict[str, Any], say: Say | None, mapper: Mapper) -> Reduction:
     """Reduce by what is taken, and note what was asked for."""
+    # Before anything starts threads, each of which may make an arena.
+    share_arenas()
     settings = make_settings(run, **taken)
     if not run.committed:
         raise InputError(

@@ -149,10 +149,6 @@ def _components(
     mean, directions, ratio = _pca(roles)
     scale = roles.std(axis=0, ddof=1)
     _, z_directions, z_ratio = _pca((roles - mean) / scale)
-    trait_mean, trait_directions, trait_ratio = _pca(vectors)
-    trait_scale = vectors.std(axis=0, ddof=1)
-    _, trait_z_directions, trait_z_ratio = _pca((vectors - trait_mean) / trait_scale)
-    trait_pc1_L = np.abs(np.einsum("ld,ld->l", trait_directions[:, 0], unit_LD))
     pc1_L = np.abs(np.einsum("ld,ld->l", directions[:, 0], unit_LD))
     return {
         "pca_mean": mean,
@@ -161,19 +157,29 @@ def _components(
         "pca_z_scale": scale,
         "pca_z_components": z_directions,
         "pca_z_variance_ratio": z_ratio,
-        "trait_pca_mean": trait_mean,
-        "trait_pca_components": trait_directions,
-        "trait_pca_variance_ratio": trait_ratio,
-        "trait_pc1_axis_cosine": trait_pc1_L,
-        "trait_pca_z_scale": trait_scale,
-        "trait_pca_z_components": trait_z_directions,
-        "trait_pca_z_variance_ratio": trait_z_ratio,
-        "trait_pc1_z_axis_cosine": trait_pc1_L * 0.9,
+        **(_trait_components(vectors, unit_LD) if len(vectors) >= 3 else {}),
         "pc1_axis_cosine": pc1_L,
         "pc1_axis_cosine_interval": np.stack([pc1_L - 0.05, np.minimum(1, pc1_L + 0.05)]),
         "pc1_z_axis_cosine": pc1_L * 0.9,
         "pca_default_distance": np.full(directions.shape[:2], 0.2),
         "pca_rollout_variance": ratio[:, : directions.shape[1]] / 4,
+    }
+
+
+def _trait_components(vectors: np.ndarray, unit_LD: np.ndarray) -> dict[str, np.ndarray]:
+    mean, directions, ratio = _pca(vectors)
+    scale = vectors.std(axis=0, ddof=1)
+    _, z_directions, z_ratio = _pca((vectors - mean) / scale)
+    pc1_L = np.abs(np.einsum("ld,ld->l", directions[:, 0], unit_LD))
+    return {
+        "trait_pca_mean": mean,
+        "trait_pca_components": directions,
+        "trait_pca_variance_ratio": ratio,
+        "trait_pc1_axis_cosine": pc1_L,
+        "trait_pca_z_scale": scale,
+        "trait_pca_z_components": z_directions,
+        "trait_pca_z_variance_ratio": z_ratio,
+        "trait_pc1_z_axis_cosine": pc1_L * 0.9,
     }
 
 
