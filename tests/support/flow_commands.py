@@ -57,8 +57,8 @@ def long_spec(path: Path, source: Path, store_url: str) -> Path:
         source,
         store_url,
         personas={
-            "roles": {"names": ["c*"], "prompts": 1, "questions": 4},
-            "default": {"prompts": 1, "questions": 4},
+            "roles": {"names": ["c*"], "prompts": 1, "questions": 8},
+            "default": {"prompts": 1, "questions": 8},
         },
         sampling={"max_new_tokens": 120},
         placement={"batch_tokens": 1600},
