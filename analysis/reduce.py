@@ -157,9 +157,7 @@ def _reduce(run: Run, asked: dict[str, Any], taken: dict[str, Any], say: Say | N
     if settings.judge is not None:
         lines = with_scores(run.location, lines, settings.judge)
     given = {name: value for name, value in asked.items() if value is not None}
-    # What was asked for is part of a reduction, though it may change nothing yet: it is asked again when scores arrive.
-    # One without requests has the id that it always had.
-    reduction_id = _id_of(run, settings, lines, *([given] if given or taken is not asked else []))
+    reduction_id = _id_of(run, settings, lines, given)
     if make_current(run.location, reduction_id):
         stored = read_current_reduction(run.location)
         if stored is not None:
@@ -171,14 +169,15 @@ def _silent(_line: str) -> None:
     """Say nothing."""
 
 
-def _id_of(run: Run, settings: Settings, lines: pa.Table, *instead_of: dict[str, Any]) -> str:
-    asked = [settings.judge, settings.min_score, settings.min_count, list(settings.percentiles)]
+def _id_of(run: Run, settings: Settings, lines: pa.Table, given: dict[str, Any]) -> str:
+    taken = [settings.judge, settings.min_score, settings.min_count, list(settings.percentiles)]
     scores = None
     if settings.judge is not None:
         scored = np.stack([lines["row"].to_numpy(), lines["score"].to_numpy(zero_copy_only=False)])
         scores = sha256(scored.astype(np.float64).tobytes()).hexdigest()
-    identity = [_METHOD, run.record.plan_digest, _attempts(run), settings.hook_point, settings.pooling, asked, scores]
-    return digest_of([*identity, *instead_of])[:16]
+    identity = [_METHOD, run.record.plan_digest, _attempts(run), settings.hook_point, settings.pooling, taken, scores]
+    # What was asked for besides what is taken: it may change nothing yet, and is asked again when scores arrive.
+    return digest_of([*identity, given])[:16]
 
 
 def _attempts(run: Run) -> list[tuple[str, int]]:

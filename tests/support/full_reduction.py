@@ -61,7 +61,7 @@ def full_reduction(
         "floor_on_axis": floors_QL,
         "cap_on_minus_axis": -floors_QL,
         **_along(roles, default, vectors, unit_LD, sizes_L),
-        **_components(roles, default, vectors, unit_LD),
+        **_components(roles, vectors, unit_LD),
     }
     arrays: dict[str, Any] = {name: np.asarray(values, dtype=np.float32) for name, values in filled.items()}
     counts: dict[str, Any] = {
@@ -143,44 +143,34 @@ def _along(
     }
 
 
-def _components(
-    roles: np.ndarray, default: np.ndarray, vectors: np.ndarray, unit_LD: np.ndarray
-) -> dict[str, np.ndarray]:
-    mean, directions, ratio = _pca(roles)
-    scale = roles.std(axis=0, ddof=1)
-    _, z_directions, z_ratio = _pca((roles - mean) / scale)
-    pc1_L = np.abs(np.einsum("ld,ld->l", directions[:, 0], unit_LD))
-    return {
-        "pca_mean": mean,
-        "pca_components": directions,
-        "pca_variance_ratio": ratio,
-        "pca_z_scale": scale,
-        "pca_z_components": z_directions,
-        "pca_z_variance_ratio": z_ratio,
-        **(_trait_components(vectors, unit_LD) if len(vectors) >= 3 else {}),
-        "pc1_axis_cosine": pc1_L,
+def _components(roles: np.ndarray, vectors: np.ndarray, unit_LD: np.ndarray) -> dict[str, np.ndarray]:
+    found = _pca_arrays("", roles, unit_LD)
+    if len(vectors) >= 3:
+        found |= _pca_arrays("trait_", vectors, unit_LD)
+    directions, ratio, pc1_L = found["pca_components"], found["pca_variance_ratio"], found["pc1_axis_cosine"]
+    return found | {
         "pc1_axis_cosine_interval": np.stack([pc1_L - 0.05, np.minimum(1, pc1_L + 0.05)]),
-        "pc1_z_axis_cosine": pc1_L * 0.9,
         "pca_default_distance": np.full(directions.shape[:2], 0.2),
         "pca_rollout_variance": ratio[:, : directions.shape[1]] / 4,
     }
 
 
-def _trait_components(vectors: np.ndarray, unit_LD: np.ndarray) -> dict[str, np.ndarray]:
+def _pca_arrays(prefix: str, vectors: np.ndarray, unit_LD: np.ndarray) -> dict[str, np.ndarray]:
     mean, directions, ratio = _pca(vectors)
     scale = vectors.std(axis=0, ddof=1)
     _, z_directions, z_ratio = _pca((vectors - mean) / scale)
     pc1_L = np.abs(np.einsum("ld,ld->l", directions[:, 0], unit_LD))
-    return {
-        "trait_pca_mean": mean,
-        "trait_pca_components": directions,
-        "trait_pca_variance_ratio": ratio,
-        "trait_pc1_axis_cosine": pc1_L,
-        "trait_pca_z_scale": scale,
-        "trait_pca_z_components": z_directions,
-        "trait_pca_z_variance_ratio": z_ratio,
-        "trait_pc1_z_axis_cosine": pc1_L * 0.9,
+    found = {
+        "pca_mean": mean,
+        "pca_components": directions,
+        "pca_variance_ratio": ratio,
+        "pc1_axis_cosine": pc1_L,
+        "pca_z_scale": scale,
+        "pca_z_components": z_directions,
+        "pca_z_variance_ratio": z_ratio,
+        "pc1_z_axis_cosine": pc1_L * 0.9,
     }
+    return {f"{prefix}{name}": values for name, values in found.items()}
 
 
 def _pca(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from persona_atlas.workers.run_units import run_units
 
 from dialogues import dialogue_attempt, place_of
 from fakes import FakeEngine, vector_of
+from fed_tokens import count_tokens
 from plain_forward import ALL_POOLINGS, PlainModel, conversation_ids, pool, relative_errors
 from requests_of import engine_settings
 
@@ -191,14 +192,7 @@ def test_later_turns_share_the_system_prompt_that_the_first_ones_read(
     poolings: Sequence[str], tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     engine = BuiltinEngine(engine_settings(tiny_model_directory, layers=(1,), poolings=poolings))
-    seen: list[int] = []
-    forward = engine.model.forward
-
-    def counting(*args: Any, **options: Any) -> Any:
-        seen.append(options["input_ids"].numel())
-        return forward(*args, **options)
-
-    monkeypatch.setattr(engine.model, "forward", counting)
+    seen = count_tokens(engine, monkeypatch)
     attempt = dialogue_attempt("pirate", SCRIPTS)
     to_ask = list(attempt.first_requests())
     shared = len(engine.renderer.shared_prefix(to_ask[0].opening))

@@ -177,7 +177,6 @@ def test_what_was_asked_for_is_asked_again_though_it_changed_nothing_then(tmp_pa
         # The judge is asked for what roles need by default, 10 rollouts, and no role has them.
         with pytest.raises(InputError, match="10 rollouts"):
             reduce_again(run)
-    # Without requests it is as it was: the default's id has not changed.
     assert reduce_run(run, min_count=2).facts["judge"] == "strict"
 
 

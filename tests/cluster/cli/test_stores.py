@@ -380,10 +380,15 @@ def test_a_layer_without_an_axis_is_refused_by_name_once_the_others_are_stored(
     assert answered("report", tmp_path / "run")["report"]
 
 
-def test_a_report_of_a_run_whose_scores_leave_no_role_ignores_them_and_says_so(answered: Answered, tmp_path: Path):
+def test_a_report_of_a_run_whose_scores_leave_no_role_ignores_them_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run = small_run(str(tmp_path / "run"))
     score_run(run, "strict", lambda line: 1)
-    assert answered("report", tmp_path / "run")["report"]
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path / "run")])
+    assert ended.value.code == 0
+    assert "scores are ignored, because no rollout of a role is scored 3" in " ".join(capsys.readouterr().err.split())
     reduction = run.refresh().reduction
     assert reduction is not None
     assert reduction.facts["judge"] is None
