@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from command_line import Answered
-from flow_commands import assert_gone, assert_whole, atlas, commits, family_of, long_spec, started, wait_for
+from flow_commands import (
+    assert_gone,
+    assert_whole,
+    atlas,
+    commits,
+    family_of,
+    long_spec,
+    started,
+    wait_for,
+    worker_among,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
@@ -27,10 +37,14 @@ def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_so_that_the_same_
     process = started(spec)
     wait_for(lambda: len(commits(store)) >= 1)
     family = family_of(process)
+    # The worker stands still meanwhile: a second driver may take longer to start than the first takes for all units.
+    worker = worker_among(family)
+    worker.suspend()
     try:
         refused = atlas("run", spec, "--json", status=2)
         assert json.loads(refused.stderr.splitlines()[-1])["code"] == "run_has_driver"
     finally:
+        worker.resume()
         os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
@@ -67,8 +81,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path: Pa
     spec = long_spec(tmp_path / "job.yaml", tiny_model_directory, store)
     process = started(spec)
     wait_for(lambda: len(commits(store)) >= 3)
-    (worker,) = [child for child in family_of(process) if any("UnitActor" in part for part in child.cmdline())]
-    worker.kill()
+    worker_among(family_of(process)).kill()
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     assert "the worker died" in stderr

@@ -57,8 +57,8 @@ def long_spec(path: Path, source: Path, store_url: str) -> Path:
         source,
         store_url,
         personas={
-            "roles": {"names": ["c*"], "prompts": 1, "questions": 8},
-            "default": {"prompts": 1, "questions": 8},
+            "roles": {"names": ["c*"], "prompts": 1, "questions": 4},
+            "default": {"prompts": 1, "questions": 4},
         },
         sampling={"max_new_tokens": 120},
         placement={"batch_tokens": 1600},
@@ -84,6 +84,12 @@ def commits(store: str) -> list[str]:
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
+
+
+def worker_among(processes: list[psutil.Process]) -> psutil.Process:
+    """Return the one process that works on units."""
+    (worker,) = [process for process in processes if any("UnitActor" in part for part in process.cmdline())]
+    return worker
 
 
 def assert_gone(processes: list[psutil.Process], timeout_s: float = 30) -> None:
