@@ -47,7 +47,7 @@ from .thresholds import label_of
 
 _ALL_ROLLOUTS = {"judge": NO_JUDGE, "min_score": None, "min_count": None}
 
-_METHOD = 4
+_METHOD = 5
 """Part of a reduction's id; raised whenever the same activations would give other results by more than rounding."""
 
 Say = Callable[[str], None]
@@ -333,6 +333,7 @@ class _Reducing:
             "asked": self._asked,
             "without_vector": _without_vector(self._run),
             "roles_left_out": cast.roles_left_out,
+            "category_roles": {name: [role.name for role in roles] for name, roles in cast.by_category.items()},
         }
         return facts | {name: value for name, value in optional.items() if value}
 

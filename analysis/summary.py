@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,9 @@ class Summary:
         default_projection: Projection of the default Assistant's mean; None without an axis.
         default_z: Its z-score relative to the roles; None without an axis.
         components_for_70: Number of components for 70 % of the variance of the role vectors; None without PCA.
+        components_for_70_by_category: The same for the vectors of fully and of somewhat played roles together,
+            which are the paper's points; None without a judge or with fewer than three.
+        category_vectors: Number of those vectors by category; empty without a judge.
         pc1_variance: Share of the first component in the variance, 0 to 1; None without PCA.
         pc1_axis_cosine: Cosine of the first component with the axis; None without PCA or an axis.
         floors: Thresholds on the axis, by label such as ``p0.25``; empty without an axis.
@@ -83,6 +86,8 @@ class Summary:
     axis_interval: tuple[float, float] | None = None
     default_interval: tuple[float, float] | None = None
     default_rollouts: int | None = None
+    components_for_70_by_category: int | None = None
+    category_vectors: dict[str, int] = field(default_factory=dict)
     trust: tuple[str, ...] = ()
 
     @property
@@ -142,6 +147,9 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
             for label, value in zip(reduction.threshold_labels, reduction.floor_on_axis[:, at], strict=True)
         }
     ratio, pc1 = reduction.pca_variance_ratio, reduction.pc1_axis_cosine
+    of_categories = reduction.category_pca_variance_ratio
+    if layer in reduction.undefined("category_pca"):
+        of_categories = None
     return Summary(
         layer=layer,
         units_done=int(reduction.facts["units"]),
@@ -161,6 +169,10 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
         axis_interval=_interval(reduction.axis_interval, at),
         default_interval=_interval(reduction.default_projection_interval, at),
         default_rollouts=default_count(reduction),
+        components_for_70_by_category=None
+        if of_categories is None
+        else components_for(of_categories[at], VARIANCE_SHARE),
+        category_vectors={name: len(roles) for name, roles in reduction.facts.get("category_roles", {}).items()},
         trust=tuple(_trust(run, reduction, at)) if roles else (),
     )
 
@@ -249,6 +261,7 @@ def notes_of(reduction: Reduction) -> tuple[str, ...]:
         "There is no axis": reduction.undefined("axis"),
         "There are no principal components": reduction.undefined("pca"),
         "There are no principal components of traits": reduction.undefined("trait_pca"),
+        "There are no principal components of fully and somewhat played roles": reduction.undefined("category_pca"),
     }
     for subject, reasons in undefined.items():
         by_reason: dict[str, list[int]] = {}

@@ -83,9 +83,10 @@ def layers_of_vectors(num_layers: int, d_model: int, num_roles: int, num_traits:
         >>> layers_of_vectors(30, 576, 3, 1, 2), layers_of_vectors(80, 8192, 275, 240, 10)
         (30, 1)
     """
-    # Per role: mean, variance, fully and somewhat in float32, and vector, both halves and a centred copy in float64.
+    # Per role: mean, variance, fully and somewhat in float32, the last two once more for their PCA, and vector, both
+    # halves and a centred copy in float64.
     # Per trait: mean and variance of both polarities, four kinds of vectors, and the one that PCA takes.
-    vectors = num_roles * (4 * 4 + 4 * 8) + num_traits * (4 * 4 + 4 * 4 + 2 * 8) + 64
+    vectors = num_roles * (4 * 4 + 4 * 8 + 2 * 4) + num_traits * (4 * 4 + 4 * 4 + 2 * 8) + 64
     # The sums of a few personas that are read ahead: mean and squares, in float64 and as they are encoded.
     read_ahead = SUMS_AHEAD * num_groups * 4 * 8
     per_layer = d_model * (vectors + read_ahead)

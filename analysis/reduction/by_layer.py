@@ -174,6 +174,8 @@ class LayerVectors:
                     arrays["pca_default_distance"] = default_distance(pca, self.roles_PLD, self.default_LD)
         if len(cast.traits) >= 3:
             self._add_pca("trait", arrays["trait_vectors"], axis_LD)
+        if sum(map(len, cast.by_category.values())) >= 3:
+            self._add_pca("category", self._category_vectors(), axis_LD)
         beyond_L = np.isinf(arrays["variance"]).any(axis=(0, 2)) if len(cast.personas) else np.zeros(0, dtype=bool)
         for position in np.flatnonzero(beyond_L).tolist():
             self.undefined.setdefault("variance", {})[position] = OVERFLOW
@@ -214,11 +216,21 @@ class LayerVectors:
         for position in np.flatnonzero(is_missing_L).tolist():
             self.undefined.setdefault(what, {}).setdefault(position, reason)
 
+    def _category_vectors(self) -> npt.NDArray[np.float32]:
+        """Return the vectors of fully, then of somewhat played roles, which the paper takes as separate points."""
+        by_category = self._cast.by_category
+        return np.concatenate(
+            [
+                self.arrays[f"mean_{category}"][[self._place[role.address] for role in roles]]
+                for category, roles in by_category.items()
+            ]
+        )
+
     def _add_pca(
-        self, kind: Literal["role", "trait"], vectors_PLD: npt.NDArray[np.floating], axis_LD: Float64 | None
+        self, kind: Literal["role", "trait", "category"], vectors_PLD: npt.NDArray[np.floating], axis_LD: Float64 | None
     ) -> Pca:
-        """Compute the centred and the z-scored PCA of role or trait vectors; return the centred one."""
-        arrays, prefix = self.arrays, "" if kind == "role" else "trait_"
+        """Compute the centred and the z-scored PCA of a kind of vectors; return the centred one."""
+        arrays, prefix = self.arrays, "" if kind == "role" else f"{kind}_"
         pca = fit_pca(vectors_PLD, axis_LD)
         arrays[f"{prefix}pca_mean"], arrays[f"{prefix}pca_components"] = pca.mean_LD, pca.components_LKD
         arrays[f"{prefix}pca_variance_ratio"] = pca.variance_ratio_LM

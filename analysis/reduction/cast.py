@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ...jobs.errors import InputError
 from ...jobs.personas import DEFAULT_PERSONA
-from ..classes import ALL, PASSING_PAIRS, TRAIT_SCORES, at_least
+from ..classes import ALL, FULLY, PASSING_PAIRS, SOMEWHAT, TRAIT_SCORES, at_least
 from .rollouts import KINDS, Persona
 from .settings import Settings
 
@@ -57,6 +57,16 @@ class Cast:
     def roles_left_out(self) -> dict[str, int]:
         """Roles without a vector, each with the number of its rollouts that count."""
         return {role.name: role.count_in(self.counted) for role in self.all_roles if role not in self.roles}
+
+    @cached_property
+    def by_category(self) -> dict[str, tuple[Persona, ...]]:
+        """Roles with enough rollouts that play the role ``fully``, and ``somewhat``; empty without a judge."""
+        if self.settings.judge is None:
+            return {}
+        least, classes = self.settings.min_count, {"fully": FULLY, "somewhat": SOMEWHAT}
+        return {
+            name: tuple(role for role in self.all_roles if role.count_in(c) >= least) for name, c in classes.items()
+        }
 
     @cached_property
     def all_traits(self) -> tuple[str, ...]:

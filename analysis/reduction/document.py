@@ -24,7 +24,6 @@ def as_document(reduction: Reduction) -> dict[str, Any]:
     Args:
         reduction: The reduction.
     """
-    ratio_LM = reduction.pca_variance_ratio
     return {
         "layers": list(reduction.layers),
         "judge": reduction.facts.get("judge"),
@@ -37,17 +36,32 @@ def as_document(reduction: Reduction) -> dict[str, Any]:
             "split_half": _plain(reduction.axis_split_half),
             "interval": _rows(reduction.axis_interval),
         },
-        "pca": {
-            "variance_ratio": None if ratio_LM is None else _rows(ratio_LM[:, :VARIANCE_RATIOS]),
-            "default_distance": _rows(reduction.pca_default_distance),
-            "components_for": {
-                f"{share:g}": None if ratio_LM is None else [_components(row, share) for row in ratio_LM]
-                for share in SHARES
-            },
+        "pca": _shares(reduction.pca_variance_ratio) | {"default_distance": _rows(reduction.pca_default_distance)},
+        "trait_pca": _shares(reduction.trait_pca_variance_ratio)
+        | {
+            "vectors": len(reduction.trait_names),
+            "pc1_cosine": _plain(reduction.trait_pc1_axis_cosine),
+            "pc1_z_cosine": _plain(reduction.trait_pc1_z_axis_cosine),
+        },
+        "category_pca": _shares(reduction.category_pca_variance_ratio)
+        | {
+            "vectors": {name: len(roles) for name, roles in reduction.facts.get("category_roles", {}).items()},
+            "pc1_cosine": _plain(reduction.category_pc1_axis_cosine),
+            "pc1_z_cosine": _plain(reduction.category_pc1_z_axis_cosine),
         },
         "thresholds": {
             "axis_sign": _by_label(reduction.threshold_labels, reduction.floor_on_axis),
             "released_sign": _by_label(reduction.threshold_labels, reduction.cap_on_minus_axis),
+        },
+    }
+
+
+def _shares(ratio_LM: np.ndarray | None) -> dict[str, Any]:
+    return {
+        "variance_ratio": None if ratio_LM is None else _rows(ratio_LM[:, :VARIANCE_RATIOS]),
+        "components_for": {
+            f"{share:g}": None if ratio_LM is None else [_components(row, share) for row in ratio_LM]
+            for share in SHARES
         },
     }
 

@@ -37,6 +37,12 @@ def print_summary(found: Summary) -> None:
         output.text(f"Cosine of the axis at layer {found.layer}: {', '.join(agreement)}")
     if found.components_for_70 is not None:
         output.text(f"Components for 70 % of the variance of the role vectors: {found.components_for_70}")
+    if found.components_for_70_by_category is not None:
+        points = " and ".join(f"{number} {name}" for name, number in found.category_vectors.items())
+        output.text(
+            f"Components for 70 % of the variance of the vectors of {points} played roles together (the paper's "
+            f"points): {found.components_for_70_by_category}"
+        )
     if found.pc1_axis_cosine is not None and found.pc1_variance is not None:
         output.text(
             f"PC1 at layer {found.layer}: {100 * found.pc1_variance:.0f} % of the variance, "

@@ -106,6 +106,16 @@ class Reduction:
         trait_pca_z_components: ``(L, K, D)``, components of the z-scored trait vectors, in z-scores.
         trait_pca_z_variance_ratio: ``(L, M)``.
         trait_pc1_z_axis_cosine: ``(L,)``, cosine between the first of them and the axis divided by the scale.
+        category_pca_mean: ``(L, D)``, mean of the vectors of ``mean_fully``, then of ``mean_somewhat``, of the roles
+            that ``facts["category_roles"]`` names: with at least ``facts["min_count"]`` such rollouts. The points of
+            the paper's PCA; the arrays below are of them too.
+        category_pca_components: ``(L, K, D)``.
+        category_pca_variance_ratio: ``(L, M)``.
+        category_pc1_axis_cosine: ``(L,)``, cosine between their first component and the axis.
+        category_pca_z_scale: ``(L, D)``, their standard deviation.
+        category_pca_z_components: ``(L, K, D)``, components of the z-scored vectors, in z-scores.
+        category_pca_z_variance_ratio: ``(L, M)``.
+        category_pc1_z_axis_cosine: ``(L,)``, cosine between the first of them and the axis divided by the scale.
         projections: ``(N, L)``, projection of every rollout that has a vector.
         projection_rows: ``(N,)`` int64, rows of those rollouts in the activation arrays.
         threshold_labels: ``p0.01``, ``p0.25`` and so on: percentiles of the projection on -axis, as fractions.
@@ -172,6 +182,14 @@ class Reduction:
     trait_pca_z_components: Float32 | None = None
     trait_pca_z_variance_ratio: Float32 | None = None
     trait_pc1_z_axis_cosine: Float32 | None = None
+    category_pca_mean: Float32 | None = None
+    category_pca_components: Float32 | None = None
+    category_pca_variance_ratio: Float32 | None = None
+    category_pc1_axis_cosine: Float32 | None = None
+    category_pca_z_scale: Float32 | None = None
+    category_pca_z_components: Float32 | None = None
+    category_pca_z_variance_ratio: Float32 | None = None
+    category_pc1_z_axis_cosine: Float32 | None = None
     projections: Float32 | None = None
     projection_rows: npt.NDArray[np.int64] | None = None
     threshold_labels: tuple[str, ...] = ()
@@ -221,12 +239,15 @@ class Reduction:
         """
         return self.layers.index(layer)
 
-    def undefined(self, what: Literal["axis", "pca", "trait_pca", "variance", "projections"]) -> dict[int, str]:
+    def undefined(
+        self, what: Literal["axis", "pca", "trait_pca", "category_pca", "variance", "projections"]
+    ) -> dict[int, str]:
         """Return the layers without an axis, or without components, each with the reason; empty for most runs.
 
         Args:
             what: ``axis``: ``axis``, projections and thresholds are NaN there. ``pca``: components and their shares
-                are. ``pc1_axis_cosine`` is NaN where either is undefined. ``trait_pca``: the same for trait vectors.
+                are. ``pc1_axis_cosine`` is NaN where either is undefined. ``trait_pca`` and ``category_pca``: the same
+                for trait vectors, and for those of fully and somewhat played roles.
                 ``variance`` and ``projections``: single values of ``variance``, or all projections, are NaN although
                 there is an axis, because one is beyond the range of float32.
         """
@@ -308,6 +329,14 @@ _LAYERS_FIRST = (
     "trait_pca_z_components",
     "trait_pca_z_variance_ratio",
     "trait_pc1_z_axis_cosine",
+    "category_pca_mean",
+    "category_pca_components",
+    "category_pca_variance_ratio",
+    "category_pc1_axis_cosine",
+    "category_pca_z_scale",
+    "category_pca_z_components",
+    "category_pca_z_variance_ratio",
+    "category_pc1_z_axis_cosine",
 )
 LAYER_AXIS: dict[str, int] = (
     dict.fromkeys(_LAYERS_FIRST, 0) | dict.fromkeys(_LAYERS_SECOND, 1) | {"role_projection_interval": 2}

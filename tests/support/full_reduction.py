@@ -80,6 +80,7 @@ def full_reduction(
         "min_score": 3,
         "min_count": 10,
         "trait_kind": "pos_neg_50",
+        "category_roles": {"fully": list(names[0]), "somewhat": list(names[0][::2])},
         "massive": {str(num_layers - 1): [1, 3]},
         "hook_point": "resid_post",
         "pooling": "response_mean",
@@ -147,6 +148,7 @@ def _components(roles: np.ndarray, vectors: np.ndarray, unit_LD: np.ndarray) -> 
     found = _pca_arrays("", roles, unit_LD)
     if len(vectors) >= 3:
         found |= _pca_arrays("trait_", vectors, unit_LD)
+    found |= _pca_arrays("category_", np.concatenate([roles, roles[::2] * 0.5]), unit_LD)
     directions, ratio, pc1_L = found["pca_components"], found["pca_variance_ratio"], found["pc1_axis_cosine"]
     return found | {
         "pc1_axis_cosine_interval": np.stack([pc1_L - 0.05, np.minimum(1, pc1_L + 0.05)]),

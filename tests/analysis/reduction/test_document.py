@@ -20,12 +20,18 @@ PLACES = {
     "axis_interval": ("axis", "interval"),
     "pca_variance_ratio": ("pca", "variance_ratio"),
     "pca_default_distance": ("pca", "default_distance"),
+    "trait_pca_variance_ratio": ("trait_pca", "variance_ratio"),
+    "trait_pc1_axis_cosine": ("trait_pca", "pc1_cosine"),
+    "trait_pc1_z_axis_cosine": ("trait_pca", "pc1_z_cosine"),
+    "category_pca_variance_ratio": ("category_pca", "variance_ratio"),
+    "category_pc1_axis_cosine": ("category_pca", "pc1_cosine"),
+    "category_pc1_z_axis_cosine": ("category_pca", "pc1_z_cosine"),
 }
 
 
 @pytest.fixture(scope="module")
 def reduction() -> Reduction:
-    return full_reduction(num_roles=9, num_traits=2, num_layers=4, d_model=8, num_rollouts=30)
+    return full_reduction(num_roles=9, num_traits=4, num_layers=4, d_model=8, num_rollouts=30)
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES.items(), ids=list(PLACES))
@@ -34,7 +40,7 @@ def test_an_array_is_given_at_every_layer_and_null_where_it_is_undefined(
 ):
     part, key = place
     values = np.array(getattr(reduction, name))
-    expected = values[:, :VARIANCE_RATIOS] if name == "pca_variance_ratio" else values
+    expected = values[:, :VARIANCE_RATIOS] if name.endswith("variance_ratio") else values
     np.testing.assert_array_equal(as_document(reduction)[part][key], expected)
     first = (0,) * values.ndim
     values[first] = np.nan

@@ -91,6 +91,34 @@ def test_means_by_score_have_counts_and_nan_where_there_is_none(judged: tuple[Ru
     close(found.mean[at["poet"]], vectors(run, persona="poet").mean(axis=0))
 
 
+def test_fully_and_somewhat_played_roles_are_points_of_one_pca(judged: tuple[Run, Reduction, Reduction]):
+    run, plain, found = judged
+    assert found.facts["category_roles"] == {"fully": ["pirate", "teacher"], "somewhat": ["pirate", "teacher"]}
+    points_PLD = np.stack(
+        [
+            vectors(run, persona=name, question_index=question).mean(axis=0)
+            for question in (2, 1)
+            for name in ("pirate", "teacher")
+        ]
+    )
+    close(found.category_pca_mean, points_PLD.mean(axis=0))
+    assert found.category_pca_components is not None
+    assert found.axis is not None
+    for layer in range(4):
+        centred_PD = points_PLD[:, layer] - points_PLD[:, layer].mean(axis=0)
+        _, singular, directions = np.linalg.svd(centred_PD, full_matrices=False)
+        assert found.category_pca_variance_ratio is not None
+        close(found.category_pca_variance_ratio[layer], singular[:3] ** 2 / (singular**2).sum())
+        first_D = found.category_pca_components[layer, 0]
+        assert abs(first_D @ directions[0]) == pytest.approx(1, abs=1e-4)
+        cosine = first_D @ found.axis[layer] / np.linalg.norm(found.axis[layer])
+        assert found.category_pc1_axis_cosine is not None
+        assert found.category_pc1_axis_cosine[layer] == pytest.approx(cosine, abs=1e-5)
+        assert cosine >= 0
+    assert plain.category_pca_components is None
+    assert "category_roles" not in plain.facts
+
+
 def test_trait_vectors_are_of_pairs_that_differ_by_more_than_50(judged: tuple[Run, Reduction, Reduction]):
     run, _, found = judged
     # 90 has no partner, 60 - 5 passes, 40 - 5 does not.
