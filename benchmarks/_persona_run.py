@@ -10,6 +10,7 @@ import numpy.typing as npt
 from persona_atlas.jobs.personas import DEFAULT_PERSONA, Kind, Polarity
 from persona_atlas.jobs.work.units import WorkUnit
 from persona_atlas.storage.arrays.codec import EncodedShard, encode_shard
+from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.records import CommitRecord, Manifest, RunRecord, StoredObject, StoredShard
 from persona_atlas.storage.format.rollout_tables import ADDRESS_ORDER, index_table
@@ -23,6 +24,11 @@ from _made_record import made_record
 ARRAY = ("resid_post", "response_mean")
 _QUESTIONS = 240
 """Questions of a prompt: those of the built-in catalog. Units divide them without rest."""
+_SCORES = {
+    ("role", "pos"): [3, 3, 2, 3, 1, 0, 3, 2],
+    ("trait", "pos"): [95, 80, 65, 90, 40, 85, 75, 60],
+    ("trait", "neg"): [5, 30, 10, 50, 20, 10, 0, 40],
+}
 Address = tuple[Kind, str, Polarity]
 
 
@@ -152,6 +158,29 @@ class PersonaRun:
             record = CommitRecord.of(manifest, generation=1, committed_at="2026-01-01T00:00:00+00:00")
             self.location.write(layout.commit_path(unit_id), record.to_bytes())
         self._write_tables()
+
+    def judge(self, judge: str, turn: int = 0, only: str = "") -> int:
+        """Score rollouts so that every class of scores has some.
+
+        Args:
+            judge: Name of the judge.
+            turn: Shifts the scores from one rollout to the next, so that another turn has other ones.
+            only: Name of the role or trait to score; empty: all but the default.
+
+        Returns:
+            The number of rollouts that were scored.
+        """
+        scored = 0
+        for manifest in self._manifests:
+            unit = manifest.unit
+            if unit.kind == "default" or (only and unit.persona != only):
+                continue
+            begin = manifest.row_block * self._record.rows_per_block
+            scores = np.roll(_SCORES[unit.kind, unit.polarity], turn)
+            rows = range(begin, begin + self.shape.rollouts)
+            write_scores(self.location, judge, unit.unit_id, rows, np.resize(scores, len(rows)).tolist())
+            scored += len(rows)
+        return scored
 
     def _write_shard(self, path: str, data: bytes) -> None:
         """Write a shard, or link it to the last one that has the same bytes: a large run then takes little space."""

@@ -204,6 +204,34 @@ class _Steps:
         return self.before(next_step) - self.before(step)
 
 
+def judged(report: Report, made: PersonaRun, limit: float | None) -> None:
+    """Judge every rollout, reduce, judge one trait anew, and reduce again.
+
+    New scores cost a new average of the personas that they are of. Those of a trait leave the axis as it is; those of a
+    role change it, and with it every projection, as its new units do.
+
+    Args:
+        report: Takes the figures.
+        made: The run, reduced without scores.
+        limit: Largest share of the first time, beyond the share of the scores; None for a run too short for it.
+    """
+    url, trait = made.location.url, next(name for kind, name, _ in made.shape.personas if kind == "trait")
+    all_scored = made.judge("judge")
+    reduce_run(open_run(url), judge="none")
+    first_s = _seconds(lambda: reduce_run(open_run(url)))
+    again_s, scored = [], 0
+    for turn in range(1, _ADDITIONS + 1):
+        scored = made.judge("judge", turn, trait)
+        again_s.append(_seconds(lambda: reduce_run(open_run(url))))
+    share = statistics.median(again_s) / first_s
+    report.most(
+        f"reducing again after one trait, {scored / all_scored:.3f} of the scores, was judged anew: of the first time",
+        share,
+        "ratio",
+        None if limit is None else scored / all_scored + limit,
+    )
+
+
 def usual_way(report: Report, made: PersonaRun, folder: Path, repeats: int) -> None:
     """Time the usual way on the same values."""
     import torch
@@ -245,9 +273,11 @@ def usual_way(report: Report, made: PersonaRun, folder: Path, repeats: int) -> N
     report.say(f"A persona in memory as float32, the usual way: {one:.0f} MiB.")
 
 
-def memory(report: Report, folder: Path, shape: PersonaShape) -> None:
+def memory(report: Report, folder: Path, shape: PersonaShape, *, is_judged: bool = False) -> None:
     """Measure the most memory of a process that reduces a wide run."""
     made = PersonaRun(str(folder), shape)
+    if is_judged:
+        made.judge("judge")
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -267,7 +297,7 @@ def memory(report: Report, folder: Path, shape: PersonaShape) -> None:
     )
     before, peak = (int(number) / 2**20 for number in done.stdout.split())
     report.say(f"{shape}: {before:.2f} GiB before the reduction.")
-    report.most(f"memory of a reduction, {shape}", peak, "GiB", 1.0)
+    report.most(f"memory of a reduction{', judged' * is_judged}, {shape}", peak, "GiB", 1.0)
 
 
 def _forget_reductions(location: Location) -> None:
@@ -306,9 +336,14 @@ def main() -> int:
         # Of as many rollouts as the whole catalog has, nearly: a reduction takes the better part of a second, whatever
         # it reads, to write its arrays.
         long = replace(wide, units=20 if options.quick else 480)
-        again(report, PersonaRun(str(folder / "long"), long, spare=48), None if options.quick else _AGAIN_LIMIT)
+        grown = PersonaRun(str(folder / "long"), long, spare=48)
+        limit = None if options.quick else _AGAIN_LIMIT
+        again(report, grown, limit)
+        judged(report, grown, limit)
         layers = 24 if options.quick else 80
-        memory(report, folder / "large", replace(wide, roles=4, traits=2, units=2, layers=layers, d_model=8192))
+        large = replace(wide, roles=4, traits=2, units=2, layers=layers, d_model=8192)
+        memory(report, folder / "large", large)
+        memory(report, folder / "judged", replace(large, roles=12), is_judged=True)
     return report.finish()
 
 
