@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.cluster.pool.executor import Answer
 from persona_atlas.cluster.pool.placement import Placement
+from persona_atlas.cluster.pool.ray_map import map_in_ray_tasks, mapper_here
 from persona_atlas.cluster.pool.worker_settings import WorkerSettings
 from persona_atlas.cluster.run.drive import drive
 from persona_atlas.cluster.run.progress import Progress
@@ -23,6 +26,7 @@ from persona_atlas.jobs.plan import Plan
 from persona_atlas.jobs.scheduling import worker_health
 from persona_atlas.jobs.scheduling.ledger import Failure, Ledger, row_blocks_needed
 from persona_atlas.jobs.work.units import UnitAttempt
+from persona_atlas.storage.derived.reduction import ARRAYS
 from persona_atlas.storage.format.layout import driver_path
 from persona_atlas.storage.format.records import Manifest
 from persona_atlas.storage.locations.location import open_location
@@ -34,7 +38,7 @@ from rich.console import Console
 from fakes import small_plan, small_spec
 from faulty_workers import GO, Fault
 from requests_of import engine_settings
-from stored_runs import begin
+from stored_runs import begin, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -183,6 +187,25 @@ def test_a_worker_that_dies_answers_with_failures_and_another_takes_its_place(no
     finally:
         executor.close()
     assert executor.views == []
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_closed_pool_leaves_its_cores_to_the_tasks_of_a_reduction(settings: WorkerSettings, tmp_path: Path):
+    import ray
+
+    executor = pool(settings, replicas=2)
+    try:
+        executor.start()
+        wait_until(executor, lambda: len(executor.ready) == 2)
+        assert ray.available_resources().get("CPU", 0) == 0
+    finally:
+        executor.close()
+    expected = reduce_run(small_run(str(tmp_path / "here")))
+    # With a core held by a worker, only one of two tasks could run; with both, none ever would.
+    assert mapper_here() is map_in_ray_tasks
+    found = reduce_run(small_run(str(tmp_path / "there")), mapper=mapper_here())
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
 @contextmanager
