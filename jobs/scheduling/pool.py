@@ -265,7 +265,7 @@ class WorkerPool(Generic[R]):
         if is_unreachable or (node_id or worker.node_id) in nodes.gone:
             self._lose(worker, "the worker's node is gone", reason, now, is_worker_fault=True, charged="")
             return self._taken()
-        if not worker.is_ready and self._loading.died_loading(self._num_wanted, is_any_ready=bool(self.workers.ready)):
+        if not worker.is_ready and self._dies_as_all_do(worker, now):
             self._kill(worker)
             self._give_up(no_worker(f"{worker.name}: {reason}"))
             return self._taken()
@@ -321,6 +321,17 @@ class WorkerPool(Generic[R]):
 
     def _give_up(self, error: AtlasError) -> None:
         self._commands.append(GiveUp(error))
+
+    def _dies_as_all_do(self, worker: PoolWorker, now: float) -> bool:
+        """Record that a worker died while it loaded; return whether none is left that may yet load the model."""
+        others = [other for other in self.workers.by_name.values() if other is not worker]
+        launches = [other.launched_at for other in others if other.node_id and not other.is_ready]
+        return self._loading.died_loading(
+            self._num_wanted,
+            now,
+            is_any_ready=bool(self.workers.ready),
+            loading_since=min(launches, default=None),
+        )
 
     def _require_room(self, now: float) -> None:
         """Give up the job if, before any worker was ready, no node has had room for one for too long."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from persona_atlas.jobs.scheduling.loading_health import (
     LATE_REFUSALS,
@@ -11,6 +13,11 @@ from persona_atlas.jobs.scheduling.loading_health import (
     LoadingHealth,
     Refusal,
 )
+
+
+def die(health: LoadingHealth, times: int, num_wanted: int = 1, now: float = 0.0, **how: Any) -> list[bool]:
+    facts: dict[str, Any] = {"is_any_ready": False, "loading_since": None} | how
+    return [health.died_loading(num_wanted, now + time, **facts) for time in range(times)]
 
 
 def refuse(health: LoadingHealth, times: int, **how: bool) -> list[Refusal]:
@@ -47,21 +54,30 @@ def test_a_worker_that_loads_clears_the_refusals_and_the_deaths():
     health = LoadingHealth()
     for _ in range(5):
         assert Refusal.GIVE_UP not in refuse(health, REFUSALS - 1)
-        assert not any(health.died_loading(1, is_any_ready=False) for _ in range(LOADING_DEATHS - 1))
+        assert not any(die(health, LOADING_DEATHS - 1))
         health.loaded()
 
 
 @pytest.mark.parametrize("num_wanted", [1, 4])
 def test_deaths_while_loading_end_the_job_at_three_for_each_wanted_worker(num_wanted: int):
     health = LoadingHealth()
-    told = [health.died_loading(num_wanted, is_any_ready=False) for _ in range(LOADING_DEATHS * num_wanted)]
+    told = die(health, LOADING_DEATHS * num_wanted, num_wanted)
     assert told == [False] * (3 * num_wanted - 1) + [True]
 
 
 def test_deaths_while_loading_end_no_job_in_which_a_worker_is_ready():
     health = LoadingHealth()
-    assert not any(health.died_loading(1, is_any_ready=True) for _ in range(100))
-    assert health.died_loading(1, is_any_ready=False)
+    assert not any(die(health, 100, is_any_ready=True))
+    assert die(health, 1, now=100.0) == [True]
+
+
+def test_deaths_while_loading_end_no_job_in_which_another_has_been_loading_since_before():
+    health = LoadingHealth()
+    assert not any(die(health, 100, now=10.0, loading_since=5.0))
+    # One that was launched after the first death proves nothing.
+    assert die(health, 1, now=110.0, loading_since=20.0) == [True]
+    health.loaded()
+    assert not any(die(health, 100, now=200.0, loading_since=150.0))
 
 
 def test_pauses_double_up_to_a_minute_and_begin_anew_when_a_worker_is_placed():

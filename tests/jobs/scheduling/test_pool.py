@@ -447,6 +447,30 @@ def test_workers_that_die_while_they_load_end_the_job_at_three_for_each_that_is_
     assert caught.value.code == "no_worker"
 
 
+def test_workers_that_die_on_one_node_end_no_job_while_one_loads_on_another():
+    harness = Harness({"a": 1, "b": 1})
+    _, elsewhere = harness.follow()
+    harness.place(elsewhere, "b")
+    harness.follow(1.0)
+    for _ in range(4 * LOADING_DEATHS):
+        harness.die(next(worker for worker in harness.alive if worker != elsewhere))
+        harness.follow(60.0)
+    harness.load(elsewhere, "b")
+    assert elsewhere in harness.alive
+
+
+def test_workers_that_die_while_one_loads_end_the_job_once_that_has_died_too():
+    harness = Harness({"a": 1, "b": 1})
+    _, elsewhere = harness.follow()
+    harness.place(elsewhere, "b")
+    harness.follow(1.0)
+    for _ in range(2 * LOADING_DEATHS):
+        harness.die(next(worker for worker in harness.alive if worker != elsewhere))
+        harness.follow(60.0)
+    with pytest.raises(JobError, match="no worker is left"):
+        harness.die(elsewhere)
+
+
 def test_workers_that_die_before_anybody_knows_where_are_launched_ever_less_often():
     harness = ready({"a": 2})
     harness.die("worker-1")
