@@ -95,8 +95,12 @@ class Cast:
                 found.append(name)
         return tuple(found)
 
-    def _find(self, *address: str) -> Persona | None:
-        return next((persona for persona in self.personas if persona.address == address), None)
+    @cached_property
+    def _by_address(self) -> dict[tuple[str, str, str], Persona]:
+        return {persona.address: persona for persona in self.personas}
+
+    def _find(self, kind: str, name: str, polarity: str) -> Persona | None:
+        return self._by_address.get((kind, name, polarity))
 
 
 def require_roles(cast: Cast) -> None:
