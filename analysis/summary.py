@@ -12,6 +12,7 @@ from ..jobs.personas import DEFAULT_PERSONA
 from ..storage.derived.reductions import Reduction
 from ..storage.query.run import Run
 from .axis import project
+from .left_out import left_out_sentences
 from .pca import components_for
 from .reliability import trust
 
@@ -257,12 +258,7 @@ def notes_of(reduction: Reduction) -> tuple[str, ...]:
         for reason, layers in by_reason.items():
             place = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
             notes.append(f"{subject} at {place}: {reason}.")
-    if left_out := reduction.facts.get("roles_left_out"):
-        counted = f"fewer than {reduction.facts['min_count']} of their rollouts are {reduction.facts['role_filter']}"
-        notes.append(f"Without a vector, because {counted} (role): {', '.join(sorted(left_out))}.")
-    for kind, names in reduction.without_vector.items():
-        notes.append(f"Without a vector, because every response was empty ({kind}): {', '.join(names)}.")
-    return tuple(notes)
+    return (*notes, *left_out_sentences(reduction))
 
 
 def standardise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -85,6 +85,14 @@ class Cast:
                 found.append(name)
         return tuple(found)
 
+    @cached_property
+    def traits_left_out(self) -> dict[str, int]:
+        """Traits whose pairs were scored and that have too few that pass, each with the number of these."""
+        if self.trait_kind == "pos_neg":
+            return {}
+        shown = {name: self.trait(name)[0] for name in self.all_traits if name not in self.traits}
+        return {name: pos.count_in(PASSING_PAIRS) for name, pos in shown.items() if pos is not None}
+
     def _find(self, *address: str) -> Persona | None:
         return next((persona for persona in self.personas if persona.address == address), None)
 

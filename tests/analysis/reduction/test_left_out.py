@@ -1,0 +1,48 @@
+"""Personas without a vector after judging are named, with the reason, wherever vectors are listed or asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from command_line import Answered, Refused
+from scored_runs import score_run
+from stored_runs import small_run
+
+FEW = "1 trait has no vector, because fewer than 3 pairs have scores that differ by more than 50: anxious."
+
+
+def two_pairs(line: Mapping[str, Any]) -> float:
+    """Roles play fully; the two pairs of one question pass, and no other."""
+    if line["kind"] == "role":
+        return 3.0
+    return 90.0 if line["polarity"] == "pos" and line["question_index"] == 1 else 5.0
+
+
+def test_a_trait_with_too_few_pairs_is_named_with_the_reason_and_the_cure(
+    tmp_path: Path, answered: Answered, refused: Refused
+):
+    run = small_run(str(tmp_path / "run"))
+    score_run(run, "strict", two_pairs)
+    found = answered("reduce", run.url, "--min-count", "3")
+    assert FEW in found["notes"]
+    assert FEW in answered("show", run.url)["notes"]
+    export = ("export", run.url, tmp_path / "out", "--format", "gguf", "--vector", "trait:anxious")
+    error = refused(*export)
+    assert "because fewer than 3 pairs have scores that differ by more than 50; it has 2" in error["error"]
+    assert "--min-count 2, or --judge none" in error["hint"]
+    answered("reduce", run.url, "--min-count", "2")
+    assert answered("show", run.url)["notes"] == []
+    assert len(answered(*export)["files"]) == 1
+
+
+def test_a_role_without_a_rollout_that_counts_is_not_offered_a_lower_count(
+    tmp_path: Path, answered: Answered, refused: Refused
+):
+    run = small_run(str(tmp_path / "run"))
+    score_run(run, "strict", lambda line: 3.0 if line["persona"] != "poet" else 0.0)
+    answered("reduce", run.url, "--min-count", "1")
+    error = refused("export", run.url, tmp_path / "out", "--format", "gguf", "--vector", "role:poet")
+    assert "'poet', because no rollout is scored 3." in error["error"]
+    assert "--min-count" not in error["hint"]
