@@ -334,6 +334,7 @@ class _Reducing:
             "without_vector": _without_vector(self._run),
             "roles_left_out": cast.roles_left_out,
             "traits_left_out": cast.traits_left_out,
+            "scored": cast.scored,
         }
         return facts | {name: value for name, value in optional.items() if value}
 

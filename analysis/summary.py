@@ -244,7 +244,7 @@ def filter_note(facts: Mapping[str, Any]) -> str:
 
 
 def notes_of(reduction: Reduction) -> tuple[str, ...]:
-    """Say in sentences what is undefined: layers without an axis or components, personas without a vector."""
+    """Say in sentences what is not there: axes and components of layers, vectors of personas, scores of rollouts."""
     notes: list[str] = []
     undefined = {
         "There is no axis": reduction.undefined("axis"),
@@ -258,7 +258,29 @@ def notes_of(reduction: Reduction) -> tuple[str, ...]:
         for reason, layers in by_reason.items():
             place = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
             notes.append(f"{subject} at {place}: {reason}.")
-    return (*notes, *left_out_sentences(reduction))
+    return (*notes, *unscored_notes(reduction.facts), *left_out_sentences(reduction))
+
+
+def unscored_notes(facts: Mapping[str, Any]) -> list[str]:
+    """Say in a sentence for each kind how much of it the judge has scored, where that is not all.
+
+    Args:
+        facts: The facts of a reduction; those of earlier versions do not say it.
+
+    Example:
+        >>> unscored_notes({"judge": "qwen", "scored": {"role": [40, 96], "trait": [8, 8]}})
+        ['The judge qwen has scored 40 of 96 rollouts of roles; the others have no score and count under none.']
+    """
+    found: list[str] = []
+    for kind, (scored, total) in facts.get("scored", {}).items():
+        if kind == "trait" and not scored:
+            found.append(f"The judge {facts['judge']} has scored no rollout of a trait: every one of them counts.")
+        elif scored < total:
+            found.append(
+                f"The judge {facts['judge']} has scored {scored:,} of {total:,} rollouts of {kind}s; the others have "
+                "no score and count under none."
+            )
+    return found
 
 
 def standardise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:

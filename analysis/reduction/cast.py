@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...jobs.errors import InputError
+from ...jobs.judging.outcomes import JUDGED_KINDS
 from ...jobs.personas import DEFAULT_PERSONA
-from ..classes import ALL, PASSING_PAIRS, TRAIT_SCORES, at_least
+from ..classes import ALL, PASSING_PAIRS, TRAIT_SCORES, UNSCORED, at_least
 from .rollouts import KINDS, Persona
 from .settings import Settings
 
@@ -92,6 +93,18 @@ class Cast:
             return {}
         shown = {name: self.trait(name)[0] for name in self.all_traits if name not in self.traits}
         return {name: pos.count_in(PASSING_PAIRS) for name, pos in shown.items() if pos is not None}
+
+    @cached_property
+    def scored(self) -> dict[str, list[int]]:
+        """By kind that is judged, how many rollouts are scored, and how many there are; empty without a judge."""
+        if self.settings.judge is None:
+            return {}
+        judged = {kind: [p for p in self.personas if p.kind == kind] for kind in JUDGED_KINDS}
+        return {
+            kind: [sum(p.count - p.count_in({UNSCORED}) for p in of_kind), sum(p.count for p in of_kind)]
+            for kind, of_kind in judged.items()
+            if of_kind
+        }
 
     def _find(self, *address: str) -> Persona | None:
         return next((persona for persona in self.personas if persona.address == address), None)

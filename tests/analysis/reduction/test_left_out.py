@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def test_a_trait_with_too_few_pairs_is_named_with_the_reason_and_the_cure(
     answered("reduce", run.url, "--min-count", "2")
     assert answered("show", run.url)["notes"] == []
     assert len(answered(*export)["files"]) == 1
+
+
+def test_what_a_judge_has_not_scored_is_counted_and_said(tmp_path: Path, answered: Answered):
+    run = small_run(str(tmp_path / "run"))
+    score_run(run, "half", lambda line: math.nan if line["kind"] == "trait" or line["question_index"] else 3.0)
+    notes = answered("reduce", run.url, "--min-count", "1")["notes"]
+    assert "The judge half has scored 6 of 18 rollouts of roles; the others have no score and count under none." in notes
+    assert "The judge half has scored no rollout of a trait: every one of them counts." in notes
+    score_run(run, "whole", two_pairs)
+    assert answered("reduce", run.url, "--judge", "whole", "--min-count", "1")["notes"] == []
+    assert answered("reduce", run.url, "--judge", "none")["notes"] == []
 
 
 def test_a_role_without_a_rollout_that_counts_is_not_offered_a_lower_count(
