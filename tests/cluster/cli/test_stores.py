@@ -154,6 +154,27 @@ def test_queries_are_narrowed_by_length_and_score(answered: Answered, refused: R
     assert answered("query", store, *traits, "--max-score", "50", "--judge", "strict")["shape"] == [1, 16]
 
 
+def test_scores_are_shown_beside_rollouts_and_a_range_without_any_is_warned_of(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    score_run(open_run(str(store)), "kind", lambda line: 2.25)
+
+    def printed(*options: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["query", str(store), *options])
+        assert not ended.value.code
+        return capsys.readouterr()
+
+    out, err = printed("--judge", "kind", "--kind", "role")
+    assert ("score" in out, "2.25" in out, err) == (True, True, "")
+    out, err = printed("--kind", "role")
+    assert "score" not in out
+    out, err = printed("--min-score", "3")
+    assert "default" in out
+    assert "none has a score in the range" in err
+
+
 def test_queries_of_what_is_not_there_are_refused(refused: Refused, store: Path, tmp_path: Path):
     for command in READING:
         assert refused(command, tmp_path / "nowhere")["code"] == "no_run"
