@@ -19,7 +19,7 @@ from ..axis import cosine_or_nan, unit
 from .derive import derived_arrays
 from .imported import Files, Imported, facts_of_published, require_finite, require_vector_name
 from .released_files import AXIS_FILE, DEFAULT_FILE, ROLES_FOLDER, TRAITS_FOLDER, Say
-from .torch_file import load_plain
+from .torch_file import CAPPING_SETTINGS, ONE_TENSOR, load_plain
 
 Float32 = npt.NDArray[np.float32]
 
@@ -116,7 +116,7 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
     import torch
 
     path = files.root / name
-    content = load_plain(files.read(name), str(path))
+    content = load_plain(files.read(name), str(path), ONE_TENSOR)
     if isinstance(content, dict) and len(content.keys() & {"axis", "vector"}) == 1:
         # The released pipeline itself writes a tensor with its description.
         content = content.get("axis", content.get("vector"))
@@ -125,7 +125,7 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
             f"{content.dtype} {tuple(content.shape)}" if isinstance(content, torch.Tensor) else type(content).__name__
         )
         raise InputError(
-            f"holds {found}, and a vector file holds one tensor of floating-point numbers (n_layers, d_model).",
+            f"holds {found}, and a vector file holds {ONE_TENSOR}.",
             code="bad_tensor",
             file=str(path),
         )
@@ -169,7 +169,7 @@ def _read_capping(files: Files, axis_LD: Float32) -> tuple[bytes | None, dict[st
     if not path.exists():
         return None, {}, [f"There is no {CAPPING_CONFIG}, so there are no thresholds."]
     data = files.read(CAPPING_CONFIG)
-    config = load_plain(data, str(path))
+    config = load_plain(data, str(path), CAPPING_SETTINGS)
     try:
         caps = _caps_by_label(config, axis_LD, path)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
