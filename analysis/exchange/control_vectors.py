@@ -172,7 +172,8 @@ def read_control_vectors(paths: Sequence[Path]) -> Imported:
         width = (axis if axis is not None else next(iter(traits.values()), values_LD)).shape[1]
         if found != layers or values_LD.shape[1] != width:
             raise InputError(
-                f"has {len(found)} layers ({found[0]} to {found[-1]}) x {values_LD.shape[1]}, and {paths[0].name} has "
+                f"has {count_of(len(found), 'layer')} ({found[0]} to {found[-1]}) x {values_LD.shape[1]}, and "
+                f"{paths[0].name} has "
                 f"{len(layers)} ({layers[0]} to {layers[-1]}) x {width}.",
                 code="other_shape",
                 file=str(path),

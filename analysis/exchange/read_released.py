@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import InputError
+from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
 from ...storage.format.layout import CAPPING_CONFIG
 from ..axis import cosine_or_nan, unit
@@ -107,7 +108,7 @@ def _read_folder(files: Files, folder: str, shape: tuple[int, ...], say: Say) ->
     paths = sorted((files.root / folder).glob("*.pt"))
     if not paths:
         return (), None
-    say(f"Reading {len(paths)} files of {folder}/.")
+    say(f"Reading {count_of(len(paths), 'file')} of {folder}/.")
     names = tuple(require_vector_name(path.stem, path) for path in paths)
     return names, np.stack([_read_vector(files, f"{folder}/{path.name}", shape) for path in paths])
 
@@ -131,7 +132,8 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
         )
     if shape is not None and tuple(content.shape) != shape:
         raise InputError(
-            f"has {content.shape[0]} layers x {content.shape[1]}, and {AXIS_FILE} has {shape[0]} x {shape[1]}.",
+            f"has {count_of(content.shape[0], 'layer')} x {content.shape[1]}, and {AXIS_FILE} has {shape[0]} x "
+            f"{shape[1]}.",
             code="other_shape",
             file=str(path),
             hint="All files of a directory belong to one model.",
@@ -200,7 +202,7 @@ def _caps_by_label(config: Any, axis_LD: Float32, path: Path) -> dict[str, dict[
         if vector_D.shape != axis_LD.shape[1:] or not 0 <= layer < len(axis_LD):
             raise InputError(
                 f"the vector {name!r} of layer {layer} has shape {vector_D.shape}, and {AXIS_FILE} has "
-                f"{len(axis_LD)} layers x {axis_LD.shape[1]}.",
+                f"{count_of(len(axis_LD), 'layer')} x {axis_LD.shape[1]}.",
                 code="other_shape",
                 file=str(path),
             )
