@@ -29,7 +29,9 @@ def left_out(reduction: Reduction, kind: Literal["role", "trait"]) -> dict[str, 
     facts = reduction.facts
     if kind == "role":
         names = set(facts.get("roles_left_out", {}))
-        one, more = f"is {facts.get('role_filter')}", f"are {facts.get('role_filter')}"
+        which = facts.get("role_filter", "all")
+        # Without a judge every rollout counts that has a vector.
+        one, more = ("has a vector", "have a vector") if which == "all" else (f"is {which}", f"are {which}")
         reason = _too_few(facts.get("min_count"), "rollout", one, more)
     else:
         names = set(facts.get("all_traits", ())) - set(reduction.trait_names)
@@ -89,5 +91,6 @@ def why_left_out(reduction: Reduction, kind: Literal["role", "trait"], name: str
     count = reduction.facts.get(f"{kind}s_left_out", {}).get(name)
     least = "a lower --min-count" if count is None else f"--min-count {count}"
     known = f"; it has {count or 'none'}" if count is not None and reduction.facts["min_count"] > 1 else ""
-    either = "" if count == 0 else f"{least}, or "
-    return f"{reason}{known}", f"persona-atlas reduce with {either}--judge none, which ignores scores, gives it one."
+    cures = [] if count == 0 else [least]
+    cures += ["--judge none, which ignores scores,"] if reduction.facts.get("judge") is not None else []
+    return f"{reason}{known}", f"persona-atlas reduce with {' or '.join(cures)} gives it one."
