@@ -272,7 +272,7 @@ def test_a_name_belongs_to_one_model_and_one_rubric(
         (["--model", "m", "--endpoint", "http://h/v1", "--max-spend", "1"], "no_prices", "--max-spend"),
         (["--model", "m", "--endpoint", "http://h/v1", "--price-in", "1"], "no_prices", "--price-in"),
         (["--model", "m", "--endpoint", "http://h/v1", "--judge", "a/b"], "bad_judge", "--judge"),
-        (["--model", "no/such/folder", "--engine"], None, "model.source"),
+        (["--model", "no/such/folder", "--engine"], None, "--model"),
         (["--model", "m", "--engine", "--api-key-env", "OPENAI_API_KEY"], "no_effect", "--api-key-env"),
     ],
 )
