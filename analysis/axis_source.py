@@ -21,6 +21,7 @@ from ..jobs.files.hub_url import is_hub
 from ..jobs.files.store_url import is_s3
 from ..jobs.files.user_paths import expand_home
 from ..jobs.specs.store_spec import S3Access
+from ..jobs.wording import count_of
 from ..storage.derived.reductions import Reduction, read_reduction
 from ..storage.format import layout
 from ..storage.query.query import nearest_layer
@@ -129,7 +130,8 @@ class AxisSource:
             f"layer {layer} has no axis in {self.name}{f': {reason}' if reason else ''}.",
             code="no_such_layer",
             field="layer",
-            hint=f"It has one at {_span(self.layers)}; the model has {self.model.n_layers} layers, counted from 0.",
+            hint=f"It has one at {_span(self.layers)}; the model has {count_of(self.model.n_layers, 'layer')}, counted "
+            "from 0.",
         )
 
     def chosen(self, asked: Layers) -> list[int]:
@@ -156,7 +158,8 @@ class AxisSource:
                 f"{asked!r} names a layer outside of the model, or none.",
                 code=error.code,
                 field="layer",
-                hint=f"The model has {n_layers} layers, 0 to {n_layers - 1}; the axis is at {_span(self.layers)}.",
+                hint=f"The model has {count_of(n_layers, 'layer')}, 0 to {n_layers - 1}; the axis is at "
+                f"{_span(self.layers)}.",
             ) from None
         return [self.layers[self.position(layer)] for layer in dict.fromkeys(wanted)]
 

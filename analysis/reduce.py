@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ..jobs.errors import InputError, StoreError
 from ..jobs.specs.spec import digest_of
+from ..jobs.wording import count_of
 from ..storage.derived.reductions import (
     Reduction,
     ReductionWriter,
@@ -301,7 +302,7 @@ class _Reducing:
     def _groups_of_layers(self, step: int, what: str) -> list[tuple[int, int]]:
         layers = self._run.layers
         groups = [(start, min(len(layers), start + step)) for start in range(0, len(layers), step)]
-        self._say(f"{what} at {len(layers)} layers" + (f", {step} at a time." if len(groups) > 1 else "."))
+        self._say(f"{what} at {count_of(len(layers), 'layer')}" + (f", {step} at a time." if len(groups) > 1 else "."))
         return groups
 
     def _note_undefined(self, found: dict[str, dict[int, str]], start: int) -> None:
@@ -334,6 +335,8 @@ class _Reducing:
             "without_vector": _without_vector(self._run),
             "roles_left_out": cast.roles_left_out,
             "category_roles": {name: [role.name for role in roles] for name, roles in cast.by_category.items()},
+            "traits_left_out": cast.traits_left_out,
+            "scored": cast.scored,
         }
         return facts | {name: value for name, value in optional.items() if value}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..jobs.wording import count_of
 from .axis import is_distinct
 from .bootstrap import BOUNDS, SAMPLES
 
@@ -201,8 +202,8 @@ def trust(
         lines.append(f"Only {asked} asked, and every interval over questions rests on them.")
     if least_rollouts < _FEW_ROLLOUTS:
         lines.append(
-            f"A role vector is the mean of as few as {least_rollouts} rollouts; the paper keeps a role from "
-            f"{_FEW_ROLLOUTS} on."
+            f"A role vector is the mean of as few as {count_of(least_rollouts, 'rollout')}; the paper keeps a role "
+            f"from {_FEW_ROLLOUTS} on."
         )
     if num_roles < _FEW_ROLES:
         lines.append(f"The axis rests on {num_roles} role{'s' * (num_roles != 1)}; the paper has 275.")

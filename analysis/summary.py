@@ -12,6 +12,7 @@ from ..jobs.personas import DEFAULT_PERSONA
 from ..storage.derived.reductions import Reduction
 from ..storage.query.run import Run
 from .axis import project
+from .left_out import left_out_sentences
 from .pca import components_for
 from .reliability import trust
 
@@ -255,7 +256,7 @@ def filter_note(facts: Mapping[str, Any]) -> str:
 
 
 def notes_of(reduction: Reduction) -> tuple[str, ...]:
-    """Say in sentences what is undefined: layers without an axis or components, personas without a vector."""
+    """Say in sentences what is not there: axes and components of layers, vectors of personas, scores of rollouts."""
     notes: list[str] = []
     undefined = {
         "There is no axis": reduction.undefined("axis"),
@@ -270,12 +271,29 @@ def notes_of(reduction: Reduction) -> tuple[str, ...]:
         for reason, layers in by_reason.items():
             place = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
             notes.append(f"{subject} at {place}: {reason}.")
-    if left_out := reduction.facts.get("roles_left_out"):
-        counted = f"fewer than {reduction.facts['min_count']} of their rollouts are {reduction.facts['role_filter']}"
-        notes.append(f"Without a vector, because {counted} (role): {', '.join(sorted(left_out))}.")
-    for kind, names in reduction.without_vector.items():
-        notes.append(f"Without a vector, because every response was empty ({kind}): {', '.join(names)}.")
-    return tuple(notes)
+    return (*notes, *unscored_notes(reduction.facts), *left_out_sentences(reduction))
+
+
+def unscored_notes(facts: Mapping[str, Any]) -> list[str]:
+    """Say in a sentence for each kind how much of it the judge has scored, where that is not all.
+
+    Args:
+        facts: The facts of a reduction; those of earlier versions do not say it.
+
+    Example:
+        >>> unscored_notes({"judge": "qwen", "scored": {"role": [40, 96], "trait": [8, 8]}})
+        ['The judge qwen has scored 40 of 96 rollouts of roles; the others have no score and count under none.']
+    """
+    found: list[str] = []
+    for kind, (scored, total) in facts.get("scored", {}).items():
+        if kind == "trait" and not scored:
+            found.append(f"The judge {facts['judge']} has scored no rollout of a trait: every one of them counts.")
+        elif scored < total:
+            found.append(
+                f"The judge {facts['judge']} has scored {scored:,} of {total:,} rollouts of {kind}s; the others have "
+                "no score and count under none."
+            )
+    return found
 
 
 def standardise(values: np.ndarray, reference: np.ndarray) -> np.ndarray:

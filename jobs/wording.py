@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 
-def count_of(number: int, noun: str) -> str:
+def count_of(number: int, noun: str, plural: str = "") -> str:
     """Format a count with its noun, which is in the plural unless the number is 1.
 
     Args:
         number: The count.
-        noun: A singular noun that forms its plural with ``s``.
+        noun: A singular noun.
+        plural: Its plural; empty where that is the noun with ``s``.
 
     Example:
-        >>> count_of(1, "unit"), count_of(2500, "unit")
-        ('1 unit', '2,500 units')
+        >>> count_of(1, "unit"), count_of(2500, "unit"), count_of(2, "reply", "replies")
+        ('1 unit', '2,500 units', '2 replies')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def on_one_line(text: str) -> str:

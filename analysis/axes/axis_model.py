@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...jobs.errors import InputError
 from ...jobs.specs.spec_parts import ModelSpec
+from ...jobs.wording import count_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def require_shape(
     if d_model == own.d_model and is_deep:
         return
     raise InputError(
-        f"{source} has {n_layers} layers x {d_model}, and the axis of {name} belongs to a model of "
+        f"{source} has {count_of(n_layers, 'layer')} x {d_model}, and the axis of {name} belongs to a model of "
         f"{own.n_layers} x {own.d_model}.",
         code="other_width",
         field=field,

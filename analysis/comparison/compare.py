@@ -6,6 +6,7 @@ order the same roles. Vectors themselves are compared only where both are equall
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,14 @@ from .one_layer import RolesAtLayer, Side, compare_layer, match_components
 from .results import Comparison, MovedRole
 
 _MIN_ROLES = 3
+
+_FEW_ROLES = 10
+"""Common roles below which correlations are warned of.
+
+Correlations of unrelated orders of n roles scatter about zero by 1 / sqrt(n - 1): by 0.71 with three roles, 0.33 with
+ten. Components are matched by the largest of up to 25 of them, which is nearer to 1 by choice alone. And n roles differ
+in n - 1 directions at most: with six or fewer, the five components hold all that there is, whatever the models.
+"""
 
 
 def match_layers(
@@ -137,6 +146,11 @@ def _chosen(pairs: list[tuple[int, int]], a: Side, layer: int | None) -> tuple[i
 
 def _notes(a: Side, b: Side, common: Sequence[str]) -> list[str]:
     notes: list[str] = []
+    if len(common) < _FEW_ROLES:
+        notes.append(
+            f"Only {len(common)} roles are common, and correlations over so few say little: those of unrelated orders "
+            f"scatter by {1 / math.sqrt(len(common) - 1):.2f} about 0. Compare {_FEW_ROLES} roles or more."
+        )
     facts_a, facts_b = a.reduction.facts, b.reduction.facts
     axes = [side.reduction.read("axis", side.reduction.layers[:1]) for side in (a, b)]
     widths = {axis_1D.shape[-1] if axis_1D is not None else None for axis_1D in axes}

@@ -21,7 +21,7 @@ from ...jobs.files.store_url import is_s3
 from ...jobs.files.user_paths import expand_home
 from ...storage.format.layout import CAPPING_CONFIG
 from ...storage.locations.location import open_location
-from .torch_file import load_plain
+from .torch_file import CAPPING_SETTINGS, load_plain
 
 Float32 = npt.NDArray[np.float32]
 
@@ -58,7 +58,7 @@ def read_experiment(target: str, experiment: str, *, endpoint_url: str | None = 
         InputError: There is no such file or setting, or it is not as it must be.
     """
     data, file = _read(target, endpoint_url)
-    return experiment_of(load_plain(data, file), experiment, file)
+    return experiment_of(load_plain(data, file, CAPPING_SETTINGS), experiment, file)
 
 
 def experiment_of(config: Any, experiment: str, file: str) -> tuple[ReleasedCap, ...]:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import InputError, closest
+from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
+from ..left_out import why_left_out
 from .imported import Files, Imported, facts_of_published, require_finite, require_vector_name
 
 Float32 = npt.NDArray[np.float32]
@@ -45,9 +47,9 @@ def direction_of(reduction: Reduction, wanted: str) -> Float32:
         return _require(reduction.axis, "there is no axis: it needs rollouts of the default Assistant and of a role.")
     if kind == "role" and name:
         default = _require(reduction.default_vector, "there is no default vector, which a direction to a role needs.")
-        return _named(reduction.role_names, reduction.role_vectors, name, "role") - default
+        return _named(reduction, reduction.role_names, reduction.role_vectors, name, "role") - default
     if kind == "trait" and name:
-        return _named(reduction.trait_names, reduction.trait_vectors, name, "trait")
+        return _named(reduction, reduction.trait_names, reduction.trait_vectors, name, "trait")
     is_mean = wanted == "default"
     raise InputError(
         "the default vector is a mean activation: added to a residual stream it is no direction."
@@ -67,13 +69,16 @@ def _require(values: Float32 | None, message: str) -> Float32:
     return values
 
 
-def _named(names: Sequence[str], vectors: Float32 | None, name: str, kind: str) -> Float32:
+def _named(
+    reduction: Reduction, names: Sequence[str], vectors: Float32 | None, name: str, kind: Literal["role", "trait"]
+) -> Float32:
     if name not in names or vectors is None:
+        reason, cure = why_left_out(reduction, kind, name) or ("", "")
         raise InputError(
-            f"there is no vector of the {kind} {name!r}.",
+            f"there is no vector of the {kind} {name!r}{f', because {reason}' if reason else ''}.",
             code="not_computed",
             field="--vector",
-            hint=closest(name, names) or f"There are {len(names)} {kind}s with a vector.",
+            hint=cure or closest(name, names) or f"There are {count_of(len(names), kind)} with a vector.",
         )
     return vectors[list(names).index(name)]
 
@@ -167,7 +172,8 @@ def read_control_vectors(paths: Sequence[Path]) -> Imported:
         width = (axis if axis is not None else next(iter(traits.values()), values_LD)).shape[1]
         if found != layers or values_LD.shape[1] != width:
             raise InputError(
-                f"has {len(found)} layers ({found[0]} to {found[-1]}) x {values_LD.shape[1]}, and {paths[0].name} has "
+                f"has {count_of(len(found), 'layer')} ({found[0]} to {found[-1]}) x {values_LD.shape[1]}, and "
+                f"{paths[0].name} has "
                 f"{len(layers)} ({layers[0]} to {layers[-1]}) x {width}.",
                 code="other_shape",
                 file=str(path),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...jobs.errors import InputError
 from ...jobs.machine_faults import refuse_machine_fault
+from ...storage.format import layout
 
 
 @contextmanager
@@ -24,9 +25,11 @@ def new_folder(target: Path, field: str) -> Iterator[Path]:
         The temporary folder, beside the target.
 
     Raises:
-        InputError: The target is not empty or no folder, its parent does not exist, or it cannot be written.
+        InputError: The target is not empty or no folder, or in a store, its parent does not exist, or it cannot be
+            written.
     """
     _refuse_taken(target, field)
+    _refuse_in_a_store(target, field)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         part.mkdir()
@@ -43,6 +46,20 @@ def new_folder(target: Path, field: str) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _refuse_in_a_store(target: Path, field: str) -> None:
+    """Refuse a folder within a store: it would be uploaded, checked and deleted with it."""
+    for folder in target.resolve().parents:
+        # One of these names alone may be a file of somebody else's.
+        has_record = any((folder / name).is_file() for name in (layout.RUN_RECORD, layout.VECTORS_RECORD))
+        if has_record and any((folder / name).is_dir() for name in (layout.ANALYSIS, layout.DRIVERS)):
+            raise InputError(
+                f"{target} is inside the store {folder}, which holds nothing but its own objects.",
+                code="inside_a_store",
+                field=field,
+                hint="Choose a new folder outside of it, as beside it.",
+            )
 
 
 def _refuse_taken(target: Path, field: str) -> None:

@@ -68,8 +68,14 @@ def read_vectors(source: Path, say: Say) -> Imported:
     if source.suffix == ".gguf" and source.is_file():
         return read_control_vectors([source])
     if not source.is_dir():
+        is_there = source.exists()
         raise InputError(
-            "there is no such directory.", code="no_vectors", file=str(source), hint="Name the folder of the vectors."
+            "is a file, and of files only .safetensors and .gguf are read alone."
+            if is_there
+            else "there is no such directory.",
+            code="no_vectors",
+            file=str(source),
+            hint=f"Name the folder of the vectors{', as that of a .pt file' if is_there else ''}.",
         )
     if any((source / name).exists() for name in (AXIS_FILE, DEFAULT_FILE, ROLES_FOLDER)):
         return read_released(source, say)

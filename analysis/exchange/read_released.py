@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import InputError
+from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
 from ...storage.format.layout import CAPPING_CONFIG
 from ..axis import cosine_or_nan, unit
 from .derive import derived_arrays
 from .imported import Files, Imported, facts_of_published, require_finite, require_vector_name
 from .released_files import AXIS_FILE, DEFAULT_FILE, ROLES_FOLDER, TRAITS_FOLDER, Say
-from .torch_file import load_plain
+from .torch_file import CAPPING_SETTINGS, ONE_TENSOR, load_plain
 
 Float32 = npt.NDArray[np.float32]
 
@@ -107,7 +108,7 @@ def _read_folder(files: Files, folder: str, shape: tuple[int, ...], say: Say) ->
     paths = sorted((files.root / folder).glob("*.pt"))
     if not paths:
         return (), None
-    say(f"Reading {len(paths)} files of {folder}/.")
+    say(f"Reading {count_of(len(paths), 'file')} of {folder}/.")
     names = tuple(require_vector_name(path.stem, path) for path in paths)
     return names, np.stack([_read_vector(files, f"{folder}/{path.name}", shape) for path in paths])
 
@@ -116,7 +117,7 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
     import torch
 
     path = files.root / name
-    content = load_plain(files.read(name), str(path))
+    content = load_plain(files.read(name), str(path), ONE_TENSOR)
     if isinstance(content, dict) and len(content.keys() & {"axis", "vector"}) == 1:
         # The released pipeline itself writes a tensor with its description.
         content = content.get("axis", content.get("vector"))
@@ -125,13 +126,14 @@ def _read_vector(files: Files, name: str, shape: tuple[int, ...] | None) -> Floa
             f"{content.dtype} {tuple(content.shape)}" if isinstance(content, torch.Tensor) else type(content).__name__
         )
         raise InputError(
-            f"holds {found}, and a vector file holds one tensor of floating-point numbers (n_layers, d_model).",
+            f"holds {found}, and a vector file holds {ONE_TENSOR}.",
             code="bad_tensor",
             file=str(path),
         )
     if shape is not None and tuple(content.shape) != shape:
         raise InputError(
-            f"has {content.shape[0]} layers x {content.shape[1]}, and {AXIS_FILE} has {shape[0]} x {shape[1]}.",
+            f"has {count_of(content.shape[0], 'layer')} x {content.shape[1]}, and {AXIS_FILE} has {shape[0]} x "
+            f"{shape[1]}.",
             code="other_shape",
             file=str(path),
             hint="All files of a directory belong to one model.",
@@ -169,7 +171,7 @@ def _read_capping(files: Files, axis_LD: Float32) -> tuple[bytes | None, dict[st
     if not path.exists():
         return None, {}, [f"There is no {CAPPING_CONFIG}, so there are no thresholds."]
     data = files.read(CAPPING_CONFIG)
-    config = load_plain(data, str(path))
+    config = load_plain(data, str(path), CAPPING_SETTINGS)
     try:
         caps = _caps_by_label(config, axis_LD, path)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -200,7 +202,7 @@ def _caps_by_label(config: Any, axis_LD: Float32, path: Path) -> dict[str, dict[
         if vector_D.shape != axis_LD.shape[1:] or not 0 <= layer < len(axis_LD):
             raise InputError(
                 f"the vector {name!r} of layer {layer} has shape {vector_D.shape}, and {AXIS_FILE} has "
-                f"{len(axis_LD)} layers x {axis_LD.shape[1]}.",
+                f"{count_of(len(axis_LD), 'layer')} x {axis_LD.shape[1]}.",
                 code="other_shape",
                 file=str(path),
             )

@@ -85,7 +85,8 @@ def _refuse_missing_layers(reduction: Reduction, n_layers: int) -> None:
     if missing:
         shown = f"{', '.join(map(str, missing[:8]))}{' ...' if len(missing) > 8 else ''}"
         raise InputError(
-            f"the released files have a row for each of the model's {n_layers} layers, and there are no vectors of "
+            f"the released files have a row for each of the model's {count_of(n_layers, 'layer')}, and there are no "
+            "vectors of "
             f"layer{'s' if len(missing) > 1 else ''} {shown}.",
             code="missing_layers",
             field="--format",

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import InputError
+from ...jobs.wording import count_of
 
 Float64 = npt.NDArray[np.float64]
 
@@ -179,7 +180,8 @@ def correlation_over_roles(
 def _refuse_without_spread(x_N: Float64, y_N: Float64, num_roles: int) -> None:
     if len(x_N) < 3 or num_roles < 2:
         raise InputError(
-            f"{len(x_N)} points of {num_roles} roles have no correlation: it takes three points and two roles.",
+            f"there is no correlation over {count_of(len(x_N), 'point')} of {count_of(num_roles, 'role')}: it takes "
+            "three points and two roles.",
             code="too_few",
             hint="Ask more roles or questions.",
         )

@@ -15,6 +15,7 @@ import numpy as np
 from ...jobs.errors import InputError
 from ...jobs.interventions import Ablate, AddVector, Cap, Direction, Edit, Intervention, Positions
 from ...jobs.specs.interventions_spec import AbsoluteStrength, EditSetting, layers_of
+from ...jobs.wording import count_of
 from ..axis_source import AxisSource
 from ..capping import recommended_window
 from ..exchange.capping_file import ReleasedCap
@@ -94,7 +95,7 @@ def resolve_released(
         if len(cap.vector_D) != d_model or not 0 <= cap.layer < n_layers:
             raise InputError(
                 f"{source} caps layer {cap.layer} with a vector of {len(cap.vector_D)} numbers, and the model has "
-                f"{n_layers} layers x {d_model}.",
+                f"{count_of(n_layers, 'layer')} x {d_model}.",
                 code="other_width",
                 field=f"{prefix}axis",
                 hint="Name the capping file of the model that the job runs.",
@@ -123,7 +124,7 @@ def _layers(setting: EditSetting, axis: AxisSource, n_layers: int, prefix: str) 
     beyond = [layer for layer in layers if layer >= n_layers]
     if beyond:
         raise InputError(
-            f"{setting.layers!r} is outside of the model, which has {n_layers} layers.",
+            f"{setting.layers!r} is outside of the model, which has {count_of(n_layers, 'layer')}.",
             code="no_such_layer",
             field=f"{prefix}layers",
             hint=f"Layers are counted from 0 to {n_layers - 1}, and the end of a range is not included.",

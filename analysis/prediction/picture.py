@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...jobs.wording import count_of
 from ..plotting import QUIET, STYLE, caption, require_matplotlib, save_picture
 from ..watching.picture import LINES
 from .clusters import Cluster
@@ -96,14 +97,15 @@ def _clusters(ax: Axes, results: PredictionResults) -> None:
 
 def _label(cluster: Cluster) -> str:
     text = textwrap.shorten(cluster.typical[0], 84, placeholder=" ...") or cluster.typical[0][:84]
-    return "\n".join(
-        [*textwrap.wrap(text, 44), f"({cluster.num_messages} messages of {cluster.num_conversations} conversations)"]
-    )
+    messages = count_of(cluster.num_messages, "message")
+    within = count_of(cluster.num_conversations, "conversation")
+    return "\n".join([*textwrap.wrap(text, 44), f"({messages} of {within})"])
 
 
 def _words(results: PredictionResults) -> list[str]:
     found = results.projection
-    replies = f"{found.num_replies} replies of {found.num_conversations} conversations"
+    replies = count_of(found.num_replies, "reply", "replies")
+    replies += f" of {count_of(found.num_conversations, 'conversation')}"
     said = [f"Left: {replies}; embeddings of {results.embedder}."]
     if results.clusters:
         said.append(

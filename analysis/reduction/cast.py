@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...jobs.errors import InputError
+from ...jobs.judging.outcomes import JUDGED_KINDS
 from ...jobs.personas import DEFAULT_PERSONA
-from ..classes import ALL, FULLY, PASSING_PAIRS, SOMEWHAT, TRAIT_SCORES, at_least
+from ...jobs.wording import count_of
+from ..classes import ALL, FULLY, PASSING_PAIRS, SOMEWHAT, TRAIT_SCORES, UNSCORED, at_least
 from .rollouts import KINDS, Persona
 from .settings import Settings
 
@@ -96,6 +98,26 @@ class Cast:
         return tuple(found)
 
     @cached_property
+    def traits_left_out(self) -> dict[str, int]:
+        """Traits whose pairs were scored and that have too few that pass, each with the number of these."""
+        if self.trait_kind == "pos_neg":
+            return {}
+        shown = {name: self.trait(name)[0] for name in self.all_traits if name not in self.traits}
+        return {name: pos.count_in(PASSING_PAIRS) for name, pos in shown.items() if pos is not None}
+
+    @cached_property
+    def scored(self) -> dict[str, list[int]]:
+        """By kind that is judged, how many rollouts are scored, and how many there are; empty without a judge."""
+        if self.settings.judge is None:
+            return {}
+        judged = {kind: [p for p in self.personas if p.kind == kind] for kind in JUDGED_KINDS}
+        return {
+            kind: [sum(p.count - p.count_in({UNSCORED}) for p in of_kind), sum(p.count for p in of_kind)]
+            for kind, of_kind in judged.items()
+            if of_kind
+        }
+
+    @cached_property
     def _by_address(self) -> dict[tuple[str, str, str], Persona]:
         return {persona.address: persona for persona in self.personas}
 
@@ -121,11 +143,11 @@ def require_roles(cast: Cast) -> None:
             hint="Choose a lower --min-score, another --judge, or --judge none, which ignores scores.",
         )
     raise InputError(
-        f"no role has {cast.settings.min_count} rollouts{counted}".rstrip()
-        + f"; the most that one has is {counts[0]}.",
+        f"no role has {cast.settings.min_count} rollouts{counted}; the most that one has is {counts[0]}.",
         code="too_few_rollouts",
         field="min_count",
-        hint=_alternatives(counts) + (" Or use --judge none, which ignores scores." if cast.settings.judge else ""),
+        hint=_alternatives(counts, cast.settings.min_count)
+        + (" Or use --judge none, which ignores scores." if cast.settings.judge else ""),
     )
 
 
@@ -133,18 +155,29 @@ def left_out_note(cast: Cast) -> str:
     """Say which roles have no vector because too few of their rollouts count; empty if none is left out."""
     if not cast.roles_left_out:
         return ""
+    settings = cast.settings
     counts = sorted((role.count_in(cast.counted) for role in cast.all_roles), reverse=True)
-    return (
-        f"Warning: {len(cast.roles)} of {len(cast.all_roles)} roles have {cast.settings.min_count} rollouts "
-        f"{cast.settings.role_filter} by {cast.settings.judge}; the others have no vector. {_alternatives(counts)}"
-    )
+    counted = f" {settings.role_filter} by {settings.judge}" if settings.judge is not None else ""
+    missing = f"{len(cast.roles_left_out)} of {count_of(len(cast.all_roles), 'role')} without a vector"
+    needed = f"each needs {count_of(settings.min_count, 'rollout')}{counted}"
+    return f"Warning: {missing}; {needed}. {_alternatives(counts, settings.min_count)}".rstrip()
 
 
-def _alternatives(counts: Sequence[int]) -> str:
-    """Say how many roles would have a vector with which ``min_count``, from the counts in decreasing order."""
+def _alternatives(counts: Sequence[int], least: int) -> str:
+    """Say how many roles would have a vector with which lower ``min_count``; empty where none gives more of them.
+
+    Args:
+        counts: How many rollouts of each role count, in decreasing order.
+        least: The ``min_count`` that was asked for.
+    """
     # The count that keeps three quarters of the roles that have any, and the one that keeps enough for PCA.
     present = [count for count in counts if count]
     places = {max(len(present) * 3 // 4, 1), min(len(present), _MIN_ROLES_SHOWN)}
-    offers = {present[place - 1]: sum(count >= present[place - 1] for count in present) for place in places}
-    told = [f"--min-count {least} gives {number} of {len(counts)} roles" for least, number in sorted(offers.items())]
-    return f"{', '.join(told)}."
+    # One that is as high as what was asked for, or higher, gives no role more.
+    lower = [count for count in present if count < least]
+    offered = {present[place - 1] for place in places} & set(lower) or set(lower[:1])
+    told = [
+        f"--min-count {offer} gives {sum(count >= offer for count in present)} of {count_of(len(counts), 'role')}"
+        for offer in sorted(offered)
+    ]
+    return f"{', '.join(told)}." if told else ""

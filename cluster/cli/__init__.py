@@ -39,6 +39,7 @@ from .stores import (
     verify,
 )
 from .studies import drift, harm, lm_eval, pareto, predict, trajectories
+from .typed_names import name_what_was_typed
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,6 +89,7 @@ for _command in (
 ):
     cli.add_command(_command)
 refuse_blank_values(cli)
+name_what_was_typed(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -121,12 +121,17 @@ def _not_blank(context: click.Context, parameter: click.Parameter, value: Any) -
     is_given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
     texts = value if isinstance(value, tuple) else (value,)
     if is_given and any(isinstance(text, str) and not text.strip() for text in texts):
-        is_option = isinstance(parameter, click.Option)
-        name = parameter.opts[0] if is_option else (parameter.metavar or (parameter.name or "").upper())
         raise InputError(
-            "is blank.", code="blank_value", field=name.strip("[]."), hint="Give it a value. Is a variable not set?"
+            "is blank.", code="blank_value", field=name_of(parameter), hint="Give it a value. Is a variable not set?"
         )
     return value
+
+
+def name_of(parameter: click.Parameter) -> str:
+    """Return the name of an option or argument as it is typed, or as the help shows it."""
+    if isinstance(parameter, click.Option):
+        return parameter.opts[0]
+    return (parameter.metavar or (parameter.name or "").upper()).strip("[].")
 
 
 def is_store(target: str) -> bool:

@@ -23,7 +23,9 @@ def print_summary(found: Summary) -> None:
             )
             lines.insert(0, _line(default, found))
         far = [_line(role, found) for role in reversed(found.far_end)]
-        lines += [["..."] + [""] * (len(lines[0]) - 1), *far] if far else []
+        is_elided = len(found.assistant_end) + len(far) < len(found.roles)
+        lines += [["..."] + [""] * (len(lines[0]) - 1)] if is_elided else []
+        lines += far
         columns += ["95 % interval"] if _has_intervals(found) else []
         columns += ["n"] if _has_counts(found) else []
         title = f"The Assistant Axis at layer {found.layer} (higher is nearer the Assistant; zero has no meaning)"

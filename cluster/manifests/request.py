@@ -15,6 +15,7 @@ from ...jobs.sizing.estimate import Estimate
 from ...jobs.specs.spec import JobSpec
 from ...jobs.specs.spec_parts import BUILTIN_TEMPLATE_SCHEME, PACKAGE_SCHEME
 from ...jobs.version import __version__
+from ...jobs.wording import count_of
 
 DEFAULT_IMAGE = f"persona-atlas:{__version__}"
 """Name of the image that our Dockerfile builds; a cluster needs it in a registry that it can reach."""
@@ -105,7 +106,7 @@ class ClusterRequest:
         asked = self.spec.placement.replicas
         if asked is not None and self.gpus_min > asked * size:
             raise InputError(
-                f"brings up {self.gpus_min} GPUs at least, but the {asked} replicas of the job use {asked * size}.",
+                f"brings up {count_of(self.gpus_min, 'GPU')} at least, but the job uses {asked * size}.",
                 code="idle_gpus",
                 field="--gpus-max" if self.gpus_min == self.gpus_max else "--gpus-min",
                 hint=f"Ask for {asked * size}, or for more replicas: --set placement.replicas={self.gpus_min // size}.",

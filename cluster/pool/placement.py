@@ -146,7 +146,8 @@ def place(asked: PlacementSpec, resources: Resources, *, may_grow: bool = False)
     threads = own_threads or max(least_threads, cores)
     if threads * parts > resources.num_cpus:
         raise InputError(
-            f"{replicas} replicas of {threads * nodes} threads need {threads * parts} cores; "
+            f"{count_of(replicas, 'replica')} of {count_of(threads * nodes, 'thread')} would take "
+            f"{count_of(threads * parts, 'core')}; "
             f"there are {resources.num_cpus}.",
             code="too_many_threads",
             field="placement.threads" if asked.threads else "placement.replicas",

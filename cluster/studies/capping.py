@@ -7,7 +7,7 @@ import numpy as np
 from ...analysis.axis_source import open_axis
 from ...analysis.exchange.capping_file import experiment_of
 from ...analysis.exchange.released_files import released_settings, settings_bytes
-from ...analysis.exchange.torch_file import load_plain
+from ...analysis.exchange.torch_file import CAPPING_SETTINGS, load_plain
 from ...analysis.intervening.resolve import resolve_released
 from ...jobs.errors import InputError
 from ...jobs.files.store_url import is_s3
@@ -64,7 +64,7 @@ def capping_content(spec: ParetoSpec, one: PreparedSetting) -> bytes:
     setting = next((found for found in made if found.label == cap.percentile), None)
     content = None if setting is None else settings_bytes(axis.reduction, [setting])
     if content is not None:
-        caps = experiment_of(load_plain(content, _FILE), cap.name, _FILE)
+        caps = experiment_of(load_plain(content, _FILE, CAPPING_SETTINGS), cap.name, _FILE)
         again = resolve_released(caps, facts.n_layers, facts.d_model, source=_FILE)
         pairs = zip(again.edits, edits.intervention.edits, strict=True)
         if all(_is_same(ours, theirs) for ours, theirs in pairs):

@@ -136,7 +136,8 @@ def _refuse_too_few_gpus(info: ClusterInfo, spec: JobSpec) -> None:
     most = max(info.gpus_by_node)
     over = nodes_of_replica(placement.tensor_parallel, placement.pipeline_parallel, most) or 1
     wider = "pipeline_parallel" if placement.pipeline_parallel > 1 else "tensor_parallel"
-    takes = f"{size} GPUs of one node" if over == 1 else f"{size // over} GPUs of each of {over} nodes"
+    where = "one node" if over == 1 else f"each of {over} nodes"
+    takes = f"{count_of(size // over, 'GPU')} of {where}"
     raise InputError(
         f"a replica takes {takes}, so the cluster's nodes ({has} GPUs) hold "
         f"{count_of(places, 'replica')}, and the job asks for {asked}.",

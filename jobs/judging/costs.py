@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ..errors import InputError
@@ -46,7 +47,8 @@ class CostEstimate:
             token counts of the responses.
         reply_tokens: Tokens of the replies.
         usd: Price in US dollars; None without prices.
-        seconds: Time in seconds, at a second a request; None for a model that this process runs.
+        seconds: Time in seconds, at a second a request and with as many under way as may be; at least one second where
+            there is anything to judge. None for a model that this process runs, whose pace is this machine's.
     """
 
     rollouts: int
@@ -75,7 +77,9 @@ def estimate_cost(
     reply_tokens = rollouts * REPLY_TOKENS
     seconds = None
     if concurrency:
-        seconds = max(rollouts * ASSUMED_REQUEST_S / concurrency, rollouts / requests_per_s if requests_per_s else 0.0)
+        # The last requests take as long as the first, however few are under way with them.
+        at_a_time = math.ceil(rollouts / concurrency) * ASSUMED_REQUEST_S
+        seconds = max(at_a_time, math.ceil(rollouts / requests_per_s) if requests_per_s else 0.0)
     usd = prices.usd(prompt_tokens, reply_tokens) if prices else None
     return CostEstimate(rollouts, prompt_tokens, reply_tokens, usd, seconds)
 

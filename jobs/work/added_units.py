@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..personas import Kind, Polarity
+from ..wording import count_of
 from .addresses import RolloutAddress
 from .units import WorkUnit
 
@@ -126,7 +127,7 @@ def _of_conversations(prefix: str, design: Design, rows: Sequence[Row], room: Bl
 
 
 def _refused(rows: Sequence[Row], tokens: int, room: BlockRoom) -> InputError:
-    what = f"{len(rows)} messages of the assistant, and a row block of this run holds {room.rows}"
+    what = f"{count_of(len(rows), 'message')} of the assistant, and a row block of this run holds {room.rows}"
     if len(rows) <= room.rows:
         what = f"up to {tokens:,} tokens in its responses, and a row block of this run holds {room.tokens:,}"
     return InputError(

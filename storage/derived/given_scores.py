@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ...jobs.errors import InputError
 from ...jobs.judging.outcomes import SCALES, WhyUnscored, is_on_scale
 from ...jobs.personas import Kind
+
+_LISTED = 10
+"""Wrong scores that are named."""
 
 
 class ScorePlace(NamedTuple):
@@ -89,6 +94,35 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenSc
             hint="Roles and the default have scores from 0 to 3, traits from 0 to 100.",
         )
     return GivenScore(place, float(value))
+
+
+def refuse_faults(faults: Sequence[InputError], source: str) -> None:
+    """Refuse scores of which some are wrong, with all that is wrong with them in one error.
+
+    Args:
+        faults: What is wrong with single scores, each with the file of it.
+        source: The file or directory that was read.
+
+    Raises:
+        InputError: There are faults: it names the first ten, and how many there are.
+    """
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise faults[0]
+    listed = [_fault_text(fault, source) for fault in faults[:_LISTED]]
+    more = f"; and {len(faults) - _LISTED:,} more" if len(faults) > _LISTED else ""
+    raise InputError(
+        f"{len(faults):,} scores are wrong: {'; '.join(listed)}{more}. Nothing is imported.",
+        code=faults[0].code,
+        file=source,
+        hint=faults[0].hint,
+    )
+
+
+def _fault_text(fault: InputError, source: str) -> str:
+    text = fault.message.rstrip(".")
+    return text if fault.file in (None, source) else f"{PurePath(fault.file).name}: {text}"
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from ...jobs.errors import InputError
 from ...jobs.files.text_files import read_text
 from ...jobs.personas import DEFAULT_PERSONA, Kind
-from .given_scores import GivenScore, ScorePlace, given_score
+from .given_scores import GivenScore, ScorePlace, given_score, refuse_faults
 
 _KEY = re.compile(r"(pos|neg|default)_p(\d{1,9})_q(\d{1,9})")
 _HINT = 'A file is a persona, as pirate.json: {"pos_p0_q0": 3, "pos_p0_q1": 1}.'
@@ -28,20 +28,25 @@ def read_released_scores(directory: Path, traits_only: Collection[str] = ()) -> 
         The scores. Their keys name no sample, so each stands for the only rollout of its prompt and question.
 
     Raises:
-        InputError: There is no such file, or one is not in this layout; names the file and the key.
+        InputError: There is no such file, or one is not in this layout; names the files and the keys.
     """
     files = sorted(path for path in directory.glob("*.json") if not path.name.startswith("."))
     if not files:
         raise InputError("holds no .json file of scores.", code="no_scores", file=str(directory), hint=_HINT)
     scores: dict[ScorePlace, GivenScore] = {}
+    faults: list[InputError] = []
     for path in files:
         given = _parse(path)
         is_trait = path.stem in traits_only or any(key.startswith("neg") for key in given)
         for key, score in given.items():
-            place = _place(path, key, is_trait=is_trait)
-            if place in scores:
-                raise InputError(f"gives {key} a second time.", code="bad_scores", file=str(path), hint=_HINT)
-            scores[place] = given_score(place, score, key, str(path))
+            try:
+                place = _place(path, key, is_trait=is_trait)
+                if place in scores:
+                    raise InputError(f"gives {key} a second time.", code="bad_scores", file=str(path), hint=_HINT)
+                scores[place] = given_score(place, score, key, str(path))
+            except InputError as fault:
+                faults.append(fault)
+    refuse_faults(faults, str(directory))
     return list(scores.values())
 
 

@@ -17,7 +17,7 @@ from ...jobs.judging.outcomes import SCALES
 from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.personas import Kind
 from ..format.parquet import from_parquet
-from .given_scores import GivenScore, ScorePlace, given_score
+from .given_scores import GivenScore, ScorePlace, given_score, refuse_faults
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
@@ -36,18 +36,23 @@ def read_score_table(path: Path) -> list[GivenScore]:
 
     Raises:
         InputError: The file cannot be read, a column is missing, a value is wrong, or a rollout is listed twice; names
-            the line.
+            the lines.
     """
     scores: dict[ScorePlace, GivenScore] = {}
+    faults: list[InputError] = []
     for number, line in _lines(path):
         where = f"line {number}"
         missing = [name for name in _REQUIRED if name not in line]
         if missing:
             raise InputError(f"{where} has no {', '.join(missing)}.", code="bad_scores", file=str(path), hint=_HINT)
-        place = _place(line, where, path)
-        if place in scores:
-            raise InputError(f"{where} lists {place} again.", code="bad_scores", file=str(path), hint=_HINT)
-        scores[place] = given_score(place, _number(line["score"]), where, str(path))
+        try:
+            place = _place(line, where, path)
+            if place in scores:
+                raise InputError(f"{where} lists {place} again.", code="bad_scores", file=str(path), hint=_HINT)
+            scores[place] = given_score(place, _number(line["score"]), where, str(path))
+        except InputError as fault:
+            faults.append(fault)
+    refuse_faults(faults, str(path))
     if not scores:
         raise InputError("holds no score.", code="no_scores", file=str(path), hint=_HINT)
     return list(scores.values())

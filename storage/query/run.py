@@ -32,7 +32,7 @@ from ..run.run_store import read_run_record
 from .activations import Activations, Completeness
 from .query import Query, nearest_layer
 from .reader import ActivationReader
-from .selection import SCORE_FILTERS, Filters, Layers, select, unknown_personas, wants_scores
+from .selection import SCORE_FILTERS, Filters, Layers, select, unknown_personas, wants_scores, without_a_score_in_range
 
 if TYPE_CHECKING:
     import xarray
@@ -339,6 +339,8 @@ class Run:
         notes = [] if num_found else ["No rollout matches.", *_why_without_vector(matching)]
         unknown = unknown_personas(self.index, filters.get("persona"))
         notes += [unknown] if unknown else []
+        unscored = without_a_score_in_range(self.index, filters, matching)
+        notes += [unscored] if unscored else []
         if notes and not self.completeness.is_complete:
             notes.append(f"The run has {self.completeness} so far.")
         return " ".join(notes)

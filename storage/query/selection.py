@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 
 from ...jobs.errors import InputError, closest
 from ...jobs.files.names import names_matching
+from ...jobs.judging.outcomes import JUDGED_KINDS
+from ...jobs.wording import count_of
 
 Names = str | Sequence[str] | None
 Indices = SupportsIndex | Iterable[SupportsIndex] | None
@@ -99,10 +101,15 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
             # A number that the column cannot hold matches nothing, and Arrow could not compare it.
             held = [number for number in wanted if 0 <= number < 2**63]
             index = index.filter(pc.field(column).isin(pa.array(held, pa.int64())))
-    for column, least, most in (
-        ("num_content_tokens", filters.get("min_tokens"), filters.get("max_tokens")),
-        ("score", filters.get("min_score"), filters.get("max_score")),
-    ):
+    for column, bounds in (("num_content_tokens", ("min_tokens", "max_tokens")), ("score", ("min_score", "max_score"))):
+        least, most = filters.get(bounds[0]), filters.get(bounds[1])
+        if least is not None and most is not None and least > most:
+            raise InputError(
+                f"is {least:g}, and the maximum is {most:g}: nothing can match.",
+                code="bounds_in_wrong_order",
+                field=bounds[0],
+                hint="Swap the two bounds.",
+            )
         # Arrow compares null to null, and a filter drops null: a rollout without a score is in no range of scores. Of
         # the default every rollout counts, whatever an imported file says of it.
         spared = pc.field("kind") == "default" if column == "score" else pc.scalar(False)
@@ -123,6 +130,28 @@ def _bound(value: float, column: str) -> float:
             hint="Leave it out, or give a number.",
         )
     return max(-(2**63), min(value, 2**63 - 1)) if isinstance(value, int) else value
+
+
+def without_a_score_in_range(index: pa.Table, filters: Filters, matching: pa.Table) -> str:
+    """Say that bounds of scores leave out every role and trait; empty where they do not, or none was asked for.
+
+    Args:
+        index: All lines of the index.
+        filters: The filters.
+        matching: The lines that match them. Those of the default match any bounds.
+    """
+    if filters.get("min_score") is None and filters.get("max_score") is None:
+        return ""
+    if matching.filter(pc.field("kind") != "default").num_rows:
+        return ""
+    unbounded = filters.copy()
+    unbounded["min_score"] = unbounded["max_score"] = None
+    scorable = select(index, unbounded).filter(pc.field("kind").isin(JUDGED_KINDS)).num_rows
+    if not scorable:
+        return ""
+    rollouts = count_of(scorable, "rollout")
+    among = f"Of {rollouts} of roles and traits that match otherwise, none has a score in the range"
+    return f"{among}; rollouts of the default match any." if matching.num_rows else f"{among}."
 
 
 def unknown_personas(index: pa.Table, personas: Names) -> str:
@@ -185,7 +214,7 @@ def layer_positions(asked: Layers, captured: Sequence[int], n_layers: int) -> li
             f"layer {missing[0]} was not captured." if missing else f"{asked!r} names no layer.",
             code="no_such_layer",
             field="layer",
-            hint=f"The run holds {len(captured)} layers: {span}.",
+            hint=f"The run holds {count_of(len(captured), 'layer')}: {span}.",
         )
     return [list(captured).index(layer) for layer in wanted]
 

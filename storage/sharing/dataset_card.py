@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...jobs.wording import count_of
 from ..query.run import Run
 from ..query.vectors import Vectors, VectorSet
 from .objects import Share
@@ -18,7 +19,7 @@ def dataset_card(vectors: Vectors, url: str, share: Share) -> str:
         share: What of the store is shared.
     """
     reduction = vectors.reduction
-    contents = [f"- model: `{vectors.model_name}` ({vectors.n_layers} layers x {vectors.d_model})"]
+    contents = [f"- model: `{vectors.model_name}` ({count_of(vectors.n_layers, 'layer')} x {vectors.d_model})"]
     if isinstance(vectors, Run):
         contents.append(f"- rollouts: {vectors.index.num_rows:,} ({vectors.completeness})")
         contents.append(
@@ -29,7 +30,8 @@ def dataset_card(vectors: Vectors, url: str, share: Share) -> str:
     if isinstance(vectors, VectorSet):
         contents.append(f"- imported from: {vectors.record.source}")
     if reduction is not None:
-        contents.append(f"- vectors: {len(reduction.role_names)} roles, {len(reduction.trait_names)} traits")
+        roles, traits = count_of(len(reduction.role_names), "role"), count_of(len(reduction.trait_names), "trait")
+        contents.append(f"- vectors: {roles}, {traits}")
         contents.append(f"- layers: {', '.join(map(str, reduction.layers))}")
         contents.append(f"- rollouts that count: {reduction.facts.get('rollout_filter', 'all')}")
         contents.append("- the Assistant Axis points toward the Assistant; thresholds are in both signs, and say which")

@@ -140,7 +140,7 @@ def verify_run(
     found.units_done = len(names)
     if planned is not None:
         if len(planned) != record.num_units:
-            message = f"it says {record.num_units} units, the list of them has {len(planned)}."
+            message = f"it says {count_of(record.num_units, 'unit')}, the list of them has {len(planned)}."
             found.problems.append(Problem("damage", "wrong_count", layout.RUN_RECORD, message))
         found.missing = tuple(unit_id for unit_id in planned if unit_id not in set(names))
     check = UnitCheck(location, record, planned, quick=quick)
@@ -292,7 +292,10 @@ def _index(
     lacking = len(set(expected["row_block"].to_pylist()) - set(blocks.to_pylist()))
     if lacking:
         yield Problem(
-            "lag", "stale_index", layout.CHUNKS, f"it lacks {lacking} units; readers read their commit records."
+            "lag",
+            "stale_index",
+            layout.CHUNKS,
+            f"it lacks {count_of(lacking, 'unit')}; readers read their commit records.",
         )
 
 

@@ -213,6 +213,13 @@ def test_what_else_differs_is_said():
     assert len(notes) == 3
 
 
+@pytest.mark.parametrize(("num_roles", "is_warned"), [(3, True), (9, True), (10, False)])
+def test_correlations_over_few_roles_are_warned_of(num_roles: int, is_warned: bool):
+    few = WORLD.roles[:num_roles]
+    notes = compare(side(ROLES_PLD[:num_roles], DEFAULT_LD, few), side(ROLES_PLD[:num_roles], DEFAULT_LD, few)).notes
+    assert any(note.startswith(f"Only {num_roles} roles are common") for note in notes) == is_warned
+
+
 @pytest.mark.parametrize(
     ("b", "layer", "code"),
     [
@@ -265,6 +272,8 @@ def test_the_command_compares_two_judges_of_one_store(judged: tuple[Run, str, st
     printed = CliRunner().invoke(cli, arguments[:-1], catch_exceptions=False, standalone_mode=False).stdout
     for told in (
         "3 common roles",
+        "over 3 roles",
+        "Only 3 roles are common",
         "cosine of the axes",
         "cosine of role vectors",
         "overlap of the first components",

@@ -446,4 +446,4 @@ def test_personas_that_never_answered_are_named(tmp_path: Path):
     assert reduction.without_vector == {"role": ["poet"], "trait": ["anxious"]}
     assert reduction.role_names == ("pirate", "teacher")
     assert "poet" in " ".join(summarise(run, reduction).notes)
-    assert "every response was empty (role): poet" in render_report(run, reduction)
+    assert "1 role has no vector, because every response is empty: poet." in render_report(run, reduction)

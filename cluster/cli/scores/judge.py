@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from ....jobs.judging.costs import CostEstimate
+from ....jobs.judging.costs import ASSUMED_REQUEST_S, CostEstimate
 from ....jobs.judging.outcomes import JUDGED_KINDS
 from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
@@ -69,8 +69,16 @@ def _estimate_text(settings: JudgeSettings, estimated: CostEstimate) -> str:
     if not estimated.rollouts:
         return f"The judge {settings.name!r} has nothing left to score."
     money = f"; {estimated.usd:.2f} USD" if estimated.usd is not None else ""
-    time = f"; {span(estimated.seconds)} at a second a request" if estimated.seconds is not None else ""
+    time = _time_text(settings, estimated)
     return (
         f"The judge {settings.name!r} has {count_of(estimated.rollouts, 'rollout')} to score: about "
-        f"{estimated.prompt_tokens:,} tokens in and {estimated.reply_tokens:,} out{money}{time}."
+        f"{estimated.prompt_tokens:,} tokens in and {estimated.reply_tokens:,} out{money}; {time}."
     )
+
+
+def _time_text(settings: JudgeSettings, estimated: CostEstimate) -> str:
+    if estimated.seconds is None or settings.server is None:
+        return "the time on this machine is not estimated: try --persona with one name first"
+    limit = "" if settings.requests_per_s is None else f", {settings.requests_per_s:g} a second at most"
+    at_a_time = f"{settings.server.concurrency} under way at a time{limit}"
+    return f"about {span(estimated.seconds)}, if a request takes {span(ASSUMED_REQUEST_S)}, with {at_a_time}"

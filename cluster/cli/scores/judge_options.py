@@ -245,7 +245,7 @@ def print_judging(name: str, done: Judging, what: str = "score") -> None:
     """
     unscored = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in done.unscored.items())
     output.text(
-        f"{done.scored:,} rollouts have a {what} of the judge {name!r} now"
+        f"{count_of(done.scored, 'rollout')} {'has' if done.scored == 1 else 'have'} a {what} of the judge {name!r} now"
         + (f"; without a {what}: {unscored}" if unscored else "")
         + (f"; {done.judged_before:,} were judged before" if done.judged_before else "")
         + f". {done.prompt_tokens:,} tokens in, {done.reply_tokens:,} out"

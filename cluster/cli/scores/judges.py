@@ -8,6 +8,7 @@ from ....analysis.agreement import BINS, Agreement
 from ....analysis.judge_overview import JudgeOverview, PairOverview, judge_overviews, pair_overviews
 from ....jobs.personas import Kind
 from ....jobs.specs.store_spec import S3Access
+from ....jobs.wording import count_of
 from ....storage.query.run import open_run
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument
@@ -59,7 +60,7 @@ def _print_pair(pair: PairOverview) -> None:
         output.text(f"{first} and {second} have scored no rollout in common.")
     for kind, found in pair.by_kind.items():
         output.text(
-            f"{first} and {second}, {found.rollouts:,} {kind} rollouts in common: weighted kappa "
+            f"{first} and {second}, {count_of(found.rollouts, f'{kind} rollout')} in common: weighted kappa "
             f"{_number(found.weighted_kappa)}, correlation {_number(found.correlation)}, mean absolute difference "
             f"{_number(found.mean_absolute_difference)}"
         )

@@ -8,6 +8,7 @@ import click
 
 from ....jobs.files.user_paths import local_path
 from ....jobs.specs.store_spec import S3Access
+from ....jobs.wording import count_of
 from ....storage.derived.score_imports import IMPORTED_JUDGE, import_scores
 from ....storage.query.run import open_run
 from ....storage.run.commits import now_iso
@@ -43,8 +44,8 @@ def import_command(
         output.document({"judge": judge} | asdict(found))
         return
     output.text(
-        f"{found.scored:,} rollouts have a score of the judge {judge!r} from these files, {found.unscored:,} are "
-        f"listed without one, {found.not_listed:,} rollouts of the run are not listed."
+        f"Scores of the judge {judge!r} from these files: {count_of(found.scored, 'rollout')}; listed without one: "
+        f"{found.unscored:,}; not listed: {found.not_listed:,} of the run's."
     )
     if found.replaced:
         output.text(f"{found.replaced:,} of them had been scored under that name before.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from ....analysis.comparison.compare import compare as compare_sides
@@ -67,15 +69,17 @@ def compare(
 
 
 def _print(found: Comparison) -> None:
-    at = found.at
+    at, num_roles = found.at, len(found.roles)
+    of_roles = count_of(num_roles, "role")
+    of_pairs = f"{count_of(math.comb(num_roles, 2), 'pair')} of {of_roles}"
     output.table(
-        f"Layer {at.layer_a} of A and layer {at.layer_b} of B, {count_of(len(found.roles), 'common role')}",
+        f"Layer {at.layer_a} of A and layer {at.layer_b} of B, {count_of(num_roles, 'common role')}",
         ["", ""],
         [
             ["cosine of the axes", _number(at.axis_cosine)],
-            ["correlation of projections", _number(at.projection_correlation)],
-            ["correlation of first components", _number(at.pc1_correlation)],
-            ["correlation of similarities of roles", _number(at.similarity_correlation)],
+            ["correlation of projections", _correlation(at.projection_correlation, of_roles)],
+            ["correlation of first components", _correlation(at.pc1_correlation, of_roles)],
+            ["correlation of similarities of roles", _correlation(at.similarity_correlation, of_pairs)],
             *([["cosine of role vectors, mean and least", _cosines(at)]] if at.role_cosine is not None else []),
             *([["overlap of the first components", _overlap(at)]] if at.subspace_overlap is not None else []),
             *([["default, in z-scores of the roles", _pair(*found.default_z)]] if found.default_z else []),
@@ -85,7 +89,7 @@ def _print(found: Comparison) -> None:
     )
     if found.components:
         output.table(
-            "Components of A and their partners in B, by how they order the roles",
+            f"Components of A and their partners in B, by how they order the roles (correlations over {of_roles})",
             ["A", "B", "correlation", "sign", "cosine"],
             [
                 [
@@ -105,7 +109,7 @@ def _print(found: Comparison) -> None:
             [[m.role, f"{m.z_a:+.2f}", f"{m.z_b:+.2f}", f"{m.change:+.2f}"] for m in found.moved[:_MOVED_SHOWN]],
         )
     output.table(
-        "By layer",
+        f"By layer (r over {of_roles}; of similarities over {of_pairs})",
         ["A", "B", "cosine of axes", "of PC1", "of roles", "r of projections", "r of PC1", "r of similarities"],
         [
             [
@@ -143,6 +147,10 @@ def _overlap(at: ComparedLayer) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3f}"
+
+
+def _correlation(value: float | None, over: str) -> str:
+    return "-" if value is None else f"{_number(value)} over {over}"
 
 
 def _pair(a: float, b: float) -> str:

@@ -7,6 +7,7 @@ import click
 from ....analysis.exchange.read_directory import import_directory
 from ....jobs.files.user_paths import local_path
 from ....jobs.specs.store_spec import S3Access
+from ....jobs.wording import count_of
 from ....storage.locations.location import open_location
 from .. import output
 from ..options import access_options, endpoint_option, json_option, store_argument
@@ -44,8 +45,8 @@ def import_vectors(
         )
         return
     output.text(
-        f"Imported {len(record.files):,} files of {record.model} ({record.n_layers} layers x {record.d_model}) to "
-        f"{location.url}"
+        f"Imported {count_of(len(record.files), 'file')} of {record.model} ({count_of(record.n_layers, 'layer')} x "
+        f"{record.d_model}) to {location.url}"
     )
     for note in record.notes:
         output.text(note)

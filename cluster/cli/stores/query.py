@@ -105,12 +105,12 @@ def query(
         "files": [str(path) for path in written],
         "note": found.note or None,
     }
+    if found.note:
+        output.progress().say(found.note)
     if as_json:
         output.document(document)
         return
     output.text(f"{shape} float32, {output.size(4 * math.prod(shape))}, from {found.completeness}")
-    if found.note:
-        output.text(found.note)
     if out and not written:
         output.text("Nothing was written.")
     for path in written:
@@ -118,8 +118,16 @@ def query(
     if not out and shape[0]:
         place = ["conversation_index", "turn_index"] if run.record.of_conversations else ["polarity", "sample_index"]
         columns = ["kind", "persona", "prompt_index", "question_index", *place, "num_content_tokens"]
-        lines = [[str(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
+        columns += ["score"] if "score" in found.rollouts.column_names else []
+        lines = [[_cell(line[c]) for c in columns] for line in found.rollouts.slice(0, 10).to_pylist()]
         title = (
             f"First {len(lines)} of {count_of(found.rollouts.num_rows, 'rollout')}; --out FILE writes the activations"
         )
         output.table(title, [c.removesuffix("_index").removeprefix("num_").replace("_", " ") for c in columns], lines)
+
+
+def _cell(value: Any) -> str:
+    """Format a value of a line; a rollout that no judge has scored has none."""
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

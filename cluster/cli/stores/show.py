@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
+from ....analysis.summary import notes_of
+from ....jobs.errors import StoreError
 from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
 from ....jobs.work.rollouts import served_text
-from ....storage.derived.reductions import current_reduction_id
+from ....storage.derived.reductions import current_reduction_id, read_current_reduction
 from ....storage.query.run import Run
 from ....storage.query.vectors import VectorSet, open_vectors
 from ....storage.run.lease import live_driver
@@ -61,6 +63,8 @@ def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bo
             ["created", contents["created_at"]],
         ],
     )
+    for note in contents["notes"]:
+        output.text(note)
 
 
 def _show_vectors(vectors: VectorSet, as_json: bool) -> None:
@@ -148,7 +152,18 @@ def _contents(run: Run) -> dict[str, Any]:
         "edited": run.edited,
         "engine": record.engine,
         "versions": record.versions,
+        "notes": _notes(run),
     }
+
+
+def _notes(run: Run) -> list[str]:
+    """Say what the current reduction could not compute; none where there is no reduction."""
+    try:
+        reduction = read_current_reduction(run.location)
+    except StoreError as error:
+        # The rest of the store is as readable as before.
+        return [str(error)]
+    return [] if reduction is None else list(notes_of(reduction))
 
 
 def _num_conversations(run: Run) -> int | None:

@@ -148,7 +148,8 @@ def _draw(study: HarmStudy, results: HarmResults, path: Path) -> None:
     model = study.job.plan.spec.model.display_name
     judged = f", harm as judged by {results.judge}" if results.judge else ", not judged"
     notes = [
-        f"{shown.labelled} conversations with a label. Bars: Wilson intervals of 95 %, as if replies of a role were "
+        f"{count_of(shown.labelled, 'conversation')} with a label. Bars: Wilson intervals of 95 %, as if replies of a "
+        "role were "
         "independent.",
         _relation(shown.rollouts, "rollouts"),
         _relation(shown.roles, "roles"),

@@ -12,6 +12,7 @@ from ....jobs.errors import InputError
 from ....jobs.judging.rubrics import Rubric, load_rubric
 from ....jobs.machine_faults import refuse_machine_fault
 from ....jobs.specs.pareto_spec import load_pareto
+from ....jobs.wording import count_of
 from ...judging.judge_run import JudgeSettings
 from ...labelling.judge import judge_to_show, label_replies, record_to_keep
 from ...pool.session import ray_session
@@ -84,8 +85,9 @@ def pareto(
     shown = _judge(study, rubric, judge, judged_by.judge, may_lack=dry_run)
     missing = missing_tasks(study)
     progress.say(
-        f"{len(study.sweep.settings)} settings: {study.sweep.num_missing} of {study.sweep.num_units} units missing, "
-        f"{len(missing)} tasks to evaluate."
+        f"{count_of(len(study.sweep.settings), 'setting')}: {study.sweep.num_missing} of {study.sweep.num_units} units "
+        "missing, "
+        f"{count_of(len(missing), 'task')} to evaluate."
     )
     if dry_run:
         _show_plan(study, as_json=as_json)

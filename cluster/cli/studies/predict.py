@@ -14,6 +14,7 @@ from ....analysis.prediction.picture import write_picture
 from ....analysis.prediction.predict import PredictionResults, PredictionSettings
 from ....analysis.prediction.regression import Fit, Regression
 from ....jobs.specs.store_spec import S3Access
+from ....jobs.wording import count_of
 from ....storage.query.run import open_run
 from ...studies.prediction import PredictionStudy, study_prediction
 from .. import output
@@ -129,8 +130,9 @@ def _print(results: PredictionResults, picture: Path | None) -> None:
 
 
 def _print_regression(title: str, found: Regression) -> None:
+    replies = count_of(found.num_replies, "reply", "replies")
     output.table(
-        f"{title}, by the message before it: {found.num_replies} replies of {found.num_conversations} conversations",
+        f"{title}, by the message before it: {replies} of {count_of(found.num_conversations, 'conversation')}",
         ["predicted", "R^2", "95 %", "p", "training mean", "group mean", "held out"],
         [_fit(fit) for fit in found.fits],
     )

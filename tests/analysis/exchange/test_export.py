@@ -146,6 +146,19 @@ def test_some_layers_fit_in_safetensors_and_not_in_the_released_files(tmp_path: 
         assert json.loads(file.metadata()["layers"]) == [1, 3]
 
 
+def test_a_folder_inside_a_store_is_refused(refused: Refused, run: Run, tmp_path: Path):
+    inner = Path(run.url) / "analysis"
+    (tmp_path / "link").symlink_to(inner)
+    for out in (Path(run.url) / "out", inner / "out", tmp_path / "link" / "out"):
+        error = refused("export", run.url, out, "--format", "safetensors")
+        assert error["code"] == "inside_a_store"
+        assert run.url in error["error"]
+        assert not out.exists()
+    assert refused("export", run.url, run.url, "--format", "safetensors")["code"] == "not_empty"
+    (tmp_path / "run.json").write_text("{}")
+    export_vectors(run, tmp_path / "out", "safetensors")
+
+
 def test_what_was_not_computed_is_refused_by_name(refused: Refused, tmp_path: Path, planted: Planted):
     small_run(str(tmp_path / "unreduced"))
     out = tmp_path / "out"

@@ -166,9 +166,9 @@ def break_files(folder: Path, kind: str) -> str:
         ("no default", "missing_file", "default_vector.pt"),
         ("no roles", "missing_file", "role_vectors"),
         ("zero axis", "zero_axis", "layer 1"),
-        ("garbage", "unreadable_file", ""),
-        ("cut", "unreadable_file", ""),
-        ("empty", "unreadable_file", ""),
+        ("garbage", "unreadable_file", "is not a file of torch.save"),
+        ("cut", "unreadable_file", "or was cut short"),
+        ("empty", "unreadable_file", "is not a file of torch.save"),
         ("pickle", "unsafe_pickle", "run any code"),
         ("width", "other_shape", f"{LAYERS} layers x {WIDTH - 1}"),
         ("layers", "other_shape", f"{LAYERS - 1} layers x {WIDTH}"),
@@ -187,6 +187,8 @@ def test_a_wrong_file_is_named_and_nothing_is_written(
     assert error["code"] == code, error
     assert error["file"] == str(released / name)
     assert words in error["error"]
+    if code in ("unreadable_file", "unsafe_pickle"):
+        assert "Expected is one tensor of floating-point numbers (n_layers, d_model)" in error["hint"]
     assert not (tmp_path / "set").exists()
     assert not (tmp_path / "attacked").exists()
 

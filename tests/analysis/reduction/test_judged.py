@@ -74,7 +74,9 @@ def test_role_vectors_are_means_of_what_is_scored_3(judged: tuple[Run, Reduction
     assert found.facts["role_filter"] == found.facts["rollout_filter"] == "scored 3"
     assert (found.facts["judge"], found.facts["min_count"], found.facts["min_score"]) == ("strict", 2, 3)
     assert found.facts["roles_left_out"] == {"poet": 0}
-    assert "fewer than 2 of their rollouts are scored 3 (role): poet" in " ".join(summarise(run, found).notes)
+    assert "1 role has no vector, because fewer than 2 rollouts are scored 3: poet." in " ".join(
+        summarise(run, found).notes
+    )
 
 
 def test_means_by_score_have_counts_and_nan_where_there_is_none(judged: tuple[Run, Reduction, Reduction]):

@@ -114,6 +114,7 @@ def test_n_intervals_and_reliability_are_in_the_table_where_the_reduction_has_th
     assert "-1.00 to +2.00" in printed
     assert "+0.250" in printed
     assert "+0.500 to +0.750" in printed
+    assert "..." not in printed, "every role is shown"
     bare = dataclasses.replace(known, axis_split_half=None, axis_interval=None, role_projection_interval=None)
     print_summary(summarise(run, bare))
     printed = capsys.readouterr().out

@@ -38,7 +38,7 @@ def spec(tmp_path: Path, tiny_model_directory: Path) -> Path:
         ("store.url=/dev/null/run", "store.url", "/dev/null/run"),
         ("store.url=ftp://host/run", "store.url", "s3://"),
         ("model.source=./not-there", "model.source", "not-there"),
-        ("model.source=package://no_such_package/x.gguf", "model.source", "pip install"),
+        ("model.source=package://no_such_package/x.gguf", "model.source", "Check the name"),
         ("placement.batch_tokens=2000000000", "model.source", "GB of cpu memory"),
         ("placement.replicas=4096", "placement.replicas", "at most"),
         ("placement.device=cuda", "placement.device", "GPU"),

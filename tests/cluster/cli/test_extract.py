@@ -112,7 +112,7 @@ def test_conversations_of_every_length_are_what_plain_forward_passes_show(
     write_lines(source, talks[:-1])
     with pytest.raises(InputError) as caught:
         here(*extraction)
-    assert (caught.value.code, caught.value.field) == ("other_run", "conversations.source")
+    assert (caught.value.code, caught.value.field) == ("other_run", "--conversations")
 
 
 def test_the_released_pipelines_responses_are_reduced_to_roles_and_an_axis(

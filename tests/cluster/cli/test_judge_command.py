@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from persona_atlas.cluster.cli import main
 from persona_atlas.jobs.work.addresses import RolloutAddress
 from persona_atlas.storage.derived.scores import read_outcomes, scored_units
 from persona_atlas.storage.query.run import Run, open_run
@@ -116,6 +117,17 @@ def test_a_dry_run_sends_and_writes_nothing(answered: Answered, store: Path, ser
     texts = sum(len(body["messages"][-1]["content"].split()) for body in server.bodies)
     assert 0.9 < estimate["prompt_tokens"] / (texts * 1.35 + 20 * NUM_JUDGED) < 1.2
     assert before.items() <= files(store).items()
+
+
+def test_a_dry_run_says_what_its_time_assumes(store: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]):
+    def printed(*options: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["judge", str(store), *options, "--dry-run", "--persona", "pirate"])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    assert "about 1 s, if a request takes 1 s, with 32 under way at a time." in printed(*at(server))
+    assert "; the time on this machine is not estimated" in printed("--engine", "--model", "any/model")
 
 
 def test_the_spend_limit_stops_it_and_the_next_call_goes_on(answered: Answered, store: Path, server: ChatServer):
@@ -260,7 +272,7 @@ def test_a_name_belongs_to_one_model_and_one_rubric(
         (["--model", "m", "--endpoint", "http://h/v1", "--max-spend", "1"], "no_prices", "--max-spend"),
         (["--model", "m", "--endpoint", "http://h/v1", "--price-in", "1"], "no_prices", "--price-in"),
         (["--model", "m", "--endpoint", "http://h/v1", "--judge", "a/b"], "bad_judge", "--judge"),
-        (["--model", "no/such/folder", "--engine"], None, "model.source"),
+        (["--model", "no/such/folder", "--engine"], None, "--model"),
         (["--model", "m", "--engine", "--api-key-env", "OPENAI_API_KEY"], "no_effect", "--api-key-env"),
     ],
 )

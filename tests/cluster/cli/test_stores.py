@@ -154,6 +154,27 @@ def test_queries_are_narrowed_by_length_and_score(answered: Answered, refused: R
     assert answered("query", store, *traits, "--max-score", "50", "--judge", "strict")["shape"] == [1, 16]
 
 
+def test_scores_are_shown_beside_rollouts_and_a_range_without_any_is_warned_of(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    score_run(open_run(str(store)), "kind", lambda line: 2.25)
+
+    def printed(*options: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["query", str(store), *options])
+        assert not ended.value.code
+        return capsys.readouterr()
+
+    out, err = printed("--judge", "kind", "--kind", "role")
+    assert ("score" in out, "2.25" in out, err) == (True, True, "")
+    out, err = printed("--kind", "role")
+    assert "score" not in out
+    out, err = printed("--min-score", "3")
+    assert "default" in out
+    assert "none has a score in the range" in err
+
+
 def test_queries_of_what_is_not_there_are_refused(refused: Refused, store: Path, tmp_path: Path):
     for command in READING:
         assert refused(command, tmp_path / "nowhere")["code"] == "no_run"
@@ -311,7 +332,7 @@ def test_a_store_without_its_activations_says_so(answered: Answered, refused: Re
 def test_a_place_that_holds_something_else_is_refused_and_left_as_it_is(refused: Refused, tmp_path: Path, command: str):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert refused(command, tmp_path)["code"] == "not_a_run"
-    assert refused(command, tmp_path / "thesis.tex")["field"] == "store.url"
+    assert refused(command, tmp_path / "thesis.tex")["field"] == "STORE"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -321,7 +342,7 @@ def test_refused_credentials_are_named(refused: Refused, monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with refusing_server("SignatureDoesNotMatch") as endpoint:
         error = refused(command, "s3://bucket/run", "--endpoint-url", endpoint)
-    assert (error["code"], error["field"]) == ("store_denied", "store.url")
+    assert (error["code"], error["field"]) == ("store_denied", "STORE")
     assert "AWS_SECRET_ACCESS_KEY" in error["hint"]
 
 
@@ -373,7 +394,7 @@ def test_a_layer_without_an_axis_is_refused_by_name_once_the_others_are_stored(
     monkeypatch.setattr("fakes.vector_of", lambda *_: np.ones((4, 16), dtype=np.float32))
     small_run(str(tmp_path / "run"))
     error = refused("reduce", tmp_path / "run", "--layer", "0")
-    assert (error["code"], error["field"]) == ("no_axis", "layer")
+    assert (error["code"], error["field"]) == ("no_axis", "--layer")
     found = answered("reduce", tmp_path / "run")
     assert (found["roles"], found["pc1_variance"]) == ([], None)
     assert "There is no axis at layers 0, 1, 2, 3" in found["notes"][0]
@@ -395,10 +416,10 @@ def test_a_report_of_a_run_whose_scores_leave_no_role_ignores_them_and_says_so(
 
 
 def test_scores_that_are_not_there_are_refused_by_the_option_that_was_given(refused: Refused, store: Path):
-    for option, value in (("judge", "kind"), ("min_score", "5"), ("max_score", "5")):
-        error = refused("query", store, f"--{option.replace('_', '-')}", value)
+    for option, value in (("--judge", "kind"), ("--min-score", "5"), ("--max-score", "5")):
+        error = refused("query", store, option, value)
         assert (error["code"], error["field"]) == ("no_scores", option)
     write_scores(open_location(str(store)), "kind", UNIT, [0], [1.0])
     error = refused("query", store, "--judge", "other")
-    assert (error["code"], error["field"]) == ("no_such_judge", "judge")
+    assert (error["code"], error["field"]) == ("no_such_judge", "--judge")
     assert "kind" in error["hint"]

@@ -82,7 +82,7 @@ def test_a_run_keeps_every_token_of_the_layers_asked_for(
         if persona == "poet"
     ]
     assert ".npy" in refused("query", s3_store_url, "--pooling", "tokens", "--out", tmp_path / "out.npy")["error"]
-    assert refused("reduce", s3_store_url, "--pooling", "tokens")["field"] == "pooling"
+    assert refused("reduce", s3_store_url, "--pooling", "tokens")["field"] == "--pooling"
     pooled = answered("query", s3_store_url, "--layer", "1")
     assert pooled["shape"] == [len(tokens), planned["d_model"]]
 
@@ -131,6 +131,6 @@ def test_the_layers_of_tokens_are_those_of_the_option(tmp_path: Path, tiny_model
     source = write_lines(tmp_path / "talks.jsonl", [line("Hi", "Hello there.")])
     asked = ("extract", "--model", tiny_model_directory, "--conversations", source, "--store", tmp_path / "run")
     error = refused(*asked, "--pooling", "tokens", "--token-layers", "1,9")
-    assert error["field"] == "capture.token_layers"
+    assert error["field"] == "--token-layers"
     assert "layer 9" in error["error"]
     assert not (tmp_path / "run").exists()

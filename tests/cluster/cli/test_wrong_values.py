@@ -72,7 +72,23 @@ def test_a_file_a_pipe_and_a_device_are_no_stores(refused: Refused, command: str
     for place in (tmp_path / "file", tmp_path / "pipe", "/dev/null", tmp_path / ("x" * 300)):
         error = refused(command, place)
         assert error.get("hint")
-        assert error["field"] == "store.url"
+        assert error["field"] == {"status": "JOB|STORE", "probe-store": "URL"}.get(command, "STORE")
+
+
+def test_of_two_places_the_one_that_is_wrong_is_named(answered: Answered, refused: Refused, tmp_path: Path):
+    nowhere, store = tmp_path / "nowhere", small_run(str(tmp_path / "run")).url
+    answered("reduce", store)
+    for arguments, field in (
+        (("compare", store, nowhere), "B"),
+        (("compare", nowhere, store), "A"),
+        (("trajectories", nowhere, "--axis", store), "STORE"),
+        (("extract", "--model", "m", "--conversations", "x.jsonl", "--store", "gs://bucket/x"), "--store"),
+        (
+            ("extract", "--model", "m", "--conversations", "x", "--store", "y", "--set", "store.url=gs://x/y"),
+            "store.url",
+        ),
+    ):
+        assert refused(*arguments)["field"] == field, arguments
 
 
 @pytest.mark.parametrize("command", ["run", "submit", "plan"])

