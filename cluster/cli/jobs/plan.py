@@ -220,8 +220,10 @@ def _reduction_lines(planned: Plan) -> list[list[str]]:
     found = reduction_time(planned)
     if found is None:
         return []
-    hours = f"about {_figure(found.core_hours)} core-hours" if found.core_hours >= 0.01 else "less than a core-minute"
-    return [["reduction", f"{hours} without GPUs, and {output.size(found.read_bytes)} read (estimated, not measured)"]]
+    minutes = max(1, round(60 * found.core_hours))
+    time = f"{_figure(found.core_hours)} core-hours" if minutes >= 60 else count_of(minutes, "core-minute")
+    read = output.size(found.read_bytes)
+    return [["reduction", f"about {time} without GPUs, and {read} read (estimated, not measured)"]]
 
 
 def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:
