@@ -30,7 +30,7 @@ from ..result_files import write_page
     "figures",
     type=click.Path(file_okay=False),
     default=None,
-    help="Folder for the figures as PNG, SVG and PDF; without --out, no HTML is written.",
+    help="Folder for the figures as PNG, SVG and PDF; without --out, no HTML is written. Needs matplotlib.",
 )
 @click.option("--layer", type=int, default=None, help="Layer at which the report opens and that the figures show.")
 @endpoint_option
@@ -45,7 +45,11 @@ def report(
     access: S3Access,
     as_json: bool,
 ) -> None:
-    """Write the report of the run or the imported vectors at STORE: one self-contained HTML file, or its figures."""
+    """Write the report of the run or the imported vectors at STORE: one self-contained HTML file, or its figures.
+
+    A run without a reduction, or with units or scores that came since, is reduced first, by the options of its current
+    reduction, and the result becomes the current one. For other options, run reduce before.
+    """
     if access.anonymous and out is None and figures is None:
         raise InputError(
             "is needed: a store that is read without credentials cannot be written to.",
