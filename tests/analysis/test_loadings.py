@@ -47,11 +47,11 @@ def test_loadings_are_scores_of_the_vectors_that_pca_was_fitted_to(judged: Reduc
 def test_a_pca_that_is_not_there_is_refused_by_name(judged: Reduction, tmp_path: Path):
     with pytest.raises(InputError, match="no PCA of trait vectors") as raised:
         loadings(judged, "trait")
-    assert "three vectors" in raised.value.hint
+    assert "three vectors" in str(raised.value.hint)
     plain = reduce_run(small_run(str(tmp_path / "run")))
     with pytest.raises(InputError, match="no z-scored PCA of category vectors") as raised:
         loadings(plain, "category", standardised=True)
-    assert "a judge" in raised.value.hint
+    assert "a judge" in str(raised.value.hint)
 
 
 def test_a_component_that_is_undefined_has_no_loadings(judged: Reduction):
