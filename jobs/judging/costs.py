@@ -79,7 +79,7 @@ def estimate_cost(
     if concurrency:
         # The last requests take as long as the first, however few are under way with them.
         at_a_time = math.ceil(rollouts / concurrency) * ASSUMED_REQUEST_S
-        seconds = max(at_a_time, math.ceil(rollouts / requests_per_s) if requests_per_s else 0.0)
+        seconds = max(at_a_time, float(math.ceil(rollouts / requests_per_s)) if requests_per_s else 0.0)
     usd = prices.usd(prompt_tokens, reply_tokens) if prices else None
     return CostEstimate(rollouts, prompt_tokens, reply_tokens, usd, seconds)
 
