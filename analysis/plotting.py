@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..jobs.errors import InputError
 from ..jobs.machine_faults import refuse_machine_fault
+from ..jobs.wording import extra_hint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def require_matplotlib() -> ModuleType:
             "figures are drawn with matplotlib, which is not installed.",
             code="not_installed",
             field="--png",
-            hint="In the checkout: pip install '.[figures]'",
+            hint=f"{extra_hint('figures')}.",
         ) from error
     return mpl
 

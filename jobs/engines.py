@@ -14,6 +14,7 @@ from .specs.spec import JobSpec
 from .specs.spec_parts import CaptureSpec, PlacementSpec, SamplingSpec
 from .vllm.parallelism import require_parallel
 from .vllm.quantizations import against_kernels, against_method, require_quantization, require_restorable
+from .wording import extra_hint
 
 Engine = Literal["builtin", "vllm"]
 """An engine that generates and captures."""
@@ -35,7 +36,7 @@ VLLM_MAX_NUM_BATCHED_TOKENS = 2048
 
 _BUILTIN_ASKED_FOR = "placement.engine is builtin"
 
-VLLM_EXTRA = "pip install 'persona-atlas[vllm]'"
+VLLM_EXTRA = extra_hint("vllm")
 """How vLLM gets onto a machine."""
 
 

@@ -18,6 +18,19 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
+def extra_hint(extra: str) -> str:
+    """Return the commands that install an extra, from an index and in a checkout.
+
+    Args:
+        extra: Name of the extra, as in pyproject.toml.
+
+    Example:
+        >>> extra_hint("serve")
+        "pip install 'persona-atlas[serve]', or in a checkout pip install '.[serve]'"
+    """
+    return f"pip install 'persona-atlas[{extra}]', or in a checkout pip install '.[{extra}]'"
+
+
 def on_one_line(text: str) -> str:
     r"""Write a text of somebody else's on one line of a terminal.
 

@@ -16,6 +16,7 @@ from ...jobs.interventions import Intervention
 from ...jobs.model_facts import ModelFacts
 from ...jobs.sizing.estimate import BYTES_PER_PARAMETER, HEADROOM, resolved_dtype
 from ...jobs.specs.spec_parts import CaptureSpec, PlacementSpec, SamplingSpec
+from ...jobs.wording import extra_hint
 from ...workers.chat.template import TemplateSource
 from ...workers.engine import EngineSettings
 from ...workers.models.memory import require_memory
@@ -149,5 +150,5 @@ def refuse_missing_lm_eval(error: ModuleNotFoundError) -> InputError:
     return InputError(
         f"capability is measured with lm-evaluation-harness, and {error.name} is not installed.",
         code="not_installed",
-        hint="pip install 'persona-atlas[eval]', or in a checkout pip install '.[eval]'.",
+        hint=f"{extra_hint('eval')}.",
     )

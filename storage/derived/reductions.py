@@ -8,6 +8,7 @@ The record names every array with a digest: of the whole array, or of each layer
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,9 @@ from ...jobs.errors import StoreError
 from ..format import layout
 from ..locations.location import Location
 from .reduction import ARRAYS, LAYER_AXIS, TEXTS, Reduction, StoredArray
+
+_RECORD = re.compile(r"[0-9a-f]{16}\.json")
+"""Names of the records of reductions, beside ``current.json`` and what Zarr writes."""
 
 _LATER_TEXTS = ("personas",)
 """Texts that reductions of earlier versions lack."""
@@ -194,6 +198,11 @@ def read_reduction(location: Location, reduction_id: str) -> Reduction | None:
         StoreError: Its record or its group is damaged.
     """
     return _open(location, layout.reduction_record_path(reduction_id))
+
+
+def reduction_ids(location: Location) -> list[str]:
+    """List the ids of the complete reductions of a store, sorted."""
+    return [name.removesuffix(".json") for name in location.names(layout.ANALYSIS) if _RECORD.fullmatch(name)]
 
 
 def _open(location: Location, record_path: str) -> Reduction | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...jobs.errors import InputError
+from ...jobs.wording import extra_hint
 from .reader import ActivationReader
 
 try:
@@ -19,7 +20,7 @@ except ImportError:
     raise InputError(
         "to_xarray needs the package xarray.",
         code="no_xarray",
-        hint="Install it: pip install 'persona-atlas[xarray]'.",
+        hint=f"{extra_hint('xarray')}.",
     ) from None
 
 _COORDINATES = (

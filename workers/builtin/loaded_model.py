@@ -22,6 +22,7 @@ from ..models.checkpoints.checkpoint import ADAPTER_FOLDER, facts_of, open_check
 from ..models.checkpoints.quantization import loading_options
 from ..models.hook_points import find_decoder_layers
 from ..models.memory import require_memory
+from ..models.quiet_loading import without_progress_bar
 from ..own_code import refuse_own_code
 
 _UNLIMITED_CONTEXT = 2**31
@@ -181,16 +182,17 @@ def load_model(settings: EngineSettings) -> tuple[Any, Any]:
     restoring = loading_options(checkpoint.raw, str(directory))
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        loaded: Any = auto_model_class(checkpoint.config).from_pretrained(
-            directory,
-            # Merged in float32, an adapter's sums are rounded once.
-            dtype=torch.float32 if adapter.is_dir() else dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **attention_options(checkpoint.config),
-            **restoring,
-        )
+        with without_progress_bar():
+            loaded: Any = auto_model_class(checkpoint.config).from_pretrained(
+                directory,
+                # Merged in float32, an adapter's sums are rounded once.
+                dtype=torch.float32 if adapter.is_dir() else dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **attention_options(checkpoint.config),
+                **restoring,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         refuse_machine_fault(error)
         refuse_own_code(directory, error)

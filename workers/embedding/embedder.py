@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...jobs.errors import InputError, UnitError
+from ..models.quiet_loading import without_progress_bar
 from .embedder_files import FIELD, EmbedderFiles
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Embedder:
         self._files = files
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
-            model: Any = AutoModel.from_pretrained(files.directory, dtype=torch.float32, trust_remote_code=False)
+            with without_progress_bar():
+                model: Any = AutoModel.from_pretrained(files.directory, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{files.directory} cannot be loaded: {' '.join(str(error).split())[:300]}.",

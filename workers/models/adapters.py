@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...jobs.errors import InputError
+from ...jobs.wording import extra_hint
 from .checkpoints.listing import DirectoryListing, Listing, read_json
 
 CONFIG = "adapter_config.json"
@@ -99,7 +100,7 @@ def check_adapter(listing: Listing) -> None:
             "an adapter needs the library peft, which is not installed.",
             code="no_package",
             field=_FIELD,
-            hint="Run: pip install 'persona-atlas[peft]', on every machine that runs workers.",
+            hint=f"{extra_hint('peft')}, on every machine that runs workers.",
         )
 
 

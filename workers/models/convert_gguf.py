@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from .quiet_loading import without_progress_bar
+
 
 def convert(gguf: Path, target: Path) -> None:
     """Dequantise a model to float32; written to a temporary folder and renamed, so the target is complete or absent.
@@ -22,9 +24,10 @@ def convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-        )
+        with without_progress_bar():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
         config: Any = loaded.config
         # transformers refuses to save a model that was loaded from quantised weights, so a new model gets the weights.
         if hasattr(config, "quantization_config"):

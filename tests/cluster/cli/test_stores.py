@@ -50,6 +50,31 @@ def leave_a_dead_attempt(store: Path) -> set[str]:
     return {stored.path for stored in manifest.objects}
 
 
+def test_reductions_are_listed_with_what_they_are_made_of_and_damage_in_one_hides_no_other(
+    answered: Answered, store: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert answered("show", store, "--reductions")["reductions"] == []
+    with pytest.raises(SystemExit, match="0"):
+        main(["show", str(store), "--reductions"])
+    assert "no reduction yet" in capsys.readouterr().out
+    first = answered("reduce", store)["reduction_id"]
+    score_run(open_run(str(store)), "strict", lambda _line: 3.0)
+    second = answered("reduce", store, "--min-count", "2")["reduction_id"]
+    found = {one["reduction"]: one for one in answered("show", store, "--reductions")["reductions"]}
+    assert sorted(found) == sorted([first, second])
+    assert [found[name]["current"] for name in (first, second)] == [False, True]
+    assert (found[first]["judge"], found[second]["judge"], found[second]["min_count"]) == (None, "strict", 2)
+    (store / "analysis" / f"{first}.json").write_text("{")
+    found = {one["reduction"]: one for one in answered("show", store, "--reductions")["reductions"]}
+    assert "error" in found[first]
+    assert found[second]["role_filter"] == "scored 3"
+    with pytest.raises(SystemExit, match="0"):
+        main(["show", str(store), "--reductions"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(second in line and "current" in line and "scored 3" in line for line in lines)
+    assert any(first in line for line in lines)
+
+
 def test_a_sound_run_is_verified_with_status_0(answered: Answered, store: Path):
     for more in ([], ["--quick"], ["--complete"]):
         found = answered("verify", store, *more)
