@@ -57,9 +57,9 @@ def test_reductions_are_listed_with_what_they_are_made_of_and_damage_in_one_hide
     with pytest.raises(SystemExit, match="0"):
         main(["show", str(store), "--reductions"])
     assert "no reduction yet" in capsys.readouterr().out
-    first = answered("reduce", store)["reduction_id"]
+    first = answered("reduce", store)["reduction"]
     score_run(open_run(str(store)), "strict", lambda _line: 3.0)
-    second = answered("reduce", store, "--min-count", "2")["reduction_id"]
+    second = answered("reduce", store, "--min-count", "2")["reduction"]
     found = {one["reduction"]: one for one in answered("show", store, "--reductions")["reductions"]}
     assert sorted(found) == sorted([first, second])
     assert [found[name]["current"] for name in (first, second)] == [False, True]
