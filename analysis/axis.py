@@ -51,7 +51,8 @@ def is_distinct(differences_LD: Float64, means_LD: Float64) -> npt.NDArray[np.bo
         >>> is_distinct(np.array([[0.0, 0.0], [0.0, 0.1]]), np.array([[1.0, 2.0], [1.0, 2.0]])).tolist()
         [False, True]
     """
-    lengths = np.linalg.norm(differences_LD, axis=-1)
+    # Not np.linalg.norm, which holds the squares of all coordinates of all vectors.
+    lengths = np.sqrt(np.einsum("...d,...d->...", differences_LD, differences_LD))
     return np.asarray((lengths > 0) & (lengths > _ROUNDING * np.linalg.norm(means_LD, axis=-1)))
 
 

@@ -112,7 +112,7 @@ def fit_pca(
         if standardised:
             scale_LD[position] = _scale(centred_PD, mean_LD[position])
             # A coordinate that varies by rounding alone stays out: its scale is 1.
-            centred_PD = centred_PD / scale_LD[position]
+            centred_PD /= scale_LD[position]
         components[position], variance_M = _decompose(centred_PD, num_components, max_kept)
         ratio[position] = variance_M / variance_M.sum()
     signs = _signs(components, None if axis_LD is None else axis_LD / scale_LD)
@@ -140,7 +140,7 @@ def _decompose(centred_PD: Float64, num_components: int, max_kept: int) -> tuple
 
 def _scale(centred_PD: Float64, mean_D: Float64) -> Float64:
     """Standard deviation of each coordinate, 1 where it is rounding of the mean."""
-    deviation_D = np.sqrt((centred_PD**2).sum(axis=0) / (len(centred_PD) - 1))
+    deviation_D = np.sqrt(np.einsum("pd,pd->d", centred_PD, centred_PD) / (len(centred_PD) - 1))
     return np.where(deviation_D > 1e-9 * np.abs(mean_D), deviation_D, 1.0)
 
 

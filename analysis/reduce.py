@@ -269,14 +269,19 @@ class _Reducing:
         groups = max((len(persona.groups) for persona in cast.personas), default=1)
         step = layers_of_vectors(num_layers, d_model, len(cast.all_roles), len(cast.all_traits), groups)
         for start, stop in self._groups_of_layers(step, "Computing vectors, axis and PCA"):
-            vectors = LayerVectors(cast, stop - start, d_model)
-            vectors.collect(lambda persona, start=start, stop=stop: sums.read(persona, start, stop))
-            arrays, massive = vectors.finish()
-            writer.write(arrays, start)
-            self._massive += massive
-            self._rollout_variance.append(vectors.rollout_variance)
-            self._note_undefined(vectors.undefined, start)
+            # A call each, so that the arrays of one group are gone before the next group's are made.
+            self._write_vectors_of(LayerVectors(cast, stop - start, d_model), sums, writer, start, stop)
         return cast.default is not None and bool(cast.roles)
+
+    def _write_vectors_of(
+        self, vectors: LayerVectors, sums: StoredSums, writer: ReductionWriter, start: int, stop: int
+    ) -> None:
+        vectors.collect(lambda persona: sums.read(persona, start, stop))
+        arrays, massive = vectors.finish()
+        writer.write(arrays, start)
+        self._massive += massive
+        self._rollout_variance.append(vectors.rollout_variance)
+        self._note_undefined(vectors.undefined, start)
 
     def _write_projections(self, cast: Cast, writer: ReductionWriter) -> list[str]:
         """Project every rollout, write what follows from that, and return the paths of the partial results."""
