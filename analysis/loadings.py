@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..jobs.errors import InputError
 from ..storage.derived.reductions import Reduction
 from .layerwise import has_array, layer_groups, read_layers
+from .pca import scores
 
 Float64 = npt.NDArray[np.float64]
 Kind = Literal["role", "trait", "category"]
@@ -49,7 +50,8 @@ def loadings(reduction: Reduction, kind: Kind = "role", *, standardised: bool = 
         Names and loadings at every layer of the reduction, of the components that are stored (at most 32).
 
     Raises:
-        InputError: The reduction has no such PCA: fewer than three vectors, or no judge.
+        InputError: The reduction has no such PCA: fewer than three vectors, no judge, or it was imported or made by an
+            earlier version.
 
     Example:
         >>> from persona_atlas import reduce
@@ -64,7 +66,7 @@ def loadings(reduction: Reduction, kind: Kind = "role", *, standardised: bool = 
             f"the reduction has no {'z-scored ' * standardised}PCA of {kind} vectors.",
             code="no_pca",
             field="kind",
-            hint="It takes three vectors or more" + (", and a judge." if kind == "category" else "."),
+            hint=_hint(reduction, kind),
         )
     names, parts = _vectors(reduction, kind)
     found: list[Float64] = []
@@ -76,15 +78,17 @@ def loadings(reduction: Reduction, kind: Kind = "role", *, standardised: bool = 
         assert mean_LD is not None
         assert components_LKD is not None
         vectors_PLD = np.concatenate([_rows(reduction, array, at, places) for array, places in parts])
-        centred_PLD = vectors_PLD - mean_LD
-        if standardised:
-            scale_LD = read_layers(reduction, f"{prefix}pca_z_scale", at)
-            assert scale_LD is not None
-            centred_PLD /= scale_LD
-        # One matrix product per layer: einsum would not use BLAS for this.
-        by_layer_LPK = np.matmul(centred_PLD.transpose(1, 0, 2), components_LKD.transpose(0, 2, 1))
-        found.append(by_layer_LPK.transpose(1, 0, 2))
+        scale_LD = read_layers(reduction, f"{prefix}pca_z_scale", at) if standardised else None
+        found.append(scores(vectors_PLD, mean_LD, components_LKD, scale_LD))
     return Loadings(names, np.concatenate(found, axis=1))
+
+
+def _hint(reduction: Reduction, kind: Kind) -> str:
+    if "imported" in reduction.facts:
+        return "The imported files do not have it, and it is not derived from them."
+    if kind == "category" and reduction.facts.get("judge") is None:
+        return "It takes the scores of a judge: run persona-atlas judge or scores import, then reduce."
+    return "It takes three vectors or more; if there are, reduce once more: an earlier version did not compute it."
 
 
 def _vectors(reduction: Reduction, kind: Kind) -> tuple[tuple[str, ...], list[tuple[str, Sequence[int]]]]:

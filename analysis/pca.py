@@ -57,11 +57,28 @@ class Pca:
         Returns:
             Coordinates, ``(P, L, K)``.
         """
-        centred_PLD = vectors_PLD - self.mean_LD
-        if self.scale_LD is not None:
-            centred_PLD = centred_PLD / self.scale_LD
-        # One matrix product per layer: einsum would not use BLAS for this.
-        return np.matmul(centred_PLD.transpose(1, 0, 2), self.components_LKD.transpose(0, 2, 1)).transpose(1, 0, 2)
+        return scores(vectors_PLD, self.mean_LD, self.components_LKD, self.scale_LD)
+
+
+def scores(
+    vectors_PLD: npt.NDArray[np.floating], mean_LD: Float64, components_LKD: Float64, scale_LD: Float64 | None = None
+) -> Float64:
+    """Project vectors onto components.
+
+    Args:
+        vectors_PLD: Vectors, not centred.
+        mean_LD: What is subtracted from them.
+        components_LKD: The components.
+        scale_LD: What the differences are divided by; None: nothing.
+
+    Returns:
+        Coordinates, ``(P, L, K)``.
+    """
+    centred_PLD = vectors_PLD - mean_LD
+    if scale_LD is not None:
+        centred_PLD /= scale_LD
+    # One matrix product per layer: einsum would not use BLAS for this.
+    return np.matmul(centred_PLD.transpose(1, 0, 2), components_LKD.transpose(0, 2, 1)).transpose(1, 0, 2)
 
 
 def fit_pca(

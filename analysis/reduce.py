@@ -48,8 +48,9 @@ from .thresholds import label_of
 
 _ALL_ROLLOUTS = {"judge": NO_JUDGE, "min_score": None, "min_count": None}
 
-_METHOD = 5
-"""Part of a reduction's id; raised whenever the same activations would give other results by more than rounding."""
+_METHOD, _METHOD_BY_SCORES = 4, 5
+"""Part of a reduction's id, without and with a judge; raised whenever the same activations would give other results by
+more than rounding, or a result that was not there."""
 
 Say = Callable[[str], None]
 
@@ -176,7 +177,8 @@ def _id_of(run: Run, settings: Settings, lines: pa.Table, given: dict[str, Any])
     if settings.judge is not None:
         scored = np.stack([lines["row"].to_numpy(), lines["score"].to_numpy(zero_copy_only=False)])
         scores = sha256(scored.astype(np.float64).tobytes()).hexdigest()
-    identity = [_METHOD, run.record.plan_digest, _attempts(run), settings.hook_point, settings.pooling, taken, scores]
+    method = _METHOD if settings.judge is None else _METHOD_BY_SCORES
+    identity = [method, run.record.plan_digest, _attempts(run), settings.hook_point, settings.pooling, taken, scores]
     # What was asked for besides what is taken: it may change nothing yet, and is asked again when scores arrive.
     return digest_of([*identity, given])[:16]
 
@@ -269,19 +271,19 @@ class _Reducing:
         groups = max((len(persona.groups) for persona in cast.personas), default=1)
         step = layers_of_vectors(num_layers, d_model, len(cast.all_roles), len(cast.all_traits), groups)
         for start, stop in self._groups_of_layers(step, "Computing vectors, axis and PCA"):
-            # A call each, so that the arrays of one group are gone before the next group's are made.
-            self._write_vectors_of(LayerVectors(cast, stop - start, d_model), sums, writer, start, stop)
+            # No name for the arrays, so that those of one group are gone before the next group's are made.
+            writer.write(self._vectors_of(cast, sums, start, stop), start)
         return cast.default is not None and bool(cast.roles)
 
-    def _write_vectors_of(
-        self, vectors: LayerVectors, sums: StoredSums, writer: ReductionWriter, start: int, stop: int
-    ) -> None:
+    def _vectors_of(self, cast: Cast, sums: StoredSums, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Compute the vectors of a group of layers; what they are computed from is gone when they are written."""
+        vectors = LayerVectors(cast, stop - start, self._array.d_model)
         vectors.collect(lambda persona: sums.read(persona, start, stop))
         arrays, massive = vectors.finish()
-        writer.write(arrays, start)
         self._massive += massive
         self._rollout_variance.append(vectors.rollout_variance)
         self._note_undefined(vectors.undefined, start)
+        return arrays
 
     def _write_projections(self, cast: Cast, writer: ReductionWriter) -> list[str]:
         """Project every rollout, write what follows from that, and return the paths of the partial results."""

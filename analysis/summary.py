@@ -55,7 +55,7 @@ class Summary:
         default_z: Its z-score relative to the roles; None without an axis.
         components_for_70: Number of components for 70 % of the variance of the role vectors; None without PCA.
         components_for_70_by_category: The same for the vectors of fully and of somewhat played roles together,
-            which are the paper's points; None without a judge or with fewer than three.
+            which are the paper's points; None without a judge, with fewer than three, or with none of one category.
         category_vectors: Number of those vectors by category; empty without a judge.
         pc1_variance: Share of the first component in the variance, 0 to 1; None without PCA.
         pc1_axis_cosine: Cosine of the first component with the axis; None without PCA or an axis.
@@ -148,8 +148,10 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
             for label, value in zip(reduction.threshold_labels, reduction.floor_on_axis[:, at], strict=True)
         }
     ratio, pc1 = reduction.pca_variance_ratio, reduction.pc1_axis_cosine
+    categories = {name: len(roles) for name, roles in reduction.facts.get("category_roles", {}).items()}
     of_categories = reduction.category_pca_variance_ratio
-    if layer in reduction.undefined("category_pca"):
+    # With one category alone these are not the paper's points.
+    if layer in reduction.undefined("category_pca") or not all(categories.values()):
         of_categories = None
     return Summary(
         layer=layer,
@@ -173,7 +175,7 @@ def summarise(run: Run, reduction: Reduction, layer: int | None = None) -> Summa
         components_for_70_by_category=None
         if of_categories is None
         else components_for(of_categories[at], VARIANCE_SHARE),
-        category_vectors={name: len(roles) for name, roles in reduction.facts.get("category_roles", {}).items()},
+        category_vectors=categories,
         trust=tuple(_trust(run, reduction, at)) if roles else (),
     )
 

@@ -97,7 +97,8 @@ class PersonaRun:
         self.location.write(layout.RUN_RECORD, self._record.to_bytes())
         reserve_rows(self.location, self._record, self._per_persona * len(shape.personas))
         for number in range(len(shape.personas)):
-            self.add(number, range(shape.units))
+            self._write_units(number, range(shape.units))
+        self._write_tables()
 
     def shard(self, persona: int) -> EncodedShard:
         """Encode the shard that all units of a persona have."""
@@ -121,6 +122,10 @@ class PersonaRun:
             persona: Number of the persona.
             units: Numbers of the units, below those that are planned.
         """
+        self._write_units(persona, units)
+        self._write_tables()
+
+    def _write_units(self, persona: int, units: range) -> None:
         kind, name, side = self.shape.personas[persona]
         encoded = self.shard(persona)
         size = self.shape.rollouts
@@ -157,7 +162,6 @@ class PersonaRun:
             self._manifests.append(manifest)
             record = CommitRecord.of(manifest, generation=1, committed_at="2026-01-01T00:00:00+00:00")
             self.location.write(layout.commit_path(unit_id), record.to_bytes())
-        self._write_tables()
 
     def judge(self, judge: str, turn: int = 0, only: str = "") -> int:
         """Score rollouts so that every class of scores has some.

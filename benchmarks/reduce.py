@@ -344,6 +344,9 @@ def main() -> int:
         large = replace(wide, roles=4, traits=2, units=2, layers=layers, d_model=8192)
         memory(report, folder / "large", large)
         memory(report, folder / "judged", replace(large, roles=12), is_judged=True)
+        # What follows from the sums is computed a layer at a time, of however many layers.
+        catalog = PersonaShape(*((27, 24) if options.quick else (275, 240)), 1, 48, 2, 8192)
+        memory(report, folder / "catalog", catalog, is_judged=True)
     return report.finish()
 
 

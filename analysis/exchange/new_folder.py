@@ -11,6 +11,7 @@ from pathlib import Path
 from ...jobs.errors import InputError
 from ...jobs.machine_faults import refuse_machine_fault
 from ...storage.format import layout
+from ...storage.format.records import layout_version_of
 
 
 @contextmanager
@@ -51,9 +52,9 @@ def new_folder(target: Path, field: str) -> Iterator[Path]:
 def _refuse_in_a_store(target: Path, field: str) -> None:
     """Refuse a folder within a store: it would be uploaded, checked and deleted with it."""
     for folder in target.resolve().parents:
-        # One of these names alone may be a file of somebody else's.
-        has_record = any((folder / name).is_file() for name in (layout.RUN_RECORD, layout.VECTORS_RECORD))
-        if has_record and any((folder / name).is_dir() for name in (layout.ANALYSIS, layout.DRIVERS)):
+        records = [folder / name for name in (layout.RUN_RECORD, layout.VECTORS_RECORD)]
+        # A file of that name may be somebody else's.
+        if any(record.is_file() and layout_version_of(record.read_bytes()) is not None for record in records):
             raise InputError(
                 f"{target} is inside the store {folder}, which holds nothing but its own objects.",
                 code="inside_a_store",

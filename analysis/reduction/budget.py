@@ -90,7 +90,18 @@ def layers_of_vectors(num_layers: int, d_model: int, num_roles: int, num_traits:
     # The sums of a few personas that are read ahead: mean and squares, in float64 and as they are encoded.
     read_ahead = SUMS_AHEAD * num_groups * 4 * 8
     per_layer = d_model * (vectors + read_ahead)
-    return _power_of_two(VECTOR_BYTES // per_layer, num_layers)
+    # PCA takes one layer at a time: of fully and of somewhat played roles, the vectors and a centred copy in float64.
+    return _power_of_two((VECTOR_BYTES - pca_bytes(num_roles, d_model)) // per_layer, num_layers)
+
+
+def pca_bytes(num_roles: int, d_model: int) -> int:
+    """Return the memory that the largest PCA of one layer takes.
+
+    Args:
+        num_roles: Number of roles.
+        d_model: D.
+    """
+    return 2 * num_roles * d_model * 2 * 8
 
 
 def layers_of_projections(num_layers: int, num_rollouts: int) -> int:

@@ -36,6 +36,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
 ReadSums = Callable[[Persona], dict[Group, Moments]]
 
+_OF_KIND = {"role": "role vectors", "trait": "trait vectors", "category": "vectors of fully and somewhat played roles"}
 OVERFLOW = "a value is beyond the range of float32"
 _SAME_AS_ROLES = "the default Assistant and the mean of the roles have the same vector"
 
@@ -218,13 +219,11 @@ class LayerVectors:
 
     def _category_vectors(self) -> npt.NDArray[np.float32]:
         """Return the vectors of fully, then of somewhat played roles, which the paper takes as separate points."""
-        by_category = self._cast.by_category
-        return np.concatenate(
-            [
-                self.arrays[f"mean_{category}"][[self._place[role.address] for role in roles]]
-                for category, roles in by_category.items()
-            ]
-        )
+        played = [(name, role) for name, roles in self._cast.by_category.items() for role in roles]
+        vectors_PLD = np.empty((len(played), *self._shape), dtype=np.float32)
+        for place, (category, role) in enumerate(played):
+            vectors_PLD[place] = self.arrays[f"mean_{category}"][self._place[role.address]]
+        return vectors_PLD
 
     def _add_pca(
         self, kind: Literal["role", "trait", "category"], vectors_PLD: npt.NDArray[np.floating], axis_LD: Float64 | None
@@ -237,7 +236,7 @@ class LayerVectors:
         for position in np.flatnonzero(~pca.defined_L).tolist():
             # Vectors that were narrowed already are NaN where they are beyond float32.
             is_known = np.isfinite(vectors_PLD[:, position]).all()
-            reason = f"the {kind} vectors are all the same" if is_known else OVERFLOW
+            reason = f"the {_OF_KIND[kind]} are all the same" if is_known else OVERFLOW
             self.undefined.setdefault(f"{prefix}pca", {})[position] = reason
         scaled = fit_pca(vectors_PLD, axis_LD, standardised=True)
         assert scaled.scale_LD is not None

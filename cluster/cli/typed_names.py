@@ -1,4 +1,4 @@
-"""Name in errors what the user typed: an option or an argument, for which Python and the spec have other names."""
+"""Name options and arguments in errors as they are typed; Python and the spec have other names for them."""
 
 from __future__ import annotations
 

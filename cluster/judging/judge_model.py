@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...jobs.errors import InputError
 from ...jobs.sizing.estimate import BYTES_PER_PARAMETER, HEADROOM, batch_tokens, resolved_dtype
 from ...jobs.specs.spec_parts import CaptureSpec, ModelSpec, PlacementSpec, SamplingSpec
 from ...workers.engine import EngineSettings
@@ -26,7 +27,12 @@ def load_judge(source: str, max_tokens: int, progress: Progress) -> EngineJudge:
         InputError: There is no such model, it cannot be run, or it does not fit the memory.
     """
     model = ModelSpec(source=source)
-    directory = find_model(model, progress.say)
+    try:
+        directory = find_model(model, progress.say)
+    except InputError as error:
+        # Where the model of a spec is judged, that is another.
+        error.field = "--model"
+        raise
     facts = read_facts(directory)
     dtype = resolved_dtype(model.dtype, facts.dtype)
     placement = place(PlacementSpec(replicas=1), local_resources())

@@ -23,8 +23,8 @@ REFUSED_PAUSE_S = 30.0
 minutes, for a node whose memory is used by something else."""
 
 LOADING_DEATHS = 3
-"""Deaths in a row while loading, per wanted worker, after which the job is given up, unless a worker is ready or has
-been loading since before the first of them."""
+"""Deaths in a row while loading, per wanted worker, after which the job is given up, unless a worker is ready, or one
+has been loading for longer than any of these did."""
 
 LONGEST_PAUSE_S = 60.0
 """Pauses between launches double from two seconds up to this while workers die before they report their node."""
@@ -54,7 +54,7 @@ class LoadingHealth:
     any_was_ready: bool = False
     _refusals: int = 0
     _deaths: int = 0
-    _first_death_at: float = 0.0
+    _longest_s: float = 0.0
     _unplaced_deaths: int = 0
     _had_room_at: float | None = None
 
@@ -65,6 +65,7 @@ class LoadingHealth:
     def loaded(self) -> None:
         """Record that a worker has loaded the model."""
         self._refusals = self._deaths = 0
+        self._longest_s = 0.0
         self.any_was_ready = True
 
     def refused(self, *, is_retryable: bool, is_room_elsewhere: bool, is_any_placed: bool) -> Refusal:
@@ -86,25 +87,22 @@ class LoadingHealth:
             return Refusal.GIVE_UP
         return Refusal.RETRY_LATER if is_retryable else Refusal.LEAVE_OUT_NODE
 
-    def died_loading(self, num_wanted: int, now: float, *, is_any_ready: bool, loading_since: float | None) -> bool:
+    def died_loading(self, num_wanted: int, loading_s: float, *, is_any_ready: bool, others_s: float) -> bool:
         """Record that a worker died before it was ready, while its node lives.
 
         Args:
             num_wanted: Workers that the pool wants to have.
-            now: Seconds.
+            loading_s: Seconds that it had been loading.
             is_any_ready: Whether a worker is ready.
-            loading_since: When the first of the other workers that are loading the model was launched; None: none is.
-                One that was launched before the first death may take longer to load the model than the others to die;
-                those launched since may die as they did.
+            others_s: Seconds that the first of the others to be placed has been loading; 0: none is loading. If the
+                workers that died did so sooner, it is not dying of what they did, and may yet load the model.
 
         Returns:
             Whether to give the job up.
         """
-        if not self._deaths:
-            self._first_death_at = now
         self._deaths += 1
-        may_load = loading_since is not None and loading_since < self._first_death_at
-        return self._deaths >= LOADING_DEATHS * num_wanted and not is_any_ready and not may_load
+        self._longest_s = max(self._longest_s, loading_s)
+        return self._deaths >= LOADING_DEATHS * num_wanted and not is_any_ready and others_s <= self._longest_s
 
     def died_unplaced(self) -> float:
         """Record that a worker died before it reported its node.

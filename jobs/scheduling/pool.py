@@ -325,12 +325,12 @@ class WorkerPool(Generic[R]):
     def _dies_as_all_do(self, worker: PoolWorker, now: float) -> bool:
         """Record that a worker died while it loaded; return whether none is left that may yet load the model."""
         others = [other for other in self.workers.by_name.values() if other is not worker]
-        launches = [other.launched_at for other in others if other.node_id and not other.is_ready]
+        # A worker that is loading changed its state last when it was placed, one that was not when it was launched.
         return self._loading.died_loading(
             self._num_wanted,
-            now,
+            now - worker.since,
             is_any_ready=bool(self.workers.ready),
-            loading_since=min(launches, default=None),
+            others_s=max((now - other.since for other in others if other.node_id and not other.is_ready), default=0.0),
         )
 
     def _require_room(self, now: float) -> None:

@@ -116,7 +116,7 @@ class ReductionWriter:
         self._arrays[name][(slice(None),) * axis + (slice(start, start + count),)] = values
         digests = self._digests.setdefault(name, [])
         assert isinstance(digests, list)
-        digests += [_digest_of(np.take(values, position, axis=axis)) for position in range(count)]
+        digests += [_digest_of(values[(slice(None),) * axis + (position,)]) for position in range(count)]
 
     def _create(self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         # A lost chunk reads as the fill value, so that is NaN; a damaged one fails its crc32c.
@@ -322,8 +322,11 @@ class _ArrayInStore(StoredArray):
 
 def _digest_of(values: np.ndarray) -> str:
     """Return the SHA-256 of an array's dtype, shape and values, as hexadecimal digits."""
-    head = f"{values.dtype.str}{values.shape}".encode()
-    return sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()
+    digest = sha256(f"{values.dtype.str}{values.shape}".encode())
+    if values.size:
+        # Not as bytes, which would be one more copy of the largest arrays for each that is written at a time.
+        digest.update(memoryview(np.ascontiguousarray(values)).cast("B"))
+    return digest.hexdigest()
 
 
 def _read_pointer(location: Location, path: str = layout.CURRENT_REDUCTION) -> dict[str, Any] | None:

@@ -366,7 +366,7 @@ def parse_record(model: type[R], data: bytes, url: str) -> R:
     Raises:
         StoreError: The bytes are not such a record, its seal does not match, or the store has another layout version.
     """
-    version = _layout_version(data) if url.endswith((RUN_RECORD, VECTORS_RECORD)) else None
+    version = layout_version_of(data) if url.endswith((RUN_RECORD, VECTORS_RECORD)) else None
     if version is not None and version not in LAYOUT_VERSIONS:
         is_newer = version > max(LAYOUT_VERSIONS)
         raise StoreError(
@@ -392,7 +392,8 @@ def _damaged(url: str, reason: str) -> StoreError:
     return StoreError(f"this record is damaged or was edited: {reason}.", code="bad_record", file=url, hint=hint)
 
 
-def _layout_version(data: bytes) -> int | None:
+def layout_version_of(data: bytes) -> int | None:
+    """Return the version of the layout that a store's record names; None for a file that is no such record."""
     try:
         version = json.loads(data).get("layout_version")
     except (ValueError, AttributeError, RecursionError):

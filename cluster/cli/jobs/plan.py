@@ -220,10 +220,12 @@ def _reduction_lines(planned: Plan) -> list[list[str]]:
     found = reduction_time(planned)
     if found is None:
         return []
-    minutes = max(1, round(60 * found.core_hours))
-    time = f"{_figure(found.core_hours)} core-hours" if minutes >= 60 else count_of(minutes, "core-minute")
+    minutes = round(60 * found.core_hours)
+    time = f"about {count_of(minutes, 'core-minute')}" if minutes else "less than a core-minute"
+    if minutes >= 60:
+        time = f"about {_figure(found.core_hours)} core-hours"
     read = output.size(found.read_bytes)
-    return [["reduction", f"about {time} without GPUs, and {read} read (estimated, not measured)"]]
+    return [["reduction", f"{time} without GPUs, and {read} read (estimated, not measured)"]]
 
 
 def _token_lines(planned: Plan, figures: Estimate) -> list[list[str]]:

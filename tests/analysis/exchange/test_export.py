@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,8 +156,17 @@ def test_a_folder_inside_a_store_is_refused(refused: Refused, run: Run, tmp_path
         assert run.url in error["error"]
         assert not out.exists()
     assert refused("export", run.url, run.url, "--format", "safetensors")["code"] == "not_empty"
-    (tmp_path / "run.json").write_text("{}")
+    # A copy of a run that nobody has reduced has neither reductions nor drivers.
+    (tmp_path / "copy").mkdir()
+    shutil.copy(Path(run.url) / "run.json", tmp_path / "copy")
+    assert refused("export", run.url, tmp_path / "copy" / "out", "--format", "safetensors")["code"] == "inside_a_store"
+
+
+def test_a_folder_beside_a_file_that_has_the_name_of_a_stores_record_is_taken(run: Run, tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"my": "settings"}')
+    (tmp_path / "analysis").mkdir()
     export_vectors(run, tmp_path / "out", "safetensors")
+    assert (tmp_path / "out" / "vectors.safetensors").is_file()
 
 
 def test_what_was_not_computed_is_refused_by_name(refused: Refused, tmp_path: Path, planted: Planted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from persona_atlas.analysis.reduce import reduce_again, reduce_run
 from persona_atlas.analysis.reduction.settings import asked_again, make_settings
 from persona_atlas.analysis.report.samples import samples_of
 from persona_atlas.analysis.summary import summarise
+from persona_atlas.cluster.cli.summary_text import print_summary
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.jobs.specs.spec import JobSpec
 from persona_atlas.jobs.work.addresses import RolloutAddress
@@ -117,8 +119,58 @@ def test_fully_and_somewhat_played_roles_are_points_of_one_pca(judged: tuple[Run
         assert found.category_pc1_axis_cosine is not None
         assert found.category_pc1_axis_cosine[layer] == pytest.approx(cosine, abs=1e-5)
         assert cosine >= 0
+        deviation_D = centred_PD.std(axis=0, ddof=1)
+        _, singular, directions = np.linalg.svd(centred_PD / deviation_D, full_matrices=False)
+        assert found.category_pca_z_scale is not None
+        close(found.category_pca_z_scale[layer], deviation_D)
+        assert found.category_pca_z_variance_ratio is not None
+        close(found.category_pca_z_variance_ratio[layer], singular[:3] ** 2 / (singular**2).sum())
+        assert found.category_pca_z_components is not None
+        first_D = found.category_pca_z_components[layer, 0]
+        assert abs(first_D @ directions[0]) == pytest.approx(1, abs=1e-4)
+        scaled_D = found.axis[layer] / deviation_D
+        assert found.category_pc1_z_axis_cosine is not None
+        cosine = first_D @ scaled_D / np.linalg.norm(scaled_D)
+        assert found.category_pc1_z_axis_cosine[layer] == pytest.approx(cosine, abs=1e-4)
     assert plain.category_pca_components is None
     assert "category_roles" not in plain.facts
+
+
+def test_a_category_with_too_few_rollouts_of_a_role_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = small_run(str(tmp_path / "run"))
+    fully = {"pirate": 6, "poet": 4, "teacher": 2}
+    scored = dict.fromkeys(fully, 0)
+
+    def rule(line: Mapping[str, Any]) -> float:
+        if line["kind"] != "role":
+            return 50.0
+        scored[line["persona"]] += 1
+        return 3.0 if scored[line["persona"]] <= fully[line["persona"]] else 2.0
+
+    score_run(run, "strict", rule)
+    found = reduce_run(run, min_count=4)
+    # The poet has two rollouts that play it somewhat, and the teacher as many that play it fully.
+    assert found.facts["category_roles"] == {"fully": ["pirate", "poet"], "somewhat": ["teacher"]}
+    assert found.category_pca_variance_ratio is not None
+    assert found.category_pca_variance_ratio.shape == (4, 2)
+    summary = summarise(run, found)
+    first = found.category_pca_variance_ratio[summary.layer, 0]
+    assert summary.components_for_70_by_category == (1 if first >= 0.7 else 2)
+    print_summary(summary)
+    assert "2 fully and 1 somewhat played roles together" in capsys.readouterr().out
+
+    at = {"category_pca": {str(summary.layer): "of a reason"}}
+    undefined = dataclasses.replace(found, facts=found.facts | {"undefined": at})
+    assert summarise(run, undefined).components_for_70_by_category is None
+    assert any("somewhat played roles at layer" in note for note in summarise(run, undefined).notes)
+    print_summary(summarise(run, undefined))
+    assert "played roles together" not in capsys.readouterr().out
+
+    # Of one category alone they are no more than the role vectors.
+    score_run(run, "kind", lambda line: 3.0 if line["kind"] == "role" else 50.0)
+    alone = summarise(run, reduce_run(run, judge="kind", min_count=4))
+    assert alone.category_vectors == {"fully": 3, "somewhat": 0}
+    assert alone.components_for_70_by_category is None
 
 
 def test_trait_vectors_are_of_pairs_that_differ_by_more_than_50(judged: tuple[Run, Reduction, Reduction]):

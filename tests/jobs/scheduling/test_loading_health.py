@@ -15,9 +15,9 @@ from persona_atlas.jobs.scheduling.loading_health import (
 )
 
 
-def die(health: LoadingHealth, times: int, num_wanted: int = 1, now: float = 0.0, **how: Any) -> list[bool]:
-    facts: dict[str, Any] = {"is_any_ready": False, "loading_since": None} | how
-    return [health.died_loading(num_wanted, now + time, **facts) for time in range(times)]
+def die(health: LoadingHealth, times: int, num_wanted: int = 1, loading_s: float = 5.0, **how: Any) -> list[bool]:
+    facts: dict[str, Any] = {"is_any_ready": False, "others_s": 0.0} | how
+    return [health.died_loading(num_wanted, loading_s, **facts) for _ in range(times)]
 
 
 def refuse(health: LoadingHealth, times: int, **how: bool) -> list[Refusal]:
@@ -68,16 +68,18 @@ def test_deaths_while_loading_end_the_job_at_three_for_each_wanted_worker(num_wa
 def test_deaths_while_loading_end_no_job_in_which_a_worker_is_ready():
     health = LoadingHealth()
     assert not any(die(health, 100, is_any_ready=True))
-    assert die(health, 1, now=100.0) == [True]
+    assert die(health, 1) == [True]
 
 
-def test_deaths_while_loading_end_no_job_in_which_another_has_been_loading_since_before():
+def test_deaths_while_loading_end_no_job_in_which_another_has_been_loading_for_longer_than_they_did():
     health = LoadingHealth()
-    assert not any(die(health, 100, now=10.0, loading_since=5.0))
-    # One that was launched after the first death proves nothing.
-    assert die(health, 1, now=110.0, loading_since=20.0) == [True]
+    assert not any(die(health, 100, loading_s=5.0, others_s=6.0))
+    # One that is as young as those that died may die as they did, and so may all once one has died so late.
+    assert die(health, 1, loading_s=5.0, others_s=5.0) == [True]
+    assert die(health, 1, loading_s=30.0, others_s=6.0) == [True]
+    assert die(health, 1, loading_s=5.0, others_s=20.0) == [True]
     health.loaded()
-    assert not any(die(health, 100, now=200.0, loading_since=150.0))
+    assert not any(die(health, 100, loading_s=5.0, others_s=20.0))
 
 
 def test_pauses_double_up_to_a_minute_and_begin_anew_when_a_worker_is_placed():
