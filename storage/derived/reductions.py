@@ -325,7 +325,7 @@ def _digest_of(values: np.ndarray) -> str:
     digest = sha256(f"{values.dtype.str}{values.shape}".encode())
     if values.size:
         # Not as bytes, which would be one more copy of the largest arrays for each that is written at a time.
-        digest.update(memoryview(np.ascontiguousarray(values)).cast("B"))
+        digest.update(np.ascontiguousarray(values).data.cast("B"))
     return digest.hexdigest()
 
 
