@@ -10,6 +10,7 @@ Axes: L layers, D d_model.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +28,14 @@ Float32 = npt.NDArray[np.float32]
 
 _ARCHITECTURE = "controlvector"
 _OURS = "persona_atlas"
+_NEEDED = {
+    "role": "One needs rollouts of the role with a response.",
+    "trait": "One needs rollouts of the trait and of its opposite, each with a response.",
+}
 _DIRECTION = re.compile(r"direction\.(\d+)")
 
 
-def direction_of(reduction: Reduction, wanted: str) -> Float32:
+def direction_of(reduction: Reduction, wanted: str, store: str = "") -> Float32:
     """Return the direction, ``(L, D)``, that a control vector of some name adds to the residual stream.
 
     Args:
@@ -38,6 +43,7 @@ def direction_of(reduction: Reduction, wanted: str) -> Float32:
         wanted: ``axis``: the axis, toward the Assistant. ``role:NAME``: the role vector less the default vector, from
             the Assistant toward the role. ``trait:NAME``: the trait vector, toward the trait. None is normalised: at
             strength 1 it is the whole difference of means.
+        store: Directory or URL of the run that was reduced, for hints on how to reduce it otherwise; empty for none.
 
     Raises:
         InputError: There is no such vector.
@@ -47,9 +53,9 @@ def direction_of(reduction: Reduction, wanted: str) -> Float32:
         return _require(reduction.axis, "there is no axis: it needs rollouts of the default Assistant and of a role.")
     if kind == "role" and name:
         default = _require(reduction.default_vector, "there is no default vector, which a direction to a role needs.")
-        return _named(reduction, reduction.role_names, reduction.role_vectors, name, "role") - default
+        return _named(reduction, reduction.role_names, reduction.role_vectors, name, "role", store) - default
     if kind == "trait" and name:
-        return _named(reduction, reduction.trait_names, reduction.trait_vectors, name, "trait")
+        return _named(reduction, reduction.trait_names, reduction.trait_vectors, name, "trait", store)
     is_mean = wanted == "default"
     raise InputError(
         "the default vector is a mean activation: added to a residual stream it is no direction."
@@ -70,17 +76,30 @@ def _require(values: Float32 | None, message: str) -> Float32:
 
 
 def _named(
-    reduction: Reduction, names: Sequence[str], vectors: Float32 | None, name: str, kind: Literal["role", "trait"]
+    reduction: Reduction,
+    names: Sequence[str],
+    vectors: Float32 | None,
+    name: str,
+    kind: Literal["role", "trait"],
+    store: str,
 ) -> Float32:
     if name not in names or vectors is None:
-        reason, cure = why_left_out(reduction, kind, name) or ("", "")
+        reason, cure = why_left_out(reduction, kind, name, store) or ("", "")
         raise InputError(
             f"there is no vector of the {kind} {name!r}{f', because {reason}' if reason else ''}.",
             code="not_computed",
             field="--vector",
-            hint=cure or closest(name, names) or f"There are {count_of(len(names), kind)} with a vector.",
+            hint=cure or ("" if reason else closest(name, names)) or _what_there_is(names, kind, store),
         )
     return vectors[list(names).index(name)]
+
+
+def _what_there_is(names: Sequence[str], kind: Literal["role", "trait"], store: str) -> str:
+    """Say how many personas of a kind have a vector, and where none has, what gives one in a run."""
+    if names:
+        return f"{count_of(len(names), kind)} {'has' if len(names) == 1 else 'have'} a vector."
+    none = f"No {kind} has a vector{'.' if store else ' in these files.'}"
+    return f"{none} {_NEEDED[kind]} Then persona-atlas reduce {shlex.quote(store)} makes it." if store else none
 
 
 def file_name(wanted: str) -> str:
