@@ -165,6 +165,13 @@ def chosen_judge(location: Location, judge: str | None, field: str = "judge") ->
             field=field,
             hint="Query without filters on scores, or score it with persona-atlas judge or scores import.",
         )
+    if judge == NO_JUDGE:
+        raise InputError(
+            f"{NO_JUDGE} stands for no judge, and there are no scores to select by.",
+            code="no_such_judge",
+            field="judge",
+            hint=f"Leave the judge and the bounds of scores out, or name {', '.join(known)}.",
+        )
     if judge is None and len(known) > 1:
         raise InputError(
             "several judges have scored the run.", code="which_judge", field="judge", hint=f"Name {', '.join(known)}."

@@ -53,6 +53,8 @@ class Filters(TypedDict, total=False):
     judge: str | None
 
 
+_HIGHEST_SCORE = 100
+
 SCORE_FILTERS = ("judge", "min_score", "max_score")
 """The filters that need a judge's scores."""
 
@@ -114,9 +116,9 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         # the default every rollout counts, whatever an imported file says of it.
         spared = pc.field("kind") == "default" if column == "score" else pc.scalar(False)
         if least is not None:
-            index = index.filter(spared | (pc.field(column) >= _bound(least, column)))
+            index = index.filter(spared | (pc.field(column) >= _bound(least, column, bounds[0])))
         if most is not None:
-            index = index.filter(spared | (pc.field(column) <= _bound(most, column)))
+            index = index.filter(spared | (pc.field(column) <= _bound(most, column, bounds[1])))
     return index
 
 
@@ -125,15 +127,25 @@ def _shown(bound: float) -> str:
     return f"{int(bound) if isinstance(bound, float) and bound.is_integer() else bound:,}"
 
 
-def _bound(value: float, column: str) -> float:
+def _bound(value: float, column: str, field: str) -> Any:
     """Return a bound that Arrow can compare with a column: integers within 64 bits, and a number at all."""
     if value != value:
         raise InputError(
             "a bound must be a number, but is NaN, which compares with nothing.",
             code="not_a_number",
-            field=column,
+            field=field,
             hint="Leave it out, or give a number.",
         )
+    if column == "score":
+        if not 0 <= value <= _HIGHEST_SCORE:
+            raise InputError(
+                f"is {_shown(value)}, and scores are from 0 to 3 for roles and from 0 to {_HIGHEST_SCORE} for traits.",
+                code="out_of_range",
+                field=field,
+                hint=f"Choose one from 0 to {_HIGHEST_SCORE}.",
+            )
+        # As scores are stored: 2.6 is not the same number in float32 and in float64, and both ends are included.
+        return pa.scalar(value, pa.float32())
     return max(-(2**63), min(value, 2**63 - 1)) if isinstance(value, int) else value
 
 

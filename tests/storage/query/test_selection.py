@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.query.selection import layer_positions, select, unknown_personas
 
@@ -66,3 +70,25 @@ def test_a_range_beyond_the_layers_is_refused_without_listing_it(asked: str, nam
 def test_ranges_within_the_layers_are_as_they_were():
     assert layer_positions("1:", captured=[0, 1, 2, 3], n_layers=4) == [1, 2, 3]
     assert layer_positions(":4", captured=[0, 1, 2, 3], n_layers=4) == [0, 1, 2, 3]
+
+
+@given(st.decimals(0, 100, places=2))
+@example(Decimal("2.6"))
+@example(Decimal("2.4"))
+def test_both_ends_of_a_range_of_scores_are_included_as_they_are_typed(score: Decimal):
+    # Scores are stored in float32, and bounds come as Python's floats.
+    scored = pa.table({"kind": ["role"], "score": pa.array([float(score)], pa.float32())})
+    assert select(scored, {"min_score": float(score), "max_score": float(score)}).num_rows == 1
+    assert select(scored, {"min_score": float(score)}).num_rows == 1
+    assert select(scored, {"max_score": float(score)}).num_rows == 1
+    if score < 100:
+        assert select(scored, {"min_score": float(score) + 0.005}).num_rows == 0
+
+
+@pytest.mark.parametrize("field", ["min_score", "max_score"])
+@pytest.mark.parametrize("bound", [-1, 101, 1e300, float("inf"), float("nan")])
+def test_a_bound_that_is_no_score_is_refused_by_its_name(field: str, bound: float):
+    scored = pa.table({"kind": ["role"], "score": pa.array([3.0], pa.float32())})
+    with pytest.raises(InputError) as refused:
+        select(scored, {field: bound})  # type: ignore[misc]
+    assert refused.value.field == field
