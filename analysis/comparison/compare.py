@@ -136,11 +136,17 @@ def _chosen(pairs: list[tuple[int, int]], a: Side, layer: int | None) -> tuple[i
     for pair in pairs:
         if pair[0] == layer:
             return pair
+    there = [of_a for of_a, _ in pairs]
+    is_gapless = there == list(range(there[0], there[-1] + 1)) and len(there) > 2
+    shown = f"{there[0]} to {there[-1]}" if is_gapless else ", ".join(map(str, there))
+    known = a.reduction.layers
     raise InputError(
-        f"layer {layer} of the first has no layer of the second at its depth.",
+        f"layer {layer} of the first has no layer of the second at its depth."
+        if layer in known
+        else f"the first has no layer {layer}; it has {known[0]} to {known[-1]}.",
         code="no_common_layer",
         field="--layer",
-        hint=f"Choose one of {', '.join(str(of_a) for of_a, _ in pairs)}.",
+        hint=f"Choose one of {shown}.",
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from ...jobs.errors import InputError
-from ...storage.derived.reductions import read_current_reduction, read_reduction
-from ...storage.format import layout
+from ...storage.derived.reductions import read_current_reduction, read_reduction, reduction_ids
 from ...storage.query.run import Run
 from .one_layer import Side
 
@@ -39,7 +36,7 @@ def side_of(run: Run, reduction_id: str | None = None, field: str = "reduction")
                 hint=f"Run persona-atlas reduce {run.url} first.",
             )
     else:
-        known = stored_reductions(run)
+        known = reduction_ids(run.location)
         reduction = read_reduction(run.location, reduction_id) if reduction_id in known else None
         if reduction is None:
             raise InputError(
@@ -49,27 +46,6 @@ def side_of(run: Run, reduction_id: str | None = None, field: str = "reduction")
                 hint=f"It has {', '.join(known)}." if known else f"Run persona-atlas reduce {run.url} first.",
             )
     return Side(reduction, run.record.model.n_layers, run.record.spec.model.source, run.url)
-
-
-def stored_reductions(run: Run) -> list[str]:
-    """List the ids of the reductions that are stored in a run, current or not, sorted.
-
-    Args:
-        run: The run.
-
-    Example:
-        >>> from persona_atlas import open_run, reduce
-        >>> made = reduce("runs/demo", progress=False)
-        >>> made.reduction_id in stored_reductions(open_run("runs/demo"))
-        True
-    """
-    records = (PurePosixPath(path) for path in run.location.sizes(layout.ANALYSIS))
-    others = {"current", "zarr"}  # the pointer, and Zarr's record of the group
-    return sorted(
-        record.stem
-        for record in records
-        if record.suffix == ".json" and str(record.parent) == layout.ANALYSIS and record.stem not in others
-    )
 
 
 def refuse_same(a: Side, b: Side, hint: str) -> None:

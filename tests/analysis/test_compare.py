@@ -14,15 +14,17 @@ from click.testing import CliRunner
 from persona_atlas.analysis.axis import assistant_axis, cosine_or_nan
 from persona_atlas.analysis.comparison.compare import compare, match_layers
 from persona_atlas.analysis.comparison.one_layer import Side
-from persona_atlas.analysis.comparison.sides import refuse_same, side_of, stored_reductions
+from persona_atlas.analysis.comparison.sides import refuse_same, side_of
 from persona_atlas.analysis.pca import fit_pca
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.cluster.cli import cli, main
 from persona_atlas.jobs.errors import InputError
-from persona_atlas.storage.derived.reductions import Reduction
+from persona_atlas.storage.derived.reductions import Reduction, reduction_ids
 from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.query.run import Run, open_run
 
+from command_line import Refused
+from fakes import small_spec
 from planted_world import World
 from stored_runs import small_run
 
@@ -242,6 +244,16 @@ def test_what_cannot_be_compared_is_refused_by_name(b: Side, layer: int | None, 
     assert caught.value.code == code
 
 
+def test_a_layer_that_is_not_there_is_told_from_one_without_a_counterpart(tmp_path: Path, refused: Refused):
+    for name, layers in (("all", "all"), ("first", [0, 1])):
+        reduce_run(small_run(str(tmp_path / name), small_spec(str(tmp_path / name), capture={"layers": layers})))
+    error = refused("compare", tmp_path / "all", tmp_path / "first", "--layer", "3")
+    assert (error["code"], error["field"]) == ("no_common_layer", "--layer")
+    assert "layer 3 of the first has no layer of the second" in error["error"]
+    error = refused("compare", tmp_path / "all", tmp_path / "first", "--layer", "30")
+    assert "the first has no layer 30; it has 0 to 3" in error["error"]
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str, str]:
     """A run with two reductions, without a judge and with one."""
@@ -286,7 +298,7 @@ def test_the_command_compares_two_judges_of_one_store(judged: tuple[Run, str, st
 
 def test_only_reductions_are_listed_as_stored(judged: tuple[Run, str, str]):
     run, plain, scored = judged
-    assert stored_reductions(run) == sorted([plain, scored])
+    assert reduction_ids(run.location) == sorted([plain, scored])
 
 
 def test_the_command_refuses_what_is_not_there_and_changes_nothing(

@@ -7,10 +7,11 @@ from typing import get_args
 import click
 
 from ....analysis.exchange.export import ExportFormat, export_vectors
+from ....analysis.summary import summarise
 from ....jobs.files.user_paths import local_path
 from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of
-from ....storage.query.vectors import open_vectors
+from ....storage.query.vectors import Vectors, VectorSet, open_vectors
 from .. import output
 from ..options import endpoint_option, json_option, reading_access_options, store_argument
 
@@ -51,6 +52,8 @@ def export(
     target = local_path(folder, "DIR")
     vectors = open_vectors(store_url, endpoint_url, access)
     found = export_vectors(vectors, target, form, wanted=wanted, say=output.progress().say)
+    # Whoever takes the files elsewhere sees no report.
+    limits = _limits_of(vectors)
     if as_json:
         output.document(
             {
@@ -59,9 +62,17 @@ def export(
                 "files": [str(path) for path in found.files],
                 "bytes": found.num_bytes,
                 "notes": list(found.notes),
+                "trust": limits,
             }
         )
         return
     output.text(f"Wrote {count_of(len(found.files), 'file')}, {output.size(found.num_bytes)}, to {found.folder}")
-    for note in found.notes:
+    for note in (*found.notes, *limits):
         output.text(note)
+
+
+def _limits_of(vectors: Vectors) -> list[str]:
+    """Say what limits the trust in the axis of a run; nothing of imported vectors, of which that is not known."""
+    if isinstance(vectors, VectorSet) or vectors.reduction is None:
+        return []
+    return list(summarise(vectors, vectors.reduction).trust)

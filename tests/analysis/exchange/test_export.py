@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from persona_atlas.analysis.exchange.export import ExportFormat, export_vectors
+from persona_atlas.analysis.summary import summarise
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.derived.reductions import write_reduction
 from persona_atlas.storage.query.run import Run, open_run
@@ -208,6 +209,8 @@ def test_the_command_lists_what_it_wrote(answered: Answered, run: Run, tmp_path:
     (note,) = found["notes"]
     assert "layers_3:4-p0.25 is the one to try first" in note
     assert "No evaluation of this model's replies has been run" in note
+    assert run.reduction is not None
+    assert found["trust"] == list(summarise(run, run.reduction).trust)
 
 
 def test_a_run_without_thresholds_says_that_their_file_is_left_out(tmp_path: Path, planted: Planted):
