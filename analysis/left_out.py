@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..jobs.personas import DEFAULT_PERSONA
 from ..jobs.wording import count_of
 from ..storage.derived.reductions import Reduction
 from .classes import PAIR_DIFFERENCE
+
+_OTHERS = {"default": "The default Assistant has", "conversation": "Given conversations have"}
+"""Kinds of which no reduction has several vectors, each as the beginning of a sentence."""
 
 _EMPTY = "every response is empty"
 _NO_OPPOSITE = "no rollout of the opposite has a vector"
@@ -49,7 +53,7 @@ def _too_few(least: int | None, noun: str, one: str, more: str) -> str:
 
 
 def left_out_sentences(reduction: Reduction) -> list[str]:
-    """Say in a sentence for each kind and reason which personas have no vector.
+    """Say in a sentence for each kind and reason which personas have no vector, and what else is missing for it.
 
     Args:
         reduction: The reduction.
@@ -67,6 +71,12 @@ def left_out_sentences(reduction: Reduction) -> list[str]:
         for reason, names in by_reason.items():
             has = "has" if len(names) == 1 else "have"
             found.append(f"{count_of(len(names), kind)} {has} no vector, because {reason}: {', '.join(names)}.")
+    for kind, has in _OTHERS.items():
+        names = reduction.without_vector.get(kind, [])
+        if names:
+            found.append(f"{has} no vector, because {_EMPTY}: {', '.join(names)}.")
+        if kind == "default" and DEFAULT_PERSONA in names:
+            found.append("Without the default Assistant there is no axis.")
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from persona_atlas.analysis.left_out import left_out_sentences
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.analysis.reduction import budget
 from persona_atlas.analysis.report import render_report
@@ -447,3 +448,17 @@ def test_personas_that_never_answered_are_named(tmp_path: Path):
     assert reduction.role_names == ("pirate", "teacher")
     assert "poet" in " ".join(summarise(run, reduction).notes)
     assert "1 role has no vector, because every response is empty: poet." in render_report(run, reduction)
+
+
+def test_a_default_and_conversations_that_never_answered_are_named_and_so_is_the_lack_of_an_axis(tmp_path: Path):
+    spec = small_spec(str(tmp_path / "run"))
+    silent = addresses_of(small_plan(spec), "default", "assistant_default")
+    run = small_run(str(tmp_path / "run"), spec, engine=FakeEngine(empty=frozenset(silent)))
+    reduction = reduce_run(run)
+    assert reduction.axis is None
+    assert summarise(run, reduction).notes == (
+        "The default Assistant has no vector, because every response is empty: assistant_default.",
+        "Without the default Assistant there is no axis.",
+    )
+    talks = replace(reduction, facts={"without_vector": {"conversation": ["talks"]}})
+    assert left_out_sentences(talks) == ["Given conversations have no vector, because every response is empty: talks."]
