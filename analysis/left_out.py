@@ -14,6 +14,7 @@ _OTHERS = {"default": "The default Assistant has", "conversation": "Given conver
 
 _EMPTY = "every response is empty"
 _NO_OPPOSITE = "no rollout of the opposite has a vector"
+_NOT_SHOWN = "no rollout that shows it has a vector"
 
 
 def left_out(reduction: Reduction, kind: Literal["role", "trait"]) -> dict[str, str]:
@@ -43,9 +44,16 @@ def left_out(reduction: Reduction, kind: Literal["role", "trait"]) -> dict[str, 
         if facts.get("trait_kind") == "pos_neg_50":
             differ = f"scores that differ by more than {PAIR_DIFFERENCE:g}"
             reason = _too_few(facts.get("min_count"), "pair", f"has {differ}", f"have {differ}")
-    empty = reduction.without_vector.get(kind, [])
-    found = dict.fromkeys(names, reason) | dict.fromkeys(empty, _EMPTY)
+    found = dict.fromkeys(names, reason)
+    found |= {name: _why_empty(reduction, kind, name) for name in reduction.without_vector.get(kind, [])}
     return dict(sorted(found.items()))
+
+
+def _why_empty(reduction: Reduction, kind: str, name: str) -> str:
+    """Return the reason of a persona with empty responses: those of a trait may be those of one polarity only."""
+    if (kind, name, "pos") in reduction.personas:
+        return _NO_OPPOSITE
+    return _NOT_SHOWN if (kind, name, "neg") in reduction.personas else _EMPTY
 
 
 def _too_few(least: int | None, noun: str, one: str, more: str) -> str:

@@ -462,3 +462,21 @@ def test_a_default_and_conversations_that_never_answered_are_named_and_so_is_the
     )
     talks = replace(reduction, facts={"without_vector": {"conversation": ["talks"]}})
     assert left_out_sentences(talks) == ["Given conversations have no vector, because every response is empty: talks."]
+
+
+@pytest.mark.parametrize(
+    ("silent", "reason"),
+    [
+        (("neg",), "no rollout of the opposite has a vector"),
+        (("pos",), "no rollout that shows it has a vector"),
+        (("pos", "neg"), "every response is empty"),
+    ],
+)
+def test_a_trait_of_which_one_polarity_never_answered_is_told_apart_from_one_that_never_did(
+    tmp_path: Path, silent: tuple[str, ...], reason: str
+):
+    spec = small_spec(str(tmp_path / "run"))
+    plan = small_plan(spec)
+    empty = frozenset(address for polarity in silent for address in addresses_of(plan, "trait", "anxious", polarity))
+    reduction = reduce_run(small_run(str(tmp_path / "run"), spec, engine=FakeEngine(empty=empty)))
+    assert left_out_sentences(reduction) == [f"1 trait has no vector, because {reason}: anxious."]
