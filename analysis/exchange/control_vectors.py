@@ -30,7 +30,7 @@ _OURS = "persona_atlas"
 _DIRECTION = re.compile(r"direction\.(\d+)")
 
 
-def direction_of(reduction: Reduction, wanted: str) -> Float32:
+def direction_of(reduction: Reduction, wanted: str, store: str = "") -> Float32:
     """Return the direction, ``(L, D)``, that a control vector of some name adds to the residual stream.
 
     Args:
@@ -38,6 +38,7 @@ def direction_of(reduction: Reduction, wanted: str) -> Float32:
         wanted: ``axis``: the axis, toward the Assistant. ``role:NAME``: the role vector less the default vector, from
             the Assistant toward the role. ``trait:NAME``: the trait vector, toward the trait. None is normalised: at
             strength 1 it is the whole difference of means.
+        store: Directory or URL of the run that was reduced, for hints on how to reduce it otherwise; empty for none.
 
     Raises:
         InputError: There is no such vector.
@@ -47,9 +48,9 @@ def direction_of(reduction: Reduction, wanted: str) -> Float32:
         return _require(reduction.axis, "there is no axis: it needs rollouts of the default Assistant and of a role.")
     if kind == "role" and name:
         default = _require(reduction.default_vector, "there is no default vector, which a direction to a role needs.")
-        return _named(reduction, reduction.role_names, reduction.role_vectors, name, "role") - default
+        return _named(reduction, reduction.role_names, reduction.role_vectors, name, "role", store) - default
     if kind == "trait" and name:
-        return _named(reduction, reduction.trait_names, reduction.trait_vectors, name, "trait")
+        return _named(reduction, reduction.trait_names, reduction.trait_vectors, name, "trait", store)
     is_mean = wanted == "default"
     raise InputError(
         "the default vector is a mean activation: added to a residual stream it is no direction."
@@ -70,10 +71,15 @@ def _require(values: Float32 | None, message: str) -> Float32:
 
 
 def _named(
-    reduction: Reduction, names: Sequence[str], vectors: Float32 | None, name: str, kind: Literal["role", "trait"]
+    reduction: Reduction,
+    names: Sequence[str],
+    vectors: Float32 | None,
+    name: str,
+    kind: Literal["role", "trait"],
+    store: str,
 ) -> Float32:
     if name not in names or vectors is None:
-        reason, cure = why_left_out(reduction, kind, name) or ("", "")
+        reason, cure = why_left_out(reduction, kind, name, store) or ("", "")
         raise InputError(
             f"there is no vector of the {kind} {name!r}{f', because {reason}' if reason else ''}.",
             code="not_computed",

@@ -74,7 +74,8 @@ def export_vectors(
     names = tuple(dict.fromkeys(wanted)) or ("axis",)
     if format == "gguf":
         for name in names:
-            direction_of(reduction, name)
+            # Imported vectors have no run that could be reduced otherwise.
+            direction_of(reduction, name, "" if isinstance(vectors, VectorSet) else vectors.url)
     with new_folder(folder, _FIELD) as part:
         if format == "assistant-axis":
             capping_config, notes = _capping(vectors, reduction)

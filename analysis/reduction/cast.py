@@ -99,11 +99,15 @@ class Cast:
 
     @cached_property
     def traits_left_out(self) -> dict[str, int]:
-        """Traits whose pairs were scored and that have too few that pass, each with the number of these."""
+        """Traits with an opposite of whose pairs too few pass, each with the number of these; empty without scores."""
         if self.trait_kind == "pos_neg":
             return {}
-        shown = {name: self.trait(name)[0] for name in self.all_traits if name not in self.traits}
-        return {name: pos.count_in(PASSING_PAIRS) for name, pos in shown.items() if pos is not None}
+        pairs = {name: self.trait(name) for name in self.all_traits if name not in self.traits}
+        return {
+            name: pos.count_in(PASSING_PAIRS)
+            for name, (pos, neg) in pairs.items()
+            if pos is not None and neg is not None
+        }
 
     @cached_property
     def scored(self) -> dict[str, list[int]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from persona_atlas.analysis.left_out import why_left_out
 from persona_atlas.cluster.cli import main
+from persona_atlas.storage.derived.reduction import Reduction
 
 from command_line import Answered, Refused
 from scored_runs import score_run
@@ -35,7 +39,10 @@ def test_a_trait_with_too_few_pairs_is_named_with_the_reason_and_the_cure(
     export = ("export", run.url, tmp_path / "out", "--format", "gguf", "--vector", "trait:anxious")
     error = refused(*export)
     assert "because fewer than 3 pairs have scores that differ by more than 50; it has 2" in error["error"]
-    assert "--min-count 2 or --judge none" in error["hint"]
+    assert error["hint"] == (
+        f"persona-atlas reduce {run.url} --judge strict --min-count 2 gives it one. "
+        f"So does persona-atlas reduce {run.url} --judge none, which ignores scores."
+    )
     answered("reduce", run.url, "--min-count", "2")
     assert answered("show", run.url)["notes"] == []
     assert len(answered(*export)["files"]) == 1
@@ -84,7 +91,7 @@ def test_a_role_without_a_rollout_that_counts_is_not_offered_a_lower_count(
     answered("reduce", run.url, "--min-count", "1")
     error = refused("export", run.url, tmp_path / "out", "--format", "gguf", "--vector", "role:poet")
     assert "'poet', because no rollout is scored 3." in error["error"]
-    assert error["hint"] == "persona-atlas reduce with --judge none, which ignores scores, gives it one."
+    assert error["hint"] == f"persona-atlas reduce {run.url} --judge none, which ignores scores, gives it one."
 
 
 def test_without_a_judge_too_few_rollouts_are_told_without_scores(tmp_path: Path, answered: Answered, refused: Refused):
@@ -92,4 +99,71 @@ def test_without_a_judge_too_few_rollouts_are_told_without_scores(tmp_path: Path
     found = answered("reduce", run.url, "--min-count", "4")
     assert "1 role has no vector, because fewer than 4 rollouts have a vector: poet." in found["notes"]
     error = refused("export", run.url, tmp_path / "out", "--format", "gguf", "--vector", "role:poet")
-    assert error["hint"] == "persona-atlas reduce with --min-count 3 gives it one."
+    assert error["hint"] == f"persona-atlas reduce {run.url} --min-count 3 gives it one."
+
+
+def by_persona(line: Mapping[str, Any]) -> float:
+    """Of the poet two rollouts are scored 2, the other roles play fully, and no pair of the trait passes."""
+    if line["kind"] == "trait":
+        return 5.0
+    return 3.0 if line["persona"] != "poet" else 2.0 if line["question_index"] == 1 else 0.0
+
+
+def commands(hint: str) -> list[list[str]]:
+    """The arguments of the commands that a hint names."""
+    parts = re.split(r"(?:^|So does )persona-atlas ", hint)[1:]
+    return [shlex.split(re.split(r" gives it one|, which ignores", part)[0]) for part in parts]
+
+
+def test_a_cure_asks_again_for_all_that_was_asked_and_works(tmp_path: Path, answered: Answered, refused: Refused):
+    run = small_run(str(tmp_path / "a run"))
+    score_run(run, "strict", by_persona)
+    score_run(run, "kind", lambda _: 3.0)
+    asked = ("--judge", "strict", "--min-score", "2", "--pooling", "response_mean", "--percentiles", "1,50")
+    export = ("--format", "gguf", "--vector", "role:poet")
+    answered("reduce", run.url, *asked, "--min-count", "4")
+    found = commands(refused("export", run.url, tmp_path / "out", *export)["hint"])
+    assert found == [
+        ["reduce", run.url, "--judge", "strict", "--min-score", "2", "--min-count", "2", *asked[4:]],
+        ["reduce", run.url, "--judge", "none", *asked[4:]],
+    ]
+    for place, command in enumerate(found):
+        answered("reduce", run.url, *asked, "--min-count", "4")
+        answered(*command)
+        answered("export", run.url, tmp_path / f"out{place}", *export)
+
+
+def test_a_judged_trait_without_its_opposite_has_that_reason_and_no_cure(
+    tmp_path: Path, answered: Answered, refused: Refused
+):
+    run = small_run(str(tmp_path / "run"), leave_out=["trait.anxious.neg.p0.b0", "trait.anxious.neg.p1.b0"])
+    score_run(run, "strict", two_pairs)
+    notes = answered("reduce", run.url, "--min-count", "1")["notes"]
+    assert "1 trait has no vector, because no rollout of the opposite has a vector: anxious." in notes
+    reduction = run.refresh().reduction
+    assert reduction is not None
+    assert "traits_left_out" not in reduction.facts
+    error = refused("export", run.url, tmp_path / "out", "--format", "gguf", "--vector", "trait:anxious")
+    assert "because no rollout of the opposite has a vector." in error["error"]
+    assert "persona-atlas" not in error.get("hint", "")
+
+
+def test_imported_vectors_have_no_run_to_reduce(tmp_path: Path, answered: Answered, refused: Refused):
+    run = small_run(str(tmp_path / "run"))
+    score_run(run, "strict", two_pairs)
+    answered("reduce", run.url, "--min-count", "3")
+    answered("export", run.url, tmp_path / "shared", "--format", "safetensors")
+    answered("import", tmp_path / "shared", tmp_path / "vectors", "--model", "some/model")
+    error = refused("export", tmp_path / "vectors", tmp_path / "out", "--format", "gguf", "--vector", "trait:anxious")
+    assert "differ by more than 50; it has 2." in error["error"]
+    assert "persona-atlas" not in error.get("hint", "")
+
+
+def test_of_an_older_reduction_no_lower_count_is_offered():
+    facts = {"all_traits": ["shy"], "trait_kind": "pos_neg_50", "judge": "strict", "min_score": 3}
+    for least in (1, 10):
+        reduction = Reduction("id", (4,), (), (), facts | {"min_count": least})
+        assert why_left_out(reduction, "trait", "shy", "runs/old") == (
+            f"{'no pair has' if least == 1 else 'fewer than 10 pairs have'} scores that differ by more than 50",
+            "persona-atlas reduce runs/old --judge none, which ignores scores, gives it one.",
+        )
