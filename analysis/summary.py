@@ -291,9 +291,11 @@ def unscored_notes(facts: Mapping[str, Any]) -> list[str]:
         if kind == "trait" and not scored:
             found.append(f"The judge {facts['judge']} has scored no rollout of a trait: every one of them counts.")
         elif scored < total:
+            # Of traits only the vectors over pairs take scores; the other kinds are made of all rollouts.
+            effect = "count under none" if kind == "role" else "make no pair that passes"
             found.append(
                 f"The judge {facts['judge']} has scored {scored:,} of {total:,} rollouts of {kind}s; the others have "
-                "no score and count under none."
+                f"no score and {effect}."
             )
     return found
 

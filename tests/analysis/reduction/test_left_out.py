@@ -56,6 +56,11 @@ def test_what_a_judge_has_not_scored_is_counted_and_said(tmp_path: Path, answere
         "The judge half has scored 6 of 18 rollouts of roles; the others have no score and count under none." in notes
     )
     assert "The judge half has scored no rollout of a trait: every one of them counts." in notes
+    score_run(run, "part", lambda line: math.nan if line["question_index"] == 2 else two_pairs(line))
+    notes = answered("reduce", run.url, "--judge", "part", "--min-count", "1")["notes"]
+    assert (
+        "The judge part has scored 8 of 12 rollouts of traits; the others have no score and make no pair that passes."
+    ) in notes
     score_run(run, "whole", two_pairs)
     assert answered("reduce", run.url, "--judge", "whole", "--min-count", "1")["notes"] == []
     assert answered("reduce", run.url, "--judge", "none")["notes"] == []
