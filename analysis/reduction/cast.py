@@ -16,6 +16,9 @@ from .settings import Settings
 
 _MIN_ROLES_SHOWN = 3
 
+_SCORED_FIRST = "Score them with persona-atlas judge or scores import, or use"
+_LOWER = "Choose a lower --min-score,"
+
 
 @dataclass(frozen=True, eq=False)
 class Cast:
@@ -133,25 +136,31 @@ def require_roles(cast: Cast) -> None:
     """Refuse a reduction in which not a single role has enough rollouts that count.
 
     Raises:
-        InputError: The message says how many roles would have a vector with which ``min_count``.
+        InputError: The message says how many roles would have a vector with which ``min_count``, and how much the judge
+            has scored where that is not all.
     """
     if cast.roles or not cast.all_roles:
         return
+    settings = cast.settings
     counts = sorted(cast.roles_left_out.values(), reverse=True)
-    counted = f" that are {cast.settings.role_filter} by {cast.settings.judge}" if cast.settings.judge else ""
+    scored, total = cast.scored.get("role", (0, 0))
+    # Scores that are not there yet are a cause of their own, which no lower bound cures.
+    partly = f", which has scored {scored:,} of {count_of(total, 'rollout')} of roles" if scored < total else ""
+    counted = f"{settings.role_filter} by {settings.judge}{partly}"
     if not counts[0]:
         raise InputError(
-            f"no rollout of a role is {cast.settings.role_filter} by {cast.settings.judge}.",
+            f"no rollout of a role is {counted}.",
             code="too_few_rollouts",
             field="min_score",
-            hint="Choose a lower --min-score, another --judge, or --judge none, which ignores scores.",
+            hint=f"{_SCORED_FIRST if not scored else _LOWER} another --judge, or --judge none, which ignores scores.",
         )
     raise InputError(
-        f"no role has {cast.settings.min_count} rollouts{counted}; the most that one has is {counts[0]}.",
+        f"no role has {settings.min_count} rollouts{f' that are {counted}' if settings.judge else ''}; the most that "
+        f"one has is {counts[0]}.",
         code="too_few_rollouts",
         field="min_count",
-        hint=_alternatives(counts, cast.settings.min_count)
-        + (" Or use --judge none, which ignores scores." if cast.settings.judge else ""),
+        hint=_alternatives(counts, settings.min_count)
+        + (" Or use --judge none, which ignores scores." if settings.judge else ""),
     )
 
 

@@ -172,3 +172,33 @@ def test_of_an_older_reduction_no_lower_count_is_offered():
             f"{'no pair has' if least == 1 else 'fewer than 10 pairs have'} scores that differ by more than 50",
             "persona-atlas reduce runs/old --judge none, which ignores scores, gives it one.",
         )
+
+
+@pytest.mark.parametrize(
+    ("scored", "score", "told", "advice"),
+    [
+        (0, 3.0, "no rollout of a role is scored 3 by strict, which has scored 0 of 18 rollouts of roles.", "Score th"),
+        (1, 1.0, "no rollout of a role is scored 3 by strict, which has scored 6 of 18 rollouts of roles.", "Choose a"),
+        (3, 1.0, "no rollout of a role is scored 3 by strict.", "Choose a lower --min-score"),
+        (
+            1,
+            3.0,
+            "no role has 10 rollouts that are scored 3 by strict, which has scored 6 of 18 rollouts of roles; the most "
+            "that one has is 2.",
+            "--min-count 2 gives 3 of 3 roles.",
+        ),
+        (3, 3.0, "no role has 10 rollouts that are scored 3 by strict; the most that one has is 6.", "--min-count 6"),
+    ],
+)
+def test_a_refusal_says_how_much_of_the_roles_is_scored_where_that_is_not_all(
+    tmp_path: Path, refused: Refused, scored: int, score: float, told: str, advice: str
+):
+    run = small_run(str(tmp_path / "run"))
+    score_run(
+        run,
+        "strict",
+        lambda line: math.nan if line["kind"] == "role" and line["question_index"] >= scored else score,
+    )
+    error = refused("reduce", run.url)
+    assert (error["code"], error["error"]) == ("too_few_rollouts", told)
+    assert error["hint"].startswith(advice)
