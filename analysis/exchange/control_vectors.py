@@ -10,6 +10,7 @@ Axes: L layers, D d_model.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,10 @@ Float32 = npt.NDArray[np.float32]
 
 _ARCHITECTURE = "controlvector"
 _OURS = "persona_atlas"
+_NEEDED = {
+    "role": "One needs rollouts of the role with a response.",
+    "trait": "One needs rollouts of the trait and of its opposite, each with a response.",
+}
 _DIRECTION = re.compile(r"direction\.(\d+)")
 
 
@@ -84,9 +89,17 @@ def _named(
             f"there is no vector of the {kind} {name!r}{f', because {reason}' if reason else ''}.",
             code="not_computed",
             field="--vector",
-            hint=cure or closest(name, names) or f"There are {count_of(len(names), kind)} with a vector.",
+            hint=cure or ("" if reason else closest(name, names)) or _what_there_is(names, kind, store),
         )
     return vectors[list(names).index(name)]
+
+
+def _what_there_is(names: Sequence[str], kind: Literal["role", "trait"], store: str) -> str:
+    """Say how many personas of a kind have a vector, and where none has, what gives one in a run."""
+    if names:
+        return f"{count_of(len(names), kind)} {'has' if len(names) == 1 else 'have'} a vector."
+    none = f"No {kind} has a vector{'.' if store else ' in these files.'}"
+    return f"{none} {_NEEDED[kind]} Then persona-atlas reduce {shlex.quote(store)} makes it." if store else none
 
 
 def file_name(wanted: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from persona_atlas.analysis.exchange.control_vectors import direction_of
 from persona_atlas.analysis.exchange.export import export_vectors
 from persona_atlas.analysis.exchange.read_directory import read_vectors
 from persona_atlas.jobs.errors import InputError
@@ -77,6 +79,30 @@ def test_a_role_is_the_way_from_the_assistant_to_it(run: Run, planted: Planted, 
         assert np.array_equal(role[layer], reduction.role_vectors[0, layer] - reduction.default_vector[layer])
         assert float(role[layer] @ planted.direction_LD[layer]) < 0, "away from the Assistant"
         assert np.array_equal(trait[layer], reduction.trait_vectors[1, layer])
+
+
+@pytest.mark.parametrize(
+    ("held", "store", "hint"),
+    [
+        (2, "runs/demo", "2 traits have a vector."),
+        (1, "runs/demo", "1 trait has a vector."),
+        (
+            0,
+            "my runs/demo",
+            "No trait has a vector. One needs rollouts of the trait and of its opposite, each with a response. Then "
+            "persona-atlas reduce 'my runs/demo' makes it.",
+        ),
+        (0, "", "No trait has a vector in these files."),
+    ],
+)
+def test_a_trait_that_is_not_there_is_refused_with_what_there_is(planted: Planted, held: int, store: str, hint: str):
+    vectors_TLD = planted.reduction.trait_vectors
+    assert vectors_TLD is not None
+    names = planted.reduction.trait_names[:held]
+    reduction = replace(planted.reduction, trait_names=names, trait_vectors=vectors_TLD[:held] if held else None)
+    with pytest.raises(InputError) as caught:
+        direction_of(reduction, "trait:zzz", store)
+    assert caught.value.hint == hint
 
 
 def test_control_vectors_are_read_back(run: Run, planted: Planted, tmp_path: Path):

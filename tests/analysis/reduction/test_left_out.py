@@ -150,7 +150,8 @@ def test_a_judged_trait_without_its_opposite_has_that_reason_and_no_cure(
     assert "traits_left_out" not in reduction.facts
     error = refused("export", run.url, tmp_path / "out", "--format", "gguf", "--vector", "trait:anxious")
     assert "because no rollout of the opposite has a vector." in error["error"]
-    assert "persona-atlas" not in error.get("hint", "")
+    assert "needs rollouts of the trait and of its opposite" in error["hint"]
+    assert "--" not in error["hint"]
 
 
 def test_imported_vectors_have_no_run_to_reduce(tmp_path: Path, answered: Answered, refused: Refused):
