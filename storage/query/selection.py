@@ -105,7 +105,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         least, most = filters.get(bounds[0]), filters.get(bounds[1])
         if least is not None and most is not None and least > most:
             raise InputError(
-                f"is {least:g}, and the maximum is {most:g}: nothing can match.",
+                f"is {_shown(least)}, and the maximum is {_shown(most)}: nothing can match.",
                 code="bounds_in_wrong_order",
                 field=bounds[0],
                 hint="Swap the two bounds.",
@@ -118,6 +118,11 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         if most is not None:
             index = index.filter(spared | (pc.field(column) <= _bound(most, column)))
     return index
+
+
+def _shown(bound: float) -> str:
+    """Write every digit, because two bounds may differ in the last."""
+    return f"{int(bound) if isinstance(bound, float) and bound.is_integer() else bound:,}"
 
 
 def _bound(value: float, column: str) -> float:

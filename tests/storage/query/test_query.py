@@ -21,6 +21,7 @@ from persona_atlas.storage.format.rollout_tables import ROLLOUT_SCHEMA
 from persona_atlas.storage.locations.location import open_location
 from persona_atlas.storage.query.activations import Activations
 from persona_atlas.storage.query.run import Run, open_run
+from persona_atlas.storage.query.selection import Filters, select
 from persona_atlas.storage.run.index_keeper import refresh_index
 
 from counted import Counted
@@ -277,6 +278,23 @@ def test_nothing_found_has_the_shape_of_nothing(run: Run):
     found = run.activations(persona="nobody", layer="all")
     assert (found.values.shape, found.values.dtype) == ((0, 4, 16), np.float32)
     assert found.rollouts.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ({"min_tokens": 1234567, "max_tokens": 1234566}, "is 1,234,567, and the maximum is 1,234,566: nothing"),
+        ({"min_tokens": 10**30, "max_tokens": 1}, f"is {10**30:,}, and the maximum is 1: nothing"),
+        ({"min_score": 3.0, "max_score": 2.5}, "is 3, and the maximum is 2.5: nothing"),
+        ({"min_score": float("inf"), "max_score": 0}, "is inf, and the maximum is 0: nothing"),
+    ],
+)
+def test_bounds_in_the_wrong_order_are_refused_with_every_digit(run: Run, bounds: Filters, told: str):
+    scored = run.index.append_column("score", pa.nulls(run.index.num_rows, pa.float64()))
+    with pytest.raises(InputError) as caught:
+        select(scored, bounds)
+    assert caught.value.code == "bounds_in_wrong_order"
+    assert told in caught.value.message
 
 
 def test_short_responses_are_left_out_on_demand(run: Run, committed: list[RolloutAddress]):
