@@ -105,11 +105,11 @@ def query(
         "files": [str(path) for path in written],
         "note": found.note or None,
     }
-    if found.note:
-        output.progress().say(found.note)
     if as_json:
         output.document(document)
         return
+    if found.note:
+        output.progress().say(found.note)
     output.text(f"{shape} float32, {output.size(4 * math.prod(shape))}, from {found.completeness}")
     if out and not written:
         output.text("Nothing was written.")

@@ -307,6 +307,17 @@ def test_a_query_that_matches_nothing_is_an_empty_answer_with_a_note(answered: A
     assert answer["note"] == "There is no persona 'pirat'. Did you mean 'pirate'?"
 
 
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_note_of_a_query_is_on_stderr_only_where_the_document_does_not_have_it(
+    capsys: pytest.CaptureFixture[str], store: Path, is_json: bool
+):
+    with pytest.raises(SystemExit) as ended:
+        main(["query", str(store), "--persona", "pirat", *(["--json"] if is_json else [])])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0
+    assert ("no persona 'pirat'" in out, "no persona 'pirat'" in err) == (is_json, not is_json)
+
+
 def test_a_reduction_of_an_empty_run_is_refused(refused: Refused, tmp_path: Path):
     location = open_location(str(tmp_path / "run"))
     plan = small_plan(small_spec(str(tmp_path / "run")))
