@@ -23,8 +23,6 @@ from persona_atlas.storage.derived.reductions import Reduction, reduction_ids
 from persona_atlas.storage.derived.scores import write_scores
 from persona_atlas.storage.query.run import Run, open_run
 
-from command_line import Refused
-from fakes import small_spec
 from planted_world import World
 from stored_runs import small_run
 
@@ -244,14 +242,14 @@ def test_what_cannot_be_compared_is_refused_by_name(b: Side, layer: int | None, 
     assert caught.value.code == code
 
 
-def test_a_layer_that_is_not_there_is_told_from_one_without_a_counterpart(tmp_path: Path, refused: Refused):
-    for name, layers in (("all", "all"), ("first", [0, 1])):
-        reduce_run(small_run(str(tmp_path / name), small_spec(str(tmp_path / name), capture={"layers": layers})))
-    error = refused("compare", tmp_path / "all", tmp_path / "first", "--layer", "3")
-    assert (error["code"], error["field"]) == ("no_common_layer", "--layer")
-    assert "layer 3 of the first has no layer of the second" in error["error"]
-    error = refused("compare", tmp_path / "all", tmp_path / "first", "--layer", "30")
-    assert "the first has no layer 30; it has 0 to 3" in error["error"]
+def test_a_layer_that_is_not_there_is_told_from_one_without_a_counterpart():
+    early = side(ROLES_PLD, DEFAULT_LD, WORLD.roles, n_layers=8, layers=(1, 2))
+    late = side(ROLES_PLD, DEFAULT_LD, WORLD.roles, n_layers=8, layers=(2, 3))
+    with pytest.raises(InputError, match="layer 1 of the first has no layer of the second") as caught:
+        compare(early, late, 1)
+    assert caught.value.hint == "Choose one of 2."
+    with pytest.raises(InputError, match="the first has no layer 30; it has 1 to 2"):
+        compare(early, late, 30)
 
 
 @pytest.fixture(scope="module")
