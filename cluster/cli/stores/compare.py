@@ -108,8 +108,10 @@ def _print(found: Comparison) -> None:
             ["role", "A", "B", "change"],
             [[m.role, f"{m.z_a:+.2f}", f"{m.z_b:+.2f}", f"{m.change:+.2f}"] for m in found.moved[:_MOVED_SHOWN]],
         )
+    spread = _spread(found.layers)
+    every = f": {len(spread)} of {len(found.layers)}" if len(spread) < len(found.layers) else ""
     output.table(
-        f"By layer (r over {of_roles}; of similarities over {of_pairs})",
+        f"By layer{every} (r over {of_roles}; of similarities over {of_pairs})",
         ["A", "B", "cosine of axes", "of PC1", "of roles", "r of projections", "r of PC1", "r of similarities"],
         [
             [
@@ -118,7 +120,7 @@ def _print(found: Comparison) -> None:
                 *map(_number, (of.axis_cosine, _first(of), of.role_cosine)),
                 *map(_number, (of.projection_correlation, of.pc1_correlation, of.similarity_correlation)),
             ]
-            for of in _spread(found.layers)
+            for of in spread
         ],
     )
     for note in found.notes:
