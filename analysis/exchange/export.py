@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from ...jobs.errors import InputError
+from ...jobs.errors import InputError, closest
 from ...storage.derived.reductions import Reduction
 from ...storage.format.layout import CAPPING_CONFIG
 from ...storage.query.vectors import Vectors, VectorSet, require_reduction
@@ -17,6 +17,7 @@ from .released_files import Say, capping_bytes, write_released
 from .tensors_file import write_tensors
 
 ExportFormat = Literal["assistant-axis", "safetensors", "gguf"]
+_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 _FIELD = "DIR"
 
@@ -57,9 +58,16 @@ def export_vectors(
         say: Called with a line of text now and then.
 
     Raises:
-        InputError: What is asked for was not computed, the format cannot hold it, or the folder is not empty. Nothing
-            is written.
+        InputError: There is no such format, what is asked for was not computed, the format cannot hold it, or the
+            folder is not empty. Nothing is written.
     """
+    if format not in _FORMATS:
+        raise InputError(
+            f"{format!r} is not a format of an export. {closest(str(format), _FORMATS)}".strip(),
+            code="unknown_format",
+            field="format",
+            hint=f"Give one of {', '.join(_FORMATS)}.",
+        )
     if wanted and format != "gguf":
         raise InputError(
             f"chooses control vectors, and {format} holds all vectors.",

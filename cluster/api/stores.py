@@ -179,7 +179,7 @@ def export(
         The files that were written, and what the format left out.
 
     Raises:
-        InputError: There is no such vector, the format cannot hold what there is, or the folder is not empty.
+        InputError: There is no such format or vector, the format cannot hold what there is, or the folder is not empty.
 
     Example:
         >>> from persona_atlas import export, reduce

@@ -220,3 +220,11 @@ def test_a_run_without_thresholds_says_that_their_file_is_left_out(tmp_path: Pat
     assert found.notes == ("There are no thresholds, so capping_config.pt was left out.",)
     assert not (tmp_path / "out" / "capping_config.pt").exists()
     assert open_run(run.url).reduction is not None
+
+
+def test_a_format_that_does_not_exist_is_refused_before_anything_is_written(run: Run, tmp_path: Path):
+    with pytest.raises(InputError, match="'pt' is not a format") as caught:
+        export_vectors(run, tmp_path / "out", "pt")  # pyright: ignore[reportArgumentType]
+    assert (caught.value.code, caught.value.field) == ("unknown_format", "format")
+    assert caught.value.hint == "Give one of assistant-axis, safetensors, gguf."
+    assert not (tmp_path / "out").exists()
