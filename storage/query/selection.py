@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex, TypedDict, cast
+from typing import Any, SupportsIndex, TypedDict, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ...jobs.errors import InputError, closest
 from ...jobs.files.names import names_matching
 from ...jobs.judging.outcomes import JUDGED_KINDS
+from ...jobs.personas import Kind, Polarity
 from ...jobs.wording import count_of
 
 Names = str | Sequence[str] | None
@@ -58,6 +59,9 @@ _HIGHEST_SCORE = 100
 SCORE_FILTERS = ("judge", "min_score", "max_score")
 """The filters that need a judge's scores."""
 
+_FIXED_VALUES: dict[str, tuple[str, ...]] = {"kind": get_args(Kind), "polarity": get_args(Polarity)}
+"""What there can be, of columns that have the same few values in every run."""
+
 
 def wants_scores(filters: Filters) -> bool:
     """Whether applying the filters needs a judge's scores."""
@@ -72,7 +76,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         filters: The filters.
 
     Raises:
-        InputError: A filter is unknown, or not available in this run.
+        InputError: A filter is unknown, or not available in this run; or there is no such kind or polarity.
     """
     for name in filters:
         if name not in Filters.__annotations__:
@@ -86,7 +90,9 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         names: Names = filters.get(column)
         if names is not None:
             known = index[column].unique().to_pylist()
-            matched = sorted({name for pattern in _listed(names, column) for name in names_matching(known, pattern)})
+            asked = _listed(names, column)
+            _refuse_impossible(asked, column, known)
+            matched = sorted({name for pattern in asked for name in names_matching(known, pattern)})
             index = index.filter(pc.field(column).isin(pa.array(matched, pa.string())))
     for name in ("prompt", "question", "conversation", "turn"):
         numbers: Indices = filters.get(name)
@@ -120,6 +126,19 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
         if most is not None:
             index = index.filter(spared | (pc.field(column) <= _bound(most, column, bounds[1])))
     return index
+
+
+def _refuse_impossible(asked: Sequence[str], column: str, known: Sequence[str]) -> None:
+    """Refuse a kind or polarity that no run has: it is misspelt, and would select nothing without a word."""
+    values = _FIXED_VALUES.get(column, ())
+    for name in asked:
+        if values and not names_matching([*values, *known], name):
+            raise InputError(
+                f"{name!r} is not a {column}. {closest(name, values)}".strip(),
+                code=f"unknown_{column}",
+                field=column,
+                hint=f"Give one or several of {', '.join(values)}, or a glob.",
+            )
 
 
 def _shown(bound: float) -> str:

@@ -317,6 +317,28 @@ def test_a_filter_that_is_not_known_is_refused_with_the_nearest(run: Run):
         assert (caught.value.code, caught.value.field) == ("unknown_filter", "perosna")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"kind": "roles"}, "'roles' is not a kind. Did you mean 'role'?"),
+        ({"kind": ["role", "x*"]}, "'x*' is not a kind."),
+        ({"polarity": "positive"}, "'positive' is not a polarity."),
+    ],
+)
+def test_a_kind_or_polarity_that_no_run_has_is_refused_with_those_there_are(run: Run, wrong: Filters, told: str):
+    for act in (run.query, run.activations, run.rollouts, run.to_xarray):
+        with pytest.raises(InputError) as caught:
+            act(**wrong)
+        (field,) = wrong
+        assert (caught.value.code, caught.value.field) == (f"unknown_{field}", field)
+        assert told in caught.value.message
+        assert ("conversation" if field == "kind" else "pos, neg") in str(caught.value.hint)
+
+
+def test_a_kind_that_this_run_has_none_of_selects_nothing(run: Run):
+    assert run.query(kind="conversation").shape == (0, 16)
+
+
 def test_a_query_says_what_it_would_give_and_reads_nothing_yet(run: Run, committed: list[RolloutAddress]):
     counted = Counted(run.location)
     watched = Run(counted, run.record)
