@@ -213,7 +213,8 @@ class Reduction:
             without an axis L is returned whole.
 
         Raises:
-            ValueError: There is no array of that name, or a layer was not captured.
+            ValueError: There is no array of that name.
+            InputError: A layer is not in the reduction.
             StoreError: The array is damaged.
 
         Example:
@@ -234,10 +235,20 @@ class Reduction:
     def position(self, layer: int) -> int:
         """Return a layer's index along the L axis.
 
+        Args:
+            layer: 0-based layer.
+
         Raises:
-            ValueError: The layer was not captured.
+            InputError: The layer is not in the reduction.
         """
-        return self.layers.index(layer)
+        if layer in self.layers:
+            return self.layers.index(layer)
+        raise InputError(
+            self._not_there(layer), code="no_such_layer", field="layer", hint="Choose another layer; 0 is the first."
+        )
+
+    def _not_there(self, layer: int) -> str:
+        return f"layer {layer} is not in the reduction, which has {self.layers[0]} to {self.layers[-1]}."
 
     def undefined(
         self, what: Literal["axis", "pca", "trait_pca", "category_pca", "variance", "projections"]
@@ -269,7 +280,7 @@ class Reduction:
             InputError: The layer was not captured, the run has no axis, or it is undefined at this layer.
         """
         if layer not in self.layers:
-            message = f"layer {layer} is not in the reduction, which has {self.layers[0]} to {self.layers[-1]}."
+            message = self._not_there(layer)
         elif self.axis is None:
             message = "the run has no axis: it needs rollouts of the default Assistant and of a role."
         elif layer in self.undefined("axis"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from persona_atlas.jobs.errors import StoreError
+from persona_atlas.jobs.errors import InputError, StoreError
 from persona_atlas.storage.derived.reduction import ARRAYS, LAYER_AXIS, TEXTS
 from persona_atlas.storage.derived.reductions import (
     Reduction,
@@ -159,6 +159,10 @@ def test_a_damaged_pointer_says_how_to_mend_it(location: Location, pointer: byte
 
 def test_a_layer_is_found_by_its_number():
     assert full_reduction().position(3) == 1
+    for ask in (full_reduction().position, lambda layer: full_reduction().read("axis", [layer])):
+        with pytest.raises(InputError, match="layer 40 is not in the reduction, which has") as caught:
+            ask(40)
+        assert (caught.value.code, caught.value.field) == ("no_such_layer", "layer")
 
 
 def test_the_axis_of_the_layers_is_where_the_docstring_has_it():
