@@ -42,7 +42,7 @@ from .reduction.mapping import Mapper, map_in_threads
 from .reduction.partial_sums import StoredSums
 from .reduction.projections import StoredProjections, axis_digest
 from .reduction.rollouts import has_halves, personas_of
-from .reduction.settings import Settings, asked_again, make_settings, refuse_unused_min_score
+from .reduction.settings import Settings, asked_again, make_settings, plain_numbers, refuse_unused_min_score
 from .reduction.unit_work import ArrayOfRun, UnitLengths
 from .thresholds import label_of
 
@@ -87,9 +87,10 @@ def reduce_run(
     Raises:
         InputError: Nothing is committed, the pooling was not captured or is ``tokens``, the run has no personas, there
             is no such judge, several have scored the run and none is named, ``min_score`` is given without a judge or
-            is not a whole number, or no role has enough rollouts that count.
+            is not a whole number, a number is none, or no role has enough rollouts that count.
         StoreError: A committed value is missing or damaged.
     """
+    min_score, min_count, percentiles = plain_numbers(min_score, min_count, percentiles)
     refuse_unused_min_score(run, judge, min_score)
     asked = {
         "hook_point": hook_point,
@@ -97,7 +98,7 @@ def reduce_run(
         "judge": judge,
         "min_score": min_score,
         "min_count": min_count,
-        "percentiles": None if percentiles is None else list(percentiles),
+        "percentiles": percentiles,
     }
     return _reduce(run, asked, asked, say, mapper)
 

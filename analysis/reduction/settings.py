@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ...jobs.errors import InputError, closest
 from ...jobs.poolings import DEFAULT_POOLING, TOKENS, keeps_tokens
 from ...jobs.specs.spec_parts import CaptureSpec
@@ -72,8 +74,9 @@ def make_settings(
 
     Raises:
         InputError: The pooling is ``tokens``, there is no such judge, several judges have scored the run and none is
-            named, or a number is out of its range or ``min_score`` not a whole one.
+            named, or a number is none, out of its range or ``min_score`` not a whole one.
     """
+    min_score, min_count, percentiles = plain_numbers(min_score, min_count, percentiles)
     capture = run.record.spec.capture
     _refuse_tokens(capture, pooling)
     chosen = _judge(run, judge)
@@ -103,6 +106,49 @@ def make_settings(
         count,
         shares,
     )
+
+
+def plain_numbers(
+    min_score: float | None, min_count: int | None, percentiles: Sequence[float] | None
+) -> tuple[float | None, int | None, list[float] | None]:
+    """Return the numbers that a reduction is asked for as Python's own, and refuse what is none.
+
+    From Python anything may come, and a text or a bool that passes for a number would be stored, and give the same
+    reduction another id.
+
+    Args:
+        min_score: Least score.
+        min_count: Least number of rollouts.
+        percentiles: Percentiles.
+
+    Raises:
+        InputError: One is not a number, or ``min_count`` not an integer.
+
+    Example:
+        >>> plain_numbers(3, np.int64(10), (1, 25.0))
+        (3, 10, [1, 25.0])
+    """
+    if min_score is not None:
+        min_score = _plain(min_score, "min_score", "a number", "Give 0, 1, 2 or 3.")
+    if min_count is not None:
+        min_count = _plain(min_count, "min_count", "an integer", "Give a count such as 10.")
+    if percentiles is None:
+        return min_score, min_count, None
+    rule, hint = "a sequence of numbers", "Give numbers, such as [1, 25, 50, 75]."
+    if isinstance(percentiles, str) or not hasattr(percentiles, "__iter__"):
+        raise _not_a_number("percentiles", percentiles, rule, hint)
+    return min_score, min_count, [_plain(percentile, "percentiles", rule, hint) for percentile in percentiles]
+
+
+def _plain(value: Any, field: str, rule: str, hint: str) -> Any:
+    kinds = (int, np.integer) if field == "min_count" else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise _not_a_number(field, value, rule, hint)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _not_a_number(field: str, value: object, rule: str, hint: str) -> InputError:
+    return InputError(f"must be {rule}, but is {value!r}.", code="not_a_number", field=field, hint=hint)
 
 
 def refuse_unused_min_score(run: Run, judge: str | None, min_score: float | None) -> None:
@@ -144,9 +190,9 @@ def asked_again(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a stored reduction was asked for, with its least score as a whole number.
+    """Return what a stored reduction was asked for, with its least score as a whole number, and numbers as numbers.
 
-    Earlier versions took any least score and counted as if it were the next whole number.
+    Earlier versions took any least score and counted as if it were the next whole number, and took texts and bools.
 
     Args:
         facts: Facts of the reduction; empty if there is none.
@@ -158,8 +204,14 @@ def asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     asked = dict(facts.get("asked", {}))
     least = asked.get("min_score")
     # A whole number stays as it was written, because what was asked for is part of some reductions' ids.
-    if least is not None and not float(least).is_integer():
-        asked["min_score"] = math.ceil(least)
+    if least is not None and (isinstance(least, str | bool) or not float(least).is_integer()):
+        asked["min_score"] = math.ceil(float(least))
+    count = asked.get("min_count")
+    if count is not None and type(count) is not int:
+        asked["min_count"] = math.ceil(count)
+    percentiles = asked.get("percentiles")
+    if percentiles is not None and any(isinstance(percentile, str | bool) for percentile in percentiles):
+        asked["percentiles"] = [float(percentile) for percentile in percentiles]
     return asked
 
 

@@ -309,6 +309,38 @@ def test_a_least_score_that_is_not_whole_is_refused_with_those_that_are(judged: 
     assert refused.value.hint == "Choose 0, 1, 2 or 3; with 3 a rollout scored 2.6 counts."
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_score": "2"},
+        {"min_score": True},
+        {"min_count": 2.0},
+        {"min_count": True},
+        {"min_count": "3"},
+        {"percentiles": "1,5"},
+        {"percentiles": 5},
+        {"percentiles": [1, "5"]},
+    ],
+)
+def test_what_is_no_number_is_refused_by_the_name_of_its_argument(
+    judged: tuple[Run, Reduction, Reduction], wrong: dict[str, Any]
+):
+    run, _, _ = judged
+    for ask in (reduce_run, make_settings):
+        with pytest.raises(InputError) as refused:
+            ask(run, **wrong)
+        assert (refused.value.code, refused.value.field) == ("not_a_number", *wrong)
+
+
+def test_an_earlier_version_s_numbers_that_were_none_are_asked_again_as_what_they_meant(
+    judged: tuple[Run, Reduction, Reduction],
+):
+    run, _, _ = judged
+    stored = {"judge": "strict", "min_score": "2", "min_count": 2.0, "percentiles": ["1", "5"]}
+    made = make_settings(run, **asked_again(run, {"asked": stored}))
+    assert (made.min_score, made.min_count, made.percentiles) == (2, 2, (1, 5))
+
+
 @pytest.mark.parametrize(("stored", "least"), [(1.5, 2), (2.0, 2), (2.5, 3)])
 def test_an_earlier_version_s_least_score_is_asked_again_as_what_it_meant(
     judged: tuple[Run, Reduction, Reduction], stored: float, least: float
