@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, TypedDict, cast, get_args
 
 import numpy as np
@@ -111,6 +111,7 @@ def select(index: pa.Table, filters: Filters) -> pa.Table:
             index = index.filter(pc.field(column).isin(pa.array(held, pa.int64())))
     for column, bounds in (("num_content_tokens", ("min_tokens", "max_tokens")), ("score", ("min_score", "max_score"))):
         least, most = filters.get(bounds[0]), filters.get(bounds[1])
+        _refuse_what_is_no_number({bounds[0]: least, bounds[1]: most})
         if least is not None and most is not None and least > most:
             raise InputError(
                 f"is {_shown(least)}, and the maximum is {_shown(most)}: nothing can match.",
@@ -139,6 +140,19 @@ def _refuse_impossible(asked: Sequence[str], column: str, known: Sequence[str]) 
                 field=column,
                 hint=f"Give one or several of {', '.join(values)}, or a glob.",
             )
+
+
+def _refuse_what_is_no_number(bounds: Mapping[str, Any]) -> None:
+    """Refuse a text or a bool, whatever the types of the filters say: from Python anything may come."""
+    for field, bound in bounds.items():
+        if bound is None or (isinstance(bound, int | float | np.number) and not isinstance(bound, bool)):
+            continue
+        raise InputError(
+            f"a bound must be a number, but is {bound!r}.",
+            code="not_a_number",
+            field=field,
+            hint="Leave it out, or give a number.",
+        )
 
 
 def _shown(bound: float) -> str:

@@ -297,6 +297,14 @@ def test_bounds_in_the_wrong_order_are_refused_with_every_digit(run: Run, bounds
     assert told in caught.value.message
 
 
+@pytest.mark.parametrize("wrong", [{"min_score": "3"}, {"max_score": True}, {"min_tokens": "3"}, {"max_tokens": [3]}])
+def test_a_bound_that_is_no_number_is_refused_by_the_name_of_its_argument(run: Run, wrong: Filters):
+    scored = run.index.append_column("score", pa.nulls(run.index.num_rows, pa.float32()))
+    with pytest.raises(InputError, match="must be a number, but is") as caught:
+        select(scored, wrong)
+    assert (caught.value.code, caught.value.field) == ("not_a_number", *wrong)
+
+
 def test_short_responses_are_left_out_on_demand(run: Run, committed: list[RolloutAddress]):
     assert run.activations(min_tokens=3).rollouts.num_rows == len(committed)
     assert run.activations(min_tokens=4).rollouts.num_rows == 0
