@@ -15,6 +15,7 @@ from .options import name_of
 
 _STORE = "store.url"
 _SPEC = "spec_file"
+_WORDS = f"{__name__}.words"
 
 _PLACES = ("store_url", "store_a", "store_b", "hub_url", "axis", "texts_of", "source", "target", "url")
 """Parameters that may name a store."""
@@ -41,6 +42,8 @@ def name_what_was_typed(command: click.Command) -> None:
     """
     if command.callback is not None:
         command.callback = _naming(command.callback)
+        # click keeps the value of an option, and not by which of its names it was given.
+        command.parse_args = _keeping_words(command.parse_args)
     if isinstance(command, click.Group):
         for below in command.commands.values():
             name_what_was_typed(below)
@@ -58,6 +61,22 @@ def _naming(callback: Callable[..., Any]) -> Callable[..., Any]:
     return named
 
 
+def _keeping_words(parse: Callable[[click.Context, list[str]], list[str]]) -> Callable[..., list[str]]:
+    @wraps(parse)
+    def kept(ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = tuple(args)
+        return parse(ctx, args)
+
+    return kept
+
+
+def _name_in(context: click.Context, parameter: click.Parameter) -> str:
+    """Return the name of a parameter: of an option with several, the one that was typed last, which click takes."""
+    names = set(parameter.opts) if isinstance(parameter, click.Option) else set()
+    typed = [word.partition("=")[0] for word in context.meta.get(_WORDS, ())]
+    return next((word for word in reversed(typed) if word in names), name_of(parameter))
+
+
 def _typed(context: click.Context, error: AtlasError) -> str | None:
     """Return the name of what was typed, or the field as it is where none is known to be meant."""
     field = error.field
@@ -66,7 +85,7 @@ def _typed(context: click.Context, error: AtlasError) -> str | None:
         return None
     # One name may be both: the model of a spec, and --model, the judge's.
     if field in known and not (_SPEC in known and field in JobSpec.model_fields):
-        return name_of(known[field])
+        return _name_in(context, known[field])
     overrides = context.params.get("overrides") or ()
     if _SPEC in known or any(str(override).startswith(field) for override in overrides):
         return field

@@ -214,7 +214,10 @@ def test_what_is_printed_has_a_sparkline_and_the_texts(
 
 def test_bad_input_is_named(refused: Refused, run: Run, talks: Path, tmp_path: Path):
     asked = ("project", run.url, "--conversations", talks)
-    assert refused(*asked, "--layer", "1:9")["code"] == "no_such_layer"
+    for option in ("--layer", "--layers"):
+        error = refused(*asked, option, "1:9")
+        assert (error["code"], error["field"]) == ("no_such_layer", option)
+    assert refused(*asked, "--layers=1:9")["field"] == "--layers"
     error = refused(*asked, "--threshold", "p0.9")
     assert (error["code"], "p0.01, p0.25, p0.5, p0.75" in error["hint"]) == ("no_such_percentile", True)
     assert refused("project", tmp_path / "away", "--conversations", talks)["code"] == "no_vectors"
