@@ -94,7 +94,7 @@ def require_same(
     if own.fingerprint and fingerprint:
         is_same = own.fingerprint == fingerprint
     else:
-        is_same = own.source is None or _last_part(own.source) == _last_part(source)
+        is_same = own.source is None or ends_alike(own.source, source)
     if is_same:
         return None
     if not transfer:
@@ -105,6 +105,20 @@ def require_same(
             hint="--transfer says that it is meant, for a base model or a fine-tune; every output then says so.",
         )
     return f"Transferred: the axis is of {own.source}, and the projections are of {source}."
+
+
+def ends_alike(source: str, other: str) -> bool:
+    """Whether two names of a model end alike, as the id of one on the hub and a directory with a copy of it do.
+
+    Args:
+        source: A Hugging Face id or a directory.
+        other: Another.
+
+    Example:
+        >>> ends_alike("Qwen/Qwen3-32B", "/models/qwen3-32b/"), ends_alike("Qwen/Qwen3-32B", "Qwen/Qwen3-8B")
+        (True, False)
+    """
+    return _last_part(source) == _last_part(other)
 
 
 def _last_part(source: str) -> str:

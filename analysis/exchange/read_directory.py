@@ -9,6 +9,7 @@ from ...jobs.errors import InputError
 from ...storage.derived.vector_sets import require_empty, write_vector_set
 from ...storage.format.vectors_record import VectorsRecord
 from ...storage.locations.location import Location
+from ..axes.axis_model import ends_alike
 from .control_vectors import read_control_vectors
 from .imported import Imported
 from .read_released import read_released
@@ -23,15 +24,23 @@ def import_directory(source: Path, location: Location, model: str | None, say: S
         source: A released directory, a directory with our safetensors export or with GGUF control vectors, or one such
             file.
         location: The new store.
-        model: Name of the model; None: as the files have it.
+        model: Name of the model; None: as the files have it. Where they have one, both must end alike, as those of a
+            model on the hub and of a local copy do.
         say: Called with a line of text now and then.
 
     Raises:
-        InputError: The files are not as they must be, the store is not empty, or the files do not name the model.
-            Nothing is written.
+        InputError: The files are not as they must be, the store is not empty, or the files do not name the model, or
+            another than ``model``. Nothing is written.
     """
     require_empty(location)
     found = read_vectors(source, say)
+    if model and found.model and not ends_alike(model, found.model):
+        raise InputError(
+            f"is {model}, and the files say that the vectors belong to {found.model}.",
+            code="other_model",
+            field="--model",
+            hint="Leave --model out, and the name in the files is taken.",
+        )
     name = model or found.model
     if not name:
         raise InputError(

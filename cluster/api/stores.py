@@ -210,7 +210,8 @@ def import_vectors(
         The imported vectors, open for reading.
 
     Raises:
-        InputError: A file is missing or not as it must be, the model is not named, or the store is not empty.
+        InputError: A file is missing or not as it must be, the model is not named, the files name another, or the store
+            is not empty.
 
     Example:
         >>> from persona_atlas import export, import_vectors, reduce

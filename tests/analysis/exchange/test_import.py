@@ -112,6 +112,21 @@ def test_the_model_must_be_named_somewhere(refused: Refused, exports: Path, tmp_
     assert not (tmp_path / "set").exists()
 
 
+def test_another_model_than_the_files_name_is_refused_with_both(
+    refused: Refused, run: Run, exports: Path, tmp_path: Path
+):
+    error = refused("import", exports / "safetensors", tmp_path / "set", "--model", "some/other")
+    assert (error["code"], error["field"]) == ("other_model", "--model")
+    assert "some/other" in error["error"]
+    assert run.model_name in error["error"]
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_copy_of_the_model_that_the_files_name_may_be_named_instead(run: Run, exports: Path, tmp_path: Path):
+    copy = f"/models/{run.model_name.rpartition('/')[2]}"
+    assert import_directory(exports / "safetensors", open_location(tmp_path / "set"), copy, print).model == copy
+
+
 class Attack:
     """A pickle of it would run a command."""
 

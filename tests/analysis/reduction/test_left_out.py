@@ -159,7 +159,7 @@ def test_imported_vectors_have_no_run_to_reduce(tmp_path: Path, answered: Answer
     score_run(run, "strict", two_pairs)
     answered("reduce", run.url, "--min-count", "3")
     answered("export", run.url, tmp_path / "shared", "--format", "safetensors")
-    answered("import", tmp_path / "shared", tmp_path / "vectors", "--model", "some/model")
+    answered("import", tmp_path / "shared", tmp_path / "vectors")
     error = refused("export", tmp_path / "vectors", tmp_path / "out", "--format", "gguf", "--vector", "trait:anxious")
     assert "differ by more than 50; it has 2." in error["error"]
     assert "persona-atlas" not in error.get("hint", "")
