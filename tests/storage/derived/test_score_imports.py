@@ -206,6 +206,31 @@ def test_a_line_that_is_wrong_is_enough_to_refuse_a_table(
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        ("role,pirate,pos,0,0", "line 4 has 5 values, and the first line names 6 columns"),
+        ("role,pirate,pos,0,0,3,7", "line 4 has 7 values, and the first line names 6 columns"),
+    ],
+)
+def test_a_csv_line_with_too_few_or_too_many_values_is_refused_and_replaces_no_score(
+    tmp_path: Path, location: Location, cut: str, says: str
+):
+    source = tmp_path / "scores.csv"
+    header = "kind,persona,polarity,prompt_index,question_index,score"
+    source.write_text(f"{header}\nrole,pirate,pos,0,0,3\n")
+    import_scores(location, INDEX, source, "mine")
+    # The blank line counts, as it does in an editor.
+    source.write_text(f"{header}\nrole,pirate,pos,0,1,3\n\n{cut}\n")
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, source, "mine")
+    assert says in caught.value.message
+    assert scores_of(location, "mine") == {4: 3}
+    source.write_text(f"{header}\nrole,pirate,pos,0,0,\n")
+    assert import_scores(location, INDEX, source, "mine").unscored == 1
+    assert scores_of(location, "mine") == {}
+
+
 def test_all_that_is_wrong_with_scores_is_listed_at_once(tmp_path: Path, location: Location):
     lines = [line(4, 3), line(5, 9), line(6, "high"), *[line(7, 4, question_index=100 + more) for more in range(10)]]
     with pytest.raises(InputError) as caught:
