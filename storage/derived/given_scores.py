@@ -52,11 +52,13 @@ class GivenScore:
         place: The rollout.
         score: The score; None where the file gives none for it.
         reason: Why there is none; None where there is one.
+        file: The file that gives it.
     """
 
     place: ScorePlace
     score: float | None
     reason: WhyUnscored | None = None
+    file: str = ""
 
 
 def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenScore:
@@ -66,7 +68,7 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenSc
         place: The rollout that it is for.
         value: The score as the file has it.
         where: Key or line of the score, for the error.
-        file: The file, for the error.
+        file: The file.
 
     Raises:
         InputError: It is no number, or off the scale; names file and place.
@@ -76,7 +78,7 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenSc
         3.0
     """
     if value is None or value == "REFUSAL":
-        return GivenScore(place, None, "refusal" if value else "not_given")
+        return GivenScore(place, None, "refusal" if value else "not_given", file)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
             f"{where} is {_shown(value)}, and must be a number.",
@@ -93,7 +95,7 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenSc
             file=file,
             hint="Roles and the default have scores from 0 to 3, traits from 0 to 100.",
         )
-    return GivenScore(place, float(value))
+    return GivenScore(place, float(value), None, file)
 
 
 def refuse_faults(faults: Sequence[InputError], source: str) -> None:

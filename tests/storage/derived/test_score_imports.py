@@ -207,6 +207,49 @@ def test_a_line_that_is_wrong_is_enough_to_refuse_a_table(
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"persona": "nobody"}, "the run has no role 'nobody'; it has pirate, stoic."),
+        ({"persona": "wry"}, "the run has no role 'wry'; it has pirate, stoic; its wry is a trait."),
+        ({"polarity": "neg"}, "the role pirate has no rollout of the polarity 'neg', only of pos."),
+        ({"prompt_index": 9}, "the role pirate (pos) has no rollout with prompt 9, only with prompt 0."),
+        (
+            {"question_index": 77},
+            "the role pirate (pos) with prompt 0 has no rollout with question 77, only with questions 0 to 2.",
+        ),
+        (
+            {"sample_index": 5},
+            "the role pirate (pos) with prompt 0, question 0 has no rollout with sample 5, only with sample 0.",
+        ),
+        (
+            {"turn_index": 1},
+            "the role pirate (pos) with prompt 0, question 0, sample 0 has no rollout with turn 1.",
+        ),
+    ],
+)
+def test_of_a_score_without_a_rollout_the_part_that_is_wrong_is_named(
+    tmp_path: Path, location: Location, change: dict[str, Any], says: str
+):
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, table(tmp_path / "scores.csv", [line(4, 3, **change)]), "mine")
+    assert caught.value.hint == f"Of the first: {says} Correct such scores, or take them out."
+
+
+def test_the_file_of_a_directory_is_named_that_has_a_score_without_a_rollout(tmp_path: Path, location: Location):
+    source = directory(tmp_path, pirate={"pos_p0_q0": 3, "pos_p7_q0": 1}, wry={"pos_p0_q0": 85})
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, source, "mine")
+    assert caught.value.file == str(source / "pirate.json")
+    assert caught.value.message.startswith("1 of 2 scores (")
+    (source / "wry.json").write_text('{"pos_p3_q0": 85}')
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, source, "mine")
+    assert caught.value.file == str(source)
+    assert caught.value.hint
+    assert caught.value.hint.startswith("Of the first (pirate.json): the role pirate (pos) has no rollout with")
+
+
+@pytest.mark.parametrize(
     ("cut", "says"),
     [
         ("role,pirate,pos,0,0", "line 4 has 5 values, and the first line names 6 columns"),
