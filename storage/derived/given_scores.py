@@ -61,7 +61,7 @@ class GivenScore:
     file: str = ""
 
 
-def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenScore:
+def given_score(place: ScorePlace, value: Any, where: str, file: str, written: str = "") -> GivenScore:
     """Check one score: a number on the scale of its kind, REFUSAL, or nothing.
 
     Args:
@@ -69,6 +69,7 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenSc
         value: The score as the file has it.
         where: Key or line of the score, for the error.
         file: The file.
+        written: How the file writes the number; empty where its value says it.
 
     Raises:
         InputError: It is no number, or off the scale; names file and place.
@@ -90,7 +91,7 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenSc
     if not math.isfinite(value if abs(value) < 1e30 else math.inf) or not is_on_scale(place.kind, float(value)):
         lowest, highest = SCALES.get(place.kind, (0, 0))
         raise InputError(
-            f"{where} is {_shown(value)}, and scores of a {place.kind} go from {lowest} to {highest}.",
+            f"{where} is {written[:40] or _shown(value)}, and scores of a {place.kind} go from {lowest} to {highest}.",
             code="score_out_of_range",
             file=file,
             hint="Roles and the default have scores from 0 to 3, traits from 0 to 100.",

@@ -50,7 +50,9 @@ def read_score_table(path: Path) -> list[GivenScore]:
             place = _place(line, where, path)
             if place in scores:
                 raise InputError(f"{where} lists {place} again.", code="bad_scores", file=str(path), hint=_HINT)
-            scores[place] = given_score(place, _number(line["score"]), where, str(path))
+            value = line["score"]
+            written = value.strip() if isinstance(value, str) else ""
+            scores[place] = given_score(place, _number(value), f"{where}: the score", str(path), written)
         except InputError as fault:
             faults.append(fault)
     refuse_faults(faults, str(path))

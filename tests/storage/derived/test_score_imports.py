@@ -274,12 +274,23 @@ def test_a_csv_line_with_too_few_or_too_many_values_is_refused_and_replaces_no_s
     assert scores_of(location, "mine") == {}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("score", [4, 4.0, 3.25e0])
+def test_a_score_off_its_scale_is_printed_as_the_file_has_it(
+    tmp_path: Path, location: Location, suffix: str, score: float
+):
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, table(tmp_path / f"scores{suffix}", [line(4, score)]), "mine")
+    first = {".csv": 2, ".jsonl": 1}[suffix]
+    assert caught.value.message == f"line {first}: the score is {score}, and scores of a role go from 0 to 3."
+
+
 def test_all_that_is_wrong_with_scores_is_listed_at_once(tmp_path: Path, location: Location):
     lines = [line(4, 3), line(5, 9), line(6, "high"), *[line(7, 4, question_index=100 + more) for more in range(10)]]
     with pytest.raises(InputError) as caught:
         import_scores(location, INDEX, table(tmp_path / "scores.csv", lines), "mine")
     assert caught.value.message.startswith(
-        "12 scores are wrong: line 3 is 9.0, and scores of a role go from 0 to 3; line 4"
+        "12 scores are wrong: line 3: the score is 9, and scores of a role go from 0 to 3; line 4"
     )
     assert "; and 2 more. Nothing is imported." in caught.value.message
     files = directory(tmp_path, pirate={"pos_p0_q0": 7}, stoic={"pos_p0_q0": 101})
