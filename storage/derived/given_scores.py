@@ -62,7 +62,7 @@ class GivenScore:
 
 
 def given_score(place: ScorePlace, value: Any, where: str, file: str, written: str = "") -> GivenScore:
-    """Check one score: a number on the scale of its kind, REFUSAL, or nothing.
+    """Check one score: a number on the scale of its kind, nothing, or for a trait REFUSAL.
 
     Args:
         place: The rollout that it is for.
@@ -72,12 +72,20 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str, written: s
         written: How the file writes the number; empty where its value says it.
 
     Raises:
-        InputError: It is no number, or off the scale; names file and place.
+        InputError: It is no number, off the scale, or a role's REFUSAL; names file and place.
 
     Example:
         >>> given_score(ScorePlace("role", "pirate", "pos", 0, 0), 3, "pos_p0_q0", "pirate.json").score
         3.0
     """
+    if value == "REFUSAL" and place.kind != "trait":
+        # The scale of roles has a number for it, which counts in averages and filters; without one it would not.
+        raise InputError(
+            f"{where} is REFUSAL, which only traits have.",
+            code="bad_scores",
+            file=file,
+            hint="A role that refuses to answer is scored 0; leave the score empty where there is none.",
+        )
     if value is None or value == "REFUSAL":
         return GivenScore(place, None, "refusal" if value else "not_given", file)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -85,7 +93,7 @@ def given_score(place: ScorePlace, value: Any, where: str, file: str, written: s
             f"{where} is {_shown(value)}, and must be a number.",
             code="bad_scores",
             file=file,
-            hint="A score is a number, REFUSAL, or left empty.",
+            hint=f"A score is a number{', REFUSAL,' if place.kind == 'trait' else ''} or left empty.",
         )
     # An int may be too large for a float.
     if not math.isfinite(value if abs(value) < 1e30 else math.inf) or not is_on_scale(place.kind, float(value)):

@@ -186,6 +186,8 @@ def test_one_score_that_does_not_belong_is_enough_to_refuse_all(
         ([line(4, 3), line(4, 2)], "bad_scores", "again"),
         ([line(4, 3.5)], "score_out_of_range", "is 3.5"),
         ([line(4, "high")], "bad_scores", "must be a number"),
+        ([line(4, "REFUSAL")], "bad_scores", "the score is REFUSAL, which only traits have"),
+        ([line(0, "REFUSAL")], "bad_scores", "the score is REFUSAL, which only traits have"),
         ([line(4, 3, prompt_index=-1)], "bad_scores", "no index"),
         ([line(4, 3, question_index="first")], "bad_scores", "no index"),
         ([line(4, 3, question_index=None)], "bad_scores", "empty prompt_index or question_index"),
