@@ -122,12 +122,14 @@ def test_a_dry_run_sends_and_writes_nothing(answered: Answered, store: Path, ser
 def test_a_dry_run_says_what_its_time_assumes(store: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]):
     def printed(*options: str) -> str:
         with pytest.raises(SystemExit) as ended:
-            main(["judge", str(store), *options, "--dry-run", "--persona", "pirate"])
+            main(["judge", str(store), *options, "--dry-run"])
         assert not ended.value.code
         return capsys.readouterr().out
 
     assert "about 1 s, if a request takes 1 s, with 32 under way at a time." in printed(*at(server))
-    assert "; the time on this machine is not estimated" in printed("--engine", "--model", "any/model")
+    engine, pirate = ("--engine", "--model", "any/model"), ("--persona", "pirate")
+    assert "; the time on this machine is not estimated: try --persona with one name first." in printed(*engine)
+    assert printed(*engine, *pirate).endswith("; the time on this machine is not estimated.\n")
 
 
 def test_the_spend_limit_stops_it_and_the_next_call_goes_on(answered: Answered, store: Path, server: ChatServer):
