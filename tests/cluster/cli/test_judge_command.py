@@ -275,6 +275,7 @@ def test_a_name_belongs_to_one_model_and_one_rubric(
         (["--model", "m", "--endpoint", "http://h/v1", "--price-in", "1"], "no_prices", "--price-in"),
         (["--model", "m", "--endpoint", "http://h/v1", "--judge", "a/b"], "bad_judge", "--judge"),
         (["--model", "no/such/folder", "--engine"], None, "--model"),
+        (["--model", "m", "--endpoint", "http://h/v1", "--catalog", "nowhere"], "no_catalog", "--catalog"),
         (["--model", "m", "--engine", "--api-key-env", "OPENAI_API_KEY"], "no_effect", "--api-key-env"),
     ],
 )
