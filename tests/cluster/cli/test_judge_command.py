@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,23 @@ def test_a_judging_that_is_ended_goes_on_where_it_was(
     assert outcomes(store, "tiny") == outcomes(tmp_path / "whole", "tiny")
     if how is signal.SIGINT:
         assert sent - len(kept) <= 2 * 2, "what was answered before Ctrl-C is kept"
+
+
+def test_one_that_is_stopped_says_how_many_are_kept_and_that_the_same_command_goes_on(
+    store: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    answers = ServedJudge.answers
+
+    def stopped(judge: ServedJudge, *arguments: Any) -> Iterator[Any]:
+        yield from islice(answers(judge, *arguments), 5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ServedJudge, "answers", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["judge", str(store), *at(server)])
+    assert ended.value.code == 130
+    assert "5 rollouts of this call are judged and kept; the same command goes on." in capsys.readouterr().err
+    assert len(outcomes(store, "tiny")) == 5
 
 
 REPLIES = {0: "I like it.", 1: "2 or 3", 2: "7", 3: "", 4: "REFUSAL"}
