@@ -161,7 +161,7 @@ def judge_run(to_judge: ToJudge, settings: JudgeSettings, progress: Progress) ->
     def write(unit_id: str, outcomes: list[Outcome]) -> None:
         write_outcomes(location, settings.name, unit_id, outcomes, to_judge.unit_rows[unit_id])
 
-    if to_judge.num_left:
+    if to_judge.num_left and queue.may_begin():
         with saying_what_is_kept(queue, progress), closing(open_judge(settings, progress)) as judge:
             # Compared once more: opening a judge takes long, and another may have taken the name meanwhile.
             write_judge_record(location, record_to_write(location, record))

@@ -37,7 +37,7 @@ def label_replies(to_label: RepliesToLabel, settings: JudgeSettings, progress: P
     record_to_keep(location, rubric, settings)
     queue = JudgingQueue(to_label.units(), spending)
     num_left = to_label.num_replies - to_label.num_done
-    if num_left:
+    if num_left and queue.may_begin():
         with saying_what_is_kept(queue, progress), closing(open_judge(settings, progress)) as judge:
             # Compared once more: opening a judge takes long, and another may have taken the name meanwhile.
             write_verdict_record(location, rubric.name, record_to_keep(location, rubric, settings))

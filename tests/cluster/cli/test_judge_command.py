@@ -147,6 +147,18 @@ def test_the_spend_limit_stops_it_and_the_next_call_goes_on(answered: Answered, 
     assert asked_about(server) == NUM_JUDGED
 
 
+def test_a_limit_without_room_for_one_request_opens_no_judge_and_writes_nothing(
+    answered: Answered, store: Path, server: ChatServer
+):
+    before = files(store)
+    options = ("--price-in", "1", "--price-out", "1", "--max-spend", "0")
+    # There is no such model: loading it would be refused.
+    for judge in (at(server), ["--engine", "--model", "no/such/folder"]):
+        done = answered("judge", store, *judge, *options, status=1)
+        assert (done["stopped"], done["scored"], done["left"]) == ("spend_limit", 0, NUM_JUDGED)
+    assert (server.bodies, files(store)) == ([], before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_judging_that_is_ended_goes_on_where_it_was(
