@@ -25,7 +25,7 @@ def catalog(
     patterns: tuple[str, ...], kind: str | None, source: str, questions: bool, check_only: bool, as_json: bool
 ) -> None:
     """List the personas that match NAME (names or globs; without one, all). A single match is shown in full."""
-    opened = load_catalog(source)
+    opened = load_catalog(source, "--from")
     if questions:
         _print_questions(opened, as_json=as_json)
         return

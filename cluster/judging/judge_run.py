@@ -9,8 +9,8 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -22,6 +22,7 @@ from ...jobs.judging.outcomes import Outcome
 from ...jobs.judging.queue import JudgingQueue
 from ...jobs.specs.spec_parts import GenerationSpec
 from ...jobs.version import __version__
+from ...jobs.wording import count_of
 from ...storage.derived.scores import judges, read_judge_record, write_judge_record, write_outcomes
 from ...storage.format.judge_record import JudgeRecord
 from ...storage.locations.location import Location
@@ -160,12 +161,30 @@ def judge_run(to_judge: ToJudge, settings: JudgeSettings, progress: Progress) ->
     def write(unit_id: str, outcomes: list[Outcome]) -> None:
         write_outcomes(location, settings.name, unit_id, outcomes, to_judge.unit_rows[unit_id])
 
-    if to_judge.num_left:
-        with closing(open_judge(settings, progress)) as judge:
+    if to_judge.num_left and queue.may_begin():
+        with saying_what_is_kept(queue, progress), closing(open_judge(settings, progress)) as judge:
             # Compared once more: opening a judge takes long, and another may have taken the name meanwhile.
             write_judge_record(location, record_to_write(location, record))
             ask(judge, queue, to_judge.num_left, write, progress)
     return judging_of(queue, spending, to_judge.lines.num_rows, len(to_judge.rows_done))
+
+
+@contextmanager
+def saying_what_is_kept(queue: JudgingQueue, progress: Progress) -> Iterator[None]:
+    """Print how many outcomes are kept where Ctrl-C ends the judging within.
+
+    Args:
+        queue: The requests, of which ``ask`` has written all outcomes by then.
+        progress: Prints it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        verb = "is" if queue.num_judged == 1 else "are"
+        progress.say(
+            f"{count_of(queue.num_judged, 'rollout')} of this call {verb} judged and kept; the same command goes on."
+        )
+        raise
 
 
 def judging_of(queue: JudgingQueue, spending: Spending, rollouts: int, judged_before: int) -> Judging:

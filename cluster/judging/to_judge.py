@@ -152,7 +152,10 @@ def find_what_to_judge(
             field="--persona" if personas else "--kind" if kinds else "store.url",
             hint=f"The run has {run.completeness}; rollouts of the default and empty responses are not judged.",
         )
-    catalog = load_catalog(catalog_directory or run.record.spec.personas.catalog)
+    if catalog_directory is not None:
+        catalog = load_catalog(catalog_directory, "--catalog")
+    else:
+        catalog = load_catalog(run.record.spec.personas.catalog)
     keys = sorted(set(zip(lines["kind"].to_pylist(), lines["persona"].to_pylist(), strict=True)))
     rubric_of = {key: _with_rubric(catalog, *key) for key in keys}
     units = set(lines["unit_id"].unique().to_pylist()) & scored_units(run.location).get(judge, set())

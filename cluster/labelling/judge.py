@@ -11,7 +11,7 @@ from ...jobs.judging.rubrics import Rubric
 from ...storage.derived.verdicts import read_verdict_record, verdict_judges, write_verdict_record
 from ...storage.format.judge_record import JudgeRecord
 from ...storage.locations.location import Location
-from ..judging.judge_run import JudgeSettings, Judging, agreed_record, ask, judging_of, open_judge
+from ..judging.judge_run import JudgeSettings, Judging, agreed_record, ask, judging_of, open_judge, saying_what_is_kept
 from ..run.progress import Progress
 from .replies import RepliesToLabel
 
@@ -37,8 +37,8 @@ def label_replies(to_label: RepliesToLabel, settings: JudgeSettings, progress: P
     record_to_keep(location, rubric, settings)
     queue = JudgingQueue(to_label.units(), spending)
     num_left = to_label.num_replies - to_label.num_done
-    if num_left:
-        with closing(open_judge(settings, progress)) as judge:
+    if num_left and queue.may_begin():
+        with saying_what_is_kept(queue, progress), closing(open_judge(settings, progress)) as judge:
             # Compared once more: opening a judge takes long, and another may have taken the name meanwhile.
             write_verdict_record(location, rubric.name, record_to_keep(location, rubric, settings))
             ask(judge, queue, num_left, to_label.write, progress)

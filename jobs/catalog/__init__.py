@@ -119,7 +119,7 @@ def load_catalog(source: str = BUILTIN, field: str = "personas.catalog") -> Cata
 
     Args:
         source: ``builtin``, or a directory in the native layout or the released one.
-        field: Field of the spec that names it, for errors.
+        field: Field of the spec, or option, that names it, for errors.
 
     Raises:
         InputError: The directory is missing or in neither layout, or its list of questions is invalid.
@@ -131,14 +131,19 @@ def load_catalog(source: str = BUILTIN, field: str = "personas.catalog") -> Cata
     root = Path(__file__).parent if source == BUILTIN else local_path(source, field)
     if not is_directory(root, field):
         raise InputError(
-            "there is no such directory.", code="no_catalog", file=source, hint="Give a directory or 'builtin'."
+            f"there is no directory {source!r}.",
+            code="no_catalog",
+            field=field,
+            file=source,
+            hint="Give a directory or 'builtin'.",
         )
     layout = native if (root / native.QUESTIONS_FILE).is_file() else released
     files = layout.persona_files(root)
     if not files:
         raise InputError(
-            f"holds neither {native.QUESTIONS_FILE} with roles/*.yaml nor roles/instructions/*.json.",
+            f"{source!r} holds neither {native.QUESTIONS_FILE} with roles/*.yaml nor roles/instructions/*.json.",
             code="no_catalog",
+            field=field,
             file=source,
             hint="See docs/catalog.md for the two layouts.",
         )

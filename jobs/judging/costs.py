@@ -130,14 +130,22 @@ class Spending:
             ask: How often it was asked about, with this request.
             num_tokens: Estimated tokens of the request.
         """
-        if self.max_usd is not None and self.prices is not None:
-            waiting = len(self._in_flight) + 1
-            prompt_tokens = self.prompt_tokens + sum(self._in_flight.values()) + num_tokens
-            most = self.prices.usd(prompt_tokens, self.reply_tokens + waiting * self.max_reply_tokens)
-            if most > self.max_usd:
-                return False
+        if not self.has_room(num_tokens):
+            return False
         self._in_flight[row, ask] = num_tokens
         return True
+
+    def has_room(self, num_tokens: int) -> bool:
+        """Whether one more request would stay within the limit; nothing is counted.
+
+        Args:
+            num_tokens: Estimated tokens of the request.
+        """
+        if self.max_usd is None or self.prices is None:
+            return True
+        waiting = len(self._in_flight) + 1
+        prompt_tokens = self.prompt_tokens + sum(self._in_flight.values()) + num_tokens
+        return self.prices.usd(prompt_tokens, self.reply_tokens + waiting * self.max_reply_tokens) <= self.max_usd
 
     def count(self, answer: Answer) -> None:
         """Count the tokens of an answer; those of a request that failed, too, since it may have been paid for."""

@@ -89,18 +89,20 @@ class JudgingQueue:
         """
         if self.is_out_of_money or self.is_failing:
             return None
-        while not self._waiting:
-            unit = next(self._units, None)
-            if unit is None:
-                return None
-            self._open[unit.unit_id] = _OpenUnit(len(unit.rollouts))
-            self._waiting.extend(JudgeRequest(judged) for judged in unit.rollouts)
-        request = self._waiting[0]
+        request = self._first_waiting()
+        if request is None:
+            return None
         if not self._spending.may_ask(request.judged.row, request.ask, request.judged.num_tokens):
             # What is in flight counts at its most: when it is answered, there may be room again.
             self.is_out_of_money = not self._spending.is_waiting
             return None
         return self._waiting.popleft()
+
+    def may_begin(self) -> bool:
+        """Whether the spend limit has room for the first request; asked before the trouble of opening a judge."""
+        request = self._first_waiting()
+        self.is_out_of_money = request is not None and not self._spending.has_room(request.judged.num_tokens)
+        return not self.is_out_of_money
 
     def take(self, answer: Answer) -> tuple[str, list[Outcome]] | None:
         """Take the answer to a request.
@@ -139,6 +141,16 @@ class JudgingQueue:
             if unit.outcomes:
                 yield unit_id, unit.outcomes
         self._open = {}
+
+    def _first_waiting(self) -> JudgeRequest | None:
+        """Return the request that is next, and leave it there; None when there is no more."""
+        while not self._waiting:
+            unit = next(self._units, None)
+            if unit is None:
+                return None
+            self._open[unit.unit_id] = _OpenUnit(len(unit.rollouts))
+            self._waiting.extend(JudgeRequest(judged) for judged in unit.rollouts)
+        return self._waiting[0]
 
     def _outcome(self, answer: Answer) -> Outcome | None:
         """Return what an answer means for its rollout; None: it is to be asked again."""

@@ -52,48 +52,59 @@ class GivenScore:
         place: The rollout.
         score: The score; None where the file gives none for it.
         reason: Why there is none; None where there is one.
+        file: The file that gives it.
     """
 
     place: ScorePlace
     score: float | None
     reason: WhyUnscored | None = None
+    file: str = ""
 
 
-def given_score(place: ScorePlace, value: Any, where: str, file: str) -> GivenScore:
-    """Check one score: a number on the scale of its kind, REFUSAL, or nothing.
+def given_score(place: ScorePlace, value: Any, where: str, file: str, written: str = "") -> GivenScore:
+    """Check one score: a number on the scale of its kind, nothing, or for a trait REFUSAL.
 
     Args:
         place: The rollout that it is for.
         value: The score as the file has it.
         where: Key or line of the score, for the error.
-        file: The file, for the error.
+        file: The file.
+        written: How the file writes the number; empty where its value says it.
 
     Raises:
-        InputError: It is no number, or off the scale; names file and place.
+        InputError: It is no number, off the scale, or a role's REFUSAL; names file and place.
 
     Example:
         >>> given_score(ScorePlace("role", "pirate", "pos", 0, 0), 3, "pos_p0_q0", "pirate.json").score
         3.0
     """
+    if value == "REFUSAL" and place.kind != "trait":
+        # The scale of roles has a number for it, which counts in averages and filters; without one it would not.
+        raise InputError(
+            f"{where} is REFUSAL, which only traits have.",
+            code="bad_scores",
+            file=file,
+            hint="A role that refuses to answer is scored 0; leave the score empty where there is none.",
+        )
     if value is None or value == "REFUSAL":
-        return GivenScore(place, None, "refusal" if value else "not_given")
+        return GivenScore(place, None, "refusal" if value else "not_given", file)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
             f"{where} is {_shown(value)}, and must be a number.",
             code="bad_scores",
             file=file,
-            hint="A score is a number, REFUSAL, or left empty.",
+            hint=f"A score is a number{', REFUSAL,' if place.kind == 'trait' else ''} or left empty.",
         )
     # An int may be too large for a float.
     if not math.isfinite(value if abs(value) < 1e30 else math.inf) or not is_on_scale(place.kind, float(value)):
         lowest, highest = SCALES.get(place.kind, (0, 0))
         raise InputError(
-            f"{where} is {_shown(value)}, and scores of a {place.kind} go from {lowest} to {highest}.",
+            f"{where} is {written[:40] or _shown(value)}, and scores of a {place.kind} go from {lowest} to {highest}.",
             code="score_out_of_range",
             file=file,
             hint="Roles and the default have scores from 0 to 3, traits from 0 to 100.",
         )
-    return GivenScore(place, float(value))
+    return GivenScore(place, float(value), None, file)
 
 
 def refuse_faults(faults: Sequence[InputError], source: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from ..format.judge_record import JudgeRecord
 from ..locations.location import Location
 from .given_scores import GivenScore, ScorePlace
 from .released_scores import read_released_scores
+from .score_strangers import wrong_part
 from .score_tables import TABLE_SUFFIXES, read_score_table
 from .scores import check_judge_name, read_judge_record, read_outcomes, write_judge_record, write_outcomes
 
@@ -90,7 +90,7 @@ def import_scores(location: Location, index: pa.Table, source: Path, judge: str,
     record = _record(location, judge, source, at)
     given = read_given_scores(source, index)
     rows_of = _rows_of(index)
-    _refuse_strangers(given, rows_of, index, source)
+    _refuse_strangers(given, rows_of, source)
     by_unit: dict[str, list[Outcome]] = {}
     for one in given:
         ((unit_id, row),) = _candidates(one.place, rows_of)
@@ -142,36 +142,57 @@ def _candidates(place: ScorePlace, rows_of: _Rows) -> list[tuple[str, int]]:
     ]
 
 
-def _refuse_strangers(given: Sequence[GivenScore], rows_of: _Rows, index: pa.Table, source: Path) -> None:
+def _refuse_strangers(given: Sequence[GivenScore], rows_of: _Rows, source: Path) -> None:
     """Refuse scores that belong to no rollout, or of which it is not plain to which of several."""
-    counts = [(one.place, len(_candidates(one.place, rows_of))) for one in given]
-    strangers = [place for place, count in counts if count == 0]
+    counts = [(one, len(_candidates(one.place, rows_of))) for one in given]
+    strangers = [one for one, count in counts if count == 0]
     if strangers:
-        known = sorted(set(index["persona"].to_pylist()))
-        first = strangers[0].persona
-        suggestion = closest(first, known) if first not in known else ""
+        first = strangers[0].place
+        known = {(place.kind, place.persona) for place in rows_of}
+        names = [name for kind, name in known if kind == first.kind]
+        suggestion = closest(first.persona, names) if (first.kind, first.persona) not in known else ""
+        wrong = wrong_part(first, _places(rows_of))
         raise InputError(
-            f"{_listed(strangers, len(given))} to no rollout of this run. Nothing is imported. {suggestion}".strip(),
+            f"{_listed(strangers, given)} to no rollout of this run. Nothing is imported. {suggestion}".strip(),
             code="no_such_rollout",
-            file=str(source),
-            hint=f"The run has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}; take the others out.",
+            file=_file_of(strangers, source),
+            hint=f"Of the first{_first_file(strangers)}: {wrong}. Correct such scores, or take them out.",
         )
-    several = [place for place, count in counts if count > 1]
+    several = [one for one, count in counts if count > 1]
     if several:
         raise InputError(
-            f"{_listed(several, len(given))} to several rollouts of this run, and do not say to which. Nothing is "
-            "imported.",
+            f"{_listed(several, given)} to several rollouts of this run, and do not say to which. Nothing is imported.",
             code="several_rollouts",
-            file=str(source),
+            file=_file_of(several, source),
             hint="Give a table with the columns sample_index and, for conversations, turn_index.",
         )
 
 
-def _listed(places: Sequence[Any], num_given: int) -> str:
-    shown = ", ".join(str(place) for place in places[:_LISTED])
-    more = f" and {len(places) - _LISTED:,} more" if len(places) > _LISTED else ""
-    verb = "belongs" if len(places) == 1 else "belong"
-    return f"{len(places):,} of {num_given:,} scores ({shown}{more}) {verb}"
+def _places(rows_of: _Rows) -> Iterator[ScorePlace]:
+    """Yield the addresses of the run's rollouts, with their samples and turns."""
+    for place, entries in rows_of.items():
+        for _unit_id, _row, sample, turn in entries:
+            yield place._replace(sample_index=sample, turn_index=turn)
+
+
+def _file_of(wrong: Sequence[GivenScore], source: Path) -> str:
+    """Return the file that has all the wrong scores; the directory where several have some."""
+    files = {one.file for one in wrong}
+    return files.pop() if len(files) == 1 else str(source)
+
+
+def _first_file(wrong: Sequence[GivenScore]) -> str:
+    return f" ({PurePath(wrong[0].file).name})" if len({one.file for one in wrong}) > 1 else ""
+
+
+def _listed(wrong: Sequence[GivenScore], given: Sequence[GivenScore]) -> str:
+    shown = ", ".join(str(one.place) for one in wrong[:_LISTED])
+    more = f" and {len(wrong) - _LISTED:,} more" if len(wrong) > _LISTED else ""
+    verb = "belongs" if len(wrong) == 1 else "belong"
+    # Of the files that are named: one of a directory, or all.
+    files = {one.file for one in wrong}
+    num_given = sum(one.file in files for one in given) if len(files) == 1 else len(given)
+    return f"{len(wrong):,} of {num_given:,} scores ({shown}{more}) {verb}"
 
 
 def _unit_rows(index: pa.Table, unit_ids: Mapping[str, object]) -> dict[str, set[int]]:

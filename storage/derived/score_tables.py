@@ -16,6 +16,7 @@ from ...jobs.files.text_files import read_text
 from ...jobs.judging.outcomes import SCALES
 from ...jobs.machine_faults import refuse_machine_fault
 from ...jobs.personas import Kind
+from ...jobs.wording import count_of
 from ..format.parquet import from_parquet
 from .given_scores import GivenScore, ScorePlace, given_score, refuse_faults
 
@@ -49,7 +50,9 @@ def read_score_table(path: Path) -> list[GivenScore]:
             place = _place(line, where, path)
             if place in scores:
                 raise InputError(f"{where} lists {place} again.", code="bad_scores", file=str(path), hint=_HINT)
-            scores[place] = given_score(place, _number(line["score"]), where, str(path))
+            value = line["score"]
+            written = value.strip() if isinstance(value, str) else ""
+            scores[place] = given_score(place, _number(value), f"{where}: the score", str(path), written)
         except InputError as fault:
             faults.append(fault)
     refuse_faults(faults, str(path))
@@ -65,17 +68,33 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         return
     text = read_text(path, "a table of scores")
     if path.suffix == ".csv":
-        # The header is the first line. DictReader puts what is too much under None, and leaves out what is missing.
-        try:
-            for number, line in enumerate(csv.DictReader(io.StringIO(text)), start=2):
-                yield number, {str(name).strip(): value for name, value in line.items()}
-        except csv.Error as error:
-            raise InputError(f"is no CSV: {error}.", code="unreadable_file", file=str(path), hint=_HINT) from None
+        yield from _csv_lines(text, path)
         return
     # splitlines would also split at separators that are valid within JSON strings, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, _parse(line, number, path)
+
+
+def _csv_lines(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(io.StringIO(text))
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        for values in reader:
+            if not values:
+                continue
+            # A line that was cut off would otherwise look like one with an empty score, and replace a score by none.
+            if len(values) != len(names):
+                raise InputError(
+                    f"line {reader.line_num} has {count_of(len(values), 'value')}, and the first line names "
+                    f"{count_of(len(names), 'column')}. Nothing is imported.",
+                    code="bad_scores",
+                    file=str(path),
+                    hint="Give a line as many values as there are columns; an empty value keeps its comma.",
+                )
+            yield reader.line_num, dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise InputError(f"is no CSV: {error}.", code="unreadable_file", file=str(path), hint=_HINT) from None
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

@@ -54,7 +54,9 @@ def judge(
     if dry_run and as_json:
         output.document(document | {"dry_run": True})
         return 0
-    (output.text if dry_run else output.progress().say)(_estimate_text(settings, estimated))
+    (output.text if dry_run else output.progress().say)(
+        _estimate_text(settings, estimated, suggests_trial=dry_run and not persona)
+    )
     if dry_run:
         return 0
     done = judge_run(to_judge, settings, output.progress())
@@ -65,20 +67,22 @@ def judge(
     return 1 if done.left else 0
 
 
-def _estimate_text(settings: JudgeSettings, estimated: CostEstimate) -> str:
+def _estimate_text(settings: JudgeSettings, estimated: CostEstimate, *, suggests_trial: bool) -> str:
     if not estimated.rollouts:
         return f"The judge {settings.name!r} has nothing left to score."
     money = f"; {estimated.usd:.2f} USD" if estimated.usd is not None else ""
-    time = _time_text(settings, estimated)
+    time = _time_text(settings, estimated, suggests_trial=suggests_trial)
     return (
         f"The judge {settings.name!r} has {count_of(estimated.rollouts, 'rollout')} to score: about "
         f"{estimated.prompt_tokens:,} tokens in and {estimated.reply_tokens:,} out{money}; {time}."
     )
 
 
-def _time_text(settings: JudgeSettings, estimated: CostEstimate) -> str:
+def _time_text(settings: JudgeSettings, estimated: CostEstimate, *, suggests_trial: bool) -> str:
     if estimated.seconds is None or settings.server is None:
-        return "the time on this machine is not estimated: try --persona with one name first"
+        # Advice for one who is still choosing what to judge; it has been followed, or it is too late, otherwise.
+        advice = ": try --persona with one name first" if suggests_trial else ""
+        return f"the time on this machine is not estimated{advice}"
     limit = "" if settings.requests_per_s is None else f", {settings.requests_per_s:g} a second at most"
     at_a_time = f"{settings.server.concurrency} under way at a time{limit}"
     return f"about {span(estimated.seconds)}, if a request takes {span(ASSUMED_REQUEST_S)}, with {at_a_time}"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,14 @@ def test_a_dry_run_sends_and_writes_nothing(answered: Answered, store: Path, ser
 def test_a_dry_run_says_what_its_time_assumes(store: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]):
     def printed(*options: str) -> str:
         with pytest.raises(SystemExit) as ended:
-            main(["judge", str(store), *options, "--dry-run", "--persona", "pirate"])
+            main(["judge", str(store), *options, "--dry-run"])
         assert not ended.value.code
         return capsys.readouterr().out
 
     assert "about 1 s, if a request takes 1 s, with 32 under way at a time." in printed(*at(server))
-    assert "; the time on this machine is not estimated" in printed("--engine", "--model", "any/model")
+    engine, pirate = ("--engine", "--model", "any/model"), ("--persona", "pirate")
+    assert "; the time on this machine is not estimated: try --persona with one name first." in printed(*engine)
+    assert printed(*engine, *pirate).endswith("; the time on this machine is not estimated.\n")
 
 
 def test_the_spend_limit_stops_it_and_the_next_call_goes_on(answered: Answered, store: Path, server: ChatServer):
@@ -142,6 +145,18 @@ def test_the_spend_limit_stops_it_and_the_next_call_goes_on(answered: Answered, 
     rest = answered("judge", store, *at(server))
     assert rest["scored"] == NUM_JUDGED - done["scored"]
     assert asked_about(server) == NUM_JUDGED
+
+
+def test_a_limit_without_room_for_one_request_opens_no_judge_and_writes_nothing(
+    answered: Answered, store: Path, server: ChatServer
+):
+    before = files(store)
+    options = ("--price-in", "1", "--price-out", "1", "--max-spend", "0")
+    # There is no such model: loading it would be refused.
+    for judge in (at(server), ["--engine", "--model", "no/such/folder"]):
+        done = answered("judge", store, *judge, *options, status=1)
+        assert (done["stopped"], done["scored"], done["left"]) == ("spend_limit", 0, NUM_JUDGED)
+    assert (server.bodies, files(store)) == ([], before)
 
 
 @pytest.mark.slow
@@ -169,6 +184,23 @@ def test_a_judging_that_is_ended_goes_on_where_it_was(
     assert outcomes(store, "tiny") == outcomes(tmp_path / "whole", "tiny")
     if how is signal.SIGINT:
         assert sent - len(kept) <= 2 * 2, "what was answered before Ctrl-C is kept"
+
+
+def test_one_that_is_stopped_says_how_many_are_kept_and_that_the_same_command_goes_on(
+    store: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    answers = ServedJudge.answers
+
+    def stopped(judge: ServedJudge, *arguments: Any) -> Iterator[Any]:
+        yield from islice(answers(judge, *arguments), 5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ServedJudge, "answers", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["judge", str(store), *at(server)])
+    assert ended.value.code == 130
+    assert "5 rollouts of this call are judged and kept; the same command goes on." in capsys.readouterr().err
+    assert len(outcomes(store, "tiny")) == 5
 
 
 REPLIES = {0: "I like it.", 1: "2 or 3", 2: "7", 3: "", 4: "REFUSAL"}
@@ -273,6 +305,7 @@ def test_a_name_belongs_to_one_model_and_one_rubric(
         (["--model", "m", "--endpoint", "http://h/v1", "--price-in", "1"], "no_prices", "--price-in"),
         (["--model", "m", "--endpoint", "http://h/v1", "--judge", "a/b"], "bad_judge", "--judge"),
         (["--model", "no/such/folder", "--engine"], None, "--model"),
+        (["--model", "m", "--endpoint", "http://h/v1", "--catalog", "nowhere"], "no_catalog", "--catalog"),
         (["--model", "m", "--engine", "--api-key-env", "OPENAI_API_KEY"], "no_effect", "--api-key-env"),
     ],
 )

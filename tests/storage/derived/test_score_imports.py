@@ -186,6 +186,8 @@ def test_one_score_that_does_not_belong_is_enough_to_refuse_all(
         ([line(4, 3), line(4, 2)], "bad_scores", "again"),
         ([line(4, 3.5)], "score_out_of_range", "is 3.5"),
         ([line(4, "high")], "bad_scores", "must be a number"),
+        ([line(4, "REFUSAL")], "bad_scores", "the score is REFUSAL, which only traits have"),
+        ([line(0, "REFUSAL")], "bad_scores", "the score is REFUSAL, which only traits have"),
         ([line(4, 3, prompt_index=-1)], "bad_scores", "no index"),
         ([line(4, 3, question_index="first")], "bad_scores", "no index"),
         ([line(4, 3, question_index=None)], "bad_scores", "empty prompt_index or question_index"),
@@ -206,12 +208,91 @@ def test_a_line_that_is_wrong_is_enough_to_refuse_a_table(
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"persona": "nobody"}, "the run has no role 'nobody'; it has pirate, stoic."),
+        ({"persona": "wry"}, "the run has no role 'wry'; it has pirate, stoic; its wry is a trait."),
+        ({"polarity": "neg"}, "the role pirate has no rollout of the polarity 'neg', only of pos."),
+        ({"prompt_index": 9}, "the role pirate (pos) has no rollout with prompt 9, only with prompt 0."),
+        (
+            {"question_index": 77},
+            "the role pirate (pos) with prompt 0 has no rollout with question 77, only with questions 0 to 2.",
+        ),
+        (
+            {"sample_index": 5},
+            "the role pirate (pos) with prompt 0, question 0 has no rollout with sample 5, only with sample 0.",
+        ),
+        (
+            {"turn_index": 1},
+            "the role pirate (pos) with prompt 0, question 0, sample 0 has no rollout with turn 1.",
+        ),
+    ],
+)
+def test_of_a_score_without_a_rollout_the_part_that_is_wrong_is_named(
+    tmp_path: Path, location: Location, change: dict[str, Any], says: str
+):
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, table(tmp_path / "scores.csv", [line(4, 3, **change)]), "mine")
+    assert caught.value.hint == f"Of the first: {says} Correct such scores, or take them out."
+
+
+def test_the_file_of_a_directory_is_named_that_has_a_score_without_a_rollout(tmp_path: Path, location: Location):
+    source = directory(tmp_path, pirate={"pos_p0_q0": 3, "pos_p7_q0": 1}, wry={"pos_p0_q0": 85})
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, source, "mine")
+    assert caught.value.file == str(source / "pirate.json")
+    assert caught.value.message.startswith("1 of 2 scores (")
+    (source / "wry.json").write_text('{"pos_p3_q0": 85}')
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, source, "mine")
+    assert caught.value.file == str(source)
+    assert caught.value.hint
+    assert caught.value.hint.startswith("Of the first (pirate.json): the role pirate (pos) has no rollout with")
+
+
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        ("role,pirate,pos,0,0", "line 4 has 5 values, and the first line names 6 columns"),
+        ("role,pirate,pos,0,0,3,7", "line 4 has 7 values, and the first line names 6 columns"),
+    ],
+)
+def test_a_csv_line_with_too_few_or_too_many_values_is_refused_and_replaces_no_score(
+    tmp_path: Path, location: Location, cut: str, says: str
+):
+    source = tmp_path / "scores.csv"
+    header = "kind,persona,polarity,prompt_index,question_index,score"
+    source.write_text(f"{header}\nrole,pirate,pos,0,0,3\n")
+    import_scores(location, INDEX, source, "mine")
+    # The blank line counts, as it does in an editor.
+    source.write_text(f"{header}\nrole,pirate,pos,0,1,3\n\n{cut}\n")
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, source, "mine")
+    assert says in caught.value.message
+    assert scores_of(location, "mine") == {4: 3}
+    source.write_text(f"{header}\nrole,pirate,pos,0,0,\n")
+    assert import_scores(location, INDEX, source, "mine").unscored == 1
+    assert scores_of(location, "mine") == {}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("score", [4, 4.0, 3.25e0])
+def test_a_score_off_its_scale_is_printed_as_the_file_has_it(
+    tmp_path: Path, location: Location, suffix: str, score: float
+):
+    with pytest.raises(InputError) as caught:
+        import_scores(location, INDEX, table(tmp_path / f"scores{suffix}", [line(4, score)]), "mine")
+    first = {".csv": 2, ".jsonl": 1}[suffix]
+    assert caught.value.message == f"line {first}: the score is {score}, and scores of a role go from 0 to 3."
+
+
 def test_all_that_is_wrong_with_scores_is_listed_at_once(tmp_path: Path, location: Location):
     lines = [line(4, 3), line(5, 9), line(6, "high"), *[line(7, 4, question_index=100 + more) for more in range(10)]]
     with pytest.raises(InputError) as caught:
         import_scores(location, INDEX, table(tmp_path / "scores.csv", lines), "mine")
     assert caught.value.message.startswith(
-        "12 scores are wrong: line 3 is 9.0, and scores of a role go from 0 to 3; line 4"
+        "12 scores are wrong: line 3: the score is 9, and scores of a role go from 0 to 3; line 4"
     )
     assert "; and 2 more. Nothing is imported." in caught.value.message
     files = directory(tmp_path, pirate={"pos_p0_q0": 7}, stoic={"pos_p0_q0": 101})
