@@ -12,8 +12,8 @@ from ..jobs.personas import DEFAULT_PERSONA
 from ..storage.derived.reductions import Reduction
 from ..storage.query.run import Run
 from .axis import project
+from .components.pca import components_for
 from .left_out import left_out_sentences
-from .pca import components_for
 from .reliability import trust
 
 VARIANCE_SHARE = 0.7

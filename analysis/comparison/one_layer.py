@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ...storage.derived.reductions import Reduction
 from ..axis import cosine_or_nan, project, unit
-from ..pca import Pca
+from ..components.pca import Pca
 from .geometry import principal_cosines, role_cosines, similarity_correlation
 from .results import ComparedLayer, MatchedComponent
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..axis import cosine_or_nan, project, role_axis_cosines, trait_axis_cosines
-from ..pca import default_distance, fit_pca
+from ..components.pca import default_distance, fit_pca
 
 Float32 = npt.NDArray[np.float32]
 

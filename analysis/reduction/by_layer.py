@@ -24,9 +24,9 @@ from ..axis import (
 )
 from ..bootstrap import bootstrap_axis
 from ..classes import ALL, FULLY, HALVES, PASSING_PAIRS, SEVENTY, SOMEWHAT
-from ..massive import massive_coordinates
+from ..components.massive import massive_coordinates
+from ..components.pca import Pca, default_distance, fit_pca
 from ..moments import Moments
-from ..pca import Pca, default_distance, fit_pca
 from ..vectors import TRAIT_KINDS, trait_kinds, union
 from .budget import SUMS_AHEAD
 from .cast import Cast

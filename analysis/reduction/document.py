@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.derived.reductions import Reduction
-from ..pca import components_for
+from ..components.pca import components_for
 
 VARIANCE_RATIOS = 5
 """Number of components whose share of the variance is given."""

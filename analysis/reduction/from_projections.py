@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..pca import rollout_variance_share
+from ..components.pca import rollout_variance_share
 from ..reliability import question_intervals
 from ..thresholds import thresholds
 from .by_layer import OVERFLOW

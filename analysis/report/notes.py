@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ...jobs.wording import count_of
 from ...storage.derived.reductions import Reduction
-from ..massive import NOTABLE_SHARE
+from ..components.massive import NOTABLE_SHARE
 from ..reliability import trust
 from ..summary import filter_note, notes_of
 from .numbers import Numbers

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...storage.derived.reductions import Reduction
+from ..components.pca import components_for
 from ..layerwise import has_array, layer_groups, read_layers
-from ..pca import components_for
 
 Float64 = npt.NDArray[np.float64]
 

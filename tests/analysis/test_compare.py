@@ -15,7 +15,7 @@ from persona_atlas.analysis.axis import assistant_axis, cosine_or_nan
 from persona_atlas.analysis.comparison.compare import compare, match_layers
 from persona_atlas.analysis.comparison.one_layer import Side
 from persona_atlas.analysis.comparison.sides import refuse_same, side_of
-from persona_atlas.analysis.pca import fit_pca
+from persona_atlas.analysis.components.pca import fit_pca
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.cluster.cli import cli, main
 from persona_atlas.jobs.errors import InputError

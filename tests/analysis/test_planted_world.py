@@ -20,8 +20,8 @@ from persona_atlas.analysis.axis import (
 from persona_atlas.analysis.bootstrap import bootstrap_axis
 from persona_atlas.analysis.capping import capping_settings, ceiling_on_minus_axis
 from persona_atlas.analysis.classes import ALL, FULLY, HALVES, SOMEWHAT, score_classes
+from persona_atlas.analysis.components.pca import components_for, default_distance, fit_pca, rollout_variance_share
 from persona_atlas.analysis.moments import Moments
-from persona_atlas.analysis.pca import components_for, default_distance, fit_pca, rollout_variance_share
 from persona_atlas.analysis.reliability import question_intervals
 from persona_atlas.analysis.thresholds import thresholds
 from persona_atlas.analysis.vectors import trait_kinds, union

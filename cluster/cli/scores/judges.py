@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ....analysis.agreement import BINS, Agreement
-from ....analysis.judge_overview import JudgeOverview, PairOverview, judge_overviews, pair_overviews
+from ....analysis.judges.agreement import BINS, Agreement
+from ....analysis.judges.judge_overview import JudgeOverview, PairOverview, judge_overviews, pair_overviews
 from ....jobs.personas import Kind
 from ....jobs.specs.store_spec import S3Access
 from ....jobs.wording import count_of

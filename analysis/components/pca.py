@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .axis import is_distinct
+from ..axis import is_distinct
 
 Float64 = npt.NDArray[np.float64]
 

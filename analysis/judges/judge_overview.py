@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..jobs.errors import InputError, closest
-from ..jobs.judging.outcomes import JUDGED_KINDS
-from ..jobs.personas import Kind
-from ..storage.derived.scores import read_judge_record, read_outcomes, scored_units
-from ..storage.format.judge_record import JudgeRecord
-from ..storage.query.run import Run
+from ...jobs.errors import InputError, closest
+from ...jobs.judging.outcomes import JUDGED_KINDS
+from ...jobs.personas import Kind
+from ...storage.derived.scores import read_judge_record, read_outcomes, scored_units
+from ...storage.format.judge_record import JudgeRecord
+from ...storage.query.run import Run
 from .agreement import BINS, Agreement, agreement, categories
 
 

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_atlas.analysis.massive import NOTABLE_SHARE, massive_coordinates, massive_share
-from persona_atlas.analysis.pca import MAX_KEPT, components_for, default_distance, fit_pca, rollout_variance_share
+from persona_atlas.analysis.components.massive import NOTABLE_SHARE, massive_coordinates, massive_share
+from persona_atlas.analysis.components.pca import (
+    MAX_KEPT,
+    components_for,
+    default_distance,
+    fit_pca,
+    rollout_variance_share,
+)
 
 
 def drawn(num_vectors: int, d_model: int, seed: int, layers: int = 2) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from persona_atlas.analysis.loadings import loadings
-from persona_atlas.analysis.pca import fit_pca
+from persona_atlas.analysis.components.loadings import loadings
+from persona_atlas.analysis.components.pca import fit_pca
 from persona_atlas.analysis.reduce import reduce_run
 from persona_atlas.jobs.errors import InputError
 from persona_atlas.storage.derived.reductions import Reduction

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.errors import InputError
-from ..storage.derived.reductions import Reduction
-from .layerwise import has_array, layer_groups, read_layers
+from ...jobs.errors import InputError
+from ...storage.derived.reductions import Reduction
+from ..layerwise import has_array, layer_groups, read_layers
 from .pca import scores
 
 Float64 = npt.NDArray[np.float64]

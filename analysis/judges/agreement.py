@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..jobs.judging.outcomes import SCALES
-from ..jobs.personas import Kind
+from ...jobs.judging.outcomes import SCALES
+from ...jobs.personas import Kind
 
 _TRAIT_BINS = 10
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persona_atlas.analysis.agreement import BINS, agreement, categories, weighted_kappa
+from persona_atlas.analysis.judges.agreement import BINS, agreement, categories, weighted_kappa
 
 scores = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
 

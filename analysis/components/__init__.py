@@ -1,0 +1,1 @@
+"""Principal components of persona vectors: their fit, loadings, and coordinates that dominate them."""
