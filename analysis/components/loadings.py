@@ -71,10 +71,8 @@ def loadings(reduction: Reduction, kind: Kind = "role", *, standardised: bool = 
     names, parts = _vectors(reduction, kind)
     found: list[Float64] = []
     for at in layer_groups(reduction):
-        mean_LD, components_LKD = (
-            read_layers(reduction, f"{prefix}pca_mean", at),
-            read_layers(reduction, components, at),
-        )
+        mean_LD = read_layers(reduction, f"{prefix}pca_mean", at)
+        components_LKD = read_layers(reduction, components, at)
         assert mean_LD is not None
         assert components_LKD is not None
         vectors_PLD = np.concatenate([_rows(reduction, array, at, places) for array, places in parts])

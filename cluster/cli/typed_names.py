@@ -94,7 +94,7 @@ def _typed(context: click.Context, error: AtlasError) -> str | None:
     # An entry of a list is named by its number.
     name = next((name for of, name in _PARAMETER_OF.items() if field == of or field.startswith(f"{of}.")), "")
     is_given = name in known and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    return name_of(known[name]) if is_given else field
+    return _name_in(context, known[name]) if is_given else field
 
 
 def _store(context: click.Context, error: AtlasError) -> str:
